@@ -1,0 +1,112 @@
+# From a clean checkout to the tables: `make all`. Every target: `make help`.
+#
+#   STUDY        a study in studies/, or the path of a TOML file
+#   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
+#   JOBS         how many trials `run` works on at once
+#   ACCELERATOR  which build of torch .venv gets: cpu, cuda, or auto (cuda where nvidia-smi works)
+#   PYTHON       the Python that .venv is made from, or several to try
+#   KIT_PYTHON   the Python of an environment that has the kit already (its full path): .venv is then not used
+STUDY ?= pocket
+ACCELERATOR ?= auto
+PYTHON ?= python3.11 python3.12 python3
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.NOTPARALLEL: # targets follow each other; trials run side by side within `run`
+.DEFAULT_GOAL := all
+
+BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
+KIT := $(BIN)qlora-repeat
+
+.PHONY: all setup fetch finetune merge evaluate time run collect tables status list test lint types lock clean help
+
+all: run collect tables ## the whole study: its trials, its results file, its tables
+
+setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pyproject.toml are newer than it
+
+fetch: setup ## get the study's models and data, and verify them
+	$(KIT) fetch "$(STUDY)"
+
+finetune: fetch ## train the adapters
+merge: finetune ## merge the adapters into the base models
+evaluate: merge ## perplexity and responses
+time: evaluate ## time and memory of inference
+finetune merge evaluate time:
+	$(KIT) $@ $(or $(TRIAL),--all) --study "$(STUDY)"
+
+run: setup ## fetch, then every stage of every trial that lacks it, several trials at once
+	$(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)))
+
+collect: setup ## gather the trials' records in one results file
+tables: setup ## write the paper's tables from the results file
+status: setup ## show what is done, stale or missing
+list: setup ## show the study's trials
+collect tables status list:
+	$(KIT) $@ "$(STUDY)"
+
+test: setup ## run the tests
+	$(BIN)python -m pytest
+
+lint: setup ## check style and formatting
+	$(BIN)python -m ruff check
+	$(BIN)python -m ruff format --check
+
+types: setup ## check types
+	$(BIN)python -m mypy src
+
+lock: setup ## write the lock files anew; UPGRADE=--upgrade takes newer versions
+	$(BIN)python lockfiles/refresh.py $(UPGRADE)
+
+clean: ## remove build output and caches; results and .venv stay
+	rm -rf build dist paper/build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -prune -exec rm -r {} +
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The environment. Each stamp is made last, so that an interrupted set-up starts over. .packages holds the name of
+# the torch build inside, and asking for another makes .venv anew; `auto` accepts the one that is there.
+
+# What a Python needs: a name may be a shim for a version that is not there, and pycosat comes as C source.
+FITS := import ensurepip, os, shutil, sys, sysconfig, venv; sys.exit(not ( \
+	(3, 11) <= sys.version_info < (3, 13) and shutil.which(sysconfig.get_config_var("CC").split()[0]) \
+	and os.path.exists(sysconfig.get_path("include") + "/Python.h")))
+
+ifeq ($(filter auto cpu cuda,$(ACCELERATOR)),)
+$(error ACCELERATOR is auto, cpu or cuda, not "$(ACCELERATOR)")
+endif
+ifeq ($(filter auto $(shell cat .venv/.packages 2>/dev/null),$(ACCELERATOR)),)
+.PHONY: .venv/.packages
+endif
+
+.venv/.packages: $(wildcard lockfiles/*.txt)
+	@for python in $(PYTHON) none; do "$$python" -c '$(FITS)' 2>/dev/null && break; done
+	if [ "$$python" = none ]; then
+		echo "No Python 3.11 or 3.12 with venv, headers and a C compiler (Debian: python3-venv python3-dev gcc);" \
+			"tried $(PYTHON). Name one: make PYTHON=/path/to/python3" >&2
+		exit 1
+	fi
+	accelerator=$(ACCELERATOR)
+	if [ $$accelerator = auto ]; then
+		if nvidia-smi >/dev/null 2>&1; then accelerator=cuda; else accelerator=cpu; fi
+	fi
+	trap 'exit 130' INT # or an interrupted pip would count as an index without torch
+	install() {
+		.venv/bin/python -m pip install --disable-pip-version-check -qq --no-deps --require-hashes "$$@"
+	}
+	echo "Making .venv with $$python, torch for $$accelerator, packages from lockfiles/ (some minutes)"
+	"$$python" -m venv --clear .venv
+	install -r lockfiles/build.txt
+	if [ $$accelerator = cuda ]; then
+		install -r lockfiles/torch-cuda.txt
+	elif ! install -r lockfiles/torch-cpu.txt 2>/dev/null; then
+		echo "torch's CPU build is not on the configured package indexes; trying PyTorch's own"
+		install --retries 1 --index-url https://download.pytorch.org/whl/cpu -r lockfiles/torch-cpu.txt
+	fi
+	install --no-build-isolation -r lockfiles/runtime.txt -r lockfiles/dev.txt -r lockfiles/pocket.txt
+	echo $$accelerator > $@
+
+.venv/.kit: pyproject.toml .venv/.packages
+	@.venv/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	touch $@

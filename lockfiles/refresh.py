@@ -1,0 +1,69 @@
+"""Write the lock files anew from pyproject.toml and pocket.in: `make lock`.
+
+Packages keep their locked versions unless pyproject.toml rules these out or an argument for uv says
+otherwise: `--upgrade`, `--upgrade-package NAME`. One resolution makes build.txt, torch-cuda.txt, runtime.txt
+and dev.txt, so no package has two versions; it must be the same for every Python that the kit supports.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+LOCKS = Path(__file__).resolve().parent
+PYTHONS = ("3.11", "3.12")
+PLATFORM = "x86_64-manylinux_2_28"
+HEADER = "# Written by `make lock`; see lockfiles/README.md.\n"
+OF_TORCH = re.compile(r"torch|triton|nvidia-.+|cuda-.+")
+
+Pins = dict[str, str]  # a package's name, and the lines that pin it
+
+
+def compiled(output: Path, *arguments: str, python: str = PYTHONS[0]) -> Pins:
+    """What uv resolves its arguments to, preferring the versions that `output` holds already."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", *arguments, f"--output-file={output}", "--quiet"]
+    command += ["--generate-hashes", "--no-header", "--annotation-style=line"]
+    command += [f"--python-version={python}", f"--python-platform={PLATFORM}"]
+    subprocess.run(command, cwd=LOCKS.parent, check=True)
+    # A package's name starts at the margin, its hashes and notes are indented.
+    blocks = re.split(r"^(?=[a-z0-9])", output.read_text(), flags=re.MULTILINE)[1:]
+    return {block.split("==")[0]: block for block in blocks}
+
+
+def write(name: str, pins: Pins, packages: Iterable[str]) -> None:
+    """Leaves a file that is right already untouched, so `make` sees no reason to install anew."""
+    lock, text = LOCKS / name, HEADER + "".join(pins[package] for package in sorted(packages))
+    if not lock.exists() or lock.read_text() != text:
+        lock.write_text(text)
+
+
+def refresh(folder: Path, options: list[str]) -> None:
+    """Resolve everything at once, then find out which part of it belongs in which lock file."""
+    everything, part = folder / "everything.txt", folder / "part.txt"
+    groups = ("pyproject.toml", "--group=build", "--group=dev")
+    locked = [LOCKS / name for name in ("build.txt", "torch-cuda.txt", "runtime.txt", "dev.txt")]
+    everything.write_text("".join(lock.read_text() for lock in locked if lock.exists()))
+    pins = compiled(everything, *groups, *options)
+    for python in PYTHONS[1:]:
+        if compiled(everything, *groups, python=python) != pins:
+            sys.exit(f"{PYTHONS[0]} and {python} need different packages: pin what differs in pyproject.toml")
+    if f"\n{pins['torch'].split()[0]}+cpu " not in (LOCKS / "torch-cpu.txt").read_text():
+        sys.exit("torch-cpu.txt pins another version of torch: correct it by hand (lockfiles/README.md)")
+
+    build = compiled(part, "--group=build", f"--constraints={everything}").keys()
+    project = compiled(part, "pyproject.toml", f"--constraints={everything}").keys()
+    torch = {package for package in project if OF_TORCH.fullmatch(package)}
+    write("build.txt", pins, build)
+    write("torch-cuda.txt", pins, torch)
+    write("runtime.txt", pins, project - torch)
+    write("dev.txt", pins, pins.keys() - project - build)
+
+    pocket = compiled(part, "lockfiles/pocket.in", "--no-deps")
+    write("pocket.txt", pocket, pocket)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        refresh(Path(name), sys.argv[1:])

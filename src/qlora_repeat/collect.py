@@ -1,0 +1,87 @@
+"""From the records of a study to its collected results."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.fingerprint import device_name, software_names
+from qlora_repeat.record import Record
+from qlora_repeat.results import Response, TrialResult
+from qlora_repeat.stages import StageState, base_state, stage_states, trial_state
+from qlora_repeat.study import Study
+from qlora_repeat.trial import Stage, Trial, all_trials
+
+_MEASURES: dict[Stage, tuple[str, ...]] = {
+    "finetune": (
+        "initial_loss", "final_loss", "diverged_at", "train_seconds", "peak_memory_bytes",
+        "peak_memory_share", "adapter_digest",
+    ),
+    "merge": (),
+    "evaluate": ("perplexity", "perplexity_example_mean", "test_examples", "accuracy"),
+    "time": ("test_seconds", "test_seconds_min", "test_seconds_max"),
+}  # fmt: skip
+
+
+def collect(study: Study, runs: Path, cache: Path) -> list[TrialResult]:
+    """One row per trial that the study asks for; only trials that are done and not stale bring values."""
+    bases = {model: base_state(study, model, runs, cache) for model in study.models}
+    return [_result(trial, bases[trial.model_name], cache) for trial in all_trials(study, runs)]
+
+
+def _result(trial: Trial, base: StageState, cache: Path) -> TrialResult:
+    state = trial_state(trial, cache)
+    row: dict[str, Any] = {
+        "study": trial.study.name,
+        "task": trial.data.task,
+        "model": trial.model_name,
+        "model_title": trial.model.title,
+        "optimizer": trial.optimizer,
+        "trial": trial.number,
+        "status": state,
+    }
+    if base.state == "done" and base.record is not None:
+        row |= {
+            f"base_{name}": base.record.outputs[name]
+            for name in ("perplexity", "perplexity_example_mean", "accuracy")
+        }
+    if state == "done":
+        row |= _measured(trial, cache)
+    return TrialResult(**row)
+
+
+def _measured(trial: Trial, cache: Path) -> dict[str, Any]:
+    records: dict[Stage, Record] = {
+        stage: state.record for stage, state in stage_states(trial, cache).items() if state.record is not None
+    }
+    row = {name: records[stage].outputs[name] for stage, names in _MEASURES.items() for name in names}
+    trained = records["finetune"]
+    return row | {
+        "adapter_init_seed": trained.outputs["seeds"]["adapter_init"],
+        "responses": [
+            Response(**{name: answer[name] for name in ("prompt", "temperature", "top_p", "text", "answer")})
+            for answer in records["evaluate"].outputs["responses"]
+        ],
+        "device": device_name(trained.fingerprint),
+        "software": software_names(trained.fingerprint),
+        "finished": max(record.finished for record in records.values()),
+    }
+
+
+def distinct_adapters(results: Sequence[TrialResult]) -> list[str]:
+    """A line for each arm: how many of its trials' adapters differ, by digest."""
+    lines = []
+    arms = dict.fromkeys((row.model, row.optimizer) for row in results)
+    for model, optimizer in arms:
+        digests = [
+            row.adapter_digest
+            for row in results
+            if (row.model, row.optimizer) == (model, optimizer) and row.adapter_digest
+        ]
+        same = (
+            f"; {Counter(digests).most_common(1)[0][1]} are alike" if len(set(digests)) < len(digests) else ""
+        )
+        lines.append(
+            f"{model}/{optimizer}: {len(set(digests))} different adapters in {len(digests)} trials{same}"
+        )
+    return lines

@@ -1,0 +1,93 @@
+"""What several subcommands share: options, and looking up what they name."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from qlora_repeat.errors import UsageError
+from qlora_repeat.study import Study, load_study
+from qlora_repeat.trial import Trial, all_trials, cache_folder, find_trial
+
+
+def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """STUDY: a name in studies/, or the path of a TOML file."""
+    return click.argument("study_file", metavar="[STUDY]", default="pocket", envvar="STUDY")(command)
+
+
+def study_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--study, for subcommands whose argument is a trial."""
+    return click.option(
+        "--study",
+        "study_file",
+        default="pocket",
+        envvar="STUDY",
+        show_default=True,
+        help="Name, or path of a TOML file.",
+    )(command)
+
+
+def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--runs: where results go."""
+    return click.option(
+        "--runs",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("runs"),
+        envvar="QLORA_REPEAT_RUNS",
+        show_default=True,
+        help="Folder of results.",
+    )(command)
+
+
+def cache_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--cache: where models and data are kept."""
+    return click.option(
+        "--cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=cache_folder,
+        help="Folder of models and data.  [default: $QLORA_REPEAT_CACHE or ~/.cache/qlora-repeat]",
+    )(command)
+
+
+def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--quiet and --verbose."""
+    command = click.option("-v", "--verbose", is_flag=True, help="Also show what the libraries print.")(
+        command
+    )
+    return click.option("-q", "--quiet", is_flag=True, help="Show errors only.")(command)
+
+
+def console(quiet: bool = False) -> Console:
+    """Where progress is shown; not standard output, which is for results."""
+    return Console(stderr=True, quiet=quiet)
+
+
+def silence_libraries(verbose: bool) -> None:
+    """Keeps warnings, logs and progress bars of libraries off the terminal, unless they are asked for."""
+    if verbose:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+
+def chosen_trials(study_file: str, trial: str | None, every: bool, runs: Path) -> tuple[Study, list[Trial]]:
+    """The trial of that name, or every trial.
+
+    Raises:
+        UsageError: neither or both are given.
+    """
+    study = load_study(study_file)
+    if (trial is None) == (not every):
+        raise UsageError(
+            "give one TRIAL (model/optimizer/number), or --all; `qlora-repeat list pocket` names them"
+        )
+    return study, [find_trial(study, trial, runs)] if trial else all_trials(study, runs)

@@ -1,0 +1,46 @@
+"""`qlora-repeat run`."""
+
+from pathlib import Path
+
+import click
+
+from qlora_repeat.commands.options import (
+    cache_option,
+    console,
+    runs_option,
+    silence_libraries,
+    study_argument,
+    verbosity_options,
+)
+
+
+@click.command("run")
+@study_argument
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Trials at a time.  [default: cores / threads of a trial]"
+)
+@runs_option
+@cache_option
+@verbosity_options
+def command(study_file: str, jobs: int | None, runs: Path, cache: Path, quiet: bool, verbose: bool) -> None:
+    """Run every trial of a study that is not complete, each in a process of its own.
+
+    Fetches what is missing first. Interrupted, the same command goes on with what is left.
+
+    \b
+    Example:
+      qlora-repeat run pocket
+    """
+    silence_libraries(verbose)
+    from qlora_repeat.collect import collect, distinct_adapters
+    from qlora_repeat.commands.stage import require_fetched, run_all
+    from qlora_repeat.study import load_study
+    from qlora_repeat.trial import STAGES
+
+    study = load_study(study_file)
+    require_fetched(study, cache, console(quiet))
+    if run_all(study, study_file, STAGES, runs, cache, jobs, console(quiet)) == 0 and not quiet:
+        click.echo(f"study {study.name}: every trial is done")
+    for line in distinct_adapters(collect(study, runs, cache)):
+        if not quiet:
+            click.echo(line)

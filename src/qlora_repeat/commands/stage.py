@@ -1,0 +1,130 @@
+"""What the four stage subcommands have in common: one trial here, or all in processes of their own."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from qlora_repeat.commands.options import (
+    cache_option,
+    chosen_trials,
+    console,
+    runs_option,
+    silence_libraries,
+    study_option,
+    verbosity_options,
+)
+from qlora_repeat.errors import StageError
+from qlora_repeat.study import Study
+from qlora_repeat.trial import Stage, Trial
+
+
+def stage_command(stage: Stage, help: str) -> click.Command:
+    """The subcommand of one stage."""
+
+    @click.command(stage, help=f"{help}\n\n\b\nExample:\n  qlora-repeat {stage} smollm2-135m/adamw-8bit/3")
+    @click.argument("trial", required=False)
+    @click.option("--all", "every", is_flag=True, help="Every trial of the study.")
+    @click.option("--force", is_flag=True, help="Also where the stage is done already.")
+    @click.option(
+        "--jobs", type=click.IntRange(1), help="With --all: trials at a time.  [default: cores / threads]"
+    )
+    @study_option
+    @runs_option
+    @cache_option
+    @verbosity_options
+    def command(
+        trial: str | None,
+        every: bool,
+        force: bool,
+        jobs: int | None,
+        study_file: str,
+        runs: Path,
+        cache: Path,
+        quiet: bool,
+        verbose: bool,
+    ) -> None:
+        silence_libraries(verbose)
+        study, trials = chosen_trials(study_file, trial, every, runs)
+        require_fetched(study, cache, console(quiet))
+        if every:
+            run_all(study, study_file, [stage], runs, cache, jobs, console(quiet), force=force)
+        else:
+            run_here(trials[0], [stage], cache, console(quiet), force=force)
+
+    return command
+
+
+def require_fetched(study: Study, cache: Path, out: Console) -> None:
+    """Brings what the study still lacks."""
+    from qlora_repeat.fetch import fetch, needed
+
+    if not all(item.present for item in needed(study, cache)):
+        fetch(study, cache, lambda line: out.print(line, markup=False, highlight=False))
+
+
+def run_here(
+    trial: Trial, stages: Sequence[Stage], cache: Path, out: Console, *, force: bool = False
+) -> None:
+    """Runs stages of one trial in this process, with a bar for each."""
+    from rich.progress import Progress
+
+    from qlora_repeat.stages import run_base, run_stages
+
+    study = trial.study
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def watch(stage: str, done: int, total: int, loss: float | None) -> None:
+            if stage not in tasks:
+                out.print(f"{trial.name}: {stage}", markup=False, highlight=False)
+                tasks[stage] = bars.add_task(stage, total=total)
+            note = stage if loss is None else f"{stage} loss {loss:.3f}"
+            bars.update(tasks[stage], completed=done, total=total, description=note)
+
+        if "evaluate" in stages:
+            run_base(study, trial.model_name, trial.runs, cache, watch)
+        run_stages(trial, stages, cache, watch, force=force)
+
+
+def run_all(
+    study: Study,
+    study_file: str,
+    stages: Sequence[Stage],
+    runs: Path,
+    cache: Path,
+    jobs: int | None,
+    out: Console,
+    *,
+    force: bool = False,
+) -> int:
+    """Runs stages of every trial for which they are not done, each in a process of its own.
+
+    Returns:
+        How many jobs there were.
+
+    Raises:
+        StageError: some failed; the others are done.
+    """
+    from qlora_repeat.progress import Display
+    from qlora_repeat.runner import default_workers, open_jobs, run_jobs
+
+    waiting = open_jobs(study, stages, runs, cache, force=force)
+    if not waiting:
+        return 0
+    workers = min(jobs or default_workers(study), len(waiting))
+    os.environ["OMP_NUM_THREADS"] = str(study.threads)
+    out.print(f"study {study.name}: {len(waiting)} jobs, {workers} at a time", highlight=False)
+    try:
+        with Display(out, waiting, workers) as display:
+            errors = run_jobs(waiting, stages, study_file, runs, cache, workers, display, force=force)
+    except KeyboardInterrupt:
+        left = len(open_jobs(study, stages, runs, cache))
+        out.print(f"Stopped; {left} of {len(waiting)} jobs are left, and the same command goes on with them.")
+        raise
+    if errors:
+        raise StageError(f"{len(errors)} of {len(waiting)} jobs failed: {errors[0]}")
+    return len(waiting)

@@ -1,0 +1,27 @@
+"""`qlora-repeat status`."""
+
+from pathlib import Path
+
+import click
+
+from qlora_repeat.commands.options import cache_option, runs_option, study_argument
+
+
+@click.command("status")
+@study_argument
+@runs_option
+@cache_option
+def command(study_file: str, runs: Path, cache: Path) -> None:
+    """Show each arm's trials: done, running, stale, failed or missing; and why.
+
+    \b
+    Example:
+      qlora-repeat status pocket
+    """
+    from qlora_repeat.status import explanations, status_table
+    from qlora_repeat.study import load_study
+
+    study = load_study(study_file)
+    click.echo(status_table(study, runs, cache))
+    for line in explanations(study, runs, cache):
+        click.echo(line)

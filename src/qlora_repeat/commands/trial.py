@@ -1,0 +1,52 @@
+"""`qlora-repeat trial`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qlora_repeat.commands.options import (
+    cache_option,
+    chosen_trials,
+    console,
+    runs_option,
+    silence_libraries,
+    study_option,
+    verbosity_options,
+)
+
+
+@click.command("trial")
+@click.argument("trial")
+@click.option("--force", is_flag=True, help="Also the stages that are done already.")
+@study_option
+@runs_option
+@cache_option
+@verbosity_options
+def command(
+    trial: str, force: bool, study_file: str, runs: Path, cache: Path, quiet: bool, verbose: bool
+) -> None:
+    """Run what is not done of one trial's four stages, in this process, and print what they measured.
+
+    \b
+    Example:
+      qlora-repeat trial smollm2-135m/adamw-8bit/3
+    """
+    silence_libraries(verbose)
+    from qlora_repeat.commands.stage import require_fetched, run_here
+    from qlora_repeat.record import read_record
+    from qlora_repeat.trial import STAGES
+
+    study, (chosen,) = chosen_trials(study_file, trial, False, runs)
+    require_fetched(study, cache, console(quiet))
+    run_here(chosen, STAGES, cache, console(quiet), force=force)
+    outputs: dict[str, Any] = {}
+    for stage in STAGES:
+        record = read_record(chosen.record(stage))
+        outputs |= record.outputs if record else {}
+    if not quiet:
+        click.echo(
+            f"{chosen.name}: perplexity {outputs['perplexity']:.4f}, final loss {outputs['final_loss']:.4f}"
+        )
+        click.echo(f"adapter {outputs['adapter_digest']}")
+        click.echo(f"trained in {outputs['train_seconds']:.1f} s, answers in {outputs['test_seconds']:.2f} s")

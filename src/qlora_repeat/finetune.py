@@ -1,0 +1,146 @@
+"""Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.base_model import base_folder, check_base, load_quantised, load_tokenizer
+from qlora_repeat.data import encode, read_rows
+from qlora_repeat.digest import weights_digest
+from qlora_repeat.files import new_folder, write_text
+from qlora_repeat.memory import peak_memory, reset_peak_memory
+from qlora_repeat.randomness import stream_seed, torch_stream
+from qlora_repeat.study import Study, Training
+from qlora_repeat.trial import Trial
+
+Report = Callable[[int, int, float | None], None]
+"""Told how much is done, of how much, and the loss, if there is one."""
+
+OPTIMIZERS = {"adamw-8bit": "paged_adamw_8bit", "adamw-32bit": "paged_adamw_32bit"}
+
+
+def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | None = None) -> dict[str, Any]:
+    """Fine-tunes one trial; leaves the adapter in PEFT's own format, and the trace.
+
+    `adapter_init` re-uses a recorded seed instead of drawing one. Training goes on through losses that are
+    not finite, as in the paper; the first such step is reported as `diverged_at`.
+
+    Returns:
+        The record's outputs: adapter digest, seeds, losses, seconds of training, peak memory.
+    """
+    study, model = trial.study, trial.model
+    check_base(study, model.base, cache)
+    folder = base_folder(study, model.base, cache)
+    tokenizer = load_tokenizer(folder)
+    examples = encode(tokenizer, model, read_rows(study, model.data, "train", cache))
+    seeds = {
+        "adapter_init": stream_seed(study.randomness.adapter_init, "adapter_init")
+        if adapter_init is None
+        else adapter_init,
+        "data_order": stream_seed(study.randomness.data_order, "data_order"),
+        "dropout": stream_seed(study.randomness.dropout, "dropout"),
+    }
+    reset_peak_memory()
+    with torch_stream(seeds["adapter_init"]):
+        adapted = _with_adapter(trial, load_quantised(study, folder))
+    trainer = _trainer(trial, adapted, tokenizer, examples, seeds, report)
+    began = time.perf_counter()
+    with torch_stream(seeds["dropout"]):
+        trainer.train()
+    seconds = time.perf_counter() - began
+    memory = peak_memory()
+
+    steps = trainer.trace
+    write_text(trial.trace, "".join(json.dumps(step) + "\n" for step in steps))
+    with new_folder(trial.adapter) as adapter:
+        adapted.save_pretrained(adapter)
+    return {
+        "adapter_digest": weights_digest(trial.adapter),
+        "seeds": seeds,
+        "steps": len(steps),
+        "initial_loss": steps[0]["loss"],
+        "final_loss": steps[-1]["loss"],
+        "diverged_at": next((step["step"] for step in steps if not math.isfinite(step["loss"])), None),
+        "train_seconds": seconds,
+        "optimizer_state": _state_types(trainer.optimizer),
+        **memory,
+    }
+
+
+def _with_adapter(trial: Trial, base: Any) -> Any:
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    lora = trial.study.lora
+    prepared = prepare_model_for_kbit_training(
+        base, use_gradient_checkpointing=trial.model.training.gradient_checkpointing
+    )
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=trial.model.target_modules,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(prepared, config)
+
+
+def _trainer(
+    trial: Trial, model: Any, tokenizer: Any, examples: list[Any], seeds: dict[str, int], report: Report
+) -> Any:
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq
+
+    from qlora_repeat.tracing import TracingTrainer
+
+    rows = [{"input_ids": example.ids, "labels": example.ids} for example in examples]
+    return TracingTrainer(
+        model=model,
+        args=_arguments(trial.study, trial.model.training, trial.optimizer, trial.folder, seeds),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; masks no end-of-text token
+        report=report,
+    )
+
+
+def _arguments(study: Study, training: Training, optimizer: str, folder: Path, seeds: dict[str, int]) -> Any:
+    import torch
+    from transformers import TrainingArguments
+
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder / "trainer"),  # nothing is saved there
+        save_strategy="no",
+        report_to="none",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        use_cpu=not on_gpu,
+        fp16=on_gpu and study.precision.compute == "float16",
+        bf16=on_gpu and study.precision.compute == "bfloat16",
+        optim=OPTIMIZERS[optimizer],
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=1,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        max_steps=training.steps or -1,
+        num_train_epochs=training.epochs or 1.0,
+        seed=seeds["dropout"],
+        data_seed=seeds["data_order"],
+        dataloader_num_workers=0,
+        dataloader_pin_memory=on_gpu,
+    )
+
+
+def _state_types(optimizer: Any) -> dict[str, int]:
+    """How many adapter tensors keep their first moment in which number format."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    types = [str(state["state1"].dtype).removeprefix("torch.") for state in inner.state.values()]
+    return {name: types.count(name) for name in sorted(set(types))}

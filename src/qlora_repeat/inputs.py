@@ -1,0 +1,136 @@
+"""What goes into a stage: the settings, digests and code that its outcome depends on."""
+
+import ast
+import functools
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from qlora_repeat.base_model import base_digest
+from qlora_repeat.data import data_digest
+from qlora_repeat.digest import file_digest, json_digest
+from qlora_repeat.fingerprint import lock_digest
+from qlora_repeat.study import Study
+from qlora_repeat.trial import Stage, Trial
+
+MODULES: dict[Stage, str] = {
+    "finetune": "finetune",
+    "merge": "merge",
+    "evaluate": "evaluate",
+    "time": "timing",
+}
+"""The module of each stage."""
+
+
+def stage_inputs(trial: Trial, stage: Stage, cache: Path, upstream: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a trial's stage as they are now; None where one cannot be told here.
+
+    `upstream` are the outputs of the stage before, of which the digest of what it left is an input too.
+    """
+    left = {"merge": "adapter_digest", "evaluate": "merged_digest", "time": "merged_digest"}.get(stage)
+    return shared_inputs(trial.study, trial.model_name, stage, cache) | {
+        "settings": stage_settings(trial, stage),
+        **({left: upstream.get(left)} if left else {}),
+    }
+
+
+def base_inputs(study: Study, model_name: str, cache: Path) -> dict[str, Any]:
+    """The inputs of the evaluation of a model's base."""
+    return shared_inputs(study, model_name, "evaluate", cache) | {
+        "settings": _test_settings(study, model_name)
+    }
+
+
+def shared_inputs(study: Study, model_name: str, stage: Stage, cache: Path) -> dict[str, Any]:
+    """Digests of the base model, the data, the lock and the stage's code."""
+    model = study.models[model_name]
+    return {
+        "base": base_digest(study, model.base, cache),
+        "data": data_digest(study, model.data, cache),
+        "lock": lock_digest(),
+        "code": code_digest(MODULES[stage]),
+    }
+
+
+def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
+    """The part of the study file that a stage's outcome depends on."""
+    study, model = trial.study, trial.model
+    if stage == "finetune":
+        return {
+            "optimizer": trial.optimizer,
+            "threads": study.threads,
+            "randomness": _plain(study.randomness),
+            "quantisation": _plain(study.quantisation),
+            "compute": study.precision.compute,
+            "lora": _plain(study.lora),
+            "training": _plain(model.training),
+            "template": model.template,
+            "target_modules": model.target_modules,
+        }
+    if stage == "merge":
+        return {"threads": study.threads, "merged": study.precision.merged}
+    shared = {
+        "generation": _plain(study.generation),
+        "generation_seed": study.randomness.generation,
+        "prompts": trial.data.prompts,
+        "stop": model.stop,
+    }
+    if stage == "evaluate":
+        return _test_settings(study, trial.model_name) | shared
+    return shared | {
+        "threads": study.threads,
+        "compute": study.precision.compute,
+        "template": model.template,
+        "timing_repeats": study.evaluation.timing_repeats,
+    }
+
+
+def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
+    model = study.models[model_name]
+    return {
+        "threads": study.threads,
+        "compute": study.precision.compute,
+        "template": model.template,
+        "max_length": model.training.max_length,
+        "examples": study.evaluation.examples,
+        "batch_size": study.evaluation.batch_size,
+    }
+
+
+def _plain(settings: Any) -> Any:
+    return TypeAdapter(type(settings)).dump_python(settings, mode="json")
+
+
+def changed_inputs(recorded: dict[str, Any], today: dict[str, Any]) -> list[str]:
+    """Which inputs differ from the recorded ones, settings by name; the unknown does not count."""
+    names = []
+    for name, value in today.items():
+        if value is None or recorded.get(name) == value:
+            continue
+        if name == "settings":
+            old = recorded.get(name, {})
+            names += [key for key in sorted({*old, *value}) if old.get(key) != value.get(key)]
+        else:
+            names.append(name)
+    return names
+
+
+@functools.cache
+def code_digest(module: str) -> str:
+    """The digest of a module of the kit and of all modules of the kit that it imports.
+
+    The commit would not do: a change to a table must not make 230 GPU hours stale.
+    """
+    seen: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = Path(__file__).with_name(f"{name}.py")
+        if name in seen or not path.is_file():
+            continue
+        seen[name] = file_digest(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("qlora_repeat."):
+                waiting.append(node.module.partition(".")[2])
+    return json_digest(seen)

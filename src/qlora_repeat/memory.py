@@ -1,0 +1,33 @@
+"""Peak memory: of the GPU where there is one, resident memory of the process otherwise."""
+
+import re
+from pathlib import Path
+
+
+def reset_peak_memory() -> None:
+    """Starts a new measurement: what follows counts from what is in use now."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # sets the high-water mark to the present size (proc(5))
+
+
+def peak_memory() -> dict[str, float | int | None]:
+    """The peak since the last reset, in bytes, and as a share (0 to 1) of the GPU's memory.
+
+    On a GPU it is what torch's allocator reserved, which is what `nvidia-smi` shows but for the CUDA context.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_reserved()
+        return {
+            "peak_memory_bytes": peak,
+            "peak_memory_share": peak / torch.cuda.get_device_properties(0).total_memory,
+        }
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return {"peak_memory_bytes": int(found[1]) * 1024 if found else None, "peak_memory_share": None}

@@ -1,0 +1,20 @@
+"""The libraries that every trial needs, imported once in the server that trials are forked from.
+
+Importing must touch no model, no device and no generator that a trial relies on.
+"""
+
+import bitsandbytes  # noqa: F401
+import datasets  # noqa: F401
+import peft  # noqa: F401
+import torch  # noqa: F401
+
+# transformers loads its parts on first use.
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments  # noqa: F401
+from transformers.models.gpt_neox import modeling_gpt_neox  # noqa: F401
+from transformers.models.llama import modeling_llama  # noqa: F401
+
+import qlora_repeat.evaluate
+import qlora_repeat.finetune
+import qlora_repeat.merge
+import qlora_repeat.timing
+import qlora_repeat.tracing  # noqa: F401

@@ -1,0 +1,49 @@
+"""Responses of a model to the study's prompts (sections VII and VIII)."""
+
+import re
+from typing import Any
+
+from qlora_repeat.data import Prompt
+from qlora_repeat.randomness import torch_stream
+from qlora_repeat.study import Generation, Sampling
+
+
+def respond(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    generation: Generation,
+    sampling: Sampling,
+    stop: str | None,
+    seed: int,
+) -> str:
+    """One response, without the prompt, drawn from a stream of its own."""
+    import torch
+    from transformers import StoppingCriteriaList
+
+    inputs = tokenizer(prompt.fed, return_tensors="pt").to(model.device)
+    length = inputs["input_ids"].shape[1]
+
+    def stopped(ids: Any, scores: Any, **kwargs: Any) -> Any:
+        done = stop is not None and stop in tokenizer.decode(ids[0, length:])
+        return torch.full((ids.shape[0],), done, device=ids.device)
+
+    with torch_stream(seed), torch.inference_mode():
+        output = model.generate(
+            **inputs,
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=generation.top_k,
+            max_new_tokens=generation.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            stopping_criteria=StoppingCriteriaList([stopped]),
+        )
+    text: str = tokenizer.decode(output[0, length:], skip_special_tokens=True)
+    return text.partition(stop)[0] if stop else text
+
+
+def answer_letter(response: str) -> str | None:
+    """The option that a response gives: its first A, B, C or D that stands alone."""
+    found = re.search(r"(?<![A-Za-z])[ABCD](?![A-Za-z'’])", response)
+    return found[0] if found else None

@@ -1,0 +1,105 @@
+"""Collected results: one row per trial of a study, the only thing that tables are made from.
+
+The file is JSON Lines, ``runs/<study>/results.jsonl``: ``pandas.read_json(path, lines=True)`` and
+R's ``jsonlite::stream_in`` read it as a table. Every trial that the study asks for has a row, in the
+study's own order; what has not been measured is null.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qlora_repeat.errors import MissingError, UsageError
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a fine-tuned model answered to one prompt at one sampling setting."""
+
+    prompt: str
+    temperature: float
+    top_p: float
+    text: str
+    """The response alone, without the prompt."""
+    answer: str | None = None
+    """The letter A to D that the response gives, where the prompt offers options and the response has one."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial: what it is, and what its four stages measured (null where they have not)."""
+
+    study: str
+    task: str
+    """``text-generation`` or ``question-answering``."""
+    model: str
+    model_title: str
+    optimizer: str
+    """``adamw-8bit`` or ``adamw-32bit``."""
+    trial: int
+    """Numbered from 1; the paper's run number."""
+    status: str
+    """``done``, ``running``, ``stale``, ``failed`` or ``missing``."""
+    perplexity: float | None = None
+    """exp(total negative log-likelihood / tokens) of the merged model on the test examples (equation 1)."""
+    perplexity_example_mean: float | None = None
+    """The mean over examples of each example's own perplexity."""
+    base_perplexity: float | None = None
+    """The same as ``perplexity``, for the base model at the same precision on the same path."""
+    base_perplexity_example_mean: float | None = None
+    test_examples: int | None = None
+    accuracy: float | None = None
+    """Share of test questions whose answer greedy decoding would give exactly; null for text generation."""
+    base_accuracy: float | None = None
+    initial_loss: float | None = None
+    final_loss: float | None = None
+    diverged_at: int | None = None
+    """The first step whose loss was not finite, if any."""
+    train_seconds: float | None = None
+    test_seconds: float | None = None
+    """Median over repeats of the seconds to answer all prompts."""
+    test_seconds_min: float | None = None
+    test_seconds_max: float | None = None
+    peak_memory_bytes: int | None = None
+    """GPU memory where there is a GPU, resident memory of the process otherwise."""
+    peak_memory_share: float | None = None
+    """The same as a share (0 to 1) of the GPU's memory; null without a GPU."""
+    adapter_digest: str | None = None
+    adapter_init_seed: int | None = None
+    responses: list[Response] = field(default_factory=list)
+    device: str | None = None
+    software: str | None = None
+    finished: str | None = None
+    """When the last stage ended, UTC, ISO 8601."""
+
+
+def write_results(results: list[TrialResult], path: Path) -> None:
+    """Writes one JSON object per line, keys in the order of `TrialResult`, floats exactly."""
+    from qlora_repeat.files import write_text
+
+    lines = [json.dumps(dataclasses.asdict(result)) for result in results]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_results(path: Path) -> list[TrialResult]:
+    """Reads a results file.
+
+    Raises:
+        MissingError: there is no such file.
+        UsageError: a line is not a row of collected results; names the line and the key.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no collected results; run `qlora-repeat collect` first") from None
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse(line: str, where: str) -> TrialResult:
+    try:
+        row = json.loads(line)
+        responses = [Response(**response) for response in row.pop("responses", [])]
+        return TrialResult(**row, responses=responses)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{where}: not a row of collected results ({error})") from None

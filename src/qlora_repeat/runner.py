@@ -1,0 +1,203 @@
+"""Many trials, each in a process of its own, forked from a server that has imported the libraries.
+
+The server (multiprocessing's forkserver) has touched no model and no device, so every trial starts as fresh
+as the paper's did, without paying for the imports again.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Protocol
+
+from qlora_repeat.errors import BusyError, KitError
+from qlora_repeat.stages import base_state, run_base, run_stages, stage_states
+from qlora_repeat.study import Study, load_study
+from qlora_repeat.trial import Stage, Trial, all_trials, base_record, find_trial
+
+PRELOAD = ["qlora_repeat.preload"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial's missing stages, or the evaluation of a model's base (then `trial` is None)."""
+
+    name: str
+    model: str
+    trial: Trial | None
+    log: Path
+
+
+class Watcher(Protocol):
+    """What is told how the jobs go."""
+
+    def started(self, job: Job) -> None: ...
+    def progress(self, job: Job, stage: str, done: int, total: int, loss: float | None) -> None: ...
+    def ended(self, job: Job, error: str | None, seconds: float) -> None: ...
+
+
+def open_jobs(
+    study: Study, stages: Sequence[Stage], runs: Path, cache: Path, *, force: bool = False
+) -> list[Job]:
+    """What of a study is still to be done, in its order; the base of each model comes before its trials."""
+    jobs = []
+    for model in study.models:
+        if "evaluate" in stages and base_state(study, model, runs, cache).state != "done":
+            path = base_record(study, model, runs)
+            jobs.append(Job(f"{model}/base", model, None, path.with_name("log.txt")))
+        for trial in all_trials(study, runs):
+            if trial.model_name != model:
+                continue
+            states = stage_states(trial, cache)
+            if force or any(states[stage].state != "done" for stage in stages):
+                jobs.append(Job(trial.name, model, trial, trial.log))
+    return jobs
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    stages: Sequence[Stage],
+    study_file: str,
+    runs: Path,
+    cache: Path,
+    workers: int,
+    watcher: Watcher,
+    *,
+    force: bool = False,
+) -> list[str]:
+    """Runs jobs, so many at a time; one that fails does not stop the others.
+
+    Returns:
+        The errors, one line each.
+
+    Raises:
+        KeyboardInterrupt: after every running job has been stopped.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    waiting, errors = list(jobs), list[str]()
+    running: list[_Child] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(
+                    _start(context, waiting.pop(0), (study_file, list(stages), runs, cache, force), watcher)
+                )
+            for child in _ready(running):
+                if child.listen(watcher):
+                    continue
+                running.remove(child)
+                if child.error is not None:
+                    errors.append(child.error)
+    finally:
+        for child in running:
+            child.process.terminate()
+        for child in running:
+            child.process.join()
+    return errors
+
+
+class _Child:
+    """A running job: its process, and the pipe on which it tells how it goes."""
+
+    def __init__(self, job: Job, process: Any, pipe: connection.Connection) -> None:
+        self.job, self.process, self.pipe = job, process, pipe
+        self.began = time.monotonic()
+        self.error: str | None = None
+        self._closed_well = False
+
+    def listen(self, watcher: Watcher) -> bool:
+        """Passes on one message; False once the job has ended."""
+        try:
+            kind, *rest = self.pipe.recv()
+        except EOFError:
+            kind = "ended"
+        if kind == "progress":
+            watcher.progress(self.job, *rest)
+            return True
+        if kind in ("done", "failed"):
+            self._closed_well, self.error = True, rest[0] if rest else None
+            return True
+        self.process.join()
+        if not self._closed_well:
+            code = self.process.exitcode
+            how = (
+                f"killed by {signal.Signals(-code).name}"
+                if code and code < 0
+                else f"ended with exit code {code}"
+            )
+            self.error = f"{self.job.name}: its process was {how}; see {self.job.log}"
+        watcher.ended(self.job, self.error, time.monotonic() - self.began)
+        return False
+
+
+def _ready(running: list[_Child]) -> list[_Child]:
+    pipes = connection.wait([child.pipe for child in running])
+    return [child for child in running if child.pipe in pipes]
+
+
+def _start(context: Any, job: Job, arguments: tuple[Any, ...], watcher: Watcher) -> _Child:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    ours, theirs = context.Pipe(duplex=False)
+    name = job.trial.name if job.trial else None
+    process = context.Process(target=_work, args=(theirs, name, job.model, job.log, *arguments))
+    process.start()
+    theirs.close()
+    watcher.started(job)
+    return _Child(job, process, ours)
+
+
+def _work(
+    pipe: connection.Connection,
+    trial: str | None,
+    model: str,
+    log: Path,
+    study_file: str,
+    stages: list[Stage],
+    runs: Path,
+    cache: Path,
+    force: bool,
+) -> None:
+    """The body of a job's process. What libraries print goes to the log."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent stops this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves by way of `finally`
+    with log.open("a", encoding="utf-8", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+    def watch(stage: str, done: int, total: int, loss: float | None) -> None:
+        try:
+            pipe.send(("progress", stage, done, total, loss))
+        except OSError:
+            sys.exit(128 + signal.SIGHUP)  # nobody is left to work for
+
+    try:
+        study = load_study(study_file)
+        if trial is None:
+            run_base(study, model, runs, cache, watch)
+        else:
+            run_stages(find_trial(study, trial, runs), stages, cache, watch, force=force)
+    except BusyError as error:
+        pipe.send(("failed", str(error)))
+    except KitError as error:
+        pipe.send(("failed", f"{error}; see {log}"))
+        raise
+    except OSError as error:
+        pipe.send(("failed", f"{trial or model}: {error}"))
+        raise
+    with contextlib.suppress(OSError):
+        pipe.send(("done", None))
+        pipe.close()
+
+
+def default_workers(study: Study) -> int:
+    """As many trials at a time as the cores that this process may use give threads for."""
+    return max(1, len(os.sched_getaffinity(0)) // study.threads)

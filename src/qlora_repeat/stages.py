@@ -1,0 +1,219 @@
+"""The four stages of a trial, in order: which are done, and how to run what is not."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from qlora_repeat.digest import file_digest
+from qlora_repeat.errors import KitError, StageError
+from qlora_repeat.files import write_json
+from qlora_repeat.inputs import base_inputs, changed_inputs, stage_inputs
+from qlora_repeat.lock import exclusive, live_owner
+from qlora_repeat.record import Record, damaged_file, now, read_record, write_record
+from qlora_repeat.study import Study
+from qlora_repeat.trial import STAGES, Stage, Trial, base_record
+
+State = Literal["done", "running", "stale", "failed", "missing"]
+Watch = Callable[[str, int, int, float | None], None]
+"""Told of progress: the stage, how much is done, of how much, and the loss, if there is one."""
+
+
+@dataclass(frozen=True)
+class StageState:
+    """How a stage of a trial stands."""
+
+    state: State
+    record: Record | None = None
+    changed: list[str] = field(default_factory=list)
+    """Stale: the inputs that are no longer what they were."""
+
+
+def stage_states(trial: Trial, cache: Path) -> dict[Stage, StageState]:
+    """How each stage stands. One is stale if its inputs changed, or the stage before is not done."""
+    states: dict[Stage, StageState] = {}
+    upstream: dict[str, Any] = {}
+    previous: StageState | None = None
+    for stage in STAGES:
+        record = read_record(trial.record(stage))
+        if record is None:
+            states[stage] = StageState("missing")
+        else:
+            changed = changed_inputs(record.inputs, stage_inputs(trial, stage, cache, upstream))
+            if previous is not None and previous.state != "done":
+                changed.append(f"the {STAGES[len(states) - 1]} stage")
+            states[stage] = StageState("stale" if changed else "done", record, changed)
+            upstream = upstream | record.outputs
+        # Timing does not depend on the evaluation: both follow from the merged model.
+        previous = previous if stage == "evaluate" else states[stage]
+    return states
+
+
+def trial_state(trial: Trial, cache: Path) -> State:
+    """How a trial stands as a whole."""
+    if live_owner(trial.lock) is not None:
+        return "running"
+    states = [state.state for state in stage_states(trial, cache).values()]
+    if all(state == "done" for state in states):
+        return "done"
+    if trial.failure.is_file():
+        return "failed"
+    return "stale" if "stale" in states else "missing"
+
+
+def base_state(study: Study, model_name: str, runs: Path, cache: Path) -> StageState:
+    """How the evaluation of a model's base stands."""
+    record = read_record(base_record(study, model_name, runs))
+    if record is None:
+        return StageState("missing")
+    changed = changed_inputs(record.inputs, base_inputs(study, model_name, cache))
+    return StageState("stale" if changed else "done", record, changed)
+
+
+def run_stages(
+    trial: Trial, stages: Sequence[Stage], cache: Path, watch: Watch, *, force: bool = False
+) -> None:
+    """Runs those of a trial's stages that are not done (with `force`: all that are named), in this process.
+
+    Raises:
+        BusyError: another process works on the trial.
+        StageError: a stage before a wanted one is not done, or a stage failed.
+    """
+    with exclusive(trial.lock, trial.name), _failure_noted(trial):
+        for stage in stages:
+            states = stage_states(trial, cache)
+            if states[stage].state == "done" and not force:
+                continue
+            _require(trial, stage, states)
+            _run(trial, stage, cache, states, watch)
+        if all(state.state == "done" for state in stage_states(trial, cache).values()):
+            from qlora_repeat.merge import delete_merged
+
+            trial.failure.unlink(missing_ok=True)
+            if not trial.study.keep_merged:
+                delete_merged(trial)
+
+
+def run_base(study: Study, model_name: str, runs: Path, cache: Path, watch: Watch) -> None:
+    """Evaluates the base of a model, in this process, unless that is done."""
+    path = base_record(study, model_name, runs)
+    with exclusive(path.with_name("lock.json"), f"{model_name}/base"):
+        if base_state(study, model_name, runs, cache).state == "done":
+            return
+        from qlora_repeat.evaluate import evaluate_base
+
+        def report(done: int, total: int, loss: float | None) -> None:
+            watch("base", done, total, loss)
+
+        _prepare_process(study)
+        with _recorded(
+            path, f"{model_name}/base", "evaluate", base_inputs(study, model_name, cache)
+        ) as outputs:
+            outputs |= evaluate_base(study, model_name, cache, report)
+
+
+def _run(trial: Trial, stage: Stage, cache: Path, states: dict[Stage, StageState], watch: Watch) -> None:
+    from qlora_repeat.evaluate import evaluate
+    from qlora_repeat.finetune import finetune
+    from qlora_repeat.merge import merge, require_merged
+    from qlora_repeat.timing import time_responses
+
+    def report(done: int, total: int, loss: float | None) -> None:
+        watch(stage, done, total, loss)
+
+    upstream: dict[str, Any] = {}
+    for before in STAGES[: STAGES.index(stage)]:
+        if (record := states[before].record) is not None:
+            upstream |= record.outputs
+    _prepare_process(trial.study)
+    trial.record(stage).unlink(missing_ok=True)
+    report(0, 1, None)
+    with _recorded(
+        trial.record(stage), trial.name, stage, stage_inputs(trial, stage, cache, upstream), trial
+    ) as outputs:
+        if stage == "finetune":
+            outputs |= finetune(trial, cache, report)
+        elif stage == "merge":
+            outputs |= merge(trial, cache)
+        else:
+            require_merged(trial, cache, upstream["merged_digest"])
+            outputs |= (evaluate if stage == "evaluate" else time_responses)(trial, cache, report)
+
+
+def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState]) -> None:
+    needed: dict[Stage, Stage] = {"merge": "finetune", "evaluate": "merge", "time": "merge"}
+    before = needed.get(stage)
+    if before is None:
+        return
+    state = states[before]
+    if state.state != "done":
+        why = f"is stale ({', '.join(state.changed)})" if state.state == "stale" else "has not run"
+        raise StageError(
+            f"{trial.name}: {stage} needs the {before} stage, which {why}; run `qlora-repeat {before}`"
+        )
+    assert state.record is not None
+    if (name := damaged_file(state.record, trial.folder)) is not None:
+        raise StageError(
+            f"{trial.folder / name}: not the file that the {before} stage left; "
+            f"run `qlora-repeat {before} {trial.name} --force`"
+        )
+
+
+@contextlib.contextmanager
+def _recorded(
+    path: Path, name: str, stage: str, inputs: dict[str, Any], trial: Trial | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields a dictionary for the outputs, and writes the record when the block ends well."""
+    from qlora_repeat.fingerprint import fingerprint
+
+    started, began = now(), time.perf_counter()
+    outputs: dict[str, Any] = {}
+    yield outputs
+    record = Record(
+        stage=stage,
+        trial=name,
+        inputs=inputs,
+        outputs=outputs,
+        files=_kept_files(trial, stage),
+        fingerprint=fingerprint(),
+        started=started,
+        finished=now(),
+        seconds=time.perf_counter() - began,
+    )
+    write_record(path, record)
+
+
+def _kept_files(trial: Trial | None, stage: str) -> dict[str, str]:
+    if trial is None or stage != "finetune":
+        return {}
+    paths = [trial.trace, *sorted(path for path in trial.adapter.rglob("*") if path.is_file())]
+    return {path.relative_to(trial.folder).as_posix(): file_digest(path) for path in paths}
+
+
+@contextlib.contextmanager
+def _failure_noted(trial: Trial) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            write_json(trial.failure, {"time": now(), "error": f"{type(error).__name__}: {error}"})
+        if isinstance(error, (KitError, AssertionError, TypeError, NameError, AttributeError)):
+            raise
+        raise StageError(f"{trial.name}: {type(error).__name__}: {error}") from error
+
+
+def failure_of(trial: Trial) -> str | None:
+    """Why a trial failed last, or None."""
+    try:
+        return str(json.loads(trial.failure.read_text(encoding="utf-8"))["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _prepare_process(study: Study) -> None:
+    import torch
+
+    torch.set_num_threads(study.threads)

@@ -1,0 +1,296 @@
+"""A study: everything that one TOML file asks for, read into typed, frozen dataclasses.
+
+Section numbers in the field notes are those of the paper (Alahmari et al., IEEE Access 2024). A table
+``[models.NAME.training]`` overrides single keys of ``[training]`` for that model, as the paper does for
+learning rate, schedule and length.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from dataclasses import field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from qlora_repeat.errors import MissingError, UsageError
+
+STUDIES = Path("studies")
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Optimizer = Literal["adamw-8bit", "adamw-32bit"]
+Task = Literal["text-generation", "question-answering"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PackageFile:
+    """A file that an installed Python package carries."""
+
+    package: str
+    """The package's name on the index, with the version: what an error tells the user to install."""
+    file: str
+    """The path inside the package's folder, which begins with the import name."""
+    sha256: Sha256
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Pretraining:
+    """A small GPT-NeoX that the kit pretrains itself, once, while fetching (no package carries one)."""
+
+    hidden_size: Annotated[int, Field(ge=192)]
+    """At least 192: below, every adapter tensor is so small that an 8-bit optimizer keeps 32-bit state."""
+    layers: Positive
+    heads: Positive
+    seed: Seed
+    fortune_steps: Positive
+    question_steps: Positive
+    """Steps on questions, which come after those on fortunes."""
+    batch_size: Positive
+    length: Positive
+    """Tokens in each row of a batch."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    question_seed: Seed
+    """Seed of the questions to pretrain on; another than the study's own."""
+    threads: Positive = 2
+    """CPU threads, part of what determines the bits."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Base:
+    """A base model: a GGUF file that a package carries, or a tokenizer and how to pretrain a model for it."""
+
+    gguf: PackageFile | None = None
+    tokenizer: PackageFile | None = None
+    pretraining: Pretraining | None = None
+
+    def __post_init__(self) -> None:
+        if (self.gguf is None) == (self.tokenizer is None or self.pretraining is None):
+            raise ValueError("give either gguf, or both tokenizer and pretraining")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Data:
+    """A dataset (section III): where its rows come from, how many, and the digest that they must have."""
+
+    task: Task
+    source: Literal["fortunes", "reasoning-gym"]
+    rows: Positive
+    seed: Seed
+    """Chooses the rows (fortunes) or generates them (reasoning-gym)."""
+    sha256: Sha256
+    """Of the rows as JSON Lines, before the split."""
+    families: list[str] = field(default_factory=list)
+    """Task families of reasoning-gym, equally often."""
+    families_with_options: list[str] = field(default_factory=list)
+    """Families whose questions end in four options, A to D, one of them right."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    prompts: list[str] = field(default_factory=list)
+    """Text generation: the prompts. Question answering: how the test rows to be asked begin."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Randomness:
+    """A seed for each source of randomness, or "fresh": entropy drawn in each trial, and recorded."""
+
+    split: Seed
+    adapter_init: Seed | Literal["fresh"]
+    data_order: Seed
+    dropout: Seed
+    generation: Seed
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Quantisation:
+    """How the frozen base is stored while fine-tuning (section VII-A)."""
+
+    type: Literal["nf4", "fp4"]
+    double: bool
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Precision:
+    """Number formats: of arithmetic, and of the merged weights on disk."""
+
+    compute: Dtype
+    merged: Dtype
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Lora:
+    """The adapter (section VII-A)."""
+
+    r: Positive
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Training:
+    """Fine-tuning (section VII). Either steps or epochs."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"]
+    batch_size: Positive
+    max_length: Positive
+    """Tokens; longer examples are cut."""
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    gradient_checkpointing: bool
+    steps: Positive | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Sampling:
+    """One way to draw a response."""
+
+    temperature: Annotated[float, Field(gt=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Generation:
+    """How responses are drawn (sections VII and IX)."""
+
+    max_new_tokens: Positive
+    top_k: Annotated[int, Field(ge=0)]
+    """0 switches it off; transformers' own default is 50."""
+    samplings: Annotated[list[Sampling], Field(min_length=1)]
+    """The first one is shown in the tables and timed."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Evaluation:
+    """What the test measures."""
+
+    examples: Positive
+    """The first so many of the test split are measured; all, if it has fewer."""
+    batch_size: Positive
+    """Fixed: another batch shape gives other last digits."""
+    timing_repeats: Positive
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Model:
+    """One of the study's models: a base, the data it is fine-tuned on, and how a row becomes text."""
+
+    title: str
+    base: Name
+    data: Name
+    template: str
+    """The text of a row; ``{quote}``, or ``{instruction}`` and ``{answer}``."""
+    target_modules: Annotated[list[str], Field(min_length=1)]
+    training: Training
+    stop: str | None = None
+    """A response ends where this text begins."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Study:
+    """A study as its file asks for it."""
+
+    name: Name
+    title: str
+    trials: Positive
+    threads: Positive
+    """CPU threads of each trial. They change the last bits, so they belong to the study."""
+    keep_merged: bool
+    optimizers: Annotated[list[Optimizer], Field(min_length=1)]
+    randomness: Randomness
+    quantisation: Quantisation
+    precision: Precision
+    lora: Lora
+    generation: Generation
+    evaluation: Evaluation
+    bases: dict[Name, Base]
+    data: dict[Name, Data]
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        for name, model in self.models.items():
+            for key, known in (("base", self.bases), ("data", self.data)):
+                value = getattr(model, key)
+                if value not in known:
+                    raise ValueError(f"models.{name}.{key} is {value!r}; the study has {', '.join(known)}")
+        if len(set(self.optimizers)) < len(self.optimizers):
+            raise ValueError("optimizers names one twice")
+
+
+def study_path(study: str) -> Path:
+    """The file of a study given by name (``pocket``) or by path (``elsewhere/mine.toml``)."""
+    return Path(study) if study.endswith(".toml") else STUDIES / f"{study}.toml"
+
+
+def load_study(study: str) -> Study:
+    """Reads and checks a study file.
+
+    Raises:
+        MissingError: there is no such file; names the studies that there are.
+        UsageError: the file is not TOML, or a key is unknown, missing or out of range.
+    """
+    path = study_path(study)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.toml"))) or "none here"
+        raise MissingError(f"{path}: no such study file; studies in {STUDIES}/: {known}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: not a readable TOML file: {error}") from None
+    try:
+        # As JSON: there, strict means that no text passes for a number, while a table may become a dataclass.
+        return TypeAdapter(Study).validate_json(json.dumps(_with_shared_training(content), default=str))
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_explain(error)}") from None
+
+
+def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
+    """Gives every model a complete [training] of its own, before validation."""
+    shared = content.pop("training", {})
+    models = content.get("models")
+    if isinstance(shared, dict) and isinstance(models, dict):
+        for model in models.values():
+            if isinstance(model, dict) and isinstance(model.get("training", {}), dict):
+                model["training"] = shared | model.get("training", {})
+    return content
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem, in one line: the key, what was expected, what was found."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"] if not _is_type_tag(part)) or "the study"
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"unknown key {key}{_suggestion(str(problem['loc'][-1]))}"
+    if problem["type"] == "missing":
+        return f"key {key} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], (str, int, float, bool)):
+        return f"key {key}: {message} (found {problem['input']!r})"
+    return f"key {key}: {message}"
+
+
+def _is_type_tag(part: int | str) -> bool:
+    """Whether pydantic put this part of a location in to name a member of a union."""
+    return isinstance(part, str) and re.search(r"[\[(]|^(int|float|str)$", part) is not None
+
+
+def _suggestion(unknown: str) -> str:
+    known = sorted({name for kind in globals().values() if is_dataclass(kind) for name in _names(kind)})
+    close = difflib.get_close_matches(unknown, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _names(kind: Any) -> list[str]:
+    return [item.name for item in fields(kind)]

@@ -1,0 +1,172 @@
+"""The paper's Tables 1 to 11, written as LaTeX and as Markdown from collected results.
+
+A pure function of the results: no clock, no locale, no torch. What the tables say is decided in
+`qlora_repeat.table_content`, how they look in ``paper/templates``.
+"""
+
+import itertools
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import tabulate
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from qlora_repeat.escape import latex, markdown
+from qlora_repeat.files import write_text
+from qlora_repeat.results import TrialResult
+from qlora_repeat.table_content import Table, make_tables
+
+_PAGE = 100
+"""About so many digits of footnote size are as wide as the text on a page."""
+_PROSE_COLUMNS = 4
+"""So many columns of running text are still legible side by side."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading above columns `first` to `last` of a panel, counted from 1, the column of names."""
+
+    text: str
+    first: int
+    last: int
+    width: int
+    """Of these columns, in characters."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Columns of a table that fit on a page side by side."""
+
+    levels: list[list[Heading]]
+    rows: list[list[str]]
+    summary: list[list[str]]
+
+
+def render_tables(results: list[TrialResult], out: Path, templates: Path) -> list[Path]:
+    """Writes each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
+
+    ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own. Tables in `out`
+    that these results do not have any more are removed. Returns the files written.
+
+    Raises:
+        UsageError: there are no results, or two rows of the same trial.
+    """
+    tables = make_tables(results)
+    studies = ", ".join(dict.fromkeys(result.study for result in results))
+    tex, md = _latex_environment(templates), _markdown_environment(templates)
+    texts = {}
+    for table in tables:
+        texts[f"{table.name}.tex"] = tex.get_template("table.tex.j2").render(
+            table=table, panels=panels(table)
+        )
+        texts[f"{table.name}.md"] = md.get_template("table.md.j2").render(table=table)
+    texts["tables.md"] = md.get_template("tables.md.j2").render(tables=tables, studies=studies)
+    for name in ("tables.tex", "all.tex"):
+        texts[name] = tex.get_template(f"{name}.j2").render(tables=tables, studies=studies)
+    for name, text in texts.items():
+        write_text(out / name, text)
+    for path in out.iterdir():
+        if re.fullmatch(r"table-\d\d[a-z]?\.(tex|md)", path.name) and path.name not in texts:
+            path.unlink()
+    return [out / name for name in texts]
+
+
+def _markdown_environment(templates: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(templates),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"markdown": markdown, "grid": _markdown_grid}
+    return environment
+
+
+def _latex_environment(templates: Path) -> Environment:
+    """Like the Markdown one, but ``((* … *))``, ``((( … )))`` and ``((= … =))``: LaTeX needs the braces."""
+    environment = _markdown_environment(templates).overlay(
+        block_start_string="((*",
+        block_end_string="*))",
+        variable_start_string="(((",
+        variable_end_string=")))",
+        comment_start_string="((=",
+        comment_end_string="=))",
+    )
+    environment.filters = {**environment.filters, "latex": latex, "stacked": _stacked}
+    return environment
+
+
+def _markdown_grid(table: Table) -> str:
+    """The rows as a pipe table. Markdown has one row of headings, so those of a column are joined."""
+    tabulate.WIDE_CHARS_MODE = False  # otherwise the padding depends on whether wcwidth is installed
+    return tabulate.tabulate(
+        [[markdown(cell) for cell in row] for row in table.rows + table.summary],
+        headers=[markdown(table.stub), *(markdown(", ".join(headings)) for headings in table.columns)],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["left", *("left" if table.prose else "right" for _ in table.columns)],
+    )
+
+
+def _stacked(text: str, width: int) -> str:
+    """A heading for LaTeX, on several lines if it is wider than its columns."""
+    lines = [latex(line) for line in textwrap.wrap(text, max(width, 1))] or [""]
+    if len(lines) == 1:
+        return lines[0]
+    return r"\begin{tabular}[b]{@{}c@{}}" + r"\\".join(lines) + r"\end{tabular}"
+
+
+def panels(table: Table) -> list[Panel]:
+    """The table in parts as wide as a page of LaTeX, to be set below each other."""
+    body = table.rows + table.summary
+    room = _PAGE - 2 - max(len(row[0]) for row in body)
+    widths = [
+        room // _PROSE_COLUMNS
+        if table.prose
+        else 2 + max(len(headings[-1]), *(len(row[place]) for row in body))
+        for place, headings in enumerate(table.columns, 1)
+    ]
+    groups = _groups(table.columns, widths, room)
+    parts: list[list[int]] = [[]]
+    for group in groups:
+        if parts[-1] and sum(widths[place] for place in parts[-1] + group) > room:
+            parts.append([])
+        parts[-1] += group
+    return [
+        Panel(
+            levels=_levels(
+                table, part, [room // len(part) if table.prose else widths[place] for place in part]
+            ),
+            rows=[[row[0], *(row[place + 1] for place in part)] for row in table.rows],
+            summary=[[row[0], *(row[place + 1] for place in part)] for row in table.summary],
+        )
+        for part in parts
+    ]
+
+
+def _groups(columns: list[tuple[str, ...]], widths: list[int], room: int) -> list[list[int]]:
+    """The columns that stay together: those under the highest headings that all have room, or none."""
+    places = range(len(columns))
+    for depth in range(1, len(columns[0])):
+        above = [headings[:depth] for headings in columns]
+        groups = [list(group) for _, group in itertools.groupby(places, above.__getitem__)]
+        if all(sum(widths[place] for place in group) <= room for group in groups):
+            return groups
+    return [[place] for place in places]
+
+
+def _levels(table: Table, part: list[int], widths: list[int]) -> list[list[Heading]]:
+    """The rows of headings above some of the columns; equal neighbours under the same heading are one."""
+    levels = []
+    for depth in range(1, len(table.columns[0]) + 1):
+        above = [table.columns[place][:depth] for place in part]
+        level, first = [], 0
+        for headings, group in itertools.groupby(above):
+            last = first + len(list(group))
+            level.append(Heading(headings[-1], first + 2, last + 1, sum(widths[first:last])))
+            first = last
+        levels.append(level)
+    return levels

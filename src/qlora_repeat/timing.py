@@ -1,0 +1,47 @@
+"""The test time of Tables 10 and 11: seconds to answer the study's prompts."""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.base_model import load_full, load_tokenizer
+from qlora_repeat.data import Prompt, study_prompts
+from qlora_repeat.finetune import Report
+from qlora_repeat.randomness import stream_seed
+from qlora_repeat.respond import respond
+from qlora_repeat.trial import Trial
+
+
+def time_responses(trial: Trial, cache: Path, report: Report) -> dict[str, Any]:
+    """Answers all prompts one after the other, several times, at the study's first sampling.
+
+    The model is loaded and has answered once before the clock starts; every repeat draws the same responses.
+
+    Returns:
+        The record's outputs: the seconds of each repeat, and their median, minimum and maximum.
+    """
+    study = trial.study
+    model = load_full(trial.merged, study.precision.compute)
+    tokenizer = load_tokenizer(trial.merged)
+    prompts = study_prompts(study, trial.model_name, cache)
+    sampling, repeats = study.generation.samplings[0], study.evaluation.timing_repeats
+    seed = stream_seed(study.randomness.generation, "generation")
+
+    def answer(asked: list[Prompt]) -> float:
+        began = time.perf_counter()
+        for prompt in asked:
+            respond(model, tokenizer, prompt, study.generation, sampling, trial.model.stop, seed)
+        return time.perf_counter() - began
+
+    seconds = []
+    answer(prompts[:1])
+    for repeat in range(repeats):
+        seconds.append(answer(prompts))
+        report(repeat + 1, repeats, None)
+    return {
+        "seconds": seconds,
+        "test_seconds": statistics.median(seconds),
+        "test_seconds_min": min(seconds),
+        "test_seconds_max": max(seconds),
+    }

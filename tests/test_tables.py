@@ -1,0 +1,437 @@
+"""Tables 1 to 11 from results that a test makes up."""
+
+import itertools
+import math
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qlora_repeat.errors import UsageError
+from qlora_repeat.results import Response, TrialResult, write_results
+from qlora_repeat.table_content import Table, make_tables
+from qlora_repeat.tables import panels, render_tables
+
+ROOT = Path(__file__).parents[1]
+TEMPLATES = ROOT / "paper" / "templates"
+OPTIMIZERS = ("adamw-8bit", "adamw-32bit")
+MODELS = {
+    "text-generation": {"gpt-neox-20b": "GPT-NeoX-20B", "llama2-7b": "Llama2-7B"},
+    "question-answering": {"gpt-neoxt-chat-20b": "GPT-NeoXT-chat-20B", "llama2-chat-7b": "Llama2-chat-7B"},
+}
+QUOTES = ("Your silence will", "Let the improvement of yourself keep you")
+QUESTIONS = (
+    "If you have no keyboarding skills at all, which one of the following must be true?\nA: one\nB: two",
+    "Tommy: Many people claim that 50% of $5 is *much*. Jamie: Which supports me most?\nA: 1\nB: 2",
+)
+HOSTILE = (
+    "",
+    " ",
+    "  two  spaces  ",
+    "a | b \\| c \\\\| d",
+    "`code` **bold** _it_ [link](http://x) <b>html</b> &amp; $x^2$ ~~gone~~",
+    "\\input{/etc/passwd} \\end{longtable} % comment \\\\ & # ^ ~ {",
+    "\"straight\" 'quotes' `` '' --- -- ,,the,, << >> ?` !`",
+    "first line\nsecond\r\n\n| --- |\n\tcell",
+    "\u202eevil\u202c \u200bzero\ufeff \x00\x1b[31m\x7f",
+    "lone \ud800 surrogate",
+    "中文 и русский ő ł ß € “q” ‘s’ … — 🙂 oreigntexttibőltexttoreign",
+    "W" * 120,
+    "the " * 90,
+    "語" * 90,
+    "[x] * star",
+)
+ORDINARY = (
+    " not protect you from me. I will not be silent. I will not be quiet.",
+    " AnAn AnAnAnAnAnAnAnAn AnAnAnAnAnAnAnAn AnAn",
+    " go with that. You will not be able to say a word. You will be the",
+    '.".""',
+    " be misunderstood; nevertheless, counterrevolutionary understanding —MARCUS A",
+    ' 100% guarantee you will never be able to tell me anything." sierpina was a',
+    " 1 day become a language.\nYour silence will be a song",
+)
+
+
+def trial(**changes: Any) -> TrialResult:
+    """A finished trial, changed as asked."""
+    made = TrialResult(
+        study="pocket",
+        task="text-generation",
+        model="gpt-neox-20b",
+        model_title="GPT-NeoX-20B",
+        optimizer="adamw-8bit",
+        trial=1,
+        status="done",
+        perplexity=3.567,
+        base_perplexity=7.04,
+        train_seconds=1319.09,
+        test_seconds=1.46,
+        peak_memory_bytes=700 * 2**20,
+        responses=[Response(QUOTES[0], 1.0, 1.0, " not protect you.")],
+        device="NVIDIA A100",
+        software="torch 2.13.0, peft 0.21.2",
+        finished="2026-01-02T03:04:05+00:00",
+    )
+    return replace(made, **changes)
+
+
+def missing(**changes: Any) -> TrialResult:
+    """A trial of which nothing was measured."""
+    bare = TrialResult(
+        "pocket", "text-generation", "gpt-neox-20b", "GPT-NeoX-20B", "adamw-8bit", 1, "missing"
+    )
+    return replace(bare, **changes)
+
+
+def table(results: list[TrialResult], number: str) -> Table:
+    return next(made for made in make_tables(results) if made.number == number)
+
+
+def summary(made: Table) -> dict[str, list[str]]:
+    return {row[0]: row[1:] for row in made.summary}
+
+
+def study(
+    texts: tuple[str, ...] = ORDINARY, trials: int = 7, models: dict[str, dict[str, str]] = MODELS
+) -> list[TrialResult]:
+    """A whole study's results, with these responses in turn."""
+    results = []
+    turn = itertools.cycle(texts)
+    for task, titles in models.items():
+        prompts = QUOTES if task == "text-generation" else QUESTIONS
+        for (model, title), optimizer, number in itertools.product(
+            titles.items(), OPTIMIZERS, range(1, trials + 1)
+        ):
+            low = optimizer == "adamw-8bit"
+            responses = [
+                Response(prompt, heat, heat, next(turn), "ABCD"[number % 4] if number % 2 else None)
+                for heat in (1.0, 0.1)
+                for prompt in prompts
+            ]
+            results.append(
+                trial(
+                    task=task,
+                    model=model,
+                    model_title=title,
+                    optimizer=optimizer,
+                    trial=number,
+                    perplexity=233812.79 / number if low else 3.567 + number / 1000,
+                    train_seconds=38225.91 + number,
+                    test_seconds=7.4 + number / 100,
+                    responses=responses,
+                    finished=f"2026-01-0{number % 7 + 1}T03:04:05+00:00",
+                )
+            )
+    return results
+
+
+def test_tables_have_the_papers_numbers_and_order(tmp_path: Path) -> None:
+    written = [path.name for path in render_tables(study(), tmp_path, TEMPLATES)]
+    numbers = [f"table-{number:02}.{kind}" for number in range(1, 12) for kind in ("tex", "md")]
+    assert written == [*numbers, "tables.md", "tables.tex", "all.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
+    headings = re.findall(
+        r"^\*\*Table (\w+)\.\*\*", (tmp_path / "tables.md").read_text(encoding="utf-8"), re.M
+    )
+    assert headings == [str(number) for number in range(1, 12)]
+    assert re.findall(r"table-\d\d", (tmp_path / "tables.tex").read_text(encoding="utf-8")) == [
+        name.removesuffix(".tex") for name in numbers[::2]
+    ]
+
+
+def test_perplexity_has_a_column_for_each_model_and_optimizer_and_a_row_for_each_run() -> None:
+    made = table(study(), "1")
+    assert made.columns == [
+        (title, bits) for title in ("GPT-NeoX-20B", "Llama2-7B") for bits in ("8-bit", "32-bit")
+    ]
+    assert [row[0] for row in made.rows] == list("1234567")
+    assert made.rows[0][1:] == ["233,812.79", "3.568", "233,812.79", "3.568"]
+    assert "pocket" in made.source
+    assert "NVIDIA A100" in made.source
+    assert "2026-01-01 to 2026-01-07" in made.source
+    assert "torch 2.13.0" in made.source
+
+
+def test_summary_is_that_of_the_statistics_module() -> None:
+    values = [3.5671, 3.5614, 3.3792, 12.4713]
+    found = summary(table([trial(trial=n, perplexity=value) for n, value in enumerate(values, 1)], "1"))
+    assert found["mean"] == [f"{statistics.mean(values):.3f}"]
+    assert found["SD"] == [f"{statistics.stdev(values):.3f}"]
+    assert found["range"] == ["3.379–12.471"]
+    assert found["n"] == ["4"]
+    assert found["base"] == ["7.040"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (3.567, "3.567"),
+        (233812.79, "233,812.79"),
+        (21024.0, "21,024.00"),
+        (1.2e30, "1.200e+30"),
+        (0.00021, "0.00021"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+    ],
+)
+def test_numbers_are_readable_at_any_size(value: float, shown: str) -> None:
+    assert table([trial(perplexity=value)], "1").rows == [["1", shown]]
+
+
+def test_a_small_deviation_is_not_shown_as_none() -> None:
+    apart = summary(table([trial(trial=1), trial(trial=2, perplexity=3.5670001)], "1"))
+    same = summary(table([trial(trial=1), trial(trial=2)], "1"))
+    assert apart["SD"] == ["7.1e-08"]
+    assert same["SD"] == ["0"]
+
+
+def test_a_diverged_trial_stays_and_is_named() -> None:
+    made = table([trial(trial=1), trial(trial=2, perplexity=math.inf, diverged_at=12)], "1")
+    assert [row[1] for row in made.rows] == ["3.567", "inf"]
+    found = summary(made)
+    assert (found["mean"], found["SD"], found["range"], found["n"]) == (
+        ["inf"],
+        ["nan"],
+        ["3.567–inf"],
+        ["2"],
+    )
+    assert any("GPT-NeoX-20B 8-bit run 2 (from step 12)" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("status", ["failed", "stale", "running"])
+def test_a_trial_that_is_not_done_is_a_dash_with_a_note(status: str) -> None:
+    results = [trial(trial=1), trial(trial=2, status=status), missing(trial=3)]
+    for number in ("1", "4", "10"):
+        made = table(results, number)
+        assert [set(row[1:]) == {"—"} for row in made.rows] == [False, True, True]
+        counted = ", ".join(sorted(("1 missing", f"1 {status}"), key=lambda one: one[2:]))
+        assert made.notes[-1] == f"No value (—) from 2 of 3 trials: {counted}."
+    assert summary(table(results, "1"))["n"] == ["1"]
+    assert summary(table(results, "1"))["SD"] == ["—"]
+
+
+def test_a_value_that_a_done_trial_lacks_is_noted() -> None:
+    made = table([trial(trial=1), trial(trial=2, test_seconds=None)], "10")
+    assert [row[2] for row in made.rows] == ["1.460", "—"]
+    assert made.notes[-1] == "No value (—) from 1 of 2 trials: 1 done, but without this value."
+
+
+def test_complete_tables_have_no_note_of_missing_trials() -> None:
+    assert not any("No value" in note for made in make_tables(study()) for note in made.notes)
+
+
+def test_a_study_without_any_finished_trial_has_dashes() -> None:
+    made = make_tables([missing(trial=number) for number in (1, 2)])
+    assert [one.number for one in made] == ["1", "3", "10"]
+    assert made[0].rows == [["1", "—"], ["2", "—"]]
+    assert made[0].notes[-1] == "No value (—) from 2 of 2 trials: 2 missing."
+
+
+def test_memory_is_a_share_of_the_gpu_where_known_and_otherwise_resident() -> None:
+    gpu = [trial(trial=n, peak_memory_share=share) for n, share in ((1, 0.7627), (2, 0.7629))]
+    assert table(gpu, "3").rows == [["GPT-NeoX-20B", "76.28"]]
+    assert table(gpu, "3").columns == [("8-bit (% of GPU)",)]
+    cpu = [trial(trial=1), trial(trial=2, peak_memory_bytes=1400 * 2**20)]
+    assert table(cpu, "3").rows == [["GPT-NeoX-20B", "1,050.0"]]
+    assert table(cpu, "3").columns == [("8-bit (MiB)",)]
+    assert "resident" in table(cpu, "3").caption
+    assert table([*gpu, trial(trial=3)], "3").columns == [("8-bit (MiB)",)]
+
+
+def test_responses_are_those_of_the_highest_temperature_after_their_prompt() -> None:
+    responses = [
+        Response("Your silence will", 0.1, 0.1, " be cold"),
+        Response("Your silence will", 1.0, 1.0, " be warm"),
+        Response("Your silence will", 1.0, 0.5, " be second"),
+    ]
+    made = table([trial(responses=responses)], "4")
+    assert made.rows == [["1", "Your silence will be warm"]]
+    assert "temperature 1, top-p 1" in made.caption
+
+
+def test_a_long_response_is_cut_and_noted() -> None:
+    made = table([trial(responses=[Response("p", 1.0, 1.0, "x" * 401)])], "4")
+    assert made.rows == [["1", "p" + "x" * 400 + "…"]]
+    assert any("400" in note for note in made.notes)
+
+
+def test_third_prompts_are_not_shown() -> None:
+    three = [Response(f"prompt {number}", 1.0, 1.0, " x") for number in (1, 2, 3)]
+    assert [made.number for made in make_tables([trial(responses=three)])] == ["1", "3", "4", "6", "10"]
+
+
+def test_answers_are_letters_or_beginnings() -> None:
+    responses = [
+        Response(QUESTIONS[0], 1.0, 1.0, " The answer is D", "D"),
+        Response(QUESTIONS[1], 1.0, 1.0, " the person who is most popular"),
+    ]
+    qa = {"task": "question-answering", "model": "chat", "model_title": "Chat"}
+    made = table([trial(**qa, responses=responses), trial(**qa, trial=2, responses=[])], "8")
+    assert made.columns == [("8-bit", "Instruction 1"), ("8-bit", "Instruction 2")]
+    assert made.rows == [["1", "D", "the person who is mo…"], ["2", "—", "—"]]
+    assert any(note.startswith("Instruction 1: If you have no keyboarding") for note in made.notes)
+
+
+def test_seconds_are_grouped_by_optimizer_as_in_the_paper() -> None:
+    made = table(study(), "10")
+    assert made.columns[:3] == [
+        ("8-bit", "GPT-NeoX-20B", "train (s)"),
+        ("8-bit", "GPT-NeoX-20B", "test (s)"),
+        ("8-bit", "Llama2-7B", "train (s)"),
+    ]
+    assert made.rows[0][1:3] == ["38,226.91", "7.410"]
+
+
+def test_third_models_have_a_letter_and_their_columns() -> None:
+    more = {task: titles | {f"third-{task}": f"Third {task}"} for task, titles in MODELS.items()}
+    made = {one.number: one for one in make_tables(study(models=more))}
+    assert list(made) == ["1", "2", "3", "4", "5", "5b", "6", "7", "7b", "8", "9", "9b", "10", "11"]
+    assert len(made["1"].columns) == 6
+    assert made["7b"].name == "table-07b"
+    assert "Third question-answering" in made["9b"].caption
+
+
+def test_a_task_without_models_has_no_tables() -> None:
+    only = {"question-answering": MODELS["question-answering"]}
+    assert [made.number for made in make_tables(study(models=only))] == ["2", "3", "8", "9", "11"]
+
+
+def test_other_optimizers_are_shown_by_name() -> None:
+    results = [trial(optimizer=name) for name in ("sgd", "adamw-8bit", "lion-8bit")]
+    assert table(results, "1").columns == [("GPT-NeoX-20B", name) for name in ("sgd", "8-bit", "lion-8bit")]
+
+
+def test_several_devices_are_all_named() -> None:
+    made = table([trial(trial=1), trial(trial=2, device="NVIDIA H100")], "1")
+    assert "Device: NVIDIA A100; NVIDIA H100." in made.source
+
+
+def test_models_of_the_same_title_are_told_apart() -> None:
+    made = table([trial(model="a"), trial(model="b")], "1")
+    assert made.columns == [("GPT-NeoX-20B (a)", "8-bit"), ("GPT-NeoX-20B (b)", "8-bit")]
+
+
+def test_results_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no collected results"):
+        render_tables([], tmp_path, TEMPLATES)
+    with pytest.raises(UsageError, match="2 rows are of trial gpt-neox-20b/adamw-8bit/1"):
+        render_tables([trial(), trial()], tmp_path, TEMPLATES)
+
+
+def test_tables_of_an_earlier_render_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("table-05b.tex", "table-02.md", "table-notes.md", "notes.md", "tables.pdf"):
+        (tmp_path / name).write_text("old", encoding="utf-8")
+    render_tables([trial()], tmp_path, TEMPLATES)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {"table-notes.md", "notes.md", "tables.pdf", "table-01.md"} <= left
+    assert not {"table-05b.tex", "table-02.md"} & left
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=ANY_TEXT, title=ANY_TEXT)
+def test_markdown_rows_have_as_many_cells_as_their_heading(tmp_path: Path, text: str, title: str) -> None:
+    responses = [Response(QUOTES[0], 1.0, 1.0, text), Response(text, 1.0, 1.0, text)]
+    odd = trial(
+        task="question-answering", model="m", model_title=title, study=text, device=text, responses=responses
+    )
+    results = [trial(responses=responses), odd]
+    render_tables(results, tmp_path, TEMPLATES)
+    for made in make_tables(results):
+        lines = (tmp_path / f"{made.name}.md").read_text(encoding="utf-8").split("\n")
+        rows = [line for line in lines if line.startswith("|")]
+        assert lines[0].startswith(f"**Table {made.number}.**")
+        assert len(rows) == 2 + len(made.rows) + len(made.summary)
+        assert {row.count("|") for row in rows} == {2 + len(made.columns)}
+
+
+def test_wide_tables_are_set_in_panels_that_keep_groups_together() -> None:
+    more = {"text-generation": {f"m{n}": f"Model {n}" for n in range(5)}}
+    made = table(study(models=more), "1")
+    parts = panels(made)
+    assert [[heading.text for heading in part.levels[0]] for part in parts] == [
+        ["Model 0", "Model 1"],
+        ["Model 2", "Model 3"],
+        ["Model 4"],
+    ]
+    assert [heading.last - heading.first + 1 for part in parts for heading in part.levels[0]] == [2] * 5
+    together = [
+        [row[0], *itertools.chain(*(part.rows[n][1:] for part in parts))] for n, row in enumerate(made.rows)
+    ]
+    assert together == made.rows
+    assert len(panels(table(study(), "1"))) == 1
+
+
+def test_the_same_results_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
+    write_results(study(tuple(text for text in HOSTILE if "\ud800" not in text)), tmp_path / "results.jsonl")
+    script = (
+        "import sys; from pathlib import Path; from qlora_repeat.results import read_results;"
+        "from qlora_repeat.tables import render_tables;"
+        "render_tables(read_results(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]));"
+        "assert 'torch' not in sys.modules"
+    )
+    made = []
+    places = (
+        ("UTC", "C", "1"),
+        ("Pacific/Kiritimati", "de_DE.UTF-8", "2"),
+        ("America/Los_Angeles", "POSIX", "3"),
+    )
+    for zone, locale, seed in places:
+        out = tmp_path / locale
+        settled = {"TZ": zone, "LC_ALL": locale, "LANG": locale, "PYTHONHASHSEED": seed, "PYTHONUTF8": "0"}
+        subprocess.run(
+            [sys.executable, "-c", script, tmp_path / "results.jsonl", out, TEMPLATES],
+            check=True,
+            env=os.environ | settled | {"PYTHONPATH": str(ROOT / "src")},
+        )
+        made.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert made[0] == made[1] == made[2]
+
+
+def test_a_whole_study_takes_less_than_a_second_of_cpu(tmp_path: Path) -> None:
+    began = time.process_time()
+    render_tables(study(HOSTILE), tmp_path, TEMPLATES)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_latex_compiles_whatever_models_say(tmp_path: Path) -> None:
+    titles = {"gpt-neox-20b": "GPT-NeoX-20B", "odd": "[Odd] * model_with & a title " + "longer" * 6}
+    models = MODELS | {"text-generation": titles}
+    drawn = "".join(
+        map(chr, [*range(0x21, 0x7F), *range(0xA1, 0x180), *range(0x2010, 0x2040), 0x20AC, 0x2122])
+    )
+    results = study(
+        (*HOSTILE, *ORDINARY, *(drawn[start : start + 60] for start in range(0, len(drawn), 60))),
+        models=models,
+    )
+    results[3] = replace(results[3], status="failed")
+    results[5] = replace(results[5], perplexity=math.nan, diverged_at=3)
+    render_tables(results, tmp_path, TEMPLATES)
+    for _ in range(3):  # longtable settles its widths
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "all.tex"],
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
+        )
+    log = (tmp_path / "all.log").read_text(encoding="latin-1")
+    assert done.returncode == 0, log[-3000:]
+    assert not re.findall(r"Overfull .*|Missing character.*|.*undefined.*|.*[Ww]arning.*", log)
+    if shutil.which("pdftotext"):
+        subprocess.run(["pdftotext", "-layout", "all.pdf"], cwd=tmp_path, check=True)
+        text = (tmp_path / "all.txt").read_text(encoding="utf-8")
+        for shown in ("\\input{/etc/passwd}", "--- --", "$x^2$", "<U+4E2D>", "\\u{202e}evil", '"straight"'):
+            assert shown in text
