@@ -19,7 +19,8 @@ SHELL := /bin/bash
 BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
 KIT := $(BIN)qlora-repeat
 
-.PHONY: all setup fetch finetune merge evaluate time run collect tables status list test lint types lock clean help
+.PHONY: all setup fetch finetune merge evaluate time run collect tables status list
+.PHONY: test lint types lock clean help
 
 all: run collect tables ## the whole study: its trials, its results file, its tables
 
@@ -65,8 +66,8 @@ clean: ## remove build output and caches; results and .venv stay
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The environment. Each stamp is made last, so that an interrupted set-up starts over. .packages holds the name of
-# the torch build inside, and asking for another makes .venv anew; `auto` accepts the one that is there.
+# The environment. Each stamp is made last, so that an interrupted set-up starts over. .packages holds the name
+# of the torch build inside, and asking for another makes .venv anew; `auto` accepts the one that is there.
 
 # What a Python needs: a name may be a shim for a version that is not there, and pycosat comes as C source.
 FITS := import ensurepip, os, shutil, sys, sysconfig, venv; sys.exit(not ( \

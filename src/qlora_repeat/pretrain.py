@@ -24,7 +24,7 @@ def pretrain(study: Study, base: Base, tokenizer_file: Path, folder: Path) -> No
 
     settings = base.pretraining
     assert settings is not None, "a base with a tokenizer has a pretraining (checked by the study)"
-    tokenizer = _tokenizer(tokenizer_file)
+    tokenizer = neox_tokenizer(tokenizer_file)
     fortunes_first, then_questions = pretraining_texts(study, settings)
     streams = [
         (settings.fortune_steps, torch.tensor(_token_stream(tokenizer, fortunes_first))),
@@ -71,7 +71,8 @@ def _one_line(fortune: str) -> str:
     return attributed_quote(fortune) or " ".join(fortune.split())
 
 
-def _tokenizer(file: Path) -> Any:
+def neox_tokenizer(file: Path) -> Any:
+    """GPT-NeoX-20B's tokenizer from its own file."""
     from transformers import PreTrainedTokenizerFast
 
     end = "<|endoftext|>"

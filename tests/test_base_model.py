@@ -1,0 +1,109 @@
+"""Base models: the real GGUF file converted, the pocket GPT-NeoX pretrained, both verified."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, quants
+
+from qlora_repeat.base_model import (
+    base_folder,
+    check_base,
+    fetch_base,
+    load_full,
+    load_quantised,
+    load_tokenizer,
+)
+from qlora_repeat.corpus import corpus_rows
+from qlora_repeat.digest import weights_digest
+from qlora_repeat.errors import MissingError
+from qlora_repeat.packages import locate
+from qlora_repeat.pretrain import VOCABULARY, pretraining_texts
+from qlora_repeat.study import Study, load_study
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Study:
+    """The pocket study, with a pretraining of two steps."""
+    study = load_study("pocket")
+    neox = study.bases["neox-pocket"]
+    assert neox.pretraining is not None
+    short = dataclasses.replace(neox.pretraining, fortune_steps=1, question_steps=1, batch_size=2, length=16)
+    return dataclasses.replace(
+        study, bases=study.bases | {"neox-pocket": dataclasses.replace(neox, pretraining=short)}
+    )
+
+
+@pytest.fixture(scope="module")
+def smollm(pocket: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The converted SmolLM2."""
+    cache = tmp_path_factory.mktemp("cache")
+    fetch_base(pocket, "smollm2-135m", cache)
+    check_base(pocket, "smollm2-135m", cache)
+    return base_folder(pocket, "smollm2-135m", cache)
+
+
+def test_converted_weights_are_those_of_the_gguf_file(pocket: Study, smollm: Path) -> None:
+    weights = load_full(smollm, "float32").state_dict()
+    file = pocket.bases["smollm2-135m"].gguf
+    assert file is not None
+    tensors = {tensor.name: tensor for tensor in GGUFReader(locate(file)).tensors}
+    for theirs, ours in (
+        ("token_embd.weight", "model.embed_tokens.weight"),
+        ("blk.0.attn_v.weight", "model.layers.0.self_attn.v_proj.weight"),
+        ("blk.29.ffn_down.weight", "model.layers.29.mlp.down_proj.weight"),
+    ):
+        expected = quants.dequantize(tensors[theirs].data, tensors[theirs].tensor_type)
+        assert np.array_equal(weights[ours].numpy(), expected.astype(np.float16).astype(np.float32)), theirs
+
+
+@pytest.mark.parametrize("precision", ["full", "nf4"])
+def test_the_converted_model_knows_english(pocket: Study, smollm: Path, precision: str) -> None:
+    model = load_full(smollm, "float32") if precision == "full" else load_quantised(pocket, smollm).eval()
+    tokenizer = load_tokenizer(smollm)
+
+    def loss(text: str) -> float:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            return float(model(ids, labels=ids).loss)
+
+    assert loss("The capital of France is Paris, a city on the Seine.") < 3.5
+    assert loss("Paris the on city. Seine of a France, is The capital") > 5
+
+
+def test_the_pocket_neox_has_the_true_shape_and_repeats(pocket: Study, tmp_path: Path) -> None:
+    digests = []
+    for cache in (tmp_path / "one", tmp_path / "two"):
+        fetch_base(pocket, "neox-pocket", cache)
+        check_base(pocket, "neox-pocket", cache)
+        digests.append(weights_digest(base_folder(pocket, "neox-pocket", cache)))
+        torch.rand(3)
+    assert digests[0] == digests[1]
+    model = load_full(base_folder(pocket, "neox-pocket", cache), "float32")
+    assert model.config.model_type == "gpt_neox"
+    assert model.config.vocab_size == VOCABULARY
+    assert model.config.use_parallel_residual
+    assert 18e6 < model.num_parameters() < 22e6
+    assert load_tokenizer(base_folder(pocket, "neox-pocket", cache)).vocab_size > 50000
+
+
+def test_pretraining_sees_nothing_of_the_study(pocket: Study) -> None:
+    settings = pocket.bases["neox-pocket"].pretraining
+    assert settings is not None
+    seen = list(itertools.chain(*pretraining_texts(pocket, settings)))
+    assert len(seen) > 4000
+    quotes = {row["quote"] for row in corpus_rows(pocket.data["quotes"])}
+    questions = tuple({row["instruction"] for row in corpus_rows(pocket.data["instructions"])})
+    assert not quotes & set(seen)
+    assert not [text for text in seen if text.startswith(questions)]
+
+
+def test_a_changed_base_is_refused(pocket: Study, tmp_path: Path) -> None:
+    fetch_base(pocket, "neox-pocket", tmp_path)
+    config = base_folder(pocket, "neox-pocket", tmp_path) / "config.json"
+    config.write_text(config.read_text().replace("192", "256"))
+    with pytest.raises(MissingError, match=r"config\.json was changed; delete the folder"):
+        check_base(pocket, "neox-pocket", tmp_path)

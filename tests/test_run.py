@@ -1,0 +1,158 @@
+"""Whole studies from the command line: run, kill, go on, collect, tables."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, kit
+
+from qlora_repeat.results import read_results
+
+KIT = str(Path(sys.executable).with_name("qlora-repeat"))
+ARMS = [f"{model}/adamw-{bits}bit" for model in ("tiny-neox", "tiny-llama-chat") for bits in (8, 32)]
+TRIALS = [f"{arm}/{number}" for arm in ARMS for number in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """A study killed half way and run again: its file, its runs, and what was done before the kill."""
+    from tiny import write_study
+
+    folder = tmp_path_factory.mktemp("run")
+    study, runs = write_study(folder), folder / "runs"
+    command = [KIT, "run", study, "--runs", runs, "--cache", cache]
+    first = subprocess.Popen([*command, "--jobs", "2"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None
+    while len(done_trials(runs)) < 3 and first.poll() is None:
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    before = done_trials(runs)
+    assert 3 <= len(before) < len(TRIALS)
+    wait_for_idle(runs)
+    stamps = {name: finetune_record(runs, name).stat().st_mtime_ns for name in before}
+    second = subprocess.run([*command, "--jobs", "2"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert second.returncode == 0, second.stderr
+    assert stamps == {name: finetune_record(runs, name).stat().st_mtime_ns for name in before}, (
+        "done trials were redone"
+    )
+    assert "8bit: 2 different adapters in 2 trials" in second.stdout
+    return study, runs, before
+
+
+def finetune_record(runs: Path, name: str) -> Path:
+    model, optimizer, number = name.split("/")
+    return runs / "tiny" / model / optimizer / f"trial-{number}" / "finetune.json"
+
+
+def done_trials(runs: Path) -> list[str]:
+    return [name for name in TRIALS if finetune_record(runs, name).with_name("time.json").is_file()]
+
+
+def wait_for_idle(runs: Path) -> None:
+    """The killed run's children end once they notice that nobody listens."""
+    deadline = time.monotonic() + 60
+    while list(runs.rglob("lock.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def test_a_killed_run_goes_on_where_it_was(finished: tuple[Path, Path, list[str]]) -> None:
+    _, runs, _ = finished
+    assert done_trials(runs) == TRIALS
+
+
+def test_nothing_but_results_is_left(finished: tuple[Path, Path, list[str]]) -> None:
+    _, runs, _ = finished
+    names = {path.name for path in runs.rglob("*")}
+    assert not [
+        name for name in names if name.startswith(".") or name in ("merged", "lock.json", "failed.json")
+    ]
+
+
+def test_a_second_run_finds_nothing_to_do(finished: tuple[Path, Path, list[str]], cache: Path) -> None:
+    study, runs, _ = finished
+    again = kit("run", study, "--runs", runs, "--cache", cache)
+    assert again.returncode == 0
+    assert "every trial is done" in again.stdout
+
+
+def test_status_collect_and_tables(
+    finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    study, runs, _ = finished
+    status = kit("status", study, "--runs", runs, "--cache", cache)
+    assert status.stdout.count("done") == len(TRIALS)
+    collected = kit("collect", study, "--runs", runs, "--cache", cache)
+    assert "8 of 8 trials done" in collected.stdout
+    results = read_results(runs / "tiny" / "results.jsonl")
+    assert [f"{row.model}/{row.optimizer}/{row.trial}" for row in results] == TRIALS
+    assert len({row.adapter_digest for row in results}) == len(TRIALS)
+    tables = kit("tables", study, "--runs", runs, "--out", tmp_path / "tables")
+    assert tables.returncode == 0, tables.stderr
+    first = (tmp_path / "tables" / "table-01.md").read_text()
+    assert f"{results[0].perplexity:,.2f}" in first
+    assert "Your silence will" in (tmp_path / "tables" / "table-04.tex").read_text()
+
+
+def test_one_stage_of_all_trials_by_force(finished: tuple[Path, Path, list[str]], cache: Path) -> None:
+    study, runs, _ = finished
+    record = finetune_record(runs, TRIALS[0]).with_name("time.json")
+    before = json.loads(record.read_text())["outputs"]
+    again = kit("time", "--all", "--force", "--study", study, "--runs", runs, "--cache", cache)
+    assert again.returncode == 0, again.stderr
+    after = json.loads(record.read_text())["outputs"]
+    assert after["seconds"] != before["seconds"]
+    assert not list(runs.rglob("merged"))
+
+
+def test_ctrl_c_stops_in_order_and_says_how_to_go_on(cache: Path, study_file: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    command = [KIT, "run", study_file, "--runs", runs, "--cache", cache]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(runs.rglob("finetune.json")) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert not list(runs.rglob("lock.json"))
+
+
+def test_a_trial_that_another_process_runs_is_refused(cache: Path, study_file: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    command = [KIT, "trial", TRIALS[0], "--study", study_file]
+    command = [*map(str, command), "--runs", str(runs), "--cache", str(cache)]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(runs.rglob("trial-1/lock.json")) and first.poll() is None:
+        time.sleep(0.05)
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    output, errors = first.communicate(timeout=300)
+    assert second.returncode == 5
+    assert f"process {first.pid} on" in second.stderr
+    assert first.returncode == 0, errors
+    assert "perplexity" in output
+
+
+def test_a_failing_trial_is_told_in_a_line_and_the_others_go_on(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    blocked = finetune_record(runs, TRIALS[0]).parent
+    blocked.mkdir(parents=True)
+    (blocked / "adapter").write_text("a file where the adapter's folder should go")
+    failed = kit("finetune", "--all", "--study", study_file, "--runs", runs, "--cache", cache)
+    assert failed.returncode == 4
+    assert "1 of 8 jobs failed" in failed.stderr
+    assert TRIALS[0] in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert len(list(runs.rglob("finetune.json"))) == len(TRIALS) - 1
+    status = kit("status", study_file, "--runs", runs, "--cache", cache)
+    assert f"{TRIALS[0]} failed: " in status.stdout

@@ -1,0 +1,231 @@
+"""A trial through all its stages, on real NF4 models of both architectures."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny import write_study
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
+from qlora_repeat.data import encode, read_rows
+from qlora_repeat.digest import weights_digest
+from qlora_repeat.errors import StageError
+from qlora_repeat.evaluate import measure_losses
+from qlora_repeat.merge import delete_merged, merged_model
+from qlora_repeat.record import read_record
+from qlora_repeat.stages import run_base, run_stages, stage_states, trial_state
+from qlora_repeat.study import load_study
+from qlora_repeat.trial import STAGES, Trial, all_trials, find_trial
+
+MODELS = ["tiny-neox", "tiny-llama-chat"]
+
+
+def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
+    """Ignores progress."""
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def trial(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    """The first 8-bit trial of each model, finished, its merged weights kept."""
+    folder = tmp_path_factory.mktemp("kept")
+    study = load_study(str(write_study(folder, ("keep_merged = false", "keep_merged = true"))))
+    trial = find_trial(study, f"{request.param}/adamw-8bit/1", folder / "runs")
+    run_base(study, trial.model_name, trial.runs, cache, quiet)
+    run_stages(trial, STAGES, cache, quiet)
+    return trial
+
+
+def outputs(trial: Trial, stage: str) -> dict:
+    record = read_record(trial.folder / f"{stage}.json")
+    assert record is not None
+    return record.outputs
+
+
+def test_all_stages_are_done(trial: Trial, cache: Path) -> None:
+    assert trial_state(trial, cache) == "done"
+
+
+def test_peft_loads_the_adapter_onto_the_base_alone(trial: Trial, cache: Path) -> None:
+    base = load_full(base_folder(trial.study, trial.model.base, cache), "float32")
+    adapted = PeftModel.from_pretrained(base, trial.adapter)
+    config = adapted.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (8, 32, 0.05)
+    moved = [value for name, value in adapted.named_parameters() if "lora_B" in name]
+    assert moved
+    assert all(value.abs().max() > 0 for value in moved)
+
+
+def test_plain_transformers_loads_the_merged_model(trial: Trial) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trial.merged)
+    tokenizer = AutoTokenizer.from_pretrained(trial.merged)
+    assert model.dtype == torch.float16
+    assert tokenizer("Your silence will").input_ids
+    assert weights_digest(trial.merged) == outputs(trial, "merge")["merged_digest"]
+
+
+def test_merged_logits_are_those_of_base_and_adapter(trial: Trial, cache: Path) -> None:
+    folder = base_folder(trial.study, trial.model.base, cache)
+    ids = torch.arange(40, 60)[None]
+    with torch.inference_mode():
+        base = load_full(folder, "float32")(ids).logits
+        unmerged = PeftModel.from_pretrained(load_full(folder, "float32"), trial.adapter).eval()(ids).logits
+        merged = merged_model(folder, trial.adapter)(ids).logits
+    difference = (merged - unmerged).abs().max().item()
+    assert difference < 1e-5
+    assert (merged - base).abs().max().item() > 100 * difference
+
+
+def test_perplexity_is_what_transformers_own_loss_gives_one_by_one(trial: Trial, cache: Path) -> None:
+    model = load_full(trial.merged, "float32")
+    tokenizer = load_tokenizer(trial.merged)
+    total, tokens = 0.0, 0
+    for row in read_rows(trial.study, trial.model.data, "test", cache)[:6]:
+        ids = tokenizer(trial.model.template.format(**row), return_tensors="pt").input_ids
+        with torch.inference_mode():
+            total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    recorded = outputs(trial, "evaluate")
+    assert recorded["test_tokens"] == tokens
+    assert recorded["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
+
+
+def test_responses_are_recorded_for_each_prompt_and_sampling(trial: Trial) -> None:
+    responses = outputs(trial, "evaluate")["responses"]
+    settings = [(response["temperature"], response["top_p"]) for response in responses]
+    assert settings == [(1.0, 1.0), (0.1, 0.1)] * 2
+    assert len({response["prompt"] for response in responses}) == 2
+
+
+def test_the_trace_has_every_step(trial: Trial) -> None:
+    steps = [json.loads(line) for line in trial.trace.read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert all(math.isfinite(step["loss"]) and step["gradient_norm"] > 0 for step in steps)
+    assert steps[-1]["loss"] == outputs(trial, "finetune")["final_loss"]
+
+
+def test_the_8bit_arm_keeps_8bit_state(trial: Trial) -> None:
+    assert outputs(trial, "finetune")["optimizer_state"].get("uint8", 0) > 0
+
+
+def test_peak_memory_is_that_of_this_process(trial: Trial) -> None:
+    found = outputs(trial, "finetune")
+    assert found["peak_memory_share"] is None
+    assert 2**27 < found["peak_memory_bytes"] < 2**35
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_same_seeds_give_the_same_bits_and_other_state_precision_other_bits(
+    model: str, cache: Path, tmp_path: Path
+) -> None:
+    study = load_study(str(write_study(tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"))))
+    digests = {}
+    for name in ("adamw-8bit/1", "adamw-8bit/2", "adamw-32bit/1"):
+        trial = find_trial(study, f"{model}/{name}", tmp_path / "runs")
+        run_stages(trial, ["finetune"], cache, quiet)
+        digests[name] = outputs(trial, "finetune")["adapter_digest"]
+    assert digests["adamw-8bit/1"] == digests["adamw-8bit/2"]
+    assert digests["adamw-8bit/1"] != digests["adamw-32bit/1"]
+    assert set(outputs(trial, "finetune")["optimizer_state"]) == {"float32"}
+
+
+def test_fresh_adapters_differ_and_can_be_drawn_again(cache: Path, study_file: Path, tmp_path: Path) -> None:
+    from qlora_repeat.finetune import finetune
+
+    study = load_study(str(study_file))
+    first, second = all_trials(study, tmp_path / "runs")[:2]
+    for trial in (first, second):
+        run_stages(trial, ["finetune"], cache, quiet)
+    found = [outputs(trial, "finetune") for trial in (first, second)]
+    assert found[0]["seeds"]["adapter_init"] != found[1]["seeds"]["adapter_init"]
+    assert found[0]["adapter_digest"] != found[1]["adapter_digest"]
+    # B begins at zero: the first loss is the base model's, and shows that order and dropout are the same.
+    assert found[0]["initial_loss"] == found[1]["initial_loss"]
+    again = finetune(second, cache, lambda *_: None, adapter_init=found[0]["seeds"]["adapter_init"])
+    assert again["adapter_digest"] == found[0]["adapter_digest"]
+
+
+def test_what_ran_before_in_the_process_changes_nothing(cache: Path, tmp_path: Path) -> None:
+    study = load_study(str(write_study(tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"))))
+    digests = []
+    for number in (1, 2):
+        trial = find_trial(study, f"tiny-neox/adamw-32bit/{number}", tmp_path / "runs")
+        torch.manual_seed(number)
+        torch.rand(number)
+        run_stages(trial, ["finetune"], cache, quiet)
+        digests.append(outputs(trial, "finetune")["adapter_digest"])
+    assert digests[0] == digests[1]
+
+
+def test_deleted_merged_weights_are_rebuilt_and_then_deleted_again(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
+    run_stages(trial, ["finetune", "merge"], cache, quiet)
+    delete_merged(trial)
+    run_stages(trial, ["evaluate"], cache, quiet)
+    assert trial.merged.is_dir(), "the time stage still needs them"
+    run_stages(trial, ["time"], cache, quiet)
+    assert not trial.merged.exists()
+    assert trial_state(trial, cache) == "done"
+
+
+def test_a_damaged_adapter_is_named_and_not_used(cache: Path, study_file: Path, tmp_path: Path) -> None:
+    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
+    run_stages(trial, ["finetune"], cache, quiet)
+    weights = trial.adapter / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(
+        StageError, match=r"adapter_model\.safetensors: not the file that the finetune stage left"
+    ):
+        run_stages(trial, ["merge"], cache, quiet)
+
+
+def test_a_changed_setting_makes_only_its_stages_stale(cache: Path, study_file: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", runs)
+    run_stages(trial, STAGES, cache, quiet)
+
+    def states(*replacements: tuple[str, str]) -> list[str]:
+        changed = find_trial(load_study(str(write_study(tmp_path, *replacements))), trial.name, runs)
+        return [state.state for state in stage_states(changed, cache).values()]
+
+    assert states() == ["done", "done", "done", "done"]
+    assert states(("timing_repeats = 2", "timing_repeats = 3")) == ["done", "done", "done", "stale"]
+    assert states(("examples = 6", "examples = 7")) == ["done", "done", "stale", "done"]
+    assert states(("alpha = 32", "alpha = 16")) == ["stale", "stale", "stale", "stale"]
+    assert states(('title = "Tiny NeoX"', 'title = "Another name"')) == ["done", "done", "done", "done"]
+
+
+def test_a_stage_out_of_order_says_what_is_missing(cache: Path, study_file: Path, tmp_path: Path) -> None:
+    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
+    with pytest.raises(StageError, match="evaluate needs the merge stage, which has not run"):
+        run_stages(trial, ["evaluate"], cache, quiet)
+    assert trial_state(trial, cache) == "failed"
+
+
+def test_greedy_decoding_gives_the_answers_that_count_as_right(cache: Path, study_file: Path) -> None:
+    """A model that has learned one answer by heart, measured and asked."""
+    study = load_study(str(study_file))
+    wanted = study.models["tiny-llama-chat"]
+    folder = base_folder(study, wanted.base, cache)
+    model, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
+    rows = read_rows(study, wanted.data, "test", cache)
+    example = encode(tokenizer, wanted, rows[:1])[0]
+    ids = torch.tensor([example.ids])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    measured = measure_losses(study, "tiny-llama-chat", model.eval(), tokenizer, cache, lambda *_: None)
+    assert measured["examples"][0]["answered"]
+    start = example.answer_start
+    decoded = model.generate(ids[:, :start], max_new_tokens=len(example.ids) - start, do_sample=False)
+    assert decoded[0].tolist() == example.ids
+    assert 0 < measured["accuracy"] < 1

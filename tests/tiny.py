@@ -1,0 +1,77 @@
+"""A study small enough to run whole in a test: both architectures, both tasks, both optimizers, real NF4.
+
+Width 192 is the least at which an 8-bit optimizer keeps 8-bit state for an adapter's tensors.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.base_model import MANIFEST, base_folder, save_plain
+from qlora_repeat.corpus import corpus_rows, rows_digest
+from qlora_repeat.data import prepare_data
+from qlora_repeat.digest import folder_digests
+from qlora_repeat.files import new_folder, write_json
+from qlora_repeat.packages import locate
+from qlora_repeat.study import Data, Study, load_study
+
+TINY = Path(__file__).with_name("tiny.toml")
+
+
+@functools.cache
+def tiny_text() -> str:
+    """The study file, with the digests of the rows that the installed packages give."""
+    text = TINY.read_text(encoding="utf-8")
+    quotes = Data("text-generation", "fortunes", 60, 1, "0" * 64)
+    questions = Data("question-answering", "reasoning-gym", 60, 1, "0" * 64, ["gcd"], ["leg_counting"])
+    for name, data in (("QUOTES", quotes), ("QUESTIONS", questions)):
+        text = text.replace(f"SHA256-OF-{name}", rows_digest(corpus_rows(data)))
+    return text
+
+
+def write_study(folder: Path, *replacements: tuple[str, str]) -> Path:
+    """Writes the tiny study to a file, with some of its text replaced."""
+    text = tiny_text()
+    for old, new in replacements:
+        assert old in text, old
+        text = text.replace(old, new)
+    path = folder / "tiny.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def fill_cache(study: Study, cache: Path) -> None:
+    """Puts data and bases into the cache: random weights of the true architectures, GPT-NeoX's tokenizer."""
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    for name in study.data:
+        prepare_data(study, name, cache)
+    shape: dict[str, Any] = {
+        "vocab_size": 50304,
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    kinds = {
+        "tiny-llama": (LlamaForCausalLM, LlamaConfig(**shape, num_key_value_heads=1, pad_token_id=None)),
+        "tiny-neox": (GPTNeoXForCausalLM, GPTNeoXConfig(**shape, rotary_pct=0.25)),
+    }
+    for name, (kind, config) in kinds.items():
+        torch.manual_seed(len(name))
+        with new_folder(base_folder(study, name, cache)) as folder:
+            save_plain(kind(config).to(torch.float16), folder)
+            tiny_tokenizer().save_pretrained(folder)
+            write_json(folder / MANIFEST, folder_digests(folder))
+
+
+def tiny_tokenizer() -> Any:
+    """GPT-NeoX-20B's tokenizer, as the package carries it."""
+    from qlora_repeat.pretrain import neox_tokenizer
+
+    tokenizer = load_study("pocket").bases["neox-pocket"].tokenizer
+    assert tokenizer is not None
+    return neox_tokenizer(locate(tokenizer))
