@@ -69,10 +69,8 @@ help: ## show this list
 # The environment. Each stamp is made last, so that an interrupted set-up starts over. .packages holds the name
 # of the torch build inside, and asking for another makes .venv anew; `auto` accepts the one that is there.
 
-# What a Python needs: a name may be a shim for a version that is not there, and pycosat comes as C source.
-FITS := import ensurepip, os, shutil, sys, sysconfig, venv; sys.exit(not ( \
-	(3, 11) <= sys.version_info < (3, 13) and shutil.which(sysconfig.get_config_var("CC").split()[0]) \
-	and os.path.exists(sysconfig.get_path("include") + "/Python.h")))
+# What a Python needs; a name may be a shim for a version that is not there.
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 
 ifeq ($(filter auto cpu cuda,$(ACCELERATOR)),)
 $(error ACCELERATOR is auto, cpu or cuda, not "$(ACCELERATOR)")
@@ -84,8 +82,8 @@ endif
 .venv/.packages: $(wildcard lockfiles/*.txt)
 	@for python in $(PYTHON) none; do "$$python" -c '$(FITS)' 2>/dev/null && break; done
 	if [ "$$python" = none ]; then
-		echo "No Python 3.11 or 3.12 with venv, headers and a C compiler (Debian: python3-venv python3-dev gcc);" \
-			"tried $(PYTHON). Name one: make PYTHON=/path/to/python3" >&2
+		echo "No Python 3.11 or 3.12 with venv (Debian: python3-venv); tried $(PYTHON)." \
+			"Name one: make PYTHON=/path/to/python3" >&2
 		exit 1
 	fi
 	accelerator=$(ACCELERATOR)

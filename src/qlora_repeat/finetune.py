@@ -92,18 +92,20 @@ def _trainer(
     trial: Trial, model: Any, tokenizer: Any, examples: list[Any], seeds: dict[str, int], report: Report
 ) -> Any:
     from datasets import Dataset
-    from transformers import DataCollatorForSeq2Seq
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback
 
     from qlora_repeat.tracing import TracingTrainer
 
     rows = [{"input_ids": example.ids, "labels": example.ids} for example in examples]
-    return TracingTrainer(
+    trainer = TracingTrainer(
         model=model,
         args=_arguments(trial.study, trial.model.training, trial.optimizer, trial.folder, seeds),
         train_dataset=Dataset.from_list(rows),
         data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; masks no end-of-text token
         report=report,
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _arguments(study: Study, training: Training, optimizer: str, folder: Path, seeds: dict[str, int]) -> Any:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.digest import folder_digests, json_digest
+from qlora_repeat.digest import json_digest
 
 PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors",
@@ -35,10 +35,12 @@ def packages() -> dict[str, str]:
 
 @functools.cache
 def lock_digest() -> str | None:
-    """The digest of the runtime lock files, or None where the kit does not run from a checkout."""
-    folder = ROOT / "lockfiles"
-    digests = {name: digest for name, digest in folder_digests(folder).items() if name in _RUNTIME_LOCKS}
-    return json_digest(digests) if digests else None
+    """The digest of what the runtime lock files pin, or None where the kit does not run from a checkout."""
+    paths = [ROOT / "lockfiles" / name for name in _RUNTIME_LOCKS]
+    if not all(path.is_file() for path in paths):
+        return None
+    lines = [line.strip() for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    return json_digest([line for line in lines if line and not line.startswith("#")])
 
 
 _RUNTIME_LOCKS = ("runtime.txt", "torch-cpu.txt", "torch-cuda.txt", "pocket.txt")

@@ -14,7 +14,7 @@ def package_folder(package: str, import_name: str) -> Path:
     Raises:
         MissingError: it is not installed; says how to install it.
     """
-    spec = importlib.util.find_spec(import_name)
+    spec = importlib.util.find_spec(import_name) if import_name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise MissingError(
             f"package {package} is not installed; `make setup` installs it, "

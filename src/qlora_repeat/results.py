@@ -9,8 +9,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from qlora_repeat.errors import MissingError, UsageError
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,26 @@ def read_results(path: Path) -> list[TrialResult]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise MissingError(f"{path}: no collected results; run `qlora-repeat collect` first") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file; run `qlora-repeat collect` again") from None
     return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _parse(line: str, where: str) -> TrialResult:
     try:
         row = json.loads(line)
-        responses = [Response(**response) for response in row.pop("responses", [])]
-        return TrialResult(**row, responses=responses)
+        responses = [_checked(Response(**response)) for response in row.pop("responses", [])]
+        return _checked(TrialResult(**row, responses=responses))
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{where}: not a row of collected results ({error})") from None
+
+
+def _checked(row: _Row) -> _Row:
+    """The row, once every value has the type that its field says."""
+    for name, hint in get_type_hints(type(row)).items():
+        allowed = get_args(hint) if get_origin(hint) is UnionType else (get_origin(hint) or hint,)
+        value = getattr(row, name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and float in allowed
+        if not whole and type(value) not in allowed:
+            raise ValueError(f"{name} is {value!r}")
+    return row

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from qlora_repeat.base_model import base_bytes
 from qlora_repeat.digest import file_digest
 from qlora_repeat.errors import KitError, StageError
-from qlora_repeat.files import write_json
+from qlora_repeat.files import require_space, write_json
 from qlora_repeat.inputs import base_inputs, changed_inputs, stage_inputs
 from qlora_repeat.lock import exclusive, live_owner
 from qlora_repeat.record import Record, damaged_file, now, read_record, write_record
@@ -80,8 +81,10 @@ def run_stages(
 
     Raises:
         BusyError: another process works on the trial.
+        MissingError: the disk has no room for merged weights.
         StageError: a stage before a wanted one is not done, or a stage failed.
     """
+    require_space(trial.folder, base_bytes(trial.study, trial.model.base, cache), "QLORA_REPEAT_RUNS")
     with exclusive(trial.lock, trial.name), _failure_noted(trial):
         for stage in stages:
             states = stage_states(trial, cache)
@@ -202,7 +205,9 @@ def _failure_noted(trial: Trial) -> Iterator[None]:
             write_json(trial.failure, {"time": now(), "error": f"{type(error).__name__}: {error}"})
         if isinstance(error, (KitError, AssertionError, TypeError, NameError, AttributeError)):
             raise
-        raise StageError(f"{trial.name}: {type(error).__name__}: {error}") from error
+        raise StageError(
+            f"{trial.name}: {type(error).__name__}: {error}; what was done before is kept"
+        ) from error
 
 
 def failure_of(trial: Trial) -> str | None:

@@ -24,7 +24,8 @@ def explanations(study: Study, runs: Path, cache: Path) -> list[str]:
     for trial in all_trials(study, runs):
         state = trial_state(trial, cache)
         if state == "failed":
-            lines.append(f"{trial.name} failed: {failure_of(trial)}; see {trial.log}")
+            more = f"; see {trial.log}" if trial.log.is_file() else ""
+            lines.append(f"{trial.name} failed: {failure_of(trial)}{more}")
         elif state == "stale":
             changes = {change for each in stage_states(trial, cache).values() for change in each.changed}
             lines.append(f"{trial.name} is stale, changed since: {', '.join(sorted(changes))}")

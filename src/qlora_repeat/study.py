@@ -8,6 +8,7 @@ learning rate, schedule and length.
 import difflib
 import json
 import re
+import string
 import tomllib
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 
 from qlora_repeat.errors import MissingError, UsageError
 
 STUDIES = Path("studies")
-_STRICT = ConfigDict(extra="forbid", strict=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Positive = Annotated[int, Field(gt=0)]
@@ -62,6 +64,10 @@ class Pretraining:
     threads: Positive = 2
     """CPU threads, part of what determines the bits."""
 
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide the hidden size {self.hidden_size}")
+
 
 @dataclass(frozen=True, config=_STRICT)
 class Base:
@@ -94,6 +100,10 @@ class Data:
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     prompts: list[str] = field(default_factory=list)
     """Text generation: the prompts. Question answering: how the test rows to be asked begin."""
+
+    def __post_init__(self) -> None:
+        if self.source == "reasoning-gym" and not self.families and not self.families_with_options:
+            raise ValueError("give families or families_with_options")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -225,8 +235,21 @@ class Study:
                 value = getattr(model, key)
                 if value not in known:
                     raise ValueError(f"models.{name}.{key} is {value!r}; the study has {', '.join(known)}")
+            _check_template(f"models.{name}.template", model.template, self.data[model.data].task)
         if len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError("optimizers names one twice")
+
+
+def _check_template(key: str, template: str, task: Task) -> None:
+    wanted = {"quote"} if task == "text-generation" else {"instruction", "answer"}
+    try:
+        found = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}; write a brace that is meant as such twice") from None
+    if found != wanted:
+        raise ValueError(
+            f"{key} must have {' and '.join(f'{{{name}}}' for name in sorted(wanted))}, and no others"
+        )
 
 
 def study_path(study: str) -> Path:
@@ -251,9 +274,16 @@ def load_study(study: str) -> Study:
         raise UsageError(f"{path}: not a readable TOML file: {error}") from None
     try:
         # As JSON: there, strict means that no text passes for a number, while a table may become a dataclass.
-        return TypeAdapter(Study).validate_json(json.dumps(_with_shared_training(content), default=str))
+        as_json = json.dumps(_with_shared_training(content), default=_refuse)
+        return TypeAdapter(Study).validate_json(as_json)
     except ValidationError as error:
         raise UsageError(f"{path}: {_explain(error)}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _refuse(value: object) -> None:
+    raise ValueError(f"{value} is not a text, number, list or table")
 
 
 def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
@@ -268,22 +298,30 @@ def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first problem, in one line: the key, what was expected, what was found."""
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"] if not _is_type_tag(part)) or "the study"
+    """The problem that helps most, in one line: the key, what was expected, what was found."""
+    problems = error.errors()
+    # A misspelt key is also a missing one.
+    problem = next((each for each in problems if each["type"] == "unexpected_keyword_argument"), problems[0])
+    key = _key(problem)
     if problem["type"] == "unexpected_keyword_argument":
         return f"unknown key {key}{_suggestion(str(problem['loc'][-1]))}"
     if problem["type"] == "missing":
         return f"key {key} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    expected = " or: ".join(
+        each["msg"].removeprefix("Value error, ") for each in problems if _key(each) == key
+    )
     if isinstance(problem["input"], (str, int, float, bool)):
-        return f"key {key}: {message} (found {problem['input']!r})"
-    return f"key {key}: {message}"
+        return f"key {key}: {expected} (found {problem['input']!r})"
+    return f"key {key}: {expected}"
+
+
+def _key(problem: ErrorDetails) -> str:
+    return ".".join(str(part) for part in problem["loc"] if not _is_type_tag(part)) or "the study"
 
 
 def _is_type_tag(part: int | str) -> bool:
     """Whether pydantic put this part of a location in to name a member of a union."""
-    return isinstance(part, str) and re.search(r"[\[(]|^(int|float|str)$", part) is not None
+    return isinstance(part, str) and re.search(r"[\[(]|^(constrained-)?(int|float|str)$", part) is not None
 
 
 def _suggestion(unknown: str) -> str:

@@ -64,7 +64,7 @@ def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def console(quiet: bool = False) -> Console:
     """Where progress is shown; not standard output, which is for results."""
-    return Console(stderr=True, quiet=quiet)
+    return Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, highlight=False)
 
 
 def silence_libraries(verbose: bool) -> None:

@@ -63,7 +63,7 @@ def require_fetched(study: Study, cache: Path, out: Console) -> None:
     from qlora_repeat.fetch import fetch, needed
 
     if not all(item.present for item in needed(study, cache)):
-        fetch(study, cache, lambda line: out.print(line, markup=False, highlight=False))
+        fetch(study, cache, lambda line: out.print(line))
 
 
 def run_here(
@@ -80,7 +80,7 @@ def run_here(
 
         def watch(stage: str, done: int, total: int, loss: float | None) -> None:
             if stage not in tasks:
-                out.print(f"{trial.name}: {stage}", markup=False, highlight=False)
+                out.print(f"{trial.name}: {stage}")
                 tasks[stage] = bars.add_task(stage, total=total)
             note = stage if loss is None else f"{stage} loss {loss:.3f}"
             bars.update(tasks[stage], completed=done, total=total, description=note)
@@ -117,13 +117,13 @@ def run_all(
         return 0
     workers = min(jobs or default_workers(study), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
-    out.print(f"study {study.name}: {len(waiting)} jobs, {workers} at a time", highlight=False)
+    out.print(f"study {study.name}: {len(waiting)} jobs, {workers} at a time")
     try:
         with Display(out, waiting, workers) as display:
             errors = run_jobs(waiting, stages, study_file, runs, cache, workers, display, force=force)
     except KeyboardInterrupt:
         left = len(open_jobs(study, stages, runs, cache))
-        out.print(f"Stopped; {left} of {len(waiting)} jobs are left, and the same command goes on with them.")
+        out.print(f"{left} of {len(waiting)} jobs are left; the same command goes on with them.")
         raise
     if errors:
         raise StageError(f"{len(errors)} of {len(waiting)} jobs failed: {errors[0]}")
