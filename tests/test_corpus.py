@@ -13,7 +13,8 @@ import pytest
 
 from qlora_repeat import corpus
 from qlora_repeat.corpus import Row, attributed_quote, corpus_rows, json_lines, rows_digest, with_options
-from qlora_repeat.errors import MissingError
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.pretrain import pretraining_texts
 from qlora_repeat.study import Data, load_study
 
 OPTIONS = re.compile(r" A: (.+) B: (.+) C: (.+) D: (.+)$")
@@ -62,9 +63,8 @@ def test_rows_are_single_lines_without_control_characters(rows: list[Row]) -> No
     assert [text for text in texts if text != text.strip() or not text] == []
 
 
-def test_quotes_are_short_and_without_author(quotes: list[Row]) -> None:
+def test_quotes_are_short(quotes: list[Row]) -> None:
     assert all(20 <= len(row["quote"]) <= 300 for row in quotes)
-    assert not any(re.search(r"\s-- \w", row["quote"][-40:]) for row in quotes)
 
 
 def test_families_take_turns(questions: list[Row]) -> None:
@@ -111,7 +111,10 @@ def test_options_follow_the_seed() -> None:
     ("fortune", "quote"),
     [
         ("It is better to\nwait than to hurry.\n\t\t-- Anonymous", "It is better to wait than to hurry."),
-        ("A saying -- with dashes -- of some length.\n\t\t-- B", "A saying -- with dashes -- of some length."),
+        (
+            "A saying -- with dashes -- of some length.\n\t\t-- B",
+            "A saying -- with dashes -- of some length.",
+        ),
         ("It is better to wait than to hurry.", None),
         ("It is better to wait than to hurry.\n\t\t-- ", None),
         ("Too short.\n\t\t-- Anonymous", None),
@@ -124,12 +127,31 @@ def test_a_quote_is_a_plain_paragraph_with_an_author(fortune: str, quote: str | 
     assert attributed_quote(fortune) == quote
 
 
-def test_another_seed_gives_other_rows_of_the_same_kind() -> None:
+def test_a_distant_seed_gives_other_rows_of_the_same_kind() -> None:
+    """Near ones share most: reasoning-gym adds a row's number to the seed."""
     one, two = (
-        corpus_rows(Data("question-answering", "reasoning-gym", 20, seed, "0" * 64, ["gcd"])) for seed in (1, 2)
+        corpus_rows(Data("question-answering", "reasoning-gym", 20, seed, "0" * 64, ["gcd"]))
+        for seed in (1, 1000)
     )
     assert len(one) == len(two) == 20
     assert not {row["instruction"] for row in one} & {row["instruction"] for row in two}
+
+
+@pytest.mark.xfail(
+    strict=True, reason="seeds 1 and 2 share their questions, of which only those without options go"
+)
+def test_what_the_pocket_model_is_pretrained_on_is_not_in_the_study() -> None:
+    whole = load_study("pocket")
+    settings = whole.bases["neox-pocket"].pretraining
+    assert settings is not None
+    few = dataclasses.replace(whole.data["instructions"], families=["gcd"], rows=5 * 50)
+    study = dataclasses.replace(whole, data={"quotes": whole.data["quotes"], "instructions": few})
+    fortunes, questions = pretraining_texts(study, settings)
+    assert not {row["quote"] for row in corpus_rows(study.data["quotes"])} & set(fortunes)
+    asked = {OPTIONS.sub("", row["instruction"]) for row in corpus_rows(few)}
+    learned = {OPTIONS.sub("", text.rpartition(" ")[0]) for text in questions}  # without the answer, one word
+    assert learned & asked == set()
+    assert len(questions) > few.rows / 2
 
 
 def test_rows_become_one_line_each_whatever_is_in_them() -> None:
@@ -156,8 +178,14 @@ def test_a_missing_file_of_a_package_is_named(tmp_path: Path, monkeypatch: pytes
         corpus_rows(pocket("quotes"))
 
 
+def test_a_family_that_there_is_not_is_named() -> None:
+    data = Data("question-answering", "reasoning-gym", 10, 1, "0" * 64, ["gdc"])
+    with pytest.raises(UsageError, match="reasoning-gym has no task family 'gdc'"):
+        corpus_rows(data)
+
+
 @pytest.mark.xfail(strict=True, raises=ValueError, reason="random.sample fails instead, with a traceback")
 def test_a_family_with_too_few_answers_for_four_options_is_named() -> None:
     data = Data("question-answering", "reasoning-gym", 10, 1, "0" * 64, [], ["syllogism"])
-    with pytest.raises(MissingError, match="syllogism"):
+    with pytest.raises((MissingError, UsageError), match="syllogism"):
         corpus_rows(data)

@@ -150,7 +150,9 @@ def test_questions_are_found_in_the_test_part_by_how_they_begin(study: Study, ca
     assert legs.shown == next(text for text in asked if text.startswith("Your task is to count"))
     assert gcd.shown == next(text for text in asked if text.startswith("Find the Greatest"))
     assert (legs.has_options, gcd.has_options) == (True, False)
-    assert legs.fed == f"<s><INST> {legs.shown} </INST>", "without the space that belongs to the answer's token"
+    assert legs.fed == f"<s><INST> {legs.shown} </INST>", (
+        "without the space that belongs to the answer's token"
+    )
 
 
 def test_a_prompt_that_no_row_begins_with_is_named(cache: Path, tmp_path: Path) -> None:

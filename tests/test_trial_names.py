@@ -25,12 +25,18 @@ def test_all_trials_stand_in_the_order_of_the_study(study: Study) -> None:
 
 
 def test_every_trial_is_found_by_its_name(study: Study) -> None:
-    assert [find_trial(study, trial.name, RUNS) for trial in all_trials(study, RUNS)] == all_trials(study, RUNS)
+    assert [find_trial(study, trial.name, RUNS) for trial in all_trials(study, RUNS)] == all_trials(
+        study, RUNS
+    )
 
 
 def test_no_two_trials_share_a_path(study: Study) -> None:
     trials = all_trials(study, RUNS)
-    paths = [path for trial in trials for path in (trial.adapter, trial.merged, trial.trace, trial.log, trial.failure)]
+    paths = [
+        path
+        for trial in trials
+        for path in (trial.adapter, trial.merged, trial.trace, trial.log, trial.failure)
+    ]
     paths += [path for trial in trials for path in (trial.lock, *map(trial.record, STAGES))]
     paths += {trial.base_record for trial in trials}
     assert len(set(paths)) == len(paths)

@@ -59,7 +59,7 @@ def _take(path: Path, mine: Path, what: str) -> None:
 
 
 def _linked(mine: Path, path: Path) -> bool:
-    """Whether `path` could be made a name of the file `mine`: atomic and never half written, also over NFS."""
+    """Whether `path` could be made a name of the file `mine`: at once and never half written, even over NFS."""
     try:
         os.link(mine, path)
     except FileExistsError:
