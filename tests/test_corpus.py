@@ -100,8 +100,10 @@ def test_the_letter_is_that_of_the_one_right_option(questions: list[Row]) -> Non
 
 def test_options_follow_the_seed() -> None:
     rows = [{"instruction": f"Which is {number}?", "answer": str(number)} for number in range(8)]
-    assert with_options(rows, 1) == with_options(rows, 1) != with_options(rows, 2)
-    for number, row in enumerate(with_options(rows, 1)):
+    assert (
+        with_options(rows, 1, "family") == with_options(rows, 1, "family") != with_options(rows, 2, "family")
+    )
+    for number, row in enumerate(with_options(rows, 1, "family")):
         question, options = options_of(row)
         assert question == f"Which is {number}?"
         assert options["ABCD".index(row["answer"])] == str(number)
@@ -137,9 +139,6 @@ def test_a_distant_seed_gives_other_rows_of_the_same_kind() -> None:
     assert not {row["instruction"] for row in one} & {row["instruction"] for row in two}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="seeds 1 and 2 share their questions, of which only those without options go"
-)
 def test_what_the_pocket_model_is_pretrained_on_is_not_in_the_study() -> None:
     whole = load_study("pocket")
     settings = whole.bases["neox-pocket"].pretraining
@@ -184,7 +183,6 @@ def test_a_family_that_there_is_not_is_named() -> None:
         corpus_rows(data)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="random.sample fails instead, with a traceback")
 def test_a_family_with_too_few_answers_for_four_options_is_named() -> None:
     data = Data("question-answering", "reasoning-gym", 10, 1, "0" * 64, [], ["syllogism"])
     with pytest.raises((MissingError, UsageError), match="syllogism"):

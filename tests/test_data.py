@@ -97,7 +97,6 @@ def not_utf8(folder: Path) -> None:
     (folder / "train.jsonl").write_bytes(b"\xff")
 
 
-@pytest.mark.xfail(strict=True, reason="`fetch` says that the data are not there, and to run `fetch`")
 @pytest.mark.parametrize("spoil", [without_one_part, not_utf8])
 def test_spoilt_data_are_told_another_way_out_than_fetching_again(
     study: Study, own_cache: Path, spoil: Any

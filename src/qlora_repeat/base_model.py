@@ -66,7 +66,7 @@ def check_base(study: Study, name: str, cache: Path) -> None:
     """
     folder = base_folder(study, name, cache)
     if base_digest(study, name, cache) is None:
-        raise MissingError(f"{folder}: base {name} is not there; run `qlora-repeat fetch {study.name}`")
+        raise MissingError(f"{folder}: base {name} is not there; run `qlora-repeat fetch` for this study")
     for file, expected in json.loads((folder / MANIFEST).read_text("utf-8")).items():
         if not (folder / file).is_file() or file_digest(folder / file) != expected:
             raise MissingError(f"{folder / file} was changed; delete the folder and run `qlora-repeat fetch`")

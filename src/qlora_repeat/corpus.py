@@ -1,5 +1,6 @@
 """The rows of a study's data, from the packages that carry or generate them, before any split."""
 
+import importlib.util
 import json
 import random
 import re
@@ -92,13 +93,16 @@ def question_rows(data: Data, seed: int, count: int) -> list[Row]:
     columns = []
     for position, family in enumerate(families):
         rows = _unique_questions(family, seed, each)
-        columns.append(with_options(rows, seed + position) if family in data.families_with_options else rows)
+        columns.append(
+            with_options(rows, seed + position, family) if position >= len(data.families) else rows
+        )
     return [row for turn in zip(*columns, strict=True) for row in turn][:count]
 
 
 def _unique_questions(family: str, seed: int, count: int) -> list[Row]:
     # reasoning-gym imports pycosat, C source without wheels, for zebra puzzles, which no study here asks for.
-    sys.modules.setdefault("pycosat", ModuleType("pycosat"))
+    if importlib.util.find_spec("pycosat") is None:
+        sys.modules["pycosat"] = ModuleType("pycosat")
     from reasoning_gym import create_dataset
 
     answers: dict[str, str] = {}
@@ -108,17 +112,23 @@ def _unique_questions(family: str, seed: int, count: int) -> list[Row]:
         raise UsageError(f"data: reasoning-gym has no task family {family!r}") from None
     for item in questions:
         answers.setdefault(" ".join(item["question"].split()), str(item["answer"]).strip())
+        if len(answers) == count:
+            break
     if len(answers) < count:
         raise MissingError(
             f"reasoning-gym family {family}: {count} questions are asked for, it has {len(answers)}"
         )
-    return [{"instruction": question, "answer": answer} for question, answer in list(answers.items())[:count]]
+    return [{"instruction": question, "answer": answer} for question, answer in answers.items()]
 
 
-def with_options(rows: list[Row], seed: int) -> list[Row]:
+def with_options(rows: list[Row], seed: int, family: str) -> list[Row]:
     """Rows whose instruction ends in options A to D and whose answer is the letter of the right one."""
     draw = random.Random(seed)
     pool = sorted({row["answer"] for row in rows})
+    if len(pool) < 4:
+        raise UsageError(
+            f"data: reasoning-gym family {family} has too few answers ({len(pool)}) to offer four"
+        )
     offered = []
     for row in rows:
         options = [*draw.sample([answer for answer in pool if answer != row["answer"]], 3), row["answer"]]

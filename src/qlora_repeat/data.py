@@ -36,8 +36,8 @@ class Prompt:
 def data_folder(study: Study, name: str, cache: Path) -> Path:
     """Where prepared data stand in the cache: another seed, source or split is another folder."""
     data = study.data[name]
-    identity = [data.source, data.rows, data.seed, data.families, data.families_with_options]
-    return cache / "data" / f"{name}-{json_digest([*identity, data.test_share, study.randomness.split])[:16]}"
+    rows = [data.source, data.rows, data.seed, data.families, data.families_with_options, data.sha256]
+    return cache / "data" / f"{name}-{json_digest([*rows, data.test_share, study.randomness.split])[:16]}"
 
 
 def prepare_data(study: Study, name: str, cache: Path) -> None:
@@ -85,9 +85,9 @@ def read_rows(study: Study, name: str, part: str, cache: Path) -> list[Row]:
         text = (folder / f"{part}.jsonl").read_text(encoding="utf-8")
         expected = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))[part]
     except (OSError, ValueError, KeyError):
-        raise MissingError(
-            f"{folder}: data {name} are not there; run `qlora-repeat fetch {study.name}`"
-        ) from None
+        text, expected = "", None
+    if data_digest(study, name, cache) is None:
+        raise MissingError(f"{folder}: data {name} are not there; run `qlora-repeat fetch` for this study")
     if text_digest(text) != expected:
         raise MissingError(
             f"{folder}/{part}.jsonl was changed; delete the folder and run `qlora-repeat fetch`"

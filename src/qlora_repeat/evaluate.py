@@ -6,12 +6,12 @@ from typing import Any
 
 from qlora_repeat.base_model import base_folder, check_base, load_full, load_tokenizer
 from qlora_repeat.data import Prompt, encode, read_rows, study_prompts
-from qlora_repeat.finetune import Report
 from qlora_repeat.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.randomness import stream_seed
 from qlora_repeat.respond import answer_letter, respond
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Trial
+from qlora_repeat.watch import Report
 
 
 def evaluate(trial: Trial, cache: Path, report: Report) -> dict[str, Any]:

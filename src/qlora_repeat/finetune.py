@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from qlora_repeat.memory import peak_memory, reset_peak_memory
 from qlora_repeat.randomness import stream_seed, torch_stream
 from qlora_repeat.study import Study, Training
 from qlora_repeat.trial import Trial
-
-Report = Callable[[int, int, float | None], None]
-"""Told how much is done, of how much, and the loss, if there is one."""
+from qlora_repeat.watch import Report
 
 OPTIMIZERS = {"adamw-8bit": "paged_adamw_8bit", "adamw-32bit": "paged_adamw_32bit"}
 

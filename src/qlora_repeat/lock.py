@@ -1,14 +1,13 @@
 """One process per trial: a lock file that names its owner."""
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from qlora_repeat.errors import BusyError
 from qlora_repeat.files import write_json
@@ -22,7 +21,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         BusyError: another process holds it; says which.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
     mine = path.with_name(f".{path.name}.{owner['host']}.{owner['pid']}")
     write_json(mine, owner)
     try:
@@ -36,47 +35,46 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
 
 
 def _take(path: Path, mine: Path, what: str) -> None:
-    if _linked(mine, path):
-        return
-    if (holder := live_owner(path)) is not None:
-        raise BusyError(
-            f"{what}: process {holder['pid']} on {holder['host']} works on it; wait, or stop that one"
-        )
-    # The owner is dead. Only one process at a time may act on that, and it looks again: by now another may
-    # have taken the lock over and be alive.
-    guard = path.with_name(f"{path.name}.takeover")
-    if not _linked(mine, guard):
-        if live_owner(guard) is None:
-            guard.unlink(missing_ok=True)
-        raise BusyError(f"{what}: another process is taking it over from one that died; try again")
+    """Makes `path` a name of the file `mine`.
+
+    Processes of one host take turns on the folder's own lock, which the kernel releases however one ends:
+    none removes what another has just taken. Another host's lock is never removed; a link is all or nothing.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         if live_owner(path) is None:
             path.unlink(missing_ok=True)
-        if not _linked(mine, path):
-            raise BusyError(f"{what}: another process took it just now")
-    finally:
-        guard.unlink(missing_ok=True)
-
-
-def _linked(mine: Path, path: Path) -> bool:
-    """Whether `path` could be made a name of the file `mine`: at once and never half written, even over NFS."""
-    try:
         os.link(mine, path)
     except FileExistsError:
-        return False
-    return True
+        holder = live_owner(path) or {"pid": "?", "host": "?"}
+        raise BusyError(
+            f"{what}: process {holder['pid']} on {holder['host']} works on it; "
+            f"wait, stop that one, or delete {path} if it is no more"
+        ) from None
+    finally:
+        os.close(folder)
 
 
 def live_owner(path: Path) -> dict[str, Any] | None:
     """Who holds a lock; None if nobody does, or its owner has died on this host."""
     try:
         owner: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return owner if owner["host"] != socket.gethostname() or _lives(owner) else None
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        dead = owner["host"] == socket.gethostname() and _start_ticks(owner["pid"]) != owner["started"]
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"pid": "unknown", "host": "a host unknown"}
+    return None if dead else owner
 
 
-def _lives(owner: dict[str, Any]) -> bool:
-    process = psutil.Process(owner["pid"])
-    # A number may belong to a later process by now, and a zombie keeps its number.
-    return process.create_time() == owner["started"] and process.status() != psutil.STATUS_ZOMBIE
+def _start_ticks(pid: int) -> int | None:
+    """When a process started, in ticks since the machine did (proc(5)); None if it is no more, or a zombie.
+
+    With the number it identifies a process: a number alone may belong to a later one by now.
+    """
+    try:
+        state, *fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else int(fields[18])

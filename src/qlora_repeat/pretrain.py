@@ -50,14 +50,16 @@ def pretraining_texts(study: Study, settings: Pretraining) -> tuple[list[str], l
             quotes.update(_one_line(text) for text in fortunes() if plain(text))
             quotes = {quote for quote in quotes - taken if len(quote) <= 400}
         else:
-            taken = {row["instruction"] for row in corpus_rows(data)}
-            rows = question_rows(data, settings.question_seed, data.rows)
-            questions |= {
-                row["instruction"]: row["answer"] for row in rows if row["instruction"] not in taken
-            }
-    return _shuffled(quotes, settings.seed), _shuffled(
-        {f"{q} {a}" for q, a in questions.items()}, settings.seed
-    )
+            taken = {_without_options(row["instruction"]) for row in corpus_rows(data)}
+            for row in question_rows(data, settings.question_seed, data.rows):
+                if _without_options(row["instruction"]) not in taken:
+                    questions[row["instruction"]] = row["answer"]
+    asked = {f"{question} {answer}" for question, answer in questions.items()}
+    return _shuffled(quotes, settings.seed), _shuffled(asked, settings.seed)
+
+
+def _without_options(instruction: str) -> str:
+    return instruction.partition(" A: ")[0]
 
 
 def _shuffled(texts: set[str], seed: int) -> list[str]:

@@ -45,5 +45,5 @@ def respond(
 
 def answer_letter(response: str) -> str | None:
     """The option that a response gives: its first A, B, C or D that stands alone."""
-    found = re.search(r"(?<![A-Za-z])[ABCD](?![A-Za-z'’])", response)
+    found = re.search(r"(?<![^\W_])[ABCD](?!['’]?[^\W_])", response)
     return found[0] if found else None

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,9 @@ from qlora_repeat.lock import exclusive, live_owner
 from qlora_repeat.record import Record, damaged_file, now, read_record, write_record
 from qlora_repeat.study import Study
 from qlora_repeat.trial import STAGES, Stage, Trial, base_record
+from qlora_repeat.watch import Watch
 
 State = Literal["done", "running", "stale", "failed", "missing"]
-Watch = Callable[[str, int, int, float | None], None]
-"""Told of progress: the stage, how much is done, of how much, and the loss, if there is one."""
 
 
 @dataclass(frozen=True)

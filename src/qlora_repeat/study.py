@@ -241,15 +241,14 @@ class Study:
 
 
 def _check_template(key: str, template: str, task: Task) -> None:
-    wanted = {"quote"} if task == "text-generation" else {"instruction", "answer"}
+    wanted = ["quote"] if task == "text-generation" else ["instruction", "answer"]
     try:
-        found = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        found = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise ValueError(f"{key}: {error}; write a brace that is meant as such twice") from None
-    if found != wanted:
-        raise ValueError(
-            f"{key} must have {' and '.join(f'{{{name}}}' for name in sorted(wanted))}, and no others"
-        )
+    if found != [(name, "", None) for name in wanted]:
+        listed = ", then ".join(f"{{{name}}}" for name in wanted)
+        raise ValueError(f"{key} must have {listed}, and no others")
 
 
 def study_path(study: str) -> Path:

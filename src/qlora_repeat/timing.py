@@ -7,10 +7,10 @@ from typing import Any
 
 from qlora_repeat.base_model import load_full, load_tokenizer
 from qlora_repeat.data import Prompt, study_prompts
-from qlora_repeat.finetune import Report
 from qlora_repeat.randomness import stream_seed
 from qlora_repeat.respond import respond
 from qlora_repeat.trial import Trial
+from qlora_repeat.watch import Report
 
 
 def time_responses(trial: Trial, cache: Path, report: Report) -> dict[str, Any]:

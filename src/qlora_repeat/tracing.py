@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from qlora_repeat.finetune import Report
+from qlora_repeat.watch import Report
 
 
 class TracingTrainer(Trainer):  # type: ignore[misc]

@@ -115,7 +115,7 @@ def find_trial(study: Study, name: str, runs: Path) -> Trial:
         raise UsageError(
             f"trial {name!r}: study {study.name} has the optimizers {', '.join(study.optimizers)}"
         )
-    if not number.isdecimal() or not 1 <= int(number) <= study.trials:
+    if not number.isdecimal() or len(number) > 9 or not 1 <= int(number) <= study.trials:
         raise UsageError(f"trial {name!r}: study {study.name} numbers its trials 1 to {study.trials}")
     return Trial(study, model, optimizer, int(number), runs)
 

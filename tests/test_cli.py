@@ -1,0 +1,161 @@
+"""The command line: its help, its exit codes, and how it tells mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT, kit
+from tiny import write_study
+
+from qlora_repeat import __version__
+from qlora_repeat.cli import COMMANDS, cli
+from qlora_repeat.study import load_study
+from qlora_repeat.trial import all_trials
+
+HEAVY = {"torch", "transformers", "datasets", "bitsandbytes", "peft", "accelerate", "numpy"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_subcommand_has_help_with_an_example(command: str) -> None:
+    shown = CliRunner().invoke(cli, [command, "--help"])
+    assert shown.exit_code == 0
+    example = shown.output.partition("Example:\n")[2].splitlines()[0]
+    assert example.strip().startswith(f"qlora-repeat {command}")
+    assert CliRunner().invoke(cli, [command, "-h"]).output == shown.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_name_trials_and_studies_that_there_are(command: str) -> None:
+    help_text = CliRunner().invoke(cli, [command, "--help"]).output
+    arguments = help_text.partition("Example:\n")[2].splitlines()[0].split()[2:]
+    trials = [trial.name for trial in all_trials(load_study("pocket"), Path("runs"))]
+    assert all(argument in [*trials, "pocket"] for argument in arguments if not argument.startswith("-"))
+
+
+def test_help_lists_every_subcommand_and_the_exit_codes() -> None:
+    shown = kit("--help")
+    assert shown.returncode == 0
+    assert "Example:" in shown.stdout
+    assert [command for command in COMMANDS if f"\n  {command} " not in shown.stdout] == []
+    for code in ("0", "2", "3", "4", "5", "130"):
+        assert f" {code} " in shown.stdout.partition("Exit codes:")[2]
+
+
+def test_version() -> None:
+    shown = kit("--version")
+    assert (shown.returncode, shown.stdout.strip()) == (0, f"qlora-repeat, version {__version__}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["list", "STUDY"],
+        ["status", "STUDY"],
+        ["collect", "STUDY"],
+        ["fetch", "--help"],
+        ["run", "--help"],
+        ["tables", "--help"],
+        ["tables", "STUDY"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Path, tmp_path: Path) -> None:
+    given = [str(study_file) if argument == "STUDY" else argument for argument in arguments]
+    if arguments[0] in ("status", "collect", "tables") and "--help" not in arguments:
+        given += ["--runs", str(tmp_path / "runs")]
+    script = (
+        "import sys; from qlora_repeat.cli import main\n"
+        "try: main()\n"
+        "finally: print('loaded:', *{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *given], cwd=ROOT, capture_output=True, text=True)
+    loaded = set(done.stderr.partition("loaded:")[2].split())
+    assert "click" in loaded
+    assert loaded & HEAVY == set()
+    assert done.returncode == (3 if arguments == ["tables", "STUDY"] else 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("tabels", 2, "No such command 'tabels'"),
+        ("status --studdy x", 2, "No such option"),
+        ("run STUDY --jobs 0", 2, "--jobs"),
+        ("run STUDY --jobs many", 2, "--jobs"),
+        ("status STUDY --runs STUDY", 2, "is a file"),
+        ("status nonesuch", 3, "studies/nonesuch.toml: no such study file; studies in studies/: "),
+        ("list nonesuch", 3, "no such study file"),
+        ("run nonesuch", 3, "no such study file"),
+        ("fetch nonesuch", 3, "no such study file"),
+        ("tables nonesuch", 3, "no such study file"),
+        ("tables STUDY --runs RUNS", 3, "no collected results; run `qlora-repeat collect"),
+        ("tables --results RUNS/none.jsonl", 3, "RUNS/none.jsonl: no collected results"),
+        ("tables --results RUNS", 2, "is a directory"),
+        ("finetune", 2, "give one TRIAL (model/optimizer/number), or --all"),
+        ("merge tiny-neox/adamw-8bit/1 --all --study STUDY", 2, "give one TRIAL"),
+        ("evaluate tiny-neox --study STUDY", 2, "such as tiny-neox/adamw-8bit/1"),
+        ("time neox/adamw-8bit/1 --study STUDY", 2, "has the models tiny-neox, tiny-llama-chat"),
+        ("finetune tiny-neox/sgd/1 --study STUDY", 2, "has the optimizers adamw-8bit, adamw-32bit"),
+        ("trial tiny-neox/adamw-8bit/3 --study STUDY", 2, "numbers its trials 1 to 2"),
+        ("trial", 2, "Missing argument 'TRIAL'"),
+        ("trial tiny-neox/adamw-8bit/1 --study nonesuch", 3, "no such study file"),
+    ],
+)
+def test_a_mistake_ends_in_its_exit_code_and_one_line(
+    arguments: str, code: int, words: str, study_file: Path, tmp_path: Path
+) -> None:
+    places = {"STUDY": str(study_file), "RUNS": str(tmp_path / "runs")}
+    (tmp_path / "runs").mkdir()
+    for name, place in places.items():
+        arguments, words = arguments.replace(name, place), words.replace(name, place)
+    done = kit(*arguments.split())
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize("command", ["list", "status", "collect", "tables", "fetch", "run"])
+def test_every_subcommand_tells_a_mistake_in_the_study_file(command: str, tmp_path: Path) -> None:
+    path = write_study(tmp_path, ("trials = 2", "trials = 0"))
+    done = kit(command, path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"
+
+
+def test_a_record_that_is_none_is_named(study_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs/tiny/tiny-neox/adamw-8bit/trial-1/finetune.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    for command in ("status", "collect"):
+        done = kit(command, study_file, "--runs", tmp_path / "runs")
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"Error: {path}: not a readable record")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_study_that_has_not_run_has_a_row_for_each_trial(study_file: Path, tmp_path: Path) -> None:
+    shown = kit("status", study_file, "--runs", tmp_path / "runs")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.count("missing") == 8
+    collected = kit("collect", study_file, "--runs", tmp_path / "runs")
+    assert collected.returncode == 0
+    assert collected.stdout == f"{tmp_path}/runs/tiny/results.jsonl: 0 of 8 trials done\n"
+    assert len((tmp_path / "runs/tiny/results.jsonl").read_text().splitlines()) == 8
+
+
+def test_list_names_the_studies_and_the_trials(study_file: Path) -> None:
+    assert "pocket: pocket study, 56 trials" in kit("list").stdout.splitlines()
+    assert kit("list", study_file).stdout.splitlines()[0] == "tiny-neox/adamw-8bit/1"
+    assert len(kit("list", study_file).stdout.splitlines()) == 8
+
+
+def test_the_study_may_come_from_the_environment(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDY", str(study_file))
+    done = kit("trial", "x/y/1")
+    assert "has the models tiny-neox, tiny-llama-chat" in done.stderr

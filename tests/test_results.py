@@ -1,0 +1,137 @@
+"""Collected results: written and read back, and mistakes in them."""
+
+import dataclasses
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.results import Response, TrialResult, read_results, write_results
+
+ROW = TrialResult("tiny", "text-generation", "neox", "NeoX", "adamw-8bit", 1, "done")
+TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates and line breaks too
+RESPONSES = st.builds(
+    Response, prompt=TEXT, temperature=st.floats(), top_p=st.floats(), text=TEXT, answer=st.none() | TEXT
+)
+ROWS = st.builds(
+    TrialResult,
+    study=TEXT,
+    task=TEXT,
+    model=TEXT,
+    model_title=TEXT,
+    optimizer=TEXT,
+    trial=st.integers(),
+    status=TEXT,
+    perplexity=st.none() | st.floats(),
+    diverged_at=st.none() | st.integers(),
+    responses=st.lists(RESPONSES, max_size=3),
+    software=st.none() | TEXT,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(ROWS, max_size=4))
+def test_results_are_read_as_they_were_written(rows: list[TrialResult]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.jsonl"
+        write_results(rows, path)
+        assert repr(read_results(path)) == repr(rows)  # by repr, for NaN is not NaN
+        assert path.read_bytes().count(b"\n") == len(path.read_text().splitlines()) == len(rows)
+
+
+@pytest.mark.parametrize("text", ["\u2028", "\u2029\x85\x0b\x0c\x1c", "\r\n", "\ud800", "\x00", "🙂", "</s>"])
+def test_no_text_breaks_a_line(text: str, tmp_path: Path) -> None:
+    row = dataclasses.replace(ROW, responses=[Response("prompt", 1.0, 1.0, text)])
+    write_results([row, ROW], tmp_path / "results.jsonl")
+    assert read_results(tmp_path / "results.jsonl") == [row, ROW]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 5e-324, 0.1 + 0.2, 1e300, -0.0])
+def test_numbers_are_exact(value: float, tmp_path: Path) -> None:
+    write_results([dataclasses.replace(ROW, final_loss=value)], tmp_path / "results.jsonl")
+    (row,) = read_results(tmp_path / "results.jsonl")
+    assert row.final_loss is not None
+    assert row.final_loss.hex() == value.hex()
+
+
+def test_a_loss_that_is_no_number_stays_one(tmp_path: Path) -> None:
+    write_results([dataclasses.replace(ROW, final_loss=math.nan, diverged_at=3)], tmp_path / "results.jsonl")
+    (row,) = read_results(tmp_path / "results.jsonl")
+    assert row.final_loss is not None
+    assert math.isnan(row.final_loss)
+
+
+def test_keys_stand_in_the_order_of_the_class(tmp_path: Path) -> None:
+    write_results([ROW], tmp_path / "results.jsonl")
+    keys = list(json.loads((tmp_path / "results.jsonl").read_text()))
+    assert keys == [field.name for field in dataclasses.fields(TrialResult)]
+
+
+def test_no_results_are_no_rows(tmp_path: Path) -> None:
+    write_results([], tmp_path / "results.jsonl")
+    assert read_results(tmp_path / "results.jsonl") == []
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(ROW).items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        (without("status"), "status"),
+        (without("x") | {"perplexitty": 1.0}, "perplexitty"),
+        (without("x") | {"responses": [{"prompt": "p", "temperature": 1.0, "top_p": 1.0}]}, "text"),
+        (without("x") | {"responses": ["text"]}, "str"),
+        ([], "not a row"),
+        (None, "not a row"),
+        ("row", "not a row"),
+    ],
+)
+def test_a_wrong_row_is_told_by_line_and_key(row: Any, word: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results([ROW], path)
+    with path.open("a") as file:
+        file.write("\n" + json.dumps(row) + "\n")
+    with pytest.raises(UsageError) as caught:
+        read_results(path)
+    assert str(caught.value).startswith(f"{path}:3: not a row of collected results")
+    assert word in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_line_that_is_cut_off_is_told_by_number(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results([ROW, ROW], path)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(UsageError, match=r"results\.jsonl:2: not a row"):
+        read_results(path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"perplexity": "12"}, {"trial": "1"}, {"trial": None}, {"status": 3}, {"model": None}]
+)
+def test_a_value_of_another_type_is_told_by_line_and_key(wrong: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(dataclasses.asdict(ROW) | wrong) + "\n")
+    with pytest.raises(UsageError, match=rf"results\.jsonl:1: .*{next(iter(wrong))}"):
+        read_results(path)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"results\.jsonl"):
+        read_results(tmp_path / "results.jsonl")
+
+
+def test_missing_results_are_told_how_to_collect_them(tmp_path: Path) -> None:
+    with pytest.raises(
+        MissingError, match=r"results\.jsonl: no collected results; run `qlora-repeat collect`"
+    ):
+        read_results(tmp_path / "results.jsonl")
