@@ -137,7 +137,7 @@ def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> 
 
 
 def test_a_base_that_was_not_fetched_is_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"base tiny-neox is not there; run `qlora-repeat fetch tiny`"):
+    with pytest.raises(MissingError, match=r"base tiny-neox is not there; run `qlora-repeat fetch`"):
         check_base(study, "tiny-neox", tmp_path)
 
 
