@@ -37,11 +37,14 @@ def fetch_base(study: Study, name: str, cache: Path) -> None:
     base = study.bases[name]
     with new_folder(base_folder(study, name, cache)) as folder:
         if base.gguf is not None:
-            _convert_gguf(verified(base.gguf), folder)
-        elif base.tokenizer is not None:
+            model, tokenizer = _from_gguf(verified(base.gguf))
+        else:
             from qlora_repeat.pretrain import pretrain
 
-            pretrain(study, base, verified(base.tokenizer), folder)
+            assert base.tokenizer is not None, "a base without gguf has a tokenizer (checked by the study)"
+            model, tokenizer = pretrain(study, base, verified(base.tokenizer))
+        save_plain(model, folder)
+        tokenizer.save_pretrained(folder)
         write_json(folder / MANIFEST, folder_digests(folder))
 
 
@@ -72,16 +75,18 @@ def check_base(study: Study, name: str, cache: Path) -> None:
             raise MissingError(f"{folder / file} was changed; delete the folder and run `qlora-repeat fetch`")
 
 
-def _convert_gguf(path: Path, folder: Path) -> None:
-    """Writes a GGUF model as safetensors in float16, which holds each of its 4-bit values to 11 bits."""
+def _from_gguf(path: Path) -> tuple[Any, Any]:
+    """A GGUF model in float16, which holds each of its 4-bit values to 11 bits, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
     )
-    save_plain(model.to(torch.float16), folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    return model.to(torch.float16), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
 def save_plain(model: Any, folder: Path) -> None:

@@ -101,7 +101,7 @@ def question_rows(data: Data, seed: int, count: int) -> list[Row]:
 
 def _unique_questions(family: str, seed: int, count: int) -> list[Row]:
     # reasoning-gym imports pycosat, C source without wheels, for zebra puzzles, which no study here asks for.
-    if importlib.util.find_spec("pycosat") is None:
+    if "pycosat" not in sys.modules and importlib.util.find_spec("pycosat") is None:
         sys.modules["pycosat"] = ModuleType("pycosat")
     from reasoning_gym import create_dataset
 

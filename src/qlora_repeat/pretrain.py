@@ -16,11 +16,9 @@ VOCABULARY = 50432
 """GPT-NeoX-20B's embedding rows, of which its tokenizer uses 50,277."""
 
 
-def pretrain(study: Study, base: Base, tokenizer_file: Path, folder: Path) -> None:
-    """Pretrains from the fixed seed and writes model and tokenizer to `folder` in float16."""
+def pretrain(study: Study, base: Base, tokenizer_file: Path) -> tuple[Any, Any]:
+    """Pretrains from the fixed seed; the model in float16, and its tokenizer."""
     import torch
-
-    from qlora_repeat.base_model import save_plain
 
     settings = base.pretraining
     assert settings is not None, "a base with a tokenizer has a pretraining (checked by the study)"
@@ -36,8 +34,7 @@ def pretrain(study: Study, base: Base, tokenizer_file: Path, folder: Path) -> No
         model = _train(settings, streams)
     finally:
         torch.set_num_threads(threads)
-    save_plain(model.to(torch.float16), folder)
-    tokenizer.save_pretrained(folder)
+    return model.to(torch.float16), tokenizer
 
 
 def pretraining_texts(study: Study, settings: Pretraining) -> tuple[list[str], list[str]]:
