@@ -111,10 +111,13 @@ def run_all(
     """
     from qlora_repeat.progress import Display
     from qlora_repeat.runner import default_workers, open_jobs, run_jobs
+    from qlora_repeat.status import explanations
 
     waiting = open_jobs(study, stages, runs, cache, force=force)
     if not waiting:
         return 0
+    for line in explanations(study, runs, cache):
+        out.print(f"{line}; to be run again")
     workers = min(jobs or default_workers(study), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     out.print(f"study {study.name}: {len(waiting)} jobs, {workers} at a time")
