@@ -60,7 +60,9 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
         return {
             "optimizer": trial.optimizer,
             "threads": study.threads,
-            "randomness": _plain(study.randomness),
+            "adapter_init": study.randomness.adapter_init,
+            "data_order": study.randomness.data_order,
+            "dropout": study.randomness.dropout,
             "quantisation": _plain(study.quantisation),
             "compute": study.precision.compute,
             "lora": _plain(study.lora),
