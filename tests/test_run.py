@@ -145,9 +145,7 @@ def test_a_failing_trial_is_told_in_a_line_and_the_others_go_on(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    blocked = finetune_record(runs, TRIALS[0]).parent
-    blocked.mkdir(parents=True)
-    (blocked / "adapter").write_text("a file where the adapter's folder should go")
+    finetune_record(runs, TRIALS[0]).with_name("trace.jsonl").mkdir(parents=True)
     failed = kit("finetune", "--all", "--study", study_file, "--runs", runs, "--cache", cache)
     assert failed.returncode == 4
     assert "1 of 8 jobs failed" in failed.stderr
@@ -156,3 +154,33 @@ def test_a_failing_trial_is_told_in_a_line_and_the_others_go_on(
     assert len(list(runs.rglob("finetune.json"))) == len(TRIALS) - 1
     status = kit("status", study_file, "--runs", runs, "--cache", cache)
     assert f"{TRIALS[0]} failed: " in status.stdout
+
+
+def test_two_runs_at_once_do_the_study_together(cache: Path, study_file: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    command = [KIT, "run", study_file, "--runs", runs, "--cache", cache, "--jobs", "1"]
+    both = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    for process, text in zip(both, errors, strict=True):
+        assert process.returncode == (5 if "jobs are not done: " in text else 0), text
+    assert done_trials(runs) == TRIALS
+    assert not list(runs.rglob("failed.json"))
+
+
+def test_a_trial_alone_and_in_a_run_has_the_same_bits(cache: Path, tmp_path: Path) -> None:
+    from tiny import write_study
+
+    study = write_study(tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"))
+    options = ["--study", study, "--cache", cache, "--runs"]
+    alone = kit("finetune", TRIALS[0], *options, tmp_path / "alone")
+    together = kit("finetune", "--all", "--jobs", "2", *options, tmp_path / "together")
+    assert alone.returncode == together.returncode == 0, alone.stderr + together.stderr
+    records = [
+        json.loads(finetune_record(tmp_path / runs, name).read_text())["outputs"]
+        for runs, name in (("alone", TRIALS[0]), ("together", TRIALS[0]), ("together", TRIALS[1]))
+    ]
+    assert len({record["adapter_digest"] for record in records}) == 1
+    assert len({record["final_loss"] for record in records}) == 1

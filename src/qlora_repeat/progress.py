@@ -8,6 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from qlora_repeat.errors import KitError
 from qlora_repeat.runner import Job
 
 
@@ -49,7 +50,7 @@ class Display:
         note = stage if loss is None else f"{stage} loss {loss:.3f}"
         self._bars.update(self._tasks[job.name], completed=done, total=total, note=note)
 
-    def ended(self, job: Job, error: str | None, seconds: float) -> None:
+    def ended(self, job: Job, error: KitError | None, seconds: float) -> None:
         self._bars.remove_task(self._tasks.pop(job.name))
         self._left.pop(job.name)
         self._seconds.setdefault(job.model, []).append(seconds)
@@ -60,12 +61,8 @@ class Display:
             else f"{_clock(time.monotonic() - self._began)} in all"
         )
         self._bars.update(self._all, completed=done, note=left)
-        outcome = "done" if error is None else f"failed: {error}"
-        self._console.print(
-            f"[{done}/{self._total}] {job.name} {outcome} ({seconds:.0f} s, {left})",
-            markup=False,
-            highlight=False,
-        )
+        outcome = f"{job.name} done" if error is None else f"not done: {error}"
+        self._console.print(f"[{done}/{self._total}] {outcome} ({seconds:.0f} s, {left})")
 
     def _time_left(self) -> float:
         """From the mean time of finished jobs, of the same model where there are any."""

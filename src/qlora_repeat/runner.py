@@ -16,7 +16,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from qlora_repeat.errors import BusyError, KitError
+from qlora_repeat.errors import BusyError, KitError, StageError
 from qlora_repeat.stages import base_state, run_base, run_stages, stage_states
 from qlora_repeat.study import Study, load_study
 from qlora_repeat.trial import Stage, Trial, all_trials, base_record, find_trial
@@ -39,7 +39,7 @@ class Watcher(Protocol):
 
     def started(self, job: Job) -> None: ...
     def progress(self, job: Job, stage: str, done: int, total: int, loss: float | None) -> None: ...
-    def ended(self, job: Job, error: str | None, seconds: float) -> None: ...
+    def ended(self, job: Job, error: KitError | None, seconds: float) -> None: ...
 
 
 def open_jobs(
@@ -70,18 +70,18 @@ def run_jobs(
     watcher: Watcher,
     *,
     force: bool = False,
-) -> list[str]:
+) -> list[KitError]:
     """Runs jobs, so many at a time; one that fails does not stop the others.
 
     Returns:
-        The errors, one line each.
+        Why jobs did not end well: StageError, or BusyError where another process works on the trial.
 
     Raises:
         KeyboardInterrupt: after every running job has been stopped.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    waiting, errors = list(jobs), list[str]()
+    waiting, errors = list(jobs), list[KitError]()
     running: list[_Child] = []
     try:
         while waiting or running:
@@ -109,7 +109,7 @@ class _Child:
     def __init__(self, job: Job, process: Any, pipe: connection.Connection) -> None:
         self.job, self.process, self.pipe = job, process, pipe
         self.began = time.monotonic()
-        self.error: str | None = None
+        self.error: KitError | None = None
         self._closed_well = False
 
     def listen(self, watcher: Watcher) -> bool:
@@ -121,8 +121,9 @@ class _Child:
         if kind == "progress":
             watcher.progress(self.job, *rest)
             return True
-        if kind in ("done", "failed"):
-            self._closed_well, self.error = True, rest[0] if rest else None
+        if kind in ("done", "failed", "busy"):
+            self._closed_well = True
+            self.error = None if kind == "done" else (BusyError if kind == "busy" else StageError)(*rest)
             return True
         self.process.join()
         if not self._closed_well:
@@ -132,7 +133,7 @@ class _Child:
                 if code and code < 0
                 else f"ended with exit code {code}"
             )
-            self.error = f"{self.job.name}: its process was {how}; see {self.job.log}"
+            self.error = StageError(f"{self.job.name}: its process was {how}; see {self.job.log}")
         watcher.ended(self.job, self.error, time.monotonic() - self.began)
         return False
 
@@ -179,6 +180,10 @@ def _work(
         except OSError:
             sys.exit(128 + signal.SIGHUP)  # nobody is left to work for
 
+    def end(kind: str, *rest: str) -> None:
+        with contextlib.suppress(OSError):
+            pipe.send((kind, *rest))
+
     try:
         study = load_study(study_file)
         if trial is None:
@@ -186,16 +191,12 @@ def _work(
         else:
             run_stages(find_trial(study, trial, runs), stages, cache, watch, force=force)
     except BusyError as error:
-        pipe.send(("failed", str(error)))
-    except KitError as error:
-        pipe.send(("failed", f"{error}; see {log}"))
+        end("busy", str(error))
+    except (KitError, OSError) as error:
+        end("failed", f"{error if isinstance(error, KitError) else f'{trial or model}: {error}'}; see {log}")
         raise
-    except OSError as error:
-        pipe.send(("failed", f"{trial or model}: {error}"))
-        raise
-    with contextlib.suppress(OSError):
-        pipe.send(("done", None))
-        pipe.close()
+    else:
+        end("done")
 
 
 def default_workers(study: Study) -> int:

@@ -36,19 +36,19 @@ def stage_states(trial: Trial, cache: Path) -> dict[Stage, StageState]:
     """How each stage stands. One is stale if its inputs changed, or the stage before is not done."""
     states: dict[Stage, StageState] = {}
     upstream: dict[str, Any] = {}
-    previous: StageState | None = None
+    before: Stage | None = None  # the stage whose outcome the next one needs
     for stage in STAGES:
         record = read_record(trial.record(stage))
         if record is None:
             states[stage] = StageState("missing")
         else:
             changed = changed_inputs(record.inputs, stage_inputs(trial, stage, cache, upstream))
-            if previous is not None and previous.state != "done":
-                changed.append(f"the {STAGES[len(states) - 1]} stage")
+            if before is not None and states[before].state != "done":
+                changed.append(f"the {before} stage")
             states[stage] = StageState("stale" if changed else "done", record, changed)
             upstream = upstream | record.outputs
         # Timing does not depend on the evaluation: both follow from the merged model.
-        previous = previous if stage == "evaluate" else states[stage]
+        before = before if stage == "evaluate" else stage
     return states
 
 

@@ -17,7 +17,7 @@ from qlora_repeat.commands.options import (
     study_option,
     verbosity_options,
 )
-from qlora_repeat.errors import StageError
+from qlora_repeat.errors import BusyError, StageError
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial
 
@@ -108,6 +108,7 @@ def run_all(
 
     Raises:
         StageError: some failed; the others are done.
+        BusyError: all are done but those that another process works on.
     """
     from qlora_repeat.progress import Display
     from qlora_repeat.runner import default_workers, open_jobs, run_jobs
@@ -129,5 +130,8 @@ def run_all(
         out.print(f"{left} of {len(waiting)} jobs are left; the same command goes on with them.")
         raise
     if errors:
-        raise StageError(f"{len(errors)} of {len(waiting)} jobs failed: {errors[0]}")
+        failed = [error for error in errors if not isinstance(error, BusyError)]
+        if not failed:
+            raise BusyError(f"{len(errors)} of {len(waiting)} jobs are not done: {errors[0]}")
+        raise StageError(f"{len(failed)} of {len(waiting)} jobs failed: {failed[0]}")
     return len(waiting)
