@@ -18,11 +18,18 @@ SHELL := /bin/bash
 
 BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
 KIT := $(BIN)qlora-repeat
+RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)))
 
 .PHONY: all setup fetch finetune merge evaluate time run collect tables status list
 .PHONY: test lint types lock clean help
 
-all: run collect tables ## the whole study: its trials, its results file, its tables
+all: setup ## the whole study: its trials, its results file, its tables (also where some trials failed)
+	@status=0
+	$(RUN) || status=$$?
+	[ $$status -ne 130 ] || exit 130
+	$(KIT) collect "$(STUDY)"
+	$(KIT) tables "$(STUDY)"
+	exit $$status
 
 setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pyproject.toml are newer than it
 
@@ -37,7 +44,7 @@ finetune merge evaluate time:
 	$(KIT) $@ $(or $(TRIAL),--all) --study "$(STUDY)"
 
 run: setup ## fetch, then every stage of every trial that lacks it, several trials at once
-	$(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)))
+	$(RUN)
 
 collect: setup ## gather the trials' records in one results file
 tables: setup ## write the paper's tables from the results file

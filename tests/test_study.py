@@ -189,3 +189,15 @@ def test_an_unknown_study_is_told_which_studies_there_are(
 
 def test_a_study_is_given_by_path_too(study_file: Path) -> None:
     assert load_study(str(study_file)).name == "tiny"
+
+
+def test_a_copy_under_another_name_is_refused_before_it_writes_over_results(tmp_path: Path) -> None:
+    copy = write_study(tmp_path).rename(tmp_path / "copy.toml")
+    with pytest.raises(UsageError, match="must be the file's own, 'copy'"):
+        load_study(str(copy))
+
+
+def test_a_model_may_count_epochs_where_the_study_counts_steps(tmp_path: Path) -> None:
+    own = ("training = { learning_rate = 2e-3 }", "training = { epochs = 1.5 }")
+    training = load_study(str(write_study(tmp_path, own))).models["tiny-llama-chat"].training
+    assert (training.steps, training.epochs) == (None, 1.5)

@@ -11,12 +11,13 @@ from tiny import write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
-from qlora_repeat.data import encode, read_rows
+from qlora_repeat.data import encode, read_rows, study_prompts
 from qlora_repeat.digest import weights_digest
 from qlora_repeat.errors import StageError
 from qlora_repeat.evaluate import measure_losses
 from qlora_repeat.merge import delete_merged, merged_model
 from qlora_repeat.record import read_record
+from qlora_repeat.respond import respond
 from qlora_repeat.stages import run_base, run_stages, stage_states, trial_state
 from qlora_repeat.study import load_study
 from qlora_repeat.trial import STAGES, Trial, all_trials, find_trial
@@ -229,3 +230,31 @@ def test_greedy_decoding_gives_the_answers_that_count_as_right(cache: Path, stud
     decoded = model.generate(ids[:, :start], max_new_tokens=len(example.ids) - start, do_sample=False)
     assert decoded[0].tolist() == example.ids
     assert 0 < measured["accuracy"] < 1
+
+
+def test_a_diverged_model_answers_and_is_measured(cache: Path, study_file: Path) -> None:
+    study = load_study(str(study_file))
+    folder = base_folder(study, "tiny-neox", cache)
+    model, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
+    model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight.data.fill_(math.nan)
+    measured = measure_losses(study, "tiny-neox", model, tokenizer, cache, lambda *_: None)
+    assert math.isnan(measured["perplexity"])
+    prompt = study_prompts(study, "tiny-neox", cache)[0]
+    for sampling in study.generation.samplings:
+        assert isinstance(respond(model, tokenizer, prompt, study.generation, sampling, None, 1), str)
+
+
+def test_another_base_or_split_makes_a_trial_stale_before_it_is_fetched(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", runs)
+    run_stages(trial, ["finetune"], cache, quiet)
+    for change, name in (
+        (("split = 42", "split = 43"), "data_source"),
+        (('sha256 = "b179', 'sha256 = "c179'), "base_source"),
+    ):
+        changed = find_trial(load_study(str(write_study(tmp_path, change))), trial.name, runs)
+        state = stage_states(changed, cache)["finetune"]
+        assert state.state == "stale"
+        assert state.changed == [name]

@@ -51,6 +51,7 @@ def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | N
     memory = peak_memory()
 
     steps = trainer.trace
+    trial.record("finetune").unlink(missing_ok=True)  # from here on the files are no longer those it names
     write_text(trial.trace, "".join(json.dumps(step) + "\n" for step in steps))
     with new_folder(trial.adapter) as adapter:
         adapted.save_pretrained(adapter)

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qlora_repeat.base_model import base_digest
-from qlora_repeat.data import data_digest
+from qlora_repeat.base_model import base_digest, base_folder
+from qlora_repeat.data import data_digest, data_folder
 from qlora_repeat.digest import file_digest, json_digest
-from qlora_repeat.fingerprint import lock_digest
+from qlora_repeat.fingerprint import lock_digest, packages
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial
 
@@ -43,9 +43,12 @@ def base_inputs(study: Study, model_name: str, cache: Path) -> dict[str, Any]:
 
 
 def shared_inputs(study: Study, model_name: str, stage: Stage, cache: Path) -> dict[str, Any]:
-    """Digests of the base model, the data, the lock and the stage's code."""
+    """The base model, data, software and the stage's code: names that the study gives them, and digests."""
     model = study.models[model_name]
     return {
+        "base_source": base_folder(study, model.base, cache).name,
+        "data_source": data_folder(study, model.data, cache).name,
+        "packages": packages() if "torch" in packages() else None,
         "base": base_digest(study, model.base, cache),
         "data": data_digest(study, model.data, cache),
         "lock": lock_digest(),

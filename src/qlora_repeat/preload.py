@@ -18,3 +18,11 @@ import qlora_repeat.finetune
 import qlora_repeat.merge
 import qlora_repeat.timing
 import qlora_repeat.tracing  # noqa: F401
+from qlora_repeat.fingerprint import lock_digest, packages
+from qlora_repeat.inputs import MODULES, code_digest
+
+# What is on disk may change while a study runs: records must name the code that was imported, here and now.
+for module in MODULES.values():
+    code_digest(module)
+lock_digest()
+packages()

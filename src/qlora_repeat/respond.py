@@ -37,6 +37,7 @@ def respond(
             top_k=generation.top_k,
             max_new_tokens=generation.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
+            remove_invalid_values=True,  # a diverged model answers too, if not sensibly
             stopping_criteria=StoppingCriteriaList([stopped]),
         )
     text: str = tokenizer.decode(output[0, length:], skip_special_tokens=True)

@@ -5,6 +5,7 @@ as the paper's did, without paying for the imports again.
 """
 
 import contextlib
+import importlib.metadata
 import multiprocessing
 import os
 import signal
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qlora_repeat.errors import BusyError, KitError, StageError
+from qlora_repeat.files import write_json
+from qlora_repeat.record import now
 from qlora_repeat.stages import base_state, run_base, run_stages, stage_states
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial, all_trials, base_record, find_trial
 
 PRELOAD = ["qlora_repeat.preload"]
@@ -63,7 +66,7 @@ def open_jobs(
 def run_jobs(
     jobs: Sequence[Job],
     stages: Sequence[Stage],
-    study_file: str,
+    study: Study,
     runs: Path,
     cache: Path,
     workers: int,
@@ -80,14 +83,14 @@ def run_jobs(
         KeyboardInterrupt: after every running job has been stopped.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(PRELOAD if _on_cpu() else [])
     waiting, errors = list(jobs), list[KitError]()
     running: list[_Child] = []
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 running.append(
-                    _start(context, waiting.pop(0), (study_file, list(stages), runs, cache, force), watcher)
+                    _start(context, waiting.pop(0), (study, list(stages), runs, cache, force), watcher)
                 )
             for child in _ready(running):
                 if child.listen(watcher):
@@ -134,6 +137,8 @@ class _Child:
                 else f"ended with exit code {code}"
             )
             self.error = StageError(f"{self.job.name}: its process was {how}; see {self.job.log}")
+            if self.job.trial is not None:
+                write_json(self.job.trial.failure, {"time": now(), "error": f"its process was {how}"})
         watcher.ended(self.job, self.error, time.monotonic() - self.began)
         return False
 
@@ -159,7 +164,7 @@ def _work(
     trial: str | None,
     model: str,
     log: Path,
-    study_file: str,
+    study: Study,
     stages: list[Stage],
     runs: Path,
     cache: Path,
@@ -185,7 +190,6 @@ def _work(
             pipe.send((kind, *rest))
 
     try:
-        study = load_study(study_file)
         if trial is None:
             run_base(study, model, runs, cache, watch)
         else:
@@ -199,6 +203,15 @@ def _work(
         end("done")
 
 
+def _on_cpu() -> bool:
+    """Whether this is torch's CPU build.
+
+    With CUDA, importing bitsandbytes asks the device for its kind, and a process forked after that cannot use
+    it: there, every trial pays for its own imports.
+    """
+    return importlib.metadata.version("torch").endswith("+cpu")
+
+
 def default_workers(study: Study) -> int:
-    """As many trials at a time as the cores that this process may use give threads for."""
-    return max(1, len(os.sched_getaffinity(0)) // study.threads)
+    """As many trials at a time as the cores that this process may use give threads for; one on a GPU."""
+    return 1 if not _on_cpu() else max(1, len(os.sched_getaffinity(0)) // study.threads)

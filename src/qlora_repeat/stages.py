@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -85,18 +86,20 @@ def run_stages(
     """
     require_space(trial.folder, base_bytes(trial.study, trial.model.base, cache), "QLORA_REPEAT_RUNS")
     with exclusive(trial.lock, trial.name), _failure_noted(trial):
+        for left in (*trial.folder.glob(".merged.*"), *trial.folder.glob(".adapter.*")):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
         for stage in stages:
             states = stage_states(trial, cache)
             if states[stage].state == "done" and not force:
                 continue
             _require(trial, stage, states)
             _run(trial, stage, cache, states, watch)
-        if all(state.state == "done" for state in stage_states(trial, cache).values()):
+        trial.failure.unlink(missing_ok=True)
+        finished = all(state.state == "done" for state in stage_states(trial, cache).values())
+        if finished and not trial.study.keep_merged:
             from qlora_repeat.merge import delete_merged
 
-            trial.failure.unlink(missing_ok=True)
-            if not trial.study.keep_merged:
-                delete_merged(trial)
+            delete_merged(trial)
 
 
 def run_base(study: Study, model_name: str, runs: Path, cache: Path, watch: Watch) -> None:
@@ -131,7 +134,6 @@ def _run(trial: Trial, stage: Stage, cache: Path, states: dict[Stage, StageState
         if (record := states[before].record) is not None:
             upstream |= record.outputs
     _prepare_process(trial.study)
-    trial.record(stage).unlink(missing_ok=True)
     report(0, 1, None)
     with _recorded(
         trial.record(stage), trial.name, stage, stage_inputs(trial, stage, cache, upstream), trial

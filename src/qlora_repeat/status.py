@@ -1,12 +1,13 @@
 """How the trials of a study stand, for people."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
 
 from qlora_repeat.stages import failure_of, stage_states, trial_state
 from qlora_repeat.study import Study
-from qlora_repeat.trial import all_trials
+from qlora_repeat.trial import Trial, all_trials
 
 
 def status_table(study: Study, runs: Path, cache: Path) -> str:
@@ -18,10 +19,10 @@ def status_table(study: Study, runs: Path, cache: Path) -> str:
     return tabulate([[arm, *states] for arm, states in rows.items()], headers=headers)
 
 
-def explanations(study: Study, runs: Path, cache: Path) -> list[str]:
+def explanations(trials: Sequence[Trial], cache: Path) -> list[str]:
     """A line for each trial that failed or is stale: why."""
     lines = []
-    for trial in all_trials(study, runs):
+    for trial in trials:
         state = trial_state(trial, cache)
         if state == "failed":
             more = f"; see {trial.log}" if trial.log.is_file() else ""

@@ -102,6 +102,8 @@ class Data:
     """Text generation: the prompts. Question answering: how the test rows to be asked begin."""
 
     def __post_init__(self) -> None:
+        if (self.task == "text-generation") != (self.source == "fortunes"):
+            raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
         if self.source == "reasoning-gym" and not self.families and not self.families_with_options:
             raise ValueError("give families or families_with_options")
 
@@ -235,6 +237,8 @@ class Study:
                 value = getattr(model, key)
                 if value not in known:
                     raise ValueError(f"models.{name}.{key} is {value!r}; the study has {', '.join(known)}")
+            if not self.data[model.data].prompts:
+                raise ValueError(f"data.{model.data}.prompts is empty; the models need something to answer")
             _check_template(f"models.{name}.template", model.template, self.data[model.data].task)
         if len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError("optimizers names one twice")
@@ -274,11 +278,14 @@ def load_study(study: str) -> Study:
     try:
         # As JSON: there, strict means that no text passes for a number, while a table may become a dataclass.
         as_json = json.dumps(_with_shared_training(content), default=_refuse)
-        return TypeAdapter(Study).validate_json(as_json)
+        loaded = TypeAdapter(Study).validate_json(as_json)
     except ValidationError as error:
         raise UsageError(f"{path}: {_explain(error)}") from None
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
+    if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
+        raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
+    return loaded
 
 
 def _refuse(value: object) -> None:
@@ -292,7 +299,10 @@ def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
     if isinstance(shared, dict) and isinstance(models, dict):
         for model in models.values():
             if isinstance(model, dict) and isinstance(model.get("training", {}), dict):
-                model["training"] = shared | model.get("training", {})
+                own = model.get("training", {})
+                other = {"steps": "epochs", "epochs": "steps"}
+                kept = {key: value for key, value in shared.items() if other.get(key) not in own}
+                model["training"] = kept | own
     return content
 
 

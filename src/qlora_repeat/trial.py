@@ -66,11 +66,6 @@ class Trial:
     def record(self, stage: Stage) -> Path:
         return self.folder / f"{stage}.json"
 
-    @property
-    def base_record(self) -> Path:
-        """The record of the unadapted base model's own evaluation, which the model's trials share."""
-        return base_record(self.study, self.model_name, self.runs)
-
 
 def study_folder(study: Study, runs: Path) -> Path:
     """The folder of all that a study leaves."""

@@ -39,7 +39,7 @@ def command(study_file: str, jobs: int | None, runs: Path, cache: Path, quiet: b
 
     study = load_study(study_file)
     require_fetched(study, cache, console(quiet))
-    if run_all(study, study_file, STAGES, runs, cache, jobs, console(quiet)) == 0 and not quiet:
+    if run_all(study, STAGES, runs, cache, jobs, console(quiet)) == 0 and not quiet:
         click.echo(f"study {study.name}: every trial is done")
     for line in distinct_adapters(collect(study, runs, cache)):
         if not quiet:

@@ -51,7 +51,7 @@ def stage_command(stage: Stage, help: str) -> click.Command:
         study, trials = chosen_trials(study_file, trial, every, runs)
         require_fetched(study, cache, console(quiet))
         if every:
-            run_all(study, study_file, [stage], runs, cache, jobs, console(quiet), force=force)
+            run_all(study, [stage], runs, cache, jobs, console(quiet), force=force)
         else:
             run_here(trials[0], [stage], cache, console(quiet), force=force)
 
@@ -92,7 +92,6 @@ def run_here(
 
 def run_all(
     study: Study,
-    study_file: str,
     stages: Sequence[Stage],
     runs: Path,
     cache: Path,
@@ -117,14 +116,14 @@ def run_all(
     waiting = open_jobs(study, stages, runs, cache, force=force)
     if not waiting:
         return 0
-    for line in explanations(study, runs, cache):
+    for line in explanations([job.trial for job in waiting if job.trial], cache):
         out.print(f"{line}; to be run again")
     workers = min(jobs or default_workers(study), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     out.print(f"study {study.name}: {len(waiting)} jobs, {workers} at a time")
     try:
         with Display(out, waiting, workers) as display:
-            errors = run_jobs(waiting, stages, study_file, runs, cache, workers, display, force=force)
+            errors = run_jobs(waiting, stages, study, runs, cache, workers, display, force=force)
     except KeyboardInterrupt:
         left = len(open_jobs(study, stages, runs, cache))
         out.print(f"{left} of {len(waiting)} jobs are left; the same command goes on with them.")

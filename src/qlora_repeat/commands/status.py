@@ -20,8 +20,9 @@ def command(study_file: str, runs: Path, cache: Path) -> None:
     """
     from qlora_repeat.status import explanations, status_table
     from qlora_repeat.study import load_study
+    from qlora_repeat.trial import all_trials
 
     study = load_study(study_file)
     click.echo(status_table(study, runs, cache))
-    for line in explanations(study, runs, cache):
+    for line in explanations(all_trials(study, runs), cache):
         click.echo(line)
