@@ -6,7 +6,7 @@ import pytest
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study import Study
-from qlora_repeat.trial import STAGES, all_trials, cache_folder, find_trial
+from qlora_repeat.trial import STAGES, all_trials, base_record, cache_folder, find_trial
 
 RUNS = Path("runs")
 
@@ -38,7 +38,7 @@ def test_no_two_trials_share_a_path(study: Study) -> None:
         for path in (trial.adapter, trial.merged, trial.trace, trial.log, trial.failure)
     ]
     paths += [path for trial in trials for path in (trial.lock, *map(trial.record, STAGES))]
-    paths += {trial.base_record for trial in trials}
+    paths += {base_record(study, trial.model_name, RUNS) for trial in trials}
     assert len(set(paths)) == len(paths)
 
 
