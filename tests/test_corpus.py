@@ -20,6 +20,16 @@ from qlora_repeat.study import Data, load_study
 OPTIONS = re.compile(r" A: (.+) B: (.+) C: (.+) D: (.+)$")
 
 
+def generated(rows: int, families: list[str], families_with_options: list[str], seed: int = 1) -> Data:
+    return dataclasses.replace(
+        pocket("instructions"),
+        rows=rows,
+        families=families,
+        families_with_options=families_with_options,
+        seed=seed,
+    )
+
+
 def pocket(name: str) -> Data:
     return load_study("pocket").data[name]
 
@@ -131,10 +141,7 @@ def test_a_quote_is_a_plain_paragraph_with_an_author(fortune: str, quote: str | 
 
 def test_a_distant_seed_gives_other_rows_of_the_same_kind() -> None:
     """Near ones share most: reasoning-gym adds a row's number to the seed."""
-    one, two = (
-        corpus_rows(Data("question-answering", "reasoning-gym", 20, seed, "0" * 64, ["gcd"]))
-        for seed in (1, 1000)
-    )
+    one, two = (corpus_rows(generated(20, ["gcd"], [], seed)) for seed in (1, 1000))
     assert len(one) == len(two) == 20
     assert not {row["instruction"] for row in one} & {row["instruction"] for row in two}
 
@@ -178,12 +185,12 @@ def test_a_missing_file_of_a_package_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_family_that_there_is_not_is_named() -> None:
-    data = Data("question-answering", "reasoning-gym", 10, 1, "0" * 64, ["gdc"])
+    data = generated(10, ["gdc"], [])
     with pytest.raises(UsageError, match="reasoning-gym has no task family 'gdc'"):
         corpus_rows(data)
 
 
 def test_a_family_with_too_few_answers_for_four_options_is_named() -> None:
-    data = Data("question-answering", "reasoning-gym", 10, 1, "0" * 64, [], ["syllogism"])
+    data = generated(10, [], ["syllogism"])
     with pytest.raises((MissingError, UsageError), match="syllogism"):
         corpus_rows(data)

@@ -71,7 +71,7 @@ def test_another_split_seed_gives_another_split_in_another_folder(
 
 
 def test_other_rows_than_the_study_expects_are_refused(tmp_path: Path) -> None:
-    changed = load_study(str(write_study(tmp_path, ("rows = 60\nseed = 1", "rows = 60\nseed = 2"))))
+    changed = load_study(str(write_study(tmp_path, ("\nseed = 1", "\nseed = 2"))))
     with pytest.raises(MissingError, match=r"data quotes: .* study tiny expects \w{64}; install the locked"):
         prepare_data(changed, "quotes", tmp_path / "cache")
     assert data_digest(changed, "quotes", tmp_path / "cache") is None

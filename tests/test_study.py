@@ -92,7 +92,7 @@ MISTAKES = {
     "half a base": (
         "[data.quotes]",
         PRETRAINED.partition("[bases.small.pretraining]")[0] + "[data.quotes]",
-        "bases.small: give either gguf, or both tokenizer and pretraining",
+        "bases.small: give one of hub, gguf, or both tokenizer and pretraining",
     ),
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ def test_no_two_trials_share_a_path(study: Study) -> None:
         for path in (trial.adapter, trial.merged, trial.trace, trial.log, trial.failure)
     ]
     paths += [path for trial in trials for path in (trial.lock, *map(trial.record, STAGES))]
-    paths += {base_record(study, trial.model_name, RUNS) for trial in trials}
+    paths += {base_record(study, trial.model_name, 1, RUNS) for trial in trials}
     assert len(set(paths)) == len(paths)
 
 

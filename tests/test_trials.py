@@ -35,7 +35,7 @@ def trial(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("kept")
     study = load_study(str(write_study(folder, ("keep_merged = false", "keep_merged = true"))))
     trial = find_trial(study, f"{request.param}/adamw-8bit/1", folder / "runs")
-    run_base(study, trial.model_name, trial.runs, cache, quiet)
+    run_base(study, trial.model_name, 1, trial.runs, cache, quiet)
     run_stages(trial, STAGES, cache, quiet)
     return trial
 
@@ -241,7 +241,7 @@ def test_a_diverged_model_answers_and_is_measured(cache: Path, study_file: Path)
     assert math.isnan(measured["perplexity"])
     prompt = study_prompts(study, "tiny-neox", cache)[0]
     for sampling in study.generation.samplings:
-        assert isinstance(respond(model, tokenizer, prompt, study.generation, sampling, None, 1), str)
+        assert isinstance(respond(model, tokenizer, prompt, study, "tiny-neox", sampling, 1), str)
 
 
 def test_another_base_or_split_makes_a_trial_stale_before_it_is_fetched(

@@ -22,8 +22,17 @@ TINY = Path(__file__).with_name("tiny.toml")
 def tiny_text() -> str:
     """The study file, with the digests of the rows that the installed packages give."""
     text = TINY.read_text(encoding="utf-8")
-    quotes = Data("text-generation", "fortunes", 60, 1, "0" * 64)
-    questions = Data("question-answering", "reasoning-gym", 60, 1, "0" * 64, ["gcd"], ["leg_counting"])
+    quotes = Data("text-generation", "fortunes", 60, 4, seed=1, sha256="0" * 64)
+    questions = Data(
+        "question-answering",
+        "reasoning-gym",
+        60,
+        4,
+        seed=1,
+        sha256="0" * 64,
+        families=["gcd"],
+        families_with_options=["leg_counting"],
+    )
     for name, data in (("QUOTES", quotes), ("QUESTIONS", questions)):
         text = text.replace(f"SHA256-OF-{name}", rows_digest(corpus_rows(data)))
     return text

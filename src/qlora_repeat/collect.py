@@ -8,14 +8,14 @@ from typing import Any
 from qlora_repeat.fingerprint import device_name, software_names
 from qlora_repeat.record import Record
 from qlora_repeat.results import Response, TrialResult
-from qlora_repeat.stages import StageState, base_state, stage_states, trial_state
+from qlora_repeat.stages import base_state, stage_states, trial_state
 from qlora_repeat.study import Study
-from qlora_repeat.trial import Stage, Trial, all_trials
+from qlora_repeat.trial import Stage, Trial, all_trials, base_tests
 
 _MEASURES: dict[Stage, tuple[str, ...]] = {
     "finetune": (
         "initial_loss", "final_loss", "diverged_at", "train_seconds", "peak_memory_bytes",
-        "peak_memory_share", "adapter_digest",
+        "peak_memory_share", "adapter_digest", "loss_curve",
     ),
     "merge": (),
     "evaluate": ("perplexity", "perplexity_example_mean", "test_examples", "accuracy"),
@@ -25,26 +25,34 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
 
 def collect(study: Study, runs: Path, cache: Path) -> list[TrialResult]:
     """One row per trial that the study asks for; only trials that are done and not stale bring values."""
-    bases = {model: base_state(study, model, runs, cache) for model in study.models}
+    bases = {model: _base_tests(study, model, runs, cache) for model in study.models}
     return [_result(trial, bases[trial.model_name], cache) for trial in all_trials(study, runs)]
 
 
-def _result(trial: Trial, base: StageState, cache: Path) -> TrialResult:
+def _base_tests(study: Study, model: str, runs: Path, cache: Path) -> list[Record]:
+    """The records of those tests of a base that are done."""
+    states = [base_state(study, model, number, runs, cache) for number in base_tests(study)]
+    return [state.record for state in states if state.state == "done" and state.record is not None]
+
+
+def _result(trial: Trial, base: list[Record], cache: Path) -> TrialResult:
     state = trial_state(trial, cache)
     row: dict[str, Any] = {
-        "study": trial.study.name,
+        "study": trial.study.label,
         "task": trial.data.task,
         "model": trial.model_name,
         "model_title": trial.model.title,
+        "counterpart": trial.model.counterpart,
         "optimizer": trial.optimizer,
         "trial": trial.number,
         "status": state,
     }
-    if base.state == "done" and base.record is not None:
+    if base:
         row |= {
-            f"base_{name}": base.record.outputs[name]
+            f"base_{name}": base[0].outputs[name]
             for name in ("perplexity", "perplexity_example_mean", "accuracy")
         }
+        row["base_perplexities"] = [record.outputs["perplexity"] for record in base]
     if state == "done":
         row |= _measured(trial, cache)
     return TrialResult(**row)
@@ -58,10 +66,10 @@ def _measured(trial: Trial, cache: Path) -> dict[str, Any]:
     trained = records["finetune"]
     return row | {
         "adapter_init_seed": trained.outputs["seeds"]["adapter_init"],
-        "responses": [
-            Response(**{name: answer[name] for name in ("prompt", "temperature", "top_p", "text", "answer")})
-            for answer in records["evaluate"].outputs["responses"]
-        ],
+        **{
+            name: [Response(**response) for response in records["evaluate"].outputs.get(name, [])]
+            for name in ("responses", "repeated_responses")
+        },
         "device": device_name(trained.fingerprint),
         "software": software_names(trained.fingerprint),
         "finished": max(record.finished for record in records.values()),

@@ -31,6 +31,7 @@ def corpus_rows(data: Data) -> list[Row]:
     Raises:
         MissingError: a package is missing, has too few rows, or gives others than the study expects.
     """
+    assert data.seed is not None, "rows of packages have a seed (checked by the study)"
     rows = (
         fortune_rows(data)[: data.rows]
         if data.source == "fortunes"

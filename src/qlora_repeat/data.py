@@ -95,6 +95,11 @@ def read_rows(study: Study, name: str, part: str, cache: Path) -> list[Row]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
+def part_rows(study: Study, name: str, part: str, cache: Path) -> list[Row]:
+    """The rows of a part that are trained or tested on: all of them, or the study's first so many."""
+    return read_rows(study, name, part, cache)[: study.data[name].max_rows]
+
+
 def row_text(model: Model, row: Row) -> str:
     """The whole text of a row, with the model's tags."""
     return model.template.format(**row)
@@ -112,6 +117,7 @@ def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
         encoded = tokenizer(
             row_text(model, row),
             truncation=True,
+            add_special_tokens=model.special_tokens,
             max_length=model.training.max_length,
             return_offsets_mapping=True,
         )

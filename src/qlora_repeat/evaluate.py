@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.base_model import base_folder, check_base, load_full, load_tokenizer
-from qlora_repeat.data import Prompt, encode, read_rows, study_prompts
+from qlora_repeat.data import Prompt, encode, part_rows, study_prompts
 from qlora_repeat.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.randomness import stream_seed
 from qlora_repeat.respond import answer_letter, respond
-from qlora_repeat.study import Study
+from qlora_repeat.study import Sampling, Study
 from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
 
@@ -24,7 +24,10 @@ def evaluate(trial: Trial, cache: Path, report: Report) -> dict[str, Any]:
     tokenizer = load_tokenizer(trial.merged)
     outputs = measure_losses(trial.study, trial.model_name, model, tokenizer, cache, report)
     prompts = study_prompts(trial.study, trial.model_name, cache)
-    return outputs | {"responses": responses(trial, model, tokenizer, prompts)}
+    outputs["responses"] = responses(trial, model, tokenizer, prompts)
+    if trial.repeats_responses:
+        outputs["repeated_responses"] = repeated_responses(trial, model, tokenizer, prompts)
+    return outputs
 
 
 def evaluate_base(study: Study, model_name: str, cache: Path, report: Report) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def measure_losses(
 ) -> dict[str, Any]:
     """Perplexity and accuracy on the first examples of the test split, with each example's own loss."""
     wanted = study.models[model_name]
-    rows = read_rows(study, wanted.data, "test", cache)[: study.evaluation.examples]
+    rows = part_rows(study, wanted.data, "test", cache)[: study.evaluation.examples]
     losses = example_losses(
         model,
         encode(tokenizer, wanted, rows),
@@ -61,22 +64,45 @@ def measure_losses(
 
 def responses(trial: Trial, model: Any, tokenizer: Any, prompts: list[Prompt]) -> list[dict[str, Any]]:
     """The response to each prompt at each sampling, each from a seed of its own."""
-    study = trial.study
-    found = []
-    for number, prompt in enumerate(prompts, 1):
-        for sampling in study.generation.samplings:
-            seed = stream_seed(
-                study.randomness.generation, "generation", number, sampling.temperature, sampling.top_p
-            )
-            text = respond(model, tokenizer, prompt, study.generation, sampling, trial.model.stop, seed)
-            found.append(
-                {
-                    "prompt": prompt.shown,
-                    "temperature": sampling.temperature,
-                    "top_p": sampling.top_p,
-                    "text": text,
-                    "answer": answer_letter(text) if prompt.has_options else None,
-                    "seed": seed,
-                }
-            )
-    return found
+    return [
+        _response(
+            trial,
+            model,
+            tokenizer,
+            prompt,
+            sampling,
+            stream_seed(
+                trial.study.randomness.generation, "generation", number, sampling.temperature, sampling.top_p
+            ),
+        )
+        for number, prompt in enumerate(prompts, 1)
+        for sampling in trial.study.generation.samplings
+    ]
+
+
+def repeated_responses(
+    trial: Trial, model: Any, tokenizer: Any, prompts: list[Prompt]
+) -> list[dict[str, Any]]:
+    """The responses of one model asked again and again, each from entropy of its own (section IX)."""
+    ablation = trial.study.ablation
+    assert ablation is not None, "only a study with ablation asks for this"
+    return [
+        _response(trial, model, tokenizer, prompt, sampling, stream_seed("fresh", "generation"))
+        for prompt in prompts
+        for sampling in trial.study.generation.samplings
+        for _ in range(ablation.responses)
+    ]
+
+
+def _response(
+    trial: Trial, model: Any, tokenizer: Any, prompt: Prompt, sampling: Sampling, seed: int
+) -> dict[str, Any]:
+    text = respond(model, tokenizer, prompt, trial.study, trial.model_name, sampling, seed)
+    return {
+        "prompt": prompt.shown,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "text": text,
+        "answer": answer_letter(text) if prompt.has_options else None,
+        "seed": seed,
+    }

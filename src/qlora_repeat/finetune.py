@@ -3,19 +3,20 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.base_model import base_folder, check_base, load_quantised, load_tokenizer
-from qlora_repeat.data import encode, read_rows
+from qlora_repeat.data import encode, part_rows
 from qlora_repeat.digest import weights_digest
 from qlora_repeat.files import new_folder, write_text
 from qlora_repeat.memory import peak_memory, reset_peak_memory
 from qlora_repeat.randomness import stream_seed, torch_stream
-from qlora_repeat.study import Study, Training
 from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
 
+CURVE_POINTS = 30
 OPTIMIZERS = {"adamw-8bit": "paged_adamw_8bit", "adamw-32bit": "paged_adamw_32bit"}
 
 
@@ -32,7 +33,7 @@ def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | N
     check_base(study, model.base, cache)
     folder = base_folder(study, model.base, cache)
     tokenizer = load_tokenizer(folder)
-    examples = encode(tokenizer, model, read_rows(study, model.data, "train", cache))
+    examples = encode(tokenizer, model, part_rows(study, model.data, "train", cache))
     seeds = {
         "adapter_init": stream_seed(study.randomness.adapter_init, "adapter_init")
         if adapter_init is None
@@ -61,11 +62,23 @@ def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | N
         "steps": len(steps),
         "initial_loss": steps[0]["loss"],
         "final_loss": steps[-1]["loss"],
+        "loss_curve": loss_curve(steps),
         "diverged_at": next((step["step"] for step in steps if not math.isfinite(step["loss"])), None),
         "train_seconds": seconds,
         "optimizer_state": _state_types(trainer.optimizer),
+        # Without a GPU neither is there, whatever the study asks for.
+        "autocast": trainer.args.fp16 or trainer.args.bf16,
+        "loss_scaling": trainer.accelerator.scaler is not None,
         **memory,
     }
+
+
+def loss_curve(steps: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """The loss in at most 30 points: [epochs done, mean loss of the steps since the last point]."""
+    count = min(len(steps), CURVE_POINTS)
+    ends = [len(steps) * (point + 1) // count for point in range(count)]
+    parts = [steps[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [[part[-1]["epoch"], sum(step["loss"] for step in part) / len(part)] for part in parts]
 
 
 def _with_adapter(trial: Trial, base: Any) -> Any:
@@ -97,7 +110,7 @@ def _trainer(
     rows = [{"input_ids": example.ids, "labels": example.ids} for example in examples]
     trainer = TracingTrainer(
         model=model,
-        args=_arguments(trial.study, trial.model.training, trial.optimizer, trial.folder, seeds),
+        args=_arguments(trial, len(rows), seeds),
         train_dataset=Dataset.from_list(rows),
         data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; masks no end-of-text token
         report=report,
@@ -106,22 +119,23 @@ def _trainer(
     return trainer
 
 
-def _arguments(study: Study, training: Training, optimizer: str, folder: Path, seeds: dict[str, int]) -> Any:
+def _arguments(trial: Trial, examples: int, seeds: dict[str, int]) -> Any:
     import torch
     from transformers import TrainingArguments
 
-    on_gpu = torch.cuda.is_available()
+    training = trial.model.training
+    on_gpu, compute = torch.cuda.is_available(), trial.study.precision.compute
     return TrainingArguments(
-        output_dir=str(folder / "trainer"),  # nothing is saved there
+        output_dir=str(trial.folder / "trainer"),  # nothing is saved there
         save_strategy="no",
         report_to="none",
         logging_strategy="no",
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         use_cpu=not on_gpu,
-        fp16=on_gpu and study.precision.compute == "float16",
-        bf16=on_gpu and study.precision.compute == "bfloat16",
-        optim=OPTIMIZERS[optimizer],
+        fp16=on_gpu and compute == "float16",
+        bf16=on_gpu and compute == "bfloat16",
+        optim=OPTIMIZERS[trial.optimizer],
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=1,
         learning_rate=training.learning_rate,
@@ -130,8 +144,7 @@ def _arguments(study: Study, training: Training, optimizer: str, folder: Path, s
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
-        max_steps=training.steps or -1,
-        num_train_epochs=training.epochs or 1.0,
+        max_steps=training.total_steps(examples),
         seed=seeds["dropout"],
         data_seed=seeds["data_order"],
         dataloader_num_workers=0,

@@ -71,17 +71,23 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "lora": _plain(study.lora),
             "training": _plain(model.training),
             "template": model.template,
+            "special_tokens": model.special_tokens,
+            "max_rows": trial.data.max_rows,
             "target_modules": model.target_modules,
         }
     if stage == "merge":
         return {"threads": study.threads, "merged": study.precision.merged}
-    shared = {
+    shared: dict[str, Any] = {
         "generation": _plain(study.generation),
         "generation_seed": study.randomness.generation,
         "prompts": trial.data.prompts,
+        "max_new_tokens": trial.data.max_new_tokens,
+        "special_tokens": model.special_tokens,
         "stop": model.stop,
     }
     if stage == "evaluate":
+        if trial.repeats_responses and study.ablation:
+            shared["repeated_responses"] = study.ablation.responses
         return _test_settings(study, trial.model_name) | shared
     return shared | {
         "threads": study.threads,
@@ -97,6 +103,8 @@ def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
         "threads": study.threads,
         "compute": study.precision.compute,
         "template": model.template,
+        "special_tokens": model.special_tokens,
+        "max_rows": study.data[model.data].max_rows,
         "max_length": model.training.max_length,
         "examples": study.evaluation.examples,
         "batch_size": study.evaluation.batch_size,

@@ -46,7 +46,7 @@ def pretraining_texts(study: Study, settings: Pretraining) -> tuple[list[str], l
             taken = {row["quote"] for row in corpus_rows(data)}
             quotes.update(_one_line(text) for text in fortunes() if plain(text))
             quotes = {quote for quote in quotes - taken if len(quote) <= 400}
-        else:
+        elif data.source == "reasoning-gym":
             taken = {_without_options(row["instruction"]) for row in corpus_rows(data)}
             for row in question_rows(data, settings.question_seed, data.rows):
                 if _without_options(row["instruction"]) not in taken:

@@ -5,23 +5,27 @@ from typing import Any
 
 from qlora_repeat.data import Prompt
 from qlora_repeat.randomness import torch_stream
-from qlora_repeat.study import Generation, Sampling
+from qlora_repeat.study import Sampling, Study
 
 
 def respond(
     model: Any,
     tokenizer: Any,
     prompt: Prompt,
-    generation: Generation,
+    study: Study,
+    model_name: str,
     sampling: Sampling,
-    stop: str | None,
     seed: int,
 ) -> str:
     """One response, without the prompt, drawn from a stream of its own."""
     import torch
     from transformers import StoppingCriteriaList
 
-    inputs = tokenizer(prompt.fed, return_tensors="pt").to(model.device)
+    wanted = study.models[model_name]
+    stop = wanted.stop
+    inputs = tokenizer(
+        prompt.fed, add_special_tokens=wanted.special_tokens, return_tensors="pt", return_token_type_ids=False
+    ).to(model.device)
     length = inputs["input_ids"].shape[1]
 
     def stopped(ids: Any, scores: Any, **kwargs: Any) -> Any:
@@ -34,8 +38,8 @@ def respond(
             do_sample=True,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            top_k=generation.top_k,
-            max_new_tokens=generation.max_new_tokens,
+            top_k=study.generation.top_k,
+            max_new_tokens=study.data[wanted.data].max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             remove_invalid_values=True,  # a diverged model answers too, if not sensibly
             stopping_criteria=StoppingCriteriaList([stopped]),

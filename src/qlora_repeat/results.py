@@ -28,6 +28,8 @@ class Response:
     """The response alone, without the prompt."""
     answer: str | None = None
     """The letter A to D that the response gives, where the prompt offers options and the response has one."""
+    seed: int | None = None
+    """Of the stream that it was drawn from."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,16 @@ class TrialResult:
     """Numbered from 1; the paper's run number."""
     status: str
     """``done``, ``running``, ``stale``, ``failed`` or ``missing``."""
+    counterpart: str | None = None
+    """The paper's model that this one is to be compared with."""
     perplexity: float | None = None
     """exp(total negative log-likelihood / tokens) of the merged model on the test examples (equation 1)."""
     perplexity_example_mean: float | None = None
     """The mean over examples of each example's own perplexity."""
     base_perplexity: float | None = None
     """The same as ``perplexity``, for the base model at the same precision on the same path."""
+    base_perplexities: list[float] = field(default_factory=list)
+    """From each process that measured it (section IX)."""
     base_perplexity_example_mean: float | None = None
     test_examples: int | None = None
     accuracy: float | None = None
@@ -58,6 +64,8 @@ class TrialResult:
     base_accuracy: float | None = None
     initial_loss: float | None = None
     final_loss: float | None = None
+    loss_curve: list[list[float]] = field(default_factory=list)
+    """The loss over the trial: [epochs done, mean loss of the steps since the last point]."""
     diverged_at: int | None = None
     """The first step whose loss was not finite, if any."""
     train_seconds: float | None = None
@@ -72,6 +80,8 @@ class TrialResult:
     adapter_digest: str | None = None
     adapter_init_seed: int | None = None
     responses: list[Response] = field(default_factory=list)
+    repeated_responses: list[Response] = field(default_factory=list)
+    """The same model asked again and again, each time with another seed (section IX)."""
     device: str | None = None
     software: str | None = None
     finished: str | None = None
@@ -105,8 +115,9 @@ def read_results(path: Path) -> list[TrialResult]:
 def _parse(line: str, where: str) -> TrialResult:
     try:
         row = json.loads(line)
-        responses = [_checked(Response(**response)) for response in row.pop("responses", [])]
-        return _checked(TrialResult(**row, responses=responses))
+        for name in ("responses", "repeated_responses"):
+            row[name] = [_checked(Response(**response)) for response in row.get(name, [])]
+        return _checked(TrialResult(**row))
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{where}: not a row of collected results ({error})") from None
 

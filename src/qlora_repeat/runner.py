@@ -22,19 +22,20 @@ from qlora_repeat.files import write_json
 from qlora_repeat.record import now
 from qlora_repeat.stages import base_state, run_base, run_stages, stage_states
 from qlora_repeat.study import Study
-from qlora_repeat.trial import Stage, Trial, all_trials, base_record, find_trial
+from qlora_repeat.trial import Stage, Trial, all_trials, base_record, base_tests, find_trial
 
 PRELOAD = ["qlora_repeat.preload"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A trial's missing stages, or the evaluation of a model's base (then `trial` is None)."""
+    """A trial's missing stages, or a test of a model's base (then `trial` is None)."""
 
     name: str
     model: str
     trial: Trial | None
     log: Path
+    base_test: int | None = None
 
 
 class Watcher(Protocol):
@@ -51,9 +52,10 @@ def open_jobs(
     """What of a study is still to be done, in its order; the base of each model comes before its trials."""
     jobs = []
     for model in study.models:
-        if "evaluate" in stages and base_state(study, model, runs, cache).state != "done":
-            path = base_record(study, model, runs)
-            jobs.append(Job(f"{model}/base", model, None, path.with_name("log.txt")))
+        for number in base_tests(study) if "evaluate" in stages else ():
+            if base_state(study, model, number, runs, cache).state != "done":
+                log = base_record(study, model, number, runs).with_name(f"log-{number}.txt")
+                jobs.append(Job(f"{model}/base/{number}", model, None, log, number))
         for trial in all_trials(study, runs):
             if trial.model_name != model:
                 continue
@@ -151,8 +153,9 @@ def _ready(running: list[_Child]) -> list[_Child]:
 def _start(context: Any, job: Job, arguments: tuple[Any, ...], watcher: Watcher) -> _Child:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     ours, theirs = context.Pipe(duplex=False)
-    name = job.trial.name if job.trial else None
-    process = context.Process(target=_work, args=(theirs, name, job.model, job.log, *arguments))
+    # The study goes over once: its trials would bring it again.
+    sent = (job.trial.name if job.trial else None, job.model, job.base_test, job.log)
+    process = context.Process(target=_work, args=(theirs, *sent, *arguments))
     process.start()
     theirs.close()
     watcher.started(job)
@@ -163,6 +166,7 @@ def _work(
     pipe: connection.Connection,
     trial: str | None,
     model: str,
+    base_test: int | None,
     log: Path,
     study: Study,
     stages: list[Stage],
@@ -190,9 +194,9 @@ def _work(
             pipe.send((kind, *rest))
 
     try:
-        if trial is None:
-            run_base(study, model, runs, cache, watch)
-        else:
+        if base_test is not None:
+            run_base(study, model, base_test, runs, cache, watch)
+        if trial is not None:
             run_stages(find_trial(study, trial, runs), stages, cache, watch, force=force)
     except BusyError as error:
         end("busy", str(error))

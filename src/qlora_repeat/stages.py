@@ -65,9 +65,9 @@ def trial_state(trial: Trial, cache: Path) -> State:
     return "stale" if "stale" in states else "missing"
 
 
-def base_state(study: Study, model_name: str, runs: Path, cache: Path) -> StageState:
-    """How the evaluation of a model's base stands."""
-    record = read_record(base_record(study, model_name, runs))
+def base_state(study: Study, model_name: str, number: int, runs: Path, cache: Path) -> StageState:
+    """How a test of a model's base stands."""
+    record = read_record(base_record(study, model_name, number, runs))
     if record is None:
         return StageState("missing")
     changed = changed_inputs(record.inputs, base_inputs(study, model_name, cache))
@@ -102,11 +102,12 @@ def run_stages(
             delete_merged(trial)
 
 
-def run_base(study: Study, model_name: str, runs: Path, cache: Path, watch: Watch) -> None:
-    """Evaluates the base of a model, in this process, unless that is done."""
-    path = base_record(study, model_name, runs)
-    with exclusive(path.with_name("lock.json"), f"{model_name}/base"):
-        if base_state(study, model_name, runs, cache).state == "done":
+def run_base(study: Study, model_name: str, number: int, runs: Path, cache: Path, watch: Watch) -> None:
+    """Tests the base of a model, in this process, unless that test is done."""
+    path = base_record(study, model_name, number, runs)
+    name = f"{model_name}/base/{number}"
+    with exclusive(path.with_name(f"lock-{number}.json"), name):
+        if base_state(study, model_name, number, runs, cache).state == "done":
             return
         from qlora_repeat.evaluate import evaluate_base
 
@@ -114,9 +115,7 @@ def run_base(study: Study, model_name: str, runs: Path, cache: Path, watch: Watc
             watch("base", done, total, loss)
 
         _prepare_process(study)
-        with _recorded(
-            path, f"{model_name}/base", "evaluate", base_inputs(study, model_name, cache)
-        ) as outputs:
+        with _recorded(path, name, "evaluate", base_inputs(study, model_name, cache)) as outputs:
             outputs |= evaluate_base(study, model_name, cache, report)
 
 

@@ -5,20 +5,19 @@ Section numbers in the field notes are those of the paper (Alahmari et al., IEEE
 learning rate, schedule and length.
 """
 
-import difflib
 import json
-import re
+import math
 import string
 import tomllib
-from dataclasses import field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.explain import explain
 
 STUDIES = Path("studies")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -31,6 +30,12 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw-8bit", "adamw-32bit"]
 Task = Literal["text-generation", "question-answering"]
 
+ROW_KEYS: dict[Task, list[str]] = {
+    "text-generation": ["quote"],
+    "question-answering": ["instruction", "answer"],
+}
+"""What a row of each task's data consists of, in the order in which a template must have it."""
+
 
 @dataclass(frozen=True, config=_STRICT)
 class PackageFile:
@@ -41,6 +46,17 @@ class PackageFile:
     file: str
     """The path inside the package's folder, which begins with the import name."""
     sha256: Sha256
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Hub:
+    """A repository of models or data on a hub."""
+
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: str
+    """A commit; a branch or tag is resolved to one at the first fetch, and locked."""
+    files: str = "*"
+    """Which of its files hold the rows (data only), as a pattern."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -71,28 +87,38 @@ class Pretraining:
 
 @dataclass(frozen=True, config=_STRICT)
 class Base:
-    """A base model: a GGUF file that a package carries, or a tokenizer and how to pretrain a model for it."""
+    """A base model: on a hub, in a GGUF file of a package, or to be pretrained for a tokenizer."""
 
+    hub: Hub | None = None
     gguf: PackageFile | None = None
     tokenizer: PackageFile | None = None
     pretraining: Pretraining | None = None
+    architecture: dict[str, str | int | float | bool] | None = None
+    """Its configuration, `model_type` and sizes, for planning before anything is fetched."""
 
     def __post_init__(self) -> None:
-        if (self.gguf is None) == (self.tokenizer is None or self.pretraining is None):
-            raise ValueError("give either gguf, or both tokenizer and pretraining")
+        pretrained = self.tokenizer is not None and self.pretraining is not None
+        if [self.hub is not None, self.gguf is not None, pretrained].count(True) != 1:
+            raise ValueError("give one of hub, gguf, or both tokenizer and pretraining")
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Data:
-    """A dataset (section III): where its rows come from, how many, and the digest that they must have."""
+    """A dataset (section III): where its rows come from, how many, and what its models are asked."""
 
     task: Task
-    source: Literal["fortunes", "reasoning-gym"]
+    source: Literal["hub", "fortunes", "reasoning-gym"]
     rows: Positive
-    seed: Seed
+    """So many there must be."""
+    max_new_tokens: Positive
+    """Of a response to one of the prompts."""
+    hub: Hub | None = None
+    columns: dict[Literal["quote", "instruction", "answer"], str] = field(default_factory=dict)
+    """Hub: which of its columns is the quote, or the instruction and the answer; the others are left out."""
+    seed: Seed | None = None
     """Chooses the rows (fortunes) or generates them (reasoning-gym)."""
-    sha256: Sha256
-    """Of the rows as JSON Lines, before the split."""
+    sha256: Sha256 | None = None
+    """Of the rows as JSON Lines, before the split; those of a hub are locked file by file instead."""
     families: list[str] = field(default_factory=list)
     """Task families of reasoning-gym, equally often."""
     families_with_options: list[str] = field(default_factory=list)
@@ -100,8 +126,16 @@ class Data:
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     prompts: list[str] = field(default_factory=list)
     """Text generation: the prompts. Question answering: how the test rows to be asked begin."""
+    max_rows: Positive | None = None
+    """Train and test on the first so many of each part only."""
 
     def __post_init__(self) -> None:
+        if self.source == "hub":
+            if self.hub is None or sorted(self.columns) != sorted(ROW_KEYS[self.task]):
+                raise ValueError(f"source hub needs hub, and columns for {' and '.join(ROW_KEYS[self.task])}")
+            return
+        if self.hub is not None or self.columns or self.seed is None or self.sha256 is None:
+            raise ValueError(f"source {self.source} needs seed and sha256, and has neither hub nor columns")
         if (self.task == "text-generation") != (self.source == "fortunes"):
             raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
         if self.source == "reasoning-gym" and not self.families and not self.families_with_options:
@@ -159,10 +193,17 @@ class Training:
     gradient_checkpointing: bool
     steps: Positive | None = None
     epochs: Annotated[float, Field(gt=0)] | None = None
+    max_steps: Positive | None = None
+    """Ends the epochs early."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+
+    def total_steps(self, examples: int) -> int:
+        """The optimizer steps of a trial that has so many examples."""
+        steps = self.steps or math.ceil((self.epochs or 0) * math.ceil(examples / self.batch_size))
+        return min(steps, self.max_steps or steps)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -177,7 +218,6 @@ class Sampling:
 class Generation:
     """How responses are drawn (sections VII and IX)."""
 
-    max_new_tokens: Positive
     top_k: Annotated[int, Field(ge=0)]
     """0 switches it off; transformers' own default is 50."""
     samplings: Annotated[list[Sampling], Field(min_length=1)]
@@ -188,11 +228,21 @@ class Generation:
 class Evaluation:
     """What the test measures."""
 
-    examples: Positive
-    """The first so many of the test split are measured; all, if it has fewer."""
     batch_size: Positive
     """Fixed: another batch shape gives other last digits."""
     timing_repeats: Positive
+    examples: Positive | None = None
+    """The first so many of the test split are measured; otherwise all."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Ablation:
+    """Section IX: testing a model that stays the same again and again."""
+
+    responses: Positive
+    """So often the first trial of each arm answers each prompt, each time with entropy drawn anew."""
+    base_tests: Positive
+    """So many processes measure the perplexity of each base model."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -208,6 +258,10 @@ class Model:
     training: Training
     stop: str | None = None
     """A response ends where this text begins."""
+    special_tokens: bool = True
+    """Whether the tokenizer adds its own (Llama's begins each text with one)."""
+    counterpart: str | None = None
+    """The paper's model that this one is to be compared with."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -230,6 +284,14 @@ class Study:
     bases: dict[Name, Base]
     data: dict[Name, Data]
     models: Annotated[dict[Name, Model], Field(min_length=1)]
+    ablation: Ablation | None = None
+    variant: str = ""
+    """What of the file was changed from the command line; results of a variant have a folder of their own."""
+
+    @property
+    def label(self) -> str:
+        """The study's name, and what was changed from the command line."""
+        return f"{self.name}@{self.variant}" if self.variant else self.name
 
     def __post_init__(self) -> None:
         for name, model in self.models.items():
@@ -245,7 +307,7 @@ class Study:
 
 
 def _check_template(key: str, template: str, task: Task) -> None:
-    wanted = ["quote"] if task == "text-generation" else ["instruction", "answer"]
+    wanted = ROW_KEYS[task]
     try:
         found = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
@@ -260,8 +322,8 @@ def study_path(study: str) -> Path:
     return Path(study) if study.endswith(".toml") else STUDIES / f"{study}.toml"
 
 
-def load_study(study: str) -> Study:
-    """Reads and checks a study file.
+def load_study(study: str, max_steps: int | None = None, max_rows: int | None = None) -> Study:
+    """Reads and checks a study file; `max_steps` and `max_rows` cut every trial short, for trying it out.
 
     Raises:
         MissingError: there is no such file; names the studies that there are.
@@ -280,12 +342,29 @@ def load_study(study: str) -> Study:
         as_json = json.dumps(_with_shared_training(content), default=_refuse)
         loaded = TypeAdapter(Study).validate_json(as_json)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_explain(error)}") from None
+        raise UsageError(f"{path}: {explain(error, _known_keys())}") from None
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
         raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
-    return loaded
+    return _cut_short(loaded, max_steps, max_rows)
+
+
+def _cut_short(study: Study, max_steps: int | None, max_rows: int | None) -> Study:
+    models = {
+        name: replace(model, training=replace(model.training, max_steps=max_steps))
+        for name, model in study.models.items()
+    }
+    data = {name: replace(data, max_rows=max_rows) for name, data in study.data.items()}
+    caps = [f"{cap}-{what}" for cap, what in ((max_steps, "steps"), (max_rows, "rows")) if cap]
+    if not caps:
+        return study
+    return replace(
+        study,
+        models=models if max_steps else study.models,
+        data=data if max_rows else study.data,
+        variant="-".join(caps),
+    )
 
 
 def _refuse(value: object) -> None:
@@ -306,38 +385,6 @@ def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _explain(error: ValidationError) -> str:
-    """The problem that helps most, in one line: the key, what was expected, what was found."""
-    problems = error.errors()
-    # A misspelt key is also a missing one.
-    problem = next((each for each in problems if each["type"] == "unexpected_keyword_argument"), problems[0])
-    key = _key(problem)
-    if problem["type"] == "unexpected_keyword_argument":
-        return f"unknown key {key}{_suggestion(str(problem['loc'][-1]))}"
-    if problem["type"] == "missing":
-        return f"key {key} is missing"
-    expected = " or: ".join(
-        each["msg"].removeprefix("Value error, ") for each in problems if _key(each) == key
-    )
-    if isinstance(problem["input"], (str, int, float, bool)):
-        return f"key {key}: {expected} (found {problem['input']!r})"
-    return f"key {key}: {expected}"
-
-
-def _key(problem: ErrorDetails) -> str:
-    return ".".join(str(part) for part in problem["loc"] if not _is_type_tag(part)) or "the study"
-
-
-def _is_type_tag(part: int | str) -> bool:
-    """Whether pydantic put this part of a location in to name a member of a union."""
-    return isinstance(part, str) and re.search(r"[\[(]|^(constrained-)?(int|float|str)$", part) is not None
-
-
-def _suggestion(unknown: str) -> str:
-    known = sorted({name for kind in globals().values() if is_dataclass(kind) for name in _names(kind)})
-    close = difflib.get_close_matches(unknown, known, 1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _names(kind: Any) -> list[str]:
-    return [item.name for item in fields(kind)]
+def _known_keys() -> list[str]:
+    kinds = [kind for kind in globals().values() if isinstance(kind, type) and is_dataclass(kind)]
+    return sorted({item.name for kind in kinds for item in fields(kind)})

@@ -31,7 +31,7 @@ def time_responses(trial: Trial, cache: Path, report: Report) -> dict[str, Any]:
     def answer(asked: list[Prompt]) -> float:
         began = time.perf_counter()
         for prompt in asked:
-            respond(model, tokenizer, prompt, study.generation, sampling, trial.model.stop, seed)
+            respond(model, tokenizer, prompt, study, trial.model_name, sampling, seed)
         return time.perf_counter() - began
 
     seconds = []

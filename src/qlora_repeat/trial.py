@@ -40,6 +40,11 @@ class Trial:
         return study_folder(self.study, self.runs) / self.model_name / self.optimizer / f"trial-{self.number}"
 
     @property
+    def repeats_responses(self) -> bool:
+        """Whether its evaluation has section IX's repeated tests: the first trial of an arm has."""
+        return self.number == 1 and self.study.ablation is not None
+
+    @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
 
@@ -69,12 +74,17 @@ class Trial:
 
 def study_folder(study: Study, runs: Path) -> Path:
     """The folder of all that a study leaves."""
-    return runs / study.name
+    return runs / study.label
 
 
-def base_record(study: Study, model_name: str, runs: Path) -> Path:
-    """The record of the evaluation of a model's base, before any fine-tuning."""
-    return study_folder(study, runs) / model_name / "base" / "evaluate.json"
+def base_record(study: Study, model_name: str, number: int, runs: Path) -> Path:
+    """The record of a test of a model's base, before any fine-tuning; tests are numbered from 1."""
+    return study_folder(study, runs) / model_name / "base" / f"test-{number}.json"
+
+
+def base_tests(study: Study) -> range:
+    """The numbers of the tests of each base: one, or as many as section IX has."""
+    return range(1, 1 + (study.ablation.base_tests if study.ablation else 1))
 
 
 def results_path(study: Study, runs: Path) -> Path:

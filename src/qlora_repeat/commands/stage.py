@@ -86,7 +86,7 @@ def run_here(
             bars.update(tasks[stage], completed=done, total=total, description=note)
 
         if "evaluate" in stages:
-            run_base(study, trial.model_name, trial.runs, cache, watch)
+            run_base(study, trial.model_name, 1, trial.runs, cache, watch)
         run_stages(trial, stages, cache, watch, force=force)
 
 

@@ -1,0 +1,35 @@
+"""What is wrong with a study file, in one line, from pydantic's many."""
+
+import difflib
+import re
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+
+def explain(error: ValidationError, known_keys: list[str]) -> str:
+    """The problem that helps most, in one line: the key, what was expected, what was found."""
+    problems = error.errors()
+    # A misspelt key is also a missing one.
+    problem = next((each for each in problems if each["type"] == "unexpected_keyword_argument"), problems[0])
+    key = _key(problem)
+    if problem["type"] == "unexpected_keyword_argument":
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known_keys, 1)
+        return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+    if problem["type"] == "missing":
+        return f"key {key} is missing"
+    expected = " or: ".join(
+        each["msg"].removeprefix("Value error, ") for each in problems if _key(each) == key
+    )
+    if isinstance(problem["input"], (str, int, float, bool)):
+        return f"key {key}: {expected} (found {problem['input']!r})"
+    return f"key {key}: {expected}"
+
+
+def _key(problem: ErrorDetails) -> str:
+    return ".".join(str(part) for part in problem["loc"] if not _is_type_tag(part)) or "the study"
+
+
+def _is_type_tag(part: int | str) -> bool:
+    """Whether pydantic put this part of a location in to name a member of a union."""
+    return isinstance(part, str) and re.search(r"[\[(]|^(constrained-)?(int|float|str)$", part) is not None
