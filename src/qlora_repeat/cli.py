@@ -20,6 +20,7 @@ COMMANDS = {
     "status": "Show which trials are done, running, stale, failed or missing.",
     "collect": "Gather all records of a study into one results file.",
     "tables": "Render the paper's tables from collected results.",
+    "miniature": "Write a hub of miniature models to rehearse a study on.",
     "list": "List studies, or the trials of one.",
 }
 """Each subcommand, and its one-line help."""

@@ -46,7 +46,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 os.chmod(file, 0o644)
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())

@@ -55,7 +55,7 @@ def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | N
     trial.record("finetune").unlink(missing_ok=True)  # from here on the files are no longer those it names
     write_text(trial.trace, "".join(json.dumps(step) + "\n" for step in steps))
     with new_folder(trial.adapter) as adapter:
-        adapted.save_pretrained(adapter)
+        adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
     return {
         "adapter_digest": weights_digest(trial.adapter),
         "seeds": seeds,
@@ -96,7 +96,11 @@ def _with_adapter(trial: Trial, base: Any) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(prepared, config)
+    adapted = get_peft_model(prepared, config)
+    hub = trial.study.bases[trial.model.base].hub
+    # What the adapter says of its base, for those who load it elsewhere: no path of this machine.
+    adapted.peft_config["default"].base_model_name_or_path = hub.repository if hub else trial.model.base
+    return adapted
 
 
 def _trainer(

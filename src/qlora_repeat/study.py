@@ -7,6 +7,7 @@ learning rate, schedule and length.
 
 import json
 import math
+import re
 import string
 import tomllib
 from dataclasses import field, fields, is_dataclass, replace
@@ -319,15 +320,20 @@ def _check_template(key: str, template: str, task: Task) -> None:
 
 def study_path(study: str) -> Path:
     """The file of a study given by name (``pocket``) or by path (``elsewhere/mine.toml``)."""
-    return Path(study) if study.endswith(".toml") else STUDIES / f"{study}.toml"
+    name = study.partition("@")[0]
+    return Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
 
 
-def load_study(study: str, max_steps: int | None = None, max_rows: int | None = None) -> Study:
-    """Reads and checks a study file; `max_steps` and `max_rows` cut every trial short, for trying it out.
+def load_study(study: str) -> Study:
+    """Reads and checks a study file.
+
+    ``paper@5-steps-8-rows`` is ``paper.toml`` cut short, to try it out: at most so many optimizer steps, on
+    the first so many rows of each part of the data. Its results have a folder of their own.
 
     Raises:
         MissingError: there is no such file; names the studies that there are.
-        UsageError: the file is not TOML, or a key is unknown, missing or out of range.
+        UsageError: the file is not TOML, a key is unknown, missing or out of range, or what follows @ is not
+            ``N-steps``, ``N-rows`` or ``N-steps-N-rows``.
     """
     path = study_path(study)
     try:
@@ -347,23 +353,26 @@ def load_study(study: str, max_steps: int | None = None, max_rows: int | None = 
         raise UsageError(f"{path}: {error}") from None
     if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
         raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
-    return _cut_short(loaded, max_steps, max_rows)
+    return _cut_short(loaded, study.partition("@")[2]) if "@" in study else loaded
 
 
-def _cut_short(study: Study, max_steps: int | None, max_rows: int | None) -> Study:
+def _cut_short(study: Study, variant: str) -> Study:
+    found = re.fullmatch(r"(?:([1-9]\d*)-steps)?-?(?:([1-9]\d*)-rows)?", variant)
+    if found is None or not variant or variant.startswith("-") or variant.endswith("-"):
+        raise UsageError(
+            f"study {study.name}@{variant}: after @ come N-steps, N-rows or N-steps-N-rows, to cut it short"
+        )
+    steps, rows = (int(number) if number else None for number in found.groups())
     models = {
-        name: replace(model, training=replace(model.training, max_steps=max_steps))
+        name: replace(model, training=replace(model.training, max_steps=steps))
         for name, model in study.models.items()
     }
-    data = {name: replace(data, max_rows=max_rows) for name, data in study.data.items()}
-    caps = [f"{cap}-{what}" for cap, what in ((max_steps, "steps"), (max_rows, "rows")) if cap]
-    if not caps:
-        return study
+    data = {name: replace(each, max_rows=rows) for name, each in study.data.items()}
     return replace(
         study,
-        models=models if max_steps else study.models,
-        data=data if max_rows else study.data,
-        variant="-".join(caps),
+        models=models if steps else study.models,
+        data=data if rows else study.data,
+        variant=variant,
     )
 
 

@@ -34,7 +34,7 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
         from qlora_repeat.study import load_study
 
         study = load_study(study_file)
-        name, results = study.name, results_path(study, runs)
+        name, results = study.label, results_path(study, runs)
     folder = out or Path("paper/build") / name
     paths = render_tables(read_results(results), folder, Path("paper/templates"))
     click.echo(f"{folder}: {len(paths)} files; tables.md has all tables to read")
