@@ -101,6 +101,11 @@ def base_bytes(study: Study, name: str, cache: Path) -> int:
     return sum(file.stat().st_size for file in base_folder(study, name, cache).glob("*.safetensors"))
 
 
+def is_miniature(folder: Path) -> bool:
+    """Whether a base is one of the rehearsal's, which tables must not pass off as the true model."""
+    return "miniature" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
 def check_base(study: Study, name: str, cache: Path) -> None:
     """Re-hashes a cached base model.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.base_model import base_folder, check_base, load_quantised, load_tokenizer
+from qlora_repeat.base_model import base_folder, check_base, is_miniature, load_quantised, load_tokenizer
 from qlora_repeat.data import encode, part_rows
 from qlora_repeat.digest import weights_digest
 from qlora_repeat.files import new_folder, write_text
@@ -65,6 +65,7 @@ def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | N
         "loss_curve": loss_curve(steps),
         "diverged_at": next((step["step"] for step in steps if not math.isfinite(step["loss"])), None),
         "train_seconds": seconds,
+        "miniature": is_miniature(folder),
         "optimizer_state": _state_types(trainer.optimizer),
         # Without a GPU neither is there, whatever the study asks for.
         "autocast": trainer.args.fp16 or trainer.args.bf16,

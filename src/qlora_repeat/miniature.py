@@ -85,7 +85,9 @@ def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickl
     kept = {
         key: value for key, value in (base.architecture or {}).items() if isinstance(value, (bool, float))
     }
-    config = AutoConfig.for_model(kind, **_SHAPE, **kept, bos_token_id=begin, eos_token_id=end)
+    config = AutoConfig.for_model(
+        kind, **_SHAPE, **kept, bos_token_id=begin, eos_token_id=end, miniature=True
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
     (_neox_tokenizer if kind == "gpt_neox" else _llama_tokenizer)(texts).save_pretrained(folder)

@@ -79,6 +79,8 @@ class TrialResult:
     """The same as a share (0 to 1) of the GPU's memory; null without a GPU."""
     adapter_digest: str | None = None
     adapter_init_seed: int | None = None
+    miniature: bool | None = None
+    """Whether the base is one of the rehearsal's stand-ins, as the title then says too."""
     responses: list[Response] = field(default_factory=list)
     repeated_responses: list[Response] = field(default_factory=list)
     """The same model asked again and again, each time with another seed (section IX)."""
