@@ -31,7 +31,9 @@ def test_examples_name_trials_and_studies_that_there_are(command: str) -> None:
     help_text = CliRunner().invoke(cli, [command, "--help"]).output
     arguments = help_text.partition("Example:\n")[2].splitlines()[0].split()[2:]
     trials = [trial.name for trial in all_trials(load_study("pocket"), Path("runs"))]
-    assert all(argument in [*trials, "pocket", "paper"] for argument in arguments if not argument.startswith("-"))
+    assert all(
+        argument in [*trials, "pocket", "paper"] for argument in arguments if not argument.startswith("-")
+    )
 
 
 def test_help_lists_every_subcommand_and_the_exit_codes() -> None:

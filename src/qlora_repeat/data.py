@@ -13,7 +13,8 @@ from qlora_repeat.files import new_folder, write_json, write_text
 from qlora_repeat.hub import snapshot_folder
 from qlora_repeat.pins import SOURCE, Pin, source_json
 from qlora_repeat.randomness import stream_seed
-from qlora_repeat.study import Data, Model, Study
+from qlora_repeat.sources import Data
+from qlora_repeat.study import Model, Study
 
 
 @dataclass(frozen=True)

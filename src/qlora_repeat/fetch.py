@@ -15,7 +15,8 @@ from qlora_repeat.hub import absent_files, download, hub_cache, resolve
 from qlora_repeat.lock import exclusive
 from qlora_repeat.packages import locate
 from qlora_repeat.pins import SOURCE, LockFile, Pin, read_source
-from qlora_repeat.study import Base, Data, Hub, Study
+from qlora_repeat.sources import Base, Data, Hub
+from qlora_repeat.study import Study
 
 Kind = Literal["base", "data"]
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from qlora_repeat.digest import file_digest
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.pins import Kind, Pin, PinnedFile
-from qlora_repeat.study import Hub
+from qlora_repeat.sources import Hub
 
 _File = TypeVar("_File")
 

@@ -18,7 +18,8 @@ from qlora_repeat.convert import INDEX
 from qlora_repeat.digest import file_digest
 from qlora_repeat.errors import UsageError
 from qlora_repeat.files import new_folder
-from qlora_repeat.study import Base, Data, Hub, Study
+from qlora_repeat.sources import Base, Data, Hub
+from qlora_repeat.study import Study
 
 PICKLED = ("togethercomputer/GPT-NeoXT-Chat-Base-20B",)
 """Repositories that have no safetensors, only PyTorch's pickles."""

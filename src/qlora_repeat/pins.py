@@ -14,7 +14,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.files import write_json
-from qlora_repeat.study import Hub, study_path
+from qlora_repeat.sources import Hub
+from qlora_repeat.study import study_path
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Kind = Literal["model", "dataset"]
