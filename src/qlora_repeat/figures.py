@@ -7,6 +7,8 @@ in points (1/72 inch); no letter is smaller than 6 points where the figure is as
 import io
 import math
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,9 @@ _LEAST_HEIGHT = 80.0
 _BAR_SHARE = 0.64
 """Of the axis, for the longest bar; the rest is for its value."""
 _LEGEND_COLUMNS = 10
+_DOTS_PER_INCH = 300
+_SLACK = 0.96
+"""Of a line's width is used: letters of the PNG are as wide as whole dots, those of the PDF are not."""
 
 # The colours of Okabe and Ito, which everybody can tell apart, but for yellow, which is faint on white. As
 # the cycles have different lengths, 280 runs differ in colour, line or marker, and neighbours in all three.
@@ -61,7 +66,7 @@ _COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1, 1.2, 1)), (0, (2.2, 0.8)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X")
 _GREY = "#505050"
-_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4}
+_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.65, "pad": 0.4}
 
 
 def render_figures(results: list[TrialResult], out: Path) -> list[Path]:
@@ -81,19 +86,27 @@ def render_figures(results: list[TrialResult], out: Path) -> list[Path]:
             f"collected results of study {studies or '(none)'}: no finished trial has a loss curve to draw; "
             "do the trials with `qlora-repeat run`, then `qlora-repeat collect`"
         )
-    with matplotlib.style.context("default", after_reset=True):
-        matplotlib.rcParams.update(_SETTINGS)
-        figure = _draw(arms)
+    with _settings():
+        figure = draw_figure(arms)
         undated = {"pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")), "png": {"Software": None}}
         for kind, path in paths.items():
             content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=300, metadata=undated[kind])
+            figure.savefig(content, format=kind, metadata=undated[kind])
             write_bytes(path, content.getvalue())
     return list(paths.values())
 
 
-def _draw(arms: list[Arm]) -> Figure:
-    """The figure from the top: legend, a row of panels for each model, notes."""
+@contextmanager
+def _settings() -> Iterator[None]:
+    """matplotlib's own settings and ours, whatever the user's are."""
+    with matplotlib.style.context("default", after_reset=True):
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
+
+
+@_settings()
+def draw_figure(arms: list[Arm]) -> Figure:
+    """Figure 4, from the top: legend, a row of panels for each model, notes."""
     runs = sorted({trial.trial for arm in arms for trial in arm.trials})
     pairs = [Pair(arm, make_curves(arm, runs)) for arm in arms]
     rows = in_rows(pairs)
@@ -103,14 +116,15 @@ def _draw(arms: list[Arm]) -> Figure:
     notes = [line for note in make_notes(pairs) for line in _wrapped(note, _WIDTH - 4, _SMALL)]
     legend = 4 + 1.4 * _LINE * math.ceil(len(runs) / _LEGEND_COLUMNS)
     heights = [1.2 * _LARGE * len(title) + _ABOVE + panel_height + _BELOW for title in titles]
-    figure = Figure(figsize=(_WIDTH / 72, (legend + sum(heights) + _LINE * len(notes) + 4) / 72))
+    size = (_WIDTH / 72, (legend + sum(heights) + _LINE * len(notes) + 4) / 72)
+    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH)
     _draw_legend(figure, runs)
     top = legend
     for row, title, height in zip(rows, titles, heights, strict=True):
         _write(figure, top, title, size=_LARGE, weight="bold")
         _draw_row(figure, row, columns, top, top + height - _BELOW - panel_height, panel_height)
         top += height
-    _write(figure, top, notes, size=_SMALL, linespacing=1.1)
+    _write(figure, top, notes, size=_SMALL, linespacing=1.2)
     return figure
 
 
@@ -190,6 +204,8 @@ def _draw_curves(axes: Axes, curves: list[Curve], scale: Scale, epochs: float, h
     axes.set_xlabel("epochs", fontsize=_MEDIUM)
     axes.minorticks_off()
     for place, curve in enumerate(curves):
+        if not curve.points:
+            continue
         axes.plot(
             [epoch for epoch, _ in curve.points],
             [scale.clip(loss) for loss in curve.losses],
@@ -290,16 +306,16 @@ def _write(figure: Figure, top: float, lines: list[str], x: float = 2 / _WIDTH, 
 def _wrapped(text: str, width: float, size: float, face: str = "DejaVuSans") -> list[str]:
     """The text in lines of at most this width, at least one."""
     font, drawn = _face(face)
-    font.set_size(size, 72)
+    font.set_size(size, _DOTS_PER_INCH)
 
     def width_of(length: int) -> float:
         font.set_text(rest[:length])
         width: int = font.get_width_height()[0]
-        return width / 64
+        return width / 64 * 72 / _DOTS_PER_INCH
 
     rest, lines = plain(text, drawn), []
     while rest:
-        length = max(bisect_right(range(1, len(rest) + 1), width, key=width_of), 1)
+        length = max(bisect_right(range(1, len(rest) + 1), _SLACK * width, key=width_of), 1)
         if length < len(rest) and (space := rest.rfind(" ", 1, length + 1)) > 0:
             length = space
         lines.append(rest[:length])

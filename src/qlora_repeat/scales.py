@@ -75,11 +75,12 @@ def linear_ticks(low: float, high: float) -> list[tuple[float, str]]:
     step = next((size for size in sizes if size * _TICKS >= high - low), sizes[-1])
     exponent = math.floor(math.log10(step) + 1e-9)
     multiples = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    large = max(abs(low), abs(high)) >= 1e6
-    return [
-        (number * step, f"{number * step:.3g}" if large else f"{number * step:.{max(-exponent, 0)}f}")
-        for number in multiples
-    ]
+    largest = max(abs(low), abs(high))
+    if 1e-3 <= largest < 1e6:
+        layout = f".{max(-exponent, 0)}f"
+    else:
+        layout = f".{math.floor(math.log10(largest)) - exponent}e"
+    return [(number * step, format(number * step, layout)) for number in multiples]
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
