@@ -1,4 +1,4 @@
-# From a clean checkout to the tables: `make all`. Every target: `make help`.
+# From a clean checkout to tables and figures: `make all`. Every target: `make help`.
 #
 #   STUDY        a study in studies/, or the path of a TOML file
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
@@ -20,15 +20,16 @@ BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
 KIT := $(BIN)qlora-repeat
 RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)))
 
-.PHONY: all setup fetch finetune merge evaluate time run collect tables status list
-.PHONY: test lint types lock clean help
+.PHONY: all setup fetch finetune merge evaluate time run collect tables figures paper
+.PHONY: status list test lint types lock clean help
 
-all: setup ## the whole study: its trials, its results file, its tables (also where some trials failed)
+all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
 	@status=0
 	$(RUN) || status=$$?
 	[ $$status -ne 130 ] || exit 130
 	$(KIT) collect "$(STUDY)"
 	$(KIT) tables "$(STUDY)"
+	$(KIT) figures "$(STUDY)" || [ $$status -ne 0 ] # where all trials failed, there is nothing to draw
 	exit $$status
 
 setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pyproject.toml are newer than it
@@ -48,9 +49,13 @@ run: setup ## fetch, then every stage of every trial that lacks it, several tria
 
 collect: setup ## gather the trials' records in one results file
 tables: setup ## write the paper's tables from the results file
+figures: setup ## draw the paper's figure from the results file
+paper: tables ## one PDF of the tables and the figure; needs LaTeX
+	@$(KIT) figures "$(STUDY)" || [ $$? -eq 3 ] # results without loss curves have tables only
+	$(KIT) paper "$(STUDY)"
 status: setup ## show what is done, stale or missing
 list: setup ## show the study's trials
-collect tables status list:
+collect tables figures status list:
 	$(KIT) $@ "$(STUDY)"
 
 test: setup ## run the tests
