@@ -7,6 +7,7 @@ study's own order; what has not been measured is null.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -119,9 +120,18 @@ def _parse(line: str, where: str) -> TrialResult:
         row = json.loads(line)
         for name in ("responses", "repeated_responses"):
             row[name] = [_checked(Response(**response)) for response in row.get(name, [])]
-        return _checked(TrialResult(**row))
+        return _with_curve(_checked(TrialResult(**row)))
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{where}: not a row of collected results ({error})") from None
+
+
+def _with_curve(row: TrialResult) -> TrialResult:
+    """The row, once its loss curve is one; losses need not be finite."""
+    for point in row.loss_curve:
+        numbers = isinstance(point, list) and [type(value) in (int, float) for value in point] == [True, True]
+        if not numbers or not 0 <= point[0] < math.inf:
+            raise ValueError(f"loss_curve has {point!r}, not [epochs, loss]")
+    return row
 
 
 def _checked(row: _Row) -> _Row:
