@@ -2,6 +2,7 @@
 #
 #   STUDY        a study in studies/, or the path of a TOML file
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
+#   COMPARE      what tables also compare with: published (the paper's numbers), a study, or a results file
 #   JOBS         how many trials `run` works on at once
 #   ACCELERATOR  which build of torch .venv gets: cpu, cuda, or auto (cuda where nvidia-smi works)
 #   PYTHON       the Python that .venv is made from, or several to try
@@ -19,6 +20,7 @@ SHELL := /bin/bash
 BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
 KIT := $(BIN)qlora-repeat
 RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)))
+COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup fetch finetune merge evaluate time run collect tables status list
 .PHONY: test lint types lock clean help
@@ -28,7 +30,7 @@ all: setup ## the whole study: its trials, its results file, its tables (also wh
 	$(RUN) || status=$$?
 	[ $$status -ne 130 ] || exit 130
 	$(KIT) collect "$(STUDY)"
-	$(KIT) tables "$(STUDY)"
+	$(KIT) tables "$(STUDY)" $(COMPARED)
 	exit $$status
 
 setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pyproject.toml are newer than it
@@ -47,11 +49,11 @@ run: setup ## fetch, then every stage of every trial that lacks it, several tria
 	$(RUN)
 
 collect: setup ## gather the trials' records in one results file
-tables: setup ## write the paper's tables from the results file
+tables: setup ## write the paper's tables from the results file; STUDY=published: from the paper's numbers
 status: setup ## show what is done, stale or missing
 list: setup ## show the study's trials
 collect tables status list:
-	$(KIT) $@ "$(STUDY)"
+	$(KIT) $@ "$(STUDY)" $(if $(filter tables,$@),$(COMPARED))
 
 test: setup ## run the tests
 	$(BIN)python -m pytest

@@ -20,6 +20,8 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.explain import explain
 
 STUDIES = Path("studies")
+PUBLISHED = "published"
+"""The name of the paper's own numbers, where results of a study go by its name; no study has it."""
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -327,9 +329,15 @@ def load_study(study: str, max_steps: int | None = None, max_rows: int | None = 
 
     Raises:
         MissingError: there is no such file; names the studies that there are.
-        UsageError: the file is not TOML, or a key is unknown, missing or out of range.
+        UsageError: the file is not TOML, or a key is unknown, missing or out of range; or it is named like
+            the paper's numbers.
     """
     path = study_path(study)
+    if path.stem == PUBLISHED:
+        raise UsageError(
+            f"{study}: this is the name of the paper's own numbers, which only `qlora-repeat tables` takes; "
+            "name a study otherwise"
+        )
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
