@@ -65,11 +65,13 @@ def test_version() -> None:
         ["figures", "--help"],
         ["figures", "STUDY"],
         ["paper", "--help"],
+        ["tables", "published", "--compare", "published", "--out", "OUT"],
     ],
     ids=" ".join,
 )
 def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Path, tmp_path: Path) -> None:
-    given = [str(study_file) if argument == "STUDY" else argument for argument in arguments]
+    places = {"STUDY": str(study_file), "OUT": str(tmp_path / "out")}
+    given = [places.get(argument, argument) for argument in arguments]
     if arguments[0] in ("status", "collect", "tables", "figures") and "--help" not in arguments:
         given += ["--runs", str(tmp_path / "runs")]
     script = (

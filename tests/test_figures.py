@@ -16,10 +16,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from qlora_repeat.arms import group_arms
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.figures import draw_figure, render_figures
 from qlora_repeat.results import TrialResult, write_results
-from qlora_repeat.table_content import group_arms
 
 OPTIMIZERS = ("adamw-8bit", "adamw-32bit")
 NAN, INF = math.nan, math.inf

@@ -23,6 +23,8 @@ from qlora_repeat.explain import explain
 from qlora_repeat.sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, Seed, Task
 
 STUDIES = Path("studies")
+PUBLISHED = "published"
+"""The name of the paper's own numbers, where results of a study go by its name; no study has it."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw-8bit", "adamw-32bit"]
@@ -218,9 +220,14 @@ def load_study(study: str) -> Study:
     Raises:
         MissingError: there is no such file; names the studies that there are.
         UsageError: the file is not TOML, a key is unknown, missing or out of range, or what follows @ is not
-            ``N-steps``, ``N-rows`` or ``N-steps-N-rows``.
+            ``N-steps``, ``N-rows`` or ``N-steps-N-rows``; or it is named like the paper's numbers.
     """
     path = study_path(study)
+    if path.stem == PUBLISHED:
+        raise UsageError(
+            f"{study}: this is the name of the paper's own numbers, which only `tables` and `paper` take; "
+            "name a study otherwise"
+        )
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
