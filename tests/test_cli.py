@@ -32,7 +32,9 @@ def test_examples_name_trials_and_studies_that_there_are(command: str) -> None:
     arguments = help_text.partition("Example:\n")[2].splitlines()[0].split()[2:]
     trials = [trial.name for trial in all_trials(load_study("pocket"), Path("runs"))]
     assert all(
-        argument in [*trials, "pocket", "paper"] for argument in arguments if not argument.startswith("-")
+        argument in [*trials, "pocket", "paper", "published"]
+        for argument in arguments
+        if not argument.startswith("-")
     )
 
 
