@@ -6,8 +6,8 @@ from conftest import ROOT
 from test_tables import QUOTES, table, trial
 
 from qlora_repeat.published import read_published
+from qlora_repeat.render.table_content import make_tables
 from qlora_repeat.results import Response, TrialResult
-from qlora_repeat.table_content import make_tables
 
 HOT, COLD = (1.0, 1.0), (0.1, 0.1)
 

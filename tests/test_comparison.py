@@ -12,12 +12,12 @@ import pytest
 from conftest import ROOT, kit
 from test_tables import TEMPLATES, missing, study, trial
 
-from qlora_repeat.comparison import comparison_tables
 from qlora_repeat.errors import UsageError
 from qlora_repeat.published import read_published
+from qlora_repeat.render.comparison import comparison_tables
+from qlora_repeat.render.table import Table
+from qlora_repeat.render.tables import render_tables
 from qlora_repeat.results import TrialResult, write_results
-from qlora_repeat.table import Table
-from qlora_repeat.tables import render_tables
 
 PUBLISHED = read_published(ROOT / "paper" / "published")
 STAND_IN = {"model": "smollm2-135m", "model_title": "SmolLM2-135M", "counterpart": "llama2-7b"}

@@ -29,7 +29,7 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     label, rows = chosen_results(study_file, runs, results)
     silence_libraries(verbose=False)  # matplotlib tells about its caches
     os.environ["MPLBACKEND"] = "agg"  # and refuses to start with a backend that it does not know
-    from qlora_repeat.figures import render_figures
+    from qlora_repeat.render.figures import render_figures
 
     for path in render_figures(rows, out or BUILD / label):
         click.echo(path)

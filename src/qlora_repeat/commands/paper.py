@@ -20,7 +20,7 @@ def command(study_file: str, out: Path | None) -> None:
     Example:
       qlora-repeat paper pocket
     """
-    from qlora_repeat.paper import compile_paper
+    from qlora_repeat.render.pdf import compile_paper
 
     label = PUBLISHED if study_file == PUBLISHED else load_study(study_file).label
     click.echo(compile_paper(out or BUILD / label))

@@ -24,8 +24,8 @@ def command(study_file: str, runs: Path, results: Path | None, compare: str | No
     Example:
       qlora-repeat tables pocket --compare published
     """
+    from qlora_repeat.render.tables import render_tables
     from qlora_repeat.results import read_results
-    from qlora_repeat.tables import render_tables
 
     label, rows = chosen_results(study_file, runs, results)
     others = None

@@ -1,9 +1,9 @@
 """Table S0: the ablation of the paper's section IX, in which a model that stays the same is tested again."""
 
-from qlora_repeat.arms import Arm, base_perplexities, by_model, distinct, source_of
+from qlora_repeat.render.arms import Arm, base_perplexities, by_model, distinct, source_of
+from qlora_repeat.render.summary import DASH, statistic
+from qlora_repeat.render.table import Table
 from qlora_repeat.results import Response
-from qlora_repeat.summary import DASH, statistic
-from qlora_repeat.table import Table
 
 _BASE = ("before fine-tuning", "perplexity")
 

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from qlora_repeat.render.summary import DEVIATION_NOTE
+from qlora_repeat.render.table import Table
 from qlora_repeat.results import TrialResult
 from qlora_repeat.study import PUBLISHED
-from qlora_repeat.summary import DEVIATION_NOTE
-from qlora_repeat.table import Table
 
 _COMPUTED = f"Statistics are computed here from the paper's values. {DEVIATION_NOTE}"
 _BASE = "base: the model before fine-tuning, as printed in section IX."

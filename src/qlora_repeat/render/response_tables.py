@@ -3,9 +3,9 @@
 from functools import partial
 from string import ascii_lowercase
 
-from qlora_repeat.arms import Arm, by_model, distinct
+from qlora_repeat.render.arms import Arm, by_model, distinct
+from qlora_repeat.render.table import Column, Table, by_run
 from qlora_repeat.results import Response, TrialResult
-from qlora_repeat.table import Column, Table, by_run
 
 _PROMPTS = 2
 """So many prompts are shown, as in the paper."""

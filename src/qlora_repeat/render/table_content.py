@@ -6,14 +6,14 @@ values; any other leaves a dash and a note.
 
 import math
 
-from qlora_repeat.ablation_table import ablation_tables
-from qlora_repeat.arms import Arm, Measure, by_model, distinct, group_arms, source_of, values
 from qlora_repeat.errors import UsageError
-from qlora_repeat.published_tables import in_the_papers_words
-from qlora_repeat.response_tables import answer_tables, continuation_tables
+from qlora_repeat.render.ablation_table import ablation_tables
+from qlora_repeat.render.arms import Arm, Measure, by_model, distinct, group_arms, source_of, values
+from qlora_repeat.render.published_tables import in_the_papers_words
+from qlora_repeat.render.response_tables import answer_tables, continuation_tables
+from qlora_repeat.render.summary import DASH, DEVIATION_NOTE, mean, number, span, summary_rows
+from qlora_repeat.render.table import Column, Table, by_run, measured, missing
 from qlora_repeat.results import TrialResult
-from qlora_repeat.summary import DASH, DEVIATION_NOTE, mean, number, span, summary_rows
-from qlora_repeat.table import Column, Table, by_run, measured, missing
 
 TASKS = {"text-generation": ("1", "10"), "question-answering": ("2", "11")}
 """The numbers of each task's tables of perplexity and of seconds."""

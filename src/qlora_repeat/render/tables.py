@@ -1,7 +1,7 @@
 """The tables of a study, and of its comparison with another, written as LaTeX and as Markdown.
 
 A pure function of the results: no clock, no locale, no torch. What the tables say is decided in
-`qlora_repeat.table_content` and `qlora_repeat.comparison`, how they look in ``paper/templates``.
+`table_content` and `comparison`, how they look in ``paper/templates``.
 """
 
 import itertools
@@ -12,13 +12,13 @@ from pathlib import Path
 import tabulate
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from qlora_repeat.arms import distinct
-from qlora_repeat.comparison import comparison_tables
-from qlora_repeat.escape import latex, markdown
 from qlora_repeat.files import write_text
+from qlora_repeat.render.arms import distinct
+from qlora_repeat.render.comparison import comparison_tables
+from qlora_repeat.render.escape import latex, markdown
+from qlora_repeat.render.table import TABLE_FILE, Table
+from qlora_repeat.render.table_content import make_tables
 from qlora_repeat.results import TrialResult
-from qlora_repeat.table import TABLE_FILE, Table
-from qlora_repeat.table_content import make_tables
 
 _PAGE = 100
 """About so many digits of footnote size are as wide as the text on a page."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from string import ascii_letters
 
-from qlora_repeat.arms import Arm, Measure, source_of
+from qlora_repeat.render.arms import Arm, Measure, source_of
+from qlora_repeat.render.summary import DASH, number
 from qlora_repeat.results import TrialResult
-from qlora_repeat.summary import DASH, number
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from qlora_repeat.arms import Arm, base_perplexities, distinct, group_arms, source_of
 from qlora_repeat.errors import UsageError
+from qlora_repeat.render.arms import Arm, base_perplexities, distinct, group_arms, source_of
+from qlora_repeat.render.summary import DASH, DEVIATION_NOTE, mean, median, number, statistic
+from qlora_repeat.render.table import Column, Table, count_lacking
+from qlora_repeat.render.table_content import SECONDS, TASKS, diverged, is_share_of_gpu, share_percent
 from qlora_repeat.results import TrialResult
 from qlora_repeat.study import PUBLISHED
-from qlora_repeat.summary import DASH, DEVIATION_NOTE, mean, median, number, statistic
-from qlora_repeat.table import Column, Table, count_lacking
-from qlora_repeat.table_content import SECONDS, TASKS, diverged, is_share_of_gpu, share_percent
 
 _AVERAGES = {"mean": mean, "median": median}
 
