@@ -127,8 +127,8 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
         _fuse_dropout(model)
         model.config.use_cache = False  # the Trainer's default
         weights = weight_bytes(model)
-        live = LiveMemory(_inside_4bit_product)
-        live.count(_held(model))
+        live = LiveMemory(inside_4bit_product)
+        live.count(model_tensors(model))
         before = live.now
         ids = torch.zeros(training.batch_size, training.max_length, dtype=torch.long)
         with live:
@@ -163,7 +163,7 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
     with _fake_tensors(), torch.inference_mode():
         _make_fake(model, compute)
         live = LiveMemory()
-        live.count(_held(model))
+        live.count(model_tensors(model))
         weights = live.now
         with live:
             earlier = torch.empty(batch, length, config.vocab_size, dtype=compute)
@@ -199,10 +199,10 @@ def adapted_model(trial: Trial, config: Any) -> Any:
 
 
 def weight_bytes(model: Any) -> WeightBytes:
-    """What the weights of an adapted model take; storages that tensors share count once."""
+    """What the weights of an adapted model take; a storage that tensors share counts once."""
     seen: set[int] = set()
     found = dict.fromkeys(("quantised", "scales", "unquantised", "adapter"), 0)
-    for tensor, kind in _held_by_kind(model):
+    for tensor, kind in _tensors(model):
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
             seen.add(storage._cdata)
@@ -210,11 +210,12 @@ def weight_bytes(model: Any) -> WeightBytes:
     return WeightBytes(**found)
 
 
-def _held(model: Any) -> list[Any]:
-    return [tensor for tensor, _ in _held_by_kind(model)]
+def model_tensors(model: Any) -> list[Any]:
+    """All that a model holds before it runs: parameters, buffers, and the scales of 4-bit weights."""
+    return [tensor for tensor, _ in _tensors(model)]
 
 
-def _held_by_kind(model: Any) -> Iterator[tuple[Any, str]]:
+def _tensors(model: Any) -> Iterator[tuple[Any, str]]:
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         if state is None:
@@ -290,7 +291,7 @@ def _fuse_dropout(model: Any) -> None:
                 setattr(module, name, _FusedDropout(child.p))
 
 
-def _inside_4bit_product(operation: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> int:
+def inside_4bit_product(operation: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> int:
     """What bitsandbytes' product with a 4-bit matrix takes and frees: the matrix unpacked, and its scales.
 
     On some GPUs, and for few tokens, it does without.

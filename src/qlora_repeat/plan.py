@@ -73,8 +73,8 @@ class ModelPlan:
     evaluate_peak: int
     """With the context."""
     evaluate_share: float
-    merge_host: int
-    """Of the machine, not the GPU: the base in float32."""
+    merge_bytes: int
+    """While merging: the weights in float32."""
     arms: list[ArmPlan]
 
     @property
@@ -184,7 +184,7 @@ def _model_plan(
                 paper_share=paper[0].peak_memory_share if paper else None,
                 trials=study.trials,
                 steps=steps,
-                train_seconds=_train_seconds(paper, steps) / gpu.speed if paper else None,
+                train_seconds=train_seconds(paper, steps, gpu) if paper else None,
             )
         )
     return ModelPlan(
@@ -201,7 +201,7 @@ def _model_plan(
         evaluate_work=testing.work,
         evaluate_peak=testing.peak + CONTEXT_BYTES,
         evaluate_share=(testing.peak + CONTEXT_BYTES) / gpu.memory,
-        merge_host=4 * parameters,
+        merge_bytes=4 * parameters,
         arms=arms,
     )
 
@@ -263,10 +263,10 @@ def train_examples(data: Data) -> int:
     return min(examples, data.max_rows or examples)
 
 
-def _train_seconds(paper: Sequence[TrialResult], steps: int) -> float:
-    """So many steps at the pace of the paper's trials (Tables 10 and 11)."""
+def train_seconds(paper: Sequence[TrialResult], steps: int, gpu: Gpu) -> float:
+    """So many steps at the mean pace of the paper's trials of an arm (Tables 10 and 11), at a GPU's speed."""
     mean = statistics.mean(row.train_seconds for row in paper if row.train_seconds is not None)
-    return mean * steps / PAPER_STEPS[paper[0].task]
+    return mean * steps / PAPER_STEPS[paper[0].task] / gpu.speed
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
@@ -283,12 +283,12 @@ def _disk(study: Study, models: Sequence[ModelPlan], gpus: int) -> DiskPlan:
         model.parameters * size for model in models for _ in range(len(model.arms) * study.trials)
     )
     return DiskPlan(
-        bases=sum({model.base: base_bytes(study, model) for model in models}.values()),
+        bases=sum({model.base: _base_bytes(model) for model in models}.values()),
         adapters=sum(model.adapter * len(model.arms) * study.trials for model in models),
         merged=sum(merged if study.keep_merged else merged[-gpus:]),
     )
 
 
-def base_bytes(study: Study, model: ModelPlan) -> int:
+def _base_bytes(model: ModelPlan) -> int:
     """What a base takes in the cache: its parameters in float16, as it is published."""
     return 2 * model.parameters

@@ -1,5 +1,6 @@
 """A plan for people to read: three tables, and what they leave out."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,22 +20,26 @@ def plan_text(plan: Plan) -> str:
         if gpu.bandwidth is None
         else f"{gpu.bandwidth} GB/s, by that {gpu.speed:.2f} times as fast as the paper's {PAPER_GPU}"
     )
-    merge = max(model.merge_host for model in plan.models)
+    merge = max(model.merge_bytes for model in plan.models)
     parts = [
-        f"Study {plan.study} on {plan.gpus} x {gpu.name}: {gpu.memory / GB:.1f} GB each, {pace}.",
-        "Fine-tuning, GPU memory of one trial in GB (longest batch):",
+        _prose(f"Study {plan.study} on {plan.gpus} x {gpu.name}: {gpu.memory / GB:.1f} GB each, {pace}."),
+        "GPU memory of fine-tuning on the longest batch, GB:",
         _table(FINETUNE, [(model, arm) for model in plan.models for arm in model.arms]),
-        "Testing the merged model, GPU memory in GB:",
+        "GPU memory of testing the merged model, GB:",
         _table(EVALUATE, plan.models),
-        f"Peaks have {plan.context / GB:.1f} GB for the CUDA context, a nominal allowance, but nothing for what "
-        "torch's allocator\nholds beyond live tensors. Paper: its Table 3, for models of the same size. "
-        "GB are 1e9 bytes.",
-        f"Merging, the largest model: {merge / GB:.1f} GB for its weights in float32.",
-        f"Disk: {disk.bases / GB:.1f} GB for bases in float16 (more while pickled weights are converted), "
-        f"{disk.merged / GB:.1f} GB for\nmerged weights, {disk.adapters / GB:.2f} GB for adapters.",
-        "Fine-tuning, estimated time:",
+        _prose(
+            f"Peaks have {plan.context / GB:.1f} GB for the CUDA context, a nominal allowance, and nothing for "
+            "what torch's allocator holds beyond live tensors. Paper: its Table 3, for models of the same "
+            "size. GB are 1e9 bytes."
+        ),
+        f"Merging the largest model: {merge / GB:.1f} GB for its weights in float32.",
+        _prose(
+            f"Disk: {disk.bases / GB:.1f} GB for bases in float16 (more while pickled weights are converted), "
+            f"{disk.merged / GB:.1f} GB for merged weights, {disk.adapters / GB:.2f} GB for adapters."
+        ),
+        "Time of fine-tuning, estimated:",
         _table(HOURS, [arm for model in plan.models for arm in model.arms]),
-        _total(plan),
+        _prose(_total(plan)),
     ]
     return "\n\n".join(parts)
 
@@ -42,15 +47,21 @@ def plan_text(plan: Plan) -> str:
 def _total(plan: Plan) -> str:
     if plan.gpu_hours is None or plan.wall_hours is None:
         return "No model is as large as one of the paper's, so there is no time to estimate from."
-    lines = [
-        f"Total: {plan.gpu_hours:.1f} GPU hours, {plan.wall_hours:.1f} hours on {plan.gpus} GPU"
-        f"{'s' if plan.gpus > 1 else ''}, a trial on one GPU.",
-        "An estimate: from the paper's Tables 10 and 11, by number of steps and memory bandwidth. Loading, "
-        "merging,\ntesting and the tests of the bases are left out; the paper has no times of them.",
-    ]
-    if plan.trials_without_estimate:
-        lines.insert(1, f"{plan.trials_without_estimate} trials of models of other sizes are not in it.")
-    return "\n".join(lines)
+    gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
+    left_out = (
+        f" Without {plan.trials_without_estimate} trials of models of other sizes."
+        if plan.trials_without_estimate
+        else ""
+    )
+    return (
+        f"Total: {plan.gpu_hours:.1f} GPU hours; {plan.wall_hours:.1f} hours on {gpus}, each trial on one."
+        f"{left_out} From the paper's Tables 10 and 11, by number of steps and memory bandwidth. Loading, "
+        "merging, testing and the tests of the bases are left out; the paper has no times of them."
+    )
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(text, 100)
 
 
 Column = tuple[str, Callable[..., str]]
