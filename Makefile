@@ -1,12 +1,15 @@
-# From a clean checkout to the tables: `make all`. Every target: `make help`.
+# From a clean checkout to tables and figures: `make all`. Every target: `make help`.
 #
-#   STUDY        a study in studies/, or the path of a TOML file
+#   STUDY        a study in studies/, or the path of a TOML file; cut short: paper@12-steps-4-rows
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
 #   JOBS         how many trials `run` works on at once
+#   REHEARSAL    the folder of `make rehearsal`: its hub, its cache, its results, its tables
+#   OUT          the folder of tables and figures, where that is not paper/build/STUDY
 #   ACCELERATOR  which build of torch .venv gets: cpu, cuda, or auto (cuda where nvidia-smi works)
 #   PYTHON       the Python that .venv is made from, or several to try
 #   KIT_PYTHON   the Python of an environment that has the kit already (its full path): .venv is then not used
 STUDY ?= pocket
+REHEARSAL ?= $(CURDIR)/runs/rehearsal
 ACCELERATOR ?= auto
 PYTHON ?= python3.11 python3.12 python3
 
@@ -18,17 +21,19 @@ SHELL := /bin/bash
 
 BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
 KIT := $(BIN)qlora-repeat
+TO = $(if $(OUT),--out "$(OUT)")
 RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)))
 
-.PHONY: all setup fetch finetune merge evaluate time run collect tables status list
-.PHONY: test lint types lock clean help
+.PHONY: all setup fetch finetune merge evaluate time run collect tables figures paper
+.PHONY: status list rehearsal test lint types lock clean help
 
-all: setup ## the whole study: its trials, its results file, its tables (also where some trials failed)
+all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
 	@status=0
 	$(RUN) || status=$$?
 	[ $$status -ne 130 ] || exit 130
 	$(KIT) collect "$(STUDY)"
-	$(KIT) tables "$(STUDY)"
+	$(KIT) tables "$(STUDY)" $(TO)
+	$(KIT) figures "$(STUDY)" $(TO) || [ $$status -ne 0 ] # where all trials failed, there is nothing to draw
 	exit $$status
 
 setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pyproject.toml are newer than it
@@ -48,10 +53,22 @@ run: setup ## fetch, then every stage of every trial that lacks it, several tria
 
 collect: setup ## gather the trials' records in one results file
 tables: setup ## write the paper's tables from the results file
+figures: setup ## draw the paper's figure from the results file
+paper: tables ## one PDF of the tables and the figure; needs LaTeX
+	@$(KIT) figures "$(STUDY)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
+	$(KIT) paper "$(STUDY)" $(TO)
 status: setup ## show what is done, stale or missing
 list: setup ## show the study's trials
-collect tables status list:
+collect status list:
 	$(KIT) $@ "$(STUDY)"
+tables figures:
+	$(KIT) $@ "$(STUDY)" $(TO)
+
+rehearsal: setup ## the paper's study whole, on miniature models, offline, on a CPU: minutes
+	@export HF_HOME="$(REHEARSAL)/hub" HF_HUB_OFFLINE=1 QLORA_REPEAT_CACHE="$(REHEARSAL)/cache"
+	export QLORA_REPEAT_RUNS="$(REHEARSAL)" QLORA_REPEAT_LOCK="$(REHEARSAL)/paper.lock"
+	$(KIT) miniature paper --out "$$HF_HOME"
+	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows TRIAL= OUT="$(REHEARSAL)/tables"
 
 test: setup ## run the tests
 	$(BIN)python -m pytest

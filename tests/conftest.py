@@ -1,5 +1,6 @@
 """Fixtures: the tiny study, its filled cache, and one run of it that tests may read but not change."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,19 @@ from tiny import fill_cache, write_study
 from qlora_repeat.study import Study, load_study
 
 ROOT = Path(__file__).parents[1]
+
+
+def _has_latex() -> bool:
+    needed = ["IEEEtran.cls", "lmodern.sty", "longtable.sty", "booktabs.sty"]
+    if not shutil.which("pdflatex") or not shutil.which("kpsewhich"):
+        return False
+    found = subprocess.run(["kpsewhich", *needed], capture_output=True, text=True).stdout
+    return len(found.splitlines()) == len(needed)
+
+
+needs_latex = pytest.mark.skipif(
+    not _has_latex(), reason="LaTeX is not installed, or not all of its packages"
+)
 
 
 @pytest.fixture(scope="session")

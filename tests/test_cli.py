@@ -14,7 +14,7 @@ from qlora_repeat.cli import COMMANDS, cli
 from qlora_repeat.study import load_study
 from qlora_repeat.trial import all_trials
 
-HEAVY = {"torch", "transformers", "datasets", "bitsandbytes", "peft", "accelerate", "numpy"}
+HEAVY = {"torch", "transformers", "datasets", "bitsandbytes", "peft", "accelerate", "numpy", "matplotlib"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -31,7 +31,9 @@ def test_examples_name_trials_and_studies_that_there_are(command: str) -> None:
     help_text = CliRunner().invoke(cli, [command, "--help"]).output
     arguments = help_text.partition("Example:\n")[2].splitlines()[0].split()[2:]
     trials = [trial.name for trial in all_trials(load_study("pocket"), Path("runs"))]
-    assert all(argument in [*trials, "pocket"] for argument in arguments if not argument.startswith("-"))
+    assert all(
+        argument in [*trials, "pocket", "paper"] for argument in arguments if not argument.startswith("-")
+    )
 
 
 def test_help_lists_every_subcommand_and_the_exit_codes() -> None:
@@ -60,12 +62,15 @@ def test_version() -> None:
         ["run", "--help"],
         ["tables", "--help"],
         ["tables", "STUDY"],
+        ["figures", "--help"],
+        ["figures", "STUDY"],
+        ["paper", "--help"],
     ],
     ids=" ".join,
 )
 def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Path, tmp_path: Path) -> None:
     given = [str(study_file) if argument == "STUDY" else argument for argument in arguments]
-    if arguments[0] in ("status", "collect", "tables") and "--help" not in arguments:
+    if arguments[0] in ("status", "collect", "tables", "figures") and "--help" not in arguments:
         given += ["--runs", str(tmp_path / "runs")]
     script = (
         "import sys; from qlora_repeat.cli import main\n"
@@ -76,7 +81,7 @@ def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Pa
     loaded = set(done.stderr.partition("loaded:")[2].split())
     assert "click" in loaded
     assert loaded & HEAVY == set()
-    assert done.returncode == (3 if arguments == ["tables", "STUDY"] else 0)
+    assert done.returncode == (3 if arguments[0] in ("tables", "figures") and arguments[1] == "STUDY" else 0)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +100,10 @@ def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Pa
         ("tables STUDY --runs RUNS", 3, "no collected results; run `qlora-repeat collect"),
         ("tables --results RUNS/none.jsonl", 3, "RUNS/none.jsonl: no collected results"),
         ("tables --results RUNS", 2, "is a directory"),
+        ("figures nonesuch", 3, "no such study file"),
+        ("figures STUDY --runs RUNS", 3, "no collected results; run `qlora-repeat collect"),
+        ("paper nonesuch", 3, "no such study file"),
+        ("paper --out RUNS", 3, "RUNS/all.tex: no tables to compile; run `qlora-repeat tables"),
         ("finetune", 2, "give one TRIAL (model/optimizer/number), or --all"),
         ("merge tiny-neox/adamw-8bit/1 --all --study STUDY", 2, "give one TRIAL"),
         ("evaluate tiny-neox --study STUDY", 2, "such as tiny-neox/adamw-8bit/1"),
@@ -120,7 +129,9 @@ def test_a_mistake_ends_in_its_exit_code_and_one_line(
     assert done.stderr.splitlines()[-1].startswith("Error: ")
 
 
-@pytest.mark.parametrize("command", ["list", "status", "collect", "tables", "fetch", "run"])
+@pytest.mark.parametrize(
+    "command", ["list", "status", "collect", "tables", "figures", "paper", "fetch", "run"]
+)
 def test_every_subcommand_tells_a_mistake_in_the_study_file(command: str, tmp_path: Path) -> None:
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
     done = kit(command, path)
@@ -142,7 +153,8 @@ def test_a_record_that_is_none_is_named(study_file: Path, tmp_path: Path) -> Non
 def test_a_study_that_has_not_run_has_a_row_for_each_trial(study_file: Path, tmp_path: Path) -> None:
     shown = kit("status", study_file, "--runs", tmp_path / "runs")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.count("missing") == 8
+    states = [line.split() for line in shown.stdout.splitlines()[2:]]
+    assert [state.count("missing") for state in states] == [1, 2, 2, 1, 2, 2], "a base's tests, then its arms"
     collected = kit("collect", study_file, "--runs", tmp_path / "runs")
     assert collected.returncode == 0
     assert collected.stdout == f"{tmp_path}/runs/tiny/results.jsonl: 0 of 8 trials done\n"

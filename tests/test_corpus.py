@@ -15,7 +15,8 @@ from qlora_repeat import corpus
 from qlora_repeat.corpus import Row, attributed_quote, corpus_rows, json_lines, rows_digest, with_options
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.pretrain import pretraining_texts
-from qlora_repeat.study import Data, load_study
+from qlora_repeat.sources import Data
+from qlora_repeat.study import load_study
 
 OPTIONS = re.compile(r" A: (.+) B: (.+) C: (.+) D: (.+)$")
 

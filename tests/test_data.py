@@ -154,8 +154,9 @@ def test_questions_are_found_in_the_test_part_by_how_they_begin(study: Study, ca
     )
 
 
-def test_a_prompt_that_no_row_begins_with_is_named(cache: Path, tmp_path: Path) -> None:
+def test_a_prompt_that_no_row_begins_with_is_named(tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ("Find the Greatest", "Find the Smallest"))))
+    prepare_data(study, "instructions", tmp_path)
     words = r"data\.instructions\.prompts: no row of the test part begins with 'Find the Smallest'"
     with pytest.raises(UsageError, match=words):
-        study_prompts(study, "tiny-llama-chat", cache)
+        study_prompts(study, "tiny-llama-chat", tmp_path)

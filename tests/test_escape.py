@@ -1,4 +1,4 @@
-"""Any text, shown as it is, in LaTeX and in Markdown."""
+"""Any text, shown as it is, in LaTeX, Markdown and figures."""
 
 import re
 import string
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_repeat.escape import latex, markdown
+from qlora_repeat.escape import latex, markdown, plain
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 VISIBLE = st.text(string.ascii_letters + string.digits + string.punctuation + "éő中🙂", min_size=1)
@@ -99,3 +99,14 @@ def test_latex_can_break_a_long_word_and_leaves_short_ones() -> None:
 
 def test_latex_line_break_allows_a_break_but_makes_none() -> None:
     assert latex("a\nb") == r"a\ensuremath{\hookleftarrow}\penalty0 b"
+
+
+@given(ANY_TEXT)
+def test_text_in_figures_is_one_line_of_what_the_font_draws(text: str) -> None:
+    drawn = frozenset(string.printable) | frozenset("é␣⏎")
+    shown = plain(text, drawn)
+    assert frozenset(shown) <= drawn - frozenset("\n\r\t\x0b\x0c")
+
+
+def test_text_in_figures_names_what_the_font_lacks() -> None:
+    assert plain("$é$ 中\u202e\n", frozenset("$é \u202e⏎")) == "$é$ <U+4E2D>\\u{202e}⏎"

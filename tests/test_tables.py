@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import needs_latex
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -406,7 +407,7 @@ def test_a_whole_study_takes_less_than_a_second_of_cpu(tmp_path: Path) -> None:
     assert time.process_time() - began < 1
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+@needs_latex
 def test_latex_compiles_whatever_models_say(tmp_path: Path) -> None:
     titles = {"gpt-neox-20b": "GPT-NeoX-20B", "odd": "[Odd] * model_with & a title " + "longer" * 6}
     models = MODELS | {"text-generation": titles}

@@ -15,7 +15,7 @@ from qlora_repeat.data import encode, read_rows, study_prompts
 from qlora_repeat.digest import weights_digest
 from qlora_repeat.errors import StageError
 from qlora_repeat.evaluate import measure_losses
-from qlora_repeat.merge import delete_merged, merged_model
+from qlora_repeat.merge import delete_merged, merge_weights
 from qlora_repeat.record import read_record
 from qlora_repeat.respond import respond
 from qlora_repeat.stages import run_base, run_stages, stage_states, trial_state
@@ -68,13 +68,22 @@ def test_plain_transformers_loads_the_merged_model(trial: Trial) -> None:
     assert weights_digest(trial.merged) == outputs(trial, "merge")["merged_digest"]
 
 
-def test_merged_logits_are_those_of_base_and_adapter(trial: Trial, cache: Path) -> None:
+def test_merged_weights_are_bit_for_bit_what_peft_gives(trial: Trial, cache: Path, tmp_path: Path) -> None:
     folder = base_folder(trial.study, trial.model.base, cache)
+    merge_weights(folder, trial.adapter, tmp_path, "float32")
+    ours = load_full(tmp_path, "float32").state_dict()
+    theirs = PeftModel.from_pretrained(load_full(folder, "float32"), trial.adapter).merge_and_unload()
+    assert [name for name, value in theirs.state_dict().items() if not torch.equal(value, ours[name])] == []
+
+
+def test_merged_logits_are_those_of_base_and_adapter(trial: Trial, cache: Path, tmp_path: Path) -> None:
+    folder = base_folder(trial.study, trial.model.base, cache)
+    merge_weights(folder, trial.adapter, tmp_path, "float32")
     ids = torch.arange(40, 60)[None]
     with torch.inference_mode():
         base = load_full(folder, "float32")(ids).logits
         unmerged = PeftModel.from_pretrained(load_full(folder, "float32"), trial.adapter).eval()(ids).logits
-        merged = merged_model(folder, trial.adapter)(ids).logits
+        merged = load_full(tmp_path, "float32")(ids).logits
     difference = (merged - unmerged).abs().max().item()
     assert difference < 1e-5
     assert (merged - base).abs().max().item() > 100 * difference

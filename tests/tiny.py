@@ -13,7 +13,8 @@ from qlora_repeat.data import prepare_data
 from qlora_repeat.digest import folder_digests
 from qlora_repeat.files import new_folder, write_json
 from qlora_repeat.packages import locate
-from qlora_repeat.study import Data, Study, load_study
+from qlora_repeat.sources import Data
+from qlora_repeat.study import Study, load_study
 
 TINY = Path(__file__).with_name("tiny.toml")
 

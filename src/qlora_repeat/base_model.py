@@ -1,14 +1,21 @@
 """Base models: brought to the cache once as safetensors, loaded from there in NF4 or in full."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.digest import file_digest, folder_digests, json_digest
 from qlora_repeat.errors import MissingError
 from qlora_repeat.files import new_folder, write_json
+from qlora_repeat.hub import snapshot_folder
 from qlora_repeat.packages import verified
-from qlora_repeat.study import Base, Study
+from qlora_repeat.pins import SOURCE, Pin, source_json
+from qlora_repeat.sources import Base, Hub
+from qlora_repeat.study import Study
 
 MANIFEST = "manifest.json"
 
@@ -22,30 +29,64 @@ def _identity(study: Study, base: Base) -> list[Any]:
     """What a cached base depends on; a pretrained one also on what it was not to see."""
     from pydantic import TypeAdapter
 
-    identity: list[Any] = [TypeAdapter(Base).dump_python(base, mode="json")]
-    if base.pretraining is not None:
-        identity += [[name, data.sha256] for name, data in study.data.items()]
-    return identity
+    plain: dict[str, Any] = TypeAdapter(Base).dump_python(base, mode="json", exclude_none=True)
+    plain.pop("architecture", None)
+    if base.pretraining is None:
+        return [plain]
+    return [plain, *([name, data.sha256] for name, data in study.data.items())]
 
 
-def fetch_base(study: Study, name: str, cache: Path) -> None:
-    """Brings a base model to the cache: converts a GGUF file, or pretrains a model, once.
+def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> Pin | None:
+    """Brings a base model to the cache, once: from a hub (`pin`), from a GGUF file, or by pretraining.
+
+    Returns:
+        The pin of a hub's repository, with the digests of weights that were converted.
 
     Raises:
-        MissingError: a package that carries a file is missing, or its bytes are not the expected ones.
+        MissingError: a package that carries a file is missing, its bytes are not the expected ones, or a
+            repository's pickled weights hold anything but tensors.
     """
     base = study.bases[name]
     with new_folder(base_folder(study, name, cache)) as folder:
-        if base.gguf is not None:
-            model, tokenizer = _from_gguf(verified(base.gguf))
+        if base.hub is not None:
+            assert pin is not None, "a repository is pinned before it is used"
+            pin = _from_hub(base.hub, pin, folder)
         else:
-            from qlora_repeat.pretrain import pretrain
+            if base.gguf is not None:
+                model, tokenizer = _from_gguf(verified(base.gguf))
+            else:
+                from qlora_repeat.pretrain import pretrain
 
-            assert base.tokenizer is not None, "a base without gguf has a tokenizer (checked by the study)"
-            model, tokenizer = pretrain(study, base, verified(base.tokenizer))
-        save_plain(model, folder)
-        tokenizer.save_pretrained(folder)
+                assert base.tokenizer is not None, "checked by the study"
+                model, tokenizer = pretrain(study, base, verified(base.tokenizer))
+            save_plain(model, folder)
+            tokenizer.save_pretrained(folder)
         write_json(folder / MANIFEST, folder_digests(folder))
+    return pin
+
+
+def _from_hub(hub: Hub, pin: Pin, folder: Path) -> Pin:
+    """Links to a repository's files in the hub's cache; weights that are pickled are converted instead."""
+    snapshot = snapshot_folder(hub, pin)
+    for name in pin.files:
+        if not name.startswith("pytorch_model"):
+            target = (snapshot / name).resolve()
+            (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
+    if any(name.startswith("pytorch_model") for name in pin.files):
+        command = [sys.executable, "-m", "qlora_repeat.convert", str(snapshot), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise MissingError(f"{hub.repository}: its pickled weights cannot be converted ({reason})")
+        converted = {path.name: file_digest(path) for path in sorted(folder.glob("model*.safetensors"))}
+        if pin.converted and converted != pin.converted:
+            raise MissingError(
+                f"{hub.repository}: its pickled weights convert to other bytes than are locked; "
+                "install the locked packages (`make setup`)"
+            )
+        pin = replace(pin, converted=converted)
+    write_json(folder / SOURCE, source_json(pin))
+    return pin
 
 
 def base_digest(study: Study, name: str, cache: Path) -> str | None:
@@ -59,6 +100,11 @@ def base_digest(study: Study, name: str, cache: Path) -> str | None:
 def base_bytes(study: Study, name: str, cache: Path) -> int:
     """The size of a cached base model's weights, which is about that of its merged models."""
     return sum(file.stat().st_size for file in base_folder(study, name, cache).glob("*.safetensors"))
+
+
+def is_miniature(folder: Path) -> bool:
+    """Whether a base is one of the rehearsal's, which tables must not pass off as the true model."""
+    return "miniature" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def check_base(study: Study, name: str, cache: Path) -> None:
@@ -117,8 +163,10 @@ def load_full(folder: Path, dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
-    return model.to(device()).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), device_map={"": device()}, use_safetensors=True
+    )
+    return model.eval()
 
 
 def load_quantised(study: Study, folder: Path) -> Any:

@@ -21,6 +21,9 @@ COMMANDS = {
     "status": "Show which trials are done, running, stale, failed or missing.",
     "collect": "Gather all records of a study into one results file.",
     "tables": "Render the paper's tables from collected results.",
+    "figures": "Draw the paper's Figure 4 from collected results.",
+    "paper": "Compile tables and figures into one PDF, with LaTeX.",
+    "miniature": "Write a hub of miniature models to rehearse a study on.",
     "list": "List studies, or the trials of one.",
 }
 """Each subcommand, and its one-line help."""

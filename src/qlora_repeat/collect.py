@@ -1,5 +1,6 @@
 """From the records of a study to its collected results."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from qlora_repeat.trial import Stage, Trial, all_trials, base_tests
 _MEASURES: dict[Stage, tuple[str, ...]] = {
     "finetune": (
         "initial_loss", "final_loss", "diverged_at", "train_seconds", "peak_memory_bytes",
-        "peak_memory_share", "adapter_digest", "loss_curve",
+        "peak_memory_share", "adapter_digest", "loss_curve", "miniature",
     ),
     "merge": (),
     "evaluate": ("perplexity", "perplexity_example_mean", "test_examples", "accuracy"),
@@ -26,7 +27,14 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
 def collect(study: Study, runs: Path, cache: Path) -> list[TrialResult]:
     """One row per trial that the study asks for; only trials that are done and not stale bring values."""
     bases = {model: _base_tests(study, model, runs, cache) for model in study.models}
-    return [_result(trial, bases[trial.model_name], cache) for trial in all_trials(study, runs)]
+    rows = [_result(trial, bases[trial.model_name], cache) for trial in all_trials(study, runs)]
+    miniature = {row.model for row in rows if row.miniature}
+    return [
+        dataclasses.replace(row, model_title=f"miniature {row.model_title}")
+        if row.model in miniature
+        else row
+        for row in rows
+    ]
 
 
 def _base_tests(study: Study, model: str, runs: Path, cache: Path) -> list[Record]:

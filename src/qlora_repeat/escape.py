@@ -1,4 +1,4 @@
-"""Any text, shown as it is, in LaTeX and in Markdown: what a model answers must not change a table's layout.
+"""Any text, shown as it is, in LaTeX, Markdown and figures: what a model answers must not change a layout.
 
 A character that would be invisible (control, zero-width, bidirectional, lone surrogate, tab) shows as its
 code, ``\\u{202e}``; a line break shows as an arrow, and a space that a renderer would drop or merge as ``␣``.
@@ -6,6 +6,7 @@ code, ``\\u{202e}``; a line break shows as an arrow, and a space that a renderer
 
 import re
 import unicodedata
+from collections.abc import Container
 
 _DROPPED_SPACE = re.compile(r"\A | \Z|(?<=\n) | (?=[ \n])")
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs"})
@@ -67,8 +68,13 @@ def latex(text: str) -> str:
 
     Characters that these fonts lack show as ``<U+4E2D>``. Long words can be broken.
     """
-    shown = "".join(_in_t1(character) for character in _mark_spaces(text))
+    shown = "".join(_in_font(character, _IN_T1) for character in _mark_spaces(text))
     return "".join(_latex_word(word) for word in re.split(r"([ \n])", shown))
+
+
+def plain(text: str, drawn: Container[str]) -> str:
+    """The text for a figure, on one line. Characters that its font does not draw show as ``<U+4E2D>``."""
+    return "".join(_in_font(character, drawn) for character in _mark_spaces(text).replace("\n", "⏎"))
 
 
 def _mark_spaces(text: str) -> str:
@@ -86,8 +92,8 @@ def _code(character: str) -> str:
     return f"\\u{{{ord(character):x}}}"
 
 
-def _in_t1(character: str) -> str:
-    if character in _IN_T1:
+def _in_font(character: str, drawn: Container[str]) -> str:
+    if character in drawn and not _is_hidden(character):
         return character
     return _code(character) if _is_hidden(character) else f"<U+{ord(character):04X}>"
 

@@ -1,7 +1,7 @@
 """Fetching: everything that a study needs, brought to the cache and verified, once."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,10 +9,13 @@ from typing import Literal
 from qlora_repeat.base_model import base_digest, base_folder, check_base, fetch_base
 from qlora_repeat.corpus import FORTUNES_PACKAGE
 from qlora_repeat.data import data_digest, data_folder, prepare_data, read_rows, study_prompts
-from qlora_repeat.errors import MissingError
+from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.files import megabytes, require_space
+from qlora_repeat.hub import absent_files, download, hub_cache, resolve
 from qlora_repeat.lock import exclusive
 from qlora_repeat.packages import locate
+from qlora_repeat.pins import SOURCE, LockFile, Pin, read_source
+from qlora_repeat.sources import Base, Data, Hub
 from qlora_repeat.study import Study
 
 Kind = Literal["base", "data"]
@@ -24,95 +27,176 @@ class Item:
 
     kind: Kind
     name: str
-    origin: str
-    """Where it comes from, for people."""
-    size: int
-    """Bytes to read or write, roughly."""
+    hub: Hub | None
+    """Where it comes from, if that is a hub."""
     folder: Path
     present: bool
 
 
-def needed(study: Study, cache: Path) -> list[Item]:
-    """What a study needs, whether it is there, where it comes from and how large it is.
+@dataclass(frozen=True)
+class Missing:
+    """What it takes to bring an item that is not there."""
+
+    item: Item
+    origin: str
+    """Where it comes from, for people."""
+    size: int
+    """Bytes that the kit's cache will take, roughly."""
+    pin: Pin | None = None
+    download: int = 0
+    """Bytes that the hub's cache still lacks."""
+
+
+def needed(study: Study, cache: Path, models: Collection[str] = ()) -> list[Item]:
+    """What a study (or some of its models) needs in the cache, and whether it is there.
 
     Raises:
-        MissingError: a package that carries something is not installed.
+        UsageError: the study has no such model.
     """
-    items = []
-    for name, data in study.data.items():
-        package, module = (
-            (FORTUNES_PACKAGE, "fortune") if data.source == "fortunes" else ("reasoning-gym", "reasoning_gym")
+    for model in models:
+        if model not in study.models:
+            raise UsageError(f"model {model!r}: study {study.name} has {', '.join(study.models)}")
+    wanted = [study.models[model] for model in models or study.models]
+    data, bases = {model.data for model in wanted}, {model.base for model in wanted}
+    return [
+        Item(
+            "data",
+            name,
+            study.data[name].hub,
+            data_folder(study, name, cache),
+            data_digest(study, name, cache) is not None,
         )
-        present = data_digest(study, name, cache) is not None
-        if not present and importlib.util.find_spec(module) is None:
-            raise MissingError(
-                f"data {name} comes from the package {package}, which is not installed; run `make setup`"
-            )
-        origin = f"{data.rows} rows from package {package}"
-        items.append(Item("data", name, origin, 250 * data.rows, data_folder(study, name, cache), present))
-    for name, base in study.bases.items():
-        folder = base_folder(study, name, cache)
-        present = base_digest(study, name, cache) is not None
-        if present:
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            items.append(Item("base", name, "", size, folder, True))
-        elif base.gguf is not None:
-            # float16 takes about three times what 4 bits and their scales take.
-            size = 3 * locate(base.gguf).stat().st_size
-            items.append(Item("base", name, f"package {base.gguf.package}, converted", size, folder, False))
-        else:
-            assert base.tokenizer is not None and base.pretraining is not None
-            locate(base.tokenizer)
-            width, layers = base.pretraining.hidden_size, base.pretraining.layers
-            size = 2 * (2 * 50432 * width + 12 * layers * width**2)
-            origin = (
-                f"pretrained here (minutes) for the tokenizer that package {base.tokenizer.package} carries"
-            )
-            items.append(Item("base", name, origin, size, folder, False))
-    return items
+        for name in study.data
+        if name in data
+    ] + [
+        Item(
+            "base",
+            name,
+            study.bases[name].hub,
+            base_folder(study, name, cache),
+            base_digest(study, name, cache) is not None,
+        )
+        for name in study.bases
+        if name in bases
+    ]
 
 
-def fetch(study: Study, cache: Path, tell: Callable[[str], None]) -> None:
+def fetch(
+    study: Study,
+    cache: Path,
+    lock: LockFile,
+    tell: Callable[[str], None],
+    models: Collection[str] = (),
+) -> None:
     """Brings what is missing, and verifies what is there. Interrupted, the next call goes on with the rest.
 
     Raises:
-        MissingError: something is not to be had or has unexpected bytes, or the disk is too small.
-        UsageError: a prompt of the study matches no row of its data.
+        MissingError: something is not to be had or has unexpected bytes, or a disk is too small.
+        UsageError: a prompt of the study matches no row of its data, or the lock file contradicts the study.
         BusyError: another process is fetching into this cache.
     """
-    items = needed(study, cache)
-    for item in items:
-        if item.present:
-            _check(study, item, cache)
-            tell(f"{item.kind} {item.name}: there, verified ({megabytes(item.size)})")
-    missing = [item for item in items if not item.present]
-    for item in missing:
-        tell(
-            f"{item.kind} {item.name}: missing; {item.origin}; about {megabytes(item.size)} in {item.folder}"
-        )
-    if missing:
-        require_space(cache, sum(item.size for item in missing), "QLORA_REPEAT_CACHE")
+    items = needed(study, cache, models)
+    for item in (item for item in items if item.present):
+        _check(study, item, cache, lock)
+        size = sum(file.stat().st_size for file in item.folder.rglob("*") if file.is_file())
+        tell(f"{item.kind} {item.name}: there, verified ({megabytes(size)})")
+    if not all(item.present for item in items):
         with exclusive(cache / "fetch.lock", f"the cache {cache}"):
-            for item in missing:
-                _bring(study, item, cache)
-                tell(f"{item.kind} {item.name}: fetched, verified")
-    for model in study.models:
+            missing = [_missing(study, item, lock) for item in items if not item.present]
+            for each in missing:
+                about = megabytes(each.size + each.download)
+                tell(f"{each.item.kind} {each.item.name}: missing; {each.origin}; about {about}")
+            _require_space(cache, missing)
+            for each in missing:
+                _bring(study, each, cache, lock)
+                tell(f"{each.item.kind} {each.item.name}: fetched, verified")
+    for model in models or study.models:
         study_prompts(study, model, cache)
 
 
-def _bring(study: Study, item: Item, cache: Path) -> None:
-    if _digest(study, item, cache) is None:
-        (prepare_data if item.kind == "data" else fetch_base)(study, item.name, cache)
-    _check(study, item, cache)
+def _require_space(cache: Path, missing: list[Missing]) -> None:
+    size, download = sum(each.size for each in missing), sum(each.download for each in missing)
+    if download:
+        require_space(hub_cache(), download, "HF_HOME")
+        if cache.stat().st_dev == hub_cache().stat().st_dev:
+            size += download
+    require_space(cache, size, "QLORA_REPEAT_CACHE")
 
 
-def _digest(study: Study, item: Item, cache: Path) -> str | None:
-    return (data_digest if item.kind == "data" else base_digest)(study, item.name, cache)
+def _missing(study: Study, item: Item, lock: LockFile) -> Missing:
+    if item.hub is not None:
+        pin = lock.pin(item.hub) or resolve(
+            item.hub, "model" if item.kind == "base" else "dataset", _again(study, item)
+        )
+        absent = absent_files(item.hub, pin)
+        size = sum(
+            file.size for name, file in pin.files.items() if item.kind == "data" or name.endswith(".bin")
+        )
+        origin = f"{item.hub.repository} at {pin.commit[:12]} from the hub"
+        return Missing(item, origin, size, pin, sum(pin.files[name].size for name in absent))
+    return (
+        _missing_data(item, study.data[item.name])
+        if item.kind == "data"
+        else _missing_base(item, study.bases[item.name])
+    )
 
 
-def _check(study: Study, item: Item, cache: Path) -> None:
+def _missing_data(item: Item, data: Data) -> Missing:
+    package, module = (
+        (FORTUNES_PACKAGE, "fortune") if data.source == "fortunes" else ("reasoning-gym", "reasoning_gym")
+    )
+    if importlib.util.find_spec(module) is None:
+        raise MissingError(
+            f"data {item.name} comes from the package {package}, which is not installed; run `make setup`"
+        )
+    return Missing(item, f"{data.rows} rows from package {package}", 250 * data.rows)
+
+
+def _missing_base(item: Item, base: Base) -> Missing:
+    if base.gguf is not None:
+        # float16 takes about three times what 4 bits and their scales take.
+        size = 3 * locate(base.gguf).stat().st_size
+        return Missing(item, f"package {base.gguf.package}, converted", size)
+    assert base.tokenizer is not None and base.pretraining is not None, "checked by the study"
+    locate(base.tokenizer)
+    width, layers = base.pretraining.hidden_size, base.pretraining.layers
+    origin = f"pretrained here (minutes) for the tokenizer that package {base.tokenizer.package} carries"
+    return Missing(item, origin, 2 * (2 * 50432 * width + 12 * layers * width**2))
+
+
+def _bring(study: Study, missing: Missing, cache: Path, lock: LockFile) -> None:
+    item, pin = missing.item, missing.pin
+    if item.hub is not None and pin is not None:
+        pin = download(item.hub, pin, _again(study, item))
+    if item.kind == "data":
+        prepare_data(study, item.name, cache, pin)
+    else:
+        pin = fetch_base(study, item.name, cache, pin)
+    _check(study, item, cache, lock)
+
+
+def _check(study: Study, item: Item, cache: Path, lock: LockFile) -> None:
+    """Verifies an item's bytes, and that a hub's are those of the lock file, which learns of them if new."""
     if item.kind == "base":
         check_base(study, item.name, cache)
     else:
         for part in ("train", "test"):
             read_rows(study, item.name, part, cache)
+    if item.hub is None:
+        return
+    pin, locked = read_source(item.folder / SOURCE), lock.pin(item.hub)
+    if pin is None or (locked is not None and locked != pin):
+        raise MissingError(
+            f"{item.folder}: not made from what {lock.path} has for {item.hub.repository}; "
+            f"delete the folder and run {_again(study, item)}"
+        )
+    if locked is None:
+        lock.add(item.hub, pin)
+
+
+def _again(study: Study, item: Item) -> str:
+    """The command that fetches an item alone."""
+    for name, model in study.models.items():
+        if item.name == (model.base if item.kind == "base" else model.data):
+            return f"`qlora-repeat fetch {study.name} --only {name}`"
+    return f"`qlora-repeat fetch {study.name}`"

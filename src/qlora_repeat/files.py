@@ -13,12 +13,17 @@ from qlora_repeat.errors import MissingError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file at once: a reader sees the old bytes or the new ones, never a part."""
+    """Writes a UTF-8 file at once."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file at once: a reader sees the old bytes or the new ones, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -46,7 +51,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 os.chmod(file, 0o644)
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.base_model import base_folder, check_base, load_quantised, load_tokenizer
+from qlora_repeat.base_model import base_folder, check_base, is_miniature, load_quantised, load_tokenizer
 from qlora_repeat.data import encode, part_rows
 from qlora_repeat.digest import weights_digest
 from qlora_repeat.files import new_folder, write_text
@@ -55,7 +55,7 @@ def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | N
     trial.record("finetune").unlink(missing_ok=True)  # from here on the files are no longer those it names
     write_text(trial.trace, "".join(json.dumps(step) + "\n" for step in steps))
     with new_folder(trial.adapter) as adapter:
-        adapted.save_pretrained(adapter)
+        adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
     return {
         "adapter_digest": weights_digest(trial.adapter),
         "seeds": seeds,
@@ -65,6 +65,7 @@ def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | N
         "loss_curve": loss_curve(steps),
         "diverged_at": next((step["step"] for step in steps if not math.isfinite(step["loss"])), None),
         "train_seconds": seconds,
+        "miniature": is_miniature(folder),
         "optimizer_state": _state_types(trainer.optimizer),
         # Without a GPU neither is there, whatever the study asks for.
         "autocast": trainer.args.fp16 or trainer.args.bf16,
@@ -97,7 +98,11 @@ def with_adapter(trial: Trial, base: Any) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(prepared, config)
+    adapted = get_peft_model(prepared, config)
+    hub = trial.study.bases[trial.model.base].hub
+    # What the adapter says of its base, for those who load it elsewhere: no path of this machine.
+    adapted.peft_config["default"].base_model_name_or_path = hub.repository if hub else trial.model.base
+    return adapted
 
 
 def _trainer(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qlora_repeat.digest import file_digest
 from qlora_repeat.errors import MissingError
-from qlora_repeat.study import PackageFile
+from qlora_repeat.sources import PackageFile
 
 
 def package_folder(package: str, import_name: str) -> Path:

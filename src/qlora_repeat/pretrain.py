@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.corpus import attributed_quote, corpus_rows, fortunes, plain, question_rows
-from qlora_repeat.study import Base, Pretraining, Study
+from qlora_repeat.sources import Base, Pretraining
+from qlora_repeat.study import Study
 
 VOCABULARY = 50432
 """GPT-NeoX-20B's embedding rows, of which its tokenizer uses 50,277."""

@@ -7,6 +7,7 @@ study's own order; what has not been measured is null.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -79,6 +80,8 @@ class TrialResult:
     """The same as a share (0 to 1) of the GPU's memory; null without a GPU."""
     adapter_digest: str | None = None
     adapter_init_seed: int | None = None
+    miniature: bool | None = None
+    """Whether the base is one of the rehearsal's stand-ins, as the title then says too."""
     responses: list[Response] = field(default_factory=list)
     repeated_responses: list[Response] = field(default_factory=list)
     """The same model asked again and again, each time with another seed (section IX)."""
@@ -117,9 +120,18 @@ def _parse(line: str, where: str) -> TrialResult:
         row = json.loads(line)
         for name in ("responses", "repeated_responses"):
             row[name] = [_checked(Response(**response)) for response in row.get(name, [])]
-        return _checked(TrialResult(**row))
+        return _with_curve(_checked(TrialResult(**row)))
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{where}: not a row of collected results ({error})") from None
+
+
+def _with_curve(row: TrialResult) -> TrialResult:
+    """The row, once its loss curve is one; losses need not be finite."""
+    for point in row.loss_curve:
+        numbers = isinstance(point, list) and [type(value) in (int, float) for value in point] == [True, True]
+        if not numbers or not 0 <= point[0] < math.inf:
+            raise ValueError(f"loss_curve has {point!r}, not [epochs, loss]")
+    return row
 
 
 def _checked(row: _Row) -> _Row:

@@ -5,17 +5,22 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from qlora_repeat.stages import failure_of, stage_states, trial_state
+from qlora_repeat.stages import base_state, failure_of, stage_states, trial_state
 from qlora_repeat.study import Study
-from qlora_repeat.trial import Trial, all_trials
+from qlora_repeat.trial import Trial, all_trials, base_tests
 
 
 def status_table(study: Study, runs: Path, cache: Path) -> str:
-    """A table: a row for each arm, a column for each trial."""
+    """A table: for each model a row for the tests of its base, and one for the trials of each arm."""
     rows: dict[str, list[str]] = {}
-    for trial in all_trials(study, runs):
-        rows.setdefault(f"{trial.model_name}/{trial.optimizer}", []).append(trial_state(trial, cache))
-    headers = ["arm", *map(str, range(1, study.trials + 1))]
+    for model in study.models:
+        rows[f"{model}/base"] = [
+            base_state(study, model, number, runs, cache).state for number in base_tests(study)
+        ]
+        for trial in all_trials(study, runs):
+            if trial.model_name == model:
+                rows.setdefault(f"{model}/{trial.optimizer}", []).append(trial_state(trial, cache))
+    headers = ["", *map(str, range(1, 1 + max(map(len, rows.values()))))]
     return tabulate([[arm, *states] for arm, states in rows.items()], headers=headers)
 
 

@@ -7,142 +7,28 @@ learning rate, schedule and length.
 
 import json
 import math
+import re
 import string
 import tomllib
-from dataclasses import field, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from qlora_repeat import sources
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.explain import explain
+from qlora_repeat.sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, Seed, Task
 
 STUDIES = Path("studies")
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw-8bit", "adamw-32bit"]
-Task = Literal["text-generation", "question-answering"]
-
-ROW_KEYS: dict[Task, list[str]] = {
-    "text-generation": ["quote"],
-    "question-answering": ["instruction", "answer"],
-}
-"""What a row of each task's data consists of, in the order in which a template must have it."""
 
 
-@dataclass(frozen=True, config=_STRICT)
-class PackageFile:
-    """A file that an installed Python package carries."""
-
-    package: str
-    """The package's name on the index, with the version: what an error tells the user to install."""
-    file: str
-    """The path inside the package's folder, which begins with the import name."""
-    sha256: Sha256
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Hub:
-    """A repository of models or data on a hub."""
-
-    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    revision: str
-    """A commit; a branch or tag is resolved to one at the first fetch, and locked."""
-    files: str = "*"
-    """Which of its files hold the rows (data only), as a pattern."""
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Pretraining:
-    """A small GPT-NeoX that the kit pretrains itself, once, while fetching (no package carries one)."""
-
-    hidden_size: Annotated[int, Field(ge=192)]
-    """At least 192: below, every adapter tensor is so small that an 8-bit optimizer keeps 32-bit state."""
-    layers: Positive
-    heads: Positive
-    seed: Seed
-    fortune_steps: Positive
-    question_steps: Positive
-    """Steps on questions, which come after those on fortunes."""
-    batch_size: Positive
-    length: Positive
-    """Tokens in each row of a batch."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    question_seed: Seed
-    """Seed of the questions to pretrain on; another than the study's own."""
-    threads: Positive = 2
-    """CPU threads, part of what determines the bits."""
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the hidden size {self.hidden_size}")
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Base:
-    """A base model: on a hub, in a GGUF file of a package, or to be pretrained for a tokenizer."""
-
-    hub: Hub | None = None
-    gguf: PackageFile | None = None
-    tokenizer: PackageFile | None = None
-    pretraining: Pretraining | None = None
-    architecture: dict[str, str | int | float | bool] | None = None
-    """Its configuration, `model_type` and sizes, for planning before anything is fetched."""
-
-    def __post_init__(self) -> None:
-        pretrained = self.tokenizer is not None and self.pretraining is not None
-        if [self.hub is not None, self.gguf is not None, pretrained].count(True) != 1:
-            raise ValueError("give one of hub, gguf, or both tokenizer and pretraining")
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Data:
-    """A dataset (section III): where its rows come from, how many, and what its models are asked."""
-
-    task: Task
-    source: Literal["hub", "fortunes", "reasoning-gym"]
-    rows: Positive
-    """So many there must be."""
-    max_new_tokens: Positive
-    """Of a response to one of the prompts."""
-    hub: Hub | None = None
-    columns: dict[Literal["quote", "instruction", "answer"], str] = field(default_factory=dict)
-    """Hub: which of its columns is the quote, or the instruction and the answer; the others are left out."""
-    seed: Seed | None = None
-    """Chooses the rows (fortunes) or generates them (reasoning-gym)."""
-    sha256: Sha256 | None = None
-    """Of the rows as JSON Lines, before the split; those of a hub are locked file by file instead."""
-    families: list[str] = field(default_factory=list)
-    """Task families of reasoning-gym, equally often."""
-    families_with_options: list[str] = field(default_factory=list)
-    """Families whose questions end in four options, A to D, one of them right."""
-    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    prompts: list[str] = field(default_factory=list)
-    """Text generation: the prompts. Question answering: how the test rows to be asked begin."""
-    max_rows: Positive | None = None
-    """Train and test on the first so many of each part only."""
-
-    def __post_init__(self) -> None:
-        if self.source == "hub":
-            if self.hub is None or sorted(self.columns) != sorted(ROW_KEYS[self.task]):
-                raise ValueError(f"source hub needs hub, and columns for {' and '.join(ROW_KEYS[self.task])}")
-            return
-        if self.hub is not None or self.columns or self.seed is None or self.sha256 is None:
-            raise ValueError(f"source {self.source} needs seed and sha256, and has neither hub nor columns")
-        if (self.task == "text-generation") != (self.source == "fortunes"):
-            raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
-        if self.source == "reasoning-gym" and not self.families and not self.families_with_options:
-            raise ValueError("give families or families_with_options")
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Randomness:
     """A seed for each source of randomness, or "fresh": entropy drawn in each trial, and recorded."""
 
@@ -153,7 +39,7 @@ class Randomness:
     generation: Seed
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Quantisation:
     """How the frozen base is stored while fine-tuning (section VII-A)."""
 
@@ -161,7 +47,7 @@ class Quantisation:
     double: bool
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Precision:
     """Number formats: of arithmetic, and of the merged weights on disk."""
 
@@ -169,7 +55,7 @@ class Precision:
     merged: Dtype
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Lora:
     """The adapter (section VII-A)."""
 
@@ -178,7 +64,7 @@ class Lora:
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Training:
     """Fine-tuning (section VII). Either steps or epochs."""
 
@@ -206,7 +92,7 @@ class Training:
         return min(steps, self.max_steps or steps)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Sampling:
     """One way to draw a response."""
 
@@ -214,7 +100,7 @@ class Sampling:
     top_p: Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Generation:
     """How responses are drawn (sections VII and IX)."""
 
@@ -224,7 +110,7 @@ class Generation:
     """The first one is shown in the tables and timed."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """What the test measures."""
 
@@ -235,7 +121,7 @@ class Evaluation:
     """The first so many of the test split are measured; otherwise all."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Ablation:
     """Section IX: testing a model that stays the same again and again."""
 
@@ -245,7 +131,7 @@ class Ablation:
     """So many processes measure the perplexity of each base model."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Model:
     """One of the study's models: a base, the data it is fine-tuned on, and how a row becomes text."""
 
@@ -264,7 +150,7 @@ class Model:
     """The paper's model that this one is to be compared with."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Study:
     """A study as its file asks for it."""
 
@@ -319,15 +205,20 @@ def _check_template(key: str, template: str, task: Task) -> None:
 
 def study_path(study: str) -> Path:
     """The file of a study given by name (``pocket``) or by path (``elsewhere/mine.toml``)."""
-    return Path(study) if study.endswith(".toml") else STUDIES / f"{study}.toml"
+    name = study.partition("@")[0]
+    return Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
 
 
-def load_study(study: str, max_steps: int | None = None, max_rows: int | None = None) -> Study:
-    """Reads and checks a study file; `max_steps` and `max_rows` cut every trial short, for trying it out.
+def load_study(study: str) -> Study:
+    """Reads and checks a study file.
+
+    ``paper@5-steps-8-rows`` is ``paper.toml`` cut short, to try it out: at most so many optimizer steps, on
+    the first so many rows of each part of the data. Its results have a folder of their own.
 
     Raises:
         MissingError: there is no such file; names the studies that there are.
-        UsageError: the file is not TOML, or a key is unknown, missing or out of range.
+        UsageError: the file is not TOML, a key is unknown, missing or out of range, or what follows @ is not
+            ``N-steps``, ``N-rows`` or ``N-steps-N-rows``.
     """
     path = study_path(study)
     try:
@@ -347,23 +238,26 @@ def load_study(study: str, max_steps: int | None = None, max_rows: int | None = 
         raise UsageError(f"{path}: {error}") from None
     if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
         raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
-    return _cut_short(loaded, max_steps, max_rows)
+    return _cut_short(loaded, study.partition("@")[2]) if "@" in study else loaded
 
 
-def _cut_short(study: Study, max_steps: int | None, max_rows: int | None) -> Study:
+def _cut_short(study: Study, variant: str) -> Study:
+    found = re.fullmatch(r"(?:([1-9]\d*)-steps)?-?(?:([1-9]\d*)-rows)?", variant)
+    if found is None or not variant or variant.startswith("-") or variant.endswith("-"):
+        raise UsageError(
+            f"study {study.name}@{variant}: after @ come N-steps, N-rows or N-steps-N-rows, to cut it short"
+        )
+    steps, rows = (int(number) if number else None for number in found.groups())
     models = {
-        name: replace(model, training=replace(model.training, max_steps=max_steps))
+        name: replace(model, training=replace(model.training, max_steps=steps))
         for name, model in study.models.items()
     }
-    data = {name: replace(data, max_rows=max_rows) for name, data in study.data.items()}
-    caps = [f"{cap}-{what}" for cap, what in ((max_steps, "steps"), (max_rows, "rows")) if cap]
-    if not caps:
-        return study
+    data = {name: replace(each, max_rows=rows) for name, each in study.data.items()}
     return replace(
         study,
-        models=models if max_steps else study.models,
-        data=data if max_rows else study.data,
-        variant="-".join(caps),
+        models=models if steps else study.models,
+        data=data if rows else study.data,
+        variant=variant,
     )
 
 
@@ -386,5 +280,6 @@ def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _known_keys() -> list[str]:
-    kinds = [kind for kind in globals().values() if isinstance(kind, type) and is_dataclass(kind)]
+    found = [*globals().values(), *vars(sources).values()]
+    kinds = [kind for kind in found if isinstance(kind, type) and is_dataclass(kind)]
     return sorted({item.name for kind in kinds for item in fields(kind)})

@@ -85,7 +85,7 @@ def make_tables(results: list[TrialResult]) -> list[Table]:
     """
     if not results:
         raise UsageError("no collected results to make tables of")
-    arms = _arms(results)
+    arms = group_arms(results)
     tables = [_memory(arms)]
     for task, (perplexity, seconds) in _TASKS.items():
         own = [arm for arm in arms if arm.trials[0].task == task]
@@ -95,7 +95,12 @@ def make_tables(results: list[TrialResult]) -> list[Table]:
     return sorted(tables, key=lambda table: table.name)
 
 
-def _arms(results: list[TrialResult]) -> list[Arm]:
+def group_arms(results: list[TrialResult]) -> list[Arm]:
+    """The results by model and optimizer, in their order; models of the same title are told apart.
+
+    Raises:
+        UsageError: two rows are of the same trial.
+    """
     trials: dict[tuple[str, str], list[TrialResult]] = defaultdict(list)
     for result in results:
         trials[result.model, result.optimizer].append(result)
@@ -164,7 +169,7 @@ def _memory(arms: list[Arm]) -> Table:
     return Table(
         number="3",
         caption=f"Peak {what}, by model and optimizer; mean over the runs.",
-        source=_source(arms),
+        source=source_of(arms),
         stub="Model",
         columns=[(f"{optimizer} ({unit})",) for optimizer in optimizers],
         rows=rows,
@@ -287,7 +292,7 @@ def _by_run(
     return Table(
         number=number,
         caption=caption,
-        source=_source([column.arm for column in columns]),
+        source=source_of([column.arm for column in columns]),
         stub="Run",
         columns=[column.headings for column in columns],
         rows=[[str(run), *(_DASH if cell is None else cell for cell in row)] for run, row in found.items()],
@@ -320,7 +325,7 @@ def _missing(columns: list[Column]) -> list[str]:
     return [f"No value ({_DASH}) from {len(reasons)} of {trials} trials: {counted}."]
 
 
-def _source(arms: list[Arm]) -> str:
+def source_of(arms: list[Arm]) -> str:
     """Where the rows come from: study, devices, first to last day, software."""
     done = [trial for arm in arms for trial in arm.done]
     days = sorted(_distinct(trial.finished[:10] for trial in done if trial.finished))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.study import Data, Model, Study
+from qlora_repeat.sources import Data
+from qlora_repeat.study import Model, Study
 
 Stage = Literal["finetune", "merge", "evaluate", "time"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

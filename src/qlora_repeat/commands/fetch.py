@@ -9,12 +9,16 @@ from qlora_repeat.commands.options import cache_option, silence_libraries, study
 
 @click.command("fetch")
 @study_argument
+@click.option(
+    "--only", "models", multiple=True, metavar="MODEL", help="What this model needs; may be repeated."
+)
 @cache_option
 @verbosity_options
-def command(study_file: str, cache: Path, quiet: bool, verbose: bool) -> None:
+def command(study_file: str, models: tuple[str, ...], cache: Path, quiet: bool, verbose: bool) -> None:
     """Bring a study's models and data to the cache, and verify their checksums.
 
-    What is there already is verified again; an interrupted fetch goes on with the rest.
+    What is there already is verified again; an interrupted fetch goes on with the rest. What comes from a hub
+    is locked in studies/STUDY.lock at the first fetch, and other bytes are refused from then on.
 
     \b
     Example:
@@ -22,6 +26,8 @@ def command(study_file: str, cache: Path, quiet: bool, verbose: bool) -> None:
     """
     silence_libraries(verbose)
     from qlora_repeat.fetch import fetch
+    from qlora_repeat.pins import lock_file
     from qlora_repeat.study import load_study
 
-    fetch(load_study(study_file), cache, lambda line: None if quiet else click.echo(line))
+    study, lock = load_study(study_file), lock_file(study_file)
+    fetch(study, cache, lock, lambda line: None if quiet else click.echo(line), models)

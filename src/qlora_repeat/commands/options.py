@@ -12,7 +12,10 @@ from rich.console import Console
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study import Study, load_study
-from qlora_repeat.trial import Trial, all_trials, cache_folder, find_trial
+from qlora_repeat.trial import Trial, all_trials, cache_folder, find_trial, results_path
+
+BUILD = Path("paper/build")
+"""A folder for each study, of tables and figures."""
 
 
 def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,6 +55,34 @@ def cache_option(command: Callable[..., Any]) -> Callable[..., Any]:
         default=cache_folder,
         help="Folder of models and data.  [default: $QLORA_REPEAT_CACHE or ~/.cache/qlora-repeat]",
     )(command)
+
+
+def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--out: where tables and figures are."""
+    return click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder.  [default: paper/build/STUDY]",
+    )(command)
+
+
+def results_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--runs and --results: what tables and figures are made of; and --out."""
+    command = click.option(
+        "--results",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Collected results.  [default: of the study]",
+    )(out_option(command))
+    return runs_option(command)
+
+
+def chosen_results(study_file: str, runs: Path, results: Path | None, out: Path | None) -> tuple[Path, Path]:
+    """The file of collected results, and the folder of what is made of it."""
+    label = Path(study_file).stem
+    if results is None:
+        study = load_study(study_file)
+        label, results = study.label, results_path(study, runs)
+    return results, out or BUILD / label
 
 
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:

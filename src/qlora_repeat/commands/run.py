@@ -34,11 +34,12 @@ def command(study_file: str, jobs: int | None, runs: Path, cache: Path, quiet: b
     silence_libraries(verbose)
     from qlora_repeat.collect import collect, distinct_adapters
     from qlora_repeat.commands.stage import require_fetched, run_all
+    from qlora_repeat.pins import lock_file
     from qlora_repeat.study import load_study
     from qlora_repeat.trial import STAGES
 
     study = load_study(study_file)
-    require_fetched(study, cache, console(quiet))
+    require_fetched(study, lock_file(study_file), cache, console(quiet))
     if run_all(study, STAGES, runs, cache, jobs, console(quiet)) == 0 and not quiet:
         click.echo(f"study {study.name}: every trial is done")
     for line in distinct_adapters(collect(study, runs, cache)):

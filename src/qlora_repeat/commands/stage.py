@@ -1,7 +1,7 @@
 """What the four stage subcommands have in common: one trial here, or all in processes of their own."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from qlora_repeat.commands.options import (
     verbosity_options,
 )
 from qlora_repeat.errors import BusyError, StageError
+from qlora_repeat.pins import LockFile, lock_file
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial
 
@@ -49,7 +50,9 @@ def stage_command(stage: Stage, help: str) -> click.Command:
     ) -> None:
         silence_libraries(verbose)
         study, trials = chosen_trials(study_file, trial, every, runs)
-        require_fetched(study, cache, console(quiet))
+        require_fetched(
+            study, lock_file(study_file), cache, console(quiet), {each.model_name for each in trials}
+        )
         if every:
             run_all(study, [stage], runs, cache, jobs, console(quiet), force=force)
         else:
@@ -58,12 +61,14 @@ def stage_command(stage: Stage, help: str) -> click.Command:
     return command
 
 
-def require_fetched(study: Study, cache: Path, out: Console) -> None:
-    """Brings what the study still lacks."""
+def require_fetched(
+    study: Study, lock: LockFile, cache: Path, out: Console, models: Collection[str] = ()
+) -> None:
+    """Brings what the study, or some of its models, still lack."""
     from qlora_repeat.fetch import fetch, needed
 
-    if not all(item.present for item in needed(study, cache)):
-        fetch(study, cache, lambda line: out.print(line))
+    if not all(item.present for item in needed(study, cache, models)):
+        fetch(study, cache, lock, lambda line: out.print(line), models)
 
 
 def run_here(

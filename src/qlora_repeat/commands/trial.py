@@ -34,11 +34,12 @@ def command(
     """
     silence_libraries(verbose)
     from qlora_repeat.commands.stage import require_fetched, run_here
+    from qlora_repeat.pins import lock_file
     from qlora_repeat.record import read_record
     from qlora_repeat.trial import STAGES
 
     study, (chosen,) = chosen_trials(study_file, trial, False, runs)
-    require_fetched(study, cache, console(quiet))
+    require_fetched(study, lock_file(study_file), cache, console(quiet), [chosen.model_name])
     run_here(chosen, STAGES, cache, console(quiet), force=force)
     outputs: dict[str, Any] = {}
     for stage in STAGES:

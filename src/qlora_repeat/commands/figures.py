@@ -1,0 +1,37 @@
+"""`qlora-repeat figures`."""
+
+import os
+from pathlib import Path
+
+import click
+
+from qlora_repeat.commands.options import (
+    chosen_results,
+    results_options,
+    silence_libraries,
+    study_argument,
+)
+
+
+@click.command("figures")
+@study_argument
+@results_options
+def command(study_file: str, runs: Path, results: Path | None, out: Path | None) -> None:
+    """Draw the paper's Figure 4, as PDF and as PNG, from collected results alone.
+
+    It shows the loss of every run over the epochs, and the final losses side by side.
+
+    \b
+    Example:
+      qlora-repeat figures pocket
+    """
+    from qlora_repeat.results import read_results
+
+    file, folder = chosen_results(study_file, runs, results, out)
+    rows = read_results(file)
+    silence_libraries(verbose=False)  # matplotlib tells about its caches
+    os.environ["MPLBACKEND"] = "agg"  # and refuses to start with a backend that it does not know
+    from qlora_repeat.figures import render_figures
+
+    for path in render_figures(rows, folder):
+        click.echo(path)

@@ -1,0 +1,53 @@
+"""Pickled weights to safetensors, in a process of its own: ``python -m qlora_repeat.convert FROM TO``.
+
+Only tensors are unpickled (``weights_only``), so that a repository cannot run code, and no trial ever loads a
+pickle. The same weights give the same bytes.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+INDEX = "pytorch_model.bin.index.json"
+
+
+def convert(source: Path, target: Path) -> None:
+    """Writes the ``pytorch_model*.bin`` of a folder as ``model*.safetensors`` into another, shard by shard.
+
+    Raises:
+        ValueError: a shard holds anything but named tensors.
+    """
+    from safetensors.torch import save_file
+
+    index = json.loads((source / INDEX).read_text("utf-8")) if (source / INDEX).is_file() else None
+    shards = sorted(set(index["weight_map"].values())) if index else ["pytorch_model.bin"]
+    weight_map: dict[str, str] = {}
+    total = 0
+    for shard in shards:
+        tensors = _tensors(source / shard)
+        name = shard.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+        save_file(tensors, target / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if index:
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        (target / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    import torch
+
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise ValueError(f"{path.name} holds something other than named tensors")
+    # Tensors that share memory are written apart, as safetensors asks for.
+    return {name: loaded[name].contiguous().clone() for name in sorted(loaded)}
+
+
+if __name__ == "__main__":
+    try:
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:
+        sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))

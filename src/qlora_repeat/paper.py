@@ -1,0 +1,62 @@
+"""One PDF of a study's tables and figures, compiled by pdflatex."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from qlora_repeat.errors import MissingError, StageError
+from qlora_repeat.files import write_bytes, write_text
+
+_PACKAGES = (
+    "texlive-latex-base texlive-latex-recommended texlive-latex-extra "
+    "texlive-fonts-recommended texlive-publishers lmodern"
+)
+_INSTALL = f"install the Debian packages {_PACKAGES}"
+_MOST_PASSES = 6
+
+
+def compile_paper(folder: Path) -> Path:
+    """Compiles a folder's ``all.tex`` to ``all.pdf``, in as many passes as LaTeX asks for; returns its path.
+
+    Raises:
+        MissingError: there is no ``all.tex``, no pdflatex, or not a class, package or font that it needs.
+        StageError: LaTeX fails; says how.
+    """
+    if not (folder / "all.tex").is_file():
+        raise MissingError(f"{folder / 'all.tex'}: no tables to compile; run `qlora-repeat tables` first")
+    if shutil.which("pdflatex") is None:
+        raise MissingError(f"pdflatex: not installed; {_INSTALL}")
+    with tempfile.TemporaryDirectory(prefix="qlora-repeat-") as work:
+        for _ in range(_MOST_PASSES):
+            log = _run_latex(folder, Path(work))
+            if not re.search(r"Rerun (LaTeX|to get)", log):
+                break
+        write_bytes(folder / "all.pdf", (Path(work) / "all.pdf").read_bytes())
+    (folder / "all.log").unlink(missing_ok=True)  # of an earlier failure
+    return folder / "all.pdf"
+
+
+def _run_latex(folder: Path, work: Path) -> str:
+    """One pass; its log."""
+    command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", "-file-line-error", "-no-shell-escape"]
+    done = subprocess.run(
+        [*command, f"-output-directory={work}", "all.tex"],
+        cwd=folder,
+        env=os.environ | {"max_print_line": "10000"},  # or the log breaks its lines after 79 letters
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    path = work / "all.log"
+    log = path.read_text(encoding="latin-1") if path.is_file() else done.stdout.decode("latin-1")
+    if done.returncode == 0:
+        return log
+    if missing := re.search(r"File [`'](.+?\.(?:cls|sty|def|fd))' not found|(Font \S+) .*not loadable", log):
+        raise MissingError(f"LaTeX lacks {missing[1] or missing[2]}; {_INSTALL}")
+    write_text(folder / "all.log", log)
+    found = re.search(r"^(?:!|\S+:\d+:) .*", log, re.MULTILINE)
+    what = found[0].removeprefix("! ") if found else f"exit code {done.returncode}"
+    raise StageError(f"{folder / 'all.tex'}: LaTeX fails: {what}; see {folder / 'all.log'}")
