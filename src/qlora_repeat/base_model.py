@@ -172,15 +172,25 @@ def load_full(folder: Path, dtype: str) -> Any:
 def load_quantised(study: Study, folder: Path) -> Any:
     """The frozen base in 4 bits, quantised while loading (section VII-A)."""
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    compute = getattr(torch, study.precision.compute)
-    config = BitsAndBytesConfig(
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        quantization_config=quantisation_config(study),
+        dtype=getattr(torch, study.precision.compute),
+        device_map={"": device()},
+        use_safetensors=True,
+    )
+
+
+def quantisation_config(study: Study) -> Any:
+    """How transformers is to quantise a model while loading it."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=study.quantisation.type,
         bnb_4bit_use_double_quant=study.quantisation.double,
-        bnb_4bit_compute_dtype=compute,
-    )
-    return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=config, dtype=compute, device_map={"": device()}, use_safetensors=True
+        bnb_4bit_compute_dtype=getattr(torch, study.precision.compute),
     )

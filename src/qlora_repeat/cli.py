@@ -10,6 +10,7 @@ from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
 
 COMMANDS = {
+    "plan": "Tell what a study will need of a GPU, before anything is fetched.",
     "fetch": "Bring a study's models and data to the cache.",
     "finetune": "Fine-tune one trial, or all.",
     "merge": "Merge adapters into the base model.",

@@ -43,7 +43,7 @@ def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | N
     }
     reset_peak_memory()
     with torch_stream(seeds["adapter_init"]):
-        adapted = _with_adapter(trial, load_quantised(study, folder))
+        adapted = with_adapter(trial, load_quantised(study, folder))
     trainer = _trainer(trial, adapted, tokenizer, examples, seeds, report)
     began = time.perf_counter()
     with torch_stream(seeds["dropout"]):
@@ -82,7 +82,8 @@ def loss_curve(steps: Sequence[dict[str, Any]]) -> list[list[float]]:
     return [[part[-1]["epoch"], sum(step["loss"] for step in part) / len(part)] for part in parts]
 
 
-def _with_adapter(trial: Trial, base: Any) -> Any:
+def with_adapter(trial: Trial, base: Any) -> Any:
+    """The frozen base with a new adapter, all but its 4-bit weights in float32, ready to be trained."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     lora = trial.study.lora

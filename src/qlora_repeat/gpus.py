@@ -1,0 +1,78 @@
+"""GPUs that a study may be planned for: their memory, and their speed relative to the paper's."""
+
+import math
+from dataclasses import dataclass
+
+from qlora_repeat.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, or an amount of memory."""
+
+    name: str
+    memory: int
+    """Bytes, all of it: of this the CUDA context takes a part."""
+    bandwidth: int | None
+    """Of its memory, in GB (1e9 bytes) per second; None for a mere amount of memory."""
+
+    @property
+    def speed(self) -> float:
+        """Steps in the time that the paper's GPU takes for one: by memory bandwidth, an estimate.
+
+        A QLoRA step of one example reads and unpacks every weight for few tokens, so it waits for memory.
+        """
+        return 1.0 if self.bandwidth is None else self.bandwidth / _PAPER_BANDWIDTH
+
+
+def _gpu(name: str, mebibytes: int, bandwidth: int) -> Gpu:
+    return Gpu(name, mebibytes * 2**20, bandwidth)
+
+
+# Memory: the total that nvidia-smi shows, with error correction on where that is the default; drivers differ
+# by about one per cent. Bandwidth: NVIDIA's data sheets, of the SXM form where there are two (an A100 80GB of
+# the PCIe form has 1935 GB/s, such an H100 2000).
+GPUS = (
+    _gpu("t4-16gb", 15360, 300),
+    _gpu("l4-24gb", 23034, 300),
+    _gpu("a10-24gb", 23028, 600),
+    _gpu("rtx4090-24gb", 24564, 1008),
+    _gpu("v100-32gb", 32768, 900),
+    _gpu("a100-40gb", 40960, 1555),
+    _gpu("a40-48gb", 46068, 696),
+    _gpu("l40s-48gb", 46068, 864),
+    _gpu("a6000-48gb", 49140, 768),
+    _gpu("h100-80gb", 81559, 3350),
+    _gpu("a100-80gb", 81920, 2039),
+    _gpu("h200-141gb", 143771, 4800),
+    _gpu("b200-180gb", 183359, 8000),
+)
+"""The known ones, smallest first."""
+
+PAPER_GPU = "a100-80gb"
+"""The paper names an A100 (section VII); that it was the one with 80 GB is inferred from Table 3."""
+_PAPER_BANDWIDTH = 2039
+
+
+def find_gpu(text: str) -> Gpu:
+    """A known GPU by name, or so many GB (1e9 bytes) at the speed of the paper's.
+
+    Raises:
+        UsageError: there is no such GPU; names the known ones.
+    """
+    for gpu in GPUS:
+        if gpu.name == text.lower():
+            return gpu
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < 1e6:
+        known = ", ".join(gpu.name for gpu in GPUS)
+        raise UsageError(f"GPU {text!r} is not known; give a number of GB, or one of {known}")
+    return Gpu(f"{size:g} GB", int(size * 1e9), None)
+
+
+def large_enough(size: int) -> list[str]:
+    """The names of the known GPUs that have so many bytes of memory."""
+    return [gpu.name for gpu in GPUS if gpu.memory >= size]
