@@ -16,7 +16,8 @@ from qlora_repeat.base_model import base_folder
 from qlora_repeat.errors import MissingError
 from qlora_repeat.gpus import Gpu, large_enough
 from qlora_repeat.results import TrialResult
-from qlora_repeat.study import Data, Dtype, Study
+from qlora_repeat.sources import Data
+from qlora_repeat.study import Dtype, Study
 from qlora_repeat.trial import Trial, all_trials
 
 CONTEXT_BYTES = 1343 * 2**20
