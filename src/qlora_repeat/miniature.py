@@ -31,6 +31,8 @@ _SHAPE: dict[str, Any] = {
     "num_attention_heads": 3,
 }
 _SHARD_BYTES = 1_000_000
+_MARK = "miniature.txt"
+"""What only a folder that this module wrote has, and so may be replaced."""
 _ENDS = {"gpt_neox": (0, 0), "llama": (1, 2)}
 """The ids of the tokens that begin and end a text, by architecture."""
 
@@ -39,8 +41,13 @@ def write_hub(study: Study, home: Path) -> None:
     """Writes a folder that serves as ``HF_HOME`` for everything that a study takes from a hub.
 
     Raises:
-        UsageError: the study takes nothing from a hub, or a base's architecture has no miniature.
+        UsageError: the study takes nothing from a hub, a base's architecture has no miniature, or there is
+            something else in the folder.
     """
+    if home.is_dir() and any(home.iterdir()) and not (home / _MARK).is_file():
+        raise UsageError(
+            f"{home}: holds something other than miniatures, and is left alone; name another folder"
+        )
     bases = {name: base for name, base in study.bases.items() if base.hub is not None}
     rows = {name: _rows(data) for name, data in study.data.items() if data.hub is not None}
     if not bases and not rows:
@@ -69,6 +76,7 @@ def write_hub(study: Study, home: Path) -> None:
             files = Path(scratch, "datasets", name)
             _write_rows(files / _file_name(hub), each)
             _add_repository(folder, hub, "datasets", files)
+        (folder / _MARK).write_text(f"Stand-ins for what study {study.name} takes from a hub.\n", "utf-8")
 
 
 def _kind(base: Base) -> str:
