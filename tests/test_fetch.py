@@ -111,12 +111,11 @@ def test_a_lock_that_cannot_be_read_is_told(user: User, hub: Hub) -> None:
     assert hub.requests == []
 
 
-def test_a_lock_that_cannot_be_written_is_told_before_anything_is_downloaded(reader: User, hub: Hub) -> None:
-    path = reader.study / "small.lock"  # below a file, where not even root can write
-    told = reader.refused(*QUOTER, QLORA_REPEAT_LOCK=str(path))
+def test_a_lock_that_cannot_be_written_is_told_before_anything_is_downloaded(user: User, hub: Hub) -> None:
+    path = user.study / "small.lock"  # below a file, where not even root can write
+    told = user.refused(*QUOTER, QLORA_REPEAT_LOCK=str(path))
     assert told == f"{path}: cannot be written (its folder is a file); set QLORA_REPEAT_LOCK to another path"
     assert hub.requests == []
-    reader.fetch(*QUOTER, QLORA_REPEAT_LOCK=str(reader.folder / "new" / "folder" / "small.lock"))
 
 
 # Interruptions, disks, and others at work.
