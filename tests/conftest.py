@@ -1,5 +1,6 @@
 """Fixtures: the tiny study, its filled cache, and one run of it that tests may read but not change."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,15 @@ def study_file(tmp_path: Path) -> Path:
 def study(study_file: Path) -> Study:
     """The tiny study."""
     return load_study(str(study_file))
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copies a folder for a test to change; large files, which no test writes into, are the same ones."""
+
+    def copy(file: str, copied: str) -> None:
+        (os.link if Path(file).stat().st_size > 100_000 else shutil.copy2)(file, copied)
+
+    shutil.copytree(source, target, symlinks=True, copy_function=copy)
 
 
 def kit(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -89,5 +99,5 @@ def reader(user: User, fetched: User) -> User:
 @pytest.fixture
 def copied(fetched: User, tmp_path: Path) -> User:
     """The same, for a test to change."""
-    shutil.copytree(fetched.folder, tmp_path / "copied", symlinks=True)
+    copy_folder(fetched.folder, tmp_path / "copied")
     return User(tmp_path / "copied", NOBODY)

@@ -1,9 +1,9 @@
 """A miniature hub for the rehearsal: under a study's true repository names, what a CPU can train in seconds.
 
-The models have the true architectures and the true special tokens, random weights, and width 192 (below that,
-an 8-bit optimizer keeps 32-bit state for every adapter tensor). The data have the true columns and numbers of
-rows, with texts that the kit writes itself. All lies in the layout of the hub's own cache, where
-huggingface_hub finds it offline under ``HF_HOME``.
+The models have the true architectures and the true special tokens, random weights, and width 512: with less,
+and r = 8, adapter tensors would have fewer than the 4096 elements below which an 8-bit optimizer keeps 32-bit
+state. The data have the true columns and numbers of rows, with texts that the kit writes itself. All lies in
+the layout of the hub's own cache, where huggingface_hub finds it offline under ``HF_HOME``.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ PICKLED = ("togethercomputer/GPT-NeoXT-Chat-Base-20B",)
 VOCABULARY = 1024
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 192,
-    "intermediate_size": 512,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
     "num_hidden_layers": 2,
-    "num_attention_heads": 3,
+    "num_attention_heads": 8,
 }
-_SHARD_BYTES = 1_000_000
+_SHARD_BYTES = 5_000_000
 _MARK = "miniature.txt"
 """What only a folder that this module wrote has, and so may be replaced."""
 _ENDS = {"gpt_neox": (0, 0), "llama": (1, 2)}
@@ -100,6 +100,7 @@ def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickl
     if not pickled:
         model.save_pretrained(folder, max_shard_size=_SHARD_BYTES)
         return
+    config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     tensors = list(model.state_dict().items())
     halves = [dict(tensors[: len(tensors) // 2]), dict(tensors[len(tensors) // 2 :])]
