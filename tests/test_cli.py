@@ -65,6 +65,7 @@ def test_version() -> None:
         ["figures", "--help"],
         ["figures", "STUDY"],
         ["paper", "--help"],
+        ["plan", "--help"],
     ],
     ids=" ".join,
 )
