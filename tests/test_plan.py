@@ -168,12 +168,12 @@ def place(cache: Path, study_file: Path) -> Place:
     return lambda *options: ["plan", str(study_file), "--cache", str(cache), *options]
 
 
-def test_a_study_without_the_papers_models_has_memory_and_no_hours(place: Place) -> None:
-    done = kit(*place("--gpu", "t4-16gb", "--gpus", "3"))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Study tiny on 3 x t4-16gb: 16.1 GB each, 300 GB/s, by that 0.15 times")
-    assert "no time to estimate from" in done.stdout
-    arms = [line.split() for line in done.stdout.splitlines() if line.startswith("tiny-neox/adamw-8bit ")]
+def test_a_study_without_the_papers_models_has_memory_and_no_hours(study: Study, cache: Path) -> None:
+    plan = make_plan(study, LockFile(cache / "none.lock"), find_gpu("t4-16gb"), 3, cache, PUBLISHED)
+    text = plan_text(plan)
+    assert text.startswith("Study tiny on 3 x t4-16gb: 16.1 GB each, 300 GB/s, by that 0.15 times")
+    assert "no time to estimate from" in text
+    arms = [line.split() for line in text.splitlines() if line.startswith("tiny-neox/adamw-8bit ")]
     assert [arm[-1] for arm in arms] == ["-", "-"]  # nothing of the paper's beside it, no hours
 
 
