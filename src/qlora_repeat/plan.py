@@ -19,7 +19,7 @@ from qlora_repeat.pins import LockFile
 from qlora_repeat.results import TrialResult
 from qlora_repeat.sources import Data
 from qlora_repeat.study import Dtype, Study
-from qlora_repeat.trial import Trial, all_trials
+from qlora_repeat.trial import Trial
 
 CONTEXT_BYTES = 1343 * 2**20
 """Nominal allowance for the CUDA context and kernels: what transformers' documentation (GPU memory anatomy)
@@ -136,12 +136,7 @@ def make_plan(
     """
     footprints = _Footprints()
     models = [_model_plan(study, model, gpu, cache, published, footprints) for model in study.models]
-    seconds = [
-        {(arm.model, arm.optimizer): arm.train_seconds for model in models for arm in model.arms}[
-            trial.model_name, trial.optimizer
-        ]
-        for trial in all_trials(study, Path())
-    ]
+    seconds = [arm.train_seconds for model in models for arm in model.arms for _ in range(arm.trials)]
     known = [each for each in seconds if each is not None]
     return Plan(
         study=study.label,
@@ -287,7 +282,7 @@ def disk_plan(study: Study, lock: LockFile, models: Sequence[ModelPlan], gpus: i
     """What a study takes on disk while so many GPUs work on it."""
     size = DTYPE_BYTES[study.precision.merged]
     merged = sorted(
-        model.parameters * size for model in models for _ in range(len(model.arms) * study.trials)
+        size * model.parameters for model in models for arm in model.arms for _ in range(arm.trials)
     )
     return DiskPlan(
         bases=sum({model.base: _base_bytes(study, lock, model) for model in models}.values()),
