@@ -4,6 +4,7 @@
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
 #   COMPARE      what tables also compare with: published (the paper's numbers), a study, or a results file
 #   JOBS         how many trials `run` works on at once
+#   GPU, GPUS    what `plan` is to plan for: such as a100-80gb, or GB of memory; and how many
 #   REHEARSAL    the folder of `make rehearsal`: its hub, its cache, its results, its tables
 #   OUT          the folder of tables and figures, where that is not paper/build/STUDY
 #   ACCELERATOR  which build of torch .venv gets: cpu, cuda, or auto (cuda where nvidia-smi works)
@@ -26,7 +27,7 @@ TO = $(if $(OUT),--out "$(OUT)")
 RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)))
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
-.PHONY: all setup fetch finetune merge evaluate time run collect tables figures paper
+.PHONY: all setup plan fetch finetune merge evaluate time run collect tables figures paper
 .PHONY: status list rehearsal test lint types lock clean help
 
 all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
@@ -39,6 +40,9 @@ all: setup ## the whole study: trials, results file, tables, figures (also where
 	exit $$status
 
 setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pyproject.toml are newer than it
+
+plan: setup ## tell what the study will need of a GPU: memory, disk, hours (GPU=a100-80gb)
+	@$(KIT) plan "$(STUDY)" $(if $(GPU),--gpu "$(GPU)") $(if $(GPUS),--gpus "$(GPUS)")
 
 fetch: setup ## get the study's models and data, and verify them
 	$(KIT) fetch "$(STUDY)"

@@ -67,7 +67,7 @@ def test_version() -> None:
         ["figures", "--help"],
         ["figures", "STUDY"],
         ["paper", "--help"],
-        ["tables", "published", "--compare", "published", "--out", "OUT"],
+        ["plan", "--help"],
     ],
     ids=" ".join,
 )

@@ -85,12 +85,14 @@ def model_config(architecture: Mapping[str, Any], name: str) -> Any:
     Raises:
         UsageError: transformers does not know the architecture, or it has a value that cannot be.
     """
+    if "model_type" not in architecture:
+        raise UsageError(f"bases.{name}.architecture has no model_type, such as llama or gpt_neox")
     from transformers import AttentionInterface, AutoConfig
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     AttentionInterface.register(_ATTENTION, sdpa_attention_forward)
     settings = {"attn_implementation": _ATTENTION} | dict(architecture)
-    model_type = settings.pop("model_type", "")
+    model_type = settings.pop("model_type")
     try:
         return AutoConfig.for_model(model_type, **settings)
     except Exception as error:
@@ -125,16 +127,24 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
     with _fake_tensors():
         _make_fake(model, getattr(torch, trial.study.precision.compute))
         _fuse_dropout(model)
-        model.config.use_cache = False  # the Trainer's default
+        as_trainer_sets(model, training.gradient_checkpointing)
         weights = weight_bytes(model)
         live = LiveMemory(inside_4bit_product)
         live.count(model_tensors(model))
         before = live.now
         ids = torch.zeros(training.batch_size, training.max_length, dtype=torch.long)
         with live:
-            saved = training_step(model.train(), ids, trial.study.precision.compute, live) - before
+            saved = training_step(model, ids, trial.study.precision.compute, live) - before
     tensors = [each.numel() for each in model.parameters() if each.requires_grad]
     return FinetuneMemory(weights, tensors, saved, live.peak - before)
+
+
+def as_trainer_sets(model: Any, checkpointing: bool) -> None:
+    """Sets on a model what the Trainer does before its first step."""
+    model.config.use_cache = False
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    model.train()
 
 
 def training_step(model: Any, ids: Any, compute: str, live: LiveMemory | None = None) -> int:
@@ -160,7 +170,7 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
     study, length = trial.study, trial.model.training.max_length
     batch, compute = study.evaluation.batch_size, getattr(torch, study.precision.compute)
     model = _plain_model(config, compute).eval()
-    with _fake_tensors(), torch.inference_mode():
+    with _fake_tensors(), torch.no_grad():  # inference_mode would hide what operations are made of
         _make_fake(model, compute)
         live = LiveMemory()
         live.count(model_tensors(model))

@@ -15,10 +15,11 @@ from typing import Any
 from qlora_repeat.base_model import base_folder
 from qlora_repeat.errors import MissingError
 from qlora_repeat.gpus import Gpu, large_enough
+from qlora_repeat.pins import LockFile
 from qlora_repeat.results import TrialResult
 from qlora_repeat.sources import Data
 from qlora_repeat.study import Dtype, Study
-from qlora_repeat.trial import Trial, all_trials
+from qlora_repeat.trial import Trial
 
 CONTEXT_BYTES = 1343 * 2**20
 """Nominal allowance for the CUDA context and kernels: what transformers' documentation (GPU memory anatomy)
@@ -74,14 +75,13 @@ class ModelPlan:
     evaluate_peak: int
     """With the context."""
     evaluate_share: float
-    merge_bytes: int
-    """While merging: the weights in float32."""
     arms: list[ArmPlan]
 
     @property
-    def peak(self) -> int:
-        """The most of any stage on the GPU."""
-        return max(self.evaluate_peak, *(arm.finetune_peak for arm in self.arms))
+    def peak(self) -> tuple[int, str]:
+        """The most that the GPU needs, and for what."""
+        finetune = max(arm.finetune_peak for arm in self.arms)
+        return max((finetune, "fine-tuning"), (self.evaluate_peak, "testing the merged model"))
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class DiskPlan:
     """Bytes on disk; converting pickled weights takes the download's size again for a while."""
 
     bases: int
-    """In the cache, once for each base."""
+    """The download, each base once: as locked, or else the parameters in float16."""
     adapters: int
     merged: int
     """Of every trial, or, unless they are kept, of as many of the largest as run at once."""
@@ -113,15 +113,21 @@ class Plan:
 
     def too_large(self) -> list[str]:
         """A line for each model that the GPU has too little memory for."""
-        return [
-            f"model {model.model} needs {model.peak / 1e9:.1f} GB on one GPU, {self.gpu.name} has "
-            f"{self.gpu.memory / 1e9:.1f}; enough have: {', '.join(large_enough(model.peak)) or 'none known'}"
-            for model in self.models
-            if model.peak > self.gpu.memory
-        ]
+        lines = []
+        for model in self.models:
+            size, stage = model.peak
+            if size > self.gpu.memory:
+                lines.append(
+                    f"model {model.model}: {stage} needs {size / 1e9:.1f} GB on one GPU, {self.gpu.name} has "
+                    f"{self.gpu.memory / 1e9:.1f}; enough have "
+                    f"{', '.join(large_enough(size)) or 'none of the known ones'}"
+                )
+        return lines
 
 
-def make_plan(study: Study, gpu: Gpu, gpus: int, cache: Path, published: Sequence[TrialResult]) -> Plan:
+def make_plan(
+    study: Study, lock: LockFile, gpu: Gpu, gpus: int, cache: Path, published: Sequence[TrialResult]
+) -> Plan:
     """Plans a study for some GPUs of a kind; `published` are the paper's results.
 
     Raises:
@@ -130,12 +136,7 @@ def make_plan(study: Study, gpu: Gpu, gpus: int, cache: Path, published: Sequenc
     """
     footprints = _Footprints()
     models = [_model_plan(study, model, gpu, cache, published, footprints) for model in study.models]
-    seconds = [
-        {(arm.model, arm.optimizer): arm.train_seconds for model in models for arm in model.arms}[
-            trial.model_name, trial.optimizer
-        ]
-        for trial in all_trials(study, Path())
-    ]
+    seconds = [arm.train_seconds for model in models for arm in model.arms for _ in range(arm.trials)]
     known = [each for each in seconds if each is not None]
     return Plan(
         study=study.label,
@@ -143,7 +144,7 @@ def make_plan(study: Study, gpu: Gpu, gpus: int, cache: Path, published: Sequenc
         gpus=gpus,
         context=CONTEXT_BYTES,
         models=models,
-        disk=_disk(study, models, gpus),
+        disk=disk_plan(study, lock, models, gpus),
         gpu_hours=sum(known) / 3600 if known else None,
         wall_hours=makespan(known, gpus) / 3600 if known else None,
         trials_without_estimate=len(seconds) - len(known),
@@ -202,7 +203,6 @@ def _model_plan(
         evaluate_work=testing.work,
         evaluate_peak=testing.peak + CONTEXT_BYTES,
         evaluate_share=(testing.peak + CONTEXT_BYTES) / gpu.memory,
-        merge_bytes=4 * parameters,
         arms=arms,
     )
 
@@ -222,7 +222,7 @@ def base_architecture(study: Study, name: str, cache: Path) -> Mapping[str, Any]
     except FileNotFoundError:
         raise MissingError(
             f"base {name}: the study has no [bases.{name}.architecture], and {path.parent} is not there; "
-            f"add the one, or run `qlora-repeat fetch {study.name}`"
+            "add the one, or run `qlora-repeat fetch` for this study"
         ) from None
     return fetched
 
@@ -278,18 +278,20 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
     return max(free)
 
 
-def _disk(study: Study, models: Sequence[ModelPlan], gpus: int) -> DiskPlan:
+def disk_plan(study: Study, lock: LockFile, models: Sequence[ModelPlan], gpus: int) -> DiskPlan:
+    """What a study takes on disk while so many GPUs work on it."""
     size = DTYPE_BYTES[study.precision.merged]
     merged = sorted(
-        model.parameters * size for model in models for _ in range(len(model.arms) * study.trials)
+        size * model.parameters for model in models for arm in model.arms for _ in range(arm.trials)
     )
     return DiskPlan(
-        bases=sum({model.base: _base_bytes(model) for model in models}.values()),
+        bases=sum({model.base: _base_bytes(study, lock, model) for model in models}.values()),
         adapters=sum(model.adapter * len(model.arms) * study.trials for model in models),
         merged=sum(merged if study.keep_merged else merged[-gpus:]),
     )
 
 
-def _base_bytes(model: ModelPlan) -> int:
-    """What a base takes in the cache: its parameters in float16, as it is published."""
-    return 2 * model.parameters
+def _base_bytes(study: Study, lock: LockFile, model: ModelPlan) -> int:
+    hub = study.bases[model.base].hub
+    pin = lock.pin(hub) if hub else None
+    return sum(file.size for file in pin.files.values()) if pin else 2 * model.parameters

@@ -20,7 +20,6 @@ def plan_text(plan: Plan) -> str:
         if gpu.bandwidth is None
         else f"{gpu.bandwidth} GB/s, by that {gpu.speed:.2f} times as fast as the paper's {PAPER_GPU}"
     )
-    merge = max(model.merge_bytes for model in plan.models)
     parts = [
         _prose(f"Study {plan.study} on {plan.gpus} x {gpu.name}: {gpu.memory / GB:.1f} GB each, {pace}."),
         "GPU memory of fine-tuning on the longest batch, GB:",
@@ -28,13 +27,12 @@ def plan_text(plan: Plan) -> str:
         "GPU memory of testing the merged model, GB:",
         _table(EVALUATE, plan.models),
         _prose(
-            f"Peaks have {plan.context / GB:.1f} GB for the CUDA context, a nominal allowance, and nothing for "
-            "what torch's allocator holds beyond live tensors. Paper: its Table 3, for models of the same "
-            "size. GB are 1e9 bytes."
+            f"Peaks have {plan.context / GB:.1f} GB for the CUDA context, a nominal allowance, and nothing "
+            "for what torch's allocator holds beyond live tensors. Paper: its Table 3 (one A100), for models "
+            "of the same size. GB are 1e9 bytes."
         ),
-        f"Merging the largest model: {merge / GB:.1f} GB for its weights in float32.",
         _prose(
-            f"Disk: {disk.bases / GB:.1f} GB for bases in float16 (more while pickled weights are converted), "
+            f"Disk: {disk.bases / GB:.1f} GB for the bases (more where pickled weights are converted), "
             f"{disk.merged / GB:.1f} GB for merged weights, {disk.adapters / GB:.2f} GB for adapters."
         ),
         "Time of fine-tuning, estimated:",

@@ -28,13 +28,15 @@ def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Pat
 
     from qlora_repeat.errors import UsageError
     from qlora_repeat.gpus import find_gpu
+    from qlora_repeat.pins import lock_file
     from qlora_repeat.plan import make_plan
     from qlora_repeat.plan_text import plan_text
     from qlora_repeat.published import read_published
     from qlora_repeat.study import load_study
 
     study, gpu = load_study(study_file), find_gpu(gpu_name)
-    plan = make_plan(study, gpu, gpus, cache, read_published(Path("paper/published")))
+    published = read_published(Path("paper/published"))
+    plan = make_plan(study, lock_file(study_file), gpu, gpus, cache, published)
     click.echo(json.dumps(dataclasses.asdict(plan), indent=2) if as_json else plan_text(plan))
     if problems := plan.too_large():
         raise UsageError("\n".join(problems))

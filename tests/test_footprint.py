@@ -1,0 +1,284 @@
+"""The memory of a model told from its architecture, against real models, real steps and real optimizers."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+
+from qlora_repeat.base_model import load_full, load_quantised, save_plain
+from qlora_repeat.data import Example
+from qlora_repeat.errors import UsageError
+from qlora_repeat.finetune import with_adapter
+from qlora_repeat.footprint import (
+    adapted_model,
+    as_trainer_sets,
+    evaluate_memory,
+    finetune_memory,
+    inside_4bit_product,
+    model_config,
+    model_tensors,
+    optimizer_bytes,
+    parameter_count,
+    training_step,
+    weight_bytes,
+)
+from qlora_repeat.live_memory import LiveMemory
+from qlora_repeat.perplexity import example_losses
+from qlora_repeat.study import Study, load_study
+from qlora_repeat.trial import Trial
+
+PARAMETERS = {
+    "gpt-neox-20b": 20_554_567_680,
+    "gpt-neoxt-chat-20b": 20_554_567_680,
+    "llama2-7b": 6_738_415_616,
+    "llama2-chat-7b": 6_738_415_616,
+}
+SHAPE = {"hidden_size": 256, "intermediate_size": 700, "num_hidden_layers": 3, "num_attention_heads": 4}
+SMALL: dict[str, dict[str, Any]] = {
+    "llama2-7b": {"model_type": "llama", "num_key_value_heads": 2, "vocab_size": 300} | SHAPE,
+    "gpt-neox-20b": {"model_type": "gpt_neox", "rotary_pct": 0.25, "vocab_size": 300} | SHAPE,
+}
+"""Small models of both architectures, by the paper's model that each stands for."""
+PAPER = load_study("paper")
+
+
+def changed(name: str, **settings: Any) -> Trial:
+    """A trial of the paper's model with some settings changed, each where it belongs."""
+    model = PAPER.models[name]
+    parts: dict[str, Any] = {"training": model.training}
+    study: dict[str, Any] = {}
+    for key, value in settings.items():
+        if hasattr(model.training, key):
+            parts["training"] = dataclasses.replace(parts["training"], **{key: value})
+        elif key == "compute":
+            study["precision"] = dataclasses.replace(PAPER.precision, compute=value)
+        elif key == "double":
+            study["quantisation"] = dataclasses.replace(PAPER.quantisation, double=value)
+        elif key == "test_batch":
+            study["evaluation"] = dataclasses.replace(PAPER.evaluation, batch_size=value)
+        else:
+            study["lora"] = dataclasses.replace(study.get("lora", PAPER.lora), **{key: value})
+    models = {name: dataclasses.replace(model, **parts)}
+    whole: Study = dataclasses.replace(PAPER, models=models, **study)
+    return Trial(whole, name, "adamw-8bit", 1, Path("runs"))
+
+
+def saved_model(folder: Path, architecture: dict[str, Any]) -> Any:
+    """A model with random weights in a folder; its configuration as the kit's plans read it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {key: value for key, value in architecture.items() if key != "model_type"}
+    config = AutoConfig.for_model(architecture["model_type"], **settings)
+    save_plain(AutoModelForCausalLM.from_config(config).to(torch.float16), folder)
+    return model_config(json.loads((folder / "config.json").read_text()), "small")
+
+
+def profiled_peak(run: Any) -> int:
+    """The most bytes that torch's own allocator gave out at any time of a run, on the CPU."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run()
+    events = [each for each in profile.profiler.kineto_results.events() if each.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda each: each.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_papers_models_have_their_published_number_of_parameters(name: str) -> None:
+    architecture = PAPER.bases[name].architecture
+    assert architecture is not None
+    assert parameter_count(model_config(architecture, name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("double", [True, False], ids=["double", "single"])
+@pytest.mark.parametrize("name", SMALL)
+def test_weights_take_what_the_same_model_takes_once_it_is_loaded(
+    name: str, double: bool, tmp_path: Path
+) -> None:
+    config = saved_model(tmp_path, SMALL[name])
+    trial = changed(name, double=double)
+    real, planned = with_adapter(trial, load_quantised(trial.study, tmp_path)), adapted_model(trial, config)
+    assert finetune_memory(trial, config).weights == weight_bytes(real)
+    # Tensor by tensor: the same ones in 4 bits, and all others of the same shape and type.
+    true = dict(real.named_parameters())
+    for parameter_name, tensor in planned.named_parameters():
+        found = true.pop(parameter_name)
+        assert type(tensor) is type(found)
+        if not isinstance(found, bitsandbytes.nn.Params4bit):
+            assert (tensor.shape, tensor.dtype) == (found.shape, found.dtype)
+    assert true == {}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bytes_of_4_bits_and_scales_are_those_of_their_layout(name: str, tmp_path: Path) -> None:
+    trial, config = changed(name), model_config(SMALL[name], "small")
+    weights = finetune_memory(trial, config).weights
+    sizes = [
+        module.in_features * module.out_features
+        for module in adapted_model(trial, config).modules()
+        if isinstance(module, bitsandbytes.nn.Linear4bit)
+    ]
+    assert len(sizes) == 3 * (7 if name == "llama2-7b" else 4)
+    blocks = [-(-size // 64) for size in sizes]
+    # A byte for each block of 64, a float32 for each 256 of those, an offset, code books of 16 and of 256.
+    scales = sum(each + 4 * -(-each // 256) + 4 + 4 * 16 + 4 * 256 for each in blocks)
+    assert (weights.quantised, weights.scales) == (sum(sizes) // 2, scales)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_optimizer_state_takes_what_the_real_optimizers_state_takes(bits: int) -> None:
+    elements = [4095, 4096, 4097, 10_000, 65_536, 120_000]
+    tensors = [torch.nn.Parameter(torch.randn(each)) for each in elements]
+    kind = bitsandbytes.optim.PagedAdamW8bit if bits == 8 else bitsandbytes.optim.PagedAdamW32bit
+    optimizer = kind(tensors, lr=1e-3)
+    for tensor in tensors:
+        tensor.grad = torch.randn_like(tensor)
+    optimizer.step()
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    }
+    assert optimizer_bytes(elements, "adamw-8bit" if bits == 8 else "adamw-32bit") == sum(storages.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize(("name", "compute"), [("llama2-7b", "bfloat16"), ("gpt-neox-20b", "float32")])
+def test_a_steps_peak_is_that_of_a_real_step_as_torch_profiles_it(
+    name: str, compute: str, checkpointing: bool, tmp_path: Path
+) -> None:
+    config = saved_model(tmp_path, SMALL[name])
+    # Without dropout, for which a CPU keeps more than a GPU.
+    trial = changed(
+        name, compute=compute, dropout=0.0, gradient_checkpointing=checkpointing, max_length=64, batch_size=2
+    )
+    planned = finetune_memory(trial, config)
+    model = with_adapter(trial, load_quantised(trial.study, tmp_path))
+    as_trainer_sets(model, checkpointing)
+    ids = torch.zeros(2, 64, dtype=torch.long)
+    live = LiveMemory(inside_4bit_product)
+    live.count(model_tensors(model))
+    before = live.now
+    with live:
+        saved = training_step(model, ids, compute, live) - before
+    assert (planned.saved, planned.step) == (saved, live.peak - before)
+    model.zero_grad()
+    profiled = profiled_peak(lambda: training_step(model, ids, compute))
+    assert planned.step == pytest.approx(profiled, rel=0.01)
+
+
+def test_dropout_keeps_one_byte_an_element_as_on_a_gpu() -> None:
+    config = model_config(SMALL["gpt-neox-20b"], "small")
+    without, with_dropout = (
+        finetune_memory(changed("gpt-neox-20b", dropout=rate, gradient_checkpointing=False), config)
+        for rate in (0.0, 0.5)
+    )
+    # Masks for the inputs of query_key_value in every layer but the first, whose input needs no gradient. The
+    # inputs themselves are kept for the adapter, dropped out or not.
+    assert with_dropout.saved - without.saved == 2 * 512 * 256
+
+
+def test_a_frozen_4_bit_layer_keeps_nothing_of_its_input() -> None:
+    layer = bitsandbytes.nn.Linear4bit(
+        256, 512, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16
+    ).to("cpu")
+    layer.requires_grad_(False)
+    live = LiveMemory()
+    live.count(model_tensors(layer))
+    before = live.now
+    inputs = torch.randn(64, 256, requires_grad=True)
+    with live:
+        result = layer(inputs * 1)
+        kept = live.now - before
+        result.sum().backward()
+    assert kept == result.nbytes
+    assert inputs.grad is not None
+
+
+def test_testing_takes_what_a_real_test_takes_as_torch_profiles_it(tmp_path: Path) -> None:
+    config = saved_model(tmp_path, SMALL["llama2-7b"] | {"vocab_size": 5000})
+    trial = changed("llama2-7b", compute="bfloat16", test_batch=3, max_length=64)
+    planned = evaluate_memory(trial, config)
+    model = load_full(tmp_path, "bfloat16")
+    assert planned.weights == sum(each.nbytes for each in [*model.parameters(), *model.buffers()])
+    examples = [Example(row, [1] * 64, 64) for row in range(6)]
+    profiled = profiled_peak(lambda: example_losses(model, examples, 3, 0, lambda done: None))
+    assert planned.work == pytest.approx(profiled, rel=0.01)
+
+
+def shallow(name: str) -> Any:
+    """The configuration of the paper's model with three of its layers: the true widths."""
+    architecture = PAPER.bases[name].architecture
+    assert architecture is not None
+    return model_config({**architecture, "num_hidden_layers": 3}, name)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_memory_follows_the_settings_of_the_true_architectures(name: str) -> None:
+    config = shallow(name)
+    usual = finetune_memory(changed(name), config)
+    longer = finetune_memory(changed(name, max_length=1024), config)
+    more = finetune_memory(changed(name, batch_size=2), config)
+    plain = finetune_memory(changed(name, gradient_checkpointing=False), config)
+    wider = finetune_memory(changed(name, r=16), config)
+    assert usual.saved < longer.saved
+    assert usual.step < longer.step
+    assert longer.saved == pytest.approx(more.saved, rel=0.01)  # as many tokens
+    assert usual.saved < plain.saved
+    assert usual.step < plain.step
+    assert wider.weights.adapter == 2 * usual.weights.adapter
+    assert wider.weights.base == usual.weights.base
+    for optimizer in ("adamw-8bit", "adamw-32bit"):
+        assert usual.peak(optimizer) < wider.peak(optimizer)
+    assert usual.peak("adamw-8bit") < usual.peak("adamw-32bit")
+
+
+def test_what_a_step_keeps_grows_evenly_with_the_layers() -> None:
+    architecture = PAPER.bases["gpt-neox-20b"].architecture
+    assert architecture is not None
+    trial = changed("gpt-neox-20b", gradient_checkpointing=False)
+    saved = [
+        finetune_memory(trial, model_config({**architecture, "num_hidden_layers": layers}, "base")).saved
+        for layers in (2, 3, 4)
+    ]
+    assert saved[2] - saved[1] == saved[1] - saved[0] > 0
+
+
+def test_answering_a_longer_prompt_keeps_more() -> None:
+    config = shallow("llama2-7b")
+    short, long = (evaluate_memory(changed("llama2-7b", max_length=each), config) for each in (512, 4096))
+    assert short.weights == long.weights
+    assert short.work < long.work
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [
+        ({"model_type": "nonesuch"}, "nonesuch"),
+        ({"hidden_size": 64}, "model_type"),
+        ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size"),
+    ],
+)
+def test_an_architecture_that_there_is_not_is_told_in_one_line(
+    architecture: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=r"^bases\.mine\.architecture") as caught:
+        model_config(architecture, "mine")
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_target_modules_that_there_are_not_are_told_in_one_line() -> None:
+    trial = changed("llama2-7b")
+    model = dataclasses.replace(trial.model, target_modules=["nonesuch"])
+    study = dataclasses.replace(trial.study, models={"llama2-7b": model})
+    with pytest.raises(UsageError, match=r"^models\.llama2-7b\.target_modules: .*nonesuch") as caught:
+        finetune_memory(dataclasses.replace(trial, study=study), shallow("llama2-7b"))
+    assert len(str(caught.value).splitlines()) == 1

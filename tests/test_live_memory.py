@@ -1,0 +1,66 @@
+"""Counting the bytes of live tensors: views share, what is dropped is no longer counted, the peak stays."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qlora_repeat.live_memory import LiveMemory
+
+THOUSAND = 4000
+"""The bytes of a thousand float32."""
+
+
+@pytest.fixture(params=["real", "fake"])
+def kind(request: pytest.FixtureRequest):
+    with FakeTensorMode() if request.param == "fake" else torch.enable_grad():
+        yield request.param
+
+
+def test_tensors_count_while_they_live(kind: str) -> None:
+    with LiveMemory() as live:
+        first = torch.ones(1000)
+        second = first + 1
+        assert live.now == 2 * THOUSAND
+        del first
+        assert live.now == THOUSAND
+        del second
+    assert (live.now, live.peak) == (0, 2 * THOUSAND)
+
+
+def test_a_view_costs_nothing_and_keeps_what_it_looks_at(kind: str) -> None:
+    with LiveMemory() as live:
+        whole = torch.ones(1000)
+        part = whole.view(10, 100).t()[3]
+        del whole
+        assert live.now == THOUSAND
+        del part
+        assert live.now == 0
+
+
+def test_what_the_backward_pass_needs_lives_until_it_is_over(kind: str) -> None:
+    weight = torch.ones(1000, requires_grad=True)
+    with LiveMemory() as live:
+        loss = (weight.exp() * 2).exp().sum()  # each exp keeps its result
+        assert live.now == 2 * THOUSAND + loss.nbytes
+        loss.backward()
+        del loss
+        assert live.now == THOUSAND  # the gradient
+
+
+def test_memory_within_an_operation_counts_for_the_peak_alone() -> None:
+    def within(operation, arguments, keywords) -> int:
+        return 123 if operation is torch.ops.aten.exp.default else 0
+
+    with LiveMemory(within) as live:
+        ones = torch.ones(1000)
+        result = ones.exp()
+    assert (live.now, live.peak) == (ones.nbytes + result.nbytes, ones.nbytes + result.nbytes + 123)
+
+
+def test_what_was_there_before_can_be_counted_too() -> None:
+    before = torch.ones(1000)
+    live = LiveMemory()
+    live.count([before, before.view(10, 100)])
+    assert live.now == THOUSAND
+    del before
+    assert (live.now, live.peak) == (0, THOUSAND)
