@@ -2,6 +2,7 @@
 #
 #   STUDY        a study in studies/, or the path of a TOML file; cut short: paper@12-steps-4-rows
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
+#   COMPARE      what tables also compare with: published (the paper's numbers), a study, or a results file
 #   JOBS         how many trials `run` works on at once
 #   GPU, GPUS    what `plan` is to plan for: such as a100-80gb, or GB of memory; and how many
 #   REHEARSAL    the folder of `make rehearsal`: its hub, its cache, its results, its tables
@@ -24,6 +25,7 @@ BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
 KIT := $(BIN)qlora-repeat
 TO = $(if $(OUT),--out "$(OUT)")
 RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)))
+COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan fetch finetune merge evaluate time run collect tables figures paper
 .PHONY: status list rehearsal test lint types lock clean help
@@ -33,7 +35,7 @@ all: setup ## the whole study: trials, results file, tables, figures (also where
 	$(RUN) || status=$$?
 	[ $$status -ne 130 ] || exit 130
 	$(KIT) collect "$(STUDY)"
-	$(KIT) tables "$(STUDY)" $(TO)
+	$(KIT) tables "$(STUDY)" $(TO) $(COMPARED)
 	$(KIT) figures "$(STUDY)" $(TO) || [ $$status -ne 0 ] # where all trials failed, there is nothing to draw
 	exit $$status
 
@@ -56,7 +58,7 @@ run: setup ## fetch, then every stage of every trial that lacks it, several tria
 	$(RUN)
 
 collect: setup ## gather the trials' records in one results file
-tables: setup ## write the paper's tables from the results file
+tables: setup ## write the paper's tables from the results file; STUDY=published: the paper's numbers
 figures: setup ## draw the paper's figure from the results file
 paper: tables ## one PDF of the tables and the figure; needs LaTeX
 	@$(KIT) figures "$(STUDY)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
@@ -66,7 +68,7 @@ list: setup ## show the study's trials
 collect status list:
 	$(KIT) $@ "$(STUDY)"
 tables figures:
-	$(KIT) $@ "$(STUDY)" $(TO)
+	$(KIT) $@ "$(STUDY)" $(TO) $(if $(filter tables,$@),$(COMPARED))
 
 rehearsal: setup ## the paper's study whole, on miniature models, offline, on a CPU: minutes
 	@export HF_HOME="$(REHEARSAL)/hub" HF_HUB_OFFLINE=1 QLORA_REPEAT_CACHE="$(REHEARSAL)/cache"

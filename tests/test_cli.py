@@ -32,7 +32,9 @@ def test_examples_name_trials_and_studies_that_there_are(command: str) -> None:
     arguments = help_text.partition("Example:\n")[2].splitlines()[0].split()[2:]
     trials = [trial.name for trial in all_trials(load_study("pocket"), Path("runs"))]
     assert all(
-        argument in [*trials, "pocket", "paper"] for argument in arguments if not argument.startswith("-")
+        argument in [*trials, "pocket", "paper", "published"]
+        for argument in arguments
+        if not argument.startswith("-")
     )
 
 
@@ -66,11 +68,13 @@ def test_version() -> None:
         ["figures", "STUDY"],
         ["paper", "--help"],
         ["plan", "--help"],
+        ["tables", "published", "--compare", "published", "--out", "OUT"],
     ],
     ids=" ".join,
 )
 def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Path, tmp_path: Path) -> None:
-    given = [str(study_file) if argument == "STUDY" else argument for argument in arguments]
+    places = {"STUDY": str(study_file), "OUT": str(tmp_path / "out")}
+    given = [places.get(argument, argument) for argument in arguments]
     if arguments[0] in ("status", "collect", "tables", "figures") and "--help" not in arguments:
         given += ["--runs", str(tmp_path / "runs")]
     script = (

@@ -9,13 +9,23 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import csv, parquet
 
 from qlora_repeat import corpus
-from qlora_repeat.corpus import Row, attributed_quote, corpus_rows, json_lines, rows_digest, with_options
+from qlora_repeat.corpus import (
+    Row,
+    attributed_quote,
+    corpus_rows,
+    hub_rows,
+    json_lines,
+    rows_digest,
+    with_options,
+)
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.pretrain import pretraining_texts
-from qlora_repeat.sources import Data
+from qlora_repeat.sources import Data, Hub
 from qlora_repeat.study import load_study
 
 OPTIONS = re.compile(r" A: (.+) B: (.+) C: (.+) D: (.+)$")
@@ -195,3 +205,91 @@ def test_a_family_with_too_few_answers_for_four_options_is_named() -> None:
     data = generated(10, [], ["syllogism"])
     with pytest.raises((MissingError, UsageError), match="syllogism"):
         corpus_rows(data)
+
+
+def of_hub(rows: int, **columns: str) -> Data:
+    """Data whose rows are in files of a hub, as a study would name them."""
+    task = "text-generation" if "quote" in columns else "question-answering"
+    return Data(task, "hub", rows, 4, hub=Hub("acme/rows", "main"), columns=columns)
+
+
+QUESTIONS: dict[str, list[object]] = {
+    "input": ["", ""],
+    "question": ["Is “é🙂” one\nletter?", "What is 1, or 2?"],
+    "answer": ["No.\u2028Two.", '"3"'],
+    "tags": [["a"], ["b", "c"]],
+}
+FLAT = {name: values for name, values in QUESTIONS.items() if name != "tags"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_rows_of_a_hub_are_the_named_columns_in_their_order(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    table = pa.table(FLAT if suffix == "csv" else QUESTIONS)
+    if suffix == "jsonl":
+        path.write_text(json_lines(table.to_pylist()), encoding="utf-8")
+    elif suffix == "json":
+        path.write_text(json.dumps(table.to_pylist()), encoding="utf-8")
+    elif suffix == "csv":
+        csv.write_csv(table, path)
+    else:
+        parquet.write_table(table, path)
+    data = of_hub(2, instruction="question", answer="answer")
+    rows = hub_rows(data, [path])
+    assert [list(row) for row in rows] == [["instruction", "answer"]] * 2
+    assert [row["instruction"] for row in rows] == QUESTIONS["question"]
+    assert [row["answer"] for row in rows] == QUESTIONS["answer"]
+
+
+def test_files_of_a_hub_follow_each_other(tmp_path: Path) -> None:
+    paths = [tmp_path / f"part-{number}.jsonl" for number in range(3)]
+    for number, path in enumerate(paths):
+        path.write_text(json_lines([{"quote": f"{number} {row}"} for row in range(2)]))
+    found = [row["quote"] for row in hub_rows(of_hub(6, quote="quote"), paths)]
+    assert found == ["0 0", "0 1", "1 0", "1 1", "2 0", "2 1"]
+
+
+UNFIT = {
+    "no such column": (
+        '{"text": "a", "author": "b"}',
+        "no column 'quote'; it has text, author. Correct columns",
+    ),
+    "a number": ('{"quote": "a"}\n{"quote": 5}', "row 2, column quote: not text but 5"),
+    "nothing": ('{"quote": "a"}\n{"quote": null}', "row 2, column quote: not text but None"),
+    "a list": ('{"quote": ["a"]}\n{"quote": ["b"]}', r"row 1, column quote: not text but \['a'\]"),
+    "too few rows": ('{"quote": "a"}', "the study expects 2 rows, there are 1; correct rows or hub.files"),
+    "too many rows": ('{"quote": "a"}\n' * 3, "the study expects 2 rows, there are 3; correct rows"),
+    "half a row": ('{"quote": "a"}\n{"quo', "cannot be read as json .*; correct hub.files"),
+    "an empty file": ("", r"cannot be read as json \(it is empty\); correct hub.files"),
+}
+
+
+@pytest.mark.parametrize("mistake", UNFIT)
+def test_rows_that_do_not_fit_the_study_are_told_in_one_line(mistake: str, tmp_path: Path) -> None:
+    content, words = UNFIT[mistake]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises((UsageError, MissingError), match=rf"^acme/rows, rows\.jsonl: {words}") as caught:
+        hub_rows(of_hub(2, quote="quote"), [path])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.parquet", b"PAR1 not really", "cannot be read as parquet"),
+        ("rows.jsonl", b'{"quote": "\xe9"}\n{"quote": "b"}\n', "cannot be read as json .*'utf-8' codec"),
+        ("README.md", b"# Rows", "rows are read from .jsonl, .json, .csv, .parquet only; correct hub.files"),
+    ],
+)
+def test_files_that_hold_no_rows_are_told(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        hub_rows(of_hub(2, quote="quote"), [tmp_path / name])
+
+
+def test_files_that_disagree_on_their_columns_are_told(tmp_path: Path) -> None:
+    for name in ("quote", "text"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({name: "a"}))
+    with pytest.raises(UsageError, match=r"cannot be read as json .*text: string"):
+        hub_rows(of_hub(2, quote="quote"), [tmp_path / "quote.jsonl", tmp_path / "text.jsonl"])

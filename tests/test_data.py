@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import tiny_tokenizer, write_study
 
-from qlora_repeat.corpus import corpus_rows
+from qlora_repeat.corpus import Row, corpus_rows
 from qlora_repeat.data import (
     data_digest,
     data_folder,
@@ -20,6 +20,7 @@ from qlora_repeat.data import (
     prepare_data,
     read_rows,
     row_text,
+    split_rows,
     study_prompts,
 )
 from qlora_repeat.errors import MissingError, UsageError
@@ -160,3 +161,63 @@ def test_a_prompt_that_no_row_begins_with_is_named(tmp_path: Path) -> None:
     words = r"data\.instructions\.prompts: no row of the test part begins with 'Find the Smallest'"
     with pytest.raises(UsageError, match=words):
         study_prompts(study, "tiny-llama-chat", tmp_path)
+
+
+def questions(asked: dict[int, str]) -> list[Row]:
+    """Forty questions, of which the named ones are asked about."""
+    return [
+        {"instruction": asked.get(number, f"Question {number}?"), "answer": str(number)}
+        for number in range(40)
+    ]
+
+
+def split_asking(study: Study, *prompts: str, asked: dict[int, str]) -> dict[str, list[Row]]:
+    """The split of those questions in a study with those prompts."""
+    data = dataclasses.replace(study.data["instructions"], prompts=list(prompts))
+    asking = dataclasses.replace(study, data={**study.data, "instructions": data})
+    return split_rows(asking, "instructions", questions(asked))
+
+
+def places(parts: dict[str, list[Row]]) -> dict[str, list[int]]:
+    """The questions of each part, by number."""
+    return {part: [int(row["answer"]) for row in rows] for part, rows in parts.items()}
+
+
+def drawn(study: Study) -> dict[str, list[int]]:
+    """Where the draw puts the questions, when none of them is asked about."""
+    return places(split_asking(study, "No question begins so", asked={}))
+
+
+@pytest.mark.parametrize(("one", "two"), [("train", "train"), ("train", "test"), ("test", "train")])
+def test_rows_that_are_asked_about_come_into_the_test_part(study: Study, one: str, two: str) -> None:
+    before = drawn(study)
+    first, second = before[one][0], before[two][-1]
+    asked = {first: "Tommy: Many", second: "If you have no"}
+    parts = split_asking(study, "If you have", "Tommy:", asked=asked)
+    after = places(parts)
+    assert {first, second} <= set(after["test"])
+    assert [len(part) for part in after.values()] == [len(part) for part in before.values()] == [32, 8]
+    assert sorted(after["train"] + after["test"]) == list(range(40))
+    moved = [part for part in (one, two) if part == "train"]
+    for part in ("train", "test"):
+        changed = [old for old, new in zip(before[part], after[part], strict=True) if old != new]
+        assert len(changed) == len(moved), "no more rows change places than need to"
+    assert places(split_asking(study, "If you have", "Tommy:", asked=asked)) == after
+
+
+def test_the_split_stays_where_the_draw_put_the_asked_rows_into_the_test_part(study: Study) -> None:
+    before = drawn(study)
+    asked = {before["test"][0]: "Tommy: Many", before["test"][1]: "If you have no"}
+    assert places(split_asking(study, "If you have", "Tommy:", asked=asked)) == before
+
+
+def test_one_of_several_rows_that_begin_alike_is_enough(study: Study) -> None:
+    before = drawn(study)
+    asked = {before["test"][3]: "Tommy: one", before["train"][0]: "Tommy: two"}
+    assert places(split_asking(study, "Tommy:", asked=asked)) == before
+
+
+def test_more_prompts_than_test_rows_leave_the_split_as_drawn(study: Study) -> None:
+    asked = {number: f"Asked {number:02}" for number in range(40)}
+    prompts = [f"Asked {number:02}" for number in range(40)]
+    assert places(split_asking(study, *prompts, asked=asked)) == drawn(study)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_repeat.escape import latex, markdown, plain
+from qlora_repeat.render.escape import latex, markdown, plain
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 VISIBLE = st.text(string.ascii_letters + string.digits + string.punctuation + "éő中🙂", min_size=1)

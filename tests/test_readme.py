@@ -10,7 +10,12 @@ from qlora_repeat.cli import COMMANDS
 from qlora_repeat.study import load_study
 from qlora_repeat.trial import find_trial
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "lockfiles" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "lockfiles" / "README.md",
+    ROOT / "paper" / "published" / "README.md",
+]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
@@ -44,7 +49,7 @@ def test_trials_that_are_named_are_trials_of_the_pocket_study() -> None:
         find_trial(study, name, ROOT / "runs")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page) -> None:
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"

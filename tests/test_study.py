@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from hub_study import write_hub_study
 from tiny import tiny_text, write_study
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.study import Study, load_study, study_path
+from qlora_repeat.trial import study_folder
 
 POCKET = "pocket"
 PRETRAINED = """
@@ -201,3 +203,110 @@ def test_a_model_may_count_epochs_where_the_study_counts_steps(tmp_path: Path) -
     own = ("training = { learning_rate = 2e-3 }", "training = { epochs = 1.5 }")
     training = load_study(str(write_study(tmp_path, own))).models["tiny-llama-chat"].training
     assert (training.steps, training.epochs) == (None, 1.5)
+
+
+QUOTES = 'hub = { repository = "acme/quotes", revision = "main", files = "*.jsonl" }\n'
+COLUMNS = 'columns = { instruction = "instruction", answer = "output" }\n'
+WRONG_HUBS = {
+    "data of a hub without one": (QUOTES, "", "data.quotes: source hub needs hub, and columns for quote"),
+    "no columns": ('columns = { quote = "quote" }\n', "", "source hub needs hub, and columns for quote"),
+    "one column of two": (
+        COLUMNS, 'columns = { instruction = "instruction" }\n',
+        "data.questions: source hub needs hub, and columns for instruction and answer",
+    ),
+    "a column of another task": (COLUMNS, 'columns = { quote = "output" }\n', "columns for instruction and"),
+    "an unknown column": (
+        COLUMNS, 'columns = { instruction = "a", output = "b" }\n', "data.questions.columns.output",
+    ),
+    "a number for a column": ('{ quote = "quote" }', "{ quote = 1 }", "data.quotes.columns.quote", "found 1"),
+    "a hub for fortunes": (
+        'source = "hub"\n' + QUOTES, 'source = "fortunes"\nseed = 1\n' + QUOTES,
+        "source fortunes needs seed and sha256, and has neither hub nor columns",
+    ),
+    "no owner": ('"acme/quotes"', '"quotes"', "key data.quotes.hub.repository", "found 'quotes'"),
+    "an address for a repository": (
+        '"acme/quotes"', '"https://hub.example/acme/quotes"', "key data.quotes.hub.repository",
+    ),
+    "no revision": (', revision = "main", files', ", files", "key data.quotes.hub.revision is missing"),
+    "a misspelt key, known elsewhere": (
+        'files = "*.jsonl"', 'file = "*.jsonl"', "unknown key data.quotes.hub.file; did you mean files?",
+    ),
+    "a base with two origins": (
+        "[bases.neox]\n",
+        f'[bases.neox]\ngguf = {{ package = "a==1", file = "a/b", sha256 = "{"0" * 64}" }}\n',
+        "bases.neox: give one of hub, gguf, or both tokenizer and pretraining",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG_HUBS)
+def test_a_mistake_about_a_hub_is_told_in_one_line(mistake: str, tmp_path: Path) -> None:
+    old, new, *words = WRONG_HUBS[mistake]
+    message = complaint(write_hub_study(tmp_path, (old, new)))
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps", "rows"),
+    [("12-steps", 12, None), ("4-rows", None, 4), ("12-steps-4-rows", 12, 4), ("1-steps-1-rows", 1, 1)],
+)
+def test_a_study_can_be_cut_short_by_its_name(variant: str, steps: int | None, rows: int | None) -> None:
+    paper, short = load_study("paper"), load_study(f"paper@{variant}")
+    assert (paper.label, short.label) == ("paper", f"paper@{variant}")
+    assert study_folder(short, Path("runs")) == Path(f"runs/paper@{variant}")
+    assert {each.max_rows for each in short.data.values()} == {rows}
+    for name, model in short.models.items():
+        whole = paper.models[name].training
+        examples = rows or 2006
+        assert model.training.total_steps(examples) == min(steps or 3 * examples, 3 * examples)
+        assert dataclasses.replace(model.training, max_steps=None) == whole, "nothing else is changed"
+    kept = {"models": paper.models, "data": paper.data, "variant": ""}
+    assert dataclasses.replace(short, **kept) == paper
+
+
+def test_what_the_file_cuts_shorter_stays_so(tmp_path: Path) -> None:
+    path = write_hub_study(
+        tmp_path,
+        ("steps = 3\n", "epochs = 3.0\nmax_steps = 5\n"),
+        ("rows = 40\n", "rows = 40\nmax_rows = 6\n"),
+    )
+    for variant, steps, rows in (("9-steps-9-rows", 5, 6), ("2-steps-3-rows", 2, 3)):
+        study = load_study(f"{path}@{variant}")
+        assert {model.training.max_steps for model in study.models.values()} == {steps}
+        assert {each.max_rows for each in study.data.values()} == {rows}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *(
+            "",
+            "12",
+            "steps",
+            "12-step",
+            "0-steps",
+            "-1-steps",
+            "1.5-steps",
+            "-4-rows",
+            "4-rows-",
+            "12-steps-",
+        ),
+        *("12-steps4-rows", "4-rows-12-steps", "12-steps-12-steps", "12-steps@4-rows", " 4-rows"),
+    ],
+)
+def test_another_way_to_cut_short_is_told_in_one_line(variant: str, tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        load_study(f"{path}@{variant}")
+    assert str(caught.value) == (
+        f"study tiny@{variant}: after @ come N-steps, N-rows or N-steps-N-rows, to cut it short"
+    )
+
+
+def test_an_at_sign_in_a_folder_cuts_nothing_short(tmp_path: Path) -> None:
+    folder = tmp_path / "me@lab"
+    folder.mkdir()
+    path = write_study(folder)
+    assert load_study(str(path)).label == "tiny"
+    assert load_study(f"{path}@2-rows").label == "tiny@2-rows"
+    assert study_path(f"{path}@2-rows") == path

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_repeat.errors import UsageError
+from qlora_repeat.render.table import Table
+from qlora_repeat.render.table_content import make_tables
+from qlora_repeat.render.tables import panels, render_tables
 from qlora_repeat.results import Response, TrialResult, write_results
-from qlora_repeat.table_content import Table, make_tables
-from qlora_repeat.tables import panels, render_tables
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "paper" / "templates"
@@ -170,7 +172,7 @@ def test_summary_is_that_of_the_statistics_module() -> None:
     assert found["SD"] == [f"{statistics.stdev(values):.3f}"]
     assert found["range"] == ["3.379–12.471"]
     assert found["n"] == ["4"]
-    assert found["base"] == ["7.040"]
+    assert found["base"] == ["7.04"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,13 @@ def test_summary_is_that_of_the_statistics_module() -> None:
     [
         (3.567, "3.567"),
         (233812.79, "233,812.79"),
-        (21024.0, "21,024.00"),
+        (3.47, "3.47"),
+        (3.5671, "3.567"),
+        (985.00031, "985.000"),
+        (999.9996, "1,000.00"),
+        (21024.0, "21,024"),
+        (38347.2, "38,347.2"),
+        (38347.256, "38,347.26"),
         (1.2e30, "1.200e+30"),
         (0.00021, "0.00021"),
         (math.inf, "inf"),
@@ -187,6 +195,18 @@ def test_summary_is_that_of_the_statistics_module() -> None:
 )
 def test_numbers_are_readable_at_any_size(value: float, shown: str) -> None:
     assert table([trial(perplexity=value)], "1").rows == [["1", shown]]
+
+
+@given(st.floats(0.01, 1e7, exclude_max=True))
+def test_numbers_have_their_own_decimals_or_fewer(value: float) -> None:
+    shown = table([trial(perplexity=value)], "1").rows[0][1]
+    decimals = len(shown.partition(".")[2])
+    assert float(shown.replace(",", "")) == round(value, decimals)
+    assert decimals <= (2 if value >= 1000 else 3)
+    exact = Decimal(repr(value))
+    if exact == round(exact, 2):
+        assert Decimal(shown.replace(",", "")) == exact
+        assert decimals == 0 or not shown.endswith("0")
 
 
 def test_a_small_deviation_is_not_shown_as_none() -> None:
@@ -223,7 +243,7 @@ def test_a_trial_that_is_not_done_is_a_dash_with_a_note(status: str) -> None:
 
 def test_a_value_that_a_done_trial_lacks_is_noted() -> None:
     made = table([trial(trial=1), trial(trial=2, test_seconds=None)], "10")
-    assert [row[2] for row in made.rows] == ["1.460", "—"]
+    assert [row[2] for row in made.rows] == ["1.46", "—"]
     assert made.notes[-1] == "No value (—) from 1 of 2 trials: 1 done, but without this value."
 
 
@@ -290,7 +310,7 @@ def test_seconds_are_grouped_by_optimizer_as_in_the_paper() -> None:
         ("8-bit", "GPT-NeoX-20B", "test (s)"),
         ("8-bit", "Llama2-7B", "train (s)"),
     ]
-    assert made.rows[0][1:3] == ["38,226.91", "7.410"]
+    assert made.rows[0][1:3] == ["38,226.91", "7.41"]
 
 
 def test_third_models_have_a_letter_and_their_columns() -> None:
@@ -379,7 +399,7 @@ def test_the_same_results_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
     write_results(study(tuple(text for text in HOSTILE if "\ud800" not in text)), tmp_path / "results.jsonl")
     script = (
         "import sys; from pathlib import Path; from qlora_repeat.results import read_results;"
-        "from qlora_repeat.tables import render_tables;"
+        "from qlora_repeat.render.tables import render_tables;"
         "render_tables(read_results(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]));"
         "assert 'torch' not in sys.modules"
     )

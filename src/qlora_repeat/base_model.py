@@ -36,11 +36,10 @@ def _identity(study: Study, base: Base) -> list[Any]:
     return [plain, *([name, data.sha256] for name, data in study.data.items())]
 
 
-def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> Pin | None:
+def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
     """Brings a base model to the cache, once: from a hub (`pin`), from a GGUF file, or by pretraining.
 
-    Returns:
-        The pin of a hub's repository, with the digests of weights that were converted.
+    A base from a hub says in its ``source.json`` what it was made from.
 
     Raises:
         MissingError: a package that carries a file is missing, its bytes are not the expected ones, or a
@@ -50,7 +49,7 @@ def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> 
     with new_folder(base_folder(study, name, cache)) as folder:
         if base.hub is not None:
             assert pin is not None, "a repository is pinned before it is used"
-            pin = _from_hub(base.hub, pin, folder)
+            _from_hub(base.hub, pin, folder)
         else:
             if base.gguf is not None:
                 model, tokenizer = _from_gguf(verified(base.gguf))
@@ -62,18 +61,18 @@ def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> 
             save_plain(model, folder)
             tokenizer.save_pretrained(folder)
         write_json(folder / MANIFEST, folder_digests(folder))
-    return pin
 
 
-def _from_hub(hub: Hub, pin: Pin, folder: Path) -> Pin:
+def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
     """Links to a repository's files in the hub's cache; weights that are pickled are converted instead."""
     snapshot = snapshot_folder(hub, pin)
+    pickled = [name for name in pin.files if name.startswith("pytorch_model")]
     for name in pin.files:
-        if not name.startswith("pytorch_model"):
+        if name not in pickled:
             target = (snapshot / name).resolve()
             (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
-    if any(name.startswith("pytorch_model") for name in pin.files):
-        command = [sys.executable, "-m", "qlora_repeat.convert", str(snapshot), str(folder)]
+    if pickled:
+        command = [sys.executable, "-m", "qlora_repeat.convert", str(snapshot), str(folder), *pickled]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -86,7 +85,6 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> Pin:
             )
         pin = replace(pin, converted=converted)
     write_json(folder / SOURCE, source_json(pin))
-    return pin
 
 
 def base_digest(study: Study, name: str, cache: Path) -> str | None:
@@ -117,6 +115,11 @@ def check_base(study: Study, name: str, cache: Path) -> None:
     if base_digest(study, name, cache) is None:
         raise MissingError(f"{folder}: base {name} is not there; run `qlora-repeat fetch` for this study")
     for file, expected in json.loads((folder / MANIFEST).read_text("utf-8")).items():
+        if (folder / file).is_symlink() and not (folder / file).exists():
+            raise MissingError(
+                f"{folder / file} leads to a file of the hub's cache that is gone; "
+                "set HF_HOME if that cache was moved, and run `qlora-repeat fetch` for this study"
+            )
         if not (folder / file).is_file() or file_digest(folder / file) != expected:
             raise MissingError(f"{folder / file} was changed; delete the folder and run `qlora-repeat fetch`")
 

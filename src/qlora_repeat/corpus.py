@@ -29,10 +29,11 @@ def hub_rows(data: Data, files: list[Path]) -> list[Row]:
     """The rows of a hub's dataset, from its files (JSON Lines, JSON, CSV or Parquet), in their order.
 
     Raises:
-        UsageError: the files have no such columns, or something other than text in them.
+        UsageError: the files cannot be read, have no such columns, or something other than text in them.
         MissingError: there are not as many rows as the study says.
     """
     import datasets
+    from datasets.exceptions import DatasetsError
 
     kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
     kind = kinds.get(files[0].suffix)
@@ -42,14 +43,20 @@ def hub_rows(data: Data, files: list[Path]) -> list[Row]:
     wanted = list(data.columns.values())
     with tempfile.TemporaryDirectory() as scratch:
         paths = [str(path) for path in files]
-        table = datasets.load_dataset(kind, data_files=paths, split="train", cache_dir=scratch)
-        if absent := [column for column in wanted if column not in table.column_names]:
-            raise UsageError(
-                f"{where}: no column {absent[0]!r}; it has {', '.join(table.column_names)}. Correct columns"
-            )
-        rows = [dict(row) for row in table.select_columns(wanted)]
+        try:
+            table = datasets.load_dataset(kind, data_files=paths, split="train", cache_dir=scratch)
+            absent = [column for column in wanted if column not in table.column_names]
+            rows = [dict(row) for row in table.select_columns([] if absent else wanted)]
+        except (DatasetsError, ValueError, StopIteration) as error:
+            reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
+            raise UsageError(f"{where}: cannot be read as {kind} ({reason}); correct hub.files") from None
+    if absent:
+        listed = ", ".join(table.column_names)
+        raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns")
     if len(rows) != data.rows:
-        raise MissingError(f"{where}: the study expects {data.rows} rows, there are {len(rows)}")
+        raise MissingError(
+            f"{where}: the study expects {data.rows} rows, there are {len(rows)}; correct rows or hub.files"
+        )
     for number, row in enumerate(rows, 1):
         for column, value in row.items():
             if not isinstance(value, str):

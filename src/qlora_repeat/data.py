@@ -90,11 +90,11 @@ def split_rows(study: Study, name: str, rows: list[Row]) -> dict[str, list[Row]]
             continue
         place = next((at for at, row in enumerate(train) if row["instruction"].startswith(beginning)), None)
         if place is None:
-            continue  # told by `study_prompts`, whenever the study is fetched
-        other = next(
-            at for at, row in enumerate(test) if not row["instruction"].startswith(tuple(data.prompts))
-        )
-        train[place], test[other] = test[other], train[place]
+            continue  # no such row: told by `study_prompts`, whenever the study is fetched
+        asked = tuple(data.prompts)
+        other = next((at for at, row in enumerate(test) if not row["instruction"].startswith(asked)), None)
+        if other is not None:
+            train[place], test[other] = test[other], train[place]
     return {"train": train, "test": test}
 
 

@@ -14,7 +14,8 @@ def explain(error: ValidationError, known_keys: list[str]) -> str:
     problem = next((each for each in problems if each["type"] == "unexpected_keyword_argument"), problems[0])
     key = _key(problem)
     if problem["type"] == "unexpected_keyword_argument":
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known_keys, 1)
+        found = str(problem["loc"][-1])
+        close = difflib.get_close_matches(found, [known for known in known_keys if known != found], 1)
         return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
     if problem["type"] == "missing":
         return f"key {key} is missing"

@@ -1,6 +1,7 @@
 """Fetching: everything that a study needs, brought to the cache and verified, once."""
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from qlora_repeat.corpus import FORTUNES_PACKAGE
 from qlora_repeat.data import data_digest, data_folder, prepare_data, read_rows, study_prompts
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.files import megabytes, require_space
-from qlora_repeat.hub import absent_files, download, hub_cache, resolve
+from qlora_repeat.hub import absent_files, download, hub_cache, require_access, resolve
 from qlora_repeat.lock import exclusive
 from qlora_repeat.packages import locate
 from qlora_repeat.pins import SOURCE, LockFile, Pin, read_source
+from qlora_repeat.pins import Kind as RepositoryKind
 from qlora_repeat.sources import Base, Data, Hub
 from qlora_repeat.study import Study
 
@@ -74,11 +76,17 @@ def needed(study: Study, cache: Path, models: Collection[str] = ()) -> list[Item
             name,
             study.bases[name].hub,
             base_folder(study, name, cache),
-            base_digest(study, name, cache) is not None,
+            _has_base(study, name, cache),
         )
         for name in study.bases
         if name in bases
     ]
+
+
+def _has_base(study: Study, name: str, cache: Path) -> bool:
+    """Whether a base is there, and its links into the hub's cache lead to files (it may be gone)."""
+    files = base_folder(study, name, cache).glob("*")
+    return base_digest(study, name, cache) is not None and all(path.exists() for path in files)
 
 
 def fetch(
@@ -102,16 +110,29 @@ def fetch(
         tell(f"{item.kind} {item.name}: there, verified ({megabytes(size)})")
     if not all(item.present for item in items):
         with exclusive(cache / "fetch.lock", f"the cache {cache}"):
-            missing = [_missing(study, item, lock) for item in items if not item.present]
-            for each in missing:
-                about = megabytes(each.size + each.download)
-                tell(f"{each.item.kind} {each.item.name}: missing; {each.origin}; about {about}")
-            _require_space(cache, missing)
-            for each in missing:
-                _bring(study, each, cache, lock)
-                tell(f"{each.item.kind} {each.item.name}: fetched, verified")
+            # Asked again: another process may have brought some until now.
+            items = needed(study, cache, models)
+            _bring_all(study, [item for item in items if not item.present], cache, lock, tell)
     for model in models or study.models:
         study_prompts(study, model, cache)
+
+
+def _bring_all(
+    study: Study, items: list[Item], cache: Path, lock: LockFile, tell: Callable[[str], None]
+) -> None:
+    if any(item.hub is not None for item in items):
+        lock.require_writable()
+    missing = [_missing(study, item, lock) for item in items]
+    for each in missing:
+        about = megabytes(each.size + each.download)
+        tell(f"{each.item.kind} {each.item.name}: missing; {each.origin}; about {about}")
+    _require_space(cache, missing)
+    for each in missing:
+        if each.item.hub is not None and each.pin is not None:
+            require_access(each.item.hub, each.pin, _again(study, each.item, lock))
+    for each in missing:
+        _bring(study, each, cache, lock)
+        tell(f"{each.item.kind} {each.item.name}: fetched, verified")
 
 
 def _require_space(cache: Path, missing: list[Missing]) -> None:
@@ -125,9 +146,8 @@ def _require_space(cache: Path, missing: list[Missing]) -> None:
 
 def _missing(study: Study, item: Item, lock: LockFile) -> Missing:
     if item.hub is not None:
-        pin = lock.pin(item.hub) or resolve(
-            item.hub, "model" if item.kind == "base" else "dataset", _again(study, item)
-        )
+        kind: RepositoryKind = "model" if item.kind == "base" else "dataset"
+        pin = lock.pin(item.hub) or resolve(item.hub, kind, _again(study, item, lock))
         absent = absent_files(item.hub, pin)
         size = sum(
             file.size for name, file in pin.files.items() if item.kind == "data" or name.endswith(".bin")
@@ -166,12 +186,14 @@ def _missing_base(item: Item, base: Base) -> Missing:
 
 def _bring(study: Study, missing: Missing, cache: Path, lock: LockFile) -> None:
     item, pin = missing.item, missing.pin
+    for left in item.folder.parent.glob(f".{item.folder.name}.*"):  # by a fetch that was killed
+        shutil.rmtree(left)
     if item.hub is not None and pin is not None:
-        pin = download(item.hub, pin, _again(study, item))
+        pin = download(item.hub, pin, _again(study, item, lock))
     if item.kind == "data":
         prepare_data(study, item.name, cache, pin)
     else:
-        pin = fetch_base(study, item.name, cache, pin)
+        fetch_base(study, item.name, cache, pin)
     _check(study, item, cache, lock)
 
 
@@ -184,19 +206,17 @@ def _check(study: Study, item: Item, cache: Path, lock: LockFile) -> None:
             read_rows(study, item.name, part, cache)
     if item.hub is None:
         return
-    pin, locked = read_source(item.folder / SOURCE), lock.pin(item.hub)
-    if pin is None or (locked is not None and locked != pin):
+    pin = read_source(item.folder / SOURCE)
+    if pin is None or pin != (lock.pin(item.hub) or lock.add(item.hub, pin)):
         raise MissingError(
             f"{item.folder}: not made from what {lock.path} has for {item.hub.repository}; "
-            f"delete the folder and run {_again(study, item)}"
+            f"delete the folder and run {_again(study, item, lock)}"
         )
-    if locked is None:
-        lock.add(item.hub, pin)
 
 
-def _again(study: Study, item: Item) -> str:
-    """The command that fetches an item alone."""
+def _again(study: Study, item: Item, lock: LockFile) -> str:
+    """The command that fetches an item alone, or with the other part of what a model needs."""
     for name, model in study.models.items():
         if item.name == (model.base if item.kind == "base" else model.data):
-            return f"`qlora-repeat fetch {study.name} --only {name}`"
-    return f"`qlora-repeat fetch {study.name}`"
+            return f"`qlora-repeat fetch {lock.study} --only {name}`"
+    return f"`qlora-repeat fetch {lock.study}`"

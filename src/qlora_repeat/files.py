@@ -78,9 +78,14 @@ def require_space(folder: Path, size: int, variable: str) -> None:
     """Checks that so many bytes can be written below a folder, which is made if it is not there.
 
     Raises:
-        MissingError: the disk is too full; says which environment variable moves the folder elsewhere.
+        MissingError: the disk is too full, or takes no folder; says which environment variable moves it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MissingError(
+            f"{folder}: cannot be made ({error.strerror}); set {variable} to another folder"
+        ) from None
     free = shutil.disk_usage(folder).free
     if free < size:
         raise MissingError(

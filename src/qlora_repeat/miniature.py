@@ -1,9 +1,9 @@
 """A miniature hub for the rehearsal: under a study's true repository names, what a CPU can train in seconds.
 
-The models have the true architectures and the true special tokens, random weights, and width 192 (below that,
-an 8-bit optimizer keeps 32-bit state for every adapter tensor). The data have the true columns and numbers of
-rows, with texts that the kit writes itself. All lies in the layout of the hub's own cache, where
-huggingface_hub finds it offline under ``HF_HOME``.
+The models have the true architectures and the true special tokens, random weights, and width 512: with less,
+and r = 8, adapter tensors would have fewer than the 4096 elements below which an 8-bit optimizer keeps 32-bit
+state. The data have the true columns and numbers of rows, with texts that the kit writes itself. All lies in
+the layout of the hub's own cache, where huggingface_hub finds it offline under ``HF_HOME``.
 """
 
 import hashlib
@@ -26,12 +26,14 @@ PICKLED = ("togethercomputer/GPT-NeoXT-Chat-Base-20B",)
 VOCABULARY = 1024
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 192,
-    "intermediate_size": 512,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
     "num_hidden_layers": 2,
-    "num_attention_heads": 3,
+    "num_attention_heads": 8,
 }
-_SHARD_BYTES = 1_000_000
+_SHARD_BYTES = 5_000_000
+_MARK = "miniature.txt"
+"""What only a folder that this module wrote has, and so may be replaced."""
 _ENDS = {"gpt_neox": (0, 0), "llama": (1, 2)}
 """The ids of the tokens that begin and end a text, by architecture."""
 
@@ -40,8 +42,13 @@ def write_hub(study: Study, home: Path) -> None:
     """Writes a folder that serves as ``HF_HOME`` for everything that a study takes from a hub.
 
     Raises:
-        UsageError: the study takes nothing from a hub, or a base's architecture has no miniature.
+        UsageError: the study takes nothing from a hub, a base's architecture has no miniature, or there is
+            something else in the folder.
     """
+    if home.is_dir() and any(home.iterdir()) and not (home / _MARK).is_file():
+        raise UsageError(
+            f"{home}: holds something other than miniatures, and is left alone; name another folder"
+        )
     bases = {name: base for name, base in study.bases.items() if base.hub is not None}
     rows = {name: _rows(data) for name, data in study.data.items() if data.hub is not None}
     if not bases and not rows:
@@ -70,6 +77,7 @@ def write_hub(study: Study, home: Path) -> None:
             files = Path(scratch, "datasets", name)
             _write_rows(files / _file_name(hub), each)
             _add_repository(folder, hub, "datasets", files)
+        (folder / _MARK).write_text(f"Stand-ins for what study {study.name} takes from a hub.\n", "utf-8")
 
 
 def _kind(base: Base) -> str:
@@ -95,6 +103,7 @@ def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickl
     if not pickled:
         model.save_pretrained(folder, max_shard_size=_SHARD_BYTES)
         return
+    config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     tensors = list(model.state_dict().items())
     halves = [dict(tensors[: len(tensors) // 2]), dict(tensors[len(tensors) // 2 :])]

@@ -3,21 +3,28 @@
 Written by the first fetch and to be kept with the study file: a later fetch that finds other bytes refuses.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import shlex
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.explain import explain
 from qlora_repeat.files import write_json
-from qlora_repeat.sources import Hub
+from qlora_repeat.sources import Hub, Sha256
 from qlora_repeat.study import study_path
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+COMMIT = r"^[0-9a-f]{40}$"
 Kind = Literal["model", "dataset"]
 
 SOURCE = "source.json"
@@ -28,9 +35,9 @@ SOURCE = "source.json"
 class PinnedFile:
     """A file of a repository."""
 
-    size: int
+    size: Annotated[int, Field(ge=0)]
     """Bytes."""
-    digest: str
+    digest: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
     """SHA-256, or the SHA-1 of a Git blob where a hub has told no better and nothing was downloaded yet."""
 
 
@@ -41,16 +48,18 @@ class Pin:
     kind: Kind
     revision: str
     """What the study asks for."""
-    commit: str
+    commit: Annotated[str, Field(pattern=COMMIT)]
     """What that was."""
     files: dict[str, PinnedFile]
-    converted: dict[str, str] = field(default_factory=dict)
+    """By their paths in the repository."""
+    converted: dict[str, Sha256] = field(default_factory=dict)
     """SHA-256 of the safetensors made from its pickled weights, where it has no other."""
 
-    @property
-    def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(file.size for file in self.files.values())
+    def __post_init__(self) -> None:
+        for name in self.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"file {name!r} is outside the repository")
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,8 @@ class LockFile:
     """A study's lock file, which may not be there yet."""
 
     path: Path
+    study: str = "STUDY"
+    """The study as it was given, for the commands that errors name."""
 
     def pin(self, hub: Hub) -> Pin | None:
         """The pin of a repository, or None.
@@ -73,39 +84,69 @@ class LockFile:
             )
         return pin
 
-    def add(self, hub: Hub, pin: Pin) -> None:
-        """Writes a repository's pin, keeping the others.
+    def add(self, hub: Hub, pin: Pin) -> Pin:
+        """Writes a repository's pin, unless there is one by now, and keeps the others.
+
+        Returns:
+            The pin that the file has.
 
         Raises:
             MissingError: the file cannot be written.
         """
+        with self._writable(), self._alone():
+            found = self.pin(hub)
+            if found is None:
+                others = {name: asdict(each) for name, each in self._read().items()}
+                write_json(self.path, others | {hub.repository: asdict(pin)})
+            return found or pin
+
+    def require_writable(self) -> None:
+        """Checks, before a long download, that pins can be added.
+
+        Raises:
+            MissingError: they cannot.
+        """
+        with self._writable(), self._alone(), tempfile.TemporaryFile(dir=self.path.parent):
+            pass
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
         try:
-            write_json(
-                self.path,
-                {name: asdict(each) for name, each in self._read().items()} | {hub.repository: asdict(pin)},
-            )
+            yield
         except OSError as error:
+            reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
             raise MissingError(
-                f"{self.path}: cannot be written ({error.strerror}); set QLORA_REPEAT_LOCK to another path"
+                f"{self.path}: cannot be written ({reason}); set QLORA_REPEAT_LOCK to another path"
             ) from None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other processes of this host from adding at the same time, or one's pin would be lost."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def _read(self) -> dict[str, Pin]:
         try:
             text = self.path.read_text(encoding="utf-8")
             return TypeAdapter(dict[str, Pin]).validate_json(text)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (OSError, UnicodeDecodeError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"{self.path}: not a readable lock file ({reason}); delete it to lock anew"
-            ) from None
+        except ValidationError as error:
+            reason = explain(error, [])
+        except (OSError, UnicodeDecodeError) as error:
+            reason = str(error)
+        raise UsageError(f"{self.path}: not a readable lock file ({reason}); delete it to lock anew")
 
 
 def lock_file(study: str) -> LockFile:
     """The lock file of a study given by name or path: $QLORA_REPEAT_LOCK, or beside the study file."""
     given = os.environ.get("QLORA_REPEAT_LOCK")
-    return LockFile(Path(given) if given else study_path(study).with_suffix(".lock"))
+    return LockFile(Path(given) if given else study_path(study).with_suffix(".lock"), shlex.quote(study))
 
 
 def read_source(path: Path) -> Pin | None:

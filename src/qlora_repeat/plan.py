@@ -294,4 +294,4 @@ def disk_plan(study: Study, lock: LockFile, models: Sequence[ModelPlan], gpus: i
 def _base_bytes(study: Study, lock: LockFile, model: ModelPlan) -> int:
     hub = study.bases[model.base].hub
     pin = lock.pin(hub) if hub else None
-    return pin.size if pin else 2 * model.parameters
+    return sum(file.size for file in pin.files.values()) if pin else 2 * model.parameters

@@ -1,16 +1,17 @@
 """The numbers that the paper prints, from ``paper/published/``, as results of a study named ``published``."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.results import Response, TrialResult
+from qlora_repeat.study import PUBLISHED
 
-PUBLISHED = "published"
-"""The name that results with the paper's numbers have in place of a study's."""
+CITATION = "Alahmari et al., IEEE Access 2024, DOI 10.1109/ACCESS.2024.3470850"
+"""The paper."""
 
 _MODELS = {
     "gpt-neox-20b": ("GPT-NeoX-20B", "text-generation"),
@@ -41,22 +42,32 @@ def read_published(folder: Path) -> list[TrialResult]:
     """
     quoting, chatting = list(_MODELS)[:2], list(_MODELS)[2:]
     table_1, table_2 = (
-        _by_run(folder / name, models, ("perplexity",), _positive)
+        _by_run(folder / name, models, ("perplexity",), _numbers)
         for name, models in (("table-01.csv", quoting), ("table-02.csv", chatting))
     )
     table_8, table_9 = (
-        _by_run(folder / name, [model], ("instruction_1", "instruction_2"), _cell)
+        _by_run(folder / name, [model], ("instruction_1", "instruction_2"), _answers)
         for name, model in zip(("table-08.csv", "table-09.csv"), chatting, strict=True)
     )
     table_10, table_11 = (
-        _by_run(folder / name, models, ("train_seconds", "test_seconds"), _positive)
+        _by_run(folder / name, models, ("train_seconds", "test_seconds"), _numbers)
         for name, models in (("table-10.csv", quoting), ("table-11.csv", chatting))
     )
     perplexities, answers, seconds = table_1 | table_2, table_8 | table_9, table_10 | table_11
-    arms: set[Key] = set(product(_MODELS, _OPTIMIZERS))
-    columns = ("gpu_memory_percent",)
-    memory = _read(folder / "table-03.csv", ("model", "optimizer"), arms, columns, _positive)
-    bases = _bases(folder / "base-perplexity.csv")
+    memory = _read(
+        folder / "table-03.csv",
+        ("model", "optimizer"),
+        product(_MODELS, _OPTIMIZERS),
+        ("gpu_memory_percent",),
+        _numbers,
+    )
+    bases = _read(
+        folder / "base-perplexity.csv",
+        ("model",),
+        product(_MODELS),
+        ("mean", "sd", "tests"),
+        _tests,
+    )
 
     results = []
     for (model, (title, task)), optimizer, run in product(_MODELS.items(), _OPTIMIZERS, _RUNS):
@@ -73,8 +84,8 @@ def read_published(folder: Path) -> list[TrialResult]:
                 status="done",
                 counterpart=model,
                 perplexity=perplexities[key][0],
-                base_perplexity=bases[model][0],
-                base_perplexities=bases[model],
+                base_perplexity=bases[model,][0],
+                base_perplexities=bases[model,],
                 train_seconds=train,
                 test_seconds=test,
                 peak_memory_share=memory[model, optimizer][0] / 100,
@@ -91,34 +102,22 @@ def _response(place: int, cell: str) -> Response:
     return Response(f"Instruction {place}", 1.0, 1.0, letter or f"({cell})", letter)
 
 
-def _bases(path: Path) -> dict[str, list[float]]:
-    """The perplexity of each base in each test."""
-    columns = ("mean", "sd", "tests")
-    rows = _read(path, ("model",), {(model,) for model in _MODELS}, columns, _not_negative)
-    found = {}
-    for (model,), (mean, deviation, tests) in rows.items():
-        if deviation or not tests or tests % 1:
-            raise UsageError(f"{path}: {model}: expected sd 0.0 and a whole number of tests")
-        found[model] = [mean] * int(tests)
-    return found
-
-
 def _by_run(
-    path: Path, models: list[str], columns: tuple[str, ...], parse: Callable[[str], _Value]
-) -> dict[Key, list[_Value]]:
+    path: Path, models: list[str], columns: Key, parse: Callable[[list[str]], _Value]
+) -> dict[Key, _Value]:
     """The values of each run, model and optimizer."""
-    keys: set[Key] = set(product(map(str, _RUNS), models, _OPTIMIZERS))
+    keys = product(map(str, _RUNS), models, _OPTIMIZERS)
     return _read(path, ("run", "model", "optimizer"), keys, columns, parse)
 
 
 def _read(
     path: Path,
     key_columns: Key,
-    keys: set[Key],
-    value_columns: tuple[str, ...],
-    parse: Callable[[str], _Value],
-) -> dict[Key, list[_Value]]:
-    """The values of a file by what its first columns say: a row for each of `keys`, in any order."""
+    keys: Iterable[Key],
+    value_columns: Key,
+    parse: Callable[[list[str]], _Value],
+) -> dict[Key, _Value]:
+    """What is parsed of each row, by what its first columns say: a row for each of `keys`, in any order."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -128,42 +127,48 @@ def _read(
     header = key_columns + value_columns
     if not lines or tuple(lines[0].split(",")) != header:
         raise UsageError(f"{path}:1: expected the columns {','.join(header)}")
-    found: dict[Key, list[_Value]] = {}
+    wanted, found = set(keys), dict[Key, _Value]()
     for number, cells in enumerate((line.split(",") for line in lines[1:]), 2):
         where, key = f"{path}:{number}", tuple(cells[: len(key_columns)])
         if len(cells) != len(header):
             raise UsageError(f"{where}: expected {len(header)} cells, found {len(cells)}")
-        if key not in keys:
+        if key not in wanted:
             raise UsageError(f"{where}: the paper's table has no row of {','.join(key)}")
         if key in found:
             raise UsageError(f"{where}: a second row of {','.join(key)}")
         try:
-            found[key] = [parse(cell) for cell in cells[len(key_columns) :]]
+            found[key] = parse(cells[len(key_columns) :])
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
-    if lacking := sorted(keys - set(found)):
+    if lacking := sorted(wanted - set(found)):
         raise UsageError(f"{path}: no row of {','.join(lacking[0])} ({len(lacking)} rows are missing)")
     return found
 
 
-def _not_negative(cell: str) -> float:
+def _numbers(cells: list[str]) -> list[float]:
+    return [_number(cell) for cell in cells]
+
+
+def _number(cell: str) -> float:
     try:
         value = float(cell)
     except ValueError:
         raise ValueError(f"expected a number, found {cell!r}") from None
-    if not 0 <= value < math.inf:
-        raise ValueError(f"expected a number that is finite and not negative, found {cell!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"expected a finite number above 0, found {cell!r}")
     return value
 
 
-def _positive(cell: str) -> float:
-    value = _not_negative(cell)
-    if value == 0:
-        raise ValueError(f"expected a number above 0, found {cell!r}")
-    return value
+def _tests(cells: list[str]) -> list[float]:
+    """The perplexity of a base in each test, from mean, SD and the number of tests."""
+    mean, deviation, tests = cells
+    if deviation != "0.0" or not tests.isdecimal():
+        raise ValueError(f"expected sd 0.0 and a whole number of tests, found {deviation} and {tests}")
+    return [_number(mean)] * int(tests)
 
 
-def _cell(cell: str) -> str:
-    if cell not in _LETTERS + _KINDS:
-        raise ValueError(f"expected {', '.join(_LETTERS + _KINDS)}; found {cell!r}")
-    return cell
+def _answers(cells: list[str]) -> list[str]:
+    for cell in cells:
+        if cell not in _LETTERS + _KINDS:
+            raise ValueError(f"expected {', '.join(_LETTERS + _KINDS)}; found {cell!r}")
+    return cells

@@ -23,6 +23,8 @@ from qlora_repeat.explain import explain
 from qlora_repeat.sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, Seed, Task
 
 STUDIES = Path("studies")
+PUBLISHED = "published"
+"""The name of the paper's own numbers, where results of a study go by its name; no study has it."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw-8bit", "adamw-32bit"]
@@ -205,7 +207,7 @@ def _check_template(key: str, template: str, task: Task) -> None:
 
 def study_path(study: str) -> Path:
     """The file of a study given by name (``pocket``) or by path (``elsewhere/mine.toml``)."""
-    name = study.partition("@")[0]
+    name = re.sub(r"@[^/]*$", "", study)
     return Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
 
 
@@ -218,9 +220,14 @@ def load_study(study: str) -> Study:
     Raises:
         MissingError: there is no such file; names the studies that there are.
         UsageError: the file is not TOML, a key is unknown, missing or out of range, or what follows @ is not
-            ``N-steps``, ``N-rows`` or ``N-steps-N-rows``.
+            ``N-steps``, ``N-rows`` or ``N-steps-N-rows``; or it is named like the paper's numbers.
     """
     path = study_path(study)
+    if path.stem == PUBLISHED:
+        raise UsageError(
+            f"{study}: this is the name of the paper's own numbers, which only `tables` and `paper` take; "
+            "name a study otherwise"
+        )
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -238,27 +245,23 @@ def load_study(study: str) -> Study:
         raise UsageError(f"{path}: {error}") from None
     if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
         raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
-    return _cut_short(loaded, study.partition("@")[2]) if "@" in study else loaded
+    return _cut_short(loaded, found[1]) if (found := re.search(r"@([^/]*)$", study)) else loaded
 
 
 def _cut_short(study: Study, variant: str) -> Study:
-    found = re.fullmatch(r"(?:([1-9]\d*)-steps)?-?(?:([1-9]\d*)-rows)?", variant)
-    if found is None or not variant or variant.startswith("-") or variant.endswith("-"):
+    found = re.fullmatch(r"([1-9]\d*)-steps(?:-([1-9]\d*)-rows)?|([1-9]\d*)-rows", variant)
+    if found is None:
         raise UsageError(
             f"study {study.name}@{variant}: after @ come N-steps, N-rows or N-steps-N-rows, to cut it short"
         )
-    steps, rows = (int(number) if number else None for number in found.groups())
-    models = {
-        name: replace(model, training=replace(model.training, max_steps=steps))
-        for name, model in study.models.items()
-    }
-    data = {name: replace(each, max_rows=rows) for name, each in study.data.items()}
-    return replace(
-        study,
-        models=models if steps else study.models,
-        data=data if rows else study.data,
-        variant=variant,
-    )
+    steps, rows = int(found[1] or 0), int(found[2] or found[3] or 0)  # 0: as many as the file says
+    models, data = dict(study.models), dict(study.data)
+    for name, model in study.models.items() if steps else ():
+        most = min(steps, model.training.max_steps or steps)
+        models[name] = replace(model, training=replace(model.training, max_steps=most))
+    for name, each in study.data.items() if rows else ():
+        data[name] = replace(each, max_rows=min(rows, each.max_rows or rows))
+    return replace(study, models=models, data=data, variant=variant)
 
 
 def _refuse(value: object) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.commands.options import (
+    BUILD,
     chosen_results,
     results_options,
     silence_libraries,
@@ -25,13 +26,10 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     Example:
       qlora-repeat figures pocket
     """
-    from qlora_repeat.results import read_results
-
-    file, folder = chosen_results(study_file, runs, results, out)
-    rows = read_results(file)
+    label, rows = chosen_results(study_file, runs, results)
     silence_libraries(verbose=False)  # matplotlib tells about its caches
     os.environ["MPLBACKEND"] = "agg"  # and refuses to start with a backend that it does not know
-    from qlora_repeat.figures import render_figures
+    from qlora_repeat.render.figures import render_figures
 
-    for path in render_figures(rows, folder):
+    for path in render_figures(rows, out or BUILD / label):
         click.echo(path)

@@ -11,11 +11,14 @@ import click
 from rich.console import Console
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.published import read_published
+from qlora_repeat.results import TrialResult, read_results
+from qlora_repeat.study import PUBLISHED, Study, load_study
 from qlora_repeat.trial import Trial, all_trials, cache_folder, find_trial, results_path
 
 BUILD = Path("paper/build")
 """A folder for each study, of tables and figures."""
+PUBLISHED_NUMBERS = Path("paper/published")
 
 
 def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,13 +79,20 @@ def results_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return runs_option(command)
 
 
-def chosen_results(study_file: str, runs: Path, results: Path | None, out: Path | None) -> tuple[Path, Path]:
-    """The file of collected results, and the folder of what is made of it."""
-    label = Path(study_file).stem
-    if results is None:
-        study = load_study(study_file)
-        label, results = study.label, results_path(study, runs)
-    return results, out or BUILD / label
+def chosen_results(study_file: str, runs: Path, results: Path | None = None) -> tuple[str, list[TrialResult]]:
+    """The label and the rows of a study's collected results, of a results file, or of the paper's numbers.
+
+    Raises:
+        UsageError: a results file is given for the paper's numbers.
+    """
+    if study_file == PUBLISHED:
+        if results is not None:
+            raise UsageError(f"{PUBLISHED} has its own numbers; leave out --results, or name a study")
+        return PUBLISHED, read_published(PUBLISHED_NUMBERS)
+    if results is not None:
+        return Path(study_file).stem, read_results(results)
+    study = load_study(study_file)
+    return study.label, read_results(results_path(study, runs))
 
 
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,6 +113,7 @@ def silence_libraries(verbose: bool) -> None:
     if verbose:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs, as an error, what it then raises
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

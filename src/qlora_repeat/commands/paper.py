@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.commands.options import BUILD, out_option, study_argument
-from qlora_repeat.study import load_study
+from qlora_repeat.study import PUBLISHED, load_study
 
 
 @click.command("paper")
@@ -20,6 +20,7 @@ def command(study_file: str, out: Path | None) -> None:
     Example:
       qlora-repeat paper pocket
     """
-    from qlora_repeat.paper import compile_paper
+    from qlora_repeat.render.pdf import compile_paper
 
-    click.echo(compile_paper(out or BUILD / load_study(study_file).label))
+    label = PUBLISHED if study_file == PUBLISHED else load_study(study_file).label
+    click.echo(compile_paper(out or BUILD / label))

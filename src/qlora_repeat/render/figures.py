@@ -21,12 +21,12 @@ from matplotlib.font_manager import get_font
 from matplotlib.lines import Line2D
 
 from qlora_repeat.errors import MissingError
-from qlora_repeat.escape import plain
-from qlora_repeat.figure_content import Curve, Pair, in_rows, label_every, make_curves, make_notes
 from qlora_repeat.files import write_bytes
+from qlora_repeat.render.arms import Arm, group_arms
+from qlora_repeat.render.escape import plain
+from qlora_repeat.render.figure_content import Curve, Pair, in_rows, label_every, make_curves, make_notes
+from qlora_repeat.render.scales import Scale, common_scales, linear_ticks
 from qlora_repeat.results import TrialResult
-from qlora_repeat.scales import Scale, common_scales, linear_ticks
-from qlora_repeat.table_content import Arm, group_arms
 
 _NAME = "figure-04"
 _SETTINGS: dict[Any, Any] = {

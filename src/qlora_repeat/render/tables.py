@@ -1,11 +1,10 @@
-"""The paper's Tables 1 to 11, written as LaTeX and as Markdown from collected results.
+"""The tables of a study, and of its comparison with another, written as LaTeX and as Markdown.
 
 A pure function of the results: no clock, no locale, no torch. What the tables say is decided in
-`qlora_repeat.table_content`, how they look in ``paper/templates``.
+`table_content` and `comparison`, how they look in ``paper/templates``.
 """
 
 import itertools
-import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,13 @@ from pathlib import Path
 import tabulate
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from qlora_repeat.escape import latex, markdown
 from qlora_repeat.files import write_text
+from qlora_repeat.render.arms import distinct
+from qlora_repeat.render.comparison import comparison_tables
+from qlora_repeat.render.escape import latex, markdown
+from qlora_repeat.render.table import TABLE_FILE, Table
+from qlora_repeat.render.table_content import make_tables
 from qlora_repeat.results import TrialResult
-from qlora_repeat.table_content import Table, make_tables
 
 _PAGE = 100
 """About so many digits of footnote size are as wide as the text on a page."""
@@ -44,17 +46,23 @@ class Panel:
     summary: list[list[str]]
 
 
-def render_tables(results: list[TrialResult], out: Path, templates: Path) -> list[Path]:
+def render_tables(
+    results: list[TrialResult], out: Path, templates: Path, others: list[TrialResult] | None = None
+) -> list[Path]:
     """Writes each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
 
+    With `others`, also those that compare `results` with them.
     ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own. Tables in `out`
     that these results do not have any more are removed. Returns the files written.
 
     Raises:
-        UsageError: there are no results, or two rows of the same trial.
+        UsageError: there are no results, two rows of the same trial, or no arm to compare.
     """
     tables = make_tables(results)
-    studies = ", ".join(dict.fromkeys(result.study for result in results))
+    studies = _names(results)
+    if others is not None:
+        tables += comparison_tables(results, others)
+        studies = f"{studies}, compared with {_names(others)}"
     tex, md = _latex_environment(templates), _markdown_environment(templates)
     texts = {}
     for table in tables:
@@ -68,9 +76,13 @@ def render_tables(results: list[TrialResult], out: Path, templates: Path) -> lis
     for name, text in texts.items():
         write_text(out / name, text)
     for path in out.iterdir():
-        if re.fullmatch(r"table-\d\d[a-z]?\.(tex|md)", path.name) and path.name not in texts:
+        if TABLE_FILE.fullmatch(path.name) and path.name not in texts:
             path.unlink()
     return [out / name for name in texts]
+
+
+def _names(results: list[TrialResult]) -> str:
+    return ", ".join(distinct(result.study for result in results))
 
 
 def _markdown_environment(templates: Path) -> Environment:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from qlora_repeat.table_content import Arm, source_of
+from qlora_repeat.render.arms import Arm, source_of
 
 _PAIRS = 2
 """So many optimizers, of two panels each, are side by side."""

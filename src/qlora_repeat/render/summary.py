@@ -1,0 +1,80 @@
+"""How tables show numbers, and the summary of several: mean, SD, range, n."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+DASH = "—"
+"""Stands for a value that there is none of."""
+DEVIATION_NOTE = "SD: sample standard deviation (n-1), of at least two runs."
+
+
+def number(value: float | None) -> str | None:
+    """With the decimals that the value has, at most 3 below 1,000 and 2 from there; see the examples.
+
+    3.47 and 21,024 as they are, 3.5671 as 3.567, 233812.794 as 233,812.79, 0.000214 as 0.00021, 1.2e30 as
+    1.200e+30; not finite as ``nan`` and ``inf``.
+    """
+    if value is None:
+        return None
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size < 0.01:
+        return f"{value:.2g}"
+    if not math.isfinite(size):
+        return f"{value}"
+    if size >= 1e7:
+        return f"{value:.3e}"
+    own = len(repr(float(value)).partition(".")[2].rstrip("0"))
+    return f"{value:,.{min(own, 3 if round(size, 3) < 1000 else 2)}f}"
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean; not finite where a value is not."""
+    if not values:
+        return None
+    return statistics.mean(values) if all(map(math.isfinite, values)) else sum(values)
+
+
+def median(values: Sequence[float]) -> float | None:
+    """The median; nan where a value is."""
+    if not values:
+        return None
+    return math.nan if any(map(math.isnan, values)) else statistics.median(values)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation (n - 1)."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def span(values: Sequence[float]) -> str | None:
+    """From the least to the greatest value, as text."""
+    if not values:
+        return None
+    if any(map(math.isnan, values)):
+        return "nan"
+    return "–".join(dict.fromkeys(number(value) or "" for value in (min(values), max(values))))
+
+
+STATISTICS: dict[str, Callable[[Sequence[float]], str | None]] = {
+    "mean": lambda values: number(mean(values)),
+    "SD": lambda values: number(deviation(values)),
+    "median": lambda values: number(median(values)),
+    "range": span,
+    "n": lambda values: str(len(values)),
+}
+"""What tables say of several values, by its name."""
+
+
+def statistic(name: str, values: Sequence[float]) -> str:
+    """One of `STATISTICS`; a dash where there are too few values."""
+    return STATISTICS[name](values) or DASH
+
+
+def summary_rows(names: Sequence[str], measured: list[list[float]]) -> list[list[str]]:
+    """A row for each of these statistics, with a cell for each list of values."""
+    return [[name, *(statistic(name, values) for values in measured)] for name in names]

@@ -1,0 +1,139 @@
+"""Lock files: what they keep, how two processes share one, and how an unusable one is told."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.pins import LockFile, Pin, PinnedFile, lock_file, read_source, source_json
+from qlora_repeat.sources import Hub
+
+HUB = Hub("acme/model", "main")
+PIN = Pin(
+    "model", "main", "a" * 40, {"config.json": PinnedFile(2, "b" * 64)}, {"model.safetensors": "c" * 64}
+)
+
+
+def test_a_pin_comes_back_as_it_was_added(tmp_path: Path) -> None:
+    lock = LockFile(tmp_path / "new" / "folder" / "small.lock")
+    assert lock.pin(HUB) is None
+    assert lock.add(HUB, PIN) == PIN
+    assert lock.pin(HUB) == PIN
+    assert lock.pin(Hub("acme/other", "main")) is None
+    assert [path.name for path in lock.path.parent.iterdir()] == ["small.lock"]
+
+
+def test_a_pin_that_another_process_added_first_stays(tmp_path: Path) -> None:
+    lock = LockFile(tmp_path / "small.lock")
+    lock.add(HUB, PIN)
+    moved = Pin("model", "main", "d" * 40, {})
+    assert lock.add(HUB, moved) == PIN
+    assert lock.pin(HUB) == PIN
+
+
+def test_the_order_of_adding_leaves_no_trace(tmp_path: Path) -> None:
+    other = Hub("acme/other", "main")
+    one, two = LockFile(tmp_path / "one.lock"), LockFile(tmp_path / "two.lock")
+    for hub in (HUB, other):
+        one.add(hub, PIN)
+    for hub in (other, HUB):
+        two.add(hub, PIN)
+    assert one.path.read_bytes() == two.path.read_bytes()
+
+
+def test_processes_that_add_at_once_lose_no_pin(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from qlora_repeat.pins import LockFile, Pin; from qlora_repeat.sources import Hub\n"
+        "lock = LockFile(Path(sys.argv[1]))\n"
+        "pin = Pin('model', 'main', 'a' * 40, {})\n"
+        "for number in range(50): lock.add(Hub(f'{sys.argv[2]}/{number}', 'main'), pin)"
+    )
+    path = tmp_path / "small.lock"
+    adding = [
+        subprocess.Popen([sys.executable, "-c", script, path, name]) for name in ("one", "two", "three")
+    ]
+    assert [process.wait(60) for process in adding] == [0, 0, 0]
+    assert len(json.loads(path.read_text())) == 150
+
+
+def test_a_lock_at_another_revision_is_refused(tmp_path: Path) -> None:
+    lock = LockFile(tmp_path / "small.lock")
+    lock.add(HUB, PIN)
+    for ask in (lock.pin, lambda hub: lock.add(hub, PIN)):
+        with pytest.raises(UsageError, match="acme/model is locked at revision main, the study asks for v2"):
+            ask(Hub("acme/model", "v2"))
+
+
+def changed(**values: object) -> bytes:
+    return json.dumps({HUB.repository: source_json(PIN) | values}).encode()
+
+
+UNREADABLE = {
+    "nothing": b"",
+    "no JSON": b"{",
+    "no UTF-8": b"\xff\xfe",
+    "a list": b"[]",
+    "no pin": b'{"acme/model": 1}',
+    "a conflict of two branches": b"<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> other\n",
+    "a branch for a commit": changed(commit="main"),
+    "a text for a size": changed(files={"config.json": {"size": "2", "digest": "b" * 64}}),
+    "half a digest": changed(files={"config.json": {"size": 2, "digest": "b" * 32}}),
+    "a path to elsewhere": changed(files={"../../config.json": {"size": 2, "digest": "b" * 64}}),
+    "a path from the root": changed(files={"/etc/passwd": {"size": 2, "digest": "b" * 64}}),
+    "an unknown key": changed(comit="a" * 40),
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_what_is_no_lock_file_is_told_in_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "small.lock"
+    path.write_bytes(UNREADABLE[content])
+    for ask in (LockFile(path).pin, lambda hub: LockFile(path).add(hub, PIN)):
+        with pytest.raises(UsageError) as caught:
+            ask(HUB)
+        assert len(str(caught.value).splitlines()) == 1
+        assert str(caught.value).startswith(f"{path}: not a readable lock file (")
+        assert str(caught.value).endswith("); delete it to lock anew")
+    assert path.read_bytes() == UNREADABLE[content]
+
+
+def test_the_key_that_is_wrong_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "small.lock"
+    path.write_bytes(UNREADABLE["a branch for a commit"])
+    with pytest.raises(UsageError, match=r"key acme/model\.commit: .* \(found 'main'\)"):
+        LockFile(path).pin(HUB)
+
+
+def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    lock = LockFile(tmp_path / "file" / "small.lock")
+    assert lock.pin(HUB) is None
+    for write in (lock.require_writable, lambda: lock.add(HUB, PIN)):
+        with pytest.raises(
+            MissingError, match=r"cannot be written .*; set QLORA_REPEAT_LOCK to another path"
+        ):
+            write()
+
+
+def test_a_lock_stands_beside_its_study_or_where_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QLORA_REPEAT_LOCK", raising=False)
+    assert lock_file("paper").path == lock_file("paper@6-steps-4-rows").path == Path("studies/paper.lock")
+    assert lock_file(f"{tmp_path}/mine.toml").path == tmp_path / "mine.lock"
+    assert lock_file("my studies/mine.toml").study == "'my studies/mine.toml'", "to be typed in a shell"
+    monkeypatch.setenv("QLORA_REPEAT_LOCK", str(tmp_path / "other.lock"))
+    assert lock_file("paper").path == tmp_path / "other.lock"
+
+
+def test_what_a_folder_was_made_from_is_read_back_or_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "source.json"
+    assert read_source(path) is None
+    path.write_text(json.dumps(source_json(PIN)))
+    assert read_source(path) == PIN
+    path.write_text("{}")
+    assert read_source(path) is None
