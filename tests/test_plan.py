@@ -128,7 +128,8 @@ def test_disk_has_the_download_and_the_merged_weights_of_trials_that_run_at_once
     lock = LockFile(tmp_path / "study.lock")
     hub = only_llama.bases["llama2-7b"].hub
     assert isinstance(hub, Hub)
-    lock.add(hub, Pin("model", hub.revision, "0" * 40, {"a": PinnedFile(5, "0"), "b": PinnedFile(6, "1")}))
+    files = {name: PinnedFile(size, "0" * 64) for name, size in (("weights", 5), ("tokenizer", 6))}
+    lock.add(hub, Pin("model", hub.revision, "0" * 40, files))
     keeping = dataclasses.replace(only_llama, keep_merged=True)
     assert disk_plan(keeping, lock, llama.models, 2) == dataclasses.replace(
         llama.disk, bases=11, merged=14 * 2 * 6_738_415_616

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.commands.options import cache_option, silence_libraries, study_argument
+from qlora_repeat.commands.options import (
+    PUBLISHED_NUMBERS,
+    cache_option,
+    silence_libraries,
+    study_argument,
+)
 
 
 @click.command("plan")
@@ -35,7 +40,7 @@ def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Pat
     from qlora_repeat.study import load_study
 
     study, gpu = load_study(study_file), find_gpu(gpu_name)
-    published = read_published(Path("paper/published"))
+    published = read_published(PUBLISHED_NUMBERS)
     plan = make_plan(study, lock_file(study_file), gpu, gpus, cache, published)
     click.echo(json.dumps(dataclasses.asdict(plan), indent=2) if as_json else plan_text(plan))
     if problems := plan.too_large():
