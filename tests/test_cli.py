@@ -68,6 +68,7 @@ def test_version() -> None:
         ["figures", "STUDY"],
         ["paper", "--help"],
         ["plan", "--help"],
+        ["tables", "published", "--compare", "published", "--out", "OUT"],
     ],
     ids=" ".join,
 )

@@ -226,13 +226,13 @@ def test_memory_follows_the_settings_of_the_true_architectures(name: str) -> Non
     usual = finetune_memory(changed(name), config)
     longer = finetune_memory(changed(name, max_length=1024), config)
     more = finetune_memory(changed(name, batch_size=2), config)
-    plain = finetune_memory(changed(name, gradient_checkpointing=False), config)
+    checkpointed = finetune_memory(changed(name, gradient_checkpointing=True), config)
     wider = finetune_memory(changed(name, r=16), config)
     assert usual.saved < longer.saved
     assert usual.step < longer.step
     assert longer.saved == pytest.approx(more.saved, rel=0.01)  # as many tokens
-    assert usual.saved < plain.saved
-    assert usual.step < plain.step
+    assert checkpointed.saved < usual.saved
+    assert checkpointed.step < usual.step
     assert wider.weights.adapter == 2 * usual.weights.adapter
     assert wider.weights.base == usual.weights.base
     for optimizer in ("adamw-8bit", "adamw-32bit"):
