@@ -48,6 +48,10 @@ class Hub:
     """Answers everything with this, where it is set."""
     portal: bytes | None = None
     """Answers everything with this page, as a network that wants a login does."""
+    lists_files: bool = True
+    """Whether it tells the files of a commit, which a download of many asks for."""
+    forbidden: list[str] = field(default_factory=list)
+    """Files, by path, that it gives to nobody."""
     changed: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     """Files, by path, whose content is changed on the way."""
     held: dict[str, threading.Event] = field(default_factory=dict)
@@ -134,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return None
         commit, files = found
+        if what == "tree" and not self.hub.lists_files:
+            return self.answer(403)
         if what == "tree":
             listed = [
                 {"type": "file", "path": name, "size": len(body), "oid": _blob(body)}
@@ -162,6 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return None
         commit, files = found
+        if name in self.hub.forbidden:
+            return self.answer(403)
         if name not in files:
             return self.refuse(404, "EntryNotFound", "Entry not found")
         body = files[name]

@@ -1,6 +1,7 @@
 """Fetching from a hub, once and again: what is locked, and what interrupts it."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -118,6 +119,17 @@ def test_a_lock_that_cannot_be_written_is_told_before_anything_is_downloaded(use
     assert hub.requests == []
 
 
+def test_a_lock_that_has_it_all_needs_no_writing(copied: User, hub: Hub) -> None:
+    shutil.rmtree(copied.base())
+    folder = copied.folder / "read-only"
+    folder.mkdir()
+    copied.lock.rename(folder / "small.lock")
+    folder.chmod(0o555)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user may write into read-only folders")
+    copied.fetch(*QUOTER, HF_ENDPOINT=hub.url, QLORA_REPEAT_LOCK=str(folder / "small.lock"))
+
+
 # Interruptions, disks, and others at work.
 
 
@@ -162,6 +174,19 @@ def test_a_connection_that_breaks_is_taken_up_again(reader: User, hub: Hub, fetc
     reader.fetch(*QUOTER)
     assert hub.asked_for(SHARD) == 2
     assert reader.locked()[MODEL] == fetched.locked()[MODEL]
+
+
+def test_the_rest_of_a_half_filled_cache_is_fetched_from_a_hub_that_lists_no_files(
+    copied: User, hub: Hub, fetched: User
+) -> None:
+    """Where a hub refuses the list, huggingface_hub returns an incomplete snapshot in silence."""
+    hub.lists_files = False
+    shutil.rmtree(copied.base())
+    shutil.rmtree(copied.snapshot(MODEL).parents[1] / "trees")
+    (copied.snapshot(MODEL) / SHARD).resolve().unlink()
+    copied.fetch(*QUOTER, HF_ENDPOINT=hub.url)
+    assert hub.asked_for(SHARD) == 1
+    assert copied.locked() == fetched.locked()
 
 
 def test_of_two_fetches_at_once_one_is_told_to_wait(reader: User, hub: Hub) -> None:

@@ -95,7 +95,7 @@ REFUSALS: dict[str, tuple[Callable[[Hub], None], dict[str, str], str]] = {
     ),
     "forbidden": (
         forbidding, {},
-        "DATA: the hub answered 403 (None): set HF_TOKEN to a token that may read it, and run AGAIN",
+        "DATA: the hub answered 403: set HF_TOKEN to a token that may read it, and run AGAIN",
     ),
     "overloaded": (overloaded, {}, "DATA: the hub answered 503; later, run AGAIN"),
     "no repository": (
@@ -160,6 +160,16 @@ def test_a_refusal_of_what_is_locked_and_half_there_is_told_alike(name: str, cop
     told = copied.refused(*QUOTER, **{"HF_ENDPOINT": hub.url, **environment})
     here = words.replace("DATA", "MODEL").replace("main is not in CACHE", f"CACHE lacks {SHARD}")
     assert told.startswith(spelt_out(here, copied, hub))
+
+
+def test_a_refusal_in_the_middle_is_told_alike_and_the_next_fetch_goes_on(reader: User, hub: Hub) -> None:
+    hub.forbidden.append(SHARD)
+    assert reader.refused(*QUOTER) == (
+        f"{MODEL}: the hub answered 403: set HF_TOKEN to a token that may read it, and run {reader.again()}"
+    )
+    hub.forbidden.clear()
+    reader.fetch(*QUOTER)
+    assert hub.asked_for("config.json") == 1
 
 
 def test_a_token_with_access_fetches_a_gated_repository(reader: User, hub: Hub) -> None:

@@ -120,7 +120,7 @@ def fetch(
 def _bring_all(
     study: Study, items: list[Item], cache: Path, lock: LockFile, tell: Callable[[str], None]
 ) -> None:
-    if any(item.hub is not None for item in items):
+    if any(item.hub is not None and lock.pin(item.hub) is None for item in items):
         lock.require_writable()
     missing = [_missing(study, item, lock) for item in items]
     for each in missing:

@@ -5,7 +5,6 @@ Works through huggingface_hub: its cache (``HF_HOME``), its token (``HF_TOKEN``)
 """
 
 import fnmatch
-import glob
 import hashlib
 import re
 from collections.abc import Collection
@@ -162,10 +161,7 @@ def download(hub: Hub, pin: Pin, again: str) -> Pin:
 
     if absent := absent_files(hub, pin):
         try:
-            patterns = [glob.escape(name) for name in absent]
-            snapshot_download(
-                hub.repository, repo_type=pin.kind, revision=pin.commit, allow_patterns=patterns
-            )
+            snapshot_download(hub.repository, repo_type=pin.kind, revision=pin.commit, allow_patterns=absent)
             # Where the hub lists no files, an incomplete snapshot passes in silence; a file alone does not.
             for name in absent_files(hub, pin):
                 hf_hub_download(hub.repository, name, repo_type=pin.kind, revision=pin.commit)
@@ -271,6 +267,7 @@ def _refusal(error: Any, hub: Hub, kind: Kind, revision: str, again: str) -> Mis
 
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub.repository}"
     status, said = error.response.status_code, error.response.headers.get("X-Error-Message")
+    answered = f"the hub answered {status} ({said})" if said else f"the hub answered {status}"
     locked = f"is locked, but not there any more: see {page}; to lock anew, delete its entry of the lock file"
     if isinstance(error, RevisionNotFoundError):
         gone = revision != hub.revision
@@ -286,9 +283,7 @@ def _refusal(error: Any, hub: Hub, kind: Kind, revision: str, again: str) -> Mis
     elif isinstance(error, RepositoryNotFoundError):
         what = f"there is no such repository, or it is private: see {page}; a private one needs HF_TOKEN"
     elif status in (401, 403):
-        what = (
-            f"the hub answered {status} ({said}): set HF_TOKEN to a token that may read it, and run {again}"
-        )
+        what = f"{answered}: set HF_TOKEN to a token that may read it, and run {again}"
     else:
-        what = f"the hub answered {status}{f' ({said})' if said else ''}; later, run {again}"
+        what = f"{answered}; later, run {again}"
     return MissingError(f"{hub.repository}: {what}")
