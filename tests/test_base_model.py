@@ -12,11 +12,11 @@ from gguf import GGUFReader, quants
 from qlora_repeat.base_model import (
     base_folder,
     check_base,
-    fetch_base,
     load_full,
     load_quantised,
     load_tokenizer,
 )
+from qlora_repeat.bring import fetch_base
 from qlora_repeat.corpus import corpus_rows
 from qlora_repeat.digest import weights_digest
 from qlora_repeat.errors import MissingError

@@ -15,7 +15,6 @@ from pyarrow import csv, parquet
 
 from qlora_repeat import corpus
 from qlora_repeat.corpus import (
-    Row,
     attributed_quote,
     corpus_rows,
     hub_rows,
@@ -25,7 +24,7 @@ from qlora_repeat.corpus import (
 )
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.pretrain import pretraining_texts
-from qlora_repeat.sources import Data, Hub
+from qlora_repeat.sources import Data, Hub, Row
 from qlora_repeat.study import load_study
 
 OPTIONS = re.compile(r" A: (.+) B: (.+) C: (.+) D: (.+)$")

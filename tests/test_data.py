@@ -11,19 +11,19 @@ import pytest
 import torch
 from tiny import tiny_tokenizer, write_study
 
-from qlora_repeat.corpus import Row, corpus_rows
+from qlora_repeat.bring import prepare_data, split_rows
+from qlora_repeat.corpus import corpus_rows
 from qlora_repeat.data import (
     data_digest,
     data_folder,
     encode,
     instruction_text,
-    prepare_data,
     read_rows,
     row_text,
-    split_rows,
     study_prompts,
 )
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.sources import Row
 from qlora_repeat.study import Study, load_study
 
 NAMES = ["quotes", "instructions"]

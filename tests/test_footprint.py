@@ -9,7 +9,8 @@ import bitsandbytes
 import pytest
 import torch
 
-from qlora_repeat.base_model import load_full, load_quantised, save_plain
+from qlora_repeat.base_model import load_full, load_quantised
+from qlora_repeat.bring import save_plain
 from qlora_repeat.data import Example
 from qlora_repeat.errors import UsageError
 from qlora_repeat.finetune import with_adapter

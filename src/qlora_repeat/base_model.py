@@ -1,23 +1,17 @@
-"""Base models: brought to the cache once as safetensors, loaded from there in NF4 or in full."""
+"""Base models as they stand in the cache: checked, and loaded in NF4 or in full."""
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.digest import file_digest, folder_digests, json_digest
+from qlora_repeat.digest import file_digest, json_digest
 from qlora_repeat.errors import MissingError
-from qlora_repeat.files import new_folder, write_json
-from qlora_repeat.hub import snapshot_folder
-from qlora_repeat.packages import verified
-from qlora_repeat.pins import SOURCE, Pin, source_json
-from qlora_repeat.sources import Base, Hub
+from qlora_repeat.sources import Base
 from qlora_repeat.study import Study
 
 MANIFEST = "manifest.json"
+SOURCE = "source.json"
+"""The pin that a folder of the cache was made from, where that was a hub's."""
 
 
 def base_folder(study: Study, name: str, cache: Path) -> Path:
@@ -36,57 +30,6 @@ def _identity(study: Study, base: Base) -> list[Any]:
     return [plain, *([name, data.sha256] for name, data in study.data.items())]
 
 
-def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
-    """Brings a base model to the cache, once: from a hub (`pin`), from a GGUF file, or by pretraining.
-
-    A base from a hub says in its ``source.json`` what it was made from.
-
-    Raises:
-        MissingError: a package that carries a file is missing, its bytes are not the expected ones, or a
-            repository's pickled weights hold anything but tensors.
-    """
-    base = study.bases[name]
-    with new_folder(base_folder(study, name, cache)) as folder:
-        if base.hub is not None:
-            assert pin is not None, "a repository is pinned before it is used"
-            _from_hub(base.hub, pin, folder)
-        else:
-            if base.gguf is not None:
-                model, tokenizer = _from_gguf(verified(base.gguf))
-            else:
-                from qlora_repeat.pretrain import pretrain
-
-                assert base.tokenizer is not None, "checked by the study"
-                model, tokenizer = pretrain(study, base, verified(base.tokenizer))
-            save_plain(model, folder)
-            tokenizer.save_pretrained(folder)
-        write_json(folder / MANIFEST, folder_digests(folder))
-
-
-def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
-    """Links to a repository's files in the hub's cache; weights that are pickled are converted instead."""
-    snapshot = snapshot_folder(hub, pin)
-    pickled = [name for name in pin.files if name.startswith("pytorch_model")]
-    for name in pin.files:
-        if name not in pickled:
-            target = (snapshot / name).resolve()
-            (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
-    if pickled:
-        command = [sys.executable, "-m", "qlora_repeat.convert", str(snapshot), str(folder), *pickled]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise MissingError(f"{hub.repository}: its pickled weights cannot be converted ({reason})")
-        converted = {path.name: file_digest(path) for path in sorted(folder.glob("model*.safetensors"))}
-        if pin.converted and converted != pin.converted:
-            raise MissingError(
-                f"{hub.repository}: its pickled weights convert to other bytes than are locked; "
-                "install the locked packages (`make setup`)"
-            )
-        pin = replace(pin, converted=converted)
-    write_json(folder / SOURCE, source_json(pin))
-
-
 def base_digest(study: Study, name: str, cache: Path) -> str | None:
     """The digest of a cached base model, or None if it is not in the cache."""
     try:
@@ -98,6 +41,14 @@ def base_digest(study: Study, name: str, cache: Path) -> str | None:
 def base_bytes(study: Study, name: str, cache: Path) -> int:
     """The size of a cached base model's weights, which is about that of its merged models."""
     return sum(file.stat().st_size for file in base_folder(study, name, cache).glob("*.safetensors"))
+
+
+def hub_commit(folder: Path) -> str | None:
+    """The commit that a base was fetched at, where it came from a hub."""
+    try:
+        return str(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["commit"])
+    except FileNotFoundError:
+        return None
 
 
 def is_miniature(folder: Path) -> bool:
@@ -122,26 +73,6 @@ def check_base(study: Study, name: str, cache: Path) -> None:
             )
         if not (folder / file).is_file() or file_digest(folder / file) != expected:
             raise MissingError(f"{folder / file} was changed; delete the folder and run `qlora-repeat fetch`")
-
-
-def _from_gguf(path: Path) -> tuple[Any, Any]:
-    """A GGUF model in float16, which holds each of its 4-bit values to 11 bits, and its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    return model.to(torch.float16), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-
-
-def save_plain(model: Any, folder: Path) -> None:
-    """Saves what plain transformers loads, with no path of this machine in it."""
-    model.config._name_or_path = ""
-    model.save_pretrained(folder)
 
 
 def device() -> str:

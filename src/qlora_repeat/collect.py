@@ -61,6 +61,7 @@ def _result(trial: Trial, base: list[Record], cache: Path) -> TrialResult:
             for name in ("perplexity", "perplexity_example_mean", "accuracy")
         }
         row["base_perplexities"] = [record.outputs["perplexity"] for record in base]
+        row["miniature"] = base[0].outputs["miniature"]
     if state == "done":
         row |= _measured(trial, cache)
     return TrialResult(**row)

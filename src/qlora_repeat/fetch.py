@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qlora_repeat.base_model import base_digest, base_folder, check_base, fetch_base
+from qlora_repeat.base_model import SOURCE, base_digest, base_folder, check_base
+from qlora_repeat.bring import fetch_base, prepare_data
 from qlora_repeat.corpus import FORTUNES_PACKAGE
-from qlora_repeat.data import data_digest, data_folder, prepare_data, read_rows, study_prompts
+from qlora_repeat.data import data_digest, data_folder, read_rows, study_prompts
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.files import megabytes, require_space
 from qlora_repeat.hub import absent_files, download, hub_cache, require_access, resolve
 from qlora_repeat.lock import exclusive
 from qlora_repeat.packages import locate
-from qlora_repeat.pins import SOURCE, LockFile, Pin, read_source
 from qlora_repeat.pins import Kind as RepositoryKind
+from qlora_repeat.pins import LockFile, Pin, read_source
 from qlora_repeat.sources import Base, Data, Hub
 from qlora_repeat.study import Study
 
@@ -192,6 +193,9 @@ def _bring(study: Study, missing: Missing, cache: Path, lock: LockFile) -> None:
         pin = download(item.hub, pin, _again(study, item, lock))
     if item.kind == "data":
         prepare_data(study, item.name, cache, pin)
+        for name, model in study.models.items():
+            if model.data == item.name:
+                study_prompts(study, name, cache)  # tells a wrong prompt before any base is downloaded
     else:
         fetch_base(study, item.name, cache, pin)
     _check(study, item, cache, lock)

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.base_model import base_folder, check_base, is_miniature, load_quantised, load_tokenizer
+from qlora_repeat.base_model import (
+    base_folder,
+    check_base,
+    hub_commit,
+    is_miniature,
+    load_quantised,
+    load_tokenizer,
+)
 from qlora_repeat.data import encode, part_rows
 from qlora_repeat.digest import weights_digest
 from qlora_repeat.files import new_folder, write_text
@@ -54,6 +61,7 @@ def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | N
     steps = trainer.trace
     trial.record("finetune").unlink(missing_ok=True)  # from here on the files are no longer those it names
     write_text(trial.trace, "".join(json.dumps(step) + "\n" for step in steps))
+    _name_base(adapted, trial, folder)
     with new_folder(trial.adapter) as adapter:
         adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
     return {
@@ -98,11 +106,14 @@ def with_adapter(trial: Trial, base: Any) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(prepared, config)
-    hub = trial.study.bases[trial.model.base].hub
-    # What the adapter says of its base, for those who load it elsewhere: no path of this machine.
-    adapted.peft_config["default"].base_model_name_or_path = hub.repository if hub else trial.model.base
-    return adapted
+    return get_peft_model(prepared, config)
+
+
+def _name_base(adapted: Any, trial: Trial, folder: Path) -> None:
+    """Lets the adapter say what its base is, for those who load it elsewhere: no path of this machine."""
+    named, hub = adapted.peft_config["default"], trial.study.bases[trial.model.base].hub
+    named.base_model_name_or_path = hub.repository if hub else trial.model.base
+    named.revision = hub_commit(folder)
 
 
 def _trainer(
@@ -131,7 +142,7 @@ def _arguments(trial: Trial, examples: int, seeds: dict[str, int]) -> Any:
 
     training = trial.model.training
     on_gpu, compute = torch.cuda.is_available(), trial.study.precision.compute
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(trial.folder / "trainer"),  # nothing is saved there
         save_strategy="no",
         report_to="none",
@@ -156,6 +167,9 @@ def _arguments(trial: Trial, examples: int, seeds: dict[str, int]) -> Any:
         dataloader_num_workers=0,
         dataloader_pin_memory=on_gpu,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # otherwise a batch is as many times larger as GPUs are visible
+    return arguments
 
 
 def _state_types(optimizer: Any) -> dict[str, int]:

@@ -55,7 +55,7 @@ def fingerprint() -> dict[str, Any]:
         "packages": packages(),
         "lock": lock_digest(),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":!studies/*.lock")),
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": cpu_model(),

@@ -27,9 +27,6 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 COMMIT = r"^[0-9a-f]{40}$"
 Kind = Literal["model", "dataset"]
 
-SOURCE = "source.json"
-"""The pin that a folder of the cache was made from, where that was a hub's."""
-
 
 @checked_dataclass(frozen=True, config=_STRICT)
 class PinnedFile:

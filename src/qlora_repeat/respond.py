@@ -19,7 +19,7 @@ def respond(
 ) -> str:
     """One response, without the prompt, drawn from a stream of its own."""
     import torch
-    from transformers import StoppingCriteriaList
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     wanted = study.models[model_name]
     stop = wanted.stop
@@ -41,14 +41,19 @@ def respond(
             top_k=study.generation.top_k,
             max_new_tokens=study.data[wanted.data].max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            remove_invalid_values=True,  # a diverged model answers too, if not sensibly
+            logits_processor=LogitsProcessorList([_finite]),
             stopping_criteria=StoppingCriteriaList([stopped]),
         )
     text: str = tokenizer.decode(output[0, length:], skip_special_tokens=True)
     return text.partition(stop)[0] if stop else text
 
 
+def _finite(ids: Any, scores: Any) -> Any:
+    """Scores that can be sampled from at any temperature: a diverged model answers too, if not sensibly."""
+    return scores.nan_to_num(nan=0.0).clamp(-1e30, 1e30)
+
+
 def answer_letter(response: str) -> str | None:
-    """The option that a response gives: its first A, B, C or D that stands alone."""
-    found = re.search(r"(?<![^\W_])[ABCD](?!['’]?[^\W_])", response)
+    """The option that a response gives: its first A, B, C or D that stands alone, and is not the article."""
+    found = re.search(r"(?<![^\W_])(?:A(?!\s+[a-z])|[BCD])(?!['’]?[^\W_])", response)
     return found[0] if found else None

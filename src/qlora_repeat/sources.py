@@ -14,6 +14,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Task = Literal["text-generation", "question-answering"]
 
+Row = dict[str, str]
 ROW_KEYS: dict[Task, list[str]] = {
     "text-generation": ["quote"],
     "question-answering": ["instruction", "answer"],

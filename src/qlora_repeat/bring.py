@@ -1,0 +1,151 @@
+"""Bringing bases and data to the cache, once: from a hub's cache, from packages, or by pretraining.
+
+Apart from the modules that use what is in the cache: those belong to the code that a record names.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.base_model import MANIFEST, SOURCE, base_folder
+from qlora_repeat.corpus import corpus_rows, hub_rows, json_lines, rows_digest
+from qlora_repeat.data import begins, data_folder
+from qlora_repeat.digest import file_digest, folder_digests, text_digest
+from qlora_repeat.errors import MissingError
+from qlora_repeat.files import new_folder, write_json, write_text
+from qlora_repeat.hub import snapshot_folder
+from qlora_repeat.packages import verified
+from qlora_repeat.pins import Pin, source_json
+from qlora_repeat.randomness import stream_seed
+from qlora_repeat.sources import ROW_KEYS, Hub, Row
+from qlora_repeat.study import Study
+
+
+def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
+    """Brings a base model to the cache, once: from a hub (`pin`), from a GGUF file, or by pretraining.
+
+    A base from a hub says in its ``source.json`` what it was made from.
+
+    Raises:
+        MissingError: a package that carries a file is missing, its bytes are not the expected ones, or a
+            repository's pickled weights hold anything but tensors.
+    """
+    base = study.bases[name]
+    with new_folder(base_folder(study, name, cache)) as folder:
+        if base.hub is not None:
+            assert pin is not None, "a repository is pinned before it is used"
+            _from_hub(base.hub, pin, folder)
+        else:
+            if base.gguf is not None:
+                model, tokenizer = _from_gguf(verified(base.gguf))
+            else:
+                from qlora_repeat.pretrain import pretrain
+
+                assert base.tokenizer is not None, "checked by the study"
+                model, tokenizer = pretrain(study, base, verified(base.tokenizer))
+            save_plain(model, folder)
+            tokenizer.save_pretrained(folder)
+        write_json(folder / MANIFEST, folder_digests(folder))
+
+
+def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
+    """Links to a repository's files in the hub's cache; weights that are pickled are converted instead."""
+    snapshot = snapshot_folder(hub, pin)
+    pickled = [name for name in pin.files if name.startswith("pytorch_model")]
+    for name in pin.files:
+        if name not in pickled:
+            target = (snapshot / name).resolve()
+            (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
+    if pickled:
+        command = [sys.executable, "-m", "qlora_repeat.convert", str(snapshot), str(folder), *pickled]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            killed = f"exit code {done.returncode}; it needs memory for twice the largest of its files"
+            reason = (done.stderr.strip().splitlines() or [killed])[-1]
+            raise MissingError(f"{hub.repository}: its pickled weights cannot be converted ({reason})")
+        converted = {path.name: file_digest(path) for path in sorted(folder.glob("model*.safetensors"))}
+        if pin.converted and converted != pin.converted:
+            raise MissingError(
+                f"{hub.repository}: its pickled weights convert to other bytes than are locked; "
+                "install the locked packages (`make setup`)"
+            )
+        pin = replace(pin, converted=converted)
+    write_json(folder / SOURCE, source_json(pin))
+
+
+def _from_gguf(path: Path) -> tuple[Any, Any]:
+    """A GGUF model in float16, which holds each of its 4-bit values to 11 bits, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    return model.to(torch.float16), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def save_plain(model: Any, folder: Path) -> None:
+    """Saves what plain transformers loads, with no path of this machine in it."""
+    model.config._name_or_path = ""
+    model.save_pretrained(folder)
+
+
+def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
+    """Brings rows from a hub's cache (`pin`) or their package, verifies, splits and caches them.
+
+    Raises:
+        MissingError: a package is missing, or the rows are not those that the study expects.
+        UsageError: a hub's files have other columns than the study wants.
+    """
+    data = study.data[name]
+    if data.hub is not None:
+        assert pin is not None, "a repository is pinned before it is used"
+        rows = hub_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
+    else:
+        rows = corpus_rows(data)
+        found = rows_digest(rows)
+        if found != data.sha256:
+            raise MissingError(
+                f"data {name}: the rows' SHA-256 is {found}, study {study.name} expects {data.sha256}; "
+                "install the locked packages (`make setup`)"
+            )
+    texts = {part: json_lines(rows) for part, rows in split_rows(study, name, rows).items()}
+    with new_folder(data_folder(study, name, cache)) as folder:
+        for part, text in texts.items():
+            write_text(folder / f"{part}.jsonl", text)
+        if pin is not None:
+            write_json(folder / SOURCE, source_json(pin))
+        write_json(folder / "manifest.json", {part: text_digest(text) for part, text in texts.items()})
+
+
+def split_rows(study: Study, name: str, rows: list[Row]) -> dict[str, list[Row]]:
+    """The seeded split into train and test (section III).
+
+    The paper's prompts and instructions come from its test part (section VIII). Where the draw has put the
+    row that begins so among those to train on, it changes places with the first test row not asked about.
+    """
+    import datasets
+
+    data = study.data[name]
+    parts = datasets.Dataset.from_list(rows).train_test_split(
+        test_size=data.test_share, seed=stream_seed(study.randomness.split, "split")
+    )
+    train, test = ([dict(row) for row in parts[part]] for part in ("train", "test"))
+    key = ROW_KEYS[data.task][0]
+    for beginning in data.prompts:
+        if any(begins(row[key], beginning) for row in test):
+            continue
+        place = next((at for at, row in enumerate(train) if begins(row[key], beginning)), None)
+        if place is None:
+            continue  # no such row: `study_prompts` tells, where one is needed
+        free = [not any(begins(row[key], each) for each in data.prompts) for row in test]
+        if True in free:
+            other = free.index(True)
+            train[place], test[other] = test[other], train[place]
+    return {"train": train, "test": test}
