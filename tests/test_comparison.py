@@ -242,3 +242,8 @@ def test_make_hands_the_comparison_on() -> None:
         ).stdout
         assert ('tables "x" --compare "published"' in " ".join(shown.split())) == is_asked
         assert shown.count("--compare") == is_asked
+
+
+def test_miniatures_beside_the_papers_models_are_told_as_stand_ins() -> None:
+    ours = trial(model="llama2-7b", model_title="miniature Llama2-7B", miniature=True)
+    assert any("stands in" in note for note in compared([ours], PUBLISHED, "C1").notes)

@@ -221,3 +221,13 @@ def test_more_prompts_than_test_rows_leave_the_split_as_drawn(study: Study) -> N
     asked = {number: f"Asked {number:02}" for number in range(40)}
     prompts = [f"Asked {number:02}" for number in range(40)]
     assert places(split_asking(study, *prompts, asked=asked)) == drawn(study)
+
+
+def test_the_quote_that_a_prompt_begins_is_tested_too(study: Study) -> None:
+    """In whatever quotation marks it stands."""
+    quotes = [{"quote": f"Quote {number}."} for number in range(40)]
+    trained = split_rows(study, "quotes", quotes)["train"][0]
+    quotes[quotes.index(trained)] = asked = {"quote": "“Your silence will be kept.”"}
+    parts = split_rows(study, "quotes", quotes)
+    assert asked in parts["test"]
+    assert (len(parts["train"]), len(parts["test"])) == (32, 8)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, kit
 
+from qlora_repeat import runner
 from qlora_repeat.results import read_results
+from qlora_repeat.study import load_study
 
 KIT = str(Path(sys.executable).with_name("qlora-repeat"))
 ARMS = [f"{model}/adamw-{bits}bit" for model in ("tiny-neox", "tiny-llama-chat") for bits in (8, 32)]
@@ -184,3 +186,19 @@ def test_a_trial_alone_and_in_a_run_has_the_same_bits(cache: Path, tmp_path: Pat
     ]
     assert len({record["adapter_digest"] for record in records}) == 1
     assert len({record["final_loss"] for record in records}) == 1
+
+
+def test_each_gpu_gets_a_trial_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the driver's tool lists, or what the user lets the run see."""
+    monkeypatch.setattr(runner, "_on_cpu", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert runner.visible_gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho GPU-one\necho GPU-two\n")
+    tool.chmod(0o755)
+    assert runner.visible_gpus() == ["GPU-one", "GPU-two"]
+    assert runner.default_workers(load_study("paper")) == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,7")
+    assert runner.visible_gpus() == ["3", "5", "7"]
+    assert runner.default_workers(load_study("paper")) == 3

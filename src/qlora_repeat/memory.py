@@ -21,15 +21,15 @@ def reset_peak_memory() -> None:
 def peak_memory() -> dict[str, float | int | None]:
     """The peak since the last reset, in bytes, and as a share (0 to 1) of the GPU's memory.
 
-    On a GPU it is what torch's allocator reserved, which is what `nvidia-smi` shows but for the CUDA context.
+    On a GPU it is the most that torch's allocator reserved, and what the driver counts besides: the CUDA
+    context, and paged optimizer state, which bitsandbytes allocates itself. So it is what `nvidia-smi` shows.
     """
     import torch
 
     if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_reserved()
-        return {
-            "peak_memory_bytes": peak,
-            "peak_memory_share": peak / torch.cuda.get_device_properties(0).total_memory,
-        }
+        free, total = torch.cuda.mem_get_info()
+        besides = total - free - torch.cuda.memory_reserved()
+        peak = torch.cuda.max_memory_reserved() + besides
+        return {"peak_memory_bytes": peak, "peak_memory_share": peak / total}
     found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return {"peak_memory_bytes": int(found[1]) * 1024 if found else None, "peak_memory_share": None}

@@ -41,14 +41,14 @@ def respond(
             top_k=study.generation.top_k,
             max_new_tokens=study.data[wanted.data].max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            logits_processor=LogitsProcessorList([_finite]),
+            logits_processor=LogitsProcessorList([finite_scores]),
             stopping_criteria=StoppingCriteriaList([stopped]),
         )
     text: str = tokenizer.decode(output[0, length:], skip_special_tokens=True)
     return text.partition(stop)[0] if stop else text
 
 
-def _finite(ids: Any, scores: Any) -> Any:
+def finite_scores(ids: Any, scores: Any) -> Any:
     """Scores that can be sampled from at any temperature: a diverged model answers too, if not sensibly."""
     return scores.nan_to_num(nan=0.0).clamp(-1e30, 1e30)
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -86,14 +87,15 @@ def run_jobs(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD if _on_cpu() else [])
-    waiting, errors = list(jobs), list[KitError]()
+    waiting, errors, gpus = list(jobs), list[KitError](), visible_gpus()
     running: list[_Child] = []
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(
-                    _start(context, waiting.pop(0), (study, list(stages), runs, cache, force), watcher)
-                )
+                busy = [child.gpu for child in running]
+                gpu = min(gpus, key=busy.count, default=None)
+                arguments = (gpu, study, list(stages), runs, cache, force)
+                running.append(_start(context, waiting.pop(0), arguments, watcher))
             for child in _ready(running):
                 if child.listen(watcher):
                     continue
@@ -111,8 +113,8 @@ def run_jobs(
 class _Child:
     """A running job: its process, and the pipe on which it tells how it goes."""
 
-    def __init__(self, job: Job, process: Any, pipe: connection.Connection) -> None:
-        self.job, self.process, self.pipe = job, process, pipe
+    def __init__(self, job: Job, process: Any, pipe: connection.Connection, gpu: str | None) -> None:
+        self.job, self.process, self.pipe, self.gpu = job, process, pipe, gpu
         self.began = time.monotonic()
         self.error: KitError | None = None
         self._closed_well = False
@@ -159,7 +161,7 @@ def _start(context: Any, job: Job, arguments: tuple[Any, ...], watcher: Watcher)
     process.start()
     theirs.close()
     watcher.started(job)
-    return _Child(job, process, ours)
+    return _Child(job, process, ours, arguments[0])
 
 
 def _work(
@@ -168,6 +170,7 @@ def _work(
     model: str,
     base_test: int | None,
     log: Path,
+    gpu: str | None,
     study: Study,
     stages: list[Stage],
     runs: Path,
@@ -182,6 +185,9 @@ def _work(
     with log.open("a", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
     def watch(stage: str, done: int, total: int, loss: float | None) -> None:
         try:
@@ -216,6 +222,19 @@ def _on_cpu() -> bool:
     return importlib.metadata.version("torch").endswith("+cpu")
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by names for CUDA_VISIBLE_DEVICES; none with torch's CPU build."""
+    if _on_cpu():
+        return []
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+
+
 def default_workers(study: Study) -> int:
-    """As many trials at a time as the cores that this process may use give threads for; one on a GPU."""
-    return 1 if not _on_cpu() else max(1, len(os.sched_getaffinity(0)) // study.threads)
+    """One trial on each GPU; without, as many as the cores that this process may use give threads for."""
+    return max(1, len(visible_gpus()) if not _on_cpu() else len(os.sched_getaffinity(0)) // study.threads)

@@ -24,7 +24,7 @@ def command(study_file: str, models: tuple[str, ...], cache: Path, quiet: bool, 
     Example:
       qlora-repeat fetch pocket
     """
-    silence_libraries(verbose)
+    silence_libraries(verbose, downloads=not quiet)
     from qlora_repeat.fetch import fetch
     from qlora_repeat.pins import lock_file
     from qlora_repeat.study import load_study

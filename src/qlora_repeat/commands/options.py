@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -108,15 +109,19 @@ def console(quiet: bool = False) -> Console:
     return Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, highlight=False)
 
 
-def silence_libraries(verbose: bool) -> None:
-    """Keeps warnings, logs and progress bars of libraries off the terminal, unless they are asked for."""
+def silence_libraries(verbose: bool, *, downloads: bool = False) -> None:
+    """Keeps warnings, logs and progress bars of libraries off the terminal, unless they are asked for.
+
+    With `downloads`, the bars of a hub's downloads stay where a person watches.
+    """
     if verbose:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs, as an error, what it then raises
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    if not (downloads and sys.stderr.isatty()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
 

@@ -17,7 +17,7 @@ from qlora_repeat.commands.options import (
 @click.command("run")
 @study_argument
 @click.option(
-    "--jobs", type=click.IntRange(1), help="Trials at a time.  [default: cores / threads of a trial]"
+    "--jobs", type=click.IntRange(1), help="Trials at a time.  [default: one a GPU, or cores / threads]"
 )
 @runs_option
 @cache_option

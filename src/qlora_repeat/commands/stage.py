@@ -31,7 +31,9 @@ def stage_command(stage: Stage, help: str) -> click.Command:
     @click.option("--all", "every", is_flag=True, help="Every trial of the study.")
     @click.option("--force", is_flag=True, help="Also where the stage is done already.")
     @click.option(
-        "--jobs", type=click.IntRange(1), help="With --all: trials at a time.  [default: cores / threads]"
+        "--jobs",
+        type=click.IntRange(1),
+        help="With --all: trials at a time.  [default: one a GPU, or cores / threads]",
     )
     @study_option
     @runs_option

@@ -209,6 +209,7 @@ def _stand_ins(compared: Comparison) -> list[str]:
         f"{pair.ours.title} with {pair.theirs.title}"
         for pair in compared.pairs
         if pair.ours.model != pair.theirs.model
+        or any(trial.miniature for trial in (*pair.ours.trials, *pair.theirs.trials))
     )
     if not unlike:
         return []
