@@ -116,7 +116,14 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(cache: Path, study_file: Pa
     runs = tmp_path / "runs"
     command = [KIT, "run", study_file, "--runs", runs, "--cache", cache]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A test run in the background of a shell ignores Ctrl-C, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(runs.rglob("finetune.json")) and process.poll() is None:
         time.sleep(0.05)
