@@ -2,15 +2,14 @@
 
 import math
 import re
-import shutil
 import statistics
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, kit
-from test_tables import TEMPLATES, missing, study, trial
+from conftest import ROOT, kit, needs_latex
+from test_tables import TEMPLATES, compile_cleanly, missing, study, trial
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.published import read_published
@@ -200,20 +199,11 @@ def test_nothing_is_written_where_nothing_can_be_compared(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+@needs_latex
 def test_latex_of_a_comparison_compiles(tmp_path: Path) -> None:
     ours = [replace(row, study="paper", model_title="[odd] & " + row.model_title) for row in PUBLISHED]
     render_tables(ours, tmp_path, TEMPLATES, PUBLISHED)
-    for _ in range(3):
-        done = subprocess.run(
-            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "all.tex"],
-            cwd=tmp_path,
-            capture_output=True,
-            check=False,
-        )
-    log = (tmp_path / "all.log").read_text(encoding="latin-1")
-    assert done.returncode == 0, log[-3000:]
-    assert not re.findall(r"Overfull .*|Missing character.*|.*undefined.*|.*[Ww]arning.*", log)
+    compile_cleanly(tmp_path)
 
 
 def test_a_study_is_compared_from_the_command_line(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Lock files: what they keep, how two processes share one, and how an unusable one is told."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.pins import LockFile, Pin, PinnedFile, lock_file, read_source, source_json
+from qlora_repeat.pins import LockFile, Pin, PinnedFile, lock_file, read_source
 from qlora_repeat.sources import Hub
 
 HUB = Hub("acme/model", "main")
@@ -69,7 +70,7 @@ def test_a_lock_at_another_revision_is_refused(tmp_path: Path) -> None:
 
 
 def changed(**values: object) -> bytes:
-    return json.dumps({HUB.repository: source_json(PIN) | values}).encode()
+    return json.dumps({HUB.repository: dataclasses.asdict(PIN) | values}).encode()
 
 
 UNREADABLE = {
@@ -133,7 +134,7 @@ def test_a_lock_stands_beside_its_study_or_where_the_user_says(
 def test_what_a_folder_was_made_from_is_read_back_or_not_known(tmp_path: Path) -> None:
     path = tmp_path / "source.json"
     assert read_source(path) is None
-    path.write_text(json.dumps(source_json(PIN)))
+    path.write_text(json.dumps(dataclasses.asdict(PIN)))
     assert read_source(path) == PIN
     path.write_text("{}")
     assert read_source(path) is None

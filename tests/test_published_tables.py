@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, kit
+from conftest import ROOT, kit, needs_latex
 
 FOLDER = ROOT / "paper" / "published"
 TITLES = {
@@ -120,7 +120,7 @@ def test_nothing_is_said_of_the_paper_that_it_does_not_say(rendered: Path) -> No
     ]
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+@needs_latex
 def test_latex_compiles(rendered: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [

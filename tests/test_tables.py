@@ -427,6 +427,20 @@ def test_a_whole_study_takes_less_than_a_second_of_cpu(tmp_path: Path) -> None:
     assert time.process_time() - began < 1
 
 
+def compile_cleanly(folder: Path) -> None:
+    """Compiles ``all.tex``; pdflatex must have nothing to say against it."""
+    for _ in range(3):  # longtable settles its widths
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "all.tex"],
+            cwd=folder,
+            capture_output=True,
+            check=False,
+        )
+    log = (folder / "all.log").read_text(encoding="latin-1")
+    assert done.returncode == 0, log[-3000:]
+    assert not re.findall(r"Overfull .*|Missing character.*|.*undefined.*|.*[Ww]arning.*", log)
+
+
 @needs_latex
 def test_latex_compiles_whatever_models_say(tmp_path: Path) -> None:
     titles = {"gpt-neox-20b": "GPT-NeoX-20B", "odd": "[Odd] * model_with & a title " + "longer" * 6}
@@ -441,16 +455,7 @@ def test_latex_compiles_whatever_models_say(tmp_path: Path) -> None:
     results[3] = replace(results[3], status="failed")
     results[5] = replace(results[5], perplexity=math.nan, diverged_at=3)
     render_tables(results, tmp_path, TEMPLATES)
-    for _ in range(3):  # longtable settles its widths
-        done = subprocess.run(
-            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "all.tex"],
-            cwd=tmp_path,
-            capture_output=True,
-            check=False,
-        )
-    log = (tmp_path / "all.log").read_text(encoding="latin-1")
-    assert done.returncode == 0, log[-3000:]
-    assert not re.findall(r"Overfull .*|Missing character.*|.*undefined.*|.*[Ww]arning.*", log)
+    compile_cleanly(tmp_path)
     if shutil.which("pdftotext"):
         subprocess.run(["pdftotext", "-layout", "all.pdf"], cwd=tmp_path, check=True)
         text = (tmp_path / "all.txt").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ Apart from the modules that use what is in the cache: those belong to the code t
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from qlora_repeat.errors import MissingError
 from qlora_repeat.files import new_folder, write_json, write_text
 from qlora_repeat.hub import snapshot_folder
 from qlora_repeat.packages import verified
-from qlora_repeat.pins import Pin, source_json
+from qlora_repeat.pins import Pin
 from qlora_repeat.randomness import stream_seed
 from qlora_repeat.sources import ROW_KEYS, Hub, Row
 from qlora_repeat.study import Study
@@ -73,7 +73,7 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
                 "install the locked packages (`make setup`)"
             )
         pin = replace(pin, converted=converted)
-    write_json(folder / SOURCE, source_json(pin))
+    write_json(folder / SOURCE, asdict(pin))
 
 
 def _from_gguf(path: Path) -> tuple[Any, Any]:
@@ -120,7 +120,7 @@ def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -
         for part, text in texts.items():
             write_text(folder / f"{part}.jsonl", text)
         if pin is not None:
-            write_json(folder / SOURCE, source_json(pin))
+            write_json(folder / SOURCE, asdict(pin))
         write_json(folder / "manifest.json", {part: text_digest(text) for part, text in texts.items()})
 
 

@@ -5,14 +5,13 @@ Written by the first fetch and to be kept with the study file: a later fetch tha
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -152,9 +151,3 @@ def read_source(path: Path) -> Pin | None:
         return TypeAdapter(Pin).validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def source_json(pin: Pin) -> dict[str, Any]:
-    """A pin as JSON."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(pin)))
-    return found
