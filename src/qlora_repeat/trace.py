@@ -1,0 +1,87 @@
+"""The trace of a fine-tuning: one line for the untrained adapter (step 0), and one per optimizer step.
+
+Numbers are exact, as hexadecimal floats (``float.fromhex`` and C's ``%a``), so that equal lines mean equal bits;
+those that are not finite are ``nan``, ``inf`` and ``-inf``.
+"""
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.errors import MissingError, UsageError
+
+_FLOATS = ("loss", "gradient_norm", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step: what it saw and computed, and the adapter that it left."""
+
+    step: int
+    """From 1; 0 is the adapter before any update, and has nothing but its digest."""
+    epoch: float | None = None
+    """Epochs done after this step."""
+    examples: list[int] | None = None
+    """The places, in the train part, of the rows in the batch."""
+    tokens: int | None = None
+    """In the batch, without padding."""
+    loss: float | None = None
+    gradient_norm: float | None = None
+    """Of the adapter's gradients, before clipping; of the scaled ones' true size."""
+    learning_rate: float | None = None
+    """Of this step's update."""
+    skipped: bool = False
+    """Whether the gradient scaler skipped the update, since gradients overflowed."""
+    adapter: str | None = None
+    """The digest of the adapter after this step, where it was taken."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss is not finite."""
+        return self.loss is not None and not math.isfinite(self.loss)
+
+
+def trace_line(step: Step) -> str:
+    """The step as a line of the trace, without what it does not have."""
+    content: dict[str, Any] = {name: value for name, value in vars(step).items() if value is not None}
+    if not step.skipped:
+        del content["skipped"]
+    content |= {name: float(content[name]).hex() for name in _FLOATS if name in content}
+    return json.dumps(content) + "\n"
+
+
+def read_trace(path: Path) -> list[Step]:
+    """Reads a trace.
+
+    Raises:
+        MissingError: there is no such file.
+        UsageError: a line is not a step, or steps do not follow each other from 0; names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise MissingError(f"{path}: there is no trace; the trial has not been fine-tuned") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a readable trace ({error})") from None
+    steps = []
+    for place, line in enumerate(lines):
+        try:
+            step = _parse(line)
+            if step.step != place:
+                raise ValueError(f"step {step.step} where {place} is due")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path}:{place + 1}: not a step of a trace ({error})") from None
+        steps.append(step)
+    return steps
+
+
+def _parse(line: str) -> Step:
+    content = json.loads(line)
+    if unknown := content.keys() - {field.name for field in fields(Step)}:
+        raise ValueError(f"unknown key {min(unknown)!r}")
+    step = Step(**content | {name: float.fromhex(content[name]) for name in _FLOATS if name in content})
+    if type(step.step) is not int:
+        raise ValueError(f"step is {step.step!r}")
+    return step
