@@ -53,7 +53,7 @@ class _Lazy(click.Group):
     cls=_Lazy,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 success, 1 a bug, 2 wrong usage or study file, 3 something missing or changed, "
-    "4 a stage failed, 5 another process works on the trial, 130 stopped by Ctrl-C.",
+    "4 a stage failed, 5 another process works on the trial, 6 stopped by a signal, 130 stopped by Ctrl-C.",
 )
 @click.version_option(__version__, prog_name="qlora-repeat")
 def cli() -> None:

@@ -63,9 +63,9 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
         return {
             "optimizer": trial.optimizer,
             "threads": study.threads,
-            "adapter_init": study.randomness.adapter_init,
-            "data_order": study.randomness.data_order,
-            "dropout": study.randomness.dropout,
+            **{name: _plain(study.randomness)[name] for name in ("adapter_init", "data_order", "dropout")},
+            **_split_settings(study, model.data),
+            "kernels": study.randomness.kernels,
             "quantisation": _plain(study.quantisation),
             "compute": study.precision.compute,
             "lora": _plain(study.lora),
@@ -76,11 +76,16 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "target_modules": model.target_modules,
         }
     if stage == "merge":
-        return {"threads": study.threads, "merged": study.precision.merged}
+        return {
+            "threads": study.threads,
+            "kernels": study.randomness.kernels,
+            "merged": study.precision.merged,
+        }
     shared: dict[str, Any] = {
         "generation": _plain(study.generation),
-        "generation_seed": study.randomness.generation,
-        "prompts": trial.data.prompts,
+        "generation_seed": _plain(study.randomness)["generation"],
+        "kernels": study.randomness.kernels,
+        **_split_settings(study, model.data),
         "max_new_tokens": trial.data.max_new_tokens,
         "special_tokens": model.special_tokens,
         "stop": model.stop,
@@ -101,6 +106,8 @@ def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
     model = study.models[model_name]
     return {
         "threads": study.threads,
+        "kernels": study.randomness.kernels,
+        **_split_settings(study, model.data),
         "compute": study.precision.compute,
         "template": model.template,
         "special_tokens": model.special_tokens,
@@ -109,6 +116,13 @@ def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
         "examples": study.evaluation.examples,
         "batch_size": study.evaluation.batch_size,
     }
+
+
+def _split_settings(study: Study, name: str) -> dict[str, Any]:
+    """What the split depends on: rows that are asked about come into its test part."""
+    data = study.data[name]
+    split = _plain(study.randomness)["split"]
+    return {"split": split, "test_share": data.test_share, "prompts": data.prompts}
 
 
 def _plain(settings: Any) -> Any:
