@@ -192,7 +192,7 @@ def _arguments(trial: Trial, steps: int) -> Any:
     training = trial.model.training
     on_gpu, compute = torch.cuda.is_available(), trial.study.precision.compute
     arguments = TrainingArguments(
-        output_dir=str(trial.folder / "trainer"),  # nothing is saved there
+        output_dir=str(trial.unfinished / "trainer"),  # made, and left empty
         save_strategy="no",
         report_to="none",
         logging_strategy="no",

@@ -97,8 +97,7 @@ def run_stages(
     """
     require_space(trial.folder, base_bytes(trial.study, trial.model.base, cache), "QLORA_REPEAT_RUNS")
     with exclusive(trial.lock, trial.name), _failure_noted(trial):
-        for left in (*trial.folder.glob(".merged.*"), *trial.folder.glob(".adapter.*")):
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+        _clean(trial)
         for stage in stages:
             states = stage_states(trial, cache)
             if states[stage].state == "done" and not force:
@@ -112,6 +111,22 @@ def run_stages(
             from qlora_repeat.merge import delete_merged
 
             delete_merged(trial)
+
+
+def _clean(trial: Trial) -> None:
+    """Removes what a process left that was killed: half a folder, or what was unfinished until it ended."""
+    for name in (".merged.*", ".adapter.*", ".trace.*", ".*.json.*", "unfinished/.*"):
+        for left in trial.folder.glob(name):
+            if left.name.startswith(f".{trial.lock.name}"):
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        traces = [path.read_bytes() for path in (trial.trace, trial.unfinished / trial.trace.name)]
+        if trial.record("finetune").is_file() and traces[0] == traces[1]:
+            shutil.rmtree(trial.unfinished, ignore_errors=True)
 
 
 def run_base(study: Study, model_name: str, number: int, runs: Path, cache: Path, watch: Watch) -> None:
