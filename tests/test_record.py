@@ -144,9 +144,65 @@ def test_a_change_to_a_module_makes_stale_what_imports_it(
 ) -> None:
     before = digests(package)
     with (package / f"{module}.py").open("a", encoding="utf-8") as file:
-        file.write("# a change\n")
+        file.write("\nA_CHANGE = 1\n")
     after = digests(package)
     assert [stage for stage in before if before[stage] != after[stage]] == stages
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """Replaces text in a module, which must have it."""
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"""Fine-tuning by QLoRA', '"""Trained by QLoRA'),
+        ("    # Without a GPU neither is there", "    # None of these without a GPU"),
+        ("CURVE_POINTS = 30\n", "CURVE_POINTS = 30  # as many as a figure shows   \n\n\n"),
+        ('    """The loss in at most 30 points', '    """\n\n    The curve in at most 30 points'),
+    ],
+    ids=["module's docstring", "comment", "comment, spaces and blank lines", "function's docstring"],
+)
+def test_what_is_said_about_code_makes_nothing_stale(old: str, new: str, package: Path) -> None:
+    before = digests(package)
+    edit(package / "finetune.py", old, new)
+    assert digests(package) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("adapter_init: int | None = None", "adapter_init: int | None = 1"),
+        ('report_to="none"', 'report_to="null"'),
+        ("point + 1) // count", "point + 1) / count"),
+        ("CURVE_POINTS = 30", "CURVE_POINTS = 31"),
+    ],
+    ids=["default value", "text", "operator", "number"],
+)
+def test_what_code_does_makes_its_stage_stale(old: str, new: str, package: Path) -> None:
+    before = digests(package)
+    edit(package / "finetune.py", old, new)
+    after = digests(package)
+    assert [stage for stage in before if before[stage] != after[stage]] == ["finetune"]
+
+
+def test_modules_are_followed_however_they_are_imported(package: Path) -> None:
+    (package / "render" / "deep.py").write_text("VALUE = 1\n")
+    for line in (
+        "from qlora_repeat.render.deep import VALUE",
+        "from qlora_repeat.render import deep",
+        "import qlora_repeat.render.deep",
+        "def late():\n    from qlora_repeat.render.deep import VALUE",
+    ):
+        (package / "timing.py").write_text(f"{line}\n")
+        (package / "render" / "deep.py").write_text("VALUE = 1\n")
+        before = digests(package)
+        (package / "render" / "deep.py").write_text("VALUE = 2\n")
+        after = digests(package)
+        assert [stage for stage in before if before[stage] != after[stage]] == ["time"], line
 
 
 def test_where_the_kit_stands_makes_nothing_stale(package: Path) -> None:
