@@ -1,7 +1,7 @@
 """The trace of a fine-tuning: one line for the untrained adapter (step 0), and one per optimizer step.
 
-Numbers are exact, as hexadecimal floats (``float.fromhex`` and C's ``%a``), so that equal lines mean equal bits;
-those that are not finite are ``nan``, ``inf`` and ``-inf``.
+Numbers are exact, as hexadecimal floats (``float.fromhex`` and C's ``%a``), so that equal lines mean equal
+bits; those that are not finite are ``nan``, ``inf`` and ``-inf``.
 """
 
 import json
