@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -152,6 +153,8 @@ def _number(value: float | None) -> str:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else "-" if value is None else json.dumps(value)
+    if re.fullmatch(r"[0-9a-f]{40,}", text):
+        return f"{text[:12]}…"  # a digest or commit
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
