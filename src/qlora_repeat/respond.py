@@ -32,7 +32,7 @@ def respond(
         done = stop is not None and stop in tokenizer.decode(ids[0, length:])
         return torch.full((ids.shape[0],), done, device=ids.device)
 
-    options = {
+    options: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": study.generation.top_k,
