@@ -18,6 +18,7 @@ from qlora_repeat.lock import exclusive
 from qlora_repeat.packages import locate
 from qlora_repeat.pins import Kind as RepositoryKind
 from qlora_repeat.pins import LockFile, Pin, read_source
+from qlora_repeat.randomness import draw_seed
 from qlora_repeat.sources import Base, Data, Hub
 from qlora_repeat.study import Study
 
@@ -115,7 +116,7 @@ def fetch(
             items = needed(study, cache, models)
             _bring_all(study, [item for item in items if not item.present], cache, lock, tell)
     for model in models or study.models:
-        study_prompts(study, model, cache)
+        _check_prompts(study, model, cache)
 
 
 def _bring_all(
@@ -201,10 +202,15 @@ def _bring(study: Study, missing: Missing, cache: Path, lock: LockFile) -> None:
         prepare_data(study, item.name, cache, pin)
         for name, model in study.models.items():
             if model.data == item.name:
-                study_prompts(study, name, cache)  # tells a wrong prompt before any base is downloaded
+                _check_prompts(study, name, cache)  # before any base is downloaded
     else:
         fetch_base(study, item.name, cache, pin)
     _check(study, item, cache, lock)
+
+
+def _check_prompts(study: Study, model: str, cache: Path) -> None:
+    """Tells a prompt that no row begins with: a split that has the row in its test part is as good as any."""
+    study_prompts(study, model, cache, draw_seed(study.randomness.split, "split", 1))
 
 
 def _check(study: Study, item: Item, cache: Path, lock: LockFile) -> None:
@@ -212,8 +218,7 @@ def _check(study: Study, item: Item, cache: Path, lock: LockFile) -> None:
     if item.kind == "base":
         check_base(study, item.name, cache)
     else:
-        for part in ("train", "test"):
-            read_rows(study, item.name, part, cache)
+        read_rows(study, item.name, cache)
     if item.hub is None:
         return
     pin = read_source(item.folder / SOURCE)

@@ -48,6 +48,12 @@ class TrialResult:
     """Numbered from 1; the paper's run number."""
     status: str
     """``done``, ``running``, ``stale``, ``failed`` or ``missing``."""
+    stale_inputs: list[str] = field(default_factory=list)
+    """Where the values of a stale trial are here all the same, on request: what has changed since."""
+    stale_base_inputs: list[str] = field(default_factory=list)
+    """The same of the base model's values."""
+    randomness: str | None = None
+    """Name of the randomness profile."""
     counterpart: str | None = None
     """The paper's model that this one is to be compared with."""
     perplexity: float | None = None
@@ -69,6 +75,8 @@ class TrialResult:
     """The loss over the trial: [epochs done, mean loss of the steps since the last point]."""
     diverged_at: int | None = None
     """The first step whose loss was not finite, if any."""
+    skipped_steps: int | None = None
+    """Optimizer steps that the gradient scaler skipped."""
     train_seconds: float | None = None
     test_seconds: float | None = None
     """Median over repeats of the seconds to answer all prompts."""
@@ -89,6 +97,11 @@ class TrialResult:
     software: str | None = None
     finished: str | None = None
     """When the last stage ended, UTC, ISO 8601."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether its values count: it is done, or stale and collected on request."""
+        return self.status == "done" or (self.status == "stale" and bool(self.stale_inputs))
 
 
 def write_results(results: list[TrialResult], path: Path) -> None:
@@ -140,6 +153,7 @@ def _checked(row: _Row) -> _Row:
         allowed = get_args(hint) if get_origin(hint) is UnionType else (get_origin(hint) or hint,)
         value = getattr(row, name)
         whole = isinstance(value, int) and not isinstance(value, bool) and float in allowed
-        if not whole and type(value) not in allowed:
+        texts = hint != list[str] or (isinstance(value, list) and all(type(each) is str for each in value))
+        if (not whole and type(value) not in allowed) or not texts:
             raise ValueError(f"{name} is {value!r}")
     return row
