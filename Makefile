@@ -47,7 +47,7 @@ plan: setup ## tell what the study will need of a GPU: memory, disk, hours (GPU=
 	@$(KIT) plan "$(NAMED)" $(if $(GPU),--gpu "$(GPU)") $(if $(GPUS),--gpus "$(GPUS)")
 
 doctor: setup ## show the machine, and what would stop the study from running here
-	@$(KIT) doctor "$(STUDY)"
+	@$(KIT) doctor "$(NAMED)"
 
 fetch: setup ## get the study's models and data, and verify them
 	$(KIT) fetch "$(NAMED)"

@@ -123,10 +123,13 @@ def test_json_holds_the_fingerprint_and_what_the_environment_does_and_no_secret(
     monkeypatch.setenv("CUDA_HOME", "/home/alice/cuda")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
-    found = doctor(study_file, "--cache", cache)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    found = doctor(study_file, "--cache", cache, "--randomness", "bitwise")
     assert found.machine.keys() == fingerprint().keys()
+    assert found.machine["kernels"]["deterministic"] is True, "as a trial of that profile has them"
     assert found.machine["environment"]["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-    (warned,) = found.of("environment", "warning")
+    warned, workspace = found.of("environment", "warning")
+    assert workspace.text.startswith("CUBLAS_WORKSPACE_CONFIG=:0:0 is not for deterministic kernels")
     assert warned.text.startswith("CUDA_LAUNCH_BLOCKING=1 ")
     assert warned.text.endswith("falsifies timings")
     assert warned.mend == "unset CUDA_LAUNCH_BLOCKING"

@@ -61,12 +61,11 @@ class Stock:
 def examine(
     study: Study, lock: LockFile, runs: Path, cache: Path, machine: Mapping[str, Any]
 ) -> list[Finding]:
-    """Looks at everything; `machine` is the fingerprint of this process.
+    """Looks at everything; `machine` is the fingerprint of a process, with the variables that it was given.
 
     A check that fails itself is a warning that names it.
     """
     stocks: list[Stock] = []
-    kernels = str(getattr(study.randomness, "kernels", "default"))
 
     def take_stock() -> list[Finding]:
         stocks.extend([stock_of(study, item, lock, cache) for item in needed(study, cache)])  # all or none
@@ -86,7 +85,9 @@ def examine(
         "models and data": of_study(lambda: stock_findings(study, lock, stocks)),
         "folders": lambda: _folders(runs, cache, lock, stocks),
         "disk": of_study(lambda: disk_findings(study, runs, cache, stocks)),
-        "environment": lambda: environment_findings(machine["environment"], kernels, study.threads),
+        "environment": lambda: environment_findings(
+            machine["environment"], study.randomness.kernels, study.threads
+        ),
         "checkout": lambda: checkout_findings(machine),
         "LaTeX": latex_findings,
     }

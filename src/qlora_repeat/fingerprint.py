@@ -163,6 +163,7 @@ def _kernels() -> dict[str, Any]:
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "cudnn_deterministic": cudnn.deterministic,
         "cudnn_benchmark": cudnn.benchmark,
+        "mkldnn_deterministic": torch.backends.mkldnn.deterministic,
         # torch refuses to tell these where both its older and its newer switches were used.
         "matmul_tf32": _told(lambda: cuda.matmul.allow_tf32, "mixed"),
         "cudnn_tf32": _told(lambda: cudnn.allow_tf32, "mixed"),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from qlora_repeat.fingerprint import installed_version, lock_files, nvidia_smi
 from qlora_repeat.gpus import Gpu
+from qlora_repeat.kernels import DETERMINISTIC_WORKSPACES, WORKSPACE
 
 Level = Literal["ok", "warning", "stops"]
 
@@ -238,13 +239,9 @@ def _telling(found: Mapping[str, str], kernels: str, threads: int) -> Iterator[t
         yield "ONEDNN_DEFAULT_FPMATH_MODE", "lets a CPU multiply float32 with fewer bits", ""
     if found.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         yield "ACCELERATE_MIXED_PRECISION", "may change the arithmetic that the study asks for", ""
-    workspace = found.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if kernels == "deterministic" and workspace not in (":4096:8", ":16:8"):
-        yield (
-            "CUBLAS_WORKSPACE_CONFIG",
-            "lets cuBLAS give other bits in each run; the study asks for deterministic kernels",
-            "unset CUBLAS_WORKSPACE_CONFIG, or set it to :4096:8",
-        )
+    if kernels == "deterministic" and found.get(WORKSPACE, "") not in ("", *DETERMINISTIC_WORKSPACES):
+        why = "is not for deterministic kernels, which the study asks for: trials are given"
+        yield WORKSPACE, f"{why} {DETERMINISTIC_WORKSPACES[0]} in its place", ""
     for name, why in (
         ("OMP_NUM_THREADS", "is less than the study's threads: torch is given those, other libraries not"),
         ("OMP_THREAD_LIMIT", "holds torch to fewer threads than the study asks for and records tell"),

@@ -35,17 +35,17 @@ def command(study_file: str, as_json: bool, runs: Path, cache: Path) -> None:
 
     from qlora_repeat.doctor import examine
     from qlora_repeat.errors import MissingError
-    from qlora_repeat.fingerprint import fingerprint
+    from qlora_repeat.fingerprint import environment, fingerprint
+    from qlora_repeat.kernels import set_kernels
     from qlora_repeat.pins import lock_file
     from qlora_repeat.study import load_study
 
     study = load_study(study_file)
+    given = environment()
     with contextlib.suppress(ImportError, OSError):  # a torch that cannot be imported is a finding
-        import torch
-
-        torch.set_num_threads(study.threads)  # as a trial of the study has them
+        set_kernels(study.randomness.kernels, study.threads)  # as a trial does, which sets a variable too
     machine = fingerprint()
-    findings = examine(study, lock_file(study_file), runs, cache, machine)
+    findings = examine(study, lock_file(study_file), runs, cache, machine | {"environment": given})
     if as_json:
         told = [dataclasses.asdict(finding) for finding in findings]
         content = {"study": study.label, "fingerprint": machine, "findings": told}
