@@ -29,7 +29,7 @@ TO = $(if $(OUT),--out "$(OUT)")
 RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if $(JOBS),--jobs $(JOBS)))
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
-.PHONY: all setup plan fetch finetune merge evaluate time run collect tables figures paper
+.PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures paper
 .PHONY: status list rehearsal test lint types lock clean help
 
 all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
@@ -45,6 +45,9 @@ setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pypro
 
 plan: setup ## tell what the study will need of a GPU: memory, disk, hours (GPU=a100-80gb)
 	@$(KIT) plan "$(NAMED)" $(if $(GPU),--gpu "$(GPU)") $(if $(GPUS),--gpus "$(GPUS)")
+
+doctor: setup ## show the machine, and what would stop the study from running here
+	@$(KIT) doctor "$(NAMED)"
 
 fetch: setup ## get the study's models and data, and verify them
 	$(KIT) fetch "$(NAMED)"

@@ -18,6 +18,7 @@ COMMANDS = {
     "time": "Time the answers to the study's prompts.",
     "trial": "Run the four stages of one trial in this process.",
     "run": "Run every trial of a study that is not complete.",
+    "doctor": "Show the machine, and what would stop a study from running here.",
     "status": "Show which trials are done, running, stale, failed or missing.",
     "diff": "Name the first step at which two trials part, and in what.",
     "collect": "Gather all records of a study into one results file.",
