@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from qlora_repeat.adapter_distance import Distance, adapter_distances
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.fingerprint import fingerprint_differences
 from qlora_repeat.record import Record, damaged_file, read_record
 from qlora_repeat.trace import Step, read_trace
 from qlora_repeat.trial import Stage
@@ -283,7 +284,7 @@ def _differences(first: dict[Stage, Record], second: dict[Stage, Record]) -> lis
             continue
         ours, theirs = _by_what(first[stage]), _by_what(second[stage])
         for what in ours:
-            for key, *values in _flat_differences(ours[what], theirs[what]):
+            for key, *values in fingerprint_differences(ours[what], theirs[what]):
                 if (known := (key, *map(repr, values))) not in told:
                     told.add(known)
                     found.append(Difference(what, stage, key, *values))
@@ -299,16 +300,3 @@ def _by_what(record: Record) -> dict[What, dict[str, Any]]:
         "seed": record.outputs.get("seeds", {}),
         "fingerprint": record.fingerprint,
     }
-
-
-def _flat_differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What two nested dictionaries do not share, by key with dots; None where one lacks it."""
-    found = []
-    for key in sorted({*first, *second}):
-        one, other = first.get(key), second.get(key)
-        if isinstance(one, dict) or isinstance(other, dict):
-            inner = [value if isinstance(value, dict) else {} for value in (one, other)]
-            found += [(f"{key}.{name}", *values) for name, *values in _flat_differences(*inner)]
-        elif one != other:
-            found.append((key, one, other))
-    return found
