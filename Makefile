@@ -28,7 +28,7 @@ RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan fetch finetune merge evaluate time run collect tables figures paper
-.PHONY: status list rehearsal test lint types lock clean help
+.PHONY: status check list rehearsal test lint types lock clean help
 
 all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
 	@status=0
@@ -63,9 +63,10 @@ figures: setup ## draw the paper's figure from the results file
 paper: tables ## one PDF of the tables and the figure; needs LaTeX
 	@$(KIT) figures "$(STUDY)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
 	$(KIT) paper "$(STUDY)" $(TO)
-status: setup ## show what is done, stale or missing
+status: setup ## show what is done, stale, damaged or missing
+check: setup ## re-hash all that the study's records name, and its models and data
 list: setup ## show the study's trials
-collect status list:
+collect status check list:
 	$(KIT) $@ "$(STUDY)"
 tables figures:
 	$(KIT) $@ "$(STUDY)" $(TO) $(if $(filter tables,$@),$(COMPARED))

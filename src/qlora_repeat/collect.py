@@ -25,7 +25,7 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
 
 
 def collect(study: Study, runs: Path, cache: Path) -> list[TrialResult]:
-    """One row per trial that the study asks for; only trials that are done and not stale bring values."""
+    """One row per trial that the study asks for; only those that are done, and so whole, bring values."""
     bases = {model: _base_tests(study, model, runs, cache) for model in study.models}
     rows = [_result(trial, bases[trial.model_name], cache) for trial in all_trials(study, runs)]
     miniature = {row.model for row in rows if row.miniature}

@@ -47,7 +47,7 @@ class TrialResult:
     trial: int
     """Numbered from 1; the paper's run number."""
     status: str
-    """``done``, ``running``, ``stale``, ``failed`` or ``missing``."""
+    """``done``, ``running``, ``stale``, ``damaged``, ``failed`` or ``missing``."""
     counterpart: str | None = None
     """The paper's model that this one is to be compared with."""
     perplexity: float | None = None

@@ -20,8 +20,9 @@ def command(study_file: str, runs: Path, cache: Path) -> None:
     """
     from qlora_repeat.collect import collect
     from qlora_repeat.results import write_results
+    from qlora_repeat.status import base_damages, explanations
     from qlora_repeat.study import load_study
-    from qlora_repeat.trial import results_path
+    from qlora_repeat.trial import all_trials, results_path
 
     study = load_study(study_file)
     results = collect(study, runs, cache)
@@ -29,3 +30,11 @@ def command(study_file: str, runs: Path, cache: Path) -> None:
     write_results(results, path)
     done = sum(row.status == "done" for row in results)
     click.echo(f"{path}: {done} of {len(results)} trials done")
+    damaged = {(row.model, row.optimizer, row.trial) for row in results if row.status == "damaged"}
+    trials = [
+        trial
+        for trial in all_trials(study, runs)
+        if (trial.model_name, trial.optimizer, trial.number) in damaged
+    ]
+    for line in base_damages(study, runs, cache) + explanations(trials, cache):
+        click.echo(line, err=True)
