@@ -30,7 +30,10 @@ needs_mount = pytest.mark.skipif(
 def on_small_disk(
     script: str, folder: Path, megabytes: int, *arguments: object
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python code in a process that sees a disk of that size at `folder`: its `argv[1]`."""
+    """Runs Python code, which may import what tests may, where a disk of that size is at its `argv[1]`."""
+    folder.mkdir(exist_ok=True)
     mounted = f'mount -t tmpfs -o size={megabytes}m tmpfs "$1" && exec "$0" -c "$2" "$1" "${{@:3}}"'
     command = [*_NAMESPACE, "bash", "-c", mounted, sys.executable, str(folder), script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -129,7 +129,7 @@ before = sorted(here.rglob("*"))
 try:
     {WRITERS[writer]}
 except OSError as error:
-    print(error.errno, disk_error(error, here, "QLORA_REPEAT_RUNS"))
+    print(error.errno, disk_error(error))
 assert sorted(here.rglob("*")) == before, sorted(here.rglob("*"))
 assert (here / "old" / "old" if (here / "old").is_dir() else here / "old").read_text() == "old"
 """
@@ -137,21 +137,33 @@ assert (here / "old" / "old" if (here / "old").is_dir() else here / "old").read_
     assert done.returncode == 0, done.stderr
     advice = "free some space there" if disk == "full" else "let it be written to"
     assert done.stdout == (
-        f"{number} {tmp_path}/old: {reason}; {advice}, or set QLORA_REPEAT_RUNS to another folder, "
-        "and run the same command again\n"
+        f"{number} {tmp_path}/old: {reason}; {advice}, or set QLORA_REPEAT_RUNS (results) "
+        "or QLORA_REPEAT_CACHE (models and data) to another folder\n"
     )
 
 
-def test_an_error_of_another_disk_keeps_its_own_name(tmp_path: Path) -> None:
+def test_an_error_of_another_file_keeps_its_own_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, new_folder(tmp_path / "folder"):
         (tmp_path / "elsewhere").read_text()
-    assert disk_error(caught.value, tmp_path / "folder", "X") == (
-        f"{tmp_path}/elsewhere: No such file or directory"
-    )
-    full = OSError(errno.ENOSPC, "No space left on device", "/tmp/elsewhere")
-    assert disk_error(full, tmp_path, "X") == (
-        "/tmp/elsewhere: No space left on device; free some space there, and run the same command again"
-    )
+    assert disk_error(caught.value) == f"{tmp_path}/elsewhere: No such file or directory"
+    assert disk_error(OSError("a library's own words")) == "a library's own words"
+
+
+@needs_mount
+def test_a_write_to_an_open_file_names_the_folder_of_the_work(tmp_path: Path) -> None:
+    script = """
+import pathlib, sys
+from qlora_repeat.files import disk_error
+here = pathlib.Path(sys.argv[1])
+try:
+    (here / "trace.jsonl").write_bytes(b"0" * 2_000_000)
+except OSError as error:
+    print(disk_error(error, here), disk_error(error), sep="|")
+"""
+    done = on_small_disk(script, tmp_path, 1)
+    named, nameless = done.stdout.split("|")
+    assert named.startswith(f"{tmp_path}: No space left on device; free some space there, or set QLORA_")
+    assert nameless.startswith("No space left on device; free some space there, or set QLORA_")
 
 
 def test_a_file_that_grows_too_large_leaves_the_old_text(tmp_path: Path) -> None:

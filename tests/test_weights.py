@@ -223,7 +223,7 @@ HEADERS = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(HEADERS | st.binary(max_size=30), st.binary(max_size=16), st.integers(-2, 2))
 def test_what_is_accepted_safetensors_reads_too(header: Any, data: bytes, off: int) -> None:
     content = written(header, data)
@@ -242,7 +242,7 @@ def test_what_is_accepted_safetensors_reads_too(header: Any, data: bytes, off: i
         }
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_a_file_cut_short_or_with_other_bits_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ import click
 
 from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
+from qlora_repeat.files import disk_error
 
 COMMANDS = {
     "plan": "Tell what a study will need of a GPU, before anything is fetched.",
@@ -82,7 +83,7 @@ def main() -> None:
         click.echo("Stopped.", err=True)
         code = 130
     except OSError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {disk_error(error)}", err=True)
         code = 3
     except Exception:
         traceback.print_exc()

@@ -31,7 +31,30 @@ def file_digest(path: Path) -> str:
 
 def known_digest(path: Path) -> str:
     """The same, but this process reads a file once only, while it stays the same file."""
-    return _once(file_digest, path)
+    return once(file_digest, path)
+
+
+_found: dict[tuple[Any, ...], Any] = {}
+
+_SETTLED = 2_000_000_000
+"""Nanoseconds. Within a tick of its file system's clock a file can change again, and its times don't tell."""
+
+
+def once(compute: Callable[[Path], _Found], path: Path) -> _Found:
+    """What a function finds in a file, remembered as long as neither the file's size nor its times change."""
+    key, began = (compute, *_identity(path)), time.time_ns()
+    if key in _found:
+        remembered: _Found = _found[key]
+        return remembered
+    value = compute(path)
+    if key == (compute, *_identity(path)) and began - key[-1] > _SETTLED:
+        _found[key] = value
+    return value
+
+
+def _identity(path: Path) -> tuple[Any, ...]:
+    stat = path.stat()
+    return str(path.absolute()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
@@ -50,7 +73,7 @@ def weights_digest(folder: Path) -> str:
     """
     digests: dict[str, list[Any]] = {}
     for path in weight_files(folder):
-        found = _once(tensor_digests, path)
+        found = once(tensor_digests, path)
         if twice := digests.keys() & found.keys():
             raise MissingError(f"{path}: {min(twice)!r} is in another file too; make or fetch {folder} again")
         digests |= found
@@ -61,26 +84,3 @@ def _bytes_type() -> Any:
     import torch
 
     return torch.uint8
-
-
-_found: dict[tuple[Any, ...], Any] = {}
-
-_SETTLED = 2_000_000_000
-"""Nanoseconds. Within a tick of its file system's clock a file can change again, and its times don't tell."""
-
-
-def _once(compute: Callable[[Path], _Found], path: Path) -> _Found:
-    """What a function finds in a file, remembered as long as neither the file's size nor its times change."""
-    key, began = (compute.__name__, *_identity(path)), time.time_ns()
-    if key in _found:
-        remembered: _Found = _found[key]
-        return remembered
-    value = compute(path)
-    if key == (compute.__name__, *_identity(path)) and began - key[-1] > _SETTLED:
-        _found[key] = value
-    return value
-
-
-def _identity(path: Path) -> tuple[Any, ...]:
-    stat = path.stat()
-    return str(path.absolute()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -188,19 +188,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def disk_error(error: OSError, folder: Path, variable: str) -> str:
-    """An error of the disk in a line: the file, the reason, and how to go on if the disk is full or closed.
+def disk_error(error: OSError, where: Path | None = None) -> str:
+    """An error of the disk in a line: the file, the reason, and how to go on.
 
-    `variable` is the environment variable that moves `folder`.
+    `where` is named if the error names no file, as that of a write to an open one does not.
     """
-    path = Path(str(error.filename)) if error.filename else folder
-    moved = f", or set {variable} to another folder" if path.is_relative_to(folder) else ""
+    if error.errno is None:
+        return str(error)
+    named = where if error.filename is None else error.filename
     advice = ""
-    if error.errno in _FULL:
-        advice = f"; free some space there{moved}, and run the same command again"
-    elif error.errno in _CLOSED:
-        advice = f"; let it be written to{moved}, and run the same command again"
-    return f"{path}: {error.strerror}{advice}"
+    if error.errno in (*_FULL, *_CLOSED):
+        first = "free some space there" if error.errno in _FULL else "let it be written to"
+        moved = "set QLORA_REPEAT_RUNS (results) or QLORA_REPEAT_CACHE (models and data) to another folder"
+        advice = f"; {first}, or {moved}"
+    return f"{named}: {error.strerror}{advice}" if named is not None else f"{error.strerror}{advice}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,11 +6,11 @@ flipped in any of them is noticed.
 
 import datetime
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from qlora_repeat.digest import json_digest, known_digest
+from qlora_repeat.digest import json_digest, known_digest, once
 from qlora_repeat.errors import MissingError
 from qlora_repeat.files import LARGEST_JSON, json_text, megabytes, parse_json, write_text
 
@@ -72,13 +72,7 @@ def read_record(path: Path) -> Record | None:
         MissingError: the file is not a record, or not byte for byte as it was written; says why.
     """
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"larger than {megabytes(LARGEST_JSON)}")
-        content = path.read_bytes()
-        record = _parse(content)
-        if _text(record).encode() != content:  # blanks, the order of keys, how a number is written
-            raise ValueError("changed since it was written")
-        return record
+        return once(_read, path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -114,8 +108,19 @@ def damaged_file(path: Path, kept: KeptFile, *, rehash: bool = True) -> str | No
 
 def _text(record: Record) -> str:
     """The one way in which a record is written."""
-    plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(record)}))
+    files = {name: vars(file) for name, file in record.files.items()}
+    plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **vars(record), "files": files}))
     return json_text({**plain, "digest": json_digest(plain)})
+
+
+def _read(path: Path) -> Record:
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"larger than {megabytes(LARGEST_JSON)}")
+    content = path.read_bytes()
+    record = _parse(content)
+    if _text(record).encode() != content:  # blanks, the order of keys, how a number is written
+        raise ValueError("changed since it was written")
+    return record
 
 
 def _parse(text: bytes) -> Record:

@@ -237,7 +237,7 @@ def _recorded(
     except OSError as error:
         if error.errno is None:  # of a library, which does not speak of a disk
             raise
-        what = disk_error(error, path.parent, "QLORA_REPEAT_RUNS")
+        what = disk_error(error, path.parent)
         raise StageError(f"{name}: {stage}: {what}; what was done before is kept") from error
 
 
