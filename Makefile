@@ -1,6 +1,7 @@
 # From a clean checkout to tables and figures: `make all`. Every target: `make help`.
 #
 #   STUDY        a study in studies/, or the path of a TOML file; cut short: paper@12-steps-4-rows
+#   RANDOMNESS   another of the study's profiles: as-published, seeded or bitwise (docs/method.md)
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
 #   COMPARE      what tables also compare with: published (the paper's numbers), a study, or a results file
 #   JOBS         how many trials `run` works on at once
@@ -23,36 +24,40 @@ SHELL := /bin/bash
 
 BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
 KIT := $(BIN)qlora-repeat
+NAMED = $(STUDY)$(if $(RANDOMNESS),@$(RANDOMNESS))
 TO = $(if $(OUT),--out "$(OUT)")
-RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(STUDY)",run "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)))
+RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if $(JOBS),--jobs $(JOBS)))
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
-.PHONY: all setup plan fetch finetune merge evaluate time run collect tables figures paper
+.PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures paper
 .PHONY: status check list rehearsal test lint types lock clean help
 
 all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
 	@status=0
 	$(RUN) || status=$$?
-	[ $$status -ne 130 ] || exit 130
-	$(KIT) collect "$(STUDY)"
-	$(KIT) tables "$(STUDY)" $(TO) $(COMPARED)
-	$(KIT) figures "$(STUDY)" $(TO) || [ $$status -ne 0 ] # where all trials failed, there is nothing to draw
+	[ $$status -ne 6 ] && [ $$status -ne 130 ] || exit $$status # stopped, to be gone on with
+	$(KIT) collect "$(NAMED)"
+	$(KIT) tables "$(NAMED)" $(TO) $(COMPARED)
+	$(KIT) figures "$(NAMED)" $(TO) || [ $$status -ne 0 ] # where all trials failed, there is nothing to draw
 	exit $$status
 
 setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pyproject.toml are newer than it
 
 plan: setup ## tell what the study will need of a GPU: memory, disk, hours (GPU=a100-80gb)
-	@$(KIT) plan "$(STUDY)" $(if $(GPU),--gpu "$(GPU)") $(if $(GPUS),--gpus "$(GPUS)")
+	@$(KIT) plan "$(NAMED)" $(if $(GPU),--gpu "$(GPU)") $(if $(GPUS),--gpus "$(GPUS)")
+
+doctor: setup ## show the machine, and what would stop the study from running here
+	@$(KIT) doctor "$(NAMED)"
 
 fetch: setup ## get the study's models and data, and verify them
-	$(KIT) fetch "$(STUDY)"
+	$(KIT) fetch "$(NAMED)"
 
 finetune: fetch ## train the adapters
 merge: finetune ## merge the adapters into the base models
 evaluate: merge ## perplexity and responses
 time: evaluate ## time and memory of inference
 finetune merge evaluate time:
-	$(KIT) $@ $(or $(TRIAL),--all) --study "$(STUDY)"
+	$(KIT) $@ $(or $(TRIAL),--all) --study "$(NAMED)"
 
 run: setup ## fetch, then every stage of every trial that lacks it, several trials at once
 	$(RUN)
@@ -61,21 +66,21 @@ collect: setup ## gather the trials' records in one results file
 tables: setup ## write the paper's tables from the results file; STUDY=published: the paper's numbers
 figures: setup ## draw the paper's figure from the results file
 paper: tables ## one PDF of the tables and the figure; needs LaTeX
-	@$(KIT) figures "$(STUDY)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
-	$(KIT) paper "$(STUDY)" $(TO)
+	@$(KIT) figures "$(NAMED)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
+	$(KIT) paper "$(NAMED)" $(TO)
 status: setup ## show what is done, stale, damaged or missing
 check: setup ## re-hash all that the study's records name, and its models and data
 list: setup ## show the study's trials
 collect status check list:
-	$(KIT) $@ "$(STUDY)"
+	$(KIT) $@ "$(NAMED)"
 tables figures:
-	$(KIT) $@ "$(STUDY)" $(TO) $(if $(filter tables,$@),$(COMPARED))
+	$(KIT) $@ "$(NAMED)" $(TO) $(if $(filter tables,$@),$(COMPARED))
 
 rehearsal: setup ## the paper's study whole, on miniature models, offline, on a CPU: minutes
 	@export HF_HOME="$(REHEARSAL)/hub" HF_HUB_OFFLINE=1 QLORA_REPEAT_CACHE="$(REHEARSAL)/cache"
 	export QLORA_REPEAT_RUNS="$(REHEARSAL)" QLORA_REPEAT_LOCK="$(REHEARSAL)/paper.lock"
 	$(KIT) miniature paper --out "$$HF_HOME"
-	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows TRIAL= OUT="$(REHEARSAL)/tables"
+	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows RANDOMNESS=$(RANDOMNESS) TRIAL= OUT="$(REHEARSAL)/tables"
 
 test: setup ## run the tests
 	$(BIN)python -m pytest

@@ -54,6 +54,16 @@ def test_distinct_responses_are_counted_by_arm_sampling_and_prompt() -> None:
     assert any(note.startswith("—: not measured") for note in made.notes)
 
 
+def test_stale_trials_and_bases_that_it_uses_have_a_footnote() -> None:
+    first, second = arm("adamw-8bit", asked({(QUOTES[0], HOT): ["a", "b"]}), stale_base_inputs=["lock"])
+    stale = {"status": "stale", "stale_inputs": ["code"]}
+    made = table([replace(first, **stale), replace(second, **stale)], "S0")
+    assert [note for note in made.notes if "today" in note] == [
+        "Not of today's settings (changed since: lock): GPT-NeoX-20B before fine-tuning.",
+        "Not of today's settings (changed since: code): GPT-NeoX-20B 8-bit run 1.",
+    ]
+
+
 def test_each_model_has_a_row_and_its_own_prompts() -> None:
     quoting = arm("adamw-8bit", asked({(QUOTES[0], HOT): ["a", "b"]}))
     chatting = arm(

@@ -75,17 +75,20 @@ def states(trial: Trial, *, rehash: bool = True) -> list[str]:
     return [state.state for state in stage_states(trial, NO_CACHE, rehash=rehash).values()]
 
 
+ASKED = {"study", "task", "model", "model_title", "counterpart", "optimizer", "trial", "randomness"}
+ASKED |= {"status", "miniature"}
+"""What a row says of a trial, or of its base, without a measurement."""
+
+
 def numbers(trial: Trial) -> dict[str, Any]:
     """What collect has measured of a trial."""
     for row in collect(trial.study, trial.runs, NO_CACHE):
         if (row.model, row.optimizer, row.trial) == (trial.model_name, trial.optimizer, trial.number):
-            measured = {
+            return {
                 name: value
                 for name, value in dataclasses.asdict(row).items()
-                if not name.startswith("base_") and name != "miniature" and value not in (None, [])
+                if name not in ASKED and not name.startswith("base_") and value not in (None, [])
             }
-            asked = ["study", "task", "model", "model_title", "counterpart", "optimizer", "trial", "status"]
-            return {name: value for name, value in measured.items() if name not in asked}
     raise AssertionError
 
 

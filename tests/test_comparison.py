@@ -63,6 +63,19 @@ def test_an_arm_is_set_beside_its_counterpart() -> None:
     }
 
 
+def test_stale_trials_are_named_on_their_side() -> None:
+    ours = stand_ins(1.0, 2.0)
+    theirs = [replace(row, study="earlier", stale_base_inputs=["lock"]) for row in ours]
+    theirs[1] = replace(theirs[1], status="stale", stale_inputs=["code"])
+    made = compared(ours, theirs, "C1")
+    assert [note for note in made.notes if "today" in note] == [
+        "earlier: Not of today's settings (changed since: lock): SmolLM2-135M before fine-tuning.",
+        "earlier: Not of today's settings (changed since: code): SmolLM2-135M 8-bit run 2.",
+    ]
+    assert cells(made)["SmolLM2-135M, 8-bit"]["earlier", "n"] == "2"
+    assert len([note for note in compared(ours, theirs, "C10").notes if "today" in note]) == 1
+
+
 def test_bases_are_compared_with_as_many_tests_as_there_were() -> None:
     once = stand_ins(1.0, 2.0)
     found = cells(compared(once, PUBLISHED, "C1"))["SmolLM2-135M, base"]

@@ -1,19 +1,21 @@
 """One process at a time: locks that are held, left behind, and fought for."""
 
-import contextlib
+import errno
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qlora_repeat import lock
-from qlora_repeat.errors import BusyError
+from qlora_repeat.errors import BusyError, MissingError
 from qlora_repeat.files import write_json
 from qlora_repeat.lock import exclusive, live_owner
 
@@ -31,7 +33,7 @@ from qlora_repeat.lock import exclusive
 path, inside = map(pathlib.Path, sys.argv[1:])
 got = 0
 sys.stdin.read()
-while got < 40:
+while got < 25:
     try:
         with exclusive(path, "the thing"):
             os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails if another is inside
@@ -43,11 +45,54 @@ while got < 40:
     time.sleep(0.001)
 """
 
-Hold = Callable[[Path], "subprocess.Popen[str]"]
+# Each child dies inside: all but the first find a dead process's lock.
+HEIRS = """
+import os, pathlib, random, signal, sys, time
+from qlora_repeat import lock
+from qlora_repeat.errors import BusyError
+path, inside = map(pathlib.Path, sys.argv[1:])
+got, look = 0, lock._holder
+
+def slow(where):
+    found = look(where)
+    time.sleep(random.SystemRandom().random() * 0.002 * (where == path))  # as on a busy network
+    return found
+
+lock._holder = slow
+sys.stdin.read()
+while got < 25:
+    if not (child := os.fork()):
+        try:
+            with lock.exclusive(path, "the thing"):
+                os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails if another is inside
+                time.sleep(0.001)
+                inside.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+        except BusyError:
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 1:
+        sys.exit(1)
+    got += status == -signal.SIGKILL
+"""
+# Waits for no turn, so that it ends at once where it may not go in.
+OVERTAKER = """
+import pathlib, sys
+from qlora_repeat import lock
+lock.TURN_SECONDS = 0
+with lock.exclusive(pathlib.Path(sys.argv[1]), "the thing"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+Hold = Callable[..., "subprocess.Popen[str]"]
 
 
-def python(script: str, *arguments: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+def python(script: str, *arguments: Path, within: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+    command = [*within, sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -62,8 +107,8 @@ def hold() -> Iterator[Hold]:
     """Starts a process that holds a lock until its input ends."""
     started = []
 
-    def start(path: Path) -> "subprocess.Popen[str]":
-        process = python(HOLDER, path)
+    def start(path: Path, script: str = HOLDER, within: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+        process = python(script, path, within=within)
         started.append(process)
         assert says_held(process, 60)
         return process
@@ -72,6 +117,38 @@ def hold() -> Iterator[Hold]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+def race(script: str, folder: Path) -> list[tuple[int, str]]:
+    """How three processes that start together end, and what they print."""
+    racers = [python(script, folder / "lock.json", folder / "inside") for _ in range(3)]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.close()
+    return [(racer.wait(), racer.stdout.read() if racer.stdout else "") for racer in racers]
+
+
+def owner_of(path: Path) -> dict[str, Any]:
+    """What this process writes into a lock."""
+    with exclusive(path, "the thing"):
+        owner: dict[str, Any] = json.loads(path.read_text())
+    return owner
+
+
+def refusal(path: Path) -> str:
+    """What is said when the lock is asked for, in one line; it stays as it is."""
+    before = path.read_bytes()
+    words = refused(path)
+    assert path.read_bytes() == before
+    assert list(path.parent.glob(".*")) == []
+    return words
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(BusyError) as caught, exclusive(path, "the thing"):
+        pass
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_a_lock_names_its_owner_and_is_gone_afterwards(tmp_path: Path) -> None:
@@ -93,12 +170,9 @@ def test_a_failing_block_gives_the_lock_back(tmp_path: Path) -> None:
 def test_a_held_lock_is_refused_with_the_process_and_host_of_its_holder(tmp_path: Path, hold: Hold) -> None:
     path = tmp_path / "lock.json"
     holder = hold(path)
-    before = path.read_bytes()
-    words = rf"^the thing: process {holder.pid} on {socket.gethostname()} works on it; .* or delete .*lock"
-    with pytest.raises(BusyError, match=words), exclusive(path, "the thing"):
-        pass
-    assert path.read_bytes() == before
-    assert sorted(tmp_path.glob(f"*.{os.getpid()}*")) == []
+    assert refusal(path) == (
+        f"the thing: process {holder.pid} on {socket.gethostname()} works on it; wait, or stop that process"
+    )
     holder.communicate("")
     with exclusive(path, "the thing"):
         assert live_owner(path) is not None
@@ -130,46 +204,272 @@ def test_the_lock_of_a_dead_process_that_nobody_has_waited_for_is_taken_over(
 
 def test_a_process_that_has_the_number_of_a_dead_one_does_not_hold_its_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
-    owner = {"host": socket.gethostname(), "pid": os.getppid(), "started": 1}
-    write_json(path, owner)
+    write_json(path, owner_of(path) | {"pid": os.getppid(), "started": 1})
     with exclusive(path, "the thing"):
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
-def test_the_lock_of_another_host_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("may_signal", [True, False])
+def test_a_process_that_is_hidden_from_this_user_counts_as_alive(
+    may_signal: bool, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc mounted with hidepid shows a user only their own; a signal tells that there is one."""
     path = tmp_path / "lock.json"
-    write_json(path, {"host": "elsewhere", "pid": 2**30, "started": 0.0})
-    with pytest.raises(BusyError, match=f"process {2**30} on elsewhere"), exclusive(path, "the thing"):
-        pass
-    assert path.exists()
+    holder = hold(path)
+    holder.kill()
+    holder.wait()
 
+    def there(pid: int, signal: int) -> None:
+        if not may_signal:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
 
-@pytest.mark.parametrize("content", ["", "null", "[]", "{}"])
-def test_a_lock_that_cannot_be_read_is_respected_and_named(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "lock.json"
-    path.write_text(content)
-    with pytest.raises(BusyError, match=f"or delete {path} if it is no more"), exclusive(path, "the thing"):
-        pass
-    assert path.read_text() == content
-
-
-def test_only_one_of_several_processes_is_inside(tmp_path: Path) -> None:
-    racers = [python(RACER, tmp_path / "lock.json", tmp_path / "inside") for _ in range(3)]
-    for racer in racers:
-        racer.communicate("")
-    assert [racer.returncode for racer in racers] == [0, 0, 0]
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "kill", there)
+    assert f"process {holder.pid} on" in refusal(path)
 
 
 @pytest.mark.parametrize(
-    ("released", "look"),
+    ("owner", "where"),
     [
-        (False, 1),
-        (False, 2),
-        (True, 1),
-        (True, 2),
+        ({"host": "elsewhere"}, "elsewhere works on it"),
+        ({"host": "elsewhere", "boot": "another"}, "elsewhere works on it"),
+        ({"namespaces": []}, "(out of sight: another container or user, or before a restart) works on it"),
+        ({"boot": "another", "machine": "another"}, "before a restart) works on it"),
+        ({"pid": 2**70}, "works on it"),
     ],
 )
+def test_a_lock_that_cannot_be_judged_from_here_is_refused_with_the_command_that_clears_it(
+    owner: dict[str, Any], where: str, tmp_path: Path, hold: Hold
+) -> None:
+    path = tmp_path / "two  words & 'more'" / "lock.json"
+    process = hold(path)
+    process.kill()
+    process.wait()
+    write_json(path, json.loads(path.read_text()) | owner)
+    words = refusal(path)
+    assert words.startswith(f"the thing: process {owner.get('pid', process.pid)} on ")
+    assert where in words
+    assert live_owner(path) == json.loads(path.read_text())
+    advice, _, command = words.partition(": rm ")
+    assert advice.endswith("; wait, stop that process, or if it is no more")
+    subprocess.run(["sh", "-c", f"rm {command}"], check=True, cwd="/", stdin=subprocess.DEVNULL)
+    with exclusive(path, "the thing"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("outside_containers", "machine", "taken"), [(True, None, True), (True, "", False), (False, None, False)]
+)
+def test_the_lock_of_before_a_restart_is_taken_over_where_the_machine_is_known_for_certain(
+    outside_containers: bool,
+    machine: str | None,
+    taken: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its machine-id, which containers on several machines may have from one image."""
+    path = tmp_path / "lock.json"
+    namespace = str(Path("/proc/self/ns/pid").readlink())
+    monkeypatch.setattr(lock, "FIRST_PID_NAMESPACE", namespace if outside_containers else "pid:[1]")
+    monkeypatch.setattr(lock, "_machine", lambda: "an-identity" if machine is None else machine)
+    write_json(path, owner_of(path) | {"boot": "01234567-89ab-cdef-0123-456789abcdef"})  # alive, but for this
+    if taken:
+        with exclusive(path, "the thing"):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert "before a restart) works on it; wait, stop that process, or if it is no more: rm" in refusal(
+            path
+        )
+
+
+def test_a_machine_id_is_not_shown(tmp_path: Path) -> None:
+    path = Path("/etc/machine-id")
+    if not path.is_file() or not (identity := path.read_text().strip()):
+        pytest.skip("this machine has no id")
+    assert identity not in json.dumps(owner_of(tmp_path / "lock.json"))
+
+
+UNSHARE = ("unshare", "--user", "--map-root-user", "--kill-child", "--fork")
+
+
+@pytest.mark.parametrize(
+    "namespace", [("--pid", "--mount-proc"), ("--pid",), ("--net",), ("--time",)], ids=" ".join
+)
+def test_a_process_in_another_container_is_not_taken_for_dead(
+    namespace: tuple[str, ...], tmp_path: Path, hold: Hold
+) -> None:
+    within = (*UNSHARE, *namespace)
+    if not shutil.which("unshare") or subprocess.run([*within, "true"], capture_output=True).returncode:
+        pytest.skip(f"no {' '.join(namespace)} namespaces for this user here")
+    path = tmp_path / "lock.json"
+    holder = hold(path, HOLDER + "    import os; os._exit(0)  # leaves its lock behind", within)
+    pid = json.loads(path.read_text())["pid"]
+    command = f"rm {path}"
+    assert refusal(path) == (
+        f"the thing: process {pid} on {socket.gethostname()} (out of sight: another container or user, "
+        f"or before a restart) works on it; wait, stop that process, or if it is no more: {command}"
+    )
+    holder.communicate("")
+    assert refusal(path).endswith(command)
+    path.unlink()
+    hold(path)  # and the other way round
+    other = subprocess.run(
+        [*within, sys.executable, "-c", HOLDER, path],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert other.stdout == ""
+    assert f"if it is no more: {command}" in other.stderr
+
+
+@pytest.mark.parametrize(
+    "content", ["", "null", "[]", "{}", '{"pid": 1, "host": "a\\nb"}', "[" * 9999, '{"pid": 1']
+)
+def test_a_lock_that_cannot_be_read_is_respected_and_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "lock.json"
+    path.write_text(content)
+    assert refusal(path) == (
+        f"the thing: its lock is unreadable, so who works on it is unknown; if nobody does: rm {path}"
+    )
+    assert live_owner(path) is not None
+
+
+def test_a_lock_that_was_cleared_by_hand_and_taken_by_another_stays_that_ones(
+    tmp_path: Path, hold: Hold
+) -> None:
+    path = tmp_path / "lock.json"
+    with exclusive(path, "the thing"):
+        path.unlink()
+        holder = hold(path)
+    owner = live_owner(path)
+    assert owner is not None
+    assert owner["pid"] == holder.pid
+
+
+def test_a_lock_that_was_cleared_by_hand_needs_no_giving_back(tmp_path: Path) -> None:
+    path = tmp_path / "lock.json"
+    with exclusive(path, "the thing"):
+        path.unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_but_the_lock_stands_in_the_folder_while_it_is_held(tmp_path: Path) -> None:
+    path = tmp_path / "lock.json"
+    with exclusive(path, "the thing"):
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_processes_left_behind_is_removed_with_the_next_lock(tmp_path: Path, hold: Hold) -> None:
+    path = tmp_path / "lock.json"
+    holder = hold(path)
+    alive, dead = tmp_path / ".lock.json.alive", tmp_path / ".lock.json.dead"
+    alive.write_text(json.dumps(owner_of(tmp_path / "other.json")))
+    elsewhere = tmp_path / ".lock.json.elsewhere"
+    write_json(elsewhere, json.loads(alive.read_text()) | {"host": "elsewhere"})
+    for name in (dead, tmp_path / ".other.json.dead"):
+        shutil.copy(path, name)
+    holder.kill()
+    holder.wait()
+    with exclusive(path, "the thing"):
+        pass
+    assert set(tmp_path.iterdir()) == {alive, elsewhere, tmp_path / ".other.json.dead"}
+
+
+def test_a_process_killed_before_its_lock_is_whole_leaves_nothing_that_stops_others(tmp_path: Path) -> None:
+    """Killed when the file that is to be the lock is written, and before it is one."""
+    path = tmp_path / "lock.json"
+    script = """
+import os, pathlib, signal, sys
+from qlora_repeat.lock import exclusive
+os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with exclusive(pathlib.Path(sys.argv[1]), "the thing"):
+    pass
+"""
+    python(script, path).communicate()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert live_owner(path) is None
+    with exclusive(path, "the thing"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failure", [errno.EEXIST, errno.EIO])
+def test_a_link_that_is_made_though_nfs_reports_a_failure_is_a_lock(
+    failure: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock.json"
+    link = os.link
+
+    def forgetful(old: Path, new: Path) -> None:
+        link(old, new)
+        raise OSError(failure, os.strerror(failure), str(old), None, str(new))
+
+    monkeypatch.setattr(os, "link", forgetful)
+    with exclusive(path, "the thing"):
+        assert list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_system_call_that_locks_a_file_is_made(tmp_path: Path) -> None:
+    """A file system may refuse them, or say yes to two machines."""
+    if not (strace := shutil.which("strace")):
+        pytest.skip("no strace here")
+    path, calls = tmp_path / "lock.json", tmp_path / "calls"
+    script = python(
+        HOLDER, path, within=(strace, "-f", "-o", str(calls), "-e", "trace=flock,fcntl,link,linkat")
+    )
+    assert script.communicate("")[0] == "held\n"
+    if not (told := calls.read_text()).count("lock.json"):
+        pytest.skip("strace cannot trace here")
+    assert "flock" not in told
+    assert "LK" not in told  # F_SETLK, F_OFD_SETLKW and the like
+
+
+def test_a_folder_that_takes_no_lock_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "file" / "lock.json"  # below a file, where not even root can write
+    path.parent.write_text("")
+    with pytest.raises(MissingError) as caught, exclusive(path, "the thing"):
+        pass
+    assert str(caught.value) == (
+        f"{path}: no lock can be made (File exists); "
+        f"its folder must be writable, not full, and on a file system that has hard links"
+    )
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_a_disk_that_is_full_is_told_and_nothing_is_left(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock.json"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    words = rf"{path}: no lock can be made \(No space left on device\); "
+    with pytest.raises(MissingError, match=words), exclusive(path, "the thing"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_block_is_not_taken_for_one_of_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), exclusive(tmp_path / "lock.json", "the thing"):
+        tmp_path.read_text()
+
+
+def test_only_one_of_several_processes_is_inside(tmp_path: Path) -> None:
+    assert race(RACER, tmp_path) == [(0, "")] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_one_of_several_processes_takes_over_from_a_dead_one(tmp_path: Path) -> None:
+    assert race(HEIRS, tmp_path) == [(0, "")] * 3
+    with exclusive(tmp_path / "lock.json", "the thing"):
+        assert list(tmp_path.iterdir()) == [tmp_path / "lock.json"]
+
+
+@pytest.mark.parametrize(("released", "look"), [(False, 1), (False, 2), (False, 3), (True, 1)])
 def test_two_processes_that_find_no_owner_do_not_both_get_in(
     released: bool, look: int, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,28 +478,114 @@ def test_two_processes_that_find_no_owner_do_not_both_get_in(
     if not released:
         owner.kill()
         owner.wait()
-    looks = 0
-    other: subprocess.Popen[str] | None = None
+    others: list[subprocess.Popen[str]] = []
     other_is_inside = False
+    taken = looks = 0
+    judged = lock._holder
 
     def overtaken(where: Path) -> object:
-        """This process finds that nobody holds the lock, and then another one is faster."""
-        nonlocal looks, other, other_is_inside
+        """This process finds that nobody alive holds the lock, and then another one is faster."""
+        nonlocal looks, taken, other_is_inside
         if owner.poll() is None:
             owner.communicate("")  # it gives the lock back just before it is looked at
-        found = live_owner(where)
-        looks += where == path and found is None
-        if looks == look and other is None:
-            other = python(HOLDER, path)
-            other_is_inside = says_held(other, 5)  # no longer, should the other have to wait for this one
+        found = judged(where)
+        looks += 1
+        assert found is None or found.state == "dead" or others
+        if looks == look:
+            others.append(python(OVERTAKER, path))
+            other_is_inside = says_held(others[0], 60)
+            taken = path.stat().st_ctime_ns if other_is_inside else 0
         return found
 
-    monkeypatch.setattr(lock, "live_owner", overtaken)
-    both_are_inside = False
-    with contextlib.suppress(BusyError), exclusive(path, "the thing"):
-        both_are_inside = other_is_inside or (other is not None and says_held(other, 0))
-    if other is not None:
-        other.kill()
-        other.communicate()
-    assert looks, "this process never looked for an owner"
-    assert not both_are_inside
+    monkeypatch.setattr(lock, "_holder", overtaken)
+    try:
+        with exclusive(path, "the thing"):
+            assert not other_is_inside
+    except BusyError as error:
+        assert other_is_inside
+        assert f"process {others[0].pid} on" in str(error)
+        assert path.stat().st_ctime_ns == taken, "the other's lock was moved or made anew"
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+    assert others, "this process never looked for an owner"
+
+
+def test_a_lock_that_another_host_takes_while_a_dead_one_is_removed_is_put_back(
+    tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock.json"
+    holder = hold(path)
+    holder.kill()
+    holder.wait()
+    looks = 0
+    judged = lock._holder
+
+    def late(where: Path) -> object:
+        nonlocal looks
+        looks += 1
+        found = judged(where)
+        if looks == 2:  # somebody clears the lock by hand, and goes on with the trial on another host
+            path.unlink()
+            write_json(path, owner_of(tmp_path / "other.json") | {"host": "elsewhere"})
+        return found
+
+    monkeypatch.setattr(lock, "_holder", late)
+    assert "on elsewhere works on it" in refused(path)
+    assert json.loads(path.read_text())["host"] == "elsewhere"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_turn_that_another_process_does_not_give_back_is_told(
+    tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock.json"
+    holder = hold(path)
+    holder.kill()
+    holder.wait()
+    monkeypatch.setattr(lock, "TURN_SECONDS", 0)
+    with lock._turn(path, "the thing"):
+        words = refusal(path)
+    assert words == (
+        "the thing: the process that worked on it is dead, but its lock cannot be removed "
+        f"(Address already in use); try again, or: rm {path}"
+    )
+    with exclusive(path, "the thing"):
+        pass
+
+
+@pytest.mark.parametrize("same", ["link", "mount"])
+def test_those_who_see_the_folder_at_another_path_wait_for_their_turn_too(same: str, tmp_path: Path) -> None:
+    folder, seen = tmp_path / "folder", tmp_path / "seen"
+    folder.mkdir()
+    script = "import pathlib; from qlora_repeat import lock; lock.TURN_SECONDS = 0\n"
+    script += f"with lock._turn(pathlib.Path({str(seen / 'lock.json')!r}), 'the thing'): print('in')"
+    command = [sys.executable, "-c", script]
+    if same == "link":
+        seen.symlink_to(folder)
+    else:
+        seen.mkdir()
+        command = [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            'mount --bind "$1" "$2"; shift 2; exec "$@"',
+            "-",
+            str(folder),
+            str(seen),
+            *command,
+        ]
+        if (
+            not shutil.which("unshare")
+            or subprocess.run([*command[:-3], "true"], capture_output=True).returncode
+        ):
+            pytest.skip("no mounts for this user here")
+    with lock._turn(folder / "lock.json", "the thing"):
+        other = subprocess.run(command, capture_output=True, text=True)
+    assert other.stdout == ""
+    assert "Address already in use" in other.stderr
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "in\n"

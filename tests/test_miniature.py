@@ -11,7 +11,7 @@ import pytest
 from conftest import kit
 from hub_study import MODEL, PICKLED, write_hub_study
 
-from qlora_repeat.data import read_rows, study_prompts
+from qlora_repeat.data import part_rows, study_prompts
 from qlora_repeat.digest import folder_digests
 from qlora_repeat.errors import UsageError
 from qlora_repeat.miniature import write_hub
@@ -187,8 +187,8 @@ def test_both_instructions_of_the_paper_are_in_the_test_part(
     done = kit("fetch", "paper", "--only", "llama2-chat-7b", "--cache", tmp_path)
     assert done.returncode == 0, done.stderr
     asked = PAPER.data["instructions"].prompts
-    test = [row["instruction"] for row in read_rows(PAPER, "instructions", "test", tmp_path)]
-    train = [row["instruction"] for row in read_rows(PAPER, "instructions", "train", tmp_path)]
+    test = [row["instruction"] for row in part_rows(PAPER, "instructions", "test", tmp_path, 42)]
+    train = [row["instruction"] for row in part_rows(PAPER, "instructions", "train", tmp_path, 42)]
     assert len(train) + len(test) == 24926
     assert abs(len(test) - 24926 / 5) < 1
     for beginning in ("If you have no keyboarding skills at all", "Tommy: Many people claim"):
@@ -196,7 +196,7 @@ def test_both_instructions_of_the_paper_are_in_the_test_part(
         assert [text for text in train + test if text.startswith(beginning)] == [
             text for text in test if text.startswith(beginning)
         ]
-    prompts = study_prompts(PAPER, "llama2-chat-7b", tmp_path)
+    prompts = study_prompts(PAPER, "llama2-chat-7b", tmp_path, 42)
     assert [prompt.shown.startswith(start) for prompt, start in zip(prompts, asked, strict=True)] == [
         True,
         True,

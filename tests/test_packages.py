@@ -133,7 +133,7 @@ def test_a_missing_file_of_a_base_is_named(spoilt: tuple[Study, Path]) -> None:
 
 def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> None:
     study, cache = spoilt
-    path = data_folder(study, "quotes", cache) / "train.jsonl"
+    path = data_folder(study, "quotes", cache) / "rows.jsonl"
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(MissingError, match=r"train\.jsonl was changed; delete the folder and run"):
         fetch(study, cache, LOCK, quietly)

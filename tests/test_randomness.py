@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_repeat.randomness import stream_seed, torch_stream
+from qlora_repeat.data import batch_order, split_rows
+from qlora_repeat.randomness import SOURCES, PerTrial, Source, draw_seed, stream_seed, torch_stream
+from qlora_repeat.sources import Data
 
-SOURCES = ["split", "adapter_init", "data_order", "dropout", "generation"]
 PUBLISHED = [976230583, 3434540021, 505533444, 299985713, 1734428444]
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -28,7 +29,7 @@ def test_a_seed_is_accepted_by_every_library(seed: int, source: Any, position: l
 
 def test_a_seed_depends_on_each_argument() -> None:
     seeds = {
-        stream_seed(seed, source, *position)  # type: ignore[arg-type]
+        stream_seed(seed, source, *position)
         for seed in range(20)
         for source in SOURCES
         for position in [(), (0,), (1,), (0, 1), (1, 0), (1, 1, 0.1), (1, 1, 1.0)]
@@ -55,7 +56,7 @@ def test_a_seed_depends_on_nothing_else() -> None:
 
 
 def test_seeds_stay_what_they_were_when_results_were_published() -> None:
-    assert [stream_seed(42, source) for source in SOURCES] == PUBLISHED  # type: ignore[arg-type]
+    assert [stream_seed(42, source) for source in SOURCES] == PUBLISHED
 
 
 def test_fresh_draws_differ_whatever_was_seeded() -> None:
@@ -64,7 +65,7 @@ def test_fresh_draws_differ_whatever_was_seeded() -> None:
         random.seed(1)
         np.random.seed(1)
         torch.manual_seed(1)
-        drawn.add(stream_seed("fresh", "adapter_init"))
+        drawn.add(draw_seed("fresh", "adapter_init", 1))
     assert len(drawn) == 50
     assert all(0 <= seed < 2**32 for seed in drawn)
 
@@ -100,3 +101,66 @@ def test_streams_within_each_other_do_not_mix() -> None:
         with torch_stream(8):
             torch.rand(2)
         assert first + torch.rand(2).tolist() == alone
+
+
+def test_a_seed_is_that_of_all_trials_or_each_has_one_of_its_own() -> None:
+    for source in SOURCES:
+        assert {draw_seed(42, source, trial) for trial in range(1, 8)} == {42}
+        drawn = [draw_seed(PerTrial(42), source, trial) for trial in range(1, 8)]
+        assert len(set(drawn)) == 7
+        assert drawn == [draw_seed(PerTrial(42), source, trial) for trial in range(1, 8)]
+        assert drawn != [draw_seed(PerTrial(43), source, trial) for trial in range(1, 8)]
+
+
+QUOTES = Data("text-generation", "fortunes", 20, 4, seed=1, sha256="0" * 64)
+ROWS = [{"quote": str(number)} for number in range(20)]
+
+
+def draw(source: Source, seed: int, step: int) -> Any:
+    """What the kit draws from a source at a step."""
+    if source == "split":
+        return split_rows(QUOTES, ROWS, seed)["test"]
+    if source == "data_order":
+        return batch_order(9, 2, 12, seed)[step]
+    with torch_stream(stream_seed(seed, source, step)):
+        if source == "adapter_init":
+            return torch.nn.init.kaiming_uniform_(torch.empty(4, 3)).tolist()
+        if source == "dropout":
+            return torch.nn.functional.dropout(torch.ones(40)).tolist()
+        return torch.multinomial(torch.ones(50), 5).tolist()
+
+
+def disturb(how: int) -> None:
+    """What another library, an evaluation or a user's code does to the generators of a process."""
+    random.seed(how)
+    np.random.seed(how)
+    np.random.rand(how)
+    torch.manual_seed(how)
+    torch.rand(how)
+
+
+DRAWS = st.tuples(st.sampled_from(SOURCES), st.integers(0, 3), st.integers(0, 11))
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(DRAWS, st.integers(0, 99)), max_size=12))
+def test_a_draw_is_the_same_whatever_was_drawn_before_it(program: list[Any]) -> None:
+    """Any draws from any sources in any order, with anything else that draws in between."""
+    mixed = []
+    for action in program:
+        if isinstance(action, int):
+            disturb(action)
+        else:
+            mixed.append(draw(*action))
+    disturb(0)
+    assert mixed == [draw(*action) for action in program if not isinstance(action, int)]
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["dropout", "generation", "adapter_init"]), st.integers(0, 2**32 - 1))
+def test_a_draw_leaves_no_trace_in_the_process(source: Source, state: int) -> None:
+    torch.manual_seed(state)
+    undisturbed = torch.rand(3).tolist()
+    torch.manual_seed(state)
+    draw(source, 42, 1)
+    assert torch.rand(3).tolist() == undisturbed

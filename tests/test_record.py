@@ -200,7 +200,7 @@ def digests(package: Path) -> dict[str, str]:
     assert spec.loader is not None
     inputs: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(inputs)
-    return {stage: inputs.code_digest(module) for stage, module in MODULES.items()}
+    return {stage: inputs.code_digest(*modules) for stage, modules in MODULES.items()}
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,15 @@ def digests(package: Path) -> dict[str, str]:
         ("perplexity", ["evaluate"]),
         ("respond", ["evaluate", "time"]),
         ("timing", ["time"]),
-        ("randomness", ["finetune", "evaluate", "time"]),
+        ("randomness", ["finetune", "merge", "evaluate", "time"]),
+        ("kernels", ["finetune", "merge", "evaluate", "time"]),
+        ("checkpoint", ["finetune"]),
         ("base_model", ["finetune", "merge", "evaluate", "time"]),
         ("weights", ["finetune", "merge", "evaluate", "time"]),
         ("record", []),
         ("check", []),
-        ("tables", []),
-        ("table_content", []),
+        ("render/tables", []),
+        ("render/table_content", []),
         ("collect", []),
         ("runner", []),
         ("progress", []),
@@ -230,9 +232,72 @@ def test_a_change_to_a_module_makes_stale_what_imports_it(
 ) -> None:
     before = digests(package)
     with (package / f"{module}.py").open("a", encoding="utf-8") as file:
-        file.write("# a change\n")
+        file.write("\nA_CHANGE = 1\n")
     after = digests(package)
     assert [stage for stage in before if before[stage] != after[stage]] == stages
+
+
+MODULE = '''"""What this is for."""
+
+from qlora_repeat.trial import Trial
+
+SIZE = 30  # as many as there are
+
+
+def told(trial: Trial, size: int = 1) -> str:
+    """Tells it."""
+    # A word about it.
+    return f"{trial.name} of {size * 2}"
+'''
+
+
+def made_stale(package: Path, old: str, new: str) -> list[str]:
+    """The stages whose code is another if this text in a module of one stage is."""
+    assert old in MODULE
+    (package / "timing.py").write_text(MODULE)
+    before = digests(package)
+    (package / "timing.py").write_text(MODULE.replace(old, new))
+    after = digests(package)
+    return [stage for stage in before if before[stage] != after[stage]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("What this is for", "What is this for"),
+        ("    # A word about it.\n", ""),
+        ("# as many as there are", "# so many   \n\n\n"),
+        ("Tells it.", "Tells it.\n\n    At length.\n    "),
+    ],
+    ids=["module's docstring", "comment", "comment, spaces and blank lines", "function's docstring"],
+)
+def test_what_is_said_about_code_makes_nothing_stale(old: str, new: str, package: Path) -> None:
+    assert made_stale(package, old, new) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("int = 1", "int = 2"), (" of {", " in {"), ("* 2", "+ 2"), ("SIZE = 30", "SIZE = 31")],
+    ids=["default value", "text", "operator", "number"],
+)
+def test_what_code_does_makes_its_stage_stale(old: str, new: str, package: Path) -> None:
+    assert made_stale(package, old, new) == ["time"]
+
+
+def test_modules_are_followed_however_they_are_imported(package: Path) -> None:
+    (package / "render" / "deep.py").write_text("VALUE = 1\n")
+    for line in (
+        "from qlora_repeat.render.deep import VALUE",
+        "from qlora_repeat.render import deep",
+        "import qlora_repeat.render.deep",
+        "def late():\n    from qlora_repeat.render.deep import VALUE",
+    ):
+        (package / "timing.py").write_text(f"{line}\n")
+        (package / "render" / "deep.py").write_text("VALUE = 1\n")
+        before = digests(package)
+        (package / "render" / "deep.py").write_text("VALUE = 2\n")
+        after = digests(package)
+        assert [stage for stage in before if before[stage] != after[stage]] == ["time"], line
 
 
 def test_where_the_kit_stands_makes_nothing_stale(package: Path) -> None:

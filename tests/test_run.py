@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, kit
+from tiny import write_study
 
 from qlora_repeat import runner
 from qlora_repeat.results import read_results
@@ -24,8 +25,6 @@ TRIALS = [f"{arm}/{number}" for arm in ARMS for number in (1, 2)]
 @pytest.fixture(scope="module")
 def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """A study killed half way and run again: its file, its runs, and what was done before the kill."""
-    from tiny import write_study
-
     folder = tmp_path_factory.mktemp("run")
     study, runs = write_study(folder), folder / "runs"
     command = [KIT, "run", study, "--runs", runs, "--cache", cache]
@@ -38,6 +37,8 @@ def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     before = done_trials(runs)
     assert 3 <= len(before) < len(TRIALS)
     wait_for_idle(runs)
+    checked = kit("check", study, "--runs", runs, "--cache", cache)
+    assert checked.returncode == 0, f"a kill damages nothing: {checked.stdout}"
     stamps = {name: finetune_record(runs, name).stat().st_mtime_ns for name in before}
     second = subprocess.run([*command, "--jobs", "2"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert second.returncode == 0, second.stderr
@@ -125,6 +126,9 @@ def test_damage_is_named_and_done_again_and_nothing_else(
         assert f" is damaged: {path}: " in again.stderr
     assert "3 jobs" in again.stderr
     assert "8 of 8 trials done" in kit("collect", *options).stdout
+    checked = kit("check", *options)
+    assert checked.returncode == 0, checked.stdout
+    assert " files of 8 trials hold what their records say, and " in checked.stdout
     done = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
     first = finetune_record(runs, TRIALS[0]).parent
     assert {path for path in done if first not in path.parents} == {record, base}
@@ -163,6 +167,90 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(cache: Path, study_file: Pa
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
     assert not list(runs.rglob("lock.json"))
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "group", "code"),
+    [
+        ("run", signal.SIGTERM, False, 6),
+        ("run", signal.SIGUSR1, True, 6),
+        ("run", signal.SIGINT, True, 130),
+        ("trial", signal.SIGTERM, False, 6),
+        ("trial", signal.SIGINT, False, 130),
+    ],
+)
+def test_a_fine_tuning_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on_from_it(
+    command: str, number: signal.Signals, group: bool, code: int, cache: Path, tmp_path: Path
+) -> None:
+    """By its own process, or by those of its group at once, as a scheduler and a terminal do."""
+    study = write_study(
+        tmp_path, ("\nsteps = 3", "\nsteps = 60"), ("checkpoint_every = 2", "checkpoint_every = 1000")
+    )
+    runs = tmp_path / "runs"
+    options = ["--runs", runs, "--cache", cache]
+    line = (
+        [command, study, *options] if command == "run" else [command, TRIALS[0], "--study", study, *options]
+    )
+    process = subprocess.Popen(
+        [KIT, *map(str, line)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    trace = finetune_record(runs, TRIALS[0]).parent / "unfinished" / "trace.jsonl"
+    while not (trace.exists() and len(trace.read_text().splitlines()) > 3) and process.poll() is None:
+        time.sleep(0.02)
+    (os.killpg if group else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert not [*runs.rglob("lock.json"), *runs.rglob("failed.json")]
+    (checkpoint,) = trace.parent.glob("step-*")
+    again = kit("finetune", TRIALS[0], "--study", study, *options)
+    assert again.returncode == 0, again.stderr
+    found = json.loads(finetune_record(runs, TRIALS[0]).read_text())["outputs"]
+    assert found["resumed_from"] == int(checkpoint.name.removeprefix("step-"))
+    assert found["steps"] == 60
+
+
+def test_a_bitwise_run_has_no_spread_and_leaves_other_profiles_alone(
+    finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    study, runs, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (runs / "tiny").rglob("*")}
+    options = ["--runs", runs, "--cache", cache]
+    done = kit("run", study, "--randomness", "bitwise", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 different adapters in 2 trials; 2 are alike") == len(ARMS)
+    assert {path: path.stat().st_mtime_ns for path in (runs / "tiny").rglob("*")} == before
+    assert "every trial is done" in kit("run", study, *options).stdout
+    kit("collect", f"{study}@bitwise", *options)
+    kit("tables", f"{study}@bitwise", "--runs", runs, "--out", tmp_path / "tables")
+    table = (tmp_path / "tables" / "table-01.md").read_text()
+    spread = [line for line in table.splitlines() if line.startswith("| SD")]
+    assert [line.replace(" ", "") for line in spread] == ["|SD|0|0|"]
+    assert "tiny@bitwise" in table
+
+
+def test_the_seeds_of_a_record_repeat_its_trial(
+    finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    study, runs, _ = finished
+    record = finetune_record(tmp_path, TRIALS[0])
+    shutil.copytree(finetune_record(runs, TRIALS[0]).parent, record.parent)
+    before = json.loads(record.read_text())["outputs"]
+    options = ["--force", "--study", study, "--runs", tmp_path, "--cache", cache]
+    digests = []
+    for more in (["--same-seeds"], []):
+        assert kit("finetune", TRIALS[0], *options, *more).returncode == 0
+        digests.append(json.loads(record.read_text())["outputs"]["adapter_digest"])
+    assert digests[0] == before["adapter_digest"] != digests[1]
+    nothing = kit("trial", TRIALS[1], *options, "--same-seeds")
+    assert nothing.returncode == 2
+    assert "there is none yet" in nothing.stderr
 
 
 def test_a_trial_that_another_process_runs_is_refused(cache: Path, study_file: Path, tmp_path: Path) -> None:
@@ -210,8 +298,6 @@ def test_two_runs_at_once_do_the_study_together(cache: Path, study_file: Path, t
 
 
 def test_a_trial_alone_and_in_a_run_has_the_same_bits(cache: Path, tmp_path: Path) -> None:
-    from tiny import write_study
-
     study = write_study(tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"))
     options = ["--study", study, "--cache", cache, "--runs"]
     alone = kit("finetune", TRIALS[0], *options, tmp_path / "alone")

@@ -78,7 +78,13 @@ MISTAKES = {
     "no trials": ("trials = 2", "trials = 0", "key trials", "greater than 0", "found 0"),
     "certain dropout": ("dropout = 0.05", "dropout = 1.0", "key lora.dropout", "less than 1", "found 1.0"),
     "not a number": ("temperature = 1.0", "temperature = nan", "key generation.samplings.0.temperature"),
-    "negative seed": ("split = 42", "split = -1", "key randomness.split", "found -1"),
+    "negative seed": ("split = 42", "split = -1", "key profiles.as-published.split", "found -1"),
+    "unknown profile": ('profile = "as-published"', 'profile = "exact"', "profile is 'exact'; the study has"),
+    "kernels": ('= "deterministic"', '= "exact"', "profiles.bitwise.kernels", "found 'exact'"),
+    "a seed for no trial": (
+        "[profiles.seeded]\nsplit = 42", "[profiles.seeded]\nsplit = { per_run = 42 }",
+        "profiles.seeded.split", "per_trial",
+    ),
     "unknown optimizer": ('"adamw-8bit", ', '"sgd", ', "'adamw-8bit' or 'adamw-32bit'", "found 'sgd'"),
     "an optimizer twice": ('"adamw-8bit", ', '"adamw-32bit", ', "optimizers names one twice"),
     "unknown base": (
@@ -291,7 +297,7 @@ def test_what_the_file_cuts_shorter_stays_so(tmp_path: Path) -> None:
             "4-rows-",
             "12-steps-",
         ),
-        *("12-steps4-rows", "4-rows-12-steps", "12-steps-12-steps", "12-steps@4-rows", " 4-rows"),
+        *("12-steps4-rows", "4-rows-12-steps", "12-steps-12-steps", " 4-rows", "Bitwise"),
     ],
 )
 def test_another_way_to_cut_short_is_told_in_one_line(variant: str, tmp_path: Path) -> None:
@@ -299,8 +305,32 @@ def test_another_way_to_cut_short_is_told_in_one_line(variant: str, tmp_path: Pa
     with pytest.raises(UsageError) as caught:
         load_study(f"{path}@{variant}")
     assert str(caught.value) == (
-        f"study tiny@{variant}: after @ come N-steps, N-rows or N-steps-N-rows, to cut it short"
+        f"study tiny@{variant}: after @ comes a profile of randomness (as-published, seeded, bitwise), "
+        "or N-steps, N-rows or N-steps-N-rows to cut the study short"
     )
+
+
+@pytest.mark.parametrize("variant", ["12-steps@4-rows", "seeded@bitwise", "seeded@bitwise@4-rows"])
+def test_two_of_a_kind_after_the_name_are_refused(variant: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"study tiny@{variant}: give one profile and one cut at most"):
+        load_study(f"{write_study(tmp_path)}@{variant}")
+
+
+def test_another_profile_changes_the_randomness_and_the_folder_and_nothing_else(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    plain, bitwise = load_study(str(path)), load_study(f"{path}@bitwise")
+    assert (plain.randomness.kernels, bitwise.randomness.kernels) == ("default", "deterministic")
+    assert (plain.label, bitwise.label) == ("tiny", "tiny@bitwise")
+    assert dataclasses.replace(bitwise, profile="as-published", variant="") == plain
+    assert load_study(f"{path}@as-published") == plain, "which is the file's own"
+
+
+@pytest.mark.parametrize("name", ["bitwise@2-steps-4-rows", "2-steps-4-rows@bitwise"])
+def test_a_profile_and_a_cut_go_together(name: str, tmp_path: Path) -> None:
+    study = load_study(f"{write_study(tmp_path)}@{name}")
+    assert study.label == "tiny@bitwise@2-steps-4-rows"
+    assert study.randomness.kernels == "deterministic"
+    assert study.models["tiny-neox"].training.max_steps == 2
 
 
 def test_an_at_sign_in_a_folder_cuts_nothing_short(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A trial through all its stages, on real NF4 models of both architectures."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tiny import write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
-from qlora_repeat.data import encode, read_rows, study_prompts
+from qlora_repeat.data import encode, part_rows, study_prompts
 from qlora_repeat.digest import weights_digest
 from qlora_repeat.errors import StageError
 from qlora_repeat.evaluate import measure_losses
@@ -22,6 +21,7 @@ from qlora_repeat.record import read_record, write_record
 from qlora_repeat.respond import respond
 from qlora_repeat.stages import run_base, run_stages, stage_states, trial_state
 from qlora_repeat.study import load_study
+from qlora_repeat.trace import Step, read_trace
 from qlora_repeat.trial import STAGES, Trial, all_trials, find_trial
 
 MODELS = ["tiny-neox", "tiny-llama-chat"]
@@ -95,7 +95,7 @@ def test_perplexity_is_what_transformers_own_loss_gives_one_by_one(trial: Trial,
     model = load_full(trial.merged, "float32")
     tokenizer = load_tokenizer(trial.merged)
     total, tokens = 0.0, 0
-    for row in read_rows(trial.study, trial.model.data, "test", cache)[:6]:
+    for row in part_rows(trial.study, trial.model.data, "test", cache, 42)[:6]:
         ids = tokenizer(trial.model.template.format(**row), return_tensors="pt").input_ids
         with torch.inference_mode():
             total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
@@ -113,10 +113,27 @@ def test_responses_are_recorded_for_each_prompt_and_sampling(trial: Trial) -> No
 
 
 def test_the_trace_has_every_step(trial: Trial) -> None:
-    steps = [json.loads(line) for line in trial.trace.read_text().splitlines()]
-    assert [step["step"] for step in steps] == [1, 2, 3]
-    assert all(math.isfinite(step["loss"]) and step["gradient_norm"] > 0 for step in steps)
-    assert steps[-1]["loss"] == outputs(trial, "finetune")["final_loss"]
+    start, *steps = read_trace(trial.trace)
+    assert start == Step(0, adapter=start.adapter)
+    assert [step.step for step in steps] == [1, 2, 3]
+    assert all(math.isfinite(step.loss or math.nan) and (step.gradient_norm or 0) > 0 for step in steps)
+    assert [step.learning_rate for step in steps] == [trial.model.training.learning_rate] * 3
+    assert [len(step.examples or []) for step in steps] == [1, 1, 1]
+    found = outputs(trial, "finetune")
+    assert steps[-1].loss == found["final_loss"]
+    assert steps[-1].adapter == found["adapter_digest"]
+    assert len({step.adapter for step in (start, *steps)}) == 4
+
+
+def test_the_trace_names_the_rows_that_were_seen(trial: Trial, cache: Path) -> None:
+    rows = part_rows(trial.study, trial.model.data, "train", cache, 42)
+    examples = encode(load_tokenizer(trial.merged), trial.model, rows)
+    for step in read_trace(trial.trace)[1:]:
+        assert step.tokens == sum(len(examples[row].ids) for row in step.examples or [])
+
+
+def test_nothing_of_a_finished_fine_tuning_is_unfinished(trial: Trial) -> None:
+    assert not trial.unfinished.exists()
 
 
 def test_the_8bit_arm_keeps_8bit_state(trial: Trial) -> None:
@@ -130,10 +147,10 @@ def test_peak_memory_is_that_of_this_process(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_same_seeds_give_the_same_bits_and_other_state_precision_other_bits(
-    model: str, cache: Path, tmp_path: Path
+def test_seeded_trials_give_the_same_bits_and_other_state_precision_other_bits(
+    model: str, cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
-    study = load_study(str(write_study(tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"))))
+    study = load_study(f"{study_file}@seeded")
     digests = {}
     for name in ("adamw-8bit/1", "adamw-8bit/2", "adamw-32bit/1"):
         trial = find_trial(study, f"{model}/{name}", tmp_path / "runs")
@@ -145,8 +162,6 @@ def test_the_same_seeds_give_the_same_bits_and_other_state_precision_other_bits(
 
 
 def test_fresh_adapters_differ_and_can_be_drawn_again(cache: Path, study_file: Path, tmp_path: Path) -> None:
-    from qlora_repeat.finetune import finetune
-
     study = load_study(str(study_file))
     first, second = all_trials(study, tmp_path / "runs")[:2]
     for trial in (first, second):
@@ -156,20 +171,9 @@ def test_fresh_adapters_differ_and_can_be_drawn_again(cache: Path, study_file: P
     assert found[0]["adapter_digest"] != found[1]["adapter_digest"]
     # B begins at zero: the first loss is the base model's, and shows that order and dropout are the same.
     assert found[0]["initial_loss"] == found[1]["initial_loss"]
-    again = finetune(second, cache, lambda *_: None, adapter_init=found[0]["seeds"]["adapter_init"])
-    assert again["adapter_digest"] == found[0]["adapter_digest"]
-
-
-def test_what_ran_before_in_the_process_changes_nothing(cache: Path, tmp_path: Path) -> None:
-    study = load_study(str(write_study(tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"))))
-    digests = []
-    for number in (1, 2):
-        trial = find_trial(study, f"tiny-neox/adamw-32bit/{number}", tmp_path / "runs")
-        torch.manual_seed(number)
-        torch.rand(number)
-        run_stages(trial, ["finetune"], cache, quiet)
-        digests.append(outputs(trial, "finetune")["adapter_digest"])
-    assert digests[0] == digests[1]
+    run_stages(second, ["finetune"], cache, quiet, force=True, seeds=found[0]["seeds"])
+    assert outputs(second, "finetune")["adapter_digest"] == found[0]["adapter_digest"]
+    assert second.trace.read_bytes() == first.trace.read_bytes()
 
 
 def test_deleted_merged_weights_are_rebuilt_and_then_deleted_again(
@@ -323,7 +327,7 @@ def test_greedy_decoding_gives_the_answers_that_count_as_right(cache: Path, stud
     wanted = study.models["tiny-llama-chat"]
     folder = base_folder(study, wanted.base, cache)
     model, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
-    rows = read_rows(study, wanted.data, "test", cache)
+    rows = part_rows(study, wanted.data, "test", cache, 42)
     example = encode(tokenizer, wanted, rows[:1])[0]
     ids = torch.tensor([example.ids])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -331,7 +335,7 @@ def test_greedy_decoding_gives_the_answers_that_count_as_right(cache: Path, stud
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    measured = measure_losses(study, "tiny-llama-chat", model.eval(), tokenizer, cache, lambda *_: None)
+    measured = measure_losses(study, "tiny-llama-chat", model.eval(), tokenizer, cache, 42, lambda *_: None)
     assert measured["examples"][0]["answered"]
     start = example.answer_start
     decoded = model.generate(ids[:, :start], max_new_tokens=len(example.ids) - start, do_sample=False)
@@ -344,9 +348,9 @@ def test_a_diverged_model_answers_and_is_measured(cache: Path, study_file: Path)
     folder = base_folder(study, "tiny-neox", cache)
     model, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
     model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight.data.fill_(math.nan)
-    measured = measure_losses(study, "tiny-neox", model, tokenizer, cache, lambda *_: None)
+    measured = measure_losses(study, "tiny-neox", model, tokenizer, cache, 42, lambda *_: None)
     assert math.isnan(measured["perplexity"])
-    prompt = study_prompts(study, "tiny-neox", cache)[0]
+    prompt = study_prompts(study, "tiny-neox", cache, 42)[0]
     for sampling in study.generation.samplings:
         assert isinstance(respond(model, tokenizer, prompt, study, "tiny-neox", sampling, 1), str)
 
@@ -358,7 +362,7 @@ def test_another_base_or_split_makes_a_trial_stale_before_it_is_fetched(
     trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", runs)
     run_stages(trial, ["finetune"], cache, quiet)
     for change, name in (
-        (("split = 42", "split = 43"), "data_source"),
+        (("split = 42", "split = 43"), "split"),
         (('sha256 = "b179', 'sha256 = "c179'), "base_source"),
     ):
         changed = find_trial(load_study(str(write_study(tmp_path, change))), trial.name, runs)

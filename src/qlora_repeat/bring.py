@@ -12,15 +12,14 @@ from typing import Any
 
 from qlora_repeat.base_model import MANIFEST, SOURCE, base_folder
 from qlora_repeat.corpus import corpus_rows, hub_rows, json_lines, rows_digest
-from qlora_repeat.data import begins, data_folder
+from qlora_repeat.data import ROWS, data_folder
 from qlora_repeat.digest import file_digest, folder_digests, text_digest
 from qlora_repeat.errors import MissingError
 from qlora_repeat.files import new_folder, write_json, write_text
 from qlora_repeat.hub import snapshot_folder
 from qlora_repeat.packages import verified
 from qlora_repeat.pins import Pin
-from qlora_repeat.randomness import stream_seed
-from qlora_repeat.sources import ROW_KEYS, Hub, Row
+from qlora_repeat.sources import Hub
 from qlora_repeat.study import Study
 from qlora_repeat.weights import check_weights
 
@@ -105,7 +104,7 @@ def save_plain(model: Any, folder: Path) -> None:
 
 
 def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
-    """Brings rows from a hub's cache (`pin`) or their package, verifies, splits and caches them.
+    """Brings rows from a hub's cache (`pin`) or their package, verifies and caches them.
 
     Raises:
         MissingError: a package is missing, or the rows are not those that the study expects.
@@ -123,37 +122,9 @@ def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -
                 f"data {name}: the rows' SHA-256 is {found}, study {study.name} expects {data.sha256}; "
                 "install the locked packages (`make setup`)"
             )
-    texts = {part: json_lines(rows) for part, rows in split_rows(study, name, rows).items()}
+    text = json_lines(rows)
     with new_folder(data_folder(study, name, cache)) as folder:
-        for part, text in texts.items():
-            write_text(folder / f"{part}.jsonl", text)
+        write_text(folder / ROWS, text)
         if pin is not None:
             write_json(folder / SOURCE, asdict(pin))
-        write_json(folder / "manifest.json", {part: text_digest(text) for part, text in texts.items()})
-
-
-def split_rows(study: Study, name: str, rows: list[Row]) -> dict[str, list[Row]]:
-    """The seeded split into train and test (section III).
-
-    The paper's prompts and instructions come from its test part (section VIII). Where the draw has put the
-    row that begins so among those to train on, it changes places with the first test row not asked about.
-    """
-    import datasets
-
-    data = study.data[name]
-    parts = datasets.Dataset.from_list(rows).train_test_split(
-        test_size=data.test_share, seed=stream_seed(study.randomness.split, "split")
-    )
-    train, test = ([dict(row) for row in parts[part]] for part in ("train", "test"))
-    key = ROW_KEYS[data.task][0]
-    for beginning in data.prompts:
-        if any(begins(row[key], beginning) for row in test):
-            continue
-        place = next((at for at, row in enumerate(train) if begins(row[key], beginning)), None)
-        if place is None:
-            continue  # no such row: `study_prompts` tells, where one is needed
-        free = [not any(begins(row[key], each) for each in data.prompts) for row in test]
-        if True in free:
-            other = free.index(True)
-            train[place], test[other] = test[other], train[place]
-    return {"train": train, "test": test}
+        write_json(folder / "manifest.json", {ROWS: text_digest(text)})

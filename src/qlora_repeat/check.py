@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.base_model import base_folder, check_base
+from qlora_repeat.checkpoint import read_sealed
 from qlora_repeat.collect import collect
-from qlora_repeat.data import data_folder, read_rows
-from qlora_repeat.digest import folder_digests, json_digest, known_digest, weights_digest
+from qlora_repeat.data import ROWS, data_folder, read_rows
+from qlora_repeat.digest import folder_digests, known_digest, weights_digest
 from qlora_repeat.errors import KitError, MissingError
-from qlora_repeat.files import read_json
 from qlora_repeat.lock import live_owner
 from qlora_repeat.record import Record, damaged_file
 from qlora_repeat.results import read_results
@@ -102,7 +102,7 @@ def _trial(trial: Trial) -> Iterator[Looked]:
         yield from found
         if stage == "finetune" and all(looked.problem is None for looked in found):
             yield from _finetuned(trial, record)
-    yield from _unfinished(trial.folder / "unfinished")
+    yield from _unfinished(trial.unfinished)
 
 
 def _file(path: Path, kept: Any) -> Looked:
@@ -135,38 +135,39 @@ def _finetuned(trial: Trial, record: Record) -> Iterator[Looked]:
 
 def _unfinished(folder: Path) -> Iterator[Looked]:
     """A fine-tuning in progress: how it started, and its checkpoints."""
-    anew = "`qlora-repeat run` begins this fine-tuning anew"
-    if (folder / "start.json").exists():
-        yield _sealed(folder / "start.json", anew)[0]
+    start, trace = folder / "start.json", folder / "trace.jsonl"
+    if start.exists():
+        whole = read_sealed(start) is not None
+        anew = "`qlora-repeat run` begins this fine-tuning anew"
+        yield Looked(start, None if whole else f"{start}: changed since it was written; {anew}")
     for checkpoint in sorted(folder.glob("step-*")):
-        before = "`qlora-repeat run` goes on from the checkpoint before it, or begins anew"
-        looked, content = _sealed(checkpoint / "checkpoint.json", before)
-        yield looked
-        files, trace = content.get("files", {}), content.get("trace")
-        for name in sorted(files):
-            path = checkpoint / Path(name).name
-            same = path.name == name and path.is_file() and known_digest(path) == files[name]
-            yield Looked(path, None if same else f"{path}: not the bytes that were recorded; {before}")
-        if trace is not None:
-            path = folder / "trace.jsonl"
-            same = path.is_file() and _begins(path, trace["bytes"], trace["sha256"])
-            yield Looked(path, None if same else f"{path}: not what {checkpoint.name} goes on from; {before}")
+        yield from _checkpoint(checkpoint, trace)
 
 
-def _sealed(path: Path, mend: str) -> tuple[Looked, dict[str, Any]]:
-    """JSON that carries its own digest; its content is empty if it is damaged."""
-    try:
-        content = read_json(path, mend)
-    except MissingError as error:
-        return Looked(path, str(error)), {}
-    if not isinstance(content, dict) or content.pop("digest", None) != json_digest(content):
-        return Looked(path, f"{path}: changed since it was written; {mend}"), {}
-    return Looked(path), content
+def _checkpoint(folder: Path, trace: Path) -> Iterator[Looked]:
+    mend = "`qlora-repeat run` goes on from the checkpoint before it, or begins anew"
+    path = folder / "checkpoint.json"
+    content = read_sealed(path)
+    files, position = (content or {}).get("files"), (content or {}).get("trace")
+    if (
+        not isinstance(files, dict)
+        or not isinstance(position, dict)
+        or position.keys() != {"bytes", "sha256"}
+    ):
+        yield Looked(path, f"{path}: gone, or changed since it was written; {mend}")
+        return
+    yield Looked(path)
+    for name, digest in files.items():
+        path = folder / Path(name).name
+        same = path.name == name and path.is_file() and known_digest(path) == digest
+        yield Looked(path, None if same else f"{path}: not the bytes that were recorded; {mend}")
+    same = trace.is_file() and _begins(trace, **position)
+    yield Looked(trace, None if same else f"{trace}: not what {folder.name} goes on from; {mend}")
 
 
-def _begins(path: Path, size: int, sha256: str) -> bool:
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read(size)).hexdigest() == sha256
+def _begins(trace: Path, bytes: int, sha256: str) -> bool:
+    with trace.open("rb") as file:
+        return hashlib.sha256(file.read(bytes)).hexdigest() == sha256
 
 
 def _base_tests(study: Study, runs: Path) -> Iterator[Looked]:
@@ -195,13 +196,12 @@ def _data(study: Study, name: str, cache: Path) -> Iterator[Looked]:
     folder = data_folder(study, name, cache)
     if not folder.is_dir():
         return
-    for part in ("train", "test"):
-        try:
-            read_rows(study, name, part, cache)
-        except MissingError as error:
-            yield Looked(folder / f"{part}.jsonl", str(error))
-        else:
-            yield Looked(folder / f"{part}.jsonl")
+    try:
+        read_rows(study, name, cache)
+    except MissingError as error:
+        yield Looked(folder / ROWS, str(error))
+    else:
+        yield Looked(folder / ROWS)
 
 
 def _results(study: Study, runs: Path, cache: Path) -> list[str]:
@@ -210,9 +210,12 @@ def _results(study: Study, runs: Path, cache: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        same = repr(read_results(path)) == repr(collect(study, runs, cache))  # by repr, for NaN is not NaN
+        found = repr(read_results(path))  # by repr, for NaN is not NaN
     except KitError as error:
         return [str(error)]
+    same = any(
+        found == repr(collect(study, runs, cache, include_stale=with_stale)) for with_stale in (False, True)
+    )
     return (
         [] if same else [f"{path}: not what the records give now; run `qlora-repeat collect` for this study"]
     )

@@ -9,9 +9,9 @@ from typing import Any
 from qlora_repeat.fingerprint import device_name, software_names
 from qlora_repeat.record import Record
 from qlora_repeat.results import Response, TrialResult
-from qlora_repeat.stages import base_state, stage_states, trial_state
+from qlora_repeat.stages import StageState, base_state, stage_states, trial_state
 from qlora_repeat.study import Study
-from qlora_repeat.trial import Stage, Trial, all_trials, base_tests
+from qlora_repeat.trial import STAGES, Stage, Trial, all_trials, base_tests
 
 _MEASURES: dict[Stage, tuple[str, ...]] = {
     "finetune": (
@@ -24,10 +24,17 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def collect(study: Study, runs: Path, cache: Path) -> list[TrialResult]:
-    """One row per trial that the study asks for; only those that are done, and so whole, bring values."""
-    bases = {model: _base_tests(study, model, runs, cache) for model in study.models}
-    rows = [_result(trial, bases[trial.model_name], cache) for trial in all_trials(study, runs)]
+def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = False) -> list[TrialResult]:
+    """One row per trial that the study asks for; only those that are done, and so whole, bring values.
+
+    With `include_stale`, so do those that are stale but complete, and tests of a base that are stale where
+    none is done; the row says what has changed since. A trial whose stages are not of the same adapter and
+    merged model has no values: there would be no one model that they are of.
+    """
+    bases = {model: _base_tests(study, model, runs, cache, include_stale) for model in study.models}
+    rows = [
+        _result(trial, bases[trial.model_name], cache, include_stale) for trial in all_trials(study, runs)
+    ]
     miniature = {row.model for row in rows if row.miniature}
     return [
         dataclasses.replace(row, model_title=f"miniature {row.model_title}")
@@ -37,13 +44,21 @@ def collect(study: Study, runs: Path, cache: Path) -> list[TrialResult]:
     ]
 
 
-def _base_tests(study: Study, model: str, runs: Path, cache: Path) -> list[Record]:
-    """The records of those tests of a base that are done."""
+def _base_tests(
+    study: Study, model: str, runs: Path, cache: Path, include_stale: bool
+) -> list[tuple[Record, list[str]]]:
+    """The records of those tests of a base that count, each with what has changed since."""
     states = [base_state(study, model, number, runs, cache) for number in base_tests(study)]
-    return [state.record for state in states if state.state == "done" and state.record is not None]
+    for wanted in ("done", "stale") if include_stale else ("done",):
+        tests = [(state.record, state.changed) for state in states if state.state == wanted and state.record]
+        if tests:
+            return tests
+    return []
 
 
-def _result(trial: Trial, base: list[Record], cache: Path) -> TrialResult:
+def _result(
+    trial: Trial, base: list[tuple[Record, list[str]]], cache: Path, include_stale: bool
+) -> TrialResult:
     state = trial_state(trial, cache)
     row: dict[str, Any] = {
         "study": trial.study.label,
@@ -54,26 +69,39 @@ def _result(trial: Trial, base: list[Record], cache: Path) -> TrialResult:
         "optimizer": trial.optimizer,
         "trial": trial.number,
         "status": state,
+        "randomness": getattr(trial.study, "profile", None),
     }
     if base:
-        row |= {
-            f"base_{name}": base[0].outputs[name]
-            for name in ("perplexity", "perplexity_example_mean", "accuracy")
-        }
-        row["base_perplexities"] = [record.outputs["perplexity"] for record in base]
-        row["miniature"] = base[0].outputs["miniature"]
-    if state == "done":
-        row |= _measured(trial, cache)
+        first = base[0][0].outputs
+        row |= {f"base_{name}": first[name] for name in ("perplexity", "perplexity_example_mean", "accuracy")}
+        row["base_perplexities"] = [record.outputs["perplexity"] for record, _ in base]
+        row["stale_base_inputs"] = sorted({change for _, changed in base for change in changed})
+        row["miniature"] = first["miniature"]
+    if state == "done" or (state == "stale" and include_stale):
+        states = stage_states(trial, cache)
+        if (changed := _changes(states)) is not None:
+            row |= _measured(states) | {"stale_inputs": changed}
     return TrialResult(**row)
 
 
-def _measured(trial: Trial, cache: Path) -> dict[str, Any]:
+def _changes(states: dict[Stage, StageState]) -> list[str] | None:
+    """What has changed since a trial's records; None if one lacks, or they are not of the same model."""
+    if any(state.record is None or state.state not in ("done", "stale") for state in states.values()):
+        return None
+    changed = {change for state in states.values() for change in state.changed}
+    if changed & {"adapter_digest", "merged_digest"}:
+        return None
+    return sorted(changed - {f"the {stage} stage" for stage in STAGES})
+
+
+def _measured(states: dict[Stage, StageState]) -> dict[str, Any]:
     records: dict[Stage, Record] = {
-        stage: state.record for stage, state in stage_states(trial, cache).items() if state.record is not None
+        stage: state.record for stage, state in states.items() if state.record is not None
     }
     row = {name: records[stage].outputs[name] for stage, names in _MEASURES.items() for name in names}
     trained = records["finetune"]
     return row | {
+        "skipped_steps": trained.outputs.get("skipped_steps"),
         "adapter_init_seed": trained.outputs["seeds"]["adapter_init"],
         **{
             name: [Response(**response) for response in records["evaluate"].outputs.get(name, [])]

@@ -4,12 +4,16 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qlora_repeat.digest import json_digest, text_digest
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.sources import Data, Row
+from qlora_repeat.randomness import stream_seed
+from qlora_repeat.sources import ROW_KEYS, Data, Row
 from qlora_repeat.study import Model, Study
+
+Part = Literal["train", "test"]
+ROWS = "rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,11 @@ class Prompt:
 
 
 def data_folder(study: Study, name: str, cache: Path) -> Path:
-    """Where prepared data stand in the cache: another seed, source or split is another folder."""
+    """Where a data set's rows stand in the cache: another source or seed of its rows is another folder."""
     data = study.data[name]
-    origin = {**vars(data), "hub": vars(data.hub) if data.hub else None, "split": study.randomness.split}
-    kept = {key: value for key, value in origin.items() if key not in ("max_new_tokens", "max_rows")}
+    origin = {**vars(data), "hub": vars(data.hub) if data.hub else None}
+    of_use = ("max_new_tokens", "max_rows", "prompts", "test_share")
+    kept = {key: value for key, value in origin.items() if key not in of_use}
     return cache / "data" / f"{name}-{json_digest(kept)[:16]}"
 
 
@@ -47,30 +52,58 @@ def data_digest(study: Study, name: str, cache: Path) -> str | None:
         return None
 
 
-def read_rows(study: Study, name: str, part: str, cache: Path) -> list[Row]:
-    """The rows of the ``train`` or ``test`` part.
+def read_rows(study: Study, name: str, cache: Path) -> list[Row]:
+    """All rows of a data set, in the order of their source.
 
     Raises:
         MissingError: the data are not in the cache, or their bytes are not the ones that were put there.
     """
     folder = data_folder(study, name, cache)
     try:
-        text = (folder / f"{part}.jsonl").read_text(encoding="utf-8")
-        expected = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))[part]
+        text = (folder / ROWS).read_text(encoding="utf-8")
+        expected = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))[ROWS]
     except (OSError, ValueError, KeyError):
         text, expected = "", None
     if data_digest(study, name, cache) is None:
         raise MissingError(f"{folder}: data {name} are not there; run `qlora-repeat fetch` for this study")
     if text_digest(text) != expected:
-        raise MissingError(
-            f"{folder}/{part}.jsonl was changed; delete the folder and run `qlora-repeat fetch`"
-        )
+        raise MissingError(f"{folder / ROWS} was changed; delete the folder and run `qlora-repeat fetch`")
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def part_rows(study: Study, name: str, part: str, cache: Path) -> list[Row]:
-    """The rows of a part that are trained or tested on: all of them, or the study's first so many."""
-    return read_rows(study, name, part, cache)[: study.data[name].max_rows]
+def split_rows(data: Data, rows: list[Row], seed: int) -> dict[Part, list[Row]]:
+    """The seeded split into train and test (section III).
+
+    The paper's prompts and instructions come from its test part (section VIII). Where the draw has put the
+    row that begins so among those to train on, it changes places with the first test row not asked about.
+    """
+    import datasets
+
+    parts = datasets.Dataset.from_list(rows).train_test_split(
+        test_size=data.test_share, seed=stream_seed(seed, "split")
+    )
+    train, test = ([dict(row) for row in parts[part]] for part in ("train", "test"))
+    key = ROW_KEYS[data.task][0]
+    for beginning in data.prompts:
+        if any(begins(row[key], beginning) for row in test):
+            continue
+        place = next((at for at, row in enumerate(train) if begins(row[key], beginning)), None)
+        if place is None:
+            continue  # no such row: `study_prompts` tells, where one is needed
+        free = [not any(begins(row[key], each) for each in data.prompts) for row in test]
+        if True in free:
+            other = free.index(True)
+            train[place], test[other] = test[other], train[place]
+    return {"train": train, "test": test}
+
+
+def part_rows(
+    study: Study, name: str, part: Part, cache: Path, seed: int, *, whole: bool = False
+) -> list[Row]:
+    """The rows of a part of the split of that seed: the first `max_rows`, or the whole."""
+    data = study.data[name]
+    rows = split_rows(data, read_rows(study, name, cache), seed)[part]
+    return rows if whole else rows[: data.max_rows]
 
 
 def row_text(model: Model, row: Row) -> str:
@@ -81,6 +114,22 @@ def row_text(model: Model, row: Row) -> str:
 def instruction_text(model: Model, row: Row) -> str:
     """The text of a row up to where its answer begins."""
     return model.template.partition("{answer}")[0].format(**row)
+
+
+def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """The places of the examples in each optimizer step's batch: every epoch is shuffled by a stream of its
+    own.
+    """
+    import torch
+
+    batches: list[list[int]] = []
+    epoch = 0
+    while len(batches) < steps:
+        generator = torch.Generator().manual_seed(stream_seed(seed, "data_order", epoch))
+        order = torch.randperm(examples, generator=generator).tolist()
+        batches += [order[start : start + batch_size] for start in range(0, examples, batch_size)]
+        epoch += 1
+    return batches[:steps]
 
 
 def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
@@ -106,8 +155,10 @@ def begins(text: str, beginning: str) -> bool:
     return text.lstrip(" \n\"'“‘").startswith(beginning)
 
 
-def study_prompts(study: Study, model_name: str, cache: Path) -> list[Prompt]:
+def study_prompts(study: Study, model_name: str, cache: Path, seed: int) -> list[Prompt]:
     """What the study asks a model (section VIII): the prompts themselves, or test rows by how they begin.
+
+    `seed` is that of the split.
 
     Raises:
         UsageError: no row of the test part begins so.
@@ -116,7 +167,7 @@ def study_prompts(study: Study, model_name: str, cache: Path) -> list[Prompt]:
     data = study.data[model.data]
     if data.task == "text-generation":
         return [Prompt(text, text, has_options=False) for text in data.prompts]
-    rows = read_rows(study, model.data, "test", cache)
+    rows = part_rows(study, model.data, "test", cache, seed, whole=True)
     return [_instruction(model, data, rows, beginning) for beginning in data.prompts]
 
 

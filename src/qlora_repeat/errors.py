@@ -2,7 +2,8 @@
 
 Exit codes: 0 success; 1 an unexpected failure (a bug: the traceback is shown); 2 a mistake on the
 command line or in a study file; 3 something that the study needs is missing or is not what it was;
-4 a stage failed; 5 another process works on the same trial; 130 stopped by Ctrl-C.
+4 a stage failed; 5 another process works on the same trial; 6 stopped by a signal (SIGTERM, SIGUSR1), to be
+gone on with by the same command; 7 trials that were compared differ; 130 stopped by Ctrl-C.
 """
 
 
@@ -34,3 +35,9 @@ class BusyError(KitError):
     """A trial that another process is working on."""
 
     exit_code = 5
+
+
+class StoppedError(KitError):
+    """Work that was asked to stop by a signal, and is kept as far as it went."""
+
+    exit_code = 6

@@ -7,45 +7,49 @@ from typing import Any
 from qlora_repeat.base_model import base_folder, check_base, is_miniature, load_full, load_tokenizer
 from qlora_repeat.data import Prompt, encode, part_rows, study_prompts
 from qlora_repeat.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
-from qlora_repeat.randomness import stream_seed
+from qlora_repeat.randomness import draw_seed, stream_seed
 from qlora_repeat.respond import answer_letter, respond
 from qlora_repeat.study import Sampling, Study
 from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
 
 
-def evaluate(trial: Trial, cache: Path, report: Report) -> dict[str, Any]:
-    """Tests a trial's merged model.
+def evaluate(trial: Trial, cache: Path, report: Report, split_seed: int) -> dict[str, Any]:
+    """Tests a trial's merged model on the test part of the split that it was fine-tuned with.
 
     Returns:
         The record's outputs: what `measure_losses` gives, and the responses at each sampling.
     """
-    model = load_full(trial.merged, trial.study.precision.compute)
+    study = trial.study
+    model = load_full(trial.merged, study.precision.compute)
     tokenizer = load_tokenizer(trial.merged)
-    outputs = measure_losses(trial.study, trial.model_name, model, tokenizer, cache, report)
-    prompts = study_prompts(trial.study, trial.model_name, cache)
-    outputs["responses"] = responses(trial, model, tokenizer, prompts)
+    outputs = measure_losses(study, trial.model_name, model, tokenizer, cache, split_seed, report)
+    prompts = study_prompts(study, trial.model_name, cache, split_seed)
+    seed = draw_seed(study.randomness.generation, "generation", trial.number)
+    outputs["generation_seed"] = seed
+    outputs["responses"] = responses(trial, model, tokenizer, prompts, seed)
     if trial.repeats_responses:
         outputs["repeated_responses"] = repeated_responses(trial, model, tokenizer, prompts)
     return outputs
 
 
-def evaluate_base(study: Study, model_name: str, cache: Path, report: Report) -> dict[str, Any]:
+def evaluate_base(study: Study, model_name: str, number: int, cache: Path, report: Report) -> dict[str, Any]:
     """Tests the base of one of the study's models, at the same precision and on the same path."""
+    split_seed = draw_seed(study.randomness.split, "split", number)
     base = study.models[model_name].base
     check_base(study, base, cache)
     folder = base_folder(study, base, cache)
     model = load_full(folder, study.precision.compute)
-    measured = measure_losses(study, model_name, model, load_tokenizer(folder), cache, report)
-    return measured | {"miniature": is_miniature(folder)}
+    measured = measure_losses(study, model_name, model, load_tokenizer(folder), cache, split_seed, report)
+    return measured | {"miniature": is_miniature(folder), "split_seed": split_seed}
 
 
 def measure_losses(
-    study: Study, model_name: str, model: Any, tokenizer: Any, cache: Path, report: Report
+    study: Study, model_name: str, model: Any, tokenizer: Any, cache: Path, split_seed: int, report: Report
 ) -> dict[str, Any]:
     """Perplexity and accuracy on the first examples of the test split, with each example's own loss."""
     wanted = study.models[model_name]
-    rows = part_rows(study, wanted.data, "test", cache)[: study.evaluation.examples]
+    rows = part_rows(study, wanted.data, "test", cache, split_seed)[: study.evaluation.examples]
     losses = example_losses(
         model,
         encode(tokenizer, wanted, rows),
@@ -63,8 +67,10 @@ def measure_losses(
     }
 
 
-def responses(trial: Trial, model: Any, tokenizer: Any, prompts: list[Prompt]) -> list[dict[str, Any]]:
-    """The response to each prompt at each sampling, each from a seed of its own."""
+def responses(
+    trial: Trial, model: Any, tokenizer: Any, prompts: list[Prompt], seed: int
+) -> list[dict[str, Any]]:
+    """The response to each prompt at each sampling, each from a stream of its own."""
     return [
         _response(
             trial,
@@ -72,9 +78,7 @@ def responses(trial: Trial, model: Any, tokenizer: Any, prompts: list[Prompt]) -
             tokenizer,
             prompt,
             sampling,
-            stream_seed(
-                trial.study.randomness.generation, "generation", number, sampling.temperature, sampling.top_p
-            ),
+            stream_seed(seed, "generation", number, sampling.temperature, sampling.top_p),
         )
         for number, prompt in enumerate(prompts, 1)
         for sampling in trial.study.generation.samplings
@@ -88,7 +92,7 @@ def repeated_responses(
     ablation = trial.study.ablation
     assert ablation is not None, "only a study with ablation asks for this"
     return [
-        _response(trial, model, tokenizer, prompt, sampling, stream_seed("fresh", "generation"))
+        _response(trial, model, tokenizer, prompt, sampling, draw_seed("fresh", "generation", trial.number))
         for prompt in prompts
         for sampling in trial.study.generation.samplings
         for _ in range(ablation.responses)

@@ -18,6 +18,7 @@ from qlora_repeat.lock import exclusive
 from qlora_repeat.packages import locate
 from qlora_repeat.pins import Kind as RepositoryKind
 from qlora_repeat.pins import LockFile, Pin, read_source
+from qlora_repeat.randomness import draw_seed
 from qlora_repeat.sources import Base, Data, Hub
 from qlora_repeat.study import Study
 
@@ -115,7 +116,7 @@ def fetch(
             items = needed(study, cache, models)
             _bring_all(study, [item for item in items if not item.present], cache, lock, tell)
     for model in models or study.models:
-        study_prompts(study, model, cache)
+        _check_prompts(study, model, cache)
 
 
 def _bring_all(
@@ -123,14 +124,14 @@ def _bring_all(
 ) -> None:
     if any(item.hub is not None and lock.pin(item.hub) is None for item in items):
         lock.require_writable()
-    missing = [_missing(study, item, lock) for item in items]
+    missing = [what_it_takes(study, item, lock) for item in items]
     for each in missing:
         about = megabytes(each.size + each.download)
         tell(f"{each.item.kind} {each.item.name}: missing; {each.origin}; about {about}")
     _require_space(cache, missing)
     for each in missing:
         if each.item.hub is not None and each.pin is not None:
-            require_access(each.item.hub, each.pin, _again(study, each.item, lock))
+            require_access(each.item.hub, each.pin, fetch_command(study, each.item, lock))
     for each in missing:
         _bring(study, each, cache, lock)
         tell(f"{each.item.kind} {each.item.name}: fetched, verified")
@@ -145,10 +146,16 @@ def _require_space(cache: Path, missing: list[Missing]) -> None:
     require_space(cache, size, "QLORA_REPEAT_CACHE")
 
 
-def _missing(study: Study, item: Item, lock: LockFile) -> Missing:
+def what_it_takes(study: Study, item: Item, lock: LockFile) -> Missing:
+    """What it takes to bring an item. A hub is asked, unless the lock file has what is to be known of it.
+
+    Raises:
+        MissingError: it is not to be had: a package is not installed, a hub does not give it.
+        UsageError: the lock file contradicts the study.
+    """
     if item.hub is not None:
         kind: RepositoryKind = "model" if item.kind == "base" else "dataset"
-        pin = lock.pin(item.hub) or resolve(item.hub, kind, _again(study, item, lock))
+        pin = lock.pin(item.hub) or resolve(item.hub, kind, fetch_command(study, item, lock))
         absent = absent_files(item.hub, pin)
         size = sum(
             file.size for name, file in pin.files.items() if item.kind == "data" or name.endswith(".bin")
@@ -190,15 +197,20 @@ def _bring(study: Study, missing: Missing, cache: Path, lock: LockFile) -> None:
     for left in item.folder.parent.glob(f".{item.folder.name}.*"):  # by a fetch that was killed
         shutil.rmtree(left)
     if item.hub is not None and pin is not None:
-        pin = download(item.hub, pin, _again(study, item, lock))
+        pin = download(item.hub, pin, fetch_command(study, item, lock))
     if item.kind == "data":
         prepare_data(study, item.name, cache, pin)
         for name, model in study.models.items():
             if model.data == item.name:
-                study_prompts(study, name, cache)  # tells a wrong prompt before any base is downloaded
+                _check_prompts(study, name, cache)  # before any base is downloaded
     else:
         fetch_base(study, item.name, cache, pin)
     _check(study, item, cache, lock)
+
+
+def _check_prompts(study: Study, model: str, cache: Path) -> None:
+    """Tells a prompt that no row begins with: a split that has the row in its test part is as good as any."""
+    study_prompts(study, model, cache, draw_seed(study.randomness.split, "split", 1))
 
 
 def _check(study: Study, item: Item, cache: Path, lock: LockFile) -> None:
@@ -206,19 +218,18 @@ def _check(study: Study, item: Item, cache: Path, lock: LockFile) -> None:
     if item.kind == "base":
         check_base(study, item.name, cache)
     else:
-        for part in ("train", "test"):
-            read_rows(study, item.name, part, cache)
+        read_rows(study, item.name, cache)
     if item.hub is None:
         return
     pin = read_source(item.folder / SOURCE)
     if pin is None or pin != (lock.pin(item.hub) or lock.add(item.hub, pin)):
         raise MissingError(
             f"{item.folder}: not made from what {lock.path} has for {item.hub.repository}; "
-            f"delete the folder and run {_again(study, item, lock)}"
+            f"delete the folder and run {fetch_command(study, item, lock)}"
         )
 
 
-def _again(study: Study, item: Item, lock: LockFile) -> str:
+def fetch_command(study: Study, item: Item, lock: LockFile) -> str:
     """The command that fetches an item alone, or with the other part of what a model needs."""
     for name, model in study.models.items():
         if item.name == (model.base if item.kind == "base" else model.data):

@@ -1,8 +1,6 @@
 """Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
 
-import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,15 @@ from qlora_repeat.base_model import (
     load_quantised,
     load_tokenizer,
 )
-from qlora_repeat.data import encode, part_rows
+from qlora_repeat.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint
+from qlora_repeat.data import Example, batch_order, encode, part_rows
 from qlora_repeat.digest import weights_digest
-from qlora_repeat.files import new_folder, write_text
-from qlora_repeat.memory import peak_memory, reset_peak_memory
-from qlora_repeat.randomness import stream_seed, torch_stream
+from qlora_repeat.files import new_folder, write_bytes
+from qlora_repeat.kernels import named_operation
+from qlora_repeat.memory import reset_peak_memory
+from qlora_repeat.randomness import draw_seed, stream_seed, torch_stream
+from qlora_repeat.stopping import deferred
+from qlora_repeat.trace import Step, read_trace
 from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
 
@@ -27,67 +29,86 @@ CURVE_POINTS = 30
 OPTIMIZERS = {"adamw-8bit": "paged_adamw_8bit", "adamw-32bit": "paged_adamw_32bit"}
 
 
-def finetune(trial: Trial, cache: Path, report: Report, *, adapter_init: int | None = None) -> dict[str, Any]:
+def finetune(
+    trial: Trial, cache: Path, report: Report, inputs: dict[str, Any], seeds: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Fine-tunes one trial; leaves the adapter in PEFT's own format, and the trace.
 
-    `adapter_init` re-uses a recorded seed instead of drawing one. Training goes on through losses that are
-    not finite, as in the paper; the first such step is reported as `diverged_at`.
+    Goes on from the last checkpoint of an earlier attempt with the same `inputs`, to the same bits as if it
+    had not been interrupted. `seeds` are used for those that the study would draw. Training goes on through
+    losses that are not finite, as in the paper; the first such step is reported as `diverged_at`.
 
     Returns:
         The record's outputs: adapter digest, seeds, losses, seconds of training, peak memory.
+
+    Raises:
+        StoppedError: this process was asked to stop; there is a checkpoint.
+        StageError: an operation has no deterministic form, and the study's profile wants it to.
     """
     study, model = trial.study, trial.model
     check_base(study, model.base, cache)
     folder = base_folder(study, model.base, cache)
+    unfinished = begin(trial.unfinished, inputs, seeds or draw_seeds(trial), study.digest_every)
+    seeds, checkpoint = unfinished.seeds, load_checkpoint(unfinished)
     tokenizer = load_tokenizer(folder)
-    examples = encode(tokenizer, model, part_rows(study, model.data, "train", cache))
-    seeds = {
-        "adapter_init": stream_seed(study.randomness.adapter_init, "adapter_init")
-        if adapter_init is None
-        else adapter_init,
-        "data_order": stream_seed(study.randomness.data_order, "data_order"),
-        "dropout": stream_seed(study.randomness.dropout, "dropout"),
-    }
+    examples = encode(tokenizer, model, part_rows(study, model.data, "train", cache, seeds["split"]))
     reset_peak_memory()
-    with torch_stream(seeds["adapter_init"]):
-        adapted = with_adapter(trial, load_quantised(study, folder))
-    trainer = _trainer(trial, adapted, tokenizer, examples, seeds, report)
-    began = time.perf_counter()
-    with torch_stream(seeds["dropout"]):
+    base = load_quantised(study, folder)
+    with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
+        adapted = with_adapter(trial, base)
+    if checkpoint:
+        _set_adapter(adapted, checkpoint)
+    trainer = _trainer(trial, adapted, tokenizer, examples, unfinished, checkpoint, report)
+    with deferred(), named_operation(trial.model_name):
         trainer.train()
-    seconds = time.perf_counter() - began
-    memory = peak_memory()
+    memory = trainer.peak_memory()
 
-    steps = trainer.trace
+    steps = read_trace(unfinished.trace)
     trial.record("finetune").unlink(missing_ok=True)  # from here on the files are no longer those it names
-    write_text(trial.trace, "".join(json.dumps(step) + "\n" for step in steps))
+    write_bytes(trial.trace, unfinished.trace.read_bytes())
     _name_base(adapted, trial, folder)
     with new_folder(trial.adapter) as adapter:
         adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
     return {
         "adapter_digest": weights_digest(trial.adapter),
         "seeds": seeds,
-        "steps": len(steps),
-        "initial_loss": steps[0]["loss"],
-        "final_loss": steps[-1]["loss"],
+        "steps": len(steps) - 1,
+        "initial_loss": steps[1].loss,
+        "final_loss": steps[-1].loss,
         "loss_curve": loss_curve(steps),
-        "diverged_at": next((step["step"] for step in steps if not math.isfinite(step["loss"])), None),
-        "train_seconds": seconds,
+        "diverged_at": next((step.step for step in steps if step.diverged), None),
+        "skipped_steps": sum(step.skipped for step in steps),
+        "resumed_from": checkpoint.step if checkpoint else None,
         "miniature": is_miniature(folder),
         "optimizer_state": _state_types(trainer.optimizer),
         # Without a GPU neither is there, whatever the study asks for.
         "autocast": trainer.args.fp16 or trainer.args.bf16,
         "loss_scaling": trainer.accelerator.scaler is not None,
+        **trainer.spent_so_far(),
         **memory,
     }
 
 
-def loss_curve(steps: Sequence[dict[str, Any]]) -> list[list[float]]:
+def draw_seeds(trial: Trial) -> dict[str, int]:
+    """The seeds of the sources that a fine-tuning draws from, of which those that are "fresh" are new each
+    time.
+    """
+    profile, number = trial.study.randomness, trial.number
+    return {
+        "split": draw_seed(profile.split, "split", number),
+        "adapter_init": draw_seed(profile.adapter_init, "adapter_init", number),
+        "data_order": draw_seed(profile.data_order, "data_order", number),
+        "dropout": draw_seed(profile.dropout, "dropout", number),
+    }
+
+
+def loss_curve(steps: Sequence[Step]) -> list[list[float]]:
     """The loss in at most 30 points: [epochs done, mean loss of the steps since the last point]."""
-    count = min(len(steps), CURVE_POINTS)
-    ends = [len(steps) * (point + 1) // count for point in range(count)]
-    parts = [steps[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    return [[part[-1]["epoch"], sum(step["loss"] for step in part) / len(part)] for part in parts]
+    points = [(step.epoch, step.loss) for step in steps if step.epoch is not None and step.loss is not None]
+    count = min(len(points), CURVE_POINTS)
+    ends = [len(points) * (point + 1) // count for point in range(count)]
+    parts = [points[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [[part[-1][0], sum(loss for _, loss in part) / len(part)] for part in parts]
 
 
 def with_adapter(trial: Trial, base: Any) -> Any:
@@ -116,34 +137,62 @@ def _name_base(adapted: Any, trial: Trial, folder: Path) -> None:
     named.revision = hub_commit(folder)
 
 
+def _set_adapter(adapted: Any, checkpoint: Checkpoint) -> None:
+    import torch
+
+    parameters = dict(adapted.named_parameters())
+    with torch.no_grad():
+        for name, tensor in checkpoint.adapter.items():
+            parameters[name].copy_(tensor)
+
+
 def _trainer(
-    trial: Trial, model: Any, tokenizer: Any, examples: list[Any], seeds: dict[str, int], report: Report
+    trial: Trial,
+    model: Any,
+    tokenizer: Any,
+    examples: list[Example],
+    unfinished: Unfinished,
+    checkpoint: Checkpoint | None,
+    report: Report,
 ) -> Any:
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, PrinterCallback
 
     from qlora_repeat.tracing import TracingTrainer
 
+    training = trial.model.training
+    order = batch_order(
+        len(examples),
+        training.batch_size,
+        training.total_steps(len(examples)),
+        unfinished.seeds["data_order"],
+    )
     rows = [{"input_ids": example.ids, "labels": example.ids} for example in examples]
+    left = len(order) - (checkpoint.step if checkpoint else 0)
     trainer = TracingTrainer(
         model=model,
-        args=_arguments(trial, len(rows), seeds),
+        args=_arguments(trial, left),
         train_dataset=Dataset.from_list(rows),
         data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; masks no end-of-text token
+        order=order,
+        steps_per_epoch=math.ceil(len(examples) / training.batch_size),
+        unfinished=unfinished,
+        checkpoint=checkpoint,
+        checkpoint_every=trial.study.checkpoint_every,
         report=report,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _arguments(trial: Trial, examples: int, seeds: dict[str, int]) -> Any:
+def _arguments(trial: Trial, steps: int) -> Any:
     import torch
     from transformers import TrainingArguments
 
     training = trial.model.training
     on_gpu, compute = torch.cuda.is_available(), trial.study.precision.compute
     arguments = TrainingArguments(
-        output_dir=str(trial.folder / "trainer"),  # nothing is saved there
+        output_dir=str(trial.unfinished / "trainer"),  # made, and left empty
         save_strategy="no",
         report_to="none",
         logging_strategy="no",
@@ -161,9 +210,7 @@ def _arguments(trial: Trial, examples: int, seeds: dict[str, int]) -> Any:
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
-        max_steps=training.total_steps(examples),
-        seed=seeds["dropout"],
-        data_seed=seeds["data_order"],
+        max_steps=steps,
         dataloader_num_workers=0,
         dataloader_pin_memory=on_gpu,
     )

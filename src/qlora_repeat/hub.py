@@ -71,7 +71,23 @@ def resolve(hub: Hub, kind: Kind, again: str) -> Pin:
 
 
 def _cached(hub: Hub, kind: Kind, again: str) -> Pin | None:
-    """What the hub's cache has of a revision; None if it knows nothing of it.
+    """The pin of what the hub's cache has of a revision; None if it knows nothing of it.
+
+    Raises:
+        MissingError: it has a part of what the study needs.
+    """
+    found = cached_files(hub, kind, again)
+    if found is None:
+        return None
+    commit, paths = found
+    files = {name: PinnedFile(path.stat().st_size, file_digest(path)) for name, path in paths.items()}
+    return Pin(kind, hub.revision, commit, files)
+
+
+def cached_files(hub: Hub, kind: Kind, again: str) -> tuple[str, dict[str, Path]] | None:
+    """The commit of a revision, and the files that a study needs of it, in the hub's cache; unread.
+
+    None if the cache knows nothing of the revision.
 
     Raises:
         MissingError: it has a part of what the study needs.
@@ -95,10 +111,7 @@ def _cached(hub: Hub, kind: Kind, again: str) -> Pin | None:
     absent += [name for name, path in needed.items() if not path.is_file()]
     if absent:
         raise _not_here(hub, absent, "the hub cannot be asked", again)
-    files = {
-        name: PinnedFile(path.stat().st_size, file_digest(path)) for name, path in sorted(needed.items())
-    }
-    return Pin(kind, hub.revision, commit, files)
+    return commit, dict(sorted(needed.items()))
 
 
 def _needed(hub: Hub, kind: Kind, files: dict[str, _File]) -> tuple[dict[str, _File], list[str]]:

@@ -7,20 +7,21 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from qlora_repeat.bare_code import bare_code
 from qlora_repeat.base_model import base_digest, base_folder
 from qlora_repeat.data import data_digest, data_folder
-from qlora_repeat.digest import file_digest, json_digest
+from qlora_repeat.digest import json_digest, text_digest
 from qlora_repeat.fingerprint import lock_digest, packages
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial
 
-MODULES: dict[Stage, str] = {
-    "finetune": "finetune",
-    "merge": "merge",
-    "evaluate": "evaluate",
-    "time": "timing",
+MODULES: dict[Stage, tuple[str, ...]] = {
+    "finetune": ("finetune", "kernels"),
+    "merge": ("merge", "kernels"),
+    "evaluate": ("evaluate", "kernels"),
+    "time": ("timing", "kernels"),
 }
-"""The module of each stage."""
+"""The module of each stage, and that of the kernels that it runs on."""
 
 
 def stage_inputs(trial: Trial, stage: Stage, cache: Path, upstream: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def shared_inputs(study: Study, model_name: str, stage: Stage, cache: Path) -> d
         "base": base_digest(study, model.base, cache),
         "data": data_digest(study, model.data, cache),
         "lock": lock_digest(),
-        "code": code_digest(MODULES[stage]),
+        "code": code_digest(*MODULES[stage]),
     }
 
 
@@ -63,9 +64,9 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
         return {
             "optimizer": trial.optimizer,
             "threads": study.threads,
-            "adapter_init": study.randomness.adapter_init,
-            "data_order": study.randomness.data_order,
-            "dropout": study.randomness.dropout,
+            **{name: _plain(study.randomness)[name] for name in ("adapter_init", "data_order", "dropout")},
+            **_split_settings(study, model.data),
+            "kernels": study.randomness.kernels,
             "quantisation": _plain(study.quantisation),
             "compute": study.precision.compute,
             "lora": _plain(study.lora),
@@ -76,11 +77,16 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "target_modules": model.target_modules,
         }
     if stage == "merge":
-        return {"threads": study.threads, "merged": study.precision.merged}
+        return {
+            "threads": study.threads,
+            "kernels": study.randomness.kernels,
+            "merged": study.precision.merged,
+        }
     shared: dict[str, Any] = {
         "generation": _plain(study.generation),
-        "generation_seed": study.randomness.generation,
-        "prompts": trial.data.prompts,
+        "generation_seed": _plain(study.randomness)["generation"],
+        "kernels": study.randomness.kernels,
+        **_split_settings(study, model.data),
         "max_new_tokens": trial.data.max_new_tokens,
         "special_tokens": model.special_tokens,
         "stop": model.stop,
@@ -101,6 +107,8 @@ def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
     model = study.models[model_name]
     return {
         "threads": study.threads,
+        "kernels": study.randomness.kernels,
+        **_split_settings(study, model.data),
         "compute": study.precision.compute,
         "template": model.template,
         "special_tokens": model.special_tokens,
@@ -109,6 +117,13 @@ def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
         "examples": study.evaluation.examples,
         "batch_size": study.evaluation.batch_size,
     }
+
+
+def _split_settings(study: Study, name: str) -> dict[str, Any]:
+    """What the split depends on: rows that are asked about come into its test part."""
+    data = study.data[name]
+    split = _plain(study.randomness)["split"]
+    return {"split": split, "test_share": data.test_share, "prompts": data.prompts}
 
 
 def _plain(settings: Any) -> Any:
@@ -130,20 +145,32 @@ def changed_inputs(recorded: dict[str, Any], today: dict[str, Any]) -> list[str]
 
 
 @functools.cache
-def code_digest(module: str) -> str:
+def code_digest(*modules: str) -> str:
     """The digest of a module of the kit and of all modules of the kit that it imports.
 
-    The commit would not do: a change to a table must not make 230 GPU hours stale.
+    The commit would not do: a change to a table must not make 230 GPU hours stale, nor may one to a comment.
     """
     seen: dict[str, str] = {}
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        path = Path(__file__).with_name(f"{name}.py")
+        path = Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py")
         if name in seen or not path.is_file():
             continue
-        seen[name] = file_digest(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("qlora_repeat."):
-                waiting.append(node.module.partition(".")[2])
+        seen[name], imported = _code_of(path)
+        waiting += imported
     return json_digest(seen)
+
+
+@functools.cache
+def _code_of(path: Path) -> tuple[str, list[str]]:
+    """The digest of a module's code, and the modules of the kit that it imports, or may."""
+    text = path.read_text(encoding="utf-8")
+    names = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [each.name for each in node.names]
+    kit = "qlora_repeat."
+    return text_digest(bare_code(text)), [name.removeprefix(kit) for name in names if name.startswith(kit)]

@@ -22,7 +22,7 @@ from qlora_repeat.fingerprint import lock_digest, packages
 from qlora_repeat.inputs import MODULES, code_digest
 
 # What is on disk may change while a study runs: records must name the code that was imported, here and now.
-for module in MODULES.values():
-    code_digest(module)
+for modules in MODULES.values():
+    code_digest(*modules)
 lock_digest()
 packages()

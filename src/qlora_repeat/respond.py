@@ -32,16 +32,23 @@ def respond(
         done = stop is not None and stop in tokenizer.decode(ids[0, length:])
         return torch.full((ids.shape[0],), done, device=ids.device)
 
+    options: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": study.generation.top_k,
+    }
+    processors = [finite_scores]
+    if torch.are_deterministic_algorithms_enabled():
+        processors += [on_cpu(warper) for warper in warpers(**options)]
+        options = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     with torch_stream(seed), torch.inference_mode():
         output = model.generate(
             **inputs,
+            **options,
             do_sample=True,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=study.generation.top_k,
             max_new_tokens=study.data[wanted.data].max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            logits_processor=LogitsProcessorList([finite_scores]),
+            logits_processor=LogitsProcessorList(processors),
             stopping_criteria=StoppingCriteriaList([stopped]),
         )
     text: str = tokenizer.decode(output[0, length:], skip_special_tokens=True)
@@ -51,6 +58,25 @@ def respond(
 def finite_scores(ids: Any, scores: Any) -> Any:
     """Scores that can be sampled from at any temperature: a diverged model answers too, if not sensibly."""
     return scores.nan_to_num(nan=0.0).clamp(-1e30, 1e30)
+
+
+def warpers(temperature: float, top_p: float, top_k: int) -> list[Any]:
+    """What `generate` itself does to scores for these options, in its order."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    found: list[Any] = []
+    if temperature != 1:
+        found.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        found.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        found.append(TopPLogitsWarper(top_p))
+    return found
+
+
+def on_cpu(warper: Any) -> Any:
+    """The warper, on the CPU: the sums that top-p takes have no deterministic form on a GPU."""
+    return lambda ids, scores: warper(ids.cpu(), scores.cpu()).to(scores.device)
 
 
 def answer_letter(response: str) -> str | None:

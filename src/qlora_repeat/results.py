@@ -14,6 +14,7 @@ from types import UnionType
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.files import parse_json, write_text
 
 _Row = TypeVar("_Row")
 
@@ -48,6 +49,12 @@ class TrialResult:
     """Numbered from 1; the paper's run number."""
     status: str
     """``done``, ``running``, ``stale``, ``damaged``, ``failed`` or ``missing``."""
+    stale_inputs: list[str] = field(default_factory=list)
+    """Where the values of a stale trial are here all the same, on request: what has changed since."""
+    stale_base_inputs: list[str] = field(default_factory=list)
+    """The same of the base model's values."""
+    randomness: str | None = None
+    """Name of the randomness profile."""
     counterpart: str | None = None
     """The paper's model that this one is to be compared with."""
     perplexity: float | None = None
@@ -69,6 +76,8 @@ class TrialResult:
     """The loss over the trial: [epochs done, mean loss of the steps since the last point]."""
     diverged_at: int | None = None
     """The first step whose loss was not finite, if any."""
+    skipped_steps: int | None = None
+    """Optimizer steps that the gradient scaler skipped."""
     train_seconds: float | None = None
     test_seconds: float | None = None
     """Median over repeats of the seconds to answer all prompts."""
@@ -90,11 +99,14 @@ class TrialResult:
     finished: str | None = None
     """When the last stage ended, UTC, ISO 8601."""
 
+    @property
+    def measured(self) -> bool:
+        """Whether its values count: it is done, or stale and collected on request."""
+        return self.status == "done" or (self.status == "stale" and bool(self.stale_inputs))
+
 
 def write_results(results: list[TrialResult], path: Path) -> None:
     """Writes one JSON object per line, keys in the order of `TrialResult`, floats exactly."""
-    from qlora_repeat.files import write_text
-
     lines = [json.dumps(dataclasses.asdict(result)) for result in results]
     write_text(path, "".join(line + "\n" for line in lines))
 
@@ -117,7 +129,7 @@ def read_results(path: Path) -> list[TrialResult]:
 
 def _parse(line: str, where: str) -> TrialResult:
     try:
-        row = json.loads(line)
+        row = parse_json(line.encode())
         for name in ("responses", "repeated_responses"):
             row[name] = [_checked(Response(**response)) for response in row.get(name, [])]
         return _with_curve(_checked(TrialResult(**row)))
@@ -140,6 +152,7 @@ def _checked(row: _Row) -> _Row:
         allowed = get_args(hint) if get_origin(hint) is UnionType else (get_origin(hint) or hint,)
         value = getattr(row, name)
         whole = isinstance(value, int) and not isinstance(value, bool) and float in allowed
-        if not whole and type(value) not in allowed:
+        texts = hint != list[str] or (isinstance(value, list) and all(type(each) is str for each in value))
+        if (not whole and type(value) not in allowed) or not texts:
             raise ValueError(f"{name} is {value!r}")
     return row

@@ -14,14 +14,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
-from qlora_repeat.errors import BusyError, KitError, StageError
+from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError
 from qlora_repeat.files import write_json
 from qlora_repeat.record import now
 from qlora_repeat.stages import base_state, run_base, run_stages, stage_states
+from qlora_repeat.stopping import SIGNALS, heeded
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial, all_trials, base_record, base_tests, find_trial
 
@@ -83,10 +84,10 @@ def run_jobs(
         Why jobs did not end well: StageError, or BusyError where another process works on the trial.
 
     Raises:
-        KeyboardInterrupt: after every running job has been stopped.
+        KeyboardInterrupt, StoppedError: after every running job has been asked to stop, and has: those that
+            fine-tune end their step and keep a checkpoint. Another Ctrl-C kills them.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD if _on_cpu() else [])
+    context = _server()
     waiting, errors, gpus = list(jobs), list[KitError](), visible_gpus()
     running: list[_Child] = []
     try:
@@ -103,11 +104,41 @@ def run_jobs(
                 if child.error is not None:
                     errors.append(child.error)
     finally:
+        _stop(running)
+    return errors
+
+
+def _server() -> Any:
+    """The context of processes forked from a server, which heeds no signal but its parent's end.
+
+    A scheduler sends its signals to every process of a job, and the server is one too.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD if _on_cpu() else [])
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        resource_tracker.ensure_running()
+        forkserver.ensure_running()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return context
+
+
+def _stop(running: Sequence["_Child"]) -> None:
+    try:
         for child in running:
             child.process.terminate()
         for child in running:
             child.process.join()
-    return errors
+    except BaseException:
+        for child in running:
+            child.process.kill()
+        raise
+
+
+_ERRORS = {"done": None, "failed": StageError, "busy": BusyError, "stopped": StoppedError}
+"""What a job's last message makes of it."""
 
 
 class _Child:
@@ -128,9 +159,10 @@ class _Child:
         if kind == "progress":
             watcher.progress(self.job, *rest)
             return True
-        if kind in ("done", "failed", "busy"):
+        if kind in _ERRORS:
             self._closed_well = True
-            self.error = None if kind == "done" else (BusyError if kind == "busy" else StageError)(*rest)
+            error = _ERRORS[kind]
+            self.error = error(*rest) if error else None
             return True
         self.process.join()
         if not self._closed_well:
@@ -182,7 +214,6 @@ def _work(
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the parent stops this process
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves by way of `finally`
     with log.open("a", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -201,12 +232,15 @@ def _work(
             pipe.send((kind, *rest))
 
     try:
-        if base_test is not None:
-            run_base(study, model, base_test, runs, cache, watch)
-        if trial is not None:
-            run_stages(find_trial(study, trial, runs), stages, cache, watch, force=force)
+        with heeded(keyboard=False):
+            if base_test is not None:
+                run_base(study, model, base_test, runs, cache, watch)
+            if trial is not None:
+                run_stages(find_trial(study, trial, runs), stages, cache, watch, force=force)
     except BusyError as error:
         end("busy", str(error))
+    except StoppedError as error:
+        end("stopped", f"{trial or model}: {error}")
     except (KitError, OSError) as error:
         end("failed", f"{error if isinstance(error, KitError) else f'{trial or model}: {error}'}; see {log}")
         raise

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_repeat.base_model import base_bytes
-from qlora_repeat.errors import KitError, MissingError, StageError
+from qlora_repeat.errors import KitError, MissingError, StageError, StoppedError
 from qlora_repeat.files import disk_error, require_space, write_json
 from qlora_repeat.inputs import base_inputs, changed_inputs, stage_inputs
+from qlora_repeat.kernels import named_operation, set_kernels
 from qlora_repeat.lock import exclusive, live_owner
 from qlora_repeat.record import KeptFile, Record, damaged_file, keep, now, read_record, write_record
+from qlora_repeat.stopping import stop_if_requested
 from qlora_repeat.study import Study
 from qlora_repeat.trial import STAGES, Stage, Trial, base_record
 from qlora_repeat.watch import Watch
@@ -113,31 +115,56 @@ def base_state(study: Study, model_name: str, number: int, runs: Path, cache: Pa
 
 
 def run_stages(
-    trial: Trial, stages: Sequence[Stage], cache: Path, watch: Watch, *, force: bool = False
+    trial: Trial,
+    stages: Sequence[Stage],
+    cache: Path,
+    watch: Watch,
+    *,
+    force: bool = False,
+    seeds: dict[str, int] | None = None,
 ) -> None:
     """Runs those of a trial's stages that are not done (with `force`: all that are named), in this process.
+
+    `seeds`, as a record has them, are used instead of those that the fine-tuning would draw.
 
     Raises:
         BusyError: another process works on the trial.
         MissingError: the disk has no room for merged weights.
         StageError: a stage before a wanted one is not done, or a stage failed.
+        StoppedError: this process was asked to stop; what is done is kept.
     """
     require_space(trial.folder, base_bytes(trial.study, trial.model.base, cache), "QLORA_REPEAT_RUNS")
     with exclusive(trial.lock, trial.name), _failure_noted(trial):
-        for left in (*trial.folder.glob(".merged.*"), *trial.folder.glob(".adapter.*")):
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+        _clean(trial)
         for stage in stages:
             states = stage_states(trial, cache)
             if states[stage].state == "done" and not force:
                 continue
             _require(trial, stage, states)
-            _run(trial, stage, cache, states, watch)
+            stop_if_requested()
+            _run(trial, stage, cache, states, watch, seeds if stage == "finetune" else None)
         trial.failure.unlink(missing_ok=True)
         finished = all(state.state == "done" for state in stage_states(trial, cache).values())
         if finished and not trial.study.keep_merged:
             from qlora_repeat.merge import delete_merged
 
             delete_merged(trial)
+
+
+def _clean(trial: Trial) -> None:
+    """Removes what a process left that was killed: half a folder, or what was unfinished until it ended."""
+    for name in (".merged.*", ".adapter.*", ".trace.*", ".*.json.*", "unfinished/.*"):
+        for left in trial.folder.glob(name):
+            if left.name.startswith(f".{trial.lock.name}"):
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        traces = [path.read_bytes() for path in (trial.trace, trial.unfinished / trial.trace.name)]
+        if trial.record("finetune").is_file() and traces[0] == traces[1]:
+            shutil.rmtree(trial.unfinished, ignore_errors=True)
 
 
 def run_base(study: Study, model_name: str, number: int, runs: Path, cache: Path, watch: Watch) -> None:
@@ -152,36 +179,50 @@ def run_base(study: Study, model_name: str, number: int, runs: Path, cache: Path
         def report(done: int, total: int, loss: float | None) -> None:
             watch("base", done, total, loss)
 
-        _prepare_process(study)
-        with _recorded(path, name, "evaluate", base_inputs(study, model_name, cache)) as outputs:
-            outputs |= evaluate_base(study, model_name, cache, report)
+        set_kernels(study.randomness.kernels, study.threads)
+        with (
+            named_operation(model_name),
+            _recorded(path, name, "evaluate", base_inputs(study, model_name, cache)) as outputs,
+        ):
+            outputs |= evaluate_base(study, model_name, number, cache, report)
 
 
-def _run(trial: Trial, stage: Stage, cache: Path, states: dict[Stage, StageState], watch: Watch) -> None:
+def _run(
+    trial: Trial,
+    stage: Stage,
+    cache: Path,
+    states: dict[Stage, StageState],
+    watch: Watch,
+    seeds: dict[str, int] | None,
+) -> None:
     from qlora_repeat.evaluate import evaluate
     from qlora_repeat.finetune import finetune
     from qlora_repeat.merge import merge, require_merged
     from qlora_repeat.timing import time_responses
 
     def report(done: int, total: int, loss: float | None) -> None:
+        stop_if_requested()
         watch(stage, done, total, loss)
 
     upstream: dict[str, Any] = {}
     for before in STAGES[: STAGES.index(stage)]:
         if (record := states[before].record) is not None:
             upstream |= record.outputs
-    _prepare_process(trial.study)
+    set_kernels(trial.study.randomness.kernels, trial.study.threads)
     report(0, 1, None)
-    with _recorded(
-        trial.record(stage), trial.name, stage, stage_inputs(trial, stage, cache, upstream), trial
-    ) as outputs:
+    inputs = stage_inputs(trial, stage, cache, upstream)
+    with _recorded(trial.record(stage), trial.name, stage, inputs, trial) as outputs:
         if stage == "finetune":
-            outputs |= finetune(trial, cache, report)
+            outputs |= finetune(trial, cache, report, inputs, seeds)
         elif stage == "merge":
             outputs |= merge(trial, cache)
         else:
             require_merged(trial, cache, upstream["merged_digest"])
-            outputs |= (evaluate if stage == "evaluate" else time_responses)(trial, cache, report)
+            measure = evaluate if stage == "evaluate" else time_responses
+            with named_operation(trial.model_name):
+                outputs |= measure(trial, cache, report, upstream["seeds"]["split"])
+    if stage == "finetune":
+        shutil.rmtree(trial.unfinished, ignore_errors=True)
 
 
 def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState]) -> None:
@@ -255,6 +296,8 @@ def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
 def _failure_noted(trial: Trial) -> Iterator[None]:
     try:
         yield
+    except StoppedError:
+        raise
     except Exception as error:
         with contextlib.suppress(OSError):
             write_json(trial.failure, {"time": now(), "error": f"{type(error).__name__}: {error}"})
@@ -271,9 +314,3 @@ def failure_of(trial: Trial) -> str | None:
         return str(json.loads(trial.failure.read_text(encoding="utf-8"))["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _prepare_process(study: Study) -> None:
-    import torch
-
-    torch.set_num_threads(study.threads)

@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from qlora_repeat import sources
+from qlora_repeat import randomness, sources
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.explain import explain
-from qlora_repeat.sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, Seed, Task
+from qlora_repeat.randomness import Randomness
+from qlora_repeat.sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, Task
 
 STUDIES = Path("studies")
 PUBLISHED = "published"
@@ -28,17 +29,6 @@ PUBLISHED = "published"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw-8bit", "adamw-32bit"]
-
-
-@dataclass(frozen=True, config=STRICT)
-class Randomness:
-    """A seed for each source of randomness, or "fresh": entropy drawn in each trial, and recorded."""
-
-    split: Seed
-    adapter_init: Seed | Literal["fresh"]
-    data_order: Seed
-    dropout: Seed
-    generation: Seed
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -163,7 +153,9 @@ class Study:
     """CPU threads of each trial. They change the last bits, so they belong to the study."""
     keep_merged: bool
     optimizers: Annotated[list[Optimizer], Field(min_length=1)]
-    randomness: Randomness
+    profile: Name
+    """Of randomness: one of `profiles`."""
+    profiles: dict[Name, Randomness]
     quantisation: Quantisation
     precision: Precision
     lora: Lora
@@ -173,6 +165,10 @@ class Study:
     data: dict[Name, Data]
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     ablation: Ablation | None = None
+    checkpoint_every: Positive = 100
+    """Steps between checkpoints, from which a fine-tuning that was killed goes on."""
+    digest_every: Positive = 10
+    """Steps between digests of the adapter in the trace."""
     variant: str = ""
     """What of the file was changed from the command line; results of a variant have a folder of their own."""
 
@@ -181,7 +177,14 @@ class Study:
         """The study's name, and what was changed from the command line."""
         return f"{self.name}@{self.variant}" if self.variant else self.name
 
+    @property
+    def randomness(self) -> Randomness:
+        """How the sources of randomness are set in this study's profile."""
+        return self.profiles[self.profile]
+
     def __post_init__(self) -> None:
+        if self.profile not in self.profiles:
+            raise ValueError(f"profile is {self.profile!r}; the study has {', '.join(self.profiles)}")
         for name, model in self.models.items():
             for key, known in (("base", self.bases), ("data", self.data)):
                 value = getattr(model, key)
@@ -207,20 +210,29 @@ def _check_template(key: str, template: str, task: Task) -> None:
 
 def study_path(study: str) -> Path:
     """The file of a study given by name (``pocket``) or by path (``elsewhere/mine.toml``)."""
-    name = re.sub(r"@[^/]*$", "", study)
+    name = _split_name(study)[0]
     return Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
+
+
+def _split_name(study: str) -> tuple[str, list[str]]:
+    """The name or path of a study's file, and what follows after each @."""
+    folder, slash, last = study.rpartition("/")
+    name, *parts = last.split("@")
+    return folder + slash + name, parts
 
 
 def load_study(study: str) -> Study:
     """Reads and checks a study file.
 
-    ``paper@5-steps-8-rows`` is ``paper.toml`` cut short, to try it out: at most so many optimizer steps, on
-    the first so many rows of each part of the data. Its results have a folder of their own.
+    ``paper@bitwise`` is ``paper.toml`` with another of its profiles of randomness. ``paper@5-steps-8-rows``
+    is it cut short, to try it out: at most so many optimizer steps, on the first so many rows of each part
+    of the data. Both go together, in any order, and results have a folder of their own.
 
     Raises:
         MissingError: there is no such file; names the studies that there are.
-        UsageError: the file is not TOML, a key is unknown, missing or out of range, or what follows @ is not
-            ``N-steps``, ``N-rows`` or ``N-steps-N-rows``; or it is named like the paper's numbers.
+        UsageError: the file is not TOML, a key is unknown, missing or out of range; what follows @ is neither
+            one of its profiles nor ``N-steps``, ``N-rows`` or ``N-steps-N-rows``; or it is named like the
+            paper's numbers.
     """
     path = study_path(study)
     if path.stem == PUBLISHED:
@@ -245,14 +257,29 @@ def load_study(study: str) -> Study:
         raise UsageError(f"{path}: {error}") from None
     if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
         raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
-    return _cut_short(loaded, found[1]) if (found := re.search(r"@([^/]*)$", study)) else loaded
+    return _varied(loaded, _split_name(study)[1])
+
+
+def _varied(study: Study, parts: list[str]) -> Study:
+    """The study with what follows its name: another profile, cut short, or both."""
+    profiles = {part for part in parts if part in study.profiles}
+    cuts = {part for part in parts if part not in study.profiles}
+    if len(profiles) > 1 or len(cuts) > 1:
+        raise UsageError(f"study {'@'.join([study.name, *parts])}: give one profile and one cut at most")
+    for cut in cuts:
+        study = _cut_short(study, cut)
+    for profile in profiles:
+        if profile != study.profile:
+            study = replace(study, profile=profile, variant="@".join(filter(None, [profile, study.variant])))
+    return study
 
 
 def _cut_short(study: Study, variant: str) -> Study:
     found = re.fullmatch(r"([1-9]\d*)-steps(?:-([1-9]\d*)-rows)?|([1-9]\d*)-rows", variant)
     if found is None:
         raise UsageError(
-            f"study {study.name}@{variant}: after @ come N-steps, N-rows or N-steps-N-rows, to cut it short"
+            f"study {study.name}@{variant}: after @ comes a profile of randomness "
+            f"({', '.join(study.profiles)}), or N-steps, N-rows or N-steps-N-rows to cut the study short"
         )
     steps, rows = int(found[1] or 0), int(found[2] or found[3] or 0)  # 0: as many as the file says
     models, data = dict(study.models), dict(study.data)
@@ -283,6 +310,6 @@ def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _known_keys() -> list[str]:
-    found = [*globals().values(), *vars(sources).values()]
+    found = [*globals().values(), *vars(sources).values(), *vars(randomness).values()]
     kinds = [kind for kind in found if isinstance(kind, type) and is_dataclass(kind)]
     return sorted({item.name for kind in kinds for item in fields(kind)})

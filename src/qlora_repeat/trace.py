@@ -1,7 +1,7 @@
 """The trace of a fine-tuning: one line for the untrained adapter (step 0), and one per optimizer step.
 
-Numbers are exact, as hexadecimal floats (``float.fromhex`` and C's ``%a``), so that equal lines mean equal bits;
-those that are not finite are ``nan``, ``inf`` and ``-inf``.
+Numbers are exact, as hexadecimal floats (``float.fromhex`` and C's ``%a``), so that equal lines mean equal
+bits; those that are not finite are ``nan``, ``inf`` and ``-inf``.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.files import parse_json
 
 _FLOATS = ("loss", "gradient_norm", "learning_rate")
 
@@ -52,21 +53,23 @@ def trace_line(step: Step) -> str:
     return json.dumps(content) + "\n"
 
 
-def read_trace(path: Path) -> list[Step]:
-    """Reads a trace.
+def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
+    """Reads a trace; of one that is `unfinished`, without a last line of which only a part is written.
 
     Raises:
         MissingError: there is no such file.
         UsageError: a line is not a step, or steps do not follow each other from 0; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingError(f"{path}: there is no trace; the trial has not been fine-tuned") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a readable trace ({error})") from None
+    if unfinished:
+        text = text[: text.rfind("\n") + 1]
     steps = []
-    for place, line in enumerate(lines):
+    for place, line in enumerate(text.splitlines()):
         try:
             step = _parse(line)
             if step.step != place:
@@ -78,7 +81,7 @@ def read_trace(path: Path) -> list[Step]:
 
 
 def _parse(line: str) -> Step:
-    content = json.loads(line)
+    content = parse_json(line.encode())
     if unknown := content.keys() - {field.name for field in fields(Step)}:
         raise ValueError(f"unknown key {min(unknown)!r}")
     step = Step(**content | {name: float.fromhex(content[name]) for name in _FLOATS if name in content})

@@ -58,6 +58,11 @@ class Trial:
         return self.folder / "trace.jsonl"
 
     @property
+    def unfinished(self) -> Path:
+        """What a fine-tuning in progress keeps."""
+        return self.folder / "unfinished"
+
+    @property
     def log(self) -> Path:
         return self.folder / "log.txt"
 

@@ -11,8 +11,13 @@ from qlora_repeat.commands.options import cache_option, runs_option, study_argum
 @study_argument
 @runs_option
 @cache_option
-def command(study_file: str, runs: Path, cache: Path) -> None:
+@click.option(
+    "--include-stale", is_flag=True, help="Also what is stale; each table names it, and what has changed."
+)
+def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> None:
     """Gather all records of a study into runs/STUDY/results.jsonl, a row per trial.
+
+    What is stale is left out: numbers of other settings, data, code or packages than today's.
 
     \b
     Example:
@@ -25,11 +30,18 @@ def command(study_file: str, runs: Path, cache: Path) -> None:
     from qlora_repeat.trial import all_trials, results_path
 
     study = load_study(study_file)
-    results = collect(study, runs, cache)
+    results = collect(study, runs, cache, include_stale=include_stale)
     path = results_path(study, runs)
     write_results(results, path)
     done = sum(row.status == "done" for row in results)
     click.echo(f"{path}: {done} of {len(results)} trials done")
+    if stale := [row for row in results if row.status == "stale"]:
+        kept = sum(row.measured for row in stale)
+        click.echo(
+            f"{len(stale)} stale, {kept} of them with values, which tables then say"
+            if include_stale
+            else f"{len(stale)} stale: `qlora-repeat status` says why, --include-stale takes their values too"
+        )
     damaged = {(row.model, row.optimizer, row.trial) for row in results if row.status == "damaged"}
     trials = [
         trial

@@ -1,5 +1,6 @@
 """What several subcommands share: options, and looking up what they name."""
 
+import functools
 import logging
 import os
 import sys
@@ -23,12 +24,29 @@ PUBLISHED_NUMBERS = Path("paper/published")
 
 
 def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """STUDY: a name in studies/, or the path of a TOML file."""
-    return click.argument("study_file", metavar="[STUDY]", default="pocket", envvar="STUDY")(command)
+    """STUDY: a name in studies/, or the path of a TOML file; with --randomness."""
+    argument = click.argument("study_file", metavar="[STUDY]", default="pocket", envvar="STUDY")
+    return argument(_randomness_option(command))
+
+
+def _randomness_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--randomness: the same as @PROFILE after the study's name, which is how the command gets it."""
+
+    @functools.wraps(command)
+    def named(*args: Any, study_file: str, randomness: str | None, **kwargs: Any) -> Any:
+        return command(*args, study_file=f"{study_file}@{randomness}" if randomness else study_file, **kwargs)
+
+    return click.option(
+        "--randomness",
+        metavar="PROFILE",
+        envvar="RANDOMNESS",
+        help="Another of the study's profiles, such as bitwise; as STUDY@PROFILE.  [default: the study's]",
+    )(named)
 
 
 def study_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--study, for subcommands whose argument is a trial."""
+    """--study, for subcommands whose argument is a trial; with --randomness."""
+    command = _randomness_option(command)
     return click.option(
         "--study",
         "study_file",

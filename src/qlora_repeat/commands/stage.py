@@ -1,9 +1,9 @@
 """What the four stage subcommands have in common: one trial here, or all in processes of their own."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -17,10 +17,15 @@ from qlora_repeat.commands.options import (
     study_option,
     verbosity_options,
 )
-from qlora_repeat.errors import BusyError, StageError
+from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
+from qlora_repeat.kernels import prepare_environment
 from qlora_repeat.pins import LockFile, lock_file
+from qlora_repeat.record import read_record
+from qlora_repeat.stopping import heeded
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def stage_command(stage: Stage, help: str) -> click.Command:
@@ -49,8 +54,11 @@ def stage_command(stage: Stage, help: str) -> click.Command:
         cache: Path,
         quiet: bool,
         verbose: bool,
+        same_seeds: bool = False,
     ) -> None:
         silence_libraries(verbose)
+        if same_seeds and every:
+            raise UsageError("--same-seeds is for one TRIAL; leave out --all")
         study, trials = chosen_trials(study_file, trial, every, runs)
         require_fetched(
             study, lock_file(study_file), cache, console(quiet), {each.model_name for each in trials}
@@ -58,15 +66,25 @@ def stage_command(stage: Stage, help: str) -> click.Command:
         if every:
             run_all(study, [stage], runs, cache, jobs, console(quiet), force=force)
         else:
-            run_here(trials[0], [stage], cache, console(quiet), force=force)
+            run_here(trials[0], [stage], cache, console(quiet), force=force, same_seeds=same_seeds)
 
-    return command
+    return same_seeds_option(command) if stage == "finetune" else command
+
+
+def same_seeds_option(command: _Command) -> _Command:
+    """--same-seeds: for repeating a trial that drew its own."""
+    return click.option(
+        "--same-seeds",
+        is_flag=True,
+        help="With --force: with the seeds that its record has, also of sources that are fresh.",
+    )(command)
 
 
 def require_fetched(
     study: Study, lock: LockFile, cache: Path, out: Console, models: Collection[str] = ()
 ) -> None:
-    """Brings what the study, or some of its models, still lack."""
+    """Brings what the study, or some of its models, still lack: before anything else touches a device."""
+    prepare_environment(study.randomness.kernels)
     from qlora_repeat.fetch import fetch, needed
 
     if not all(item.present for item in needed(study, cache, models)):
@@ -74,15 +92,27 @@ def require_fetched(
 
 
 def run_here(
-    trial: Trial, stages: Sequence[Stage], cache: Path, out: Console, *, force: bool = False
+    trial: Trial,
+    stages: Sequence[Stage],
+    cache: Path,
+    out: Console,
+    *,
+    force: bool = False,
+    same_seeds: bool = False,
 ) -> None:
-    """Runs stages of one trial in this process, with a bar for each."""
+    """Runs stages of one trial in this process, with a bar for each.
+
+    Raises:
+        UsageError: with `same_seeds`, where the trial has no record to take seeds from.
+    """
     from rich.progress import Progress
 
     from qlora_repeat.stages import run_base, run_stages
 
     study = trial.study
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as bars:
+    seeds = recorded_seeds(trial) if same_seeds else None
+    bars = Progress(console=out, transient=True, disable=not out.is_terminal)
+    with heeded(keyboard=True), bars:
         tasks: dict[str, Any] = {}
 
         def watch(stage: str, done: int, total: int, loss: float | None) -> None:
@@ -94,7 +124,16 @@ def run_here(
 
         if "evaluate" in stages:
             run_base(study, trial.model_name, 1, trial.runs, cache, watch)
-        run_stages(trial, stages, cache, watch, force=force)
+        run_stages(trial, stages, cache, watch, force=force, seeds=seeds)
+
+
+def recorded_seeds(trial: Trial) -> dict[str, int]:
+    """The seeds that a trial was fine-tuned with."""
+    record = read_record(trial.record("finetune"))
+    if record is None:
+        raise UsageError(f"{trial.name}: --same-seeds takes the seeds of its record, and there is none yet")
+    seeds: dict[str, int] = record.outputs["seeds"]
+    return seeds
 
 
 def run_all(
@@ -115,6 +154,7 @@ def run_all(
     Raises:
         StageError: some failed; the others are done.
         BusyError: all are done but those that another process works on.
+        StoppedError: this process, or one that it started, was asked to stop.
     """
     from qlora_repeat.progress import Display
     from qlora_repeat.runner import default_workers, open_jobs, run_jobs
@@ -130,13 +170,15 @@ def run_all(
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     out.print(f"study {study.name}: {len(waiting)} jobs, {workers} at a time")
     try:
-        with Display(out, waiting, workers) as display:
+        with heeded(keyboard=False), Display(out, waiting, workers) as display:
             errors = run_jobs(waiting, stages, study, runs, cache, workers, display, force=force)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         left = len(open_jobs(study, stages, runs, cache))
         out.print(f"{left} of {len(waiting)} jobs are left; the same command goes on with them.")
         raise
     if errors:
+        if stopped := [error for error in errors if isinstance(error, StoppedError)]:
+            raise stopped[0]
         failed = [error for error in errors if not isinstance(error, BusyError)]
         if not failed:
             raise BusyError(f"{len(errors)} of {len(waiting)} jobs are not done: {errors[0]}")

@@ -14,17 +14,26 @@ from qlora_repeat.commands.options import (
     study_option,
     verbosity_options,
 )
+from qlora_repeat.commands.stage import same_seeds_option
 
 
 @click.command("trial")
 @click.argument("trial")
 @click.option("--force", is_flag=True, help="Also the stages that are done already.")
+@same_seeds_option
 @study_option
 @runs_option
 @cache_option
 @verbosity_options
 def command(
-    trial: str, force: bool, study_file: str, runs: Path, cache: Path, quiet: bool, verbose: bool
+    trial: str,
+    force: bool,
+    same_seeds: bool,
+    study_file: str,
+    runs: Path,
+    cache: Path,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Run what is not done of one trial's four stages, in this process, and print what they measured.
 
@@ -40,7 +49,7 @@ def command(
 
     study, (chosen,) = chosen_trials(study_file, trial, False, runs)
     require_fetched(study, lock_file(study_file), cache, console(quiet), [chosen.model_name])
-    run_here(chosen, STAGES, cache, console(quiet), force=force)
+    run_here(chosen, STAGES, cache, console(quiet), force=force, same_seeds=same_seeds)
     outputs: dict[str, Any] = {}
     for stage in STAGES:
         record = read_record(chosen.record(stage))

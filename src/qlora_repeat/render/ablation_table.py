@@ -1,6 +1,14 @@
 """Table S0: the ablation of the paper's section IX, in which a model that stays the same is tested again."""
 
-from qlora_repeat.render.arms import Arm, base_perplexities, by_model, distinct, source_of
+from qlora_repeat.render.arms import (
+    Arm,
+    base_perplexities,
+    by_model,
+    distinct,
+    source_of,
+    stale,
+    stale_bases,
+)
 from qlora_repeat.render.summary import DASH, statistic
 from qlora_repeat.render.table import Table
 from qlora_repeat.results import Response
@@ -44,6 +52,7 @@ def ablation_tables(arms: list[Arm]) -> list[Table]:
             f"Distinct responses: of a fine-tuned model (run {', '.join(runs)} of each arm) that was asked "
             "again and again, each time with another seed. T: temperature. Prompts are in the study's order."
         )
+    notes += [*stale_bases(arms), *stale(arms, lambda trial: bool(trial.repeated_responses))]
     if any(DASH in row for row in rows):
         notes.append(f"{DASH}: not measured; an SD needs two tests.")
     return [

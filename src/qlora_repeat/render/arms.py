@@ -25,7 +25,8 @@ class Arm:
 
     @property
     def done(self) -> list[TrialResult]:
-        return [trial for trial in self.trials if trial.status == "done"]
+        """Those whose values count; also stale ones, where they were collected on request."""
+        return [trial for trial in self.trials if trial.measured]
 
     @property
     def task(self) -> str:
@@ -71,7 +72,7 @@ def by_model(arms: Iterable[Arm]) -> dict[str, list[Arm]]:
 
 
 def source_of(arms: list[Arm]) -> str:
-    """Where the rows come from: the paper, or study, devices, first to last day, software."""
+    """Where the rows come from: the paper, or study, randomness, devices, first to last day, software."""
     done = [trial for arm in arms for trial in arm.done]
     studies = distinct(trial.study for arm in arms for trial in arm.trials)
     if studies == [PUBLISHED]:
@@ -79,11 +80,41 @@ def source_of(arms: list[Arm]) -> str:
     days = sorted(distinct(trial.finished[:10] for trial in done if trial.finished))
     facts = {
         "Study": studies,
+        "Randomness": distinct(
+            trial.randomness for arm in arms for trial in arm.trials if trial.randomness is not None
+        ),
         "Device": distinct(trial.device for trial in done if trial.device),
         "Finished (UTC)": [" to ".join(distinct([days[0], days[-1]]))] if days else [],
         "Software": distinct(trial.software for trial in done if trial.software),
     }
     return " ".join(f"{name}: {'; '.join(found)}." for name, found in facts.items() if found)
+
+
+def stale(arms: Iterable[Arm], uses: Callable[[TrialResult], bool] = lambda trial: True) -> list[str]:
+    """Notes of the trials whose values are not of today's settings: those that a table `uses`."""
+    runs: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for arm in arms:
+        for trial in arm.done:
+            if trial.stale_inputs and uses(trial):
+                runs[", ".join(trial.stale_inputs)][f"{arm.title} {arm.optimizer}"].append(str(trial.trial))
+    return [
+        _not_of_today(changes, [f"{arm} run {', '.join(distinct(own))}" for arm, own in found.items()])
+        for changes, found in runs.items()
+    ]
+
+
+def stale_bases(arms: Iterable[Arm]) -> list[str]:
+    """Notes of the base models whose values are not of today's settings."""
+    titles: dict[str, list[str]] = defaultdict(list)
+    for arm in arms:
+        for trial in arm.trials[:1]:  # all of a model have the same
+            if trial.stale_base_inputs:
+                titles[", ".join(trial.stale_base_inputs)].append(f"{arm.title} before fine-tuning")
+    return [_not_of_today(changes, distinct(found)) for changes, found in titles.items()]
+
+
+def _not_of_today(changes: str, what: list[str]) -> str:
+    return f"Not of today's settings (changed since: {changes}): {'; '.join(what)}."
 
 
 def base_perplexities(arms: Iterable[Arm]) -> list[float]:

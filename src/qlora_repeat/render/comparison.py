@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.render.arms import Arm, base_perplexities, distinct, group_arms, source_of
+from qlora_repeat.render.arms import (
+    Arm,
+    base_perplexities,
+    distinct,
+    group_arms,
+    source_of,
+    stale,
+    stale_bases,
+)
 from qlora_repeat.render.summary import DASH, DEVIATION_NOTE, mean, median, number, statistic
 from qlora_repeat.render.table import Column, Table, count_lacking
 from qlora_repeat.render.table_content import SECONDS, TASKS, diverged, is_share_of_gpu, share_percent
@@ -111,6 +119,8 @@ def _perplexity(table: str, task: str, compared: Comparison) -> Table:
         "base: the model before fine-tuning; n counts the processes that measured it.",
         *(f"{compared.here}: {note}" for note in diverged(compared.ours)),
         *(f"{compared.there}: {note}" for note in diverged(compared.theirs)),
+        *(f"{compared.here}: {note}" for note in stale_bases(compared.ours)),
+        *(f"{compared.there}: {note}" for note in stale_bases(compared.theirs)),
     ]
     caption = f"Perplexity of the fine-tuned {task} models, and of their bases"
     return _table(table, caption, compared, rows, base, notes, ("mean", "SD", "median", "n"))
@@ -190,6 +200,8 @@ def _table(
         notes=[
             f"ratio: {compared.here} / {compared.there}. {DEVIATION_NOTE}",
             *notes,
+            *(f"{compared.here}: {note}" for note in stale(compared.ours)),
+            *(f"{compared.there}: {note}" for note in stale(compared.theirs)),
             *_stand_ins(compared),
             *_lacking(compared.here, compared.ours),
             *_lacking(compared.there, compared.theirs),

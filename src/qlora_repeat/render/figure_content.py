@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from qlora_repeat.render.arms import Arm, source_of
+from qlora_repeat.render.arms import Arm, source_of, stale
 
 _PAIRS = 2
 """So many optimizers, of two panels each, are side by side."""
@@ -24,7 +24,7 @@ class Curve:
     points: list[list[float]]
     """As collected: epochs and loss; the loss may be infinite or not a number."""
     lack: str | None
-    """Such as ``missing`` or ``failed``; of a trial that is done, ``no curve``."""
+    """Such as ``missing`` or ``failed``; of a trial that was measured, ``no curve``."""
 
     @property
     def losses(self) -> list[float]:
@@ -76,9 +76,9 @@ def make_curves(arm: Arm, runs: list[int]) -> list[Curve]:
     curves = []
     for run in runs:
         trial = trials.get(run)
-        status = trial.status if trial else "missing"
-        points = trial.loss_curve if trial and status == "done" else []
-        lack = None if points else "no curve" if status == "done" else status
+        measured = trial is not None and trial.measured
+        points = trial.loss_curve if trial and measured else []
+        lack = None if points else "no curve" if measured else trial.status if trial else "missing"
         curves.append(Curve(run, points, lack))
     return curves
 
@@ -108,6 +108,7 @@ def make_notes(pairs: list[Pair]) -> list[str]:
         notes.append("On a log scale, a loss of 0 is at the lower edge.")
     if (every := label_every(len(pairs[0].curves))) > 1:
         notes.append(f"For lack of room, only one bar in {every} has its number and value.")
+    notes += stale((pair.arm for pair in pairs), lambda trial: bool(trial.loss_curve))
     lacking = Counter(curve.lack for curve in curves if curve.lack)
     if lacking:
         counted = ", ".join(f"{count} {lack}" for lack, count in sorted(lacking.items()))

@@ -14,7 +14,7 @@ _PACKAGES = (
     "texlive-latex-base texlive-latex-recommended texlive-latex-extra "
     "texlive-fonts-recommended texlive-publishers lmodern"
 )
-_INSTALL = f"install the Debian packages {_PACKAGES}"
+INSTALL_LATEX = f"install the Debian packages {_PACKAGES}"
 _MOST_PASSES = 6
 
 
@@ -28,7 +28,7 @@ def compile_paper(folder: Path) -> Path:
     if not (folder / "all.tex").is_file():
         raise MissingError(f"{folder / 'all.tex'}: no tables to compile; run `qlora-repeat tables` first")
     if shutil.which("pdflatex") is None:
-        raise MissingError(f"pdflatex: not installed; {_INSTALL}")
+        raise MissingError(f"pdflatex: not installed; {INSTALL_LATEX}")
     with tempfile.TemporaryDirectory(prefix="qlora-repeat-") as work:
         for _ in range(_MOST_PASSES):
             log = _run_latex(folder, Path(work))
@@ -55,7 +55,7 @@ def _run_latex(folder: Path, work: Path) -> str:
     if done.returncode == 0:
         return log
     if missing := re.search(r"File [`'](.+?\.(?:cls|sty|def|fd))' not found|(Font \S+) .*not loadable", log):
-        raise MissingError(f"LaTeX lacks {missing[1] or missing[2]}; {_INSTALL}")
+        raise MissingError(f"LaTeX lacks {missing[1] or missing[2]}; {INSTALL_LATEX}")
     write_text(folder / "all.log", log)
     found = re.search(r"^(?:!|\S+:\d+:) .*", log, re.MULTILINE)
     what = found[0].removeprefix("! ") if found else f"exit code {done.returncode}"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from string import ascii_letters
 
-from qlora_repeat.render.arms import Arm, Measure, source_of
+from qlora_repeat.render.arms import Arm, Measure, source_of, stale
 from qlora_repeat.render.summary import DASH, number
 from qlora_repeat.results import TrialResult
 
@@ -62,6 +62,16 @@ def by_run(
     """A table with a row for each run that any of its columns has."""
     cells = [{trial.trial: column.cell(trial) for trial in column.arm.done} for column in columns]
     found = {run: [own.get(run) for own in cells] for run in _runs(columns)}
+    used = {
+        (trial.model, trial.optimizer, trial.trial)
+        for column, own in zip(columns, cells, strict=True)
+        for trial in column.arm.done
+        if own[trial.trial] is not None
+    }
+    remarks = stale(
+        (column.arm for column in columns),
+        lambda trial: (trial.model, trial.optimizer, trial.trial) in used,
+    )
     return Table(
         number=number,
         caption=caption,
@@ -70,7 +80,7 @@ def by_run(
         columns=[column.headings for column in columns],
         rows=[[str(run), *(DASH if cell is None else cell for cell in row)] for run, row in found.items()],
         summary=summary or [],
-        notes=[*(notes or []), *missing(columns)],
+        notes=[*(notes or []), *remarks, *missing(columns)],
         prose=prose,
     )
 
@@ -94,10 +104,10 @@ def count_lacking(columns: list[Column]) -> str:
         own = {trial.trial: trial for trial in column.arm.trials}
         for run in runs:
             trial, key = own.get(run), (column.arm.model, column.arm.optimizer, run)
-            if trial is None or trial.status != "done":
+            if trial is None or not trial.measured:
                 reasons[key] = trial.status if trial else "missing"
             elif column.cell(trial) is None:
-                reasons[key] = "done, but without this value"
+                reasons[key] = f"{trial.status}, but without this value"
     if not reasons:
         return ""
     trials = len({(column.arm.model, column.arm.optimizer) for column in columns}) * len(runs)

@@ -1,14 +1,24 @@
 """What the tables of a study's results say, in the paper's order and with its numbers, before any layout.
 
 A third model's responses have the second's number and a letter (5b). Only trials that are done have
-values; any other leaves a dash and a note.
+values, or stale ones on request, with a note; any other leaves a dash and a note.
 """
 
 import math
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.ablation_table import ablation_tables
-from qlora_repeat.render.arms import Arm, Measure, by_model, distinct, group_arms, source_of, values
+from qlora_repeat.render.arms import (
+    Arm,
+    Measure,
+    by_model,
+    distinct,
+    group_arms,
+    source_of,
+    stale,
+    stale_bases,
+    values,
+)
 from qlora_repeat.render.published_tables import in_the_papers_words
 from qlora_repeat.render.response_tables import answer_tables, continuation_tables
 from qlora_repeat.render.summary import DASH, DEVIATION_NOTE, mean, number, span, summary_rows
@@ -53,7 +63,12 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
     }
     summary.append(["base", *(span(base[arm.model]) or DASH for arm in arms)])
     caption = f"Perplexity of the fine-tuned {task} models on the test examples, by run and optimizer."
-    notes = [DEVIATION_NOTE, "base: the model before fine-tuning, measured alike.", *diverged(arms)]
+    notes = [
+        DEVIATION_NOTE,
+        "base: the model before fine-tuning, measured alike.",
+        *diverged(arms),
+        *stale_bases(arm for arm in arms if base[arm.model]),
+    ]
     return by_run(number, caption, columns, summary=summary, notes=notes)
 
 
@@ -93,7 +108,10 @@ def _memory(arms: list[Arm]) -> Table:
         stub="Model",
         columns=[(f"{optimizer} ({unit})",) for optimizer in optimizers],
         rows=rows,
-        notes=missing([Column((), arm, lambda trial: number(measure(trial))) for arm in arms]),
+        notes=[
+            *stale(arms, lambda trial: measure(trial) is not None),
+            *missing([Column((), arm, lambda trial: number(measure(trial))) for arm in arms]),
+        ],
     )
 
 

@@ -1,0 +1,72 @@
+"""Being asked to stop: by a scheduler (SIGTERM, SIGUSR1) or from the keyboard (Ctrl-C).
+
+Most work stops at once; what it wrote is either whole or not there. A fine-tuning ends its step first, and
+keeps a checkpoint.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from qlora_repeat.errors import StoppedError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+_requested: signal.Signals | None = None
+_deferred = False
+
+
+@contextlib.contextmanager
+def heeded(*, keyboard: bool) -> Iterator[None]:
+    """Heeds requests to stop for the block, in the main thread; with `keyboard`, Ctrl-C is one of them.
+
+    Raises:
+        StoppedError: at a request by signal.
+        KeyboardInterrupt: at Ctrl-C.
+    """
+    global _requested
+    _requested = None
+    wanted = [*SIGNALS, *([signal.SIGINT] if keyboard else [])]
+    before = {number: signal.signal(number, _request) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """A request is noted only, for the block to look at by `requested`; a second Ctrl-C stops at once."""
+    global _deferred
+    _deferred = True
+    try:
+        yield
+    finally:
+        _deferred = False
+
+
+def requested() -> bool:
+    """Whether this process has been asked to stop."""
+    return _requested is not None
+
+
+def stop_if_requested(what: str = "stopped") -> None:
+    """Stops, if this process has been asked to.
+
+    Raises:
+        StoppedError, KeyboardInterrupt: as by `heeded`.
+    """
+    if _requested is signal.SIGINT:
+        raise KeyboardInterrupt
+    if _requested is not None:
+        raise StoppedError(f"{what} by {_requested.name}; the same command goes on from there")
+
+
+def _request(number: int, frame: FrameType | None) -> None:
+    global _requested
+    again = _requested is signal.SIGINT and number == signal.SIGINT
+    _requested = signal.Signals(number)
+    if not _deferred or again:
+        stop_if_requested()

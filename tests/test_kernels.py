@@ -1,0 +1,98 @@
+"""Deterministic kernels: what is set, what is refused, and that they give the same texts."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
+from qlora_repeat.data import study_prompts
+from qlora_repeat.errors import StageError
+from qlora_repeat.kernels import WORKSPACE, named_operation, prepare_environment, set_kernels
+from qlora_repeat.randomness import Kernels
+from qlora_repeat.respond import respond
+from qlora_repeat.study import Study
+
+
+@pytest.fixture(autouse=True)
+def defaults(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(WORKSPACE, raising=False)
+    yield
+    set_kernels("default", 1)
+
+
+def fused_attention() -> bool:
+    """Whether torch uses a fused kernel for attention here."""
+    query = torch.randn(1, 3, 16, 64, requires_grad=True)
+    output = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+    return "Flash" in type(output.grad_fn).__name__
+
+
+def test_deterministic_kernels_are_strict_and_the_defaults_come_back() -> None:
+    set_kernels("deterministic", 1)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert os.environ[WORKSPACE] == ":4096:8"
+    assert not fused_attention()
+    set_kernels("default", 1)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+    assert fused_attention()
+
+
+@pytest.mark.parametrize("kernels", ["default", "deterministic"])
+def test_timings_are_not_falsified(kernels: Kernels) -> None:
+    set_kernels(kernels, 1)
+    assert "CUDA_LAUNCH_BLOCKING" not in os.environ
+
+
+def test_threads_are_those_of_the_study() -> None:
+    set_kernels("default", 2)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("given", "kept"), [(":16:8", ":16:8"), (":4096:8", ":4096:8"), (":0:0", ":4096:8")])
+def test_a_workspace_that_is_deterministic_too_is_left(
+    given: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WORKSPACE, given)
+    prepare_environment("default")
+    assert os.environ[WORKSPACE] == given
+    prepare_environment("deterministic")
+    assert os.environ[WORKSPACE] == kept
+
+
+def test_an_operation_without_a_deterministic_form_is_named_with_its_model() -> None:
+    set_kernels("deterministic", 1)
+    words = r"^model tiny-neox: the operation put_ has no deterministic form on this device; use a profile"
+    with pytest.raises(StageError, match=words) as caught, named_operation("tiny-neox"):
+        torch.zeros(3).put_(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="size of tensor"), named_operation("tiny-neox"):
+        torch.zeros(2) + torch.zeros(3)
+
+
+@pytest.mark.parametrize("model", ["tiny-neox", "tiny-llama-chat"])
+def test_the_texts_are_those_that_default_kernels_give(model: str, study: Study, cache: Path) -> None:
+    """On a CPU; the scores are then worked on by the same operations, in the kit instead of in `generate`."""
+    folder = base_folder(study, study.models[model].base, cache)
+    loaded, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
+    texts: dict[Kernels, list[str]] = {}
+    for kernels in ("default", "deterministic"):
+        set_kernels(kernels, 1)
+        texts[kernels] = [
+            respond(loaded, tokenizer, prompt, study, model, sampling, seed)
+            for prompt in study_prompts(study, model, cache, 42)
+            for sampling in study.generation.samplings
+            for seed in range(3)
+        ]
+    assert texts["default"] == texts["deterministic"]
+    assert len(set(texts["default"])) > 3
