@@ -30,7 +30,7 @@ RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures paper
-.PHONY: status list rehearsal test lint types lock clean help
+.PHONY: status check list rehearsal test lint types lock clean help
 
 all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
 	@status=0
@@ -68,9 +68,10 @@ figures: setup ## draw the paper's figure from the results file
 paper: tables ## one PDF of the tables and the figure; needs LaTeX
 	@$(KIT) figures "$(NAMED)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
 	$(KIT) paper "$(NAMED)" $(TO)
-status: setup ## show what is done, stale or missing
+status: setup ## show what is done, stale, damaged or missing
+check: setup ## re-hash all that the study's records name, and its models and data
 list: setup ## show the study's trials
-collect status list:
+collect status check list:
 	$(KIT) $@ "$(NAMED)"
 tables figures:
 	$(KIT) $@ "$(NAMED)" $(TO) $(if $(filter tables,$@),$(COMPARED))

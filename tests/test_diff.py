@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from qlora_repeat.cli import cli
 from qlora_repeat.digest import folder_digests
-from qlora_repeat.record import Record, write_record
+from qlora_repeat.record import Record, keep, read_record, write_record
 from qlora_repeat.trace import Step, trace_line
 
 ONE, TWO = "tiny-neox/adamw-8bit/1", "tiny-neox/adamw-8bit/2"
@@ -69,7 +69,7 @@ def write_records(
         ("merge", {"adapter_digest": folder.name}, {"merged_digest": folder.name}),
         ("evaluate", {"merged_digest": folder.name}, {"perplexity": perplexity}),
     ]
-    kept = {name: digest for name, digest in folder_digests(folder).items() if not name.endswith(".json")}
+    kept = {name: keep(folder / name) for name in folder_digests(folder) if not name.endswith(".json")}
     for stage, upstream, outputs in stages:
         files = kept if stage == "finetune" else {}
         record = Record(stage, ONE, inputs | upstream, outputs, files, fingerprint, "", "", 1.0)
@@ -259,7 +259,9 @@ def test_what_cannot_be_compared_is_told(trials: tuple[Path, Path], diff: Diff, 
 
 def test_the_perplexity_of_an_earlier_adapter_is_not_this_ones(trials: tuple[Path, Path], diff: Diff) -> None:
     path = trials[1] / "merge.json"
-    path.write_text(path.read_text().replace('"adapter_digest": "trial-2"', '"adapter_digest": "earlier"'))
+    record = read_record(path)
+    assert record is not None
+    write_record(path, replace(record, inputs=record.inputs | {"adapter_digest": "earlier"}))
     found = json.loads(diff(ONE, TWO, "--json").output)
     assert (found["first"]["perplexity"], found["second"]["perplexity"]) == (20.0, None)
     assert found["not_compared"] == [f"perplexity: tiny:{TWO} is not evaluated, but with another adapter"]
@@ -340,10 +342,10 @@ def no_step(folder: Path) -> None:
         (no_trace, 3, "trial-2: no trace.jsonl here, nor unfinished/trace.jsonl"),
         (cut_trace, 2, "trial-2/trace.jsonl:13: not a step of a trace"),
         (no_step, 2, "trial-2/trace.jsonl: the trace has no step yet"),
-        (damage_trace, 3, "trial-2/trace.jsonl: not the file that the finetune stage left"),
-        (damage_adapter, 3, "adapter_model.safetensors: not the file that the finetune stage left"),
+        (damage_trace, 3, "were recorded; run `qlora-repeat finetune tiny-neox/adamw-8bit/1`"),
+        (damage_adapter, 3, "adapter_model.safetensors: not the bytes that were recorded"),
         (no_safetensors, 2, "adapter_model.safetensors: not a file of safetensors"),
-        (no_record, 2, "trial-2/evaluate.json: not a readable record"),
+        (no_record, 3, "trial-2/evaluate.json: not a readable record"),
     ],
 )
 def test_what_cannot_be_read_is_named_in_one_line(

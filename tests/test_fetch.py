@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable
@@ -65,6 +66,33 @@ def test_without_a_lock_the_branch_is_followed(reader: User, hub: Hub) -> None:
     reader.fetch(*QUOTER)
     assert reader.commit() == reader.locked()[MODEL]["commit"] == second
     assert (reader.base() / "generation_config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        (SHARD, pickle.dumps({"weight": 1}), "not a safetensors file (it is a pickle, which could run code)"),
+        (
+            SHARD,
+            b"\xff" * 8,
+            "not a safetensors file (its header would have 18,446,744,073,709,551,615 bytes",
+        ),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"lm_head.weight": "../../../../secret.safetensors"}}',
+            "'lm_head.weight' is to be in '../../../../secret.safetensors', which is not a safetensors file",
+        ),
+    ],
+    ids=["pickle", "header", "index"],
+)
+def test_weights_that_are_not_what_they_are_named_are_refused(
+    file: str, content: bytes, reason: str, reader: User, hub: Hub
+) -> None:
+    hub.repositories[f"models/{MODEL}"].commit({file: content})
+    told = reader.refused(*QUOTER)
+    assert told.startswith(f"{MODEL}: {file}: {reason}")
+    assert told.endswith("; the study file must name another revision of it")
+    assert not list((reader.cache / "bases").iterdir())
 
 
 def test_a_lost_lock_is_written_again_from_what_was_fetched(copied: User, fetched: User) -> None:

@@ -1,13 +1,18 @@
-"""Files and folders that are either whole or not there."""
+"""Files and folders that are either whole or not there, and JSON from elsewhere."""
 
+import errno
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from small_disk import needs_mount, on_small_disk
 
-from qlora_repeat.files import new_folder, write_json, write_text
+from qlora_repeat import files
+from qlora_repeat.errors import MissingError
+from qlora_repeat.files import disk_error, new_folder, parse_json, read_json, write_json, write_text
 
 FAILURES = [OSError, ValueError, KeyboardInterrupt, SystemExit, MemoryError]
 
@@ -35,7 +40,133 @@ def test_a_text_that_cannot_be_encoded_leaves_the_old_one(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_old_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": {"b": 1}, "b": [{"a": 2}, {"a": 3}]}', {"a": {"b": 1}, "b": [{"a": 2}, {"a": 3}]}),
+        ("[1, -0.5, null, true]", [1, -0.5, None, True]),
+        ('"\\ud800"', "\ud800"),
+    ],
+)
+def test_json_is_read(text: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text(text)
+    assert read_json(tmp_path / "file.json", "delete it") == value == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"a": 1, "b": 2, "a": 1}', "key 'a' stands there twice"),
+        (b'[{"x": {"a": 1, "\\u0061": 2}}]', "key 'a' stands there twice"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"\xff{}", "'utf-8' codec can't decode"),
+        (b"{} {}", "Extra data"),
+        (b"", "Expecting value"),
+        (b"9" * 5000, "Exceeds the limit"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_json_that_readers_could_take_differently_or_never_end_with_is_refused(
+    content: bytes, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(MissingError) as caught:
+        read_json(path, "fetch it again")
+    assert str(caught.value).startswith(f"{path}: not readable ({reason}")
+    assert str(caught.value).endswith("); fetch it again")
+    with pytest.raises(ValueError, match=reason):
+        parse_json(content)
+
+
+def test_json_that_is_not_there_or_endless_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.json"
+    with pytest.raises(MissingError, match=r"not readable \(No such file or directory\); fetch it"):
+        read_json(path, "fetch it")
+    monkeypatch.setattr(files, "LARGEST_JSON", 3)
+    path.write_text("1234")
+    with pytest.raises(MissingError, match="larger than"):
+        read_json(path, "fetch it")
+
+
+DISKS = {
+    "full": (errno.ENOSPC, "No space left on device", "(here / 'ballast').write_bytes(b'0' * 800_000)"),
+    "read-only": (
+        errno.EROFS,
+        "Read-only file system",
+        "subprocess.run(['mount', '-o', 'remount,ro', here], check=True)",
+    ),
+}
+WRITERS = {
+    "file": "write_text(here / 'old', 'n' * 500_000)",
+    "folder": "with new_folder(here / 'old') as new: (new / 'weights').write_bytes(b'n' * 500_000)",
+    "weights": "with new_folder(here / 'old') as new: save_file({'x': zeros(125_000, 'f')}, new / 'weights')",
+}
+
+
+@needs_mount
+@pytest.mark.parametrize("disk", DISKS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_disk_that_takes_no_more_is_named_and_leaves_what_was_there(
+    disk: str, writer: str, tmp_path: Path
+) -> None:
+    number, reason, spoil = DISKS[disk]
+    script = f"""
+import pathlib, subprocess, sys
+from numpy import zeros
+from safetensors.numpy import save_file
+from qlora_repeat.files import disk_error, new_folder, write_text
+here = pathlib.Path(sys.argv[1])
+if {writer == "file"}:
+    write_text(here / "old", "old")
+else:
+    with new_folder(here / "old") as new: (new / "old").write_text("old")
+{spoil}
+before = sorted(here.rglob("*"))
+try:
+    {WRITERS[writer]}
+except OSError as error:
+    print(error.errno, disk_error(error))
+assert sorted(here.rglob("*")) == before, sorted(here.rglob("*"))
+assert (here / "old" / "old" if (here / "old").is_dir() else here / "old").read_text() == "old"
+"""
+    done = on_small_disk(script, tmp_path, 1)
+    assert done.returncode == 0, done.stderr
+    advice = "free some space there" if disk == "full" else "let it be written to"
+    assert done.stdout == (
+        f"{number} {tmp_path}/old: {reason}; {advice}, or set QLORA_REPEAT_RUNS (results) "
+        "or QLORA_REPEAT_CACHE (models and data) to another folder\n"
+    )
+
+
+def test_an_error_of_another_file_keeps_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, new_folder(tmp_path / "folder"):
+        (tmp_path / "elsewhere").read_text()
+    assert disk_error(caught.value) == f"{tmp_path}/elsewhere: No such file or directory"
+    assert disk_error(OSError("a library's own words")) == "a library's own words"
+
+
+@needs_mount
+def test_a_write_to_an_open_file_names_the_folder_of_the_work(tmp_path: Path) -> None:
+    script = """
+import pathlib, sys
+from qlora_repeat.files import disk_error
+here = pathlib.Path(sys.argv[1])
+try:
+    (here / "trace.jsonl").write_bytes(b"0" * 2_000_000)
+except OSError as error:
+    print(disk_error(error, here), disk_error(error), sep="|")
+"""
+    done = on_small_disk(script, tmp_path, 1)
+    named, nameless = done.stdout.split("|")
+    assert named.startswith(f"{tmp_path}: No space left on device; free some space there, or set QLORA_")
+    assert nameless.startswith("No space left on device; free some space there, or set QLORA_")
+
+
+def test_a_file_that_grows_too_large_leaves_the_old_text(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "old")
     script = (
@@ -44,7 +175,7 @@ def test_a_full_disk_leaves_the_old_text(tmp_path: Path) -> None:
         "write_text(pathlib.Path(sys.argv[1]), 'new' * 1000)"
     )
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
-    assert "File too large" in done.stderr
+    assert f"File too large: '{path}'" in done.stderr
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -1,19 +1,24 @@
 """Records, and how they tell that a stage is stale."""
 
 import importlib.util
-import json
+import math
 import shutil
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import qlora_repeat
-from qlora_repeat.digest import file_digest
-from qlora_repeat.errors import UsageError
+from qlora_repeat.digest import json_digest
+from qlora_repeat.errors import MissingError
+from qlora_repeat.files import json_text
 from qlora_repeat.inputs import MODULES, changed_inputs, stage_settings
-from qlora_repeat.record import Record, damaged_file, read_record, write_record
+from qlora_repeat.record import FORMAT, KeptFile, Record, damaged_file, keep, read_record, write_record
 from qlora_repeat.study import Study
 from qlora_repeat.trial import STAGES, find_trial
 
@@ -22,18 +27,45 @@ RECORD = Record(
     trial="tiny-neox/adamw-8bit/1",
     inputs={"base": "0" * 64, "settings": {"threads": 1}},
     outputs={"perplexity": 12.345678901234567, "responses": [{"text": "\u2028 <b> ő\n"}], "accuracy": None},
-    files={},
+    files={"adapter/weights": KeptFile("0" * 64, 7)},
     fingerprint={"python": "3.11.2"},
     started="2026-01-01T00:00:00+00:00",
     finished="2026-01-01T00:00:01+00:00",
     seconds=1.25,
 )
+KEPT = {"sha256": "0" * 64, "bytes": 7}
 PACKAGE = Path(qlora_repeat.__file__).parent
+
+
+def sealed(**changes: Any) -> bytes:
+    """The text of a record with other content, and the digest that fits it."""
+    content = {"format": FORMAT, **asdict(RECORD), **changes}
+    return json_text({**content, "digest": json_digest(content)}).encode()
+
+
+def refusal(path: Path) -> str:
+    """Why a file is no record."""
+    with pytest.raises(MissingError) as caught:
+        read_record(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: not a readable record (")
+    assert message.endswith("); `qlora-repeat run` does its stage again")
+    assert len(message.splitlines()) == 1
+    return message
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_record(tmp_path / "evaluate.json", RECORD)
     assert read_record(tmp_path / "evaluate.json") == RECORD
+    assert (tmp_path / "evaluate.json").read_bytes() == sealed()
+
+
+def test_what_json_writes_otherwise_is_read_as_json(tmp_path: Path) -> None:
+    outputs = {"losses": {10: math.inf, 9: -0.0}, "pair": (1, 2)}
+    write_record(tmp_path / "evaluate.json", replace(RECORD, outputs=outputs))
+    found = read_record(tmp_path / "evaluate.json")
+    assert found is not None
+    assert repr(found.outputs) == repr({"losses": {"10": math.inf, "9": -0.0}, "pair": [1, 2]})
 
 
 def test_no_file_is_no_record(tmp_path: Path) -> None:
@@ -42,38 +74,89 @@ def test_no_file_is_no_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "null", "[]", "3", "{}", '{"format": 1}', '{"format": 2, "stage": "merge"}', "\ud800"],
+    ["", "{", "null", "[]", "3", "{}", '{"format": 2}', "\ud800", "[" * 100_000, "1" * 5000],
+    ids=lambda content: content[:14] or "empty",
 )
 def test_what_is_no_record_is_named_with_the_way_out(content: str, tmp_path: Path) -> None:
     path = tmp_path / "evaluate.json"
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
-    with pytest.raises(UsageError) as caught:
-        read_record(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: not a readable record")
-    assert message.endswith("; delete it to run the stage again")
-    assert len(message.splitlines()) == 1
+    refusal(path)
+    path.unlink()
+    path.mkdir()
+    assert "Is a directory" in refusal(path)
 
 
-def test_a_record_of_another_version_names_the_key(tmp_path: Path) -> None:
-    path = tmp_path / "evaluate.json"
-    write_record(path, RECORD)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"novelty": 1}))
-    with pytest.raises(UsageError, match="novelty"):
-        read_record(path)
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": 1}, "of format 1, this version of the kit reads 2"),
+        ({"novelty": 1}, "unknown key 'novelty'"),
+        ({"seconds": "1.25"}, "seconds is '1.25'"),
+        ({"seconds": True}, "seconds is 'True'"),
+        ({"stage": None}, "stage is 'None'"),
+        ({"outputs": []}, "outputs is '[]'"),
+        ({"files": {"/etc/passwd": KEPT}}, "'/etc/passwd' leads out of the trial's folder"),
+        ({"files": {"adapter/../../x": KEPT}}, "'adapter/../../x' leads out of the trial's folder"),
+        ({"files": {"": KEPT}}, "'' leads out of the trial's folder"),
+        ({"files": {"adapter//x": KEPT}}, "'adapter//x' leads out of the trial's folder"),
+        ({"files": {"x": "0" * 64}}, "of file 'x' not just sha256 and bytes are given"),
+        ({"files": {"x": {**KEPT, "bytes": 1.0}}}, "of file 'x' not just sha256 and bytes are given"),
+        ({"files": {"x": {**KEPT, "mode": 1}}}, "of file 'x' not just sha256 and bytes are given"),
+    ],
+)
+def test_a_record_of_another_shape_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    """Even with the right digest: it may come from elsewhere."""
+    (tmp_path / "evaluate.json").write_bytes(sealed(**changes))
+    assert reason in refusal(tmp_path / "evaluate.json")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    text = sealed().replace(b'  "seconds": 1.25,\n', b'  "seconds": 9.25,\n  "seconds": 1.25,\n')
+    (tmp_path / "evaluate.json").write_bytes(text)
+    assert "key 'seconds' stands there twice" in refusal(tmp_path / "evaluate.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"12.345678901234567", b"12.345678901234566"),
+        (b"1.25", b"1.250"),
+        (b"\n", b" \n"),
+        (b"1.25", b"125e-2"),
+    ],
+)
+def test_another_number_and_another_way_to_write_it_are_noticed(
+    old: bytes, new: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "evaluate.json").write_bytes(sealed().replace(old, new, 1))
+    assert "changed since it was written" in refusal(tmp_path / "evaluate.json")
+
+
+@settings(deadline=None)
+@given(st.integers(0, len(sealed()) * 8 - 1))
+def test_one_bit_flipped_anywhere_in_a_record_is_noticed(bit: int) -> None:
+    content = bytearray(sealed())
+    content[bit // 8] ^= 1 << bit % 8
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "evaluate.json").write_bytes(content)
+        refusal(Path(folder) / "evaluate.json")
 
 
 def test_damage_to_a_kept_file_is_found(tmp_path: Path) -> None:
-    (tmp_path / "adapter").mkdir()
-    for name in ("trace.jsonl", "adapter/weights"):
-        (tmp_path / name).write_text(name)
-    files = {name: file_digest(tmp_path / name) for name in ("trace.jsonl", "adapter/weights")}
-    record = Record(**(vars(RECORD) | {"files": files}))
-    assert damaged_file(record, tmp_path) is None
-    (tmp_path / "adapter/weights").write_text("adapter/weightz")
-    assert damaged_file(record, tmp_path) == "adapter/weights"
-    (tmp_path / "trace.jsonl").unlink()
-    assert damaged_file(record, tmp_path) == "trace.jsonl"
+    path = tmp_path / "weights"
+    path.write_text("weights")
+    kept = keep(path)
+    assert damaged_file(path, kept) is None
+    path.write_text("weightz")
+    assert damaged_file(path, kept, rehash=False) is None
+    assert damaged_file(path, kept) == f"{path}: not the bytes that were recorded"
+    path.write_text("weight")
+    assert damaged_file(path, kept, rehash=False) == f"{path}: 6 bytes, where 7 were recorded"
+    path.unlink()
+    assert damaged_file(path, kept, rehash=False) == f"{path}: is gone"
+    path.mkdir()
+    assert damaged_file(path, kept, rehash=False) == f"{path}: not a file"
+    assert damaged_file(tmp_path / "weights" / "below", kept) == f"{tmp_path}/weights/below: is gone"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +215,9 @@ def digests(package: Path) -> dict[str, str]:
         ("kernels", ["finetune", "merge", "evaluate", "time"]),
         ("checkpoint", ["finetune"]),
         ("base_model", ["finetune", "merge", "evaluate", "time"]),
+        ("weights", ["finetune", "merge", "evaluate", "time"]),
+        ("record", []),
+        ("check", []),
         ("render/tables", []),
         ("render/table_content", []),
         ("collect", []),

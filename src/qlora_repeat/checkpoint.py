@@ -6,7 +6,6 @@ under its name when it is complete, and the one before is deleted after that. St
 saving: they follow from the seeds and the step.
 """
 
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from qlora_repeat.digest import file_digest, json_digest
-from qlora_repeat.files import new_folder, write_json
+from qlora_repeat.files import new_folder, parse_json, write_json
+from qlora_repeat.weights import read_weights
 
 Tensors = dict[str, Any]
 
@@ -98,19 +98,13 @@ def load_checkpoint(unfinished: Unfinished) -> Checkpoint | None:
             continue
         if not _cut_back(unfinished.trace, **content.pop("trace")):
             continue
-        tensors = {name: _tensors(path / f"{name}.safetensors") for name in _TENSORS}
+        tensors = {name: read_weights(path / f"{name}.safetensors") for name in _TENSORS}
         return Checkpoint(**{**content, **tensors})
     unfinished.trace.unlink(missing_ok=True)
     return None
 
 
 _TENSORS = ("adapter", "optimizer")
-
-
-def _tensors(path: Path) -> Tensors:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def _whole(folder: Path, files: dict[str, str]) -> bool:
@@ -147,7 +141,7 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """Reads such JSON; None if there is none, or not as it was written."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json(path.read_bytes())
         return content if content.pop("digest") == json_digest(content) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -8,6 +8,7 @@ import click
 
 from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
+from qlora_repeat.files import disk_error
 
 COMMANDS = {
     "plan": "Tell what a study will need of a GPU, before anything is fetched.",
@@ -19,7 +20,8 @@ COMMANDS = {
     "trial": "Run the four stages of one trial in this process.",
     "run": "Run every trial of a study that is not complete.",
     "doctor": "Show the machine, and what would stop a study from running here.",
-    "status": "Show which trials are done, running, stale, failed or missing.",
+    "status": "Show which trials are done, running, stale, damaged, failed or missing.",
+    "check": "Re-hash everything of a study, and name what is damaged.",
     "diff": "Name the first step at which two trials part, and in what.",
     "collect": "Gather all records of a study into one results file.",
     "tables": "Render the paper's tables from collected results.",
@@ -84,7 +86,7 @@ def main() -> None:
         click.echo("Stopped.", err=True)
         code = 130
     except OSError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {disk_error(error)}", err=True)
         code = 3
     except Exception:
         traceback.print_exc()

@@ -25,7 +25,7 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
 
 
 def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = False) -> list[TrialResult]:
-    """One row per trial that the study asks for; only trials that are done and not stale bring values.
+    """One row per trial that the study asks for; only those that are done, and so whole, bring values.
 
     With `include_stale`, so do those that are stale but complete, and tests of a base that are stale where
     none is done; the row says what has changed since. A trial whose stages are not of the same adapter and

@@ -2,8 +2,15 @@
 
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from qlora_repeat.errors import MissingError
+from qlora_repeat.weights import tensor_digests, weight_files
+
+_Found = TypeVar("_Found")
 
 
 def text_digest(text: str) -> str:
@@ -22,6 +29,34 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def known_digest(path: Path) -> str:
+    """The same, but this process reads a file once only, while it stays the same file."""
+    return once(file_digest, path)
+
+
+_found: dict[tuple[Any, ...], Any] = {}
+
+_SETTLED = 2_000_000_000
+"""Nanoseconds. Within a tick of its file system's clock a file can change again, and its times don't tell."""
+
+
+def once(compute: Callable[[Path], _Found], path: Path) -> _Found:
+    """What a function finds in a file, remembered as long as neither the file's size nor its times change."""
+    key, began = (compute, *_identity(path)), time.time_ns()
+    if key in _found:
+        remembered: _Found = _found[key]
+        return remembered
+    value = compute(path)
+    if key == (compute, *_identity(path)) and began - key[-1] > _SETTLED:
+        _found[key] = value
+    return value
+
+
+def _identity(path: Path) -> tuple[Any, ...]:
+    stat = path.stat()
+    return str(path.absolute()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def folder_digests(folder: Path) -> dict[str, str]:
     """The digest of each file below a folder, by its path there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -32,16 +67,16 @@ def weights_digest(folder: Path) -> str:
     """The digest of the weights in a folder of safetensors files: names, types, shapes and values.
 
     Independent of how the weights are spread over files and of what the files' headers say besides.
-    """
-    from safetensors import safe_open
 
-    digests = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
-                tensor = tensors.get_tensor(name).contiguous()
-                content = hashlib.sha256(tensor.flatten().view(_bytes_type()).numpy())
-                digests[name] = [str(tensor.dtype), list(tensor.shape), content.hexdigest()]
+    Raises:
+        MissingError: there are no such files, one is not as it should be, or two have a tensor of one name.
+    """
+    digests: dict[str, list[Any]] = {}
+    for path in weight_files(folder):
+        found = once(tensor_digests, path)
+        if twice := digests.keys() & found.keys():
+            raise MissingError(f"{path}: {min(twice)!r} is in another file too; make or fetch {folder} again")
+        digests |= found
     return json_digest(digests)
 
 

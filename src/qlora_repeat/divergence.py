@@ -210,11 +210,10 @@ def read_side(name: str, folder: Path) -> Side:
     for stage in stages if finished else ():
         if (record := read_record(folder / f"{stage}.json")) is not None:
             records[stage] = record
-    if "finetune" in records and (damaged := damaged_file(records["finetune"], folder)) is not None:
-        raise MissingError(
-            f"{folder / damaged}: not the file that the finetune stage left; "
-            f"run `qlora-repeat finetune {records['finetune'].trial} --force`"
-        )
+    if (trained := records.get("finetune")) is not None:
+        for kept_name, kept in trained.files.items():
+            if (damage := damaged_file(folder / kept_name, kept)) is not None:
+                raise MissingError(f"{damage}; run `qlora-repeat finetune {trained.trial}`")
     return Side(name, folder, steps, finished, records)
 
 

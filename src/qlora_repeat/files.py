@@ -1,15 +1,21 @@
-"""Files that are either whole or not there: temporary name, fsync, rename."""
+"""Files that are either whole or not there (temporary name, fsync, rename), and JSON from elsewhere."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.errors import MissingError
+
+LARGEST_JSON = 100_000_000
+"""Bytes; the kit writes nothing near it."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -18,7 +24,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file at once: a reader sees the old bytes or the new ones, never a part."""
+    """Writes a file at once: a reader sees the old bytes or the new ones, never a part.
+
+    Raises:
+        OSError: the disk is full or read-only; names the file, not its temporary name.
+    """
+    with _naming(path):
+        _write_bytes(path, content)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -37,7 +52,47 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON with sorted keys, for people and for `diff`."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """JSON as `write_json` writes it."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """Reads JSON that may come from elsewhere; `mend` tells, in errors, what to do about the file.
+
+    Raises:
+        MissingError: there is no such file, or it is not such JSON as `parse_json` reads.
+    """
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"larger than {megabytes(LARGEST_JSON)}")
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise MissingError(f"{path}: not readable ({reason}); {mend}") from None
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON in UTF-8, in which no object has a key twice: of two values, readers would take different ones.
+
+    Raises:
+        ValueError: it is not such JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"key {twice[:60]!r} stands there twice")
+    return content
 
 
 @contextlib.contextmanager
@@ -45,7 +100,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path` when the block ends well, and vanishes otherwise.
 
     An older folder of that name is replaced.
+
+    Raises:
+        OSError: the disk is full or read-only; names the folder, not its temporary name.
     """
+    with _naming(path), _new_folder(path) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -97,6 +161,47 @@ def require_space(folder: Path, size: int, variable: str) -> None:
 def megabytes(size: int) -> str:
     """A size in bytes, for people."""
     return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Lets errors of the disk name what was to be written, where they name a temporary file or none.
+
+    Libraries in Rust (safetensors, tokenizers) have errors of their own, which only tell the number.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = Path(str(error.filename or "")).parts
+        ours = not named or any(part.startswith(f".{path.name}.") for part in named)
+        if error.errno is None or not ours:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None or int(found[1]) not in (*_FULL, errno.EFBIG, errno.EROFS):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def disk_error(error: OSError, where: Path | None = None) -> str:
+    """An error of the disk in a line: the file, the reason, and how to go on.
+
+    `where` is named if the error names no file, as that of a write to an open one does not.
+    """
+    if error.errno is None:
+        return str(error)
+    named = where if error.filename is None else error.filename
+    advice = ""
+    if error.errno in (*_FULL, *_CLOSED):
+        first = "free some space there" if error.errno in _FULL else "let it be written to"
+        moved = "set QLORA_REPEAT_RUNS (results) or QLORA_REPEAT_CACHE (models and data) to another folder"
+        advice = f"; {first}, or {moved}"
+    return f"{named}: {error.strerror}{advice}" if named is not None else f"{error.strerror}{advice}"
 
 
 def _sync_folder(folder: Path) -> None:

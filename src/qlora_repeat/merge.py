@@ -5,16 +5,18 @@ to the study's format. Merging into 4-bit weights instead would round the adapte
 the base at a time is in memory.
 """
 
-import json
+import contextlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.base_model import base_folder, check_base, load_tokenizer
 from qlora_repeat.digest import weights_digest
-from qlora_repeat.errors import StageError
-from qlora_repeat.files import new_folder, write_json
+from qlora_repeat.errors import MissingError, StageError
+from qlora_repeat.files import new_folder, read_json, write_json
 from qlora_repeat.trial import Trial
+from qlora_repeat.weights import check_weights, read_weights, weight_files
 
 INDEX = "model.safetensors.index.json"
 
@@ -39,16 +41,22 @@ def merge(trial: Trial, cache: Path) -> dict[str, Any]:
 
 
 def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
-    """Writes the base with the adapter merged into it, its floating-point weights as `dtype`."""
+    """Writes the base with the adapter merged into it, its floating-point weights as `dtype`.
+
+    Raises:
+        MissingError: the files of one are not safetensors, or not an adapter.
+        StageError: the adapter changes weights that the base does not have.
+    """
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
     from transformers import AutoConfig
 
     changes = _changes(adapter)
+    check_weights(base)
     files: dict[str, str] = {}
     merged_type = getattr(torch, dtype)
-    for path in sorted(base.glob("*.safetensors")):
+    for path in weight_files(base):
         merged = {}
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
@@ -73,32 +81,34 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
 
 def _changes(adapter: Path) -> dict[str, tuple[Any, Any, float]]:
     """The adapter's A, B and alpha/r by the name of the weight that they change."""
-    from safetensors.torch import load_file
-
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    scale = config["lora_alpha"] / config["r"]
-    return {
-        name.removeprefix("base_model.model.").replace(".lora_A.", "."): (
-            tensors[name],
-            tensors[name.replace(".lora_A.", ".lora_B.")],
-            scale,
-        )
-        for name in tensors
-        if ".lora_A." in name
-    }
+    path = adapter / "adapter_config.json"
+    config = read_json(path, "fine-tune again")
+    try:
+        scale = config["lora_alpha"] / config["r"]
+    except (KeyError, TypeError, ZeroDivisionError):
+        raise MissingError(f"{path}: it has no numbers lora_alpha and r; fine-tune again") from None
+    path = adapter / "adapter_model.safetensors"
+    tensors = read_weights(path)
+    changes = {}
+    for name in tensors:
+        if ".lora_A." in name:
+            other = name.replace(".lora_A.", ".lora_B.")
+            if other not in tensors:
+                raise MissingError(f"{path}: it has no {other}; fine-tune again")
+            changed = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
+            changes[changed] = (tensors[name], tensors[other], scale)
+    return changes
 
 
 def require_merged(trial: Trial, cache: Path, digest: str) -> None:
-    """Rebuilds a trial's merged model if it has been deleted since, and checks that it is the recorded one.
+    """Builds a trial's merged model again if it has been deleted or damaged since it was recorded.
 
     Raises:
         StageError: the weights are not those that the merge stage recorded.
     """
-    if (trial.merged / "config.json").is_file():
-        found = weights_digest(trial.merged)
-    else:
-        found = merge(trial, cache)["merged_digest"]
+    if _found(trial) == digest:
+        return
+    found = merge(trial, cache)["merged_digest"]
     if found != digest:
         delete_merged(trial)
         raise StageError(
@@ -107,6 +117,18 @@ def require_merged(trial: Trial, cache: Path, digest: str) -> None:
         )
 
 
+def _found(trial: Trial) -> str | None:
+    """The digest of the merged weights that are there, if they can be read."""
+    try:
+        return weights_digest(trial.merged) if (trial.merged / "config.json").is_file() else None
+    except MissingError:
+        return None
+
+
 def delete_merged(trial: Trial) -> None:
-    """Frees the disk that merged weights take."""
-    shutil.rmtree(trial.merged, ignore_errors=True)
+    """Frees the disk that merged weights take. They vanish at once: a part of them would count as damaged."""
+    gone = trial.folder / f".{trial.merged.name}.deleted"
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(OSError):  # they are gone already, or the disk cannot be written
+        os.replace(trial.merged, gone)
+    shutil.rmtree(gone, ignore_errors=True)

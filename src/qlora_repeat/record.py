@@ -1,16 +1,29 @@
-"""Records: the JSON that a stage leaves last, once all that it names is on disk."""
+"""Records: the JSON that a stage leaves last, once all that it names is on disk.
+
+A record carries its own digest, and the digest and size of each file that the stage left and keeps: one bit
+flipped in any of them is noticed.
+"""
 
 import datetime
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from qlora_repeat.digest import file_digest
-from qlora_repeat.errors import UsageError
-from qlora_repeat.files import write_json
+from qlora_repeat.digest import json_digest, known_digest, once
+from qlora_repeat.errors import MissingError
+from qlora_repeat.files import LARGEST_JSON, json_text, megabytes, parse_json, write_text
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """A file as a stage left it."""
+
+    sha256: str
+    bytes: int
+    """Its size."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +34,25 @@ class Record:
     trial: str
     inputs: dict[str, Any]
     outputs: dict[str, Any]
-    files: dict[str, str]
-    """The digest of each file that the stage left and keeps, by its path in the trial's folder."""
+    files: dict[str, KeptFile]
+    """The files that the stage left and keeps, by their paths in the trial's folder."""
     fingerprint: dict[str, Any]
     started: str
     finished: str
     seconds: float
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "stage": (str,),
+    "trial": (str,),
+    "inputs": (dict,),
+    "outputs": (dict,),
+    "files": (dict,),
+    "fingerprint": (dict,),
+    "started": (str,),
+    "finished": (str,),
+    "seconds": (float, int),
+}
 
 
 def now() -> str:
@@ -36,32 +62,90 @@ def now() -> str:
 
 def write_record(path: Path, record: Record) -> None:
     """Writes a record; the stage counts as done from then on."""
-    write_json(path, {"format": FORMAT, **vars(record)})
+    write_text(path, _text(record))
 
 
 def read_record(path: Path) -> Record | None:
     """Reads a record, or None if there is none.
 
     Raises:
-        UsageError: the file is not a record; names it, and says what to do.
+        MissingError: the file is not a record, or not byte for byte as it was written; says why.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
-            raise ValueError("another format")
-        return Record(**content)
+        return once(_read, path)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise UsageError(
-            f"{path}: not a readable record ({error}); delete it to run the stage again"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise MissingError(
+            f"{path}: not a readable record ({reason}); `qlora-repeat run` does its stage again"
         ) from None
 
 
-def damaged_file(record: Record, folder: Path) -> str | None:
-    """The first file of a record that is missing or has other bytes than were recorded, or None."""
-    for name, expected in record.files.items():
-        path = folder / name
-        if not path.is_file() or file_digest(path) != expected:
-            return name
-    return None
+def keep(path: Path) -> KeptFile:
+    """A file as it is now, for a record."""
+    return KeptFile(known_digest(path), path.stat().st_size)
+
+
+def damaged_file(path: Path, kept: KeptFile, *, rehash: bool = True) -> str | None:
+    """How a file is not as it was recorded, in a line that names it; None if it is.
+
+    Without `rehash` only its presence and size are looked at: quick, and blind to a flipped bit.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            return f"{path}: not a file"
+        if size != kept.bytes:
+            return f"{path}: {size:,} bytes, where {kept.bytes:,} were recorded"
+        same = not rehash or known_digest(path) == kept.sha256
+        return None if same else f"{path}: not the bytes that were recorded"
+    except FileNotFoundError:
+        return f"{path}: is gone"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+
+
+def _text(record: Record) -> str:
+    """The one way in which a record is written."""
+    files = {name: vars(file) for name, file in record.files.items()}
+    plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **vars(record), "files": files}))
+    return json_text({**plain, "digest": json_digest(plain)})
+
+
+def _read(path: Path) -> Record:
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"larger than {megabytes(LARGEST_JSON)}")
+    content = path.read_bytes()
+    record = _parse(content)
+    if _text(record).encode() != content:  # blanks, the order of keys, how a number is written
+        raise ValueError("changed since it was written")
+    return record
+
+
+def _parse(text: bytes) -> Record:
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    found = content.pop("format", None)
+    if found != FORMAT:
+        raise ValueError(f"of format {found!r}, this version of the kit reads {FORMAT}"[:100])
+    if content.pop("digest", None) != json_digest({"format": FORMAT, **content}):
+        raise ValueError("changed since it was written: its own digest does not fit")
+    for name in sorted(content.keys() ^ _KINDS.keys()):
+        raise ValueError(f"{'no' if name in _KINDS else 'unknown'} key {name[:60]!r}")
+    for name, kinds in _KINDS.items():
+        if type(content[name]) not in kinds:
+            raise ValueError(f"{name} is {str(content[name])[:60]!r}")
+    files = {name: _kept(name, file) for name, file in content.pop("files").items()}
+    return Record(**content, files=files)
+
+
+def _kept(name: str, file: Any) -> KeptFile:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or str(path) != name or "\0" in name:
+        raise ValueError(f"{name[:60]!r} leads out of the trial's folder")
+    plain = isinstance(file, dict) and file.keys() == {"sha256", "bytes"}
+    if not plain or type(file["sha256"]) is not str or type(file["bytes"]) is not int:
+        raise ValueError(f"of file {name[:60]!r} not just sha256 and bytes are given")
+    return KeptFile(**file)

@@ -14,6 +14,7 @@ from types import UnionType
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.files import parse_json, write_text
 
 _Row = TypeVar("_Row")
 
@@ -47,7 +48,7 @@ class TrialResult:
     trial: int
     """Numbered from 1; the paper's run number."""
     status: str
-    """``done``, ``running``, ``stale``, ``failed`` or ``missing``."""
+    """``done``, ``running``, ``stale``, ``damaged``, ``failed`` or ``missing``."""
     stale_inputs: list[str] = field(default_factory=list)
     """Where the values of a stale trial are here all the same, on request: what has changed since."""
     stale_base_inputs: list[str] = field(default_factory=list)
@@ -106,8 +107,6 @@ class TrialResult:
 
 def write_results(results: list[TrialResult], path: Path) -> None:
     """Writes one JSON object per line, keys in the order of `TrialResult`, floats exactly."""
-    from qlora_repeat.files import write_text
-
     lines = [json.dumps(dataclasses.asdict(result)) for result in results]
     write_text(path, "".join(line + "\n" for line in lines))
 
@@ -130,7 +129,7 @@ def read_results(path: Path) -> list[TrialResult]:
 
 def _parse(line: str, where: str) -> TrialResult:
     try:
-        row = json.loads(line)
+        row = parse_json(line.encode())
         for name in ("responses", "repeated_responses"):
             row[name] = [_checked(Response(**response)) for response in row.get(name, [])]
         return _with_curve(_checked(TrialResult(**row)))

@@ -186,6 +186,7 @@ def _ready(running: list[_Child]) -> list[_Child]:
 
 def _start(context: Any, job: Job, arguments: tuple[Any, ...], watcher: Watcher) -> _Child:
     job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.touch()  # a folder that takes no log is told here, in a line
     ours, theirs = context.Pipe(duplex=False)
     # The study goes over once: its trials would bring it again.
     sent = (job.trial.name if job.trial else None, job.model, job.base_test, job.log)

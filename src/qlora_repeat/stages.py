@@ -1,8 +1,10 @@
 """The four stages of a trial, in order: which are done, and how to run what is not."""
 
 import contextlib
+import errno
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_repeat.base_model import base_bytes
-from qlora_repeat.digest import file_digest
-from qlora_repeat.errors import KitError, StageError, StoppedError
-from qlora_repeat.files import require_space, write_json
+from qlora_repeat.errors import KitError, MissingError, StageError, StoppedError
+from qlora_repeat.files import disk_error, require_space, write_json
 from qlora_repeat.inputs import base_inputs, changed_inputs, stage_inputs
 from qlora_repeat.kernels import named_operation, set_kernels
 from qlora_repeat.lock import exclusive, live_owner
-from qlora_repeat.record import Record, damaged_file, now, read_record, write_record
+from qlora_repeat.record import KeptFile, Record, damaged_file, keep, now, read_record, write_record
 from qlora_repeat.stopping import stop_if_requested
 from qlora_repeat.study import Study
 from qlora_repeat.trial import STAGES, Stage, Trial, base_record
 from qlora_repeat.watch import Watch
 
-State = Literal["done", "running", "stale", "failed", "missing"]
+State = Literal["done", "running", "stale", "damaged", "failed", "missing"]
 
 
 @dataclass(frozen=True)
@@ -32,36 +33,72 @@ class StageState:
     state: State
     record: Record | None = None
     changed: list[str] = field(default_factory=list)
-    """Stale: the inputs that are no longer what they were."""
+    """The inputs that are no longer what they were."""
+    damage: str | None = None
+    """Damaged: the file that is not as it was recorded, and what to do, in a line."""
 
 
-def stage_states(trial: Trial, cache: Path) -> dict[Stage, StageState]:
-    """How each stage stands. One is stale if its inputs changed, or the stage before is not done."""
+def stage_states(trial: Trial, cache: Path, *, rehash: bool = True) -> dict[Stage, StageState]:
+    """How each stage stands.
+
+    One is damaged if its record cannot be read, or a file that it left is not as it was recorded (merged
+    weights may be gone: they can be built again). One is stale if its inputs changed, or the stage before is
+    not done.
+
+    Without `rehash` no file but the records is read: quick, and blind to damage that leaves sizes as they
+    are. No number may then go into a table.
+    """
     states: dict[Stage, StageState] = {}
     upstream: dict[str, Any] = {}
     before: Stage | None = None  # the stage whose outcome the next one needs
     for stage in STAGES:
-        record = read_record(trial.record(stage))
+        record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is None:
-            states[stage] = StageState("missing")
+            states[stage] = StageState("damaged" if damage else "missing", damage=damage)
         else:
             changed = changed_inputs(record.inputs, stage_inputs(trial, stage, cache, upstream))
             if before is not None and states[before].state != "done":
                 changed.append(f"the {before} stage")
-            states[stage] = StageState("stale" if changed else "done", record, changed)
+            damage = _damage(trial, stage, record, rehash)
+            state: State = "damaged" if damage else "stale" if changed else "done"
+            states[stage] = StageState(state, record, changed, damage)
             upstream = upstream | record.outputs
         # Timing does not depend on the evaluation: both follow from the merged model.
         before = before if stage == "evaluate" else stage
     return states
 
 
-def trial_state(trial: Trial, cache: Path) -> State:
-    """How a trial stands as a whole."""
+def _damage(trial: Trial, stage: Stage, record: Record, rehash: bool) -> str | None:
+    """The first damaged file of those that a stage left, and what to do."""
+    if stage == "merge" and not trial.merged.exists():
+        return None
+    for name, kept in record.files.items():
+        if (damage := damaged_file(trial.folder / name, kept, rehash=rehash)) is not None:
+            return f"{damage}; `qlora-repeat run` does its stage again"
+    return None
+
+
+def stage_record(path: Path, name: str, stage: str) -> tuple[Record | None, str | None]:
+    """The record of a stage of that name; or None, and what is wrong with it where there is one."""
+    try:
+        record = read_record(path)
+    except MissingError as error:
+        return None, str(error)
+    if record is not None and (record.trial, record.stage) != (name, stage):
+        whose = f"the {record.stage} stage of {record.trial}"
+        return None, f"{path}: not a record of this stage, but {whose}; `qlora-repeat run` does it again"
+    return record, None
+
+
+def trial_state(trial: Trial, cache: Path, *, rehash: bool = True) -> State:
+    """How a trial stands as a whole; `rehash` as in `stage_states`."""
     if live_owner(trial.lock) is not None:
         return "running"
-    states = [state.state for state in stage_states(trial, cache).values()]
+    states = [state.state for state in stage_states(trial, cache, rehash=rehash).values()]
     if all(state == "done" for state in states):
         return "done"
+    if "damaged" in states:
+        return "damaged"
     if trial.failure.is_file():
         return "failed"
     return "stale" if "stale" in states else "missing"
@@ -69,9 +106,10 @@ def trial_state(trial: Trial, cache: Path) -> State:
 
 def base_state(study: Study, model_name: str, number: int, runs: Path, cache: Path) -> StageState:
     """How a test of a model's base stands."""
-    record = read_record(base_record(study, model_name, number, runs))
+    path = base_record(study, model_name, number, runs)
+    record, damage = stage_record(path, f"{model_name}/base/{number}", "evaluate")
     if record is None:
-        return StageState("missing")
+        return StageState("damaged" if damage else "missing", damage=damage)
     changed = changed_inputs(record.inputs, base_inputs(study, model_name, cache))
     return StageState("stale" if changed else "done", record, changed)
 
@@ -188,21 +226,23 @@ def _run(
 
 
 def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState]) -> None:
+    """Checks that what a stage needs is there; damaged merged weights are deleted, to be built again."""
     needed: dict[Stage, Stage] = {"merge": "finetune", "evaluate": "merge", "time": "merge"}
     before = needed.get(stage)
     if before is None:
         return
     state = states[before]
-    if state.state != "done":
+    if state.state == "damaged" and before == "merge" and state.record is not None and not state.changed:
+        from qlora_repeat.merge import delete_merged
+
+        print(f"{state.damage}; the {stage} stage needs it, so that is done now", file=sys.stderr, flush=True)
+        delete_merged(trial)
+    elif state.state == "damaged":
+        raise StageError(f"{trial.name}: {stage} needs the {before} stage, which is damaged: {state.damage}")
+    elif state.state != "done":
         why = f"is stale ({', '.join(state.changed)})" if state.state == "stale" else "has not run"
         raise StageError(
             f"{trial.name}: {stage} needs the {before} stage, which {why}; run `qlora-repeat {before}`"
-        )
-    assert state.record is not None
-    if (name := damaged_file(state.record, trial.folder)) is not None:
-        raise StageError(
-            f"{trial.folder / name}: not the file that the {before} stage left; "
-            f"run `qlora-repeat {before} {trial.name} --force`"
         )
 
 
@@ -210,31 +250,46 @@ def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState]) -> Non
 def _recorded(
     path: Path, name: str, stage: str, inputs: dict[str, Any], trial: Trial | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields a dictionary for the outputs, and writes the record when the block ends well."""
+    """Yields a dictionary for the outputs, and writes the record when the block ends well.
+
+    Raises:
+        StageError: the disk is full or cannot be written; names the file, and says how to go on.
+    """
     from qlora_repeat.fingerprint import fingerprint
 
     started, began = now(), time.perf_counter()
     outputs: dict[str, Any] = {}
-    yield outputs
-    record = Record(
-        stage=stage,
-        trial=name,
-        inputs=inputs,
-        outputs=outputs,
-        files=_kept_files(trial, stage),
-        fingerprint=fingerprint(),
-        started=started,
-        finished=now(),
-        seconds=time.perf_counter() - began,
-    )
-    write_record(path, record)
+    try:
+        if path.is_dir():  # told now, and not after hours
+            raise IsADirectoryError(errno.EISDIR, "a folder stands where the record is to be", str(path))
+        yield outputs
+        record = Record(
+            stage=stage,
+            trial=name,
+            inputs=inputs,
+            outputs=outputs,
+            files=_kept_files(trial, stage),
+            fingerprint=fingerprint(),
+            started=started,
+            finished=now(),
+            seconds=time.perf_counter() - began,
+        )
+        write_record(path, record)
+    except OSError as error:
+        if error.errno is None:  # of a library, which does not speak of a disk
+            raise
+        what = disk_error(error, path.parent)
+        raise StageError(f"{name}: {stage}: {what}; what was done before is kept") from error
 
 
-def _kept_files(trial: Trial | None, stage: str) -> dict[str, str]:
-    if trial is None or stage != "finetune":
+def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
+    if trial is None or stage not in ("finetune", "merge"):
         return {}
-    paths = [trial.trace, *sorted(path for path in trial.adapter.rglob("*") if path.is_file())]
-    return {path.relative_to(trial.folder).as_posix(): file_digest(path) for path in paths}
+    folder = trial.adapter if stage == "finetune" else trial.merged
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if stage == "finetune":
+        paths.insert(0, trial.trace)
+    return {path.relative_to(trial.folder).as_posix(): keep(path) for path in paths}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.files import parse_json
 
 _FLOATS = ("loss", "gradient_norm", "learning_rate")
 
@@ -80,7 +81,7 @@ def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
 
 
 def _parse(line: str) -> Step:
-    content = json.loads(line)
+    content = parse_json(line.encode())
     if unknown := content.keys() - {field.name for field in fields(Step)}:
         raise ValueError(f"unknown key {min(unknown)!r}")
     step = Step(**content | {name: float.fromhex(content[name]) for name in _FLOATS if name in content})

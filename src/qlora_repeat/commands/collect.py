@@ -25,8 +25,9 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
     """
     from qlora_repeat.collect import collect
     from qlora_repeat.results import write_results
+    from qlora_repeat.status import base_damages, explanations
     from qlora_repeat.study import load_study
-    from qlora_repeat.trial import results_path
+    from qlora_repeat.trial import all_trials, results_path
 
     study = load_study(study_file)
     results = collect(study, runs, cache, include_stale=include_stale)
@@ -41,3 +42,11 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
             if include_stale
             else f"{len(stale)} stale: `qlora-repeat status` says why, --include-stale takes their values too"
         )
+    damaged = {(row.model, row.optimizer, row.trial) for row in results if row.status == "damaged"}
+    trials = [
+        trial
+        for trial in all_trials(study, runs)
+        if (trial.model_name, trial.optimizer, trial.number) in damaged
+    ]
+    for line in base_damages(study, runs, cache) + explanations(trials, cache):
+        click.echo(line, err=True)

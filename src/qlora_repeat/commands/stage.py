@@ -158,13 +158,14 @@ def run_all(
     """
     from qlora_repeat.progress import Display
     from qlora_repeat.runner import default_workers, open_jobs, run_jobs
-    from qlora_repeat.status import explanations
+    from qlora_repeat.status import base_damages, explanations
 
     waiting = open_jobs(study, stages, runs, cache, force=force)
     if not waiting:
         return 0
-    for line in explanations([job.trial for job in waiting if job.trial], cache):
-        out.print(f"{line}; to be run again")
+    reasons = base_damages(study, runs, cache) if "evaluate" in stages else []
+    for line in reasons + explanations([job.trial for job in waiting if job.trial], cache):
+        out.print(f"to be run again: {line}")
     workers = min(jobs or default_workers(study), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     out.print(f"study {study.name}: {len(waiting)} jobs, {workers} at a time")

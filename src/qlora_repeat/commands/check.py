@@ -1,0 +1,49 @@
+"""`qlora-repeat check`."""
+
+from pathlib import Path
+
+import click
+
+from qlora_repeat.commands.options import cache_option, console, runs_option, study_argument
+
+
+@click.command("check")
+@study_argument
+@runs_option
+@cache_option
+@click.option("-q", "--quiet", is_flag=True, help="Show problems only.")
+def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
+    """Read again all that a study's records name, and its models and data, and name what is damaged.
+
+    Exit code 3 if anything is. What can be mended, `qlora-repeat run` mends.
+
+    \b
+    Example:
+      qlora-repeat check pocket
+    """
+    from rich.progress import Progress
+
+    from qlora_repeat.check import check
+    from qlora_repeat.errors import MissingError
+    from qlora_repeat.study import load_study
+
+    study, out = load_study(study_file), console(quiet)
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bars:
+        task = bars.add_task("check", total=None)
+        checked = check(
+            study, runs, cache, lambda done, total: bars.update(task, completed=done, total=total)
+        )
+    for line in checked.problems:
+        click.echo(line)
+    if not quiet:
+        for line in checked.notes:
+            click.echo(f"note: {line}")
+    files = len({looked.path for looked in checked.files})
+    if checked.problems:
+        raise MissingError(f"study {study.label}: {len(checked.problems)} files are not what they were")
+    if not quiet:
+        inputs = len({looked.path for looked in checked.inputs})
+        click.echo(
+            f"{files} files of {checked.trials} trials hold what their records say, "
+            f"and {inputs} of models and data"
+        )

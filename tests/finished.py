@@ -1,0 +1,88 @@
+"""Trials as their four stages leave them, written in an instant: nothing is trained, but all is there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from numpy import full
+from safetensors.numpy import save_file
+
+from qlora_repeat.digest import weights_digest
+from qlora_repeat.files import new_folder, write_text
+from qlora_repeat.fingerprint import fingerprint
+from qlora_repeat.inputs import base_inputs, stage_inputs
+from qlora_repeat.record import Record, keep, write_record
+from qlora_repeat.study import Study
+from qlora_repeat.trace import Step, trace_line
+from qlora_repeat.trial import STAGES, Trial, all_trials, base_record, base_tests
+
+
+def finish_study(study: Study, runs: Path, cache: Path) -> list[Trial]:
+    """Finishes every trial of a study, and the tests of its bases."""
+    for model in study.models:
+        for number in base_tests(study):
+            name, inputs = f"{model}/base/{number}", base_inputs(study, model, cache)
+            outputs = {**_measured(9.5), "miniature": False}
+            write_record(base_record(study, model, number, runs), _record("evaluate", name, inputs, outputs))
+    trials = all_trials(study, runs)
+    for trial in trials:
+        finish(trial, cache)
+    return trials
+
+
+def finish(trial: Trial, cache: Path) -> None:
+    """Leaves adapter, trace and merged model, and the record of each stage."""
+    with new_folder(trial.adapter) as folder:
+        save_file({"lora_A": full((4, 8), trial.number, "f")}, folder / "adapter_model.safetensors")
+        write_text(folder / "adapter_config.json", json.dumps({"r": 8, "lora_alpha": 32}))
+    digest = weights_digest(trial.adapter)
+    steps = [Step(0, adapter=digest), *(Step(n, n / 3, [n], 9, 3 - n / 2, 1.5, 1e-3) for n in (1, 2))]
+    steps.append(Step(3, 1.0, [3], 9, 1.5, 1.5, 1e-3, adapter=digest))
+    write_text(trial.trace, "".join(map(trace_line, steps)))
+    with new_folder(trial.merged) as folder:
+        save_file({"weight": full((16, 8), trial.number, "float16")}, folder / "model.safetensors")
+        write_text(folder / "config.json", json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    outputs: dict[str, dict[str, Any]] = {
+        "finetune": {
+            "adapter_digest": digest,
+            "seeds": {"adapter_init": 7},
+            "steps": 3,
+            "initial_loss": 2.5,
+            "final_loss": 1.5,
+            "loss_curve": [[1.0, 2.0]],
+            "diverged_at": None,
+            "train_seconds": 3.25,
+            "peak_memory_bytes": 2**30,
+            "peak_memory_share": None,
+            "miniature": False,
+        },
+        "merge": {"merged_digest": weights_digest(trial.merged), "merged_bytes": 256},
+        "evaluate": {**_measured(8.25), "responses": [], "repeated_responses": []},
+        "time": {"test_seconds": 1.5, "test_seconds_min": 1.25, "test_seconds_max": 1.75},
+    }
+    upstream: dict[str, Any] = {}
+    for stage in STAGES:
+        inputs = stage_inputs(trial, stage, cache, upstream)
+        kept = {
+            "finetune": [trial.trace, *trial.adapter.iterdir()],
+            "merge": [*trial.merged.iterdir()],
+        }.get(stage, [])
+        files = {path.relative_to(trial.folder).as_posix(): keep(path) for path in kept}
+        write_record(trial.record(stage), _record(stage, trial.name, inputs, outputs[stage], files))
+        upstream |= outputs[stage]
+
+
+def _measured(perplexity: float) -> dict[str, Any]:
+    return {
+        "perplexity": perplexity,
+        "perplexity_example_mean": perplexity + 0.125,
+        "test_examples": 6,
+        "accuracy": None,
+    }
+
+
+def _record(
+    stage: str, trial: str, inputs: dict[str, Any], outputs: dict[str, Any], files: Any = None
+) -> Record:
+    begun, ended = "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00"
+    return Record(stage, trial, inputs, outputs, files or {}, fingerprint(), begun, ended, 1.25)

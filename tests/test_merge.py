@@ -1,0 +1,112 @@
+"""Adapters that may come from elsewhere: refused before anything of them is used."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qlora_repeat.errors import MissingError, StageError
+from qlora_repeat.merge import merge_weights
+
+LORA = {"layer.lora_A.weight": torch.ones(2, 3), "layer.lora_B.weight": torch.ones(4, 2)}
+CONFIG = {"r": 2, "lora_alpha": 4}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base of one weight, and the configuration of some architecture."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    save_file({"layer.weight": torch.ones(4, 3), "other": torch.ones(2)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return folder
+
+
+def adapter(tmp_path: Path, tensors: dict[str, Any] = LORA, config: str = json.dumps(CONFIG)) -> Path:
+    """An adapter of these tensors, its configuration that text."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    prefixed = {f"base_model.model.{name}": value for name, value in tensors.items()}
+    save_file(prefixed, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(config)
+    return folder
+
+
+def merged(base: Path, adapter: Path, tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "merged").mkdir()
+    merge_weights(base, adapter, tmp_path / "merged", "float32")
+    return load_file(tmp_path / "merged" / "model.safetensors")
+
+
+def test_an_adapter_is_merged_by_the_papers_sum(base: Path, tmp_path: Path) -> None:
+    found = merged(base, adapter(tmp_path), tmp_path)
+    assert found["layer.weight"].tolist() == [[1 + 2 * 4 / 2] * 3] * 4
+    assert found["other"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ('{"r": 2, "lora_alpha": 4, "r": 1}', "key 'r' stands there twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ("", "Expecting value"),
+        ("[]", "it has no numbers lora_alpha and r"),
+        ('{"r": 2}', "it has no numbers lora_alpha and r"),
+        ('{"r": "2", "lora_alpha": 4}', "it has no numbers lora_alpha and r"),
+        ('{"r": 0, "lora_alpha": 4}', "it has no numbers lora_alpha and r"),
+    ],
+)
+def test_a_configuration_that_does_not_hold_is_refused(
+    config: str, reason: str, base: Path, tmp_path: Path
+) -> None:
+    folder = adapter(tmp_path, config=config)
+    with pytest.raises(MissingError) as caught:
+        merged(base, folder, tmp_path)
+    assert str(caught.value).startswith(f"{folder}/adapter_config.json: ")
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith("; fine-tune again")
+
+
+class Harm:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("harm-was-done"),)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_a_pickled_adapter_is_refused_by_name(
+    name: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = adapter(tmp_path)
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(MissingError, match=f"^{folder / name}: .*pickle"):
+        merged(base, folder, tmp_path)
+    assert not Path("harm-was-done").exists()
+
+
+def test_an_adapter_that_lacks_a_part_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = adapter(tmp_path, {"layer.lora_A.weight": torch.ones(2, 3)})
+    with pytest.raises(
+        MissingError, match=r"it has no base_model.model.layer.lora_B.weight; fine-tune again"
+    ):
+        merged(base, folder, tmp_path)
+
+
+def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = adapter(tmp_path, {f"another.{name}": value for name, value in LORA.items()})
+    with pytest.raises(StageError, match=r"it changes another\.layer\.weight, which .* does not have"):
+        merged(base, folder, tmp_path)
+
+
+def test_a_base_whose_index_leads_elsewhere_is_refused(base: Path, tmp_path: Path) -> None:
+    index = base / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"layer.weight": "../elsewhere.safetensors"}}))
+    with pytest.raises(MissingError, match=f"^{index}: 'layer.weight' is to be in"):
+        merged(base, adapter(tmp_path), tmp_path)

@@ -1,0 +1,276 @@
+"""Safetensors files: read as safetensors reads them, and refused where they could do harm."""
+
+import json
+import pickle
+import re
+import struct
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from qlora_repeat import weights
+from qlora_repeat.errors import MissingError
+from qlora_repeat.weights import check_weights, read_header, read_weights, tensor_digests, weight_files
+
+TENSORS = {
+    "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "b": torch.tensor(1.5, dtype=torch.bfloat16),
+    "empty": torch.zeros(0, 4, dtype=torch.float16),
+    "flags": torch.tensor([True, False, True]),
+}
+
+
+def written(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    """A file with that header (its text, or what is to be one), and that data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: Any) -> dict[str, Any]:
+    """What a header says of a tensor."""
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
+
+
+def refusal(content: bytes) -> str:
+    """Why such a file is refused; the reason is told in one line that names it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        path.write_bytes(content)
+        messages = set()
+        for read in (read_header, read_weights, tensor_digests):
+            with pytest.raises(MissingError) as caught:
+                read(path)
+            messages.add(str(caught.value))
+    (message,) = messages
+    found = re.fullmatch(f"{path}: not a safetensors file \\((.*)\\); make or fetch it again", message)
+    assert found is not None, message
+    return found[1]
+
+
+def test_weights_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(TENSORS, path, metadata={"format": "pt"})
+    found = read_weights(path)
+    assert {name: (value.dtype, value.tolist()) for name, value in found.items()} == {
+        name: (value.dtype, value.tolist()) for name, value in TENSORS.items()
+    }
+    placed = read_header(path)
+    assert placed["a"].dtype == "float32"
+    assert placed["a"].shape == [2, 3]
+    assert path.read_bytes()[placed["a"].start : placed["a"].end] == TENSORS["a"].numpy().tobytes()
+    check_weights(tmp_path)
+
+
+@pytest.mark.parametrize("kind", sorted(weights._TYPES))
+def test_every_type_is_known_by_torchs_name(kind: str, tmp_path: Path) -> None:
+    size, name = weights._TYPES[kind]
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(written({"x": entry(kind, [3], [0, 3 * size])}, bytes(range(3 * size))))
+    assert read_header(path)["x"].dtype == name
+    assert read_weights(path)["x"].dtype == getattr(torch, name)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "its header would have 0 bytes, where 0 are the most"),
+        (b"1234567", "where 0 are the most"),
+        (written({}, length=3), "where 2 are the most"),
+        (written(b"{}", length=2**63), "its header would have 9,223,372,036,854,775,808 bytes, where 2 are"),
+        (written(b""), "it has no header"),
+        (written(b"[]"), "it has no header"),
+        (written(b' {"x": 1}'), "it has no header"),
+        (written(b"{"), "Expecting property name"),
+        (written(b"{" + b"\xff}"), "codec can't decode"),
+        (written(b'{"x":' * 100_000), "nested too deeply"),
+        (written(b'{"x": 1, "x": 2}'), "key 'x' stands there twice"),
+        (
+            written(
+                b'{"x": {"dtype": "F32", "dtype": "F16", "shape": [1], "data_offsets": [0, 4]}}', b"0000"
+            ),
+            "key 'dtype' stands there twice",
+        ),
+        (written({"__metadata__": {"format": 1}}), "its __metadata__ are not texts"),
+        (written({"__metadata__": "pt"}), "its __metadata__ are not texts"),
+        (written({"x": [1]}), "'x' has not just dtype, shape and data_offsets"),
+        (written({"x": entry(more=1)}, b"0000"), "'x' has not just dtype, shape and data_offsets"),
+        (written({"x": {"dtype": "F32", "shape": [1]}}, b"0000"), "'x' has not just dtype"),
+        (written({"x": entry("object")}, b"0000"), "'x' has the unknown dtype 'object'"),
+        (written({"x": entry(["F32"])}, b"0000"), "'x' has the unknown dtype"),
+        (written({"x": entry(shape=[-1, -1])}, b"0000"), "'x' has no shape of whole numbers"),
+        (written({"x": entry(shape=[1.0])}, b"0000"), "'x' has no shape of whole numbers"),
+        (written({"x": entry(shape=[True])}, b"0000"), "'x' has no shape of whole numbers"),
+        (written({"x": entry(shape=[1] * 1000)}, b"0000"), "'x' has no shape of whole numbers"),
+        (written({"x": entry(offsets=[0, 4, 8])}, b"0000"), "'x' has not two data_offsets"),
+        (written({"x": entry(offsets=[-4, 0])}, b"0000"), "'x' has not two data_offsets"),
+        (written({"x": entry(offsets=[4, 0])}, b"0000"), "'x' has -4 bytes, which is not what its shape"),
+        (written({"x": entry(shape=[2**40, 2**40])}, b"0000"), "'x' has 4 bytes, which is not what"),
+        (written({"x": entry()}), "the tensors end at byte 73, the file at 69"),
+        (written({"x": entry()}, b"00000000"), "the tensors end at byte 73, the file at 77"),
+        (written({"x": entry(offsets=[4, 8])}, b"00000000"), "'x' begins at byte 73, where 69 is due"),
+        (written({"x": entry(), "y": entry()}, b"0000"), "'y' begins at byte 130, where 134 is due"),
+        (written({"x": entry(), "y": entry(offsets=[8, 12])}, b"0" * 12), "'y' begins at byte"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_a_file_whose_header_does_not_hold_is_refused(content: bytes, reason: str) -> None:
+    assert reason in refusal(content)
+
+
+def test_a_header_of_more_than_100_mb_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:  # a file with a hole: it takes no disk
+        file.write(struct.pack("<Q", 150_000_000))
+        file.truncate(200_000_000)
+    with pytest.raises(MissingError, match="would have 150,000,000 bytes, where 100,000,000 are the most"):
+        read_header(path)
+
+
+class Harm:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("harm-was-done"),)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_under_the_name_of_safetensors_is_named_as_one(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal(pickle.dumps(Harm(), protocol)) == "it is a pickle, which could run code"
+    assert not (tmp_path / "harm-was-done").exists()
+
+
+def test_torchs_archives_are_named_as_pickles(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "model.bin")
+    assert refusal((tmp_path / "model.bin").read_bytes()) == "it is a pickle, which could run code"
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr("data.pkl", pickle.dumps(Harm()))
+    assert refusal((tmp_path / "model.zip").read_bytes()) == "it is a pickle, which could run code"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "model.pt", "x.pth", "x.ckpt", "x.pkl", "x.pickle"])
+def test_pickled_weights_in_place_of_safetensors_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(pickle.dumps(Harm()))
+    for read in (weight_files, lambda folder: read_weights(folder / "adapter_model.safetensors")):
+        with pytest.raises(MissingError) as caught:
+            read(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path / name}: pickled weights are not read")
+
+
+def test_no_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=f"^{tmp_path}: there are no weights"):
+        weight_files(tmp_path)
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    with pytest.raises(MissingError, match=r"other.safetensors: there is no such file"):
+        read_weights(tmp_path / "other.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(MissingError, match=r"folder.safetensors: not a safetensors file \(Is a directory\)"):
+        check_weights(tmp_path)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ({"weight_map": {"a": "../outside/model.safetensors"}}, "'a' is to be in '../outside/model.safetens"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "'a' is to be in '/etc/passwd'"),
+        ({"weight_map": {"a": "other.safetensors"}}, "'a' is to be in 'other.safetensors', which is not a"),
+        ({"weight_map": {"a": "pytorch_model.bin"}}, "'a' is to be in 'pytorch_model.bin', which is not a"),
+        ({"weight_map": {"a": ["model.safetensors"]}}, "'a' is to be in"),
+        ({"weight_map": ["a"]}, "not an index of weights"),
+        ([], "not an index of weights"),
+        (b'{"weight_map": {}, "weight_map": {"a": "model.safetensors"}}', "key 'weight_map' stands there tw"),
+        (b"\x80", "not readable"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(index: Any, reason: str, tmp_path: Path) -> None:
+    for folder in (tmp_path / "base", tmp_path / "outside"):
+        folder.mkdir()
+        save_file(TENSORS, folder / "model.safetensors")
+    (tmp_path / "base" / "pytorch_model.bin").write_bytes(pickle.dumps(Harm()))
+    path = tmp_path / "base" / INDEX
+    path.write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, "model.safetensors")}))
+    check_weights(tmp_path / "base")
+    path.write_bytes(index if isinstance(index, bytes) else json.dumps(index).encode())
+    with pytest.raises(MissingError) as caught:
+        check_weights(tmp_path / "base")
+    assert str(caught.value).startswith(f"{path}: ")
+    assert reason in str(caught.value)
+
+
+HEADERS = st.dictionaries(
+    st.sampled_from(["x", "y", "__metadata__"]),
+    st.builds(
+        entry,
+        st.sampled_from(["F32", "U8", "BOOL", "F64", "nonsense"]),
+        st.lists(st.integers(-1, 3), max_size=3),
+        st.lists(st.integers(-1, 16), min_size=1, max_size=3),
+    )
+    | st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=2),
+    max_size=3,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(HEADERS | st.binary(max_size=30), st.binary(max_size=16), st.integers(-2, 2))
+def test_what_is_accepted_safetensors_reads_too(header: Any, data: bytes, off: int) -> None:
+    content = written(header, data)
+    length = max(int.from_bytes(content[:8], "little") + off, 0)
+    content = struct.pack("<Q", length) + content[8:]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        path.write_bytes(content)
+        try:
+            placed = read_header(path)
+        except MissingError as error:
+            assert len(str(error).splitlines()) == 1
+            return
+        assert {name: list(value.shape) for name, value in load_file(path).items()} == {
+            name: tensor.shape for name, tensor in placed.items()
+        }
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_a_file_cut_short_or_with_other_bits_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_file(TENSORS, path)
+        whole = bytearray(path.read_bytes())
+        cut = data.draw(st.integers(0, len(whole)))
+        for bit in data.draw(st.lists(st.integers(0, len(whole) * 8 - 1), max_size=3)):
+            whole[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(whole[:cut])
+        if cut < len(whole):
+            with pytest.raises(MissingError):
+                read_header(path)
+        try:
+            read_weights(path)
+        except MissingError as error:
+            assert len(str(error).splitlines()) == 1
+
+
+def test_what_safetensors_refuses_besides_is_told_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should it know a reason that this check does not."""
+    save_file(TENSORS, tmp_path / "model.safetensors")
+
+    def refuse(path: Path) -> None:
+        raise SafetensorError("a reason")
+
+    monkeypatch.setattr("safetensors.torch.load_file", refuse)
+    with pytest.raises(MissingError, match=r"model\.safetensors: not a safetensors file \(a reason\)"):
+        read_weights(tmp_path / "model.safetensors")
