@@ -176,6 +176,23 @@ def test_fresh_adapters_differ_and_can_be_drawn_again(cache: Path, study_file: P
     assert second.trace.read_bytes() == first.trace.read_bytes()
 
 
+@pytest.mark.parametrize("setting", ['"fresh"', "{ per_trial = 42 }"])
+def test_a_trial_with_a_split_of_its_own_is_tested_on_its_own_test_part(
+    setting: str, cache: Path, tmp_path: Path
+) -> None:
+    study = load_study(str(write_study(tmp_path, ("split = 42", f"split = {setting}"))))
+    splits = []
+    for trial in all_trials(study, tmp_path / "runs")[:2]:
+        run_stages(trial, ["finetune", "merge", "evaluate"], cache, quiet)
+        seed = outputs(trial, "finetune")["seeds"]["split"]
+        rows = part_rows(study, trial.model.data, "test", cache, seed)[: study.evaluation.examples]
+        examples = encode(load_tokenizer(trial.merged), trial.model, rows)
+        tokens = [example["tokens"] for example in outputs(trial, "evaluate")["examples"]]
+        assert tokens == [len(example.ids) - 1 for example in examples]
+        splits.append(rows)
+    assert splits[0] != splits[1]
+
+
 def test_deleted_merged_weights_are_rebuilt_and_then_deleted_again(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:

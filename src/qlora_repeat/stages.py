@@ -201,7 +201,8 @@ def _run(
     from qlora_repeat.timing import time_responses
 
     def report(done: int, total: int, loss: float | None) -> None:
-        stop_if_requested()
+        if stage != "finetune":  # which looks for itself, and keeps a checkpoint first
+            stop_if_requested()
         watch(stage, done, total, loss)
 
     upstream: dict[str, Any] = {}

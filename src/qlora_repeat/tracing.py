@@ -173,11 +173,12 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             )
         )
         written = time.perf_counter()
-        if not last and (step % trainer.checkpoint_every == 0 or requested()):
+        asked = requested() and not last  # once: whoever asks later does so of the next step
+        if asked or (step % trainer.checkpoint_every == 0 and not last):
             save_checkpoint(trainer.unfinished, trainer.make_checkpoint(), self.trace)
         trainer.spent["digest_seconds"] += digested - began
         trainer.spent["checkpoint_seconds"] += time.perf_counter() - written
-        if not last:
+        if asked:
             stop_if_requested(f"stopped after step {step} of {len(trainer.order)}, with a checkpoint,")
         trainer.report(step, len(trainer.order), trainer.loss)
 
