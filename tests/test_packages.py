@@ -135,7 +135,7 @@ def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> 
     study, cache = spoilt
     path = data_folder(study, "quotes", cache) / "rows.jsonl"
     path.write_bytes(path.read_bytes() + b"\n")
-    with pytest.raises(MissingError, match=r"train\.jsonl was changed; delete the folder and run"):
+    with pytest.raises(MissingError, match=r"rows\.jsonl was changed; delete the folder and run"):
         fetch(study, cache, LOCK, quietly)
     shutil.rmtree(path.parent)
     fetch(study, cache, LOCK, quietly)

@@ -4,10 +4,10 @@ Written by the first fetch and to be kept with the study file: a later fetch tha
 """
 
 import contextlib
-import fcntl
 import os
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,15 +16,18 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.errors import BusyError, MissingError, UsageError
 from qlora_repeat.explain import explain
 from qlora_repeat.files import write_json
+from qlora_repeat.lock import exclusive
 from qlora_repeat.sources import Hub, Sha256
 from qlora_repeat.study import study_path
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 COMMIT = r"^[0-9a-f]{40}$"
 Kind = Literal["model", "dataset"]
+WAIT_SECONDS = 10.0
+"""How long a process waits for another that adds a pin."""
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -102,7 +105,7 @@ class LockFile:
         Raises:
             MissingError: they cannot.
         """
-        with self._writable(), self._alone(), tempfile.TemporaryFile(dir=self.path.parent):
+        with self._writable(), self._alone():
             pass
 
     @contextlib.contextmanager
@@ -117,14 +120,20 @@ class LockFile:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keeps other processes of this host from adding at the same time, or one's pin would be lost."""
+        """Keeps other processes from adding at the same time, or one's pin would be lost."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with tempfile.TemporaryFile(dir=self.path.parent), contextlib.ExitStack() as held:
+            last_try = time.monotonic() + WAIT_SECONDS
+            beside = self.path.with_name(f".{self.path.name}.json")
+            while True:
+                try:
+                    held.enter_context(exclusive(beside, str(self.path)))
+                    break
+                except BusyError:
+                    if time.monotonic() > last_try:
+                        raise
+                    time.sleep(0.05)
             yield
-        finally:
-            os.close(folder)
 
     def _read(self) -> dict[str, Pin]:
         try:
