@@ -393,7 +393,7 @@ def test_the_command_line_tells_problems_and_how_many_files_are_whole(trial: Tri
         first == f"{trial.trace}: not the bytes that were recorded; `qlora-repeat run` does its stage again"
     )
     assert second.startswith("note: ")
-    assert spoilt.stderr == "Error: study tiny: 1 files are not what they were\n"
+    assert spoilt.stderr == "Error: study tiny: damage in 1 of 74 files\n"
     assert kit("check", *options, "--quiet").stdout == f"{first}\n"
     collected = kit("collect", *options)
     assert collected.returncode == 0

@@ -38,12 +38,15 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
     if not quiet:
         for line in checked.notes:
             click.echo(f"note: {line}")
-    files = len({looked.path for looked in checked.files})
     if checked.problems:
-        raise MissingError(f"study {study.label}: {len(checked.problems)} files are not what they were")
+        looked = checked.files + checked.inputs
+        damaged = len({file.path for file in looked if file.problem is not None})
+        raise MissingError(
+            f"study {study.label}: damage in {damaged} of {len({f.path for f in looked})} files"
+        )
     if not quiet:
-        inputs = len({looked.path for looked in checked.inputs})
+        files, inputs = ({looked.path for looked in part} for part in (checked.files, checked.inputs))
         click.echo(
-            f"{files} files of {checked.trials} trials hold what their records say, "
-            f"and {inputs} of models and data"
+            f"{len(files)} files of {checked.trials} trials hold what their records say, "
+            f"and {len(inputs)} of models and data"
         )
