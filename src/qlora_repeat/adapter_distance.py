@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.weights import read_header
 
 PARTS = ("lora_A", "lora_B")
 """An adapter's matrices A and B of each module; what the model adds to its weights is their product BA."""
@@ -97,6 +98,7 @@ def _tensors(folder: Path) -> dict[str, NDArray[Any]]:
         raise MissingError(f"{folder}: no adapter is there; run `qlora-repeat finetune` for its trial")
     found = {}
     for path in paths:
+        read_header(path)
         try:
             for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
                 kind = "<u2" if tensor["dtype"] == "BF16" else _TYPES[tensor["dtype"]]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.digest import file_digest, json_digest
+from qlora_repeat.digest import json_digest, known_digest
 from qlora_repeat.errors import MissingError
 from qlora_repeat.sources import Base
 from qlora_repeat.study import Study
@@ -71,7 +71,7 @@ def check_base(study: Study, name: str, cache: Path) -> None:
                 f"{folder / file} leads to a file of the hub's cache that is gone; "
                 "set HF_HOME if that cache was moved, and run `qlora-repeat fetch` for this study"
             )
-        if not (folder / file).is_file() or file_digest(folder / file) != expected:
+        if not (folder / file).is_file() or known_digest(folder / file) != expected:
             raise MissingError(f"{folder / file} was changed; delete the folder and run `qlora-repeat fetch`")
 
 

@@ -142,13 +142,22 @@ def run_stages(
                 continue
             _require(trial, stage, states)
             stop_if_requested()
-            _run(trial, stage, cache, states, watch, seeds if stage == "finetune" else None)
+            _run(trial, stage, cache, states, watch, seeds or _seeds_before(states))
         trial.failure.unlink(missing_ok=True)
         finished = all(state.state == "done" for state in stage_states(trial, cache).values())
         if finished and not trial.study.keep_merged:
             from qlora_repeat.merge import delete_merged
 
             delete_merged(trial)
+
+
+def _seeds_before(states: dict[Stage, StageState]) -> dict[str, int] | None:
+    """The seeds of a fine-tuning of which only a file is damaged: it gives the same adapter again."""
+    before = states["finetune"]
+    if before.state != "damaged" or before.record is None or before.changed:
+        return None
+    seeds: dict[str, int] = before.record.outputs["seeds"]
+    return seeds
 
 
 def _clean(trial: Trial) -> None:

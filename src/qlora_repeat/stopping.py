@@ -65,8 +65,11 @@ def stop_if_requested(what: str = "stopped") -> None:
 
 
 def _request(number: int, frame: FrameType | None) -> None:
+    """Stops at the first request; later ones, of which a scheduler sends several, disturb no cleaning up."""
     global _requested
-    again = _requested is signal.SIGINT and number == signal.SIGINT
-    _requested = signal.Signals(number)
-    if not _deferred or again:
+    first = _requested is None
+    again = number == signal.SIGINT and _requested is signal.SIGINT
+    if first:
+        _requested = signal.Signals(number)
+    if again or (first and not _deferred):
         stop_if_requested()
