@@ -35,7 +35,7 @@ COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
 	@status=0
 	$(RUN) || status=$$?
-	[ $$status -ne 6 ] && [ $$status -ne 130 ] || exit $$status # stopped, to be gone on with
+	[ $$status -ne 6 ] && [ $$status -lt 128 ] || exit $$status # stopped, to be gone on with
 	$(KIT) collect "$(NAMED)"
 	$(KIT) tables "$(NAMED)" $(TO) $(COMPARED)
 	$(KIT) figures "$(NAMED)" $(TO) || [ $$status -ne 0 ] # where all trials failed, there is nothing to draw

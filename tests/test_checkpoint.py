@@ -1,9 +1,12 @@
 """Fine-tunings killed at every step and at every change of a file, and taken up again to the same bits."""
 
+import functools
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from qlora_repeat.stages import run_stages
 from qlora_repeat.stopping import heeded
 from qlora_repeat.study import load_study
 from qlora_repeat.trace import read_trace
+from qlora_repeat.tracing import TracingTrainer
 from qlora_repeat.trial import Trial, find_trial
 
 STEPS = 4
@@ -29,13 +33,20 @@ forks.set_forkserver_preload(["qlora_repeat.preload"])
 
 
 def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, at: int, number: int) -> None:
-    """Fine-tunes in a process that sends itself a signal at a step, or before it changes a file."""
+    """Fine-tunes in a process that signals itself after a step, within one, or before a change of a file."""
     changes = 0
 
     def watch(stage: str, done: int, total: int, loss: float | None) -> None:
         torch.rand(done), np.random.rand(done)  # what else draws changes nothing
         if kind == "step" and loss is not None and done == at:
             os.kill(os.getpid(), number)
+
+    def backward(trainer: TracingTrainer, *arguments: Any, **more: Any) -> Any:
+        if kind == "within" and trainer.step + 1 == at:
+            os.kill(os.getpid(), number)
+        return norm(trainer, *arguments, **more)
+
+    norm, TracingTrainer._get_grad_norm = TracingTrainer._get_grad_norm, backward
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal changes
@@ -75,9 +86,25 @@ class Arena:
         return find_trial(load_study(str(self.study)), name, self.folder / runs)
 
 
+SEEDED = ('adapter_init = "fresh"', "adapter_init = 7")
+
+
 @pytest.fixture
 def arena(cache: Path, tmp_path: Path) -> Arena:
-    return Arena(tmp_path, cache, ('adapter_init = "fresh"', "adapter_init = 7"))
+    return Arena(tmp_path, cache, SEEDED)
+
+
+@pytest.fixture(scope="module")
+def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trial]:
+    """A trial of the arena's study that nothing interrupted."""
+    arena = Arena(tmp_path_factory.mktemp("whole"), cache, SEEDED)
+
+    @functools.cache
+    def run(name: str) -> Trial:
+        assert arena.start(name, "runs") == 0
+        return arena.trial(name, "runs")
+
+    return run
 
 
 def outputs(trial: Trial) -> dict[str, Any]:
@@ -93,29 +120,31 @@ def assert_same(trial: Trial, whole: Trial) -> None:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_killed_after_any_step_it_ends_with_the_same_adapter_and_trace(arm: str, arena: Arena) -> None:
+def test_killed_after_any_step_it_ends_with_the_same_adapter_and_trace(
+    arm: str, arena: Arena, whole: Callable[[str], Trial]
+) -> None:
     name = f"{arm}/1"
-    assert arena.start(name, "whole") == 0
     for step in range(1, STEPS + 1):
         runs = f"killed-{step}"
         killed = arena.trial(name, runs)
         assert arena.start(name, runs, "step", step) == -signal.SIGKILL
         assert not killed.record("finetune").exists()
         assert arena.start(name, runs) == 0
-        assert_same(killed, arena.trial(name, "whole"))
-        assert outputs(killed)["resumed_from"] == (None if step < 2 else 2)
+        assert_same(killed, whole(name))
+        assert outputs(killed)["resumed_from"] == {1: None, 2: 2, 3: 2, 4: 4}[step]
 
 
-def test_killed_before_any_change_of_a_file_it_ends_with_the_same_adapter_and_trace(arena: Arena) -> None:
+def test_killed_before_any_change_of_a_file_it_ends_with_the_same_adapter_and_trace(
+    arena: Arena, whole: Callable[[str], Trial]
+) -> None:
     """Each attempt gets one change further than it would have had to, until one gets through."""
     name = "tiny-neox/adamw-8bit/1"
-    assert arena.start(name, "whole") == 0
     attempts = 1
     while (code := arena.start(name, "killed", "file", attempts)) != 0:
         assert code == -signal.SIGKILL
         attempts += 1
     assert attempts > 20
-    assert_same(arena.trial(name, "killed"), arena.trial(name, "whole"))
+    assert_same(arena.trial(name, "killed"), whole(name))
     left = [path.name for path in arena.trial(name, "killed").folder.rglob("*") if path.name.startswith(".")]
     assert left == []
 
@@ -132,31 +161,31 @@ def test_fresh_seeds_are_drawn_once_however_often_it_is_killed(cache: Path, tmp_
     assert outputs(arena.trial(name, "others"))["seeds"] != start["seeds"]
 
 
-@pytest.mark.parametrize("file", ["adapter.safetensors", "optimizer.safetensors", "checkpoint.json", "trace"])
-def test_a_damaged_checkpoint_is_passed_over(file: str, arena: Arena) -> None:
+def test_a_damaged_checkpoint_is_passed_over(arena: Arena, whole: Callable[[str], Trial]) -> None:
     name = "tiny-llama-chat/adamw-8bit/1"
-    assert arena.start(name, "whole") == 0
     assert arena.start(name, "killed", "step", 3) == -signal.SIGKILL
-    killed = arena.trial(name, "killed")
-    path = killed.unfinished / "trace.jsonl" if file == "trace" else killed.unfinished / "step-2" / file
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
-    assert arena.start(name, "killed") == 0
-    assert outputs(killed)["resumed_from"] is None
-    assert_same(killed, arena.trial(name, "whole"))
+    for file in ("adapter.safetensors", "optimizer.safetensors", "checkpoint.json", "../trace.jsonl"):
+        runs = f"damaged-{Path(file).stem}"
+        shutil.copytree(arena.folder / "killed", arena.folder / runs)
+        damaged = arena.trial(name, runs)
+        path = damaged.unfinished / "step-2" / file
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content)
+        assert arena.start(name, runs) == 0
+        assert outputs(damaged)["resumed_from"] is None
+        assert_same(damaged, whole(name))
 
 
-def test_half_a_line_of_the_trace_is_written_again(arena: Arena) -> None:
+def test_half_a_line_of_the_trace_is_written_again(arena: Arena, whole: Callable[[str], Trial]) -> None:
     name = "tiny-neox/adamw-8bit/1"
-    assert arena.start(name, "whole") == 0
     assert arena.start(name, "killed", "step", 3) == -signal.SIGKILL
     killed = arena.trial(name, "killed")
     with (killed.unfinished / "trace.jsonl").open("a") as trace:
         trace.write('{"step": 4, "lo')
     assert arena.start(name, "killed") == 0
     assert outputs(killed)["resumed_from"] == 2
-    assert_same(killed, arena.trial(name, "whole"))
+    assert_same(killed, whole(name))
 
 
 def test_with_other_settings_it_starts_anew(arena: Arena) -> None:
@@ -183,20 +212,23 @@ def test_an_older_adapter_stays_until_the_new_one_is_whole(arena: Arena) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_schedulers_signal_ends_the_step_and_keeps_a_checkpoint(
-    number: signal.Signals, arena: Arena
+    number: signal.Signals, arena: Arena, whole: Callable[[str], Trial]
 ) -> None:
     name = "tiny-llama-chat/adamw-8bit/1"
     trial = arena.trial(name, "stopped")
-    assert arena.start(name, "stopped", "step", 2, number) == 1, "a process that ends with an error"
+    assert arena.start(name, "stopped", "within", 3, number) == 1, "a process that ends with an error"
     assert [path.name for path in trial.unfinished.glob("step-*")] == ["step-3"]
     assert len(read_trace(trial.unfinished / "trace.jsonl")) == 4
     assert not trial.failure.exists()
     assert arena.start(name, "stopped") == 0
     assert outputs(trial)["resumed_from"] == 3
-    assert arena.start(name, "whole") == 0
-    assert_same(trial, arena.trial(name, "whole"))
+    assert_same(trial, whole(name))
 
 
-def test_a_signal_in_the_last_step_loses_nothing(arena: Arena) -> None:
-    assert arena.start("tiny-neox/adamw-8bit/1", "runs", "step", STEPS, signal.SIGTERM) == 0
-    assert outputs(arena.trial("tiny-neox/adamw-8bit/1", "runs"))["steps"] == STEPS
+@pytest.mark.parametrize("kind", ["within", "step"])
+def test_a_signal_in_or_after_the_last_step_loses_nothing(
+    kind: str, arena: Arena, whole: Callable[[str], Trial]
+) -> None:
+    name = "tiny-neox/adamw-8bit/1"
+    assert arena.start(name, kind, kind, STEPS, signal.SIGTERM) == 0
+    assert_same(arena.trial(name, kind), whole(name))

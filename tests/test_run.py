@@ -185,8 +185,11 @@ def test_a_fine_tuning_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on_from
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    if command == "run" or code == 6:
-        assert "the same command goes on" in errors
+    assert (
+        "the same command goes on" in errors
+        if code == 6 or command == "run"
+        else errors.endswith("Stopped.\n")
+    )
     assert not [*runs.rglob("lock.json"), *runs.rglob("failed.json")]
     (checkpoint,) = trace.parent.glob("step-*")
     again = kit("finetune", TRIALS[0], "--study", study, *options)

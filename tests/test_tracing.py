@@ -1,8 +1,9 @@
-"""Steps that a gradient scaler skips, losses that are not finite, and what each costs to record."""
+"""Steps that a gradient scaler skips, losses that are not finite, and all ways of training gone on with."""
 
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,37 @@ def test_a_diverged_trial_ends_is_marked_and_stays_in_the_results(cache: Path, t
     assert not math.isfinite(row.perplexity)
 
 
-def test_what_recording_costs_is_recorded(trial: Trial, cache: Path) -> None:
-    run_stages(trial, ["finetune"], cache, quiet)
-    found = outputs(trial)
-    assert 0 < found["digest_seconds"] < found["train_seconds"]
-    assert 0 < found["checkpoint_seconds"] < found["train_seconds"]
+WAYS = {
+    "linear": 'schedule = "linear"',
+    "cosine, warmed up, decaying": 'schedule = "cosine"|warmup_steps = 2|weight_decay = 0.1',
+    "batches, epochs, the last batch in part": "batch_size = 7|steps = 0",
+    "gradient checkpointing": "gradient_checkpointing = true",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_goes_on_to_the_same_bits_however_it_is_trained(way: str, cache: Path, tmp_path: Path) -> None:
+    text = write_study(
+        tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"), ("\nsteps = 3", "\nsteps = 6")
+    )
+    content = text.read_text()
+    for change in WAYS[way].split("|"):
+        key = change.partition(" = ")[0]
+        new = "epochs = 1.4" if change == "steps = 0" else change
+        content, count = re.subn(rf"(?m)^{key} = .*$", new, content, count=1)
+        assert count
+    text.write_text(content)
+    study = load_study(str(text))
+    whole, stopped = (find_trial(study, NAME, tmp_path / runs) for runs in ("whole", "stopped"))
+    run_stages(whole, ["finetune"], cache, quiet)
+
+    def watch(stage: str, done: int, total: int, loss: float | None) -> None:
+        if loss is not None and done == total - 2:
+            raise StoppedError("enough")
+
+    with pytest.raises(StoppedError):
+        run_stages(stopped, ["finetune"], cache, watch)
+    run_stages(stopped, ["finetune"], cache, quiet)
+    assert outputs(stopped)["resumed_from"]
+    assert outputs(stopped)["adapter_digest"] == outputs(whole)["adapter_digest"]
+    assert stopped.trace.read_bytes() == whole.trace.read_bytes()

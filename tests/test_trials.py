@@ -1,8 +1,10 @@
 """A trial through all its stages, on real NF4 models of both architectures."""
 
 import dataclasses
+import errno
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
 from qlora_repeat.data import encode, part_rows, study_prompts
 from qlora_repeat.digest import weights_digest
-from qlora_repeat.errors import StageError
+from qlora_repeat.errors import StageError, StoppedError
 from qlora_repeat.evaluate import measure_losses
 from qlora_repeat.merge import delete_merged, merge_weights
 from qlora_repeat.record import read_record, write_record
@@ -23,6 +25,7 @@ from qlora_repeat.stages import run_base, run_stages, stage_states, trial_state
 from qlora_repeat.study import load_study
 from qlora_repeat.trace import Step, read_trace
 from qlora_repeat.trial import STAGES, Trial, all_trials, find_trial
+from qlora_repeat.watch import Watch
 
 MODELS = ["tiny-neox", "tiny-llama-chat"]
 
@@ -193,6 +196,72 @@ def test_a_trial_with_a_split_of_its_own_is_tested_on_its_own_test_part(
     assert splits[0] != splits[1]
 
 
+def stop_at(step: int) -> Watch:
+    """Stops a fine-tuning, as a signal does."""
+
+    def watch(stage: str, done: int, total: int, loss: float | None) -> None:
+        if loss is not None and done == step:
+            raise StoppedError("enough")
+
+    return watch
+
+
+def test_seeds_that_are_given_count_whatever_was_begun_with_others(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    trial = all_trials(load_study(str(study_file)), tmp_path / "runs")[0]
+    run_stages(trial, ["finetune"], cache, quiet)
+    before = outputs(trial, "finetune")
+    with pytest.raises(StoppedError):
+        run_stages(trial, ["finetune"], cache, stop_at(2), force=True)
+    assert trial.unfinished.exists()
+    run_stages(trial, ["finetune"], cache, quiet, force=True, seeds=before["seeds"])
+    assert outputs(trial, "finetune")["seeds"] == before["seeds"]
+    assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
+
+
+def test_a_damaged_adapter_is_made_again_from_the_seeds_of_its_record(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    trial = all_trials(load_study(str(study_file)), tmp_path / "runs")[0]
+    run_stages(trial, ["finetune"], cache, quiet)
+    before = outputs(trial, "finetune")
+    (trial.adapter / "adapter_model.safetensors").unlink()
+    run_stages(trial, ["finetune"], cache, quiet)
+    assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
+
+
+def test_an_older_adapter_stays_where_there_is_no_room_for_the_new_one(
+    cache: Path, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = all_trials(load_study(str(study_file)), tmp_path / "runs")[0]
+    run_stages(trial, ["finetune"], cache, quiet)
+    before = outputs(trial, "finetune")
+
+    def full(*arguments: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(StageError, match="No space left"):
+        patched.setattr(PeftModel, "save_pretrained", full)
+        run_stages(trial, ["finetune"], cache, quiet, force=True)
+    assert stage_states(trial, cache)["finetune"].state == "done"
+    assert outputs(trial, "finetune") == before
+    run_stages(trial, ["finetune"], cache, quiet, force=True)
+    found = outputs(trial, "finetune")
+    assert found["resumed_from"] == found["steps"], "nothing was trained again"
+
+
+def test_fresh_responses_are_drawn_once_for_a_trial(cache: Path, tmp_path: Path) -> None:
+    study = load_study(str(write_study(tmp_path, ("generation = 42", 'generation = "fresh"'))))
+    first, second = all_trials(study, tmp_path / "runs")[:2]
+    for trial in (first, second):
+        run_stages(trial, STAGES, cache, quiet)
+    drawn = outputs(first, "finetune")["seeds"]["generation"]
+    assert outputs(first, "evaluate")["generation_seed"] == drawn
+    assert outputs(first, "time")["generation_seed"] == drawn
+    assert outputs(second, "evaluate")["generation_seed"] != drawn
+
+
 def test_deleted_merged_weights_are_rebuilt_and_then_deleted_again(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
@@ -279,7 +348,7 @@ def test_a_full_disk_is_named_with_the_way_out_and_loses_nothing(
     script = """
 import shutil, sys
 from pathlib import Path
-from qlora_repeat.errors import StageError
+from qlora_repeat.errors import StageError, StoppedError
 from qlora_repeat.record import read_record, write_record
 from qlora_repeat.stages import run_stages, stage_states, trial_state
 from qlora_repeat.study import load_study

@@ -9,6 +9,8 @@ saving: they follow from the seeds and the step.
 import os
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -53,16 +55,25 @@ class Unfinished:
         return self.folder / "trace.jsonl"
 
 
-def begin(folder: Path, inputs: dict[str, Any], seeds: dict[str, int], digest_every: int) -> Unfinished:
+def begin(
+    folder: Path,
+    inputs: dict[str, Any],
+    seeds: dict[str, int] | None,
+    draw: Callable[[], dict[str, int]],
+    digest_every: int,
+) -> Unfinished:
     """Takes up what is in a folder, if it has these inputs and can be read; otherwise starts it anew.
 
-    A fine-tuning that is taken up keeps the seeds that it began with.
+    A fine-tuning that is taken up keeps the seeds that it began with, which must be `seeds` if these are
+    given. Without them, `draw` gives those of a new start.
     """
-    wanted = json_digest(inputs)
     start = read_sealed(folder / "start.json")
-    if start is None or start["inputs"] != wanted:
+    wanted = json_digest(inputs)
+    if start is None or start["inputs"] != wanted or seeds not in (None, start["seeds"]):
+        if (folder / "trace.jsonl").exists():
+            print(f"{folder}: begun anew, since it has other settings, data, code or seeds", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
-        start = {"inputs": wanted, "seeds": seeds, "digest_every": digest_every}
+        start = {"inputs": wanted, "seeds": seeds or draw(), "digest_every": digest_every}
         write_sealed(folder / "start.json", start)
     return Unfinished(folder, start["seeds"], start["digest_every"])
 

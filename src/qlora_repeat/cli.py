@@ -9,6 +9,7 @@ import click
 from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
 from qlora_repeat.files import disk_error
+from qlora_repeat.stopping import heeded
 
 COMMANDS = {
     "plan": "Tell what a study will need of a GPU, before anything is fetched.",
@@ -73,8 +74,10 @@ def cli() -> None:
 def main() -> None:
     """The console script: errors that a user can mend end in one line and their exit code."""
     try:
-        code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
+        with heeded(keyboard=True):
+            code = cli.main(standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
         code = 130
     except click.ClickException as error:
         error.show()
@@ -82,9 +85,6 @@ def main() -> None:
     except KitError as error:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
-    except KeyboardInterrupt:
-        click.echo("Stopped.", err=True)
-        code = 130
     except OSError as error:
         click.echo(f"Error: {disk_error(error)}", err=True)
         code = 3

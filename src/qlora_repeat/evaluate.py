@@ -14,8 +14,10 @@ from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
 
 
-def evaluate(trial: Trial, cache: Path, report: Report, split_seed: int) -> dict[str, Any]:
+def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -> dict[str, Any]:
     """Tests a trial's merged model on the test part of the split that it was fine-tuned with.
+
+    `seeds` are those of the fine-tuning's record.
 
     Returns:
         The record's outputs: what `measure_losses` gives, and the responses at each sampling.
@@ -23,9 +25,9 @@ def evaluate(trial: Trial, cache: Path, report: Report, split_seed: int) -> dict
     study = trial.study
     model = load_full(trial.merged, study.precision.compute)
     tokenizer = load_tokenizer(trial.merged)
-    outputs = measure_losses(study, trial.model_name, model, tokenizer, cache, split_seed, report)
-    prompts = study_prompts(study, trial.model_name, cache, split_seed)
-    seed = draw_seed(study.randomness.generation, "generation", trial.number)
+    outputs = measure_losses(study, trial.model_name, model, tokenizer, cache, seeds["split"], report)
+    prompts = study_prompts(study, trial.model_name, cache, seeds["split"])
+    seed = generation_seed(trial, seeds)
     outputs["generation_seed"] = seed
     outputs["responses"] = responses(trial, model, tokenizer, prompts, seed)
     if trial.repeats_responses:
@@ -83,6 +85,12 @@ def responses(
         for number, prompt in enumerate(prompts, 1)
         for sampling in trial.study.generation.samplings
     ]
+
+
+def generation_seed(trial: Trial, seeds: dict[str, int]) -> int:
+    """The seed of a trial's responses: the study's, or the one that was drawn when its fine-tuning began."""
+    setting = trial.study.randomness.generation
+    return seeds["generation"] if setting == "fresh" else draw_seed(setting, "generation", trial.number)
 
 
 def repeated_responses(

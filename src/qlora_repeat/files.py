@@ -120,21 +120,26 @@ def _new_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         os.chmod(temporary, 0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old / "replaced")
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.replace(old / "replaced", path)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
+        move_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def move_folder(source: Path, path: Path) -> None:
+    """Makes a folder, whole and on the same disk, be `path`; an older one of that name is replaced."""
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+        os.replace(path, old / "replaced")
+        try:
+            os.replace(source, path)
+        except BaseException:
+            os.replace(old / "replaced", path)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(source, path)
     _sync_folder(path.parent)
 
 

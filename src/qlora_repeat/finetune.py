@@ -1,5 +1,6 @@
 """Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,11 @@ from qlora_repeat.base_model import (
 from qlora_repeat.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint
 from qlora_repeat.data import Example, batch_order, encode, part_rows
 from qlora_repeat.digest import weights_digest
-from qlora_repeat.files import new_folder, write_bytes
+from qlora_repeat.files import move_folder, new_folder, write_bytes
 from qlora_repeat.kernels import named_operation
 from qlora_repeat.memory import reset_peak_memory
 from qlora_repeat.randomness import draw_seed, stream_seed, torch_stream
-from qlora_repeat.stopping import deferred
+from qlora_repeat.stopping import defer
 from qlora_repeat.trace import Step, read_trace
 from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
@@ -48,7 +49,8 @@ def finetune(
     study, model = trial.study, trial.model
     check_base(study, model.base, cache)
     folder = base_folder(study, model.base, cache)
-    unfinished = begin(trial.unfinished, inputs, seeds or draw_seeds(trial), study.digest_every)
+    draw = functools.partial(draw_seeds, trial)
+    unfinished = begin(trial.unfinished, inputs, seeds, draw, study.digest_every)
     seeds, checkpoint = unfinished.seeds, load_checkpoint(unfinished)
     tokenizer = load_tokenizer(folder)
     examples = encode(tokenizer, model, part_rows(study, model.data, "train", cache, seeds["split"]))
@@ -59,19 +61,28 @@ def finetune(
     if checkpoint:
         _set_adapter(adapted, checkpoint)
     trainer = _trainer(trial, adapted, tokenizer, examples, unfinished, checkpoint, report)
-    with deferred(), named_operation(trial.model_name):
-        trainer.train()
-    memory = trainer.peak_memory()
+    defer()
+    if trainer.done < len(trainer.order):
+        with named_operation(trial.model_name):
+            trainer.train()
 
-    steps = read_trace(unfinished.trace)
-    trial.record("finetune").unlink(missing_ok=True)  # from here on the files are no longer those it names
-    write_bytes(trial.trace, unfinished.trace.read_bytes())
     _name_base(adapted, trial, folder)
-    with new_folder(trial.adapter) as adapter:
+    with new_folder(unfinished.folder / "adapter") as adapter:
         adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
+    # From here on the files are no longer those that an older record names.
+    trial.record("finetune").unlink(missing_ok=True)
+    write_bytes(trial.trace, unfinished.trace.read_bytes())
+    move_folder(unfinished.folder / "adapter", trial.adapter)
+    return _outputs(trial, trainer, unfinished, checkpoint) | {"miniature": is_miniature(folder)}
+
+
+def _outputs(
+    trial: Trial, trainer: Any, unfinished: Unfinished, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    steps = read_trace(trial.trace)
     return {
         "adapter_digest": weights_digest(trial.adapter),
-        "seeds": seeds,
+        "seeds": unfinished.seeds,
         "steps": len(steps) - 1,
         "initial_loss": steps[1].loss,
         "final_loss": steps[-1].loss,
@@ -79,26 +90,24 @@ def finetune(
         "diverged_at": next((step.step for step in steps if step.diverged), None),
         "skipped_steps": sum(step.skipped for step in steps),
         "resumed_from": checkpoint.step if checkpoint else None,
-        "miniature": is_miniature(folder),
-        "optimizer_state": _state_types(trainer.optimizer),
+        "optimizer_state": _state_types(trainer.checkpoint),
         # Without a GPU neither is there, whatever the study asks for.
         "autocast": trainer.args.fp16 or trainer.args.bf16,
         "loss_scaling": trainer.accelerator.scaler is not None,
         **trainer.spent_so_far(),
-        **memory,
+        **trainer.peak_memory(),
     }
 
 
 def draw_seeds(trial: Trial) -> dict[str, int]:
-    """The seeds of the sources that a fine-tuning draws from, of which those that are "fresh" are new each
-    time.
-    """
+    """The seeds of a trial's sources, of which those that are "fresh" are new each time."""
     profile, number = trial.study.randomness, trial.number
     return {
         "split": draw_seed(profile.split, "split", number),
         "adapter_init": draw_seed(profile.adapter_init, "adapter_init", number),
         "data_order": draw_seed(profile.data_order, "data_order", number),
         "dropout": draw_seed(profile.dropout, "dropout", number),
+        "generation": draw_seed(profile.generation, "generation", number),
     }
 
 
@@ -219,8 +228,8 @@ def _arguments(trial: Trial, steps: int) -> Any:
     return arguments
 
 
-def _state_types(optimizer: Any) -> dict[str, int]:
+def _state_types(last: Checkpoint) -> dict[str, int]:
     """How many adapter tensors keep their first moment in which number format."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    types = [str(state["state1"].dtype).removeprefix("torch.") for state in inner.state.values()]
+    moments = [value for name, value in last.optimizer.items() if name.endswith(":state1")]
+    types = [str(value.dtype).removeprefix("torch.") for value in moments]
     return {name: types.count(name) for name in sorted(set(types))}

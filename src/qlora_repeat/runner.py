@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError
-from qlora_repeat.files import write_json
+from qlora_repeat.files import disk_error, write_json
 from qlora_repeat.record import now
 from qlora_repeat.stages import base_state, run_base, run_stages, stage_states
-from qlora_repeat.stopping import SIGNALS, heeded
+from qlora_repeat.stopping import SIGNALS, defer, deferrable, heeded, held_back, stop_if_requested
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial, all_trials, base_record, base_tests, find_trial
 
@@ -95,8 +95,16 @@ def run_jobs(
             while waiting and len(running) < workers:
                 busy = [child.gpu for child in running]
                 gpu = min(gpus, key=busy.count, default=None)
-                arguments = (gpu, study, list(stages), runs, cache, force)
-                running.append(_start(context, waiting.pop(0), arguments, watcher))
+                job, arguments = waiting.pop(0), (gpu, study, list(stages), runs, cache, force)
+                with deferrable():
+                    defer()  # or a job could be started that nobody knows of
+                    try:
+                        running.append(_start(context, job, arguments, watcher))
+                    except OSError as error:
+                        errors.append(StageError(f"{job.name}: {disk_error(error, job.log.parent)}"))
+                        watcher.started(job)
+                        watcher.ended(job, errors[-1], 0)
+                stop_if_requested()
             for child in _ready(running):
                 if child.listen(watcher):
                     continue
@@ -111,17 +119,19 @@ def run_jobs(
 def _server() -> Any:
     """The context of processes forked from a server, which heeds no signal but its parent's end.
 
-    A scheduler sends its signals to every process of a job, and the server is one too.
+    A scheduler sends its signals to every process of a job, and the server is one too. Its children are born
+    with signals held back, so that none is lost before they can heed it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD if _on_cpu() else [])
     before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         resource_tracker.ensure_running()
-        forkserver.ensure_running()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    with held_back():
+        forkserver.ensure_running()
     return context
 
 
@@ -174,7 +184,8 @@ class _Child:
             )
             self.error = StageError(f"{self.job.name}: its process was {how}; see {self.job.log}")
             if self.job.trial is not None:
-                write_json(self.job.trial.failure, {"time": now(), "error": f"its process was {how}"})
+                with contextlib.suppress(OSError):
+                    write_json(self.job.trial.failure, {"time": now(), "error": f"its process was {how}"})
         watcher.ended(self.job, self.error, time.monotonic() - self.began)
         return False
 

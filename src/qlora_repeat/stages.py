@@ -18,7 +18,7 @@ from qlora_repeat.inputs import base_inputs, changed_inputs, stage_inputs
 from qlora_repeat.kernels import named_operation, set_kernels
 from qlora_repeat.lock import exclusive, live_owner
 from qlora_repeat.record import KeptFile, Record, damaged_file, keep, now, read_record, write_record
-from qlora_repeat.stopping import stop_if_requested
+from qlora_repeat.stopping import deferrable, stop_if_requested
 from qlora_repeat.study import Study
 from qlora_repeat.trial import STAGES, Stage, Trial, base_record
 from qlora_repeat.watch import Watch
@@ -141,8 +141,13 @@ def run_stages(
             if states[stage].state == "done" and not force:
                 continue
             _require(trial, stage, states)
-            stop_if_requested()
-            _run(trial, stage, cache, states, watch, seeds or _seeds_before(states))
+            try:
+                stop_if_requested()
+                _run(trial, stage, cache, states, watch, seeds or _seeds_before(states))
+            except StoppedError as error:
+                # With it, what is done by now would be done once more; a fine-tuning has a checkpoint.
+                again = "the same command" + (" without --force" if force and stage != "finetune" else "")
+                raise StoppedError(f"{error}; {again} goes on from there") from None
         trial.failure.unlink(missing_ok=True)
         finished = all(state.state == "done" for state in stage_states(trial, cache).values())
         if finished and not trial.study.keep_merged:
@@ -162,7 +167,7 @@ def _seeds_before(states: dict[Stage, StageState]) -> dict[str, int] | None:
 
 def _clean(trial: Trial) -> None:
     """Removes what a process left that was killed: half a folder, or what was unfinished until it ended."""
-    for name in (".merged.*", ".adapter.*", ".trace.*", ".*.json.*", "unfinished/.*"):
+    for name in (".merged.*", ".adapter.*", ".unfinished.*", ".trace.*", ".*.json.*", "unfinished/.*"):
         for left in trial.folder.glob(name):
             if left.name.startswith(f".{trial.lock.name}"):
                 continue
@@ -221,7 +226,7 @@ def _run(
     set_kernels(trial.study.randomness.kernels, trial.study.threads)
     report(0, 1, None)
     inputs = stage_inputs(trial, stage, cache, upstream)
-    with _recorded(trial.record(stage), trial.name, stage, inputs, trial) as outputs:
+    with deferrable(), _recorded(trial.record(stage), trial.name, stage, inputs, trial) as outputs:
         if stage == "finetune":
             outputs |= finetune(trial, cache, report, inputs, seeds)
         elif stage == "merge":
@@ -230,9 +235,11 @@ def _run(
             require_merged(trial, cache, upstream["merged_digest"])
             measure = evaluate if stage == "evaluate" else time_responses
             with named_operation(trial.model_name):
-                outputs |= measure(trial, cache, report, upstream["seeds"]["split"])
+                outputs |= measure(trial, cache, report, upstream["seeds"])
     if stage == "finetune":
-        shutil.rmtree(trial.unfinished, ignore_errors=True)
+        done = trial.folder / f".{trial.unfinished.name}.done"
+        trial.unfinished.rename(done)  # or, killed half way, it would look like a checkpoint that is damaged
+        shutil.rmtree(done, ignore_errors=True)
 
 
 def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState]) -> None:

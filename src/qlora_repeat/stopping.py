@@ -12,6 +12,7 @@ from types import FrameType
 from qlora_repeat.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_HELD_BACK = (*SIGNALS, signal.SIGINT)
 
 _requested: signal.Signals | None = None
 _deferred = False
@@ -20,6 +21,8 @@ _deferred = False
 @contextlib.contextmanager
 def heeded(*, keyboard: bool) -> Iterator[None]:
     """Heeds requests to stop for the block, in the main thread; with `keyboard`, Ctrl-C is one of them.
+
+    Signals that were held back until now (`held_back`) come at once.
 
     Raises:
         StoppedError: at a request by signal.
@@ -30,6 +33,7 @@ def heeded(*, keyboard: bool) -> Iterator[None]:
     wanted = [*SIGNALS, *([signal.SIGINT] if keyboard else [])]
     before = {number: signal.signal(number, _request) for number in wanted}
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
         yield
     finally:
         for number, handler in before.items():
@@ -37,14 +41,30 @@ def heeded(*, keyboard: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """A request is noted only, for the block to look at by `requested`; a second Ctrl-C stops at once."""
-    global _deferred
-    _deferred = True
+def held_back() -> Iterator[None]:
+    """Processes that are started in the block get no signal until they heed it, and lose none."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
         yield
     finally:
-        _deferred = False
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def deferrable() -> Iterator[None]:
+    """Where the block calls `defer`, a request is noted only from there on, until the block ends."""
+    global _deferred
+    before = _deferred
+    try:
+        yield
+    finally:
+        _deferred = before
+
+
+def defer() -> None:
+    """Requests are only noted from here on, to be seen by `requested`; a second Ctrl-C stops at once."""
+    global _deferred
+    _deferred = True
 
 
 def requested() -> bool:
@@ -61,7 +81,7 @@ def stop_if_requested(what: str = "stopped") -> None:
     if _requested is signal.SIGINT:
         raise KeyboardInterrupt
     if _requested is not None:
-        raise StoppedError(f"{what} by {_requested.name}; the same command goes on from there")
+        raise StoppedError(f"{what} by {_requested.name}")
 
 
 def _request(number: int, frame: FrameType | None) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 
 from qlora_repeat.base_model import load_full, load_tokenizer
 from qlora_repeat.data import Prompt, study_prompts
-from qlora_repeat.randomness import draw_seed, stream_seed
+from qlora_repeat.evaluate import generation_seed
+from qlora_repeat.randomness import stream_seed
 from qlora_repeat.respond import respond
 from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
 
 
-def time_responses(trial: Trial, cache: Path, report: Report, split_seed: int) -> dict[str, Any]:
+def time_responses(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -> dict[str, Any]:
     """Answers all prompts one after the other, several times, at the study's first sampling.
 
     The model is loaded and has answered once before the clock starts; every repeat draws the same responses.
@@ -24,10 +25,10 @@ def time_responses(trial: Trial, cache: Path, report: Report, split_seed: int) -
     study = trial.study
     model = load_full(trial.merged, study.precision.compute)
     tokenizer = load_tokenizer(trial.merged)
-    prompts = study_prompts(study, trial.model_name, cache, split_seed)
+    prompts = study_prompts(study, trial.model_name, cache, seeds["split"])
     sampling, repeats = study.generation.samplings[0], study.evaluation.timing_repeats
-    generation_seed = draw_seed(study.randomness.generation, "generation", trial.number)
-    seed = stream_seed(generation_seed, "generation")
+    drawn = generation_seed(trial, seeds)
+    seed = stream_seed(drawn, "generation")
 
     def answer(asked: list[Prompt]) -> float:
         began = time.perf_counter()
@@ -41,7 +42,7 @@ def time_responses(trial: Trial, cache: Path, report: Report, split_seed: int) -
         seconds.append(answer(prompts))
         report(repeat + 1, repeats, None)
     return {
-        "generation_seed": generation_seed,
+        "generation_seed": drawn,
         "seconds": seconds,
         "test_seconds": statistics.median(seconds),
         "test_seconds_min": min(seconds),

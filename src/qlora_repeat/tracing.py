@@ -38,7 +38,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         self.spent = {"train_seconds": 0.0, "checkpoint_seconds": 0.0, "digest_seconds": 0.0}
         if checkpoint:
             self.spent |= checkpoint.spent
-        self.began = time.perf_counter()
+        self.began: float | None = None
+        """When this part of the training began, or was last asked how long it took."""
         super().__init__(*args, **kwargs)
         self.add_callback(_Steps(self))
 
@@ -120,9 +121,10 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
 
     def spent_so_far(self) -> dict[str, float]:
         """Seconds of training (all included), of checkpoints and of digests, over all parts of the run."""
-        now = time.perf_counter()
-        self.spent["train_seconds"] += now - self.began
-        self.began = now
+        if self.began is not None:
+            now = time.perf_counter()
+            self.spent["train_seconds"] += now - self.began
+            self.began = now
         return {key: value for key, value in self.spent.items() if key.endswith("_seconds")}
 
     def peak_memory(self) -> dict[str, float | int | None]:
@@ -173,17 +175,20 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             )
         )
         written = time.perf_counter()
-        asked = requested() and not last  # once: whoever asks later does so of the next step
-        if asked or (step % trainer.checkpoint_every == 0 and not last):
-            save_checkpoint(trainer.unfinished, trainer.make_checkpoint(), self.trace)
+        asked = requested()  # once: whoever asks later does so of the next step
+        if asked or last or step % trainer.checkpoint_every == 0:
+            trainer.checkpoint = trainer.make_checkpoint()
+            save_checkpoint(trainer.unfinished, trainer.checkpoint, self.trace)
         trainer.spent["digest_seconds"] += digested - began
         trainer.spent["checkpoint_seconds"] += time.perf_counter() - written
-        if asked:
+        if asked and not last:  # what remains after the last step is short
             stop_if_requested(f"stopped after step {step} of {len(trainer.order)}, with a checkpoint,")
         trainer.report(step, len(trainer.order), trainer.loss)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trace.close()
+        self.trainer.spent_so_far()
+        self.trainer.began = None
 
     def _write(self, step: Step) -> None:
         self.trace.write(trace_line(step))

@@ -21,7 +21,6 @@ from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
 from qlora_repeat.kernels import prepare_environment
 from qlora_repeat.pins import LockFile, lock_file
 from qlora_repeat.record import read_record
-from qlora_repeat.stopping import heeded
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial
 
@@ -111,8 +110,7 @@ def run_here(
 
     study = trial.study
     seeds = recorded_seeds(trial) if same_seeds else None
-    bars = Progress(console=out, transient=True, disable=not out.is_terminal)
-    with heeded(keyboard=True), bars:
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def watch(stage: str, done: int, total: int, loss: float | None) -> None:
@@ -170,11 +168,16 @@ def run_all(
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     out.print(f"study {study.name}: {len(waiting)} jobs, {workers} at a time")
     try:
-        with heeded(keyboard=False), Display(out, waiting, workers) as display:
+        with Display(out, waiting, workers) as display:
             errors = run_jobs(waiting, stages, study, runs, cache, workers, display, force=force)
     except (KeyboardInterrupt, StoppedError):
-        left = len(open_jobs(study, stages, runs, cache))
-        out.print(f"{left} of {len(waiting)} jobs are left; the same command goes on with them.")
+        if force:
+            out.print(
+                "With --force, the same command begins all jobs again; without, it ends what was begun."
+            )
+        else:
+            left = len(open_jobs(study, stages, runs, cache))
+            out.print(f"{left} of {len(waiting)} jobs are left; the same command goes on with them.")
         raise
     if errors:
         if stopped := [error for error in errors if isinstance(error, StoppedError)]:
