@@ -16,13 +16,16 @@ from qlora_repeat.study import Study
 from qlora_repeat.trace import Step, trace_line
 from qlora_repeat.trial import STAGES, Trial, all_trials, base_record, base_tests
 
+SPLIT = 6
+"""The seed of the split that bases are tested on, and trials too."""
+
 
 def finish_study(study: Study, runs: Path, cache: Path) -> list[Trial]:
     """Finishes every trial of a study, and the tests of its bases."""
     for model in study.models:
         for number in base_tests(study):
             name, inputs = f"{model}/base/{number}", base_inputs(study, model, cache)
-            outputs = {**_measured(9.5), "miniature": False}
+            outputs = {**_measured(9.5), "miniature": False, "split_seed": SPLIT}
             write_record(base_record(study, model, number, runs), _record("evaluate", name, inputs, outputs))
     trials = all_trials(study, runs)
     for trial in trials:
@@ -30,8 +33,8 @@ def finish_study(study: Study, runs: Path, cache: Path) -> list[Trial]:
     return trials
 
 
-def finish(trial: Trial, cache: Path) -> None:
-    """Leaves adapter, trace and merged model, and the record of each stage."""
+def finish(trial: Trial, cache: Path, split: int = SPLIT) -> None:
+    """Leaves adapter, trace and merged model, and the record of each stage; `split` is its seed."""
     with new_folder(trial.adapter) as folder:
         save_file({"lora_A": full((4, 8), trial.number, "f")}, folder / "adapter_model.safetensors")
         write_text(folder / "adapter_config.json", json.dumps({"r": 8, "lora_alpha": 32}))
@@ -45,7 +48,7 @@ def finish(trial: Trial, cache: Path) -> None:
     outputs: dict[str, dict[str, Any]] = {
         "finetune": {
             "adapter_digest": digest,
-            "seeds": {"adapter_init": 7},
+            "seeds": {"split": split, "adapter_init": 7, "data_order": 8, "dropout": 9},
             "steps": 3,
             "initial_loss": 2.5,
             "final_loss": 1.5,

@@ -245,7 +245,8 @@ def test_a_trace_or_adapter_that_the_record_does_not_speak_of_is_told(
     found = checked(trial).problems[0]
     assert found.startswith(f"{trial.folder}/")
     assert problem in found
-    assert found.endswith("`qlora-repeat run` does its stage again")
+    assert found.endswith(f"; `qlora-repeat finetune {NAME} --force` does it again")
+    assert states(trial)[0] == "done"  # so `qlora-repeat run` would not
 
 
 @pytest.fixture
@@ -304,6 +305,75 @@ def test_damage_to_a_checkpoint_is_told(
     (problem,) = checked(trial).problems
     assert problem.startswith(f"{unfinished / name}: ")
     assert "`qlora-repeat run`" in problem
+
+
+def test_a_damaged_checkpoint_beside_a_whole_one_tells_where_it_goes_on(
+    trial: Trial, unfinished: Path
+) -> None:
+    shutil.copytree(unfinished / "step-2", unfinished / "step-10")
+    (unfinished / "step-2" / "adapter.safetensors").unlink()
+    assert checked(trial).problems == []  # nothing goes on from an older one
+    flip(unfinished / "step-10" / "optimizer.safetensors")
+    problems = checked(trial).problems
+    assert all(problem.endswith("; `qlora-repeat run` begins this fine-tuning anew") for problem in problems)
+    assert len(problems) == 2
+    (unfinished / "step-2" / "adapter.safetensors").write_text("adapter")
+    (problem,) = checked(trial).problems
+    assert problem.startswith(f"{unfinished}/step-10/optimizer.safetensors: not the bytes")
+    assert problem.endswith("; `qlora-repeat run` goes on from step-2")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from torch import ones
+from qlora_repeat.checkpoint import Checkpoint, begin, save_checkpoint
+
+begun = begin(Path(sys.argv[1]), {}, {"dropout": 1}, 1)
+removed = 0
+
+def hook(event, arguments):
+    global removed
+    removed += event == "os.remove"
+    if event == "os.remove" and removed == 2:  # of three files
+        os.kill(os.getpid(), 9)
+
+with begun.trace.open("a") as trace:
+    for step in (9, 10):
+        trace.write("a line\\n")
+        weights = {"x": ones(9)}
+        save_checkpoint(begun, Checkpoint(step, weights, weights, {}, [], {}, None), trace)
+        sys.addaudithook(hook)
+"""
+
+
+def test_a_process_killed_while_it_deletes_an_older_checkpoint_leaves_no_damage(trial: Trial) -> None:
+    shutil.rmtree(trial.folder)
+    done = subprocess.run([sys.executable, "-c", KILLED, trial.unfinished], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    half = trial.unfinished / ".step-9.old"
+    assert len(list(half.iterdir())) == 2
+    found = checked(trial)
+    assert found.problems == []
+    assert found.notes == [f"{half}: left by a process that was killed; it can be deleted"]
+    assert trial.unfinished / "step-10" / "checkpoint.json" in {looked.path for looked in found.files}
+
+
+@pytest.mark.parametrize("gone", ["start.json", "trace.jsonl", "step-3/adapter.safetensors"])
+def test_checkpoints_of_what_is_done_are_no_damage(gone: str, trial: Trial) -> None:
+    """A process was killed while it removed them."""
+    step = trial.unfinished / "step-3"
+    step.mkdir(parents=True)
+    (step / "adapter.safetensors").write_text("adapter")
+    (step / "checkpoint.json").write_text("{")
+    shutil.copy(trial.trace, trial.unfinished)
+    (trial.unfinished / "start.json").write_text("{")
+    (trial.unfinished / gone).unlink()
+    found = checked(trial)
+    assert found.problems == []
+    assert found.notes == [f"{trial.unfinished}: left by a process that was killed; it can be deleted"]
+    (trial.unfinished / "trace.jsonl").write_text("another")  # one that is to be done again
+    assert len(checked(trial).problems) >= 1
 
 
 @pytest.mark.parametrize("name", ["trace.jsonl", "step-2/checkpoint.json", "step-2/adapter.safetensors"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import kit
+from finished import SPLIT, finish
 from tiny import write_study
 
 from qlora_repeat.collect import collect
@@ -16,11 +17,18 @@ from qlora_repeat.study import Study, load_study
 from qlora_repeat.trial import STAGES, Trial, all_trials, base_record, find_trial
 
 FIRST = "tiny-neox/adamw-8bit/1"
-FINGERPRINT = {"gpu": "A GPU", "threads": 1, "packages": {"torch": "2.13.0"}, "python": "3.11"}
+FINGERPRINT = {
+    "gpu": "A GPU",
+    "cpu": "A CPU",
+    "cpu_capability": "AVX2",
+    "threads": 1,
+    "packages": {"torch": "2.13.0"},
+    "python": "3.11",
+}
 OUTPUTS: dict[str, dict[str, Any]] = {
     "finetune": {
         "adapter_digest": "a" * 64,
-        "seeds": {"adapter_init": 5},
+        "seeds": {"split": SPLIT, "adapter_init": 5, "data_order": 6, "dropout": 7},
         "initial_loss": 3.0,
         "final_loss": 2.0,
         "loss_curve": [[1.0, 2.0]],
@@ -34,18 +42,27 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "evaluate": {"perplexity": 20.0, "perplexity_example_mean": 21.0, "test_examples": 6, "accuracy": None},
     "time": {"test_seconds": 1.0, "test_seconds_min": 0.5, "test_seconds_max": 1.5},
 }
-BASE = {"perplexity": 30.0, "perplexity_example_mean": 31.0, "accuracy": None, "miniature": False}
+BASE = {
+    "perplexity": 30.0,
+    "perplexity_example_mean": 31.0,
+    "accuracy": 0.5,
+    "miniature": False,
+    "split_seed": SPLIT,
+}
 
 Rows = Callable[..., dict[str, TrialResult]]
 
 
 def write_trial(trial: Trial, cache: Path, **more: Any) -> None:
     """The records of a trial that is done, as of its study; `more` are outputs of its fine-tuning."""
+    finish(trial, cache)
     upstream: dict[str, Any] = {}
     for stage in STAGES:
         inputs = stage_inputs(trial, stage, cache, upstream)
         outputs = OUTPUTS[stage] | (more if stage == "finetune" else {})
-        record = Record(stage, trial.name, inputs, outputs, {}, FINGERPRINT, "", "2026-01-01", 1.0)
+        left = read_record(trial.record(stage))
+        assert left is not None
+        record = Record(stage, trial.name, inputs, outputs, left.files, FINGERPRINT, "", "2026-01-01", 1.0)
         write_record(trial.record(stage), record)
         upstream |= outputs
 
@@ -137,6 +154,22 @@ def test_a_stale_test_of_a_base_counts_on_request(
     asked = rows(examples, include_stale=True)
     assert (asked[FIRST].base_perplexity, asked[FIRST].stale_base_inputs) == (30.0, ["examples"])
     assert asked["tiny-llama-chat/adamw-8bit/1"].stale_base_inputs == []
+
+
+def test_a_base_tested_on_another_split_is_not_set_beside_a_trial(
+    study: Study, rows: Rows, tmp_path: Path
+) -> None:
+    runs, cache = tmp_path / "runs", tmp_path / "cache"
+    write_base(study, "tiny-neox", runs, cache)
+    for number, split in ((1, SPLIT), (2, SPLIT + 1)):
+        finish(find_trial(study, f"tiny-neox/adamw-8bit/{number}", runs), cache, split)
+    found = rows()
+    own, other = found[FIRST], found["tiny-neox/adamw-8bit/2"]
+    assert own.status == other.status == "done"
+    assert own.perplexity == other.perplexity == 8.25
+    assert (own.base_perplexity, own.base_perplexity_example_mean, own.base_accuracy) == (30.0, 31.0, 0.5)
+    assert (other.base_perplexity, other.base_perplexity_example_mean, other.base_accuracy) == (None,) * 3
+    assert other.miniature is False
 
 
 def test_steps_that_the_scaler_skipped_are_collected(study: Study, rows: Rows, tmp_path: Path) -> None:

@@ -244,6 +244,23 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_folder_is_on_disk_with_all_below_it_before_it_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, fsync = tmp_path / "folder", set[int](), os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        if not path.exists():
+            synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with new_folder(path) as folder:
+        (folder / "below" / "deeper").mkdir(parents=True)
+        (folder / "below" / "file.txt").write_text("new")
+    assert synced == {found.stat().st_ino for found in [path, *path.rglob("*")]}
+
+
 def test_a_folder_replaces_the_old_one_and_all_its_files(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     for name in ("old", "new"):

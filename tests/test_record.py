@@ -217,6 +217,7 @@ def digests(package: Path) -> dict[str, str]:
         ("base_model", ["finetune", "merge", "evaluate", "time"]),
         ("weights", ["finetune", "merge", "evaluate", "time"]),
         ("record", []),
+        ("shapes", []),
         ("check", []),
         ("render/tables", []),
         ("render/table_content", []),

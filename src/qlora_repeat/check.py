@@ -30,6 +30,7 @@ from qlora_repeat.trial import (
 from qlora_repeat.weights import check_weights
 
 _AGAIN = "`qlora-repeat run` does its stage again"
+_LEFT = "left by a process that was killed; it can be deleted"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ def check(study: Study, runs: Path, cache: Path, report: Callable[[int, int], No
             notes.append(f"{trial.name}: not checked, for a process works on it")
         else:
             found = list(_trial(trial))
+            if _is_left(trial):
+                notes.append(f"{trial.unfinished}: {_LEFT}")
+            else:
+                found += _unfinished(trial.unfinished)
             trials, files = trials + bool(found), files + found
         report(done := done + 1, total)
     files += _base_tests(study, runs)
@@ -102,7 +107,17 @@ def _trial(trial: Trial) -> Iterator[Looked]:
         yield from found
         if stage == "finetune" and all(looked.problem is None for looked in found):
             yield from _finetuned(trial, record)
-    yield from _unfinished(trial.unfinished)
+
+
+def _is_left(trial: Trial) -> bool:
+    """Whether what is unfinished is of the fine-tuning that is done, whole or in part: it was being removed.
+
+    A checkpoint is of no use without its trace.
+    """
+    if not trial.unfinished.is_dir() or not trial.record("finetune").is_file():
+        return False
+    trace = trial.unfinished / trial.trace.name
+    return not trace.exists() or (trial.trace.is_file() and known_digest(trace) == known_digest(trial.trace))
 
 
 def _file(path: Path, kept: Any) -> Looked:
@@ -112,40 +127,57 @@ def _file(path: Path, kept: Any) -> Looked:
 
 def _finetuned(trial: Trial, record: Record) -> Iterator[Looked]:
     """Whether trace and adapter, which are whole, say the same as the record."""
+    # The files are those that the record names, so that `qlora-repeat run` takes the stage as done.
+    mend = f"`qlora-repeat finetune {trial.name} --force` does it again"
     said, count = record.outputs.get("adapter_digest"), record.outputs.get("steps")
     try:
         found = weights_digest(trial.adapter)
         if found != said:
             yield Looked(
                 trial.adapter,
-                f"{trial.adapter}: weights {found[:16]}, the record says {str(said)[:16]}; {_AGAIN}",
+                f"{trial.adapter}: weights {found[:16]}, the record says {str(said)[:16]}; {mend}",
             )
         steps = read_trace(trial.trace)
         last = steps[-1] if steps else None
         if last is None or last.step != count:
             number = last.step if last else "none"
             yield Looked(
-                trial.trace, f"{trial.trace}: ends at step {number}, the record says {count}; {_AGAIN}"
+                trial.trace, f"{trial.trace}: ends at step {number}, the record says {count}; {mend}"
             )
         elif last.adapter not in (None, said):
-            yield Looked(trial.trace, f"{trial.trace}: its last adapter is not the record's; {_AGAIN}")
+            yield Looked(trial.trace, f"{trial.trace}: its last adapter is not the record's; {mend}")
     except KitError as error:
-        yield Looked(trial.trace, f"{error}; {_AGAIN}")
+        yield Looked(trial.trace, f"{error}; {mend}")
 
 
 def _unfinished(folder: Path) -> Iterator[Looked]:
-    """A fine-tuning in progress: how it started, and its checkpoints."""
+    """A fine-tuning in progress: how it started, and its checkpoints.
+
+    They are looked at as they are when it goes on: the last first, and up to one that is whole.
+    """
     start, trace = folder / "start.json", folder / "trace.jsonl"
+    begun = read_sealed(start) is not None
+    mend = "`qlora-repeat run` begins this fine-tuning anew"
     if start.exists():
-        whole = read_sealed(start) is not None
-        anew = "`qlora-repeat run` begins this fine-tuning anew"
-        yield Looked(start, None if whole else f"{start}: changed since it was written; {anew}")
-    for checkpoint in sorted(folder.glob("step-*")):
-        yield from _checkpoint(checkpoint, trace)
+        yield Looked(start, None if begun else f"{start}: changed since it was written; {mend}")
+    looked = list[Looked]()
+    for checkpoint in sorted(folder.glob("step-*"), key=_step, reverse=True):
+        found = list(_checkpoint(checkpoint, trace))
+        looked += found
+        if not any(each.problem for each in found):
+            mend = f"`qlora-repeat run` goes on from {checkpoint.name}" if begun else mend
+            break
+    for each in looked:
+        yield Looked(each.path, each.problem and f"{each.problem}; {mend}")
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
 
 
 def _checkpoint(folder: Path, trace: Path) -> Iterator[Looked]:
-    mend = "`qlora-repeat run` goes on from the checkpoint before it, or begins anew"
+    """The files of a checkpoint, and the trace that it goes on from; problems lack what mends them."""
     path = folder / "checkpoint.json"
     content = read_sealed(path)
     files, position = (content or {}).get("files"), (content or {}).get("trace")
@@ -154,15 +186,15 @@ def _checkpoint(folder: Path, trace: Path) -> Iterator[Looked]:
         or not isinstance(position, dict)
         or position.keys() != {"bytes", "sha256"}
     ):
-        yield Looked(path, f"{path}: gone, or changed since it was written; {mend}")
+        yield Looked(path, f"{path}: gone, or changed since it was written")
         return
     yield Looked(path)
     for name, digest in files.items():
         path = folder / Path(name).name
         same = path.name == name and path.is_file() and known_digest(path) == digest
-        yield Looked(path, None if same else f"{path}: not the bytes that were recorded; {mend}")
+        yield Looked(path, None if same else f"{path}: not the bytes that were recorded")
     same = trace.is_file() and _begins(trace, **position)
-    yield Looked(trace, None if same else f"{trace}: not what {folder.name} goes on from; {mend}")
+    yield Looked(trace, None if same else f"{trace}: not what {folder.name} goes on from")
 
 
 def _begins(trace: Path, bytes: int, sha256: str) -> bool:
@@ -226,8 +258,4 @@ def _left(folder: Path) -> list[str]:
     found = sorted(path for path in folder.rglob(".*.*"))
     within = {path for path in found if any(parent in found for parent in path.parents)}
     used = {path for path in found if any(map(live_owner, path.parent.glob("lock*.json")))}
-    return [
-        f"{path}: left by a process that was killed; it can be deleted"
-        for path in found
-        if path not in within | used
-    ]
+    return [f"{path}: {_LEFT}" for path in found if path not in within | used]

@@ -6,6 +6,7 @@ under its name when it is complete, and the one before is deleted after that. St
 saving: they follow from the seeds and the step.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -93,15 +94,19 @@ def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: IO[st
         position = {"bytes": unfinished.trace.stat().st_size, "sha256": file_digest(unfinished.trace)}
         write_sealed(folder / "checkpoint.json", {**rest, "files": files, "trace": position})
     for older in _checkpoints(unfinished.folder):
-        if older != path:
-            shutil.rmtree(older, ignore_errors=True)
+        if older != path:  # it vanishes at once: a part of it would count as damaged
+            gone = older.with_name(f".{older.name}.old")
+            shutil.rmtree(gone, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.replace(older, gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def load_checkpoint(unfinished: Unfinished) -> Checkpoint | None:
     """The last checkpoint that is whole, with the trace cut back to it; without any, None and no trace.
 
-    One whose bytes are not those that were written is passed over: the steps after the one before it are
-    done again.
+    One whose bytes are not those that were written is passed over. There is hardly ever an older one, so
+    that the fine-tuning then begins anew, with the same seeds.
     """
     for path in _checkpoints(unfinished.folder):
         content = read_sealed(path / "checkpoint.json")

@@ -22,6 +22,7 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
     "evaluate": ("perplexity", "perplexity_example_mean", "test_examples", "accuracy"),
     "time": ("test_seconds", "test_seconds_min", "test_seconds_max"),
 }  # fmt: skip
+_OF_BASE = ("perplexity", "perplexity_example_mean", "accuracy")
 
 
 def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = False) -> list[TrialResult]:
@@ -29,7 +30,8 @@ def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = Fals
 
     With `include_stale`, so do those that are stale but complete, and tests of a base that are stale where
     none is done; the row says what has changed since. A trial whose stages are not of the same adapter and
-    merged model has no values: there would be no one model that they are of.
+    merged model has no values: there would be no one model that they are of. One that was tested on another
+    split than its base, as where each trial draws its own, has no values of the base beside its own.
     """
     bases = {model: _base_tests(study, model, runs, cache, include_stale) for model in study.models}
     rows = [
@@ -73,7 +75,7 @@ def _result(
     }
     if base:
         first = base[0][0].outputs
-        row |= {f"base_{name}": first[name] for name in ("perplexity", "perplexity_example_mean", "accuracy")}
+        row |= {f"base_{name}": first[name] for name in _OF_BASE}
         row["base_perplexities"] = [record.outputs["perplexity"] for record, _ in base]
         row["stale_base_inputs"] = sorted({change for _, changed in base for change in changed})
         row["miniature"] = first["miniature"]
@@ -81,7 +83,15 @@ def _result(
         states = stage_states(trial, cache)
         if (changed := _changes(states)) is not None:
             row |= _measured(states) | {"stale_inputs": changed}
+            if base and not _tested_alike(states, base[0][0]):
+                row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE)
     return TrialResult(**row)
+
+
+def _tested_alike(states: dict[Stage, StageState], base: Record) -> bool:
+    """Whether a trial and its base were tested on the test part of the same split."""
+    trained = states["finetune"].record
+    return trained is not None and bool(trained.outputs["seeds"]["split"] == base.outputs["split_seed"])
 
 
 def _changes(states: dict[Stage, StageState]) -> list[str] | None:

@@ -114,12 +114,14 @@ def _new_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                os.chmod(file, 0o644)
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
         os.chmod(temporary, 0o755)
+        for found in [*temporary.rglob("*"), temporary]:
+            if found.is_dir() and not found.is_symlink():
+                _sync_folder(found)
+            elif found.is_file() and not found.is_symlink():
+                os.chmod(found, 0o644)
+                with found.open("rb") as opened:
+                    os.fsync(opened.fileno())
         move_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -18,6 +18,7 @@ from qlora_repeat.inputs import base_inputs, changed_inputs, stage_inputs
 from qlora_repeat.kernels import named_operation, set_kernels
 from qlora_repeat.lock import exclusive, live_owner
 from qlora_repeat.record import KeptFile, Record, damaged_file, keep, now, read_record, write_record
+from qlora_repeat.shapes import misfit
 from qlora_repeat.stopping import deferrable, stop_if_requested
 from qlora_repeat.study import Study
 from qlora_repeat.trial import STAGES, Stage, Trial, base_record
@@ -87,6 +88,8 @@ def stage_record(path: Path, name: str, stage: str) -> tuple[Record | None, str 
     if record is not None and (record.trial, record.stage) != (name, stage):
         whose = f"the {record.stage} stage of {record.trial}"
         return None, f"{path}: not a record of this stage, but {whose}; `qlora-repeat run` does it again"
+    if record is not None and (wrong := misfit(record, base=name.split("/")[1:2] == ["base"])) is not None:
+        return None, f"{path}: not as its stage writes it ({wrong}); `qlora-repeat run` does its stage again"
     return record, None
 
 
