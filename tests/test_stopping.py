@@ -83,4 +83,4 @@ def test_any_command_that_is_asked_to_stop_says_so_in_a_line(
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
-    assert errors.splitlines() == [line]
+    assert [each for each in errors.splitlines() if each] == [line]
