@@ -173,7 +173,7 @@ def run_all(
     except (KeyboardInterrupt, StoppedError):
         if force:
             out.print(
-                "With --force, the same command begins all jobs again; without, it ends what was begun."
+                "With --force, the same command does every job again, also those that ended now."
             )
         else:
             left = len(open_jobs(study, stages, runs, cache))
