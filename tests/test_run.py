@@ -266,6 +266,20 @@ def test_a_failing_trial_is_told_in_a_line_and_the_others_go_on(
     assert f"{TRIALS[0]} failed: " in status.stdout
 
 
+def test_a_folder_that_cannot_be_made_stops_no_other_trial(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    folder = finetune_record(runs, TRIALS[-1]).parent
+    folder.parent.mkdir(parents=True)
+    folder.write_text("not a folder")
+    failed = kit("finetune", "--all", "--study", study_file, "--runs", runs, "--cache", cache)
+    assert failed.returncode == 4
+    assert f"1 of {len(TRIALS)} jobs failed: {TRIALS[-1]}" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert len(list(runs.rglob("finetune.json"))) == len(TRIALS) - 1
+
+
 def test_two_runs_at_once_do_the_study_together(cache: Path, study_file: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     command = [KIT, "run", study_file, "--runs", runs, "--cache", cache, "--jobs", "1"]

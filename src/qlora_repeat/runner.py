@@ -191,6 +191,8 @@ class _Child:
 
 
 def _ready(running: list[_Child]) -> list[_Child]:
+    if not running:  # none could be started: there is nothing to wait for
+        return []
     pipes = connection.wait([child.pipe for child in running])
     return [child for child in running if child.pipe in pipes]
 
