@@ -172,9 +172,7 @@ def run_all(
             errors = run_jobs(waiting, stages, study, runs, cache, workers, display, force=force)
     except (KeyboardInterrupt, StoppedError):
         if force:
-            out.print(
-                "With --force, the same command does every job again, also those that ended now."
-            )
+            out.print("With --force, the same command does every job again, also those that ended now.")
         else:
             left = len(open_jobs(study, stages, runs, cache))
             out.print(f"{left} of {len(waiting)} jobs are left; the same command goes on with them.")
