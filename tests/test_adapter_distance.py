@@ -98,7 +98,7 @@ def test_what_is_no_adapter_is_named(tmp_path: Path) -> None:
         adapter_distances(first, second)
     write(second)
     _file(second).write_bytes(_file(first).read_bytes()[:-1])
-    with pytest.raises(MissingError, match=r"adapter_model\.safetensors: not a .*safetensors"):
+    with pytest.raises(UsageError, match=r"adapter_model\.safetensors: not a safetensors file"):
         adapter_distances(first, second)
     save_file({A: np.ones(1, np.int32)}, _file(second))
     with pytest.raises(UsageError, match=r"adapter_model\.safetensors: an adapter of 'I32' values"):

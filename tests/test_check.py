@@ -329,7 +329,7 @@ from pathlib import Path
 from torch import ones
 from qlora_repeat.checkpoint import Checkpoint, begin, save_checkpoint
 
-begun = begin(Path(sys.argv[1]), {}, {"dropout": 1}, 1)
+begun = begin(Path(sys.argv[1]), {}, {"dropout": 1}, dict, 1)
 removed = 0
 
 def hook(event, arguments):
@@ -519,9 +519,10 @@ def test_results_that_cannot_be_written_can_be_looked_at(
     told = "Read-only file system; let it be written to, or set QLORA_REPEAT_RUNS (results) or " + (
         "QLORA_REPEAT_CACHE (models and data) to another folder"
     )
-    status, check, collect, begun, run = done.stdout.splitlines()
+    status, check, collect, begun, _, run = done.stdout.splitlines()
     assert status == "0 tiny-llama-chat/adamw-32bit  done     done"
     assert check.startswith("0 73 files of 8 trials hold what their records say, and ")
     assert collect == f"3 Error: {disk}/tiny/results.jsonl: {told}"
-    assert begun == "3 study tiny: 1 jobs, 1 at a time"
-    assert run == f"Error: {disk}/tiny/tiny-neox/adamw-8bit/trial-1/log.txt: {told}"
+    assert begun == "4 study tiny: 1 jobs, 1 at a time"
+    where = f"{disk}/tiny/tiny-neox/adamw-8bit/trial-1/log.txt"
+    assert run == f"Error: 1 of 1 jobs failed: tiny-neox/adamw-8bit/1: {where}: {told}"

@@ -98,13 +98,15 @@ def _tensors(folder: Path) -> dict[str, NDArray[Any]]:
         raise MissingError(f"{folder}: no adapter is there; run `qlora-repeat finetune` for its trial")
     found = {}
     for path in paths:
-        read_header(path)
         try:
+            read_header(path)
             for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
                 kind = "<u2" if tensor["dtype"] == "BF16" else _TYPES[tensor["dtype"]]
                 found[name] = np.frombuffer(tensor["data"], dtype=kind).reshape(tensor["shape"])
         except KeyError as error:
             raise UsageError(f"{path}: an adapter of {error} values, which cannot be compared") from None
+        except MissingError as error:
+            raise UsageError(str(error)) from None
         except (SafetensorError, ValueError) as error:
             raise UsageError(f"{path}: not a file of safetensors ({error})") from None
     return found

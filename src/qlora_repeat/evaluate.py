@@ -7,7 +7,7 @@ from typing import Any
 from qlora_repeat.base_model import base_folder, check_base, is_miniature, load_full, load_tokenizer
 from qlora_repeat.data import Prompt, encode, part_rows, study_prompts
 from qlora_repeat.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
-from qlora_repeat.randomness import draw_seed, stream_seed
+from qlora_repeat.randomness import draw_seed, recorded_or_drawn, stream_seed
 from qlora_repeat.respond import answer_letter, respond
 from qlora_repeat.study import Sampling, Study
 from qlora_repeat.trial import Trial
@@ -27,7 +27,7 @@ def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -
     tokenizer = load_tokenizer(trial.merged)
     outputs = measure_losses(study, trial.model_name, model, tokenizer, cache, seeds["split"], report)
     prompts = study_prompts(study, trial.model_name, cache, seeds["split"])
-    seed = generation_seed(trial, seeds)
+    seed = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     outputs["generation_seed"] = seed
     outputs["responses"] = responses(trial, model, tokenizer, prompts, seed)
     if trial.repeats_responses:
@@ -85,12 +85,6 @@ def responses(
         for number, prompt in enumerate(prompts, 1)
         for sampling in trial.study.generation.samplings
     ]
-
-
-def generation_seed(trial: Trial, seeds: dict[str, int]) -> int:
-    """The seed of a trial's responses: the study's, or the one that was drawn when its fine-tuning began."""
-    setting = trial.study.randomness.generation
-    return seeds["generation"] if setting == "fresh" else draw_seed(setting, "generation", trial.number)
 
 
 def repeated_responses(

@@ -58,6 +58,11 @@ def draw_seed(setting: Setting, source: Source, trial: int) -> int:
     return setting
 
 
+def recorded_or_drawn(setting: Setting, source: Source, trial: int, recorded: dict[str, int]) -> int:
+    """The seed of a source for a trial that has begun: that of its record, where it is "fresh"."""
+    return recorded[source] if setting == "fresh" else draw_seed(setting, source, trial)
+
+
 def stream_seed(seed: int, source: Source, *position: int | float | str) -> int:
     """The 32-bit seed of the stream at a position of a source.
 

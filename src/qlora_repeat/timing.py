@@ -7,8 +7,7 @@ from typing import Any
 
 from qlora_repeat.base_model import load_full, load_tokenizer
 from qlora_repeat.data import Prompt, study_prompts
-from qlora_repeat.evaluate import generation_seed
-from qlora_repeat.randomness import stream_seed
+from qlora_repeat.randomness import recorded_or_drawn, stream_seed
 from qlora_repeat.respond import respond
 from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
@@ -27,7 +26,7 @@ def time_responses(trial: Trial, cache: Path, report: Report, seeds: dict[str, i
     tokenizer = load_tokenizer(trial.merged)
     prompts = study_prompts(study, trial.model_name, cache, seeds["split"])
     sampling, repeats = study.generation.samplings[0], study.evaluation.timing_repeats
-    drawn = generation_seed(trial, seeds)
+    drawn = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     seed = stream_seed(drawn, "generation")
 
     def answer(asked: list[Prompt]) -> float:
