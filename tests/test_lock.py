@@ -151,6 +151,14 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
+def leave_behind(path: Path, hold: Hold) -> "subprocess.Popen[str]":
+    """Lets a process take a lock and die with it."""
+    holder = hold(path)
+    holder.kill()
+    holder.wait()
+    return holder
+
+
 def test_a_lock_names_its_owner_and_is_gone_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "lock.json"
     with exclusive(path, "the thing"):
@@ -180,9 +188,7 @@ def test_a_held_lock_is_refused_with_the_process_and_host_of_its_holder(tmp_path
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, hold: Hold) -> None:
     path = tmp_path / "lock.json"
-    holder = hold(path)
-    holder.kill()
-    holder.wait()
+    leave_behind(path, hold)
     assert path.exists()
     assert live_owner(path) is None
     with exclusive(path, "the thing"):
@@ -215,9 +221,7 @@ def test_a_process_that_is_hidden_from_this_user_counts_as_alive(
 ) -> None:
     """/proc mounted with hidepid shows a user only their own; a signal tells that there is one."""
     path = tmp_path / "lock.json"
-    holder = hold(path)
-    holder.kill()
-    holder.wait()
+    holder = leave_behind(path, hold)
 
     def there(pid: int, signal: int) -> None:
         if not may_signal:
@@ -516,9 +520,7 @@ def test_a_lock_that_another_host_takes_while_a_dead_one_is_removed_is_put_back(
     tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
-    holder = hold(path)
-    holder.kill()
-    holder.wait()
+    leave_behind(path, hold)
     looks = 0
     judged = lock._holder
 
@@ -541,9 +543,7 @@ def test_a_turn_that_another_process_does_not_give_back_is_told(
     tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
-    holder = hold(path)
-    holder.kill()
-    holder.wait()
+    leave_behind(path, hold)
     monkeypatch.setattr(lock, "TURN_SECONDS", 0)
     with lock._turn(path, "the thing"):
         words = refusal(path)

@@ -196,6 +196,14 @@ def test_a_trial_with_a_split_of_its_own_is_tested_on_its_own_test_part(
     assert splits[0] != splits[1]
 
 
+@pytest.fixture
+def trained(cache: Path, study_file: Path, tmp_path: Path) -> Trial:
+    """A trial that is fine-tuned, with seeds of its own."""
+    trial = all_trials(load_study(str(study_file)), tmp_path / "runs")[0]
+    run_stages(trial, ["finetune"], cache, quiet)
+    return trial
+
+
 def stop_at(step: int) -> Watch:
     """Stops a fine-tuning, as a signal does."""
 
@@ -206,12 +214,8 @@ def stop_at(step: int) -> Watch:
     return watch
 
 
-def test_seeds_that_are_given_count_whatever_was_begun_with_others(
-    cache: Path, study_file: Path, tmp_path: Path
-) -> None:
-    trial = all_trials(load_study(str(study_file)), tmp_path / "runs")[0]
-    run_stages(trial, ["finetune"], cache, quiet)
-    before = outputs(trial, "finetune")
+def test_seeds_that_are_given_count_whatever_was_begun_with_others(trained: Trial, cache: Path) -> None:
+    trial, before = trained, outputs(trained, "finetune")
     with pytest.raises(StoppedError):
         run_stages(trial, ["finetune"], cache, stop_at(2), force=True)
     assert trial.unfinished.exists()
@@ -220,23 +224,17 @@ def test_seeds_that_are_given_count_whatever_was_begun_with_others(
     assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
 
 
-def test_a_damaged_adapter_is_made_again_from_the_seeds_of_its_record(
-    cache: Path, study_file: Path, tmp_path: Path
-) -> None:
-    trial = all_trials(load_study(str(study_file)), tmp_path / "runs")[0]
-    run_stages(trial, ["finetune"], cache, quiet)
-    before = outputs(trial, "finetune")
+def test_a_damaged_adapter_is_made_again_from_the_seeds_of_its_record(trained: Trial, cache: Path) -> None:
+    trial, before = trained, outputs(trained, "finetune")
     (trial.adapter / "adapter_model.safetensors").unlink()
     run_stages(trial, ["finetune"], cache, quiet)
     assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
 
 
 def test_an_older_adapter_stays_where_there_is_no_room_for_the_new_one(
-    cache: Path, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trial, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial = all_trials(load_study(str(study_file)), tmp_path / "runs")[0]
-    run_stages(trial, ["finetune"], cache, quiet)
-    before = outputs(trial, "finetune")
+    trial, before = trained, outputs(trained, "finetune")
 
     def full(*arguments: Any, **more: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
