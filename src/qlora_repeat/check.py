@@ -1,13 +1,12 @@
 """The check of a whole study: everything that its records name is read again and compared."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.base_model import base_folder, check_base
-from qlora_repeat.checkpoint import read_sealed
+from qlora_repeat.checkpoint import begins_so, checkpoint_folders, read_sealed
 from qlora_repeat.collect import collect
 from qlora_repeat.data import ROWS, data_folder, read_rows
 from qlora_repeat.digest import folder_digests, known_digest, weights_digest
@@ -15,7 +14,7 @@ from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.lock import live_owner
 from qlora_repeat.record import Record, damaged_file
 from qlora_repeat.results import read_results
-from qlora_repeat.stages import stage_record
+from qlora_repeat.stages import has_ended, stage_record
 from qlora_repeat.study import Study
 from qlora_repeat.trace import read_trace
 from qlora_repeat.trial import (
@@ -116,8 +115,7 @@ def _is_left(trial: Trial) -> bool:
     """
     if not trial.unfinished.is_dir() or not trial.record("finetune").is_file():
         return False
-    trace = trial.unfinished / trial.trace.name
-    return not trace.exists() or (trial.trace.is_file() and known_digest(trace) == known_digest(trial.trace))
+    return not (trial.unfinished / trial.trace.name).exists() or has_ended(trial)
 
 
 def _file(path: Path, kept: Any) -> Looked:
@@ -161,7 +159,7 @@ def _unfinished(folder: Path) -> Iterator[Looked]:
     if start.exists():
         yield Looked(start, None if begun else f"{start}: changed since it was written; {mend}")
     looked = list[Looked]()
-    for checkpoint in sorted(folder.glob("step-*"), key=_step, reverse=True):
+    for checkpoint in checkpoint_folders(folder):
         found = list(_checkpoint(checkpoint, trace))
         looked += found
         if not any(each.problem for each in found):
@@ -169,11 +167,6 @@ def _unfinished(folder: Path) -> Iterator[Looked]:
             break
     for each in looked:
         yield Looked(each.path, each.problem and f"{each.problem}; {mend}")
-
-
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.removeprefix("step-")
-    return int(number) if number.isdecimal() else -1
 
 
 def _checkpoint(folder: Path, trace: Path) -> Iterator[Looked]:
@@ -193,13 +186,8 @@ def _checkpoint(folder: Path, trace: Path) -> Iterator[Looked]:
         path = folder / Path(name).name
         same = path.name == name and path.is_file() and known_digest(path) == digest
         yield Looked(path, None if same else f"{path}: not the bytes that were recorded")
-    same = trace.is_file() and _begins(trace, **position)
+    same = trace.is_file() and begins_so(trace, **position)
     yield Looked(trace, None if same else f"{trace}: not what {folder.name} goes on from")
-
-
-def _begins(trace: Path, bytes: int, sha256: str) -> bool:
-    with trace.open("rb") as file:
-        return hashlib.sha256(file.read(bytes)).hexdigest() == sha256
 
 
 def _base_tests(study: Study, runs: Path) -> Iterator[Looked]:

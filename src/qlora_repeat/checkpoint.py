@@ -7,6 +7,7 @@ saving: they follow from the seeds and the step.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -93,7 +94,7 @@ def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: IO[st
         files = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
         position = {"bytes": unfinished.trace.stat().st_size, "sha256": file_digest(unfinished.trace)}
         write_sealed(folder / "checkpoint.json", {**rest, "files": files, "trace": position})
-    for older in _checkpoints(unfinished.folder):
+    for older in checkpoint_folders(unfinished.folder):
         if older != path:  # it vanishes at once: a part of it would count as damaged
             gone = older.with_name(f".{older.name}.old")
             shutil.rmtree(gone, ignore_errors=True)
@@ -108,7 +109,7 @@ def load_checkpoint(unfinished: Unfinished) -> Checkpoint | None:
     One whose bytes are not those that were written is passed over. There is hardly ever an older one, so
     that the fine-tuning then begins anew, with the same seeds.
     """
-    for path in _checkpoints(unfinished.folder):
+    for path in checkpoint_folders(unfinished.folder):
         content = read_sealed(path / "checkpoint.json")
         if content is None or not _whole(path, content.pop("files")):
             continue
@@ -131,19 +132,22 @@ def _whole(folder: Path, files: dict[str, str]) -> bool:
 
 def _cut_back(trace: Path, bytes: int, sha256: str) -> bool:
     """Shortens the trace to what it was, if it begins so."""
-    import hashlib
-
     try:
-        with trace.open("r+b") as file:
-            if hashlib.sha256(file.read(bytes)).hexdigest() != sha256:
-                return False
-            file.truncate(bytes)
+        if not begins_so(trace, bytes, sha256):
+            return False
+        os.truncate(trace, bytes)
     except OSError:
         return False
     return True
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def begins_so(trace: Path, bytes: int, sha256: str) -> bool:
+    """Whether the trace begins as it was when a checkpoint was written."""
+    with trace.open("rb") as file:
+        return hashlib.sha256(file.read(bytes)).hexdigest() == sha256
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
     """The folders of checkpoints, the last step first."""
     found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=lambda path: -int(path.name.removeprefix("step-")))

@@ -9,7 +9,7 @@ from typing import Any
 from qlora_repeat.fingerprint import device_name, software_names
 from qlora_repeat.record import Record
 from qlora_repeat.results import Response, TrialResult
-from qlora_repeat.stages import StageState, base_state, stage_states, trial_state
+from qlora_repeat.stages import StageState, base_state, stage_states, state_of
 from qlora_repeat.study import Study
 from qlora_repeat.trial import STAGES, Stage, Trial, all_trials, base_tests
 
@@ -61,7 +61,8 @@ def _base_tests(
 def _result(
     trial: Trial, base: list[tuple[Record, list[str]]], cache: Path, include_stale: bool
 ) -> TrialResult:
-    state = trial_state(trial, cache)
+    states = stage_states(trial, cache)
+    state = state_of(trial, states)
     row: dict[str, Any] = {
         "study": trial.study.label,
         "task": trial.data.task,
@@ -71,7 +72,7 @@ def _result(
         "optimizer": trial.optimizer,
         "trial": trial.number,
         "status": state,
-        "randomness": getattr(trial.study, "profile", None),
+        "randomness": trial.study.profile,
     }
     if base:
         first = base[0][0].outputs
@@ -79,12 +80,11 @@ def _result(
         row["base_perplexities"] = [record.outputs["perplexity"] for record, _ in base]
         row["stale_base_inputs"] = sorted({change for _, changed in base for change in changed})
         row["miniature"] = first["miniature"]
-    if state == "done" or (state == "stale" and include_stale):
-        states = stage_states(trial, cache)
-        if (changed := _changes(states)) is not None:
-            row |= _measured(states) | {"stale_inputs": changed}
-            if base and not _tested_alike(states, base[0][0]):
-                row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE)
+    counts = state == "done" or (state == "stale" and include_stale)
+    if counts and (changed := _changes(states)) is not None:
+        row |= _measured(states) | {"stale_inputs": changed}
+        if base and not _tested_alike(states, base[0][0]):
+            row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE)
     return TrialResult(**row)
 
 

@@ -117,9 +117,7 @@ def instruction_text(model: Model, row: Row) -> str:
 
 
 def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
-    """The places of the examples in each optimizer step's batch: every epoch is shuffled by a stream of its
-    own.
-    """
+    """The places of the examples in each optimizer step's batch; each epoch is shuffled by its own stream."""
     import torch
 
     batches: list[list[int]] = []

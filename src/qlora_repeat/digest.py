@@ -82,14 +82,10 @@ def weights_digest(folder: Path) -> str:
 
 def tensors_digest(tensors: dict[str, Any]) -> str:
     """The digest of weights in memory: that of the folder that they would be saved to."""
-    digests = {}
-    for name, tensor in tensors.items():
-        content = hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(_bytes_type()).numpy())
-        digests[name] = [str(tensor.dtype), list(tensor.shape), content.hexdigest()]
-    return json_digest(digests)
-
-
-def _bytes_type() -> Any:
     import torch
 
-    return torch.uint8
+    digests = {}
+    for name, tensor in tensors.items():
+        content = hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digests[name] = [str(tensor.dtype), list(tensor.shape), content.hexdigest()]
+    return json_digest(digests)

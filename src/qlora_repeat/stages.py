@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_repeat.base_model import base_bytes
+from qlora_repeat.digest import known_digest
 from qlora_repeat.errors import KitError, MissingError, StageError, StoppedError
 from qlora_repeat.files import disk_error, require_space, write_json
 from qlora_repeat.inputs import base_inputs, changed_inputs, stage_inputs
@@ -95,9 +96,14 @@ def stage_record(path: Path, name: str, stage: str) -> tuple[Record | None, str 
 
 def trial_state(trial: Trial, cache: Path, *, rehash: bool = True) -> State:
     """How a trial stands as a whole; `rehash` as in `stage_states`."""
+    return state_of(trial, stage_states(trial, cache, rehash=rehash))
+
+
+def state_of(trial: Trial, stages: dict[Stage, StageState]) -> State:
+    """How a trial stands as a whole, when its stages stand so."""
     if live_owner(trial.lock) is not None:
         return "running"
-    states = [state.state for state in stage_states(trial, cache, rehash=rehash).values()]
+    states = [state.state for state in stages.values()]
     if all(state == "done" for state in states):
         return "done"
     if "damaged" in states:
@@ -178,10 +184,16 @@ def _clean(trial: Trial) -> None:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        traces = [path.read_bytes() for path in (trial.trace, trial.unfinished / trial.trace.name)]
-        if trial.record("finetune").is_file() and traces[0] == traces[1]:
-            shutil.rmtree(trial.unfinished, ignore_errors=True)
+    if has_ended(trial):
+        shutil.rmtree(trial.unfinished, ignore_errors=True)
+
+
+def has_ended(trial: Trial) -> bool:
+    """Whether what is unfinished is of the fine-tuning that is done: it has the whole of its trace."""
+    traces = (trial.trace, trial.unfinished / trial.trace.name)
+    return all(path.is_file() for path in (trial.record("finetune"), *traces)) and (
+        known_digest(traces[0]) == known_digest(traces[1])
+    )
 
 
 def run_base(study: Study, model_name: str, number: int, runs: Path, cache: Path, watch: Watch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from qlora_repeat.stages import base_state, failure_of, stage_states, trial_state
+from qlora_repeat.stages import base_state, failure_of, stage_states, state_of, trial_state
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Trial, all_trials, base_tests
 
@@ -36,8 +36,8 @@ def explanations(trials: Sequence[Trial], cache: Path, *, rehash: bool = True) -
     """
     lines = []
     for trial in trials:
-        state = trial_state(trial, cache, rehash=rehash)
-        stages = stage_states(trial, cache, rehash=rehash).values()
+        states = stage_states(trial, cache, rehash=rehash)
+        state, stages = state_of(trial, states), states.values()
         if state == "failed":
             more = f"; see {trial.log}" if trial.log.is_file() else ""
             lines.append(f"{trial.name} failed: {failure_of(trial)}{more}")

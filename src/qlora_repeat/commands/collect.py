@@ -42,11 +42,7 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
             if include_stale
             else f"{len(stale)} stale: `qlora-repeat status` says why, --include-stale takes their values too"
         )
-    damaged = {(row.model, row.optimizer, row.trial) for row in results if row.status == "damaged"}
-    trials = [
-        trial
-        for trial in all_trials(study, runs)
-        if (trial.model_name, trial.optimizer, trial.number) in damaged
-    ]
-    for line in base_damages(study, runs, cache) + explanations(trials, cache):
+    rows = zip(all_trials(study, runs), results, strict=True)
+    damaged = [trial for trial, row in rows if row.status == "damaged"]
+    for line in base_damages(study, runs, cache) + explanations(damaged, cache):
         click.echo(line, err=True)
