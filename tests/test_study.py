@@ -85,7 +85,15 @@ MISTAKES = {
         "[profiles.seeded]\nsplit = 42", "[profiles.seeded]\nsplit = { per_run = 42 }",
         "profiles.seeded.split", "per_trial",
     ),
-    "unknown optimizer": ('"adamw-8bit", ', '"sgd", ', "'adamw-8bit' or 'adamw-32bit'", "found 'sgd'"),
+    "unknown optimizer": (
+        '"adamw-8bit", ', '"sgd", ', "'adamw-8bit', 'adamw-32bit' or 'adamw-8bit+", "found 'sgd'",
+    ),
+    "a map that there is none of": (
+        '"adamw-8bit", ', '{ optimizer = "adamw-8bit", state_map = "0.40" }, ', "found 'adamw-8bit+0.40'",
+    ),
+    "an optimizer's table with other keys": (
+        '"adamw-8bit", ', '{ optimizer = "adamw-8bit" }, ', "optimizers.0: give optimizer and state_map",
+    ),
     "an optimizer twice": ('"adamw-8bit", ', '"adamw-32bit", ', "optimizers names one twice"),
     "unknown base": (
         'base = "tiny-neox"', 'base = "neox"', "models.tiny-neox.base is 'neox'", "has tiny-llama, tiny-neox",
@@ -306,13 +314,16 @@ def test_another_way_to_cut_short_is_told_in_one_line(variant: str, tmp_path: Pa
         load_study(f"{path}@{variant}")
     assert str(caught.value) == (
         f"study tiny@{variant}: after @ comes a profile of randomness (as-published, seeded, bitwise), "
+        "an optimizer (adamw-8bit, adamw-32bit, adamw-8bit+bitsandbytes-0.41.0), "
         "or N-steps, N-rows or N-steps-N-rows to cut the study short"
     )
 
 
-@pytest.mark.parametrize("variant", ["12-steps@4-rows", "seeded@bitwise", "seeded@bitwise@4-rows"])
+@pytest.mark.parametrize("variant", ["12-steps@4-rows", "seeded@bitwise", "adamw-8bit@adamw-32bit"])
 def test_two_of_a_kind_after_the_name_are_refused(variant: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"study tiny@{variant}: give one profile and one cut at most"):
+    with pytest.raises(
+        UsageError, match=f"study tiny@{variant}: give one profile, one optimizer and one cut"
+    ):
         load_study(f"{write_study(tmp_path)}@{variant}")
 
 
@@ -331,6 +342,23 @@ def test_a_profile_and_a_cut_go_together(name: str, tmp_path: Path) -> None:
     assert study.label == "tiny@bitwise@2-steps-4-rows"
     assert study.randomness.kernels == "deterministic"
     assert study.models["tiny-neox"].training.max_steps == 2
+
+
+def test_an_optimizer_may_name_the_version_whose_map_it_has(tmp_path: Path) -> None:
+    table = '{ optimizer = "adamw-8bit", state_map = "bitsandbytes-0.41.0" }, '
+    study = load_study(str(write_study(tmp_path, ('"adamw-8bit", ', table))))
+    assert study.optimizers == ["adamw-8bit+bitsandbytes-0.41.0", "adamw-32bit"]
+
+
+def test_a_study_with_one_optimizer_alone_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    old = load_study(f"{path}@bitwise@adamw-8bit+bitsandbytes-0.41.0@2-steps")
+    assert old.label == "tiny@bitwise@adamw-8bit+bitsandbytes-0.41.0@2-steps"
+    assert old.optimizers == ["adamw-8bit+bitsandbytes-0.41.0"]
+    kept = load_study(f"{path}@adamw-32bit")
+    assert dataclasses.replace(kept, optimizers=["adamw-8bit", "adamw-32bit"], variant="") == load_study(
+        str(path)
+    )
 
 
 def test_an_at_sign_in_a_folder_cuts_nothing_short(tmp_path: Path) -> None:

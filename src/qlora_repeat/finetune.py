@@ -21,6 +21,7 @@ from qlora_repeat.files import move_folder, new_folder, write_bytes
 from qlora_repeat.kernels import named_operation
 from qlora_repeat.memory import reset_peak_memory
 from qlora_repeat.randomness import draw_seed, stream_seed, torch_stream
+from qlora_repeat.state_map import split_optimizer
 from qlora_repeat.stopping import defer
 from qlora_repeat.trace import Step, read_trace
 from qlora_repeat.trial import Trial
@@ -46,6 +47,49 @@ def finetune(
         StoppedError: this process was asked to stop; there is a checkpoint.
         StageError: an operation has no deterministic form, and the study's profile wants it to.
     """
+    adapted, trainer, unfinished = _begin(trial, cache, report, inputs, seeds)
+    checkpoint = trainer.checkpoint
+    defer()
+    if trainer.done < len(trainer.order):
+        with named_operation(trial.model_name):
+            trainer.train()
+
+    folder = base_folder(trial.study, trial.model.base, cache)
+    _name_base(adapted, trial, folder)
+    with new_folder(unfinished.folder / "adapter") as adapter:
+        adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
+    # From here on the files are no longer those that an older record names.
+    trial.record("finetune").unlink(missing_ok=True)
+    write_bytes(trial.trace, unfinished.trace.read_bytes())
+    move_folder(unfinished.folder / "adapter", trial.adapter)
+    return _outputs(trial, trainer, unfinished, checkpoint) | {"miniature": is_miniature(folder)}
+
+
+def first_steps(trial: Trial, steps: int, cache: Path, report: Report, seeds: dict[str, int]) -> list[Step]:
+    """Fine-tunes as `finetune` does, but only so many steps; leaves no adapter.
+
+    Returns:
+        The trace, with the adapter's digest after the last of these steps.
+
+    Raises:
+        StoppedError, StageError: as `finetune`.
+    """
+    _, trainer, unfinished = _begin(trial, cache, report, {}, seeds, steps)
+    if trainer.done < trainer.end:
+        with named_operation(trial.model_name):
+            trainer.train()
+    return read_trace(unfinished.trace)
+
+
+def _begin(
+    trial: Trial,
+    cache: Path,
+    report: Report,
+    inputs: dict[str, Any],
+    seeds: dict[str, int] | None,
+    steps: int | None = None,
+) -> tuple[Any, Any, Unfinished]:
+    """The model with its adapter and the trainer, as they were at the last checkpoint, if there is one."""
     study, model = trial.study, trial.model
     check_base(study, model.base, cache)
     folder = base_folder(study, model.base, cache)
@@ -58,22 +102,25 @@ def finetune(
     base = load_quantised(study, folder)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)
+    if study.randomness.nudge:
+        nudge(adapted, trial.number)
     if checkpoint:
         _set_adapter(adapted, checkpoint)
-    trainer = _trainer(trial, adapted, tokenizer, examples, unfinished, checkpoint, report)
-    defer()
-    if trainer.done < len(trainer.order):
-        with named_operation(trial.model_name):
-            trainer.train()
+    return (
+        adapted,
+        _trainer(trial, adapted, tokenizer, examples, unfinished, checkpoint, report, steps),
+        unfinished,
+    )
 
-    _name_base(adapted, trial, folder)
-    with new_folder(unfinished.folder / "adapter") as adapter:
-        adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
-    # From here on the files are no longer those that an older record names.
-    trial.record("finetune").unlink(missing_ok=True)
-    write_bytes(trial.trace, unfinished.trace.read_bytes())
-    move_folder(unfinished.folder / "adapter", trial.adapter)
-    return _outputs(trial, trainer, unfinished, checkpoint) | {"miniature": is_miniature(folder)}
+
+def nudge(adapted: Any, number: int) -> None:
+    """Moves the weight of that number, from 1, in the first tensor of the adapter by one ulp upwards."""
+    import torch
+
+    with torch.no_grad():
+        tensor = next(value for value in adapted.parameters() if value.requires_grad)
+        weight = tensor.view(-1)[number - 1 : number]
+        weight.copy_(torch.nextafter(weight, torch.full_like(weight, math.inf)))
 
 
 def _outputs(
@@ -163,6 +210,7 @@ def _trainer(
     unfinished: Unfinished,
     checkpoint: Checkpoint | None,
     report: Report,
+    steps: int | None,
 ) -> Any:
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, PrinterCallback
@@ -177,13 +225,15 @@ def _trainer(
         unfinished.seeds["data_order"],
     )
     rows = [{"input_ids": example.ids, "labels": example.ids} for example in examples]
-    left = len(order) - (checkpoint.step if checkpoint else 0)
+    end = min(steps or len(order), len(order))
     trainer = TracingTrainer(
         model=model,
-        args=_arguments(trial, left),
+        args=_arguments(trial, end - (checkpoint.step if checkpoint else 0)),
         train_dataset=Dataset.from_list(rows),
         data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; masks no end-of-text token
         order=order,
+        end=end,
+        state_map=split_optimizer(trial.optimizer)[1],
         steps_per_epoch=math.ceil(len(examples) / training.batch_size),
         unfinished=unfinished,
         checkpoint=checkpoint,
@@ -210,7 +260,7 @@ def _arguments(trial: Trial, steps: int) -> Any:
         use_cpu=not on_gpu,
         fp16=on_gpu and compute == "float16",
         bf16=on_gpu and compute == "bfloat16",
-        optim=OPTIMIZERS[trial.optimizer],
+        optim=OPTIMIZERS[split_optimizer(trial.optimizer)[0]],
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=1,
         learning_rate=training.learning_rate,

@@ -67,6 +67,7 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             **{name: _plain(study.randomness)[name] for name in ("adapter_init", "data_order", "dropout")},
             **_split_settings(study, model.data),
             "kernels": study.randomness.kernels,
+            "nudge": study.randomness.nudge,
             "quantisation": _plain(study.quantisation),
             "compute": study.precision.compute,
             "lora": _plain(study.lora),

@@ -43,6 +43,8 @@ class Randomness:
     generation: Setting
     kernels: Kernels
     """``deterministic``: only operations that give the same bits each time; see `qlora_repeat.kernels`."""
+    nudge: bool = False
+    """Moves one weight of the initial adapter by one unit in the last place: the smallest disturbance."""
 
 
 def draw_seed(setting: Setting, source: Source, trial: int) -> int:

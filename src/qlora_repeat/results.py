@@ -44,7 +44,7 @@ class TrialResult:
     model: str
     model_title: str
     optimizer: str
-    """``adamw-8bit`` or ``adamw-32bit``."""
+    """``adamw-8bit`` or ``adamw-32bit``; after +, the version whose map of 8-bit state it has."""
     trial: int
     """Numbered from 1; the paper's run number."""
     status: str

@@ -12,7 +12,7 @@ import string
 import tomllib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -28,7 +28,8 @@ PUBLISHED = "published"
 """The name of the paper's own numbers, where results of a study go by its name; no study has it."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Optimizer = Literal["adamw-8bit", "adamw-32bit"]
+Optimizer = Literal["adamw-8bit", "adamw-32bit", "adamw-8bit+bitsandbytes-0.41.0"]
+"""Paged AdamW by the precision of its state; after +, the map of 8-bit state (`qlora_repeat.state_map`)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -230,9 +231,8 @@ def load_study(study: str) -> Study:
 
     Raises:
         MissingError: there is no such file; names the studies that there are.
-        UsageError: the file is not TOML, a key is unknown, missing or out of range; what follows @ is neither
-            one of its profiles nor ``N-steps``, ``N-rows`` or ``N-steps-N-rows``; or it is named like the
-            paper's numbers.
+        UsageError: the file is not TOML, a key is unknown, missing or out of range; what follows @ is none of
+            the above; or it is named like the paper's numbers.
     """
     path = study_path(study)
     if path.stem == PUBLISHED:
@@ -249,7 +249,7 @@ def load_study(study: str) -> Study:
         raise UsageError(f"{path}: not a readable TOML file: {error}") from None
     try:
         # As JSON: there, strict means that no text passes for a number, while a table may become a dataclass.
-        as_json = json.dumps(_with_shared_training(content), default=_refuse)
+        as_json = json.dumps(_with_shared_training(_with_named_optimizers(content)), default=_refuse)
         loaded = TypeAdapter(Study).validate_json(as_json)
     except ValidationError as error:
         raise UsageError(f"{path}: {explain(error, _known_keys())}") from None
@@ -261,17 +261,27 @@ def load_study(study: str) -> Study:
 
 
 def _varied(study: Study, parts: list[str]) -> Study:
-    """The study with what follows its name: another profile, cut short, or both."""
+    """The study with what follows its name: another profile, one optimizer, cut short, or all of these."""
+    optimizers = [part for part in get_args(Optimizer) if part in parts]
     profiles = {part for part in parts if part in study.profiles}
-    cuts = {part for part in parts if part not in study.profiles}
-    if len(profiles) > 1 or len(cuts) > 1:
-        raise UsageError(f"study {'@'.join([study.name, *parts])}: give one profile and one cut at most")
+    cuts = {part for part in parts if part not in study.profiles and part not in optimizers}
+    if max(len(profiles), len(optimizers), len(cuts)) > 1:
+        raise UsageError(
+            f"study {'@'.join([study.name, *parts])}: give one profile, one optimizer and one cut at most"
+        )
     for cut in cuts:
         study = _cut_short(study, cut)
+    for optimizer in optimizers:
+        if study.optimizers != [optimizer]:
+            study = replace(study, optimizers=[optimizer], variant=_joined(optimizer, study.variant))
     for profile in profiles:
         if profile != study.profile:
-            study = replace(study, profile=profile, variant="@".join(filter(None, [profile, study.variant])))
+            study = replace(study, profile=profile, variant=_joined(profile, study.variant))
     return study
+
+
+def _joined(*parts: str) -> str:
+    return "@".join(filter(None, parts))
 
 
 def _cut_short(study: Study, variant: str) -> Study:
@@ -279,7 +289,8 @@ def _cut_short(study: Study, variant: str) -> Study:
     if found is None:
         raise UsageError(
             f"study {study.name}@{variant}: after @ comes a profile of randomness "
-            f"({', '.join(study.profiles)}), or N-steps, N-rows or N-steps-N-rows to cut the study short"
+            f"({', '.join(study.profiles)}), an optimizer ({', '.join(get_args(Optimizer))}), "
+            "or N-steps, N-rows or N-steps-N-rows to cut the study short"
         )
     steps, rows = int(found[1] or 0), int(found[2] or found[3] or 0)  # 0: as many as the file says
     models, data = dict(study.models), dict(study.data)
@@ -307,6 +318,18 @@ def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
                 kept = {key: value for key, value in shared.items() if other.get(key) not in own}
                 model["training"] = kept | own
     return content
+
+
+def _with_named_optimizers(content: dict[str, Any]) -> dict[str, Any]:
+    """Gives an optimizer with a ``state_map`` the name of its arm, before validation."""
+    if not isinstance(content.get("optimizers"), list):
+        return content
+    names = []
+    for place, table in enumerate(content["optimizers"]):
+        if isinstance(table, dict) and sorted(table) != ["optimizer", "state_map"]:
+            raise ValueError(f"optimizers.{place}: give optimizer and state_map, or a name alone")
+        names.append(f"{table['optimizer']}+{table['state_map']}" if isinstance(table, dict) else table)
+    return content | {"optimizers": names}
 
 
 def _known_keys() -> list[str]:

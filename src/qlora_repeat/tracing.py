@@ -9,13 +9,14 @@ from qlora_repeat.checkpoint import Checkpoint, Unfinished, save_checkpoint
 from qlora_repeat.digest import tensors_digest
 from qlora_repeat.memory import peak_memory
 from qlora_repeat.randomness import stream_seed, torch_stream
+from qlora_repeat.state_map import set_state_map
 from qlora_repeat.stopping import requested, stop_if_requested
 from qlora_repeat.trace import Step, trace_line
 from qlora_repeat.watch import Report
 
 
 class TracingTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer on a given order of batches, from a given checkpoint on.
+    """transformers' Trainer on a given order of batches, from a given checkpoint on, to a given end.
 
     Its own log rounds losses to four digits and hides those that are not finite; its own checkpoints are
     pickled, and going on from one does not give the same bits. So neither is used.
@@ -25,6 +26,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         self,
         *args: Any,
         order: list[list[int]],
+        end: int,
+        state_map: str | None,
         steps_per_epoch: int,
         unfinished: Unfinished,
         checkpoint: Checkpoint | None,
@@ -33,6 +36,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self.order, self.steps_per_epoch, self.report = order, steps_per_epoch, report
+        self.end, self.state_map = end, state_map
         self.unfinished, self.checkpoint, self.checkpoint_every = unfinished, checkpoint, checkpoint_every
         self.done = checkpoint.step if checkpoint else 0
         self.spent = {"train_seconds": 0.0, "checkpoint_seconds": 0.0, "digest_seconds": 0.0}
@@ -57,6 +61,11 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        set_state_map(_bare(optimizer), self.state_map)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         return super().create_scheduler(len(self.order), optimizer)  # however many of them are left
@@ -157,7 +166,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, step = self.trainer, self.trainer.step
-        batch, last = trainer.order[step - 1], step == len(trainer.order)
+        batch, last = trainer.order[step - 1], step == trainer.end
         began = time.perf_counter()
         digest = trainer.adapter_digest() if last or step % trainer.unfinished.digest_every == 0 else None
         digested = time.perf_counter()
@@ -182,8 +191,8 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         trainer.spent["digest_seconds"] += digested - began
         trainer.spent["checkpoint_seconds"] += time.perf_counter() - written
         if asked and not last:  # what remains after the last step is short
-            stop_if_requested(f"stopped after step {step} of {len(trainer.order)}, with a checkpoint,")
-        trainer.report(step, len(trainer.order), trainer.loss)
+            stop_if_requested(f"stopped after step {step} of {trainer.end}, with a checkpoint,")
+        trainer.report(step, trainer.end, trainer.loss)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trace.close()

@@ -56,11 +56,17 @@ def group_arms(results: Sequence[TrialResult]) -> list[Arm]:
         Arm(
             model,
             f"{titles[model]} ({model})" if titles[model] in shared else titles[model],
-            re.sub(r"^adamw-(\d+)bit$", r"\1-bit", optimizer),
+            _heading(optimizer),
             own,
         )
         for (model, optimizer), own in trials.items()
     ]
+
+
+def _heading(optimizer: str) -> str:
+    name, _, state_map = optimizer.partition("+")
+    heading = re.sub(r"^adamw-(\d+)bit$", r"\1-bit", name)
+    return f"{heading}, map of {state_map.replace('-', ' ')}" if state_map else heading
 
 
 def by_model(arms: Iterable[Arm]) -> dict[str, list[Arm]]:

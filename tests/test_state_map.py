@@ -1,0 +1,58 @@
+"""Tests of the old map of 8-bit optimizer state."""
+
+import torch
+
+from qlora_repeat.state_map import old_map, set_state_map, split_optimizer
+
+
+def test_the_old_map_is_that_of_the_releases() -> None:
+    """524 values where 256 fit, so that nothing above a tenth of a block's largest moment can be kept."""
+    values = old_map()
+    assert len(values) == 524
+    assert values == sorted(values)
+    assert (values[0], values[-1]) == (0, 1)
+    assert 0.09 < values[255] < 0.1
+
+
+def test_todays_map_has_all_of_its_values() -> None:
+    from bitsandbytes.functional import create_dynamic_map
+
+    assert create_dynamic_map(signed=False).numel() == 256
+    assert create_dynamic_map(signed=False)[255] == 1
+
+
+def test_an_arm_names_its_map() -> None:
+    assert split_optimizer("adamw-8bit+bitsandbytes-0.41.0") == ("adamw-8bit", "bitsandbytes-0.41.0")
+    assert split_optimizer("adamw-32bit") == ("adamw-32bit", None)
+
+
+def _second_moments(state_map: str | None) -> torch.Tensor:
+    """What 8-bit AdamW has kept of the squares of gradients 0 to 1 after a step, relative to the largest."""
+    from bitsandbytes.functional import dequantize_blockwise
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    optimizer = PagedAdamW8bit([weight], lr=1e-3)
+    set_state_map(optimizer, state_map)
+    weight.grad = torch.linspace(0, 1, 4096).view(64, 64)
+    optimizer.step()
+    state = optimizer.state[weight]
+    kept = dequantize_blockwise(
+        state["state2"], absmax=state["absmax2"], code=state["qmap2"], blocksize=256
+    ).view(-1)
+    return kept / kept.new_tensor([0.001])  # 1 - beta2
+
+
+def test_with_the_old_map_large_moments_are_lost() -> None:
+    true = torch.linspace(0, 1, 4096) ** 2
+    today, old = _second_moments(None), _second_moments("bitsandbytes-0.41.0")
+    last = slice(-256, None)  # the block of the largest
+    assert torch.allclose(today[last], true[last], rtol=0.05)
+    assert (old[last] < true[last] / 9).all()
+
+
+def test_a_map_that_is_set_is_that_of_the_optimizer_alone() -> None:
+    """Another optimizer in the same process has today's."""
+    before = _second_moments(None)
+    assert not torch.equal(_second_moments("bitsandbytes-0.41.0"), before)
+    assert torch.equal(_second_moments(None), before)
