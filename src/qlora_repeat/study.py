@@ -26,6 +26,8 @@ from qlora_repeat.sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, T
 STUDIES = Path("studies")
 PUBLISHED = "published"
 """The name of the paper's own numbers, where results of a study go by its name; no study has it."""
+RERUNS = "verify"
+"""The name of the folder, among those of studies, in which trials are run again; no study has it."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw-8bit", "adamw-32bit", "adamw-8bit+bitsandbytes-0.41.0"]
@@ -125,6 +127,17 @@ class Ablation:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Tolerance:
+    """How far `verify` lets a re-run be from the recorded trial, each relative to the recorded value."""
+
+    first_loss: Annotated[float, Field(ge=0)]
+    """Of the first step, before any update: the noise of one forward pass."""
+    loss: Annotated[float, Field(ge=0)]
+    """Of any step."""
+    perplexity: Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
 class Model:
     """One of the study's models: a base, the data it is fine-tuned on, and how a row becomes text."""
 
@@ -166,6 +179,8 @@ class Study:
     data: dict[Name, Data]
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     ablation: Ablation | None = None
+    tolerance: Tolerance | None = None
+    """Of `verify`; its defaults are those of `qlora_repeat.verdict`."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints, from which a fine-tuning that was killed goes on."""
     digest_every: Positive = 10
@@ -240,6 +255,8 @@ def load_study(study: str) -> Study:
             f"{study}: this is the name of the paper's own numbers, which only `tables` and `paper` take; "
             "name a study otherwise"
         )
+    if path.stem == RERUNS:
+        raise UsageError(f"{study}: a folder of that name is for trials that are re-run; name it otherwise")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
