@@ -3,6 +3,7 @@
 #   STUDY        a study in studies/, or the path of a TOML file; cut short: paper@12-steps-4-rows
 #   RANDOMNESS   another of the study's profiles: as-published, seeded or bitwise (docs/method.md)
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
+#   OPTIONS      more options for `verify`, such as "--stages evaluate"
 #   COMPARE      what tables also compare with: published (the paper's numbers), a study, or a results file
 #   JOBS         how many trials `run` works on at once
 #   GPU, GPUS    what `plan` is to plan for: such as a100-80gb, or GB of memory; and how many
@@ -30,7 +31,7 @@ RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures paper
-.PHONY: status check list rehearsal test lint types lock clean help
+.PHONY: verify status check list rehearsal test lint types lock clean help
 
 all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
 	@status=0
@@ -70,6 +71,8 @@ paper: tables ## one PDF of the tables and the figure; needs LaTeX
 	$(KIT) paper "$(NAMED)" $(TO)
 status: setup ## show what is done, stale, damaged or missing
 check: setup ## re-hash all that the study's records name, and its models and data
+verify: setup ## run TRIAL again from its records, and say how far it agrees; OPTIONS="--steps 10"
+	@$(KIT) verify "$(or $(TRIAL),$(error verify needs TRIAL=model/optimizer/number))" --study "$(NAMED)" $(OPTIONS)
 list: setup ## show the study's trials
 collect status check list:
 	$(KIT) $@ "$(NAMED)"
