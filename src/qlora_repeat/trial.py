@@ -98,6 +98,11 @@ def results_path(study: Study, runs: Path) -> Path:
     return study_folder(study, runs) / "results.jsonl"
 
 
+def statistics_path(study: Study, runs: Path) -> Path:
+    """The file of the statistics of a study's collected results."""
+    return study_folder(study, runs) / "statistics.json"
+
+
 def all_trials(study: Study, runs: Path) -> list[Trial]:
     """Every trial that the study asks for, in its order: model, optimizer, number."""
     return [

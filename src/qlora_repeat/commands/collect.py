@@ -17,22 +17,25 @@ from qlora_repeat.commands.options import cache_option, runs_option, study_argum
 def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> None:
     """Gather all records of a study into runs/STUDY/results.jsonl, a row per trial.
 
+    Beside it, statistics.json has the statistics of each arm, and of 8-bit arms beside 32-bit ones.
     What is stale is left out: numbers of other settings, data, code or packages than today's.
 
     \b
     Example:
       qlora-repeat collect pocket
     """
+    from qlora_repeat.arm_statistics import write_statistics
     from qlora_repeat.collect import collect
     from qlora_repeat.results import write_results
     from qlora_repeat.status import base_damages, explanations
     from qlora_repeat.study import load_study
-    from qlora_repeat.trial import all_trials, results_path
+    from qlora_repeat.trial import all_trials, results_path, statistics_path
 
     study = load_study(study_file)
     results = collect(study, runs, cache, include_stale=include_stale)
     path = results_path(study, runs)
     write_results(results, path)
+    write_statistics(results, statistics_path(study, runs))
     done = sum(row.status == "done" for row in results)
     click.echo(f"{path}: {done} of {len(results)} trials done")
     if stale := [row for row in results if row.status == "stale"]:

@@ -40,11 +40,23 @@ _WORDS: dict[str, tuple[str, list[str]]] = {
     "S0": ("Perplexity of the models before fine-tuning, in repeated tests (section IX).", []),
 }
 """Caption and notes of each table that the paper's numbers have."""
+_STATISTICS = {
+    "S1": [
+        "Statistics are computed here from the paper's values.",
+        "The paper prints no losses: a run that diverged is one whose perplexity is not finite.",
+    ],
+    "S1b": ["Statistics are computed here from the paper's values."],
+}
+"""What is also said below tables that the paper does not have."""
 
 
 def in_the_papers_words(table: Table, results: list[TrialResult]) -> Table:
     """The table; with other caption and notes, where it shows the paper's numbers."""
-    if table.number not in _WORDS or any(result.study != PUBLISHED for result in results):
+    if any(result.study != PUBLISHED for result in results):
+        return table
+    if table.number in _STATISTICS:
+        return replace(table, notes=[*_STATISTICS[table.number], *table.notes])
+    if table.number not in _WORDS:
         return table
     caption, notes = _WORDS[table.number]
     return replace(table, caption=caption, notes=notes)

@@ -25,7 +25,7 @@ class Table:
     """What a table says, not yet escaped. Each row begins with its name."""
 
     number: str
-    """The paper's (1, 5b), or that of a table the paper lacks: S0, C1."""
+    """The paper's (1, 5b), or that of a table the paper lacks: S0, S1b, C1."""
     caption: str
     source: str
     """The study, devices, days and software of what is shown."""
@@ -41,13 +41,13 @@ class Table:
 
     @property
     def name(self) -> str:
-        """That of its files: ``table-01``, ``table-05b``, ``table-C01``, ``table-S0``."""
+        """That of its files: ``table-01``, ``table-05b``, ``table-C01``, ``table-S0``, ``table-S1b``."""
         digits = self.number.strip(ascii_letters)
         padded = digits if self.number.startswith("S") else f"{digits:0>2}"
         return f"table-{self.number.replace(digits, padded)}"
 
 
-TABLE_FILE = re.compile(r"table-(?:\d\d[a-z]?|C\d\d|S\d)\.(?:tex|md)")
+TABLE_FILE = re.compile(r"table-(?:\d\d[a-z]?|C\d\d|S\d[a-z]?)\.(?:tex|md)")
 """The names of files that hold a table."""
 
 

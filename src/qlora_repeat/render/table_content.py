@@ -21,6 +21,7 @@ from qlora_repeat.render.arms import (
 )
 from qlora_repeat.render.published_tables import in_the_papers_words
 from qlora_repeat.render.response_tables import answer_tables, continuation_tables
+from qlora_repeat.render.statistics_tables import statistics_tables
 from qlora_repeat.render.summary import DASH, DEVIATION_NOTE, mean, number, span, summary_rows
 from qlora_repeat.render.table import Column, Table, by_run, measured, missing
 from qlora_repeat.results import TrialResult
@@ -34,7 +35,7 @@ SECONDS: dict[str, Measure] = {
 
 
 def make_tables(results: list[TrialResult]) -> list[Table]:
-    """The tables that these results have, in the paper's order; then S0, of its section IX.
+    """The tables that these results have, in the paper's order; then S0, of its section IX, and S1.
 
     Raises:
         UsageError: there are no results, or two rows of the same trial.
@@ -48,7 +49,7 @@ def make_tables(results: list[TrialResult]) -> list[Table]:
         if own:
             responses = continuation_tables(own) if task == "text-generation" else answer_tables(own)
             tables += [_perplexity(perplexity, task, own), _seconds(seconds, task, own), *responses]
-    tables = [*sorted(tables, key=lambda table: table.name), *ablation_tables(arms)]
+    tables = [*sorted(tables, key=lambda table: table.name), *ablation_tables(arms), *statistics_tables(arms)]
     return [in_the_papers_words(table, results) for table in tables]
 
 

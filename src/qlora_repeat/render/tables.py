@@ -22,6 +22,8 @@ from qlora_repeat.results import TrialResult
 
 _PAGE = 100
 """About so many digits of footnote size are as wide as the text on a page."""
+_MARKDOWN_COLUMNS = 16
+"""A table of more columns is in parts in Markdown, too: one for each of its highest headings."""
 _PROSE_COLUMNS = 4
 """So many columns of running text are still legible side by side."""
 
@@ -112,14 +114,25 @@ def _latex_environment(templates: Path) -> Environment:
 
 
 def _markdown_grid(table: Table) -> str:
-    """The rows as a pipe table. Markdown has one row of headings, so those of a column are joined."""
+    """The rows as a pipe table, or several. There is one row of headings, so those of a column are joined."""
+    places = list(range(len(table.columns)))
+    parts = [places]
+    if len(places) > _MARKDOWN_COLUMNS:
+        parts = [list(part) for _, part in itertools.groupby(places, lambda place: table.columns[place][0])]
+    return "\n\n".join(_markdown_part(table, part) for part in parts)
+
+
+def _markdown_part(table: Table, part: list[int]) -> str:
     tabulate.WIDE_CHARS_MODE = False  # otherwise the padding depends on whether wcwidth is installed
     return tabulate.tabulate(
-        [[markdown(cell) for cell in row] for row in table.rows + table.summary],
-        headers=[markdown(table.stub), *(markdown(", ".join(headings)) for headings in table.columns)],
+        [
+            [markdown(row[0]), *(markdown(row[place + 1]) for place in part)]
+            for row in table.rows + table.summary
+        ],
+        headers=[markdown(table.stub), *(markdown(", ".join(table.columns[place])) for place in part)],
         tablefmt="pipe",
         disable_numparse=True,
-        colalign=["left", *("left" if table.prose else "right" for _ in table.columns)],
+        colalign=["left", *("left" if table.prose else "right" for _ in part)],
     )
 
 

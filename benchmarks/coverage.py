@@ -1,0 +1,257 @@
+"""Do the statistics hold what they promise with seven trials? How many does an effect need? Minutes, no GPU.
+
+    python benchmarks/coverage.py            # both parts
+    python benchmarks/coverage.py coverage   # intervals and the test of equal spread
+    python benchmarks/coverage.py trials     # the power of that test
+
+Values are drawn from families that the paper's tables suggest, with a generator and a seed of its own. Each
+share has its 95 % Wilson interval over the simulated studies.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from tabulate import tabulate
+
+from qlora_repeat.statistics import (
+    TRIALS_NEEDED,
+    compare_spreads,
+    deviation_interval,
+    prediction_interval,
+    share,
+)
+
+Values = NDArray[np.float64]
+N = 7
+SEED = 20241012
+LARGE, SMALL = 170_000.0, 13.0
+"""The two modes of the paper's 8-bit Llama2-7B perplexities."""
+
+
+def _lognormal(sigma: float) -> Callable[[np.random.Generator, tuple[int, int]], Values]:
+    return lambda generator, shape: np.exp(sigma * generator.normal(size=shape))
+
+
+def _collapse(often: float) -> Callable[[np.random.Generator, tuple[int, int]], Values]:
+    """Perplexities of which a share collapses; logarithms deviate by 0.3 there and 0.1 elsewhere."""
+
+    def draw(generator: np.random.Generator, shape: tuple[int, int]) -> Values:
+        collapsed = generator.random(shape) < often
+        noise = generator.normal(size=shape)
+        return np.where(collapsed, LARGE * np.exp(0.3 * noise), SMALL * np.exp(0.1 * noise))
+
+    return draw
+
+
+def _collapse_deviation(often: float) -> float:
+    first = often * LARGE * math.exp(0.3**2 / 2) + (1 - often) * SMALL * math.exp(0.1**2 / 2)
+    second = often * LARGE**2 * math.exp(2 * 0.3**2) + (1 - often) * SMALL**2 * math.exp(2 * 0.1**2)
+    return math.sqrt(second - first**2)
+
+
+FAMILIES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Values], float]] = {
+    "normal": (lambda generator, shape: 100 + generator.normal(size=shape), 1.0),
+    "lognormal, sigma 0.3": (_lognormal(0.3), math.sqrt(math.exp(0.09) * math.expm1(0.09))),
+    "lognormal, sigma 1": (_lognormal(1.0), math.sqrt(math.exp(1.0) * math.expm1(1.0))),
+    "t, 3 degrees of freedom": (
+        lambda generator, shape: 100 + generator.standard_t(3, size=shape),
+        math.sqrt(3),
+    ),
+    "collapse in 4 of 7": (_collapse(4 / 7), _collapse_deviation(4 / 7)),
+    "collapse in 1 of 7": (_collapse(1 / 7), _collapse_deviation(1 / 7)),
+}
+"""How an arm's values are drawn, and their true standard deviation."""
+
+
+def percent(hits: Values) -> str:
+    """The share of true values, with its interval."""
+    found = share(int(hits.sum()), len(hits))
+    assert found is not None
+    return f"{100 * hits.mean():.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
+
+
+def within(bounds: Values, truth: float | Values) -> Values:
+    """Whether intervals (low, high) have the true value, each."""
+    return (bounds[:, 0] <= truth) & (truth <= bounds[:, 1])
+
+
+def deviation_coverage(
+    generator: np.random.Generator, studies: int = 10_000, bootstrapped: int = 1_000
+) -> str:
+    rows = []
+    chi = np.sqrt((N - 1) / stats.chi2.ppf([0.975, 0.025], N - 1))
+    for name, (draw, truth) in FAMILIES.items():
+        drawn = draw(generator, (studies, N))
+        ours = np.array([deviation_interval(values) for values in drawn.tolist()])
+        exact = drawn.std(axis=1, ddof=1)[:, None] * chi
+        boot = stats.bootstrap(
+            (drawn[:bootstrapped],),
+            _deviation,
+            axis=1,
+            n_resamples=1_999,
+            method="BCa",
+            rng=generator,
+            batch=100,
+        ).confidence_interval
+        bca = np.column_stack([boot.low, boot.high])
+        rows.append(
+            [
+                name,
+                percent(within(ours, truth)),
+                f"{100 * np.mean(truth < ours[:, 0]):.1f} / {100 * np.mean(truth > ours[:, 1]):.1f}",
+                f"{np.median(ours[:, 1] / ours[:, 0]):.1f}",
+                percent(within(exact, truth)),
+                percent(within(bca, truth)),
+            ]
+        )
+    heads = [
+        "family",
+        "Bonett (used)",
+        "truth below / above",
+        "high / low, median",
+        "chi-square",
+        "bootstrap, BCa",
+    ]
+    return _table("Interval for the SD, 95 %: coverage (%)", heads, rows)
+
+
+def _deviation(values: Values, axis: int) -> Values:
+    found: Values = values.std(axis=axis, ddof=1)
+    return found
+
+
+def prediction_coverage(generator: np.random.Generator, studies: int = 20_000) -> str:
+    rows = []
+    for name, (draw, _) in FAMILIES.items():
+        drawn = draw(generator, (studies, N + 1))
+        seen, further = drawn[:, :N], drawn[:, N]
+        logs = np.log(seen)
+        center, sd = logs.mean(axis=1), logs.std(axis=1, ddof=1)
+        cells = []
+        for level in (0.95, 0.99):
+            half = stats.t.ppf((1 + level) / 2, N - 1) * sd * math.sqrt(1 + 1 / N)
+            plain = np.exp(np.column_stack([center - half, center + half]))
+            ours = np.array([prediction_interval(values, level) for values in seen.tolist()])
+            cells += [percent(within(ours, further)), percent(within(plain, further))]
+        extent = np.column_stack([seen.min(axis=1), seen.max(axis=1)])
+        rows.append([name, *cells, percent(within(extent, further))])
+    heads = [
+        "family",
+        "95 % (used)",
+        "95 %, Student's",
+        "99 % (used)",
+        "99 %, Student's",
+        "range of the seven",
+    ]
+    return _table("Prediction interval for one further trial: coverage (%)", heads, rows)
+
+
+def tested(ours: Values, theirs: Values, ratio: float = 1.0) -> tuple[Values, Values]:
+    """The p-value of each study's two arms, and whether its interval has the true ratio of spreads."""
+    found = [compare_spreads(a, b) for a, b in zip(ours.tolist(), theirs.tolist(), strict=True)]
+    bounds = np.array([(each.low, each.high) for each in found if each])
+    return np.array([each.p for each in found if each]), within(bounds, ratio)
+
+
+def brown_forsythe(ours: Values, theirs: Values) -> Values:
+    """The p-values of the test as scipy has it, on the log scale."""
+    found: Values = stats.levene(np.log(ours).T, np.log(theirs).T, center="median").pvalue
+    return found
+
+
+def false_findings(generator: np.random.Generator, studies: int = 5_000) -> str:
+    rows = []
+    for name, (draw, _) in FAMILIES.items():
+        ours, theirs = draw(generator, (studies, N)), draw(generator, (studies, N))
+        ratio = np.log(ours).var(axis=1, ddof=1) / np.log(theirs).var(axis=1, ddof=1)
+        f = 2 * np.minimum(stats.f.cdf(ratio, N - 1, N - 1), stats.f.sf(ratio, N - 1, N - 1))
+        p, _ = tested(ours, theirs)
+        rows.append([name, *(percent(each <= 0.05) for each in (p, brown_forsythe(ours, theirs), f))])
+    heads = ["family of both arms", "permuted distances (used)", "Brown-Forsythe", "F test"]
+    return _table("Test of equal spread on the log scale, 5 %: equal arms that it rejects (%)", heads, rows)
+
+
+def findings(generator: np.random.Generator, studies: int = 2_000) -> str:
+    rows = []
+    for ratio in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0):
+        for family, logs in {
+            "lognormal": generator.normal,
+            "log-t, 3 degrees of freedom": lambda size: generator.standard_t(3, size=size),
+        }.items():
+            ours = np.exp(0.02 * ratio * logs(size=(studies, N)))
+            theirs = np.exp(0.02 * logs(size=(studies, N)))
+            p, held = tested(ours, theirs, ratio)
+            rows.append(
+                [f"{family}, ratio {ratio:g}", *_found(p, brown_forsythe(ours, theirs)), percent(held)]
+            )
+    for often in (1 / 7, 2 / 7, 4 / 7):
+        ours = _collapse(often)(generator, (studies, N))
+        theirs = np.exp(0.02 * generator.normal(size=(studies, N)))
+        p, _ = tested(ours, theirs)
+        found = _found(p, brown_forsythe(ours, theirs))
+        rows.append([f"collapse in {7 * often:.0f} of 7 beside lognormal, sigma 0.02", *found, ""])
+    heads = [
+        "arms",
+        "p ≤ 0.05",
+        "p ≤ 0.0125 (first of four, Holm)",
+        "Brown-Forsythe, p ≤ 0.05",
+        "interval covers",
+    ]
+    return _table("Arms of seven that spread differently: how often the test finds it (%)", heads, rows)
+
+
+def _found(p: Values, other: Values) -> list[str]:
+    return [percent(p <= 0.05), percent(p <= 0.05 / 4), percent(other <= 0.05)]
+
+
+def trials_needed(generator: np.random.Generator) -> str:
+    """The fewest trials in each arm that find a ratio in four of five cases."""
+    rows = []
+    for ratio, starts, studies in (
+        (10.0, 6, 4_000),
+        (5.0, 8, 4_000),
+        (3.0, 11, 2_000),
+        (2.0, 21, 2_000),
+        (1.5, 54, 1_000),
+    ):
+        cells = []
+        for level in (0.05, 0.05 / 4):
+            n = starts
+            while True:
+                ours = np.exp(0.02 * ratio * generator.normal(size=(studies, n)))
+                p, _ = tested(ours, np.exp(0.02 * generator.normal(size=(studies, n))))
+                if (p <= level).mean() >= 0.8:
+                    break
+                n += max(1, round(n * min(0.1, 0.8 - (p <= level).mean())))
+            cells += [str(n), percent(p <= level)]
+        rows.append([f"{ratio:g}", *cells, "{} and {}".format(*TRIALS_NEEDED[ratio])])
+    heads = ["ratio", "trials at 5 %", "found (%)", "trials at 1.25 %", "found (%)", "TRIALS_NEEDED"]
+    return _table(
+        "Trials in each arm for a ratio of spreads to be found in 80 % of cases (lognormal)", heads, rows
+    )
+
+
+def _table(title: str, heads: list[str], rows: list[list[str]]) -> str:
+    return f"{title}\n\n{tabulate(rows, heads, tablefmt='pipe', disable_numparse=True)}\n"
+
+
+PARTS: dict[str, tuple[Callable[[np.random.Generator], str], ...]] = {
+    "coverage": (deviation_coverage, prediction_coverage, false_findings),
+    "trials": (findings, trials_needed),
+}
+
+
+def main(parts: list[str]) -> None:
+    """Prints the tables of these parts."""
+    for part in parts or list(PARTS):
+        generator = np.random.default_rng(SEED)
+        for table in PARTS[part]:
+            print(table(generator), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

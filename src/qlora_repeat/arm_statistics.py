@@ -1,0 +1,168 @@
+"""The statistics of each arm of collected results, and of 8-bit arms beside the 32-bit arm of their model."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.files import write_json
+from qlora_repeat.results import TrialResult
+from qlora_repeat.statistics import (
+    LEVEL,
+    Share,
+    SpreadTest,
+    Summary,
+    compare_spreads,
+    holm,
+    share,
+    summarise,
+)
+
+MEASURES: dict[str, Callable[[TrialResult], float | None]] = {
+    "perplexity": lambda trial: trial.perplexity,
+    "final_loss": lambda trial: trial.final_loss,
+    "train_seconds": lambda trial: trial.train_seconds,
+    "test_seconds": lambda trial: trial.test_seconds,
+}
+"""What spreads over the trials of an arm, by the name of its field."""
+METHODS = {
+    "sd": "sample standard deviation (n - 1)",
+    "sd_low, sd_high": "Bonett 2006",
+    "mad": "median absolute deviation from the median, not scaled",
+    "not_finite": "left out of mean, sd, cv and comparisons; above all others in median, mad, low, high",
+    "low, high of shares": "Wilson",
+    "spread": "mean distance of the natural logarithms from their median, without the smallest",
+    "p": "permutation of these distances, two-sided",
+    "low, high of ratios": "the ratios that this test does not reject; not adjusted for several models",
+    "p_holm": "Holm, over the comparisons of a measure",
+}
+
+
+@dataclass(frozen=True)
+class ArmStatistics:
+    """What the trials of one arm say together; only those whose values count."""
+
+    model: str
+    optimizer: str
+    trials: int
+    """Whose values count."""
+    diverged: Share | None
+    """Those with a loss or a perplexity that is not finite."""
+    worse_than_base: Share | None
+    """Those with a perplexity above their model's before fine-tuning, of those that have both."""
+    measures: dict[str, Summary]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The spread of an 8-bit arm beside that of the 32-bit arm of its model, in one measure."""
+
+    model: str
+    optimizer: str
+    reference: str
+    """The optimizer of the other arm."""
+    measure: str
+    test: SpreadTest
+    p_holm: float | None
+    """The p-value, adjusted over the comparisons of the measure."""
+
+
+@dataclass(frozen=True)
+class StudyStatistics:
+    """The statistics of a study's results."""
+
+    arms: list[ArmStatistics]
+    comparisons: list[Comparison]
+
+
+def study_statistics(results: Sequence[TrialResult]) -> StudyStatistics:
+    """The statistics of each arm and of each pair of arms, in the results' order.
+
+    A measure that no trial has is left out. So is a comparison where an arm has fewer than two finite values.
+    """
+    arms: dict[tuple[str, str], list[TrialResult]] = {}
+    for row in results:
+        arms.setdefault((row.model, row.optimizer), []).extend([row] if row.measured else [])
+    measured = {
+        name: {arm: _values(own, measure) for arm, own in arms.items()} for name, measure in MEASURES.items()
+    }
+    measured = {name: found for name, found in measured.items() if any(found.values())}
+    return StudyStatistics(
+        arms=[
+            ArmStatistics(
+                model=model,
+                optimizer=optimizer,
+                trials=len(own),
+                diverged=share(sum(map(_has_diverged, own)), len(own)),
+                worse_than_base=_worse_than_base(own),
+                measures={name: summarise(found[model, optimizer]) for name, found in measured.items()},
+            )
+            for (model, optimizer), own in arms.items()
+        ],
+        comparisons=[
+            comparison for name, found in measured.items() for comparison in _comparisons(name, found)
+        ],
+    )
+
+
+def write_statistics(results: Sequence[TrialResult], path: Path) -> None:
+    """Writes the statistics as JSON, in which a number that is not finite is the text "Infinity"."""
+    found = study_statistics(results)
+    write_json(path, _strict({"level": LEVEL, "methods": METHODS} | dataclasses.asdict(found)))
+
+
+def reference_of(optimizer: str) -> str:
+    """The optimizer that an 8-bit one, of whatever state map, is compared with; itself for any other."""
+    return optimizer.partition("+")[0].replace("8bit", "32bit")
+
+
+def _values(trials: list[TrialResult], measure: Callable[[TrialResult], float | None]) -> list[float]:
+    return [value for value in map(measure, trials) if value is not None]
+
+
+def _has_diverged(trial: TrialResult) -> bool:
+    measured = (trial.perplexity, trial.final_loss)
+    return trial.diverged_at is not None or any(
+        value is not None and not math.isfinite(value) for value in measured
+    )
+
+
+def _worse_than_base(trials: list[TrialResult]) -> Share | None:
+    # Written so that a perplexity of NaN is worse, too.
+    worse = [
+        not trial.perplexity <= trial.base_perplexity
+        for trial in trials
+        if trial.perplexity is not None and trial.base_perplexity is not None
+    ]
+    return share(sum(worse), len(worse))
+
+
+def _comparisons(measure: str, values: dict[tuple[str, str], list[float]]) -> list[Comparison]:
+    found = []
+    for (model, optimizer), own in values.items():
+        reference = reference_of(optimizer)
+        if reference != optimizer and (model, reference) in values:
+            test = compare_spreads(own, values[model, reference])
+            if test is not None:
+                found.append(Comparison(model, optimizer, reference, measure, test, None))
+    tested = [(comparison, p) for comparison in found if (p := comparison.test.p) is not None]
+    adjusted = {
+        (comparison.model, comparison.optimizer): p
+        for (comparison, _), p in zip(tested, holm([p for _, p in tested]), strict=True)
+    }
+    return [
+        dataclasses.replace(comparison, p_holm=adjusted.get((comparison.model, comparison.optimizer)))
+        for comparison in found
+    ]
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_strict(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "Infinity"
+    return value
