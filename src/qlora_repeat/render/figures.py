@@ -1,6 +1,7 @@
 """The paper's Figure 4 from collected results: the loss of every run over the epochs, and where it ended.
 
-A pure function of the results: no clock, no locale, no user's settings of matplotlib, no torch.
+A pure function of the results: no clock, no locale, no user's settings of matplotlib, no torch. Figure S3 is
+written with it, where a study has what that shows.
 """
 
 import math
@@ -13,6 +14,8 @@ from matplotlib.lines import Line2D
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.render.arms import Arm, group_arms
+from qlora_repeat.render.collapse_figure import draw_collapse
+from qlora_repeat.render.collapse_table import tested_models
 from qlora_repeat.render.drawing import (
     BACKGROUND,
     COLOURS,
@@ -33,7 +36,7 @@ from qlora_repeat.render.figure_content import Curve, Pair, in_rows, label_every
 from qlora_repeat.render.scales import Scale, common_scales, linear_ticks
 from qlora_repeat.results import TrialResult
 
-_NAME = "figure-04"
+_NAME, _COLLAPSE = "figure-04", "figure-S3"
 _LEFT, _BETWEEN, _RIGHT = 36.0, 30.0, 5.0
 """Beside the panels of a pair: for the labels of the curves, for those of the bars, and at the end."""
 _ABOVE, _BELOW = 10.0, 28.0
@@ -49,25 +52,32 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X")
 
 
 def render_figures(results: list[TrialResult], out: Path) -> list[Path]:
-    """Writes Figure 4 as ``figure-04.pdf`` and ``.png``; returns their paths.
+    """Writes Figure 4 as ``figure-04.pdf`` and ``.png``; returns the paths of all that was written.
+
+    With an optimizer of another state map than today's, also ``figure-S3``. Figures of an earlier render that
+    these results do not have are removed.
 
     Raises:
-        MissingError: no finished trial has a loss curve. Figures of an earlier render are removed then.
+        MissingError: no finished trial has a loss curve.
         UsageError: two rows are of the same trial.
     """
     arms = group_arms(results)
-    paths = [out / f"{_NAME}.{kind}" for kind in ("pdf", "png")]
-    if not any(trial.loss_curve for arm in arms for trial in arm.done):
-        for path in paths:
-            path.unlink(missing_ok=True)
+    drawn = {_NAME: draw_figure, _COLLAPSE: draw_collapse}
+    paths = {name: [out / f"{name}.{kind}" for kind in ("pdf", "png")] for name in drawn}
+    has_curves = any(trial.loss_curve for arm in arms for trial in arm.done)
+    wanted = {_NAME: has_curves, _COLLAPSE: has_curves and bool(tested_models(arms))}
+    for path in (path for name in drawn if not wanted[name] for path in paths[name]):
+        path.unlink(missing_ok=True)
+    if not has_curves:
         studies = ", ".join(dict.fromkeys(result.study for result in results))
         raise MissingError(
             f"collected results of study {studies or '(none)'}: no finished trial has a loss curve to draw; "
             "do the trials with `qlora-repeat run`, then `qlora-repeat collect`"
         )
-    with drawing_settings():
-        save_figure(draw_figure(arms), paths)
-    return paths
+    for name in (name for name in drawn if wanted[name]):
+        with drawing_settings():
+            save_figure(drawn[name](arms), paths[name])
+    return [path for name in drawn if wanted[name] for path in paths[name]]
 
 
 @drawing_settings()
