@@ -24,6 +24,7 @@ COMMANDS = {
     "status": "Show which trials are done, running, stale, damaged, failed or missing.",
     "check": "Re-hash everything of a study, and name what is damaged.",
     "diff": "Name the first step at which two trials part, and in what.",
+    "attribute": "Find which source of randomness makes runs differ, by an experiment.",
     "collect": "Gather all records of a study into one results file.",
     "tables": "Render the paper's tables from collected results.",
     "figures": "Draw the paper's Figure 4 from collected results.",
