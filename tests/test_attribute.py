@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from conftest import copy_folder, kit
+from finished import finish
 from tiny import write_study
 
 from qlora_repeat.attribute import (
@@ -34,7 +35,6 @@ from qlora_repeat.stages import run_stages
 from qlora_repeat.study import Study, load_study
 from qlora_repeat.trial import Trial
 
-SOURCES = ["adapter_init", "dropout"]
 SHORT = ("\nsteps = 3", "\nsteps = 2"), ("examples = 6", "examples = 4")
 
 
@@ -47,15 +47,12 @@ def run(trial: Trial, cache: Path) -> None:
     free_merged(trial, cache)
 
 
-def small(runs: Path, study: Study) -> Experiment:
-    return make_experiment(study, "tiny-neox", "adamw-32bit", SOURCES, 2, False, runs)
-
-
 @pytest.fixture(scope="module")
 def done(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """An experiment that is done; to be read only."""
     folder = tmp_path_factory.mktemp("attribute")
-    experiment = small(folder / "runs", load_study(str(write_study(folder, *SHORT))))
+    study = load_study(str(write_study(folder, *SHORT)))
+    experiment = make_experiment(study, None, None, ["dropout"], 2, False, folder / "runs")
     for condition in conditions(experiment):
         for trial in condition.trials:
             run(trial, cache)
@@ -80,24 +77,22 @@ def by_name(experiment: Experiment) -> dict[str, Condition]:
     return {condition.name: condition for condition in conditions(experiment)}
 
 
-def test_each_condition_differs_in_what_is_freed_and_first_where_that_shows(
-    done: Experiment, cache: Path
-) -> None:
+def test_the_baseline_repeats_and_dropout_shows_in_the_first_gradient(done: Experiment, cache: Path) -> None:
     measured = measure(done, cache)
     assert find_problems(measured) == []
     one, two = measured.of(BASELINE)
     assert one.adapter_digest == two.adapter_digest
-    assert (two.first_step, two.update_distance) == (None, 0)
-    first = {name: {(each.first_step, each.first_kind) for each in measured.of(name)} for name in SOURCES}
-    assert first == {"adapter_init": {(0, "init")}, "dropout": {(1, "gradient")}}
-    assert len({each.adapter_digest for each in measured.outcomes}) == 7
-    levels = [[each.seeds["dropout"] for each in measured.of(name)] for name in ("dropout", JOINT)]
-    assert levels[0] == levels[1], "a replicate has the same level alone and together"
+    assert (two.first_step, two.update_distance, two.value_distance) == (None, 0, 0)
+    assert [(each.first_step, each.first_kind) for each in measured.of("dropout")] == [(1, "gradient")] * 2
+    assert len({each.adapter_digest for each in measured.outcomes}) == 3
+    (apart,) = measured.apart["dropout"]
+    assert apart is not None
+    assert 0.1 < apart < 1.4
 
 
 def test_merged_weights_are_gone_once_they_are_tested(done: Experiment) -> None:
     assert list(done.runs.rglob("merged")) == []
-    assert len(list(done.runs.rglob("adapter_model.safetensors"))) == 8
+    assert len(list(done.runs.rglob("adapter_model.safetensors"))) == 4
 
 
 def test_another_seed_that_nobody_sees_is_found(
@@ -156,21 +151,21 @@ def test_the_command_goes_on_with_what_is_missing_and_reports(
     copied: Experiment, cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
     write_study(study_file.parent, *SHORT)
-    lost = by_name(copied)[JOINT].trials[1]
+    lost = by_name(copied)["dropout"].trials[1]
     shutil.rmtree(lost.folder)
-    arguments = ["attribute", study_file, "--sources", ",".join(SOURCES), "--replicates", 2]
-    arguments += ["--model", "tiny-neox", "--runs", copied.runs, "--cache", cache]
+    arguments = ["attribute", study_file, "--sources", "dropout", "--replicates", 2]
+    arguments += ["--runs", copied.runs, "--cache", cache]
     planned = kit(*arguments, "--dry-run")
-    assert planned.stdout.split()[-2:] == ["8", "1"], planned
+    assert planned.stdout.split()[-2:] == ["4", "1"], planned
     assert not lost.folder.exists()
     told = kit(*arguments, "--out", tmp_path / "out")
     assert told.returncode == 0, told.stderr
-    assert "[1/1] joint 2 done" in told.stderr
+    assert "[1/1] dropout 2 done" in told.stderr
     assert not lost.merged.exists()
     assert undone(lost, cache) == []
     for name in ("table-S2.md", "table-S2.tex", "figure-S2.png", "figure-S2.pdf"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
-    assert "adapter init" in told.stdout
+    assert told.stdout.startswith("Dropout alone")
     content = json.loads(copied.file.read_text())
     assert told.stdout.splitlines()[: len(content["sentences"])] == content["sentences"]
     assert read_measured(copied.file) == measure(copied, cache)
@@ -193,6 +188,31 @@ def test_a_changed_study_makes_the_experiment_stale(done: Experiment, cache: Pat
     other = dataclasses.replace(done, study=dataclasses.replace(done.study, lora=lora))
     with pytest.raises(MissingError, match=r"finetune stage is stale \(lora\)"):
         measure(other, cache)
+
+
+def test_every_condition_is_read_and_compared_with_its_reference(
+    study: Study, cache: Path, tmp_path: Path
+) -> None:
+    """Of trials that are only written down: those of one number have the same trace and adapter."""
+    experiment = full(study, runs=tmp_path)
+    for condition in conditions(experiment):
+        for trial in condition.trials:
+            finish(trial, cache)
+    measured = measure(experiment, cache)
+    assert {name: len(measured.of(name)) for name in measured.conditions} == {
+        name: len(condition.trials) for name, condition in by_name(experiment).items()
+    }
+    assert measured.pairs == [
+        ["adapter_init", "data_order"],
+        ["adapter_init", "dropout"],
+        ["data_order", "dropout"],
+    ]
+    first = {name: [each.first_step for each in measured.of(name)] for name in measured.conditions}
+    assert first[JOINT] == [None, 0, 0, 0, 0, 0, 0], "the reference is the first trial of the baseline"
+    assert first["joint, optimizer"] == [None] * 7, "the reference is the one of the same seeds"
+    assert {each.optimizer for each in measured.of("joint, optimizer")} == {"adamw-8bit"}
+    assert measured.steps == 3
+    assert measured.one_ulp == 2**-25, "A has eight columns, so values up to 0.35"
 
 
 def full(study: Study, **changes: Any) -> Experiment:

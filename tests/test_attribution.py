@@ -55,6 +55,18 @@ def test_seven_replicates_name_the_largest_source_and_find_the_sources_additive(
     assert fourth.startswith("With adamw-8bit and everything pinned, log perplexity differs by 0.25;")
 
 
+def test_spreads_have_intervals_with_seven_replicates_and_none_with_four() -> None:
+    effects = {effect.condition: effect.spreads[MAIN] for effect in attribute(made(additive)).effects}
+    spread = effects["adapter_init"]
+    assert spread.sd is not None
+    assert spread.sd_low is not None
+    assert spread.sd_high is not None
+    assert spread.sd_low < spread.sd < spread.sd_high
+    few = attribute(made(additive, replicates=4))
+    assert {effect.spreads[MAIN].sd_low for effect in few.effects} == {None}
+    assert few.decompositions[MAIN].largest_in is None
+
+
 def test_shares_sum_to_one_for_every_measure() -> None:
     for found in attribute(made(interacting, pairs=True)).decompositions.values():
         assert sum(share.value for share in found.shares.values()) == pytest.approx(1)

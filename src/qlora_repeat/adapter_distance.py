@@ -75,9 +75,9 @@ def update_distance(ours: Adapter, theirs: Adapter) -> float | None:
     """
     apart = ours_squared = theirs_squared = 0.0
     for name in ours:
-        if "lora_A" not in name:
-            continue
         twin = name.replace("lora_A", "lora_B")
+        if twin == name or twin not in ours:
+            continue
         a, other_a, b, other_b = (
             _numbers(each[key]).reshape(each[key].shape) for key in (name, twin) for each in (ours, theirs)
         )

@@ -43,6 +43,7 @@ from qlora_repeat.paired import (
     sum_of_variances,
     variance_ratio,
 )
+from qlora_repeat.statistics import deviation_interval
 
 SMALL = 0.2
 """Interactions that are certain to have less than this share of the joint variance count as none."""
@@ -73,6 +74,9 @@ class Spread:
 
     sd: float | None
     """The sample standard deviation (n - 1); not finite where a value is not."""
+    sd_low: float | None
+    sd_high: float | None
+    """Its interval, by `statistics.deviation_interval`; None of fewer than five trials."""
     shift: float | None
     """The mean difference from the baseline."""
     largest: float | None
@@ -265,9 +269,13 @@ def _values(measured: Measured, condition: str, measure: str) -> Values:
 
 def _spread(measured: Measured, condition: str, measure: str) -> Spread:
     values = differences(measured, condition, measure)
+    interval = deviation_interval(values.tolist()) if np.isfinite(values).all() else None
+    low, high = interval or (None, None)
     with np.errstate(invalid="ignore"):
         return Spread(
             sd=deviation(values),
+            sd_low=low,
+            sd_high=high,
             shift=float(values.mean()),
             largest=float(np.abs(values).max()),
         )

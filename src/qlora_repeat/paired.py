@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-LEVEL = 0.95
-"""Of all intervals."""
+from qlora_repeat.statistics import FEWEST, LEVEL
+
 RESAMPLES, SEED = 9999, 0
 """Of the bootstrap, which draws whole replicates."""
-FEWEST = 5
-"""Replicates that a bootstrap needs: fewer give hardly any different samples."""
 
 Values = NDArray[np.float64]
 

@@ -2,8 +2,9 @@
 
 from qlora_repeat.attribution import MAIN, SMALL, Attribution, Effect
 from qlora_repeat.outcomes import BASELINE, JOINT, JOINT_OTHER, NUDGE, Measured
+from qlora_repeat.paired import Estimate
 from qlora_repeat.render.arms import distinct
-from qlora_repeat.render.attribution_text import INTERVALS, in_percent, percent, title
+from qlora_repeat.render.attribution_text import INTERVALS, in_percent, percent, title, with_interval
 from qlora_repeat.render.summary import DASH, number
 from qlora_repeat.render.table import Table
 
@@ -63,7 +64,7 @@ def _row(measured: Measured, found: Attribution, effect: Effect) -> list[str]:
         str(effect.trials),
         str(effect.distinct),
         number(spread.shift) or DASH,
-        number(spread.sd) or DASH,
+        with_interval(Estimate(spread.sd, spread.sd_low, spread.sd_high)),
         *(number(effect.spreads[measure].sd) or DASH for measure in ("late loss", "final loss")),
         number(effect.apart) or DASH,
         f"{effect.first_step}, {effect.first_kind}" if effect.first_step is not None else "never",
@@ -75,9 +76,10 @@ def _row(measured: Measured, found: Attribution, effect: Effect) -> list[str]:
 def _notes(measured: Measured, found: Attribution) -> list[str]:
     notes = [f"Not to be interpreted: {problem}" for problem in found.problems]
     notes.append(
-        "SD: sample standard deviation (n-1); shift: mean difference from the baseline, in which every "
-        "source is pinned and kernels are deterministic; late: of the mean loss of the last quarter of the "
-        "steps. Differences of log perplexity are about relative differences of perplexity."
+        "SD: sample standard deviation (n-1; its interval is Bonett's); shift: mean difference from the "
+        "baseline, in which every source is pinned and kernels are deterministic; late: of the mean loss of "
+        "the last quarter of the steps. Differences of log perplexity are about relative differences of "
+        "perplexity."
     )
     if {"data_order", "split"} & set(measured.freed):
         notes.append(

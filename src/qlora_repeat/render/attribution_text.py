@@ -4,8 +4,9 @@ import math
 
 from qlora_repeat.attribution import MAIN, Amplification, Attribution, Decomposition, Precision
 from qlora_repeat.outcomes import BASELINE, JOINT, JOINT_OTHER, NUDGE, OTHER, Measured
-from qlora_repeat.paired import LEVEL, Estimate
+from qlora_repeat.paired import Estimate
 from qlora_repeat.render.summary import DASH, number
+from qlora_repeat.statistics import LEVEL
 
 _TITLES = {
     BASELINE: "nothing (baseline)",
@@ -100,8 +101,8 @@ def _precision(found: Precision) -> str:
     if found.paired.value is None or found.spread.value is None:
         return f"{told}."
     return (
-        f"{told}; over the same seeds with all sources freed, by {_plain(found.paired)} in the mean, and its "
-        f"variance is {in_percent(found.spread)} of the arm's own."
+        f"{told}; over the same seeds with all sources freed, by {with_interval(found.paired)} in the mean, "
+        f"and its variance is {in_percent(found.spread)} of the arm's own."
     )
 
 
@@ -120,7 +121,8 @@ def in_percent(found: Estimate) -> str:
     return f"{percent(found.value)} ({low} to {high} %)"
 
 
-def _plain(found: Estimate) -> str:
+def with_interval(found: Estimate) -> str:
+    """A number with its interval: ``0.022 (0.014 to 0.05)``."""
     if found.low is None or found.high is None:
         return number(found.value) or DASH
     return f"{number(found.value)} ({number(found.low)} to {number(found.high)})"
