@@ -25,6 +25,7 @@ COMMANDS = {
     "check": "Re-hash everything of a study, and name what is damaged.",
     "diff": "Name the first step at which two trials part, and in what.",
     "verify": "Run one recorded trial again, and say how far it agrees.",
+    "attribute": "Find which source of randomness makes runs differ, by an experiment.",
     "collect": "Gather all records of a study into one results file.",
     "tables": "Render the paper's tables from collected results.",
     "figures": "Draw the paper's Figure 4 from collected results.",
