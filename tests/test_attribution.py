@@ -6,15 +6,17 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs_latex
 from made_attribution import FREED, additive, interacting, made, outcome
 
 from qlora_repeat.attribution import MAIN, MEASURES, REST, attribute, find_problems
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.outcomes import BASELINE, JOINT, NUDGE, Measured, read_measured, write_attribution
+from qlora_repeat.published import read_published
 from qlora_repeat.render.attribution_table import attribution_table
 from qlora_repeat.render.attribution_text import percent, sentences
-from qlora_repeat.render.tables import table_texts
+from qlora_repeat.render.pdf import compile_paper
+from qlora_repeat.render.tables import render_tables, table_texts
 
 TEMPLATES = ROOT / "paper" / "templates"
 
@@ -188,6 +190,23 @@ def test_the_table_has_a_row_for_each_condition_and_its_files_the_same_bytes() -
     assert sorted(texts) == ["table-S2.md", "table-S2.tex"]
     assert "adapter init × data order" in texts["table-S2.md"]
     assert texts == table_texts(attribution_table(measured, attribute(measured)), TEMPLATES)
+
+
+@needs_latex
+def test_the_table_stays_beside_those_of_the_study_and_comes_into_its_pdf(tmp_path: Path) -> None:
+    measured = made(additive, pairs=True)
+    for name, text in table_texts(attribution_table(measured, attribute(measured)), TEMPLATES).items():
+        (tmp_path / name).write_text(text)
+    before = compile_with_tables(tmp_path)
+    assert (tmp_path / "table-S2.tex").is_file()
+    (tmp_path / "table-S2.tex").unlink()
+    assert before > compile_with_tables(tmp_path)
+
+
+def compile_with_tables(folder: Path) -> int:
+    """The size of the PDF of the paper's tables, and what else is there."""
+    render_tables(read_published(ROOT / "paper" / "published"), folder, TEMPLATES)
+    return compile_paper(folder).stat().st_size
 
 
 def test_the_file_gives_back_what_was_measured(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def _report(measured: "Measured", file: Path | None, out: Path | None, quiet: bo
     if file is not None:
         write_attribution(measured, found, words, file)
         paths.append(file)
-    folder = out or BUILD / f"{measured.study}@attribute" / measured.model / measured.optimizer
+    folder = out or BUILD / measured.study
     for name, text in table_texts(attribution_table(measured, found), Path("paper/templates")).items():
         write_text(folder / name, text)
         paths.append(folder / name)
