@@ -226,7 +226,7 @@ def trials_needed(generator: np.random.Generator) -> str:
                 p, _ = tested(ours, np.exp(0.02 * generator.normal(size=(studies, n))))
                 if (p <= level).mean() >= 0.8:
                     break
-                n += max(1, round(n * min(0.1, 0.8 - (p <= level).mean())))
+                n += max(1, int(n * (0.8 - (p <= level).mean()) / 5))  # small steps: it must not step over
             cells += [str(n), percent(p <= level)]
         rows.append([f"{ratio:g}", *cells, "{} and {}".format(*TRIALS_NEEDED[ratio])])
     heads = ["ratio", "trials at 5 %", "found (%)", "trials at 1.25 %", "found (%)", "TRIALS_NEEDED"]

@@ -1,5 +1,6 @@
 """From records to rows: of trials that tests write, with the inputs that their stages would have today."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,14 @@ def test_collect_tells_how_many_are_stale_and_tables_name_them(study: Study, tmp
     asked = kit("collect", *given, "--include-stale")
     assert asked.stdout.splitlines()[1] == "3 stale, 3 of them with values, which tables then say"
     assert [row.measured for row in read_results(results)] == [True] * 3 + [False] * 5
+    found = json.loads((tmp_path / "runs/tiny/statistics.json").read_text())
+    assert {(each["model"], each["optimizer"]): each["trials"] for each in found["arms"]} == {
+        ("tiny-neox", "adamw-8bit"): 2,
+        ("tiny-neox", "adamw-32bit"): 1,
+        ("tiny-llama-chat", "adamw-8bit"): 0,
+        ("tiny-llama-chat", "adamw-32bit"): 0,
+    }
+    assert found["arms"][0]["measures"]["perplexity"]["sd"] == 0
     tables = kit("tables", path, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
     assert tables.returncode == 0, tables.stderr
     text = (tmp_path / "out/table-01.md").read_text()
