@@ -5,6 +5,7 @@ A pure function of the results: no clock, no locale, no torch. What the tables s
 """
 
 import itertools
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class Panel:
     levels: list[list[Heading]]
     rows: list[list[str]]
     summary: list[list[str]]
+    lines: int
+    """About so many lines of a page keep it together, with the notes below the last one."""
 
 
 def render_tables(
@@ -164,6 +167,7 @@ def panels(table: Table) -> list[Panel]:
         if parts[-1] and sum(widths[place] for place in parts[-1] + group) > room:
             parts.append([])
         parts[-1] += group
+    notes = sum(math.ceil(len(note) / _PAGE) for note in table.notes)
     return [
         Panel(
             levels=_levels(
@@ -171,6 +175,7 @@ def panels(table: Table) -> list[Panel]:
             ),
             rows=[[row[0], *(row[place + 1] for place in part)] for row in table.rows],
             summary=[[row[0], *(row[place + 1] for place in part)] for row in table.summary],
+            lines=len(body) + 12 + (notes if part is parts[-1] else 0),
         )
         for part in parts
     ]
