@@ -22,6 +22,7 @@ ARM = [10.0, 10.2, 9.9, 10.1, 10.3, 9.8, 10.05]
 THREADS = Difference("fingerprint", "finetune", "threads", 1, 2)
 SEED = Difference("seed", "finetune", "adapter_init", 1, 2)
 RATE = Difference("setting", "finetune", "training.learning_rate", 2e-4, 2.02e-4)
+ATTENTION = Difference("fingerprint", "finetune", "kernels.attention", ["flash", "math"], ["math"])
 CODE = Difference("input", "finetune", "code", "a", "b")
 ORDER = Difference("seed", "finetune", "data_order", 1, 2)
 VISIBLE = Difference("fingerprint", "finetune", "environment.CUDA_VISIBLE_DEVICES", "0", None)
@@ -110,6 +111,7 @@ CASES: dict[str, tuple[TrialDiff, Kind]] = {
         diff(changed(noisy(1e-2), 1, examples=[9]), ORDER, perplexity=10.1),
         "statistically consistent",
     ),
+    "other kernels": (diff(noisy(1e-2), ATTENTION, perplexity=10.1), "statistically consistent"),
     "another code of the kit": (diff(noisy(1e-2), CODE, perplexity=10.1), "inconclusive"),
     "a GPU's default kernels": (gpu(diff(noisy(1e-2), perplexity=10.1)), "statistically consistent"),
     "other GPUs to choose from explain nothing": (diff(noisy(1e-2), VISIBLE, perplexity=10.1), "different"),

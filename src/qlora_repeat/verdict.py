@@ -134,7 +134,9 @@ def judge(
     if unexplained := [departure for departure in departures if not reasons[departure.cause]]:
         why = [f"Nothing in settings, seeds or fingerprints explains it: {_cause_names(unexplained)}."]
         return _with(verdict, "different", *why)
-    likely = list(dict.fromkeys(each for departure in departures for each in reasons[departure.cause]))
+    likely: list[Difference] = []
+    for departure in departures:  # a difference may be of lists, which cannot be hashed
+        likely += [each for each in reasons[departure.cause] if each not in likely]
     keys = ", ".join(dict.fromkeys(each.key for each in likely))
     verdict = _with(
         replace(verdict, explanations=likely), "different", f"It may come from what differs: {keys}."
