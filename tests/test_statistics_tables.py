@@ -43,7 +43,7 @@ def test_what_the_papers_table_1_supports() -> None:
     assert cells(made, "Llama2-7B 8-bit", "perplexity") == {
         "mean": "99,240",
         "SD": "99,700",
-        "SD interval": "70,200–197,000",
+        "SD, 95 %": "70,200–197,000",
         "CV": "1.00",
         "median": "109,600",
         "MAD": "110,000",
@@ -92,7 +92,7 @@ def test_trials_that_are_all_the_same_have_zeros() -> None:
     results = arm("adamw-8bit", [3.567] * 7) + arm("adamw-32bit", [3.567] * 7)
     made = table(results, "S1")
     assert cells(made, "GPT-NeoX-20B 8-bit", "perplexity") == {
-        "mean": "3.567", "SD": "0", "SD interval": "0", "CV": "0",
+        "mean": "3.567", "SD": "0", "SD, 95 %": "0", "CV": "0",
         "median": "3.567", "MAD": "0", "range": "3.567",
     }  # fmt: skip
     compared = table(results, "S1b")
@@ -122,7 +122,7 @@ def test_values_that_are_not_finite_are_counted_and_told() -> None:
 def test_too_few_values_are_dashes_with_a_note() -> None:
     made = table(arm("adamw-8bit", [3.0, 4.0]) + arm("adamw-32bit", [3.0, 4.0]), "S1")
     row = cells(made, "GPT-NeoX-20B 8-bit", "perplexity")
-    assert (row["SD"], row["SD interval"]) == ("0.707", "—")
+    assert (row["SD"], row["SD, 95 %"]) == ("0.707", "—")
     assert any(note.startswith("—: not measured, or too few values") for note in made.notes)
     few = table(arm("adamw-8bit", PERPLEXITIES[:4]) + arm("adamw-32bit", PERPLEXITIES), "S1b")
     row = cells(few, "GPT-NeoX-20B 8-bit", "perplexity")

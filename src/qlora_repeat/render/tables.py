@@ -5,6 +5,7 @@ A pure function of the results: no clock, no locale, no torch. What the tables s
 """
 
 import itertools
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from qlora_repeat.results import TrialResult
 
 _PAGE = 100
 """About so many digits of footnote size are as wide as the text on a page."""
+_TOGETHER = 6
+"""So many more still fit, where columns would otherwise be torn from those under the same heading."""
 _MARKDOWN_COLUMNS = 16
 """A table of more columns is in parts in Markdown, too: one for each of its highest headings."""
 _PROSE_COLUMNS = 4
@@ -46,6 +49,8 @@ class Panel:
     levels: list[list[Heading]]
     rows: list[list[str]]
     summary: list[list[str]]
+    lines: int
+    """About so many lines of a page keep it together, with the notes below the last one."""
 
 
 def render_tables(
@@ -160,6 +165,7 @@ def panels(table: Table) -> list[Panel]:
         if parts[-1] and sum(widths[place] for place in parts[-1] + group) > room:
             parts.append([])
         parts[-1] += group
+    notes = sum(math.ceil(len(note) / _PAGE) for note in table.notes)
     return [
         Panel(
             levels=_levels(
@@ -167,6 +173,7 @@ def panels(table: Table) -> list[Panel]:
             ),
             rows=[[row[0], *(row[place + 1] for place in part)] for row in table.rows],
             summary=[[row[0], *(row[place + 1] for place in part)] for row in table.summary],
+            lines=len(body) + 12 + (notes if part is parts[-1] else 0),
         )
         for part in parts
     ]
@@ -178,7 +185,7 @@ def _groups(columns: list[tuple[str, ...]], widths: list[int], room: int) -> lis
     for depth in range(1, len(columns[0])):
         above = [headings[:depth] for headings in columns]
         groups = [list(group) for _, group in itertools.groupby(places, above.__getitem__)]
-        if all(sum(widths[place] for place in group) <= room for group in groups):
+        if all(sum(widths[place] for place in group) <= room + _TOGETHER for group in groups):
             return groups
     return [[place] for place in places]
 
