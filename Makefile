@@ -3,8 +3,11 @@
 #   STUDY        a study in studies/, or the path of a TOML file; cut short: paper@12-steps-4-rows
 #   RANDOMNESS   another of the study's profiles: as-published, seeded or bitwise (docs/method.md)
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
+#   OPTIONS      more options for `verify`, such as "--stages evaluate"
 #   COMPARE      what tables also compare with: published (the paper's numbers), a study, or a results file
-#   JOBS         how many trials `run` works on at once
+#   JOBS         how many trials `run` and `attribute` work on at once
+#   MODEL, OPTIMIZER, SOURCES, REPLICATES
+#                what `attribute` looks at: the arm, the sources, and how many trials each gets
 #   GPU, GPUS    what `plan` is to plan for: such as a100-80gb, or GB of memory; and how many
 #   REHEARSAL    the folder of `make rehearsal`: its hub, its cache, its results, its tables
 #   OUT          the folder of tables and figures, where that is not paper/build/STUDY
@@ -27,10 +30,12 @@ KIT := $(BIN)qlora-repeat
 NAMED = $(STUDY)$(if $(RANDOMNESS),@$(RANDOMNESS))
 TO = $(if $(OUT),--out "$(OUT)")
 RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if $(JOBS),--jobs $(JOBS)))
+ARM = $(if $(MODEL),--model $(MODEL)) $(if $(OPTIMIZER),--optimizer $(OPTIMIZER))
+FREED = $(if $(SOURCES),--sources $(SOURCES)) $(if $(REPLICATES),--replicates $(REPLICATES))
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures paper
-.PHONY: status check list rehearsal test lint types lock clean help
+.PHONY: verify attribute status check list rehearsal test lint types lock clean help
 
 all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
 	@status=0
@@ -68,8 +73,12 @@ figures: setup ## draw the paper's figure from the results file
 paper: tables ## one PDF of the tables and the figure; needs LaTeX
 	@$(KIT) figures "$(NAMED)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
 	$(KIT) paper "$(NAMED)" $(TO)
+attribute: setup ## find which source of randomness makes the runs of an arm differ, by an experiment
+	$(KIT) attribute "$(NAMED)" $(ARM) $(FREED) $(if $(JOBS),--jobs $(JOBS)) $(TO)
 status: setup ## show what is done, stale, damaged or missing
 check: setup ## re-hash all that the study's records name, and its models and data
+verify: setup ## run TRIAL again from its records, and say how far it agrees; OPTIONS="--steps 10"
+	@$(KIT) verify "$(or $(TRIAL),$(error verify needs TRIAL=model/optimizer/number))" --study "$(NAMED)" $(OPTIONS)
 list: setup ## show the study's trials
 collect status check list:
 	$(KIT) $@ "$(NAMED)"

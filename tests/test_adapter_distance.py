@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from qlora_repeat.adapter_distance import adapter_distances
+from qlora_repeat.adapter_distance import adapter_distances, read_adapter, update_distance
 from qlora_repeat.errors import MissingError, UsageError
 
 A, B = "layers.0.q.lora_A.weight", "layers.0.q.lora_B.weight"
@@ -103,3 +103,36 @@ def test_what_is_no_adapter_is_named(tmp_path: Path) -> None:
     save_file({A: np.ones(1, np.int32)}, _file(second))
     with pytest.raises(UsageError, match=r"adapter_model\.safetensors: an adapter of 'I32' values"):
         adapter_distances(first, second)
+
+
+def test_updates_are_apart_by_what_the_products_are(tmp_path: Path) -> None:
+    changed = {"a": np.array([[1, 2], [3, 1]], np.float32), "b": np.array([[1], [0.5]], np.float32)}
+    a, b = np.array([[1.0, 2], [3, 4]]), np.array([[0.5], [0]])
+    ours, theirs = b @ a[:1], changed["b"] @ changed["a"][:1]
+    given = {"a": a[:1].astype(np.float32)}, {"a": changed["a"][:1], "b": changed["b"]}
+    first, second = write(tmp_path / "first", **given[0]), write(tmp_path / "second", **given[1])
+    found = update_distance(read_adapter(first), read_adapter(second))
+    mean = (np.sum(ours**2) + np.sum(theirs**2)) / 2
+    assert found == pytest.approx(math.sqrt(np.sum((ours - theirs) ** 2) / mean))
+
+
+def test_what_cancels_out_in_the_product_is_no_difference(tmp_path: Path) -> None:
+    row = np.array([[1, 2]], np.float32)
+    first = write(tmp_path / "first", a=row)
+    second = write(tmp_path / "second", a=row / 4, b=np.array([[2], [0]], np.float32))
+    assert update_distance(read_adapter(first), read_adapter(second)) == 0
+    assert adapter_distances(first, second)["all"].l2 > 1
+
+
+def test_the_smallest_difference_of_updates_is_not_lost(tmp_path: Path) -> None:
+    row = np.array([[1, 2]], np.float32)
+    first = write(tmp_path / "first", a=row)
+    second = write(tmp_path / "second", a=np.nextafter(row, np.float32(9)))
+    expected = math.sqrt(2**-46 + 2**-44) / math.sqrt(5)
+    assert update_distance(read_adapter(first), read_adapter(second)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_adapters_that_add_nothing_have_no_distance(tmp_path: Path) -> None:
+    zero = {"a": np.ones((1, 2), np.float32), "b": np.zeros((2, 1), np.float32)}
+    first, second = write(tmp_path / "first", **zero), write(tmp_path / "second", **zero)
+    assert update_distance(read_adapter(first), read_adapter(second)) is None

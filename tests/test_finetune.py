@@ -62,7 +62,7 @@ def test_the_first_steps_are_those_of_the_whole(cache: Path, tmp_path: Path) -> 
         assert total == 3
         told.append(done)
 
-    steps: list[Step] = first_steps(begun, 3, cache, report, draw_seeds(whole))
+    steps: list[Step] = first_steps(begun, 3, cache, report, {}, draw_seeds(whole))
     assert steps == read_trace(whole.trace)[:4]
     assert told == [1, 2, 3]
     assert not begun.adapter.exists()

@@ -7,12 +7,11 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from conftest import ROOT
 
 from qlora_repeat.errors import KitError, MissingError, UsageError
+from qlora_repeat.number_grids import LARGEST, agreement, lies_on, read_perplexities
 from qlora_repeat.published import read_published
 from qlora_repeat.results import TrialResult, read_results, write_results
 from qlora_repeat.study import load_study
@@ -165,38 +164,40 @@ def test_rows_are_collected_results(results: list[TrialResult], tmp_path: Path) 
     assert read_results(tmp_path / "results.jsonl") == results
 
 
-def is_shown_of(value: float, nearest: float) -> bool:
-    """Whether the paper's `value` may be how it prints `nearest`: as it is, or with three decimals kept."""
-    return value == nearest if value.is_integer() else abs(value - nearest) < 0.001
+def printed_perplexities(model: str) -> list[str]:
+    return [
+        each.text
+        for each in read_perplexities(FOLDER)
+        if each.model == model and each.optimizer in OPTIMIZERS
+    ]
 
 
-def on_float16_grid(value: float) -> bool:
-    return is_shown_of(value, float(np.float16(value))) if value <= float(np.finfo(np.float16).max) else False
+def test_gpt_neox_perplexities_are_float16_numbers_and_exponentials_of_such_but_one() -> None:
+    texts = printed_perplexities("gpt-neox-20b")
+    assert len(texts) == 14
+    assert [text for text in texts if not lies_on(text, "float16")] == []
+    assert [text for text in texts if not lies_on(text, "exp-float16")] == ["3452"]
+    assert agreement(texts, "float16").chance < 1e-7
+    assert agreement(texts, "exp-float16").chance < 1e-13
 
 
-def on_bfloat16_grid(value: float) -> bool:
-    return is_shown_of(value, torch.tensor(value, dtype=torch.bfloat16).item())
+def test_gpt_neoxt_chat_perplexities_are_bfloat16_numbers_and_exponentials_of_such_but_one() -> None:
+    texts = printed_perplexities("gpt-neoxt-chat-20b")
+    assert len(texts) == 14
+    for name, chance in (("bfloat16", 1e-15), ("exp-bfloat16", 1e-22)):
+        assert [text for text in texts if not lies_on(text, name)] == ["14680"]
+        assert agreement(texts, name).chance < chance
+    assert lies_on("14680", "float16")
+    assert lies_on("16.625", "exp-bfloat16"), "the base of section IX, too"
 
 
-def perplexities(results: list[TrialResult], model: str) -> list[float]:
-    return [row.perplexity for row in results if row.model == model and row.perplexity is not None]
-
-
-def test_gpt_neox_perplexities_are_half_precision_numbers_and_llamas_are_not(
-    results: list[TrialResult],
-) -> None:
-    assert [on_float16_grid(value) for value in perplexities(results, "gpt-neox-20b")] == [True] * 14
+def test_llama_perplexities_are_on_none_of_these_grids() -> None:
     for model in ("llama2-7b", "llama2-chat-7b"):
-        off = [value for value in perplexities(results, model) if not on_float16_grid(value)]
-        assert max(off) > float(np.finfo(np.float16).max)
-        assert min(off) < 1e5
-
-
-def test_gpt_neoxt_chat_perplexities_are_bfloat16_numbers_but_one(results: list[TrialResult]) -> None:
-    values = perplexities(results, "gpt-neoxt-chat-20b")
-    assert len(values) == 14
-    assert [value for value in values if not on_bfloat16_grid(value)] == [14680]
-    assert on_float16_grid(14680.0)
+        texts = printed_perplexities(model)
+        assert len(texts) == 14
+        for name in ("float16", "bfloat16", "exp-float16", "exp-bfloat16"):
+            assert agreement(texts, name).chance > 0.1
+        assert max(map(float, texts)) > LARGEST["float16"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from qlora_repeat.weights import read_header
 PARTS = ("lora_A", "lora_B")
 """An adapter's matrices A and B of each module; what the model adds to its weights is their product BA."""
 
+Adapter = dict[str, NDArray[Any]]
+"""The values of an adapter, by name."""
+
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
@@ -43,7 +46,15 @@ def adapter_distances(first: Path, second: Path) -> dict[str, Distance]:
         UsageError: a file is not one of safetensors, or of another number format than floats.
         ValueError: the adapters do not have the same tensors; says which differ.
     """
-    ours, theirs = _tensors(first), _tensors(second)
+    return distances(read_adapter(first), read_adapter(second))
+
+
+def distances(ours: Adapter, theirs: Adapter) -> dict[str, Distance]:
+    """The same, of adapters that have been read.
+
+    Raises:
+        ValueError: as `adapter_distances`.
+    """
     if alone := sorted(ours.keys() ^ theirs.keys()):
         raise ValueError(f"only one has {alone[0]}" + (f" and {len(alone) - 1} more" if alone[1:] else ""))
     for name, value in ours.items():
@@ -53,6 +64,34 @@ def adapter_distances(first: Path, second: Path) -> dict[str, Distance]:
     parts = {part: [name for name in ours if part in name] for part in PARTS}
     chosen = {"all": list(ours), **{part: names for part, names in parts.items() if names}}
     return {part: _distance((ours[name], theirs[name]) for name in names) for part, names in chosen.items()}
+
+
+def update_distance(ours: Adapter, theirs: Adapter) -> float | None:
+    """How far apart is what two adapters add to the weights, the products BA of all their modules.
+
+    The norm of the difference, divided by the root mean square of both norms: 0 for the same, 1.41 for
+    unrelated ones. Unlike the adapters' own values, BA does not differ by what cancels out within it. None
+    where neither adds anything.
+    """
+    apart = ours_squared = theirs_squared = 0.0
+    for name in ours:
+        twin = name.replace("lora_A", "lora_B")
+        if twin == name or twin not in ours:
+            continue
+        a, other_a, b, other_b = (
+            _numbers(each[key]).reshape(each[key].shape) for key in (name, twin) for each in (ours, theirs)
+        )
+        # B1 A1 - B2 A2 = (B1 - B2) A1 + B2 (A1 - A2): accurate also where the two are nearly the same.
+        apart += _product_squares(np.hstack([b - other_b, other_b]), np.vstack([a, a - other_a]))
+        ours_squared += _product_squares(b, a)
+        theirs_squared += _product_squares(other_b, other_a)
+    mean = (ours_squared + theirs_squared) / 2
+    return math.sqrt(apart / mean) if mean else None
+
+
+def _product_squares(b: NDArray[np.float64], a: NDArray[np.float64]) -> float:
+    """The sum of squares of BA, from matrices no larger than its rank."""
+    return max(float(np.sum((b.T @ b) * (a @ a.T))), 0.0)
 
 
 def _distance(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Distance:
@@ -91,8 +130,12 @@ def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:
     return values.astype(np.float64).ravel()
 
 
-def _tensors(folder: Path) -> dict[str, NDArray[Any]]:
-    """The weights in a folder, by name; those in bfloat16 as whole numbers of two bytes."""
+def read_adapter(folder: Path) -> Adapter:
+    """The weights in a folder, by name; those in bfloat16 as whole numbers of two bytes.
+
+    Raises:
+        MissingError, UsageError: as `adapter_distances`.
+    """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise MissingError(f"{folder}: no adapter is there; run `qlora-repeat finetune` for its trial")

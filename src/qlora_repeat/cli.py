@@ -24,6 +24,8 @@ COMMANDS = {
     "status": "Show which trials are done, running, stale, damaged, failed or missing.",
     "check": "Re-hash everything of a study, and name what is damaged.",
     "diff": "Name the first step at which two trials part, and in what.",
+    "verify": "Run one recorded trial again, and say how far it agrees.",
+    "attribute": "Find which source of randomness makes runs differ, by an experiment.",
     "collect": "Gather all records of a study into one results file.",
     "tables": "Render the paper's tables from collected results.",
     "figures": "Draw the paper's Figure 4 from collected results.",
@@ -59,7 +61,7 @@ class _Lazy(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 success, 1 a bug, 2 wrong usage or study file, 3 something missing or changed, "
     "4 a stage failed, 5 another process works on the trial, 6 stopped by a signal, "
-    "7 trials that were compared differ, 130 stopped by Ctrl-C.",
+    "7 trials that were compared differ, 8 to 10 other verdicts of verify, 130 stopped by Ctrl-C.",
 )
 @click.version_option(__version__, prog_name="qlora-repeat")
 def cli() -> None:

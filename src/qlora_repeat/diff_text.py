@@ -40,7 +40,7 @@ def diff_text(diff: TrialDiff) -> str:
         parts.append(_table(headings, rows))
         parts.append(_prose("lora_A and lora_B are compared each by itself, not the product that they make."))
     if diff.differences:
-        rows = [[_what(each), _shown(each.first), _shown(each.second)] for each in diff.differences]
+        rows = [[_what(each), shown(each.first), shown(each.second)] for each in diff.differences]
         parts.append(_table(["differs", "first", "second"], rows))
     elif "finetune" in first.records and "finetune" in second.records:
         parts.append("Settings, seeds and fingerprints: no difference.")
@@ -53,7 +53,7 @@ def diff_json(diff: TrialDiff) -> str:
     """All of the comparison; numbers that are not finite are texts, as in a trace."""
     found = diff.divergence
     return json.dumps(
-        _strict(
+        strict(
             {
                 "verdict": diff.verdict,
                 "first": _side_facts(diff.first),
@@ -95,7 +95,7 @@ def _verdict(diff: TrialDiff) -> str:
     found, steps = diff.divergence, diff.compared_steps
     lines = [f"Different: {each}." for each in diff.unlike]
     if found:
-        values = f"{_shown(found.first)} and {_shown(found.second)}"
+        values = f"{shown(found.first)} and {shown(found.second)}"
         lines.insert(0, f"They part at step {found.step}, in {found.kind}: {values}.")
         lines.insert(1, meaning(found))
         if found.kind not in ("init", "update") and found.apart_after is not None:
@@ -151,11 +151,17 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
 
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else "-" if value is None else json.dumps(value)
+def shown(value: Any) -> str:
+    """A value of a setting or fingerprint, short enough for a table."""
+    text = printable(value if isinstance(value, str) else "-" if value is None else json.dumps(value))
     if re.fullmatch(r"[0-9a-f]{40,}", text):
         return f"{text[:12]}…"  # a digest or commit
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: it may come from somebody else's record."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 
 def _table(headings: list[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -168,10 +174,10 @@ def _prose(text: str) -> str:
     return textwrap.fill(text, 100)
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """A JSON value without numbers that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _strict(each) for key, each in value.items()}
-    return [_strict(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: strict(each) for key, each in value.items()}
+    return [strict(each) for each in value] if isinstance(value, list | tuple) else value

@@ -3,7 +3,8 @@
 Exit codes: 0 success; 1 an unexpected failure (a bug: the traceback is shown); 2 a mistake on the
 command line or in a study file; 3 something that the study needs is missing or is not what it was;
 4 a stage failed; 5 another process works on the same trial; 6 stopped by a signal (SIGTERM, SIGUSR1), to be
-gone on with by the same command; 7 trials that were compared differ; 130 stopped by Ctrl-C.
+gone on with by the same command; 7 trials that were compared differ; 8 to 10 the verdicts of `verify` but for
+bitwise, which is 0, and different, which is 7; 130 stopped by Ctrl-C.
 """
 
 

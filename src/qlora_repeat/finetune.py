@@ -65,7 +65,9 @@ def finetune(
     return _outputs(trial, trainer, unfinished, checkpoint) | {"miniature": is_miniature(folder)}
 
 
-def first_steps(trial: Trial, steps: int, cache: Path, report: Report, seeds: dict[str, int]) -> list[Step]:
+def first_steps(
+    trial: Trial, steps: int, cache: Path, report: Report, inputs: dict[str, Any], seeds: dict[str, int]
+) -> list[Step]:
     """Fine-tunes as `finetune` does, but only so many steps; leaves no adapter.
 
     Returns:
@@ -74,7 +76,7 @@ def first_steps(trial: Trial, steps: int, cache: Path, report: Report, seeds: di
     Raises:
         StoppedError, StageError: as `finetune`.
     """
-    _, trainer, unfinished = _begin(trial, cache, report, {}, seeds, steps)
+    _, trainer, unfinished = _begin(trial, cache, report, inputs, seeds, steps)
     if trainer.done < trainer.end:
         with named_operation(trial.model_name):
             trainer.train()
@@ -114,12 +116,12 @@ def _begin(
 
 
 def nudge(adapted: Any, number: int) -> None:
-    """Moves the weight of that number, from 1, in the first tensor of the adapter by one ulp upwards."""
+    """Moves the weight of that number, from 1, in the adapter's first tensor by one ulp upwards."""
     import torch
 
     with torch.no_grad():
-        tensor = next(value for value in adapted.parameters() if value.requires_grad)
-        weight = tensor.view(-1)[number - 1 : number]
+        weights = next(value for value in adapted.parameters() if value.requires_grad).view(-1)
+        weight = weights[(number - 1) % weights.numel()]
         weight.copy_(torch.nextafter(weight, torch.full_like(weight, math.inf)))
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -15,8 +16,15 @@ from qlora_repeat.runner import Job
 class Display:
     """Shows each running job (stage, step, loss) and, over all, how many are done and the time left."""
 
-    def __init__(self, console: Console, jobs: list[Job], workers: int) -> None:
-        self._console, self._workers = console, workers
+    def __init__(
+        self,
+        console: Console,
+        jobs: list[Job],
+        workers: int,
+        after: Callable[[Job], None] | None = None,
+    ) -> None:
+        """`after` is told of each job that ended well."""
+        self._console, self._workers, self._after = console, workers, after
         self._left = {job.name: job.model for job in jobs}
         self._seconds: dict[str, list[float]] = {}
         self._began = time.monotonic()
@@ -63,6 +71,8 @@ class Display:
         self._bars.update(self._all, completed=done, note=left)
         outcome = f"{job.name} done" if error is None else f"not done: {error}"
         self._console.print(f"[{done}/{self._total}] {outcome} ({seconds:.0f} s, {left})")
+        if error is None and self._after is not None:
+            self._after(job)
 
     def _time_left(self) -> float:
         """From the mean time of finished jobs, of the same model where there are any."""

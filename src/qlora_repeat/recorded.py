@@ -17,10 +17,12 @@ from qlora_repeat.study import Evaluation, Generation, Lora, Model, Quantisation
 from qlora_repeat.trial import Stage, Trial
 
 _PROFILE = "recorded"
+MOST_THREADS = 1024
+"""A record that asks for more was not made by a study."""
 
 
-def recorded_trial(trial: Trial, records: Mapping[Stage, Record], runs: Path) -> Trial:
-    """The trial in another folder of results, with every setting that its records have.
+def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, runs: Path) -> Trial:
+    """The trial in another folder of results, with every setting that its records, in `where`, have.
 
     Only where models and data come from is the study file's: records name them by digest. Without a record of
     the evaluation, how it tests is the study file's too.
@@ -36,14 +38,14 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], runs: Path) ->
         model = dataclasses.replace(
             study.models[trial.model_name],
             template=_text(tuned["template"]),
-            special_tokens=bool(tuned["special_tokens"]),
+            special_tokens=_true(tuned["special_tokens"]),
             target_modules=[_text(name) for name in tuned["target_modules"]],
             training=_typed(Training, tuned["training"]),
             stop=tested.get("stop", trial.model.stop),
         )
         changed = dataclasses.replace(
             study,
-            threads=_whole(tuned["threads"]),
+            threads=_whole(tuned["threads"], MOST_THREADS),
             profile=_PROFILE,
             profiles={_PROFILE: _randomness(study.randomness, tuned, tested)},
             optimizers=_optimizers(tuned["optimizer"], trial),
@@ -64,30 +66,42 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], runs: Path) ->
     except (KeyError, ValueError, TypeError) as error:
         what = f"no setting {error}" if isinstance(error, KeyError) else _first_line(error)
         raise MissingError(
-            f"{trial.record('finetune')}: not settings of a trial ({what}); it cannot be run again from them"
+            f"{where / 'finetune.json'}: not settings of a trial ({what}); it cannot be run again from them"
         ) from None
     return Trial(changed, trial.model_name, trial.optimizer, trial.number, runs)
 
 
+def other_sources(trial: Trial, records: Mapping[Stage, Record], cache: Path) -> list[str]:
+    """Which of base model and data the study file takes from elsewhere than the record says, in words."""
+    inputs = records["finetune"].inputs
+    return [
+        f"the study file names another {what} {name} than the trial was run with"
+        for what, key, name, source, _ in _sources(trial, cache)
+        if inputs.get(f"{key}_source") != source
+    ]
+
+
 def missing_inputs(trial: Trial, records: Mapping[Stage, Record], cache: Path) -> list[str]:
     """Which of the recorded base model and data are not in the cache as they were, in words."""
-    study, model, inputs = trial.study, trial.model, records["finetune"].inputs
-    facts = (
-        ("base model", model.base, "base", base_folder(study, model.base, cache).name, base_digest),
-        ("data", model.data, "data", data_folder(study, model.data, cache).name, data_digest),
-    )
     found = []
-    for what, name, key, source, digest in facts:
-        recorded, today = inputs.get(key), digest(study, name, cache)
-        if inputs.get(f"{key}_source") not in (None, source):
-            found.append(f"the study file names another {what} {name} than the trial was run with")
-        elif today is None:
+    for what, key, name, _, today in _sources(trial, cache):
+        recorded = records["finetune"].inputs.get(key)
+        if today is None:
             found.append(f"{what} {name} is not fetched")
         elif recorded != today:
             found.append(
                 f"{what} {name} here has digest {today[:12]}, where {str(recorded)[:12]} is recorded"
             )
     return found
+
+
+def _sources(trial: Trial, cache: Path) -> list[tuple[str, str, str, str, str | None]]:
+    """Base model and data: in words, the key of inputs, the study's name, the source, and the digest here."""
+    study, base, data = trial.study, trial.model.base, trial.model.data
+    return [
+        ("base model", "base", base, base_folder(study, base, cache).name, base_digest(study, base, cache)),
+        ("data", "data", data, data_folder(study, data, cache).name, data_digest(study, data, cache)),
+    ]
 
 
 def _randomness(now: Randomness, tuned: dict[str, Any], tested: dict[str, Any]) -> Randomness:
@@ -138,9 +152,15 @@ def _text(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{value!r:.60} is not a whole number")
+def _whole(value: Any, most: int = 2**31) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise TypeError(f"{value!r:.60} is not a whole number from 1 to {most}")
+    return value
+
+
+def _true(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError(f"{value!r:.60} is neither true nor false")
     return value
 
 

@@ -80,6 +80,8 @@ def run_jobs(
 ) -> list[KitError]:
     """Runs jobs, so many at a time; one that fails does not stop the others.
 
+    Trials may be of studies derived from `study`, such as the conditions of an experiment.
+
     Returns:
         Why jobs did not end well: StageError, or BusyError where another process works on the trial.
 
@@ -95,7 +97,9 @@ def run_jobs(
             while waiting and len(running) < workers:
                 busy = [child.gpu for child in running]
                 gpu = min(gpus, key=busy.count, default=None)
-                job, arguments = waiting.pop(0), (gpu, study, list(stages), runs, cache, force)
+                job = waiting.pop(0)
+                whose = job.trial.study if job.trial else study
+                arguments = (gpu, whose, list(stages), runs, cache, force)
                 with deferrable():
                     defer()  # or a job could be started that nobody knows of
                     try:

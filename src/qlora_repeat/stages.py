@@ -143,7 +143,7 @@ def run_stages(
         StoppedError: this process was asked to stop; what is done is kept.
     """
     require_space(trial.folder, base_bytes(trial.study, trial.model.base, cache), "QLORA_REPEAT_RUNS")
-    with exclusive(trial.lock, trial.name), _failure_noted(trial):
+    with exclusive(trial.lock, trial.name), failure_noted(trial):
         _clean(trial)
         for stage in stages:
             states = stage_states(trial, cache)
@@ -325,7 +325,8 @@ def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
 
 
 @contextlib.contextmanager
-def _failure_noted(trial: Trial) -> Iterator[None]:
+def failure_noted(trial: Trial) -> Iterator[None]:
+    """Leaves a note where the block fails, and makes what a library raises one line."""
     try:
         yield
     except StoppedError:

@@ -10,7 +10,7 @@ import math
 import re
 import string
 import tomllib
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,8 +26,6 @@ from qlora_repeat.sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, T
 STUDIES = Path("studies")
 PUBLISHED = "published"
 """The name of the paper's own numbers, where results of a study go by its name; no study has it."""
-RERUNS = "verify"
-"""The name of the folder, among those of studies, in which trials are run again; no study has it."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw-8bit", "adamw-32bit", "adamw-8bit+bitsandbytes-0.41.0"]
@@ -133,7 +131,9 @@ class Tolerance:
     first_loss: Annotated[float, Field(ge=0)]
     """Of the first step, before any update: the noise of one forward pass."""
     loss: Annotated[float, Field(ge=0)]
-    """Of any step."""
+    """The mean over all steps."""
+    adapter: Annotated[float, Field(ge=0)]
+    """The norm of the difference of the adapters, relative to that of the recorded one."""
     perplexity: Annotated[float, Field(ge=0)]
 
 
@@ -179,8 +179,8 @@ class Study:
     data: dict[Name, Data]
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     ablation: Ablation | None = None
-    tolerance: Tolerance | None = None
-    """Of `verify`; its defaults are those of `qlora_repeat.verdict`."""
+    tolerance: dict[Optimizer, Tolerance] = field(default_factory=dict)
+    """Of `verify`, for each optimizer: 8-bit state amplifies noise; defaults in `qlora_repeat.verdict`."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints, from which a fine-tuning that was killed goes on."""
     digest_every: Positive = 10
@@ -255,8 +255,6 @@ def load_study(study: str) -> Study:
             f"{study}: this is the name of the paper's own numbers, which only `tables` and `paper` take; "
             "name a study otherwise"
         )
-    if path.stem == RERUNS:
-        raise UsageError(f"{study}: a folder of that name is for trials that are re-run; name it otherwise")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -6,7 +6,8 @@ bits; those that are not finite are ``nan``, ``inf`` and ``-inf``.
 
 import json
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
             step = _parse(line)
             if step.step != place:
                 raise ValueError(f"step {step.step} where {place} is due")
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise UsageError(f"{path}:{place + 1}: not a step of a trace ({error})") from None
         steps.append(step)
     return steps
@@ -82,9 +83,31 @@ def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
 
 def _parse(line: str) -> Step:
     content = parse_json(line.encode())
-    if unknown := content.keys() - {field.name for field in fields(Step)}:
+    if unknown := content.keys() - _FITS.keys():
         raise ValueError(f"unknown key {min(unknown)!r}")
-    step = Step(**content | {name: float.fromhex(content[name]) for name in _FLOATS if name in content})
-    if type(step.step) is not int:
-        raise ValueError(f"step is {step.step!r}")
-    return step
+    for name, value in content.items():
+        if not _FITS[name](value):
+            raise ValueError(f"{name} is {value!r}"[:100])
+    return Step(**content | {name: float.fromhex(content[name]) for name in _FLOATS if name in content})
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 100 and value.isascii() and value.isprintable()
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "step": _whole,
+    "epoch": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "examples": lambda value: isinstance(value, list) and all(map(_whole, value)),
+    "tokens": _whole,
+    "loss": _short,
+    "gradient_norm": _short,
+    "learning_rate": _short,
+    "skipped": lambda value: value is True,
+    "adapter": _short,
+}
+"""What the values of a line must be; floats are texts."""

@@ -20,7 +20,8 @@ from qlora_repeat.commands.options import (
 def command(study_file: str, runs: Path, results: Path | None, out: Path | None) -> None:
     """Draw the paper's Figure 4, as PDF and as PNG, from collected results alone.
 
-    It shows the loss of every run over the epochs, and the final losses side by side.
+    It shows the loss of every run over the epochs, and the final losses side by side. Of a study that has an
+    optimizer with an old map of 8-bit state, Figure S3 shows what that does.
 
     \b
     Example:

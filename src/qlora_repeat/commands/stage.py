@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -23,6 +23,9 @@ from qlora_repeat.pins import LockFile, lock_file
 from qlora_repeat.record import read_record
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial
+
+if TYPE_CHECKING:
+    from qlora_repeat.runner import Job
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -154,8 +157,7 @@ def run_all(
         BusyError: all are done but those that another process works on.
         StoppedError: this process, or one that it started, was asked to stop.
     """
-    from qlora_repeat.progress import Display
-    from qlora_repeat.runner import default_workers, open_jobs, run_jobs
+    from qlora_repeat.runner import open_jobs
     from qlora_repeat.status import base_damages, explanations
 
     waiting = open_jobs(study, stages, runs, cache, force=force)
@@ -164,18 +166,45 @@ def run_all(
     reasons = base_damages(study, runs, cache) if "evaluate" in stages else []
     for line in reasons + explanations([job.trial for job in waiting if job.trial], cache):
         out.print(f"to be run again: {line}")
+    left = None if force else lambda: len(open_jobs(study, stages, runs, cache))
+    run_waiting(study.name, waiting, stages, study, runs, cache, jobs, out, left)
+    return len(waiting)
+
+
+def run_waiting(
+    title: str,
+    waiting: "Sequence[Job]",
+    stages: Sequence[Stage],
+    study: Study,
+    runs: Path,
+    cache: Path,
+    jobs: int | None,
+    out: Console,
+    left: Callable[[], int] | None,
+    after: "Callable[[Job], None] | None" = None,
+) -> None:
+    """Runs jobs, each in a process of its own, and shows how they go; `after` is told of each that is done.
+
+    `left` counts, where the jobs are stopped, those that the same command goes on with. Without it, they are
+    run whether they are done or not.
+
+    Raises:
+        StageError, BusyError, StoppedError: as `run_all`.
+    """
+    from qlora_repeat.progress import Display
+    from qlora_repeat.runner import default_workers, run_jobs
+
     workers = min(jobs or default_workers(study), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
-    out.print(f"study {study.name}: {len(waiting)} jobs, {workers} at a time")
+    out.print(f"study {title}: {len(waiting)} jobs, {workers} at a time")
     try:
-        with Display(out, waiting, workers) as display:
-            errors = run_jobs(waiting, stages, study, runs, cache, workers, display, force=force)
+        with Display(out, list(waiting), workers, after) as display:
+            errors = run_jobs(waiting, stages, study, runs, cache, workers, display, force=left is None)
     except (KeyboardInterrupt, StoppedError):
-        if force:
+        if left is None:
             out.print("With --force, the same command does every job again, also those that ended now.")
         else:
-            left = len(open_jobs(study, stages, runs, cache))
-            out.print(f"{left} of {len(waiting)} jobs are left; the same command goes on with them.")
+            out.print(f"{left()} of {len(waiting)} jobs are left; the same command goes on with them.")
         raise
     if errors:
         if stopped := [error for error in errors if isinstance(error, StoppedError)]:
@@ -184,4 +213,3 @@ def run_all(
         if not failed:
             raise BusyError(f"{len(errors)} of {len(waiting)} jobs are not done: {errors[0]}")
         raise StageError(f"{len(failed)} of {len(waiting)} jobs failed: {failed[0]}")
-    return len(waiting)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qlora_repeat.errors import UsageError
 from qlora_repeat.published import CITATION
 from qlora_repeat.results import TrialResult
+from qlora_repeat.state_map import split_optimizer
 from qlora_repeat.study import PUBLISHED
 
 Measure = Callable[[TrialResult], float | None]
@@ -27,6 +28,11 @@ class Arm:
     def done(self) -> list[TrialResult]:
         """Those whose values count; also stale ones, where they were collected on request."""
         return [trial for trial in self.trials if trial.measured]
+
+    @property
+    def state_map(self) -> str | None:
+        """The version whose map of 8-bit state its optimizer has, if not today's."""
+        return split_optimizer(self.trials[0].optimizer)[1]
 
     @property
     def task(self) -> str:
@@ -64,7 +70,7 @@ def group_arms(results: Sequence[TrialResult]) -> list[Arm]:
 
 
 def _heading(optimizer: str) -> str:
-    name, _, state_map = optimizer.partition("+")
+    name, state_map = split_optimizer(optimizer)
     heading = re.sub(r"^adamw-(\d+)bit$", r"\1-bit", name)
     return f"{heading}, map of {state_map.replace('-', ' ')}" if state_map else heading
 

@@ -47,8 +47,8 @@ class Table:
         return f"table-{self.number.replace(digits, padded)}"
 
 
-TABLE_FILE = re.compile(r"table-(?:\d\d[a-z]?|C\d\d|S\d[a-z]?)\.(?:tex|md)")
-"""The names of files that hold a table."""
+TABLE_FILE = re.compile(r"table-(?:\d\d[a-z]?|C\d\d|S(?!2\.)\d[a-z]?)\.(?:tex|md)")
+"""The names of files that hold a table of collected results; S2 is of an experiment (`attribution_table`)."""
 
 
 def by_run(

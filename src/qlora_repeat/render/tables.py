@@ -71,12 +71,7 @@ def render_tables(
         tables += comparison_tables(results, others)
         studies = f"{studies}, compared with {_names(others)}"
     tex, md = _latex_environment(templates), _markdown_environment(templates)
-    texts = {}
-    for table in tables:
-        texts[f"{table.name}.tex"] = tex.get_template("table.tex.j2").render(
-            table=table, panels=panels(table)
-        )
-        texts[f"{table.name}.md"] = md.get_template("table.md.j2").render(table=table)
+    texts = {name: text for table in tables for name, text in table_texts(table, templates).items()}
     texts["tables.md"] = md.get_template("tables.md.j2").render(tables=tables, studies=studies)
     for name in ("tables.tex", "all.tex"):
         texts[name] = tex.get_template(f"{name}.j2").render(tables=tables, studies=studies)
@@ -86,6 +81,15 @@ def render_tables(
         if TABLE_FILE.fullmatch(path.name) and path.name not in texts:
             path.unlink()
     return [out / name for name in texts]
+
+
+def table_texts(table: Table, templates: Path) -> dict[str, str]:
+    """One table by the names of its files: as LaTeX, to be put into a document, and as Markdown."""
+    tex, md = _latex_environment(templates), _markdown_environment(templates)
+    return {
+        f"{table.name}.tex": tex.get_template("table.tex.j2").render(table=table, panels=panels(table)),
+        f"{table.name}.md": md.get_template("table.md.j2").render(table=table),
+    }
 
 
 def _names(results: list[TrialResult]) -> str:

@@ -1,0 +1,332 @@
+"""Does `verify` give the right verdict? Hundreds of re-runs of a tiny trial, each changed in a known way.
+
+    python benchmarks/verify_calibration.py run RESULTS [--trials 385] [--workers 2]
+    python benchmarks/verify_calibration.py table RESULTS
+
+`run` fills the folder RESULTS, and goes on where it was interrupted. Tolerances are set on trials of their
+own, before all others, and the verdict that is right for each kind stands in EXPECTED: both before any re-run
+is judged. `table` prints how often the verdict was the right one. First: `qlora-repeat fetch pocket`.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import multiprocessing
+import shutil
+import tempfile
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from qlora_repeat import evaluate, finetune, merge
+from qlora_repeat.divergence import Side, compare_trials, read_side
+from qlora_repeat.inputs import code_digest
+from qlora_repeat.stages import run_stages
+from qlora_repeat.study import Study, Tolerance, load_study
+from qlora_repeat.trial import Trial, cache_folder
+from qlora_repeat.verdict import judge
+from qlora_repeat.verify import Recorded, compared, read_recorded, rerun_folder, run_again
+
+STUDY = "benchmarks/calibration.toml"
+MODEL, OPTIMIZER = "neox", "adamw-32bit"
+FIRST_NOISE_TRIAL = 901
+"""Trials that tolerances are set on; those that are judged are numbered from 1."""
+MARGIN = 10.0
+"""Tolerances are so many times the largest noise that was seen."""
+LEAST_FIRST_LOSS = 1e-6
+"""The loss of one forward pass has noise of a few units in float32's last place, where it shows any."""
+ARM = 7
+
+EXPECTED: dict[str, tuple[str, ...]] = {
+    "run again": ("bitwise",),
+    "run again, 8-bit": ("bitwise",),
+    "one weight moved by one ulp": ("within tolerance",),
+    "one weight moved by one ulp, 8-bit": ("within tolerance",),
+    "two threads for one": ("within tolerance", "bitwise"),
+    "new seeds": ("statistically consistent",),
+    "another initial adapter than the seed gives": ("different",),
+    "one example swapped": ("different",),
+    "learning rate 1 % higher": ("different",),
+    "8-bit state for 32-bit": ("different",),
+    "32-bit state for 8-bit": ("different",),
+}
+"""The verdict that is right for each kind of re-run. Two threads may well give the same bits.
+
+Where something was changed that settings, seeds or rates would tell, the re-run claims the recorded ones:
+what was done is to be found by what came out.
+"""
+
+
+def altered(study: Study, **changes: Any) -> Study:
+    """The study with training, randomness or any other of its settings changed."""
+    model = study.models[MODEL]
+    training = dataclasses.replace(model.training, **changes.pop("training", {}))
+    randomness = dataclasses.replace(study.randomness, **changes.pop("randomness", {}))
+    return dataclasses.replace(
+        study,
+        models={MODEL: dataclasses.replace(model, training=training)},
+        profiles={study.profile: randomness},
+        **changes,
+    )
+
+
+def rerun_trial(kind: str, study: Study, number: int, runs: Path) -> Trial:
+    """The trial that is run in place of recorded trial `number`."""
+    optimizer = "adamw-8bit" if kind.endswith("8-bit") else OPTIMIZER
+    if kind.startswith("one weight moved"):
+        study = altered(study, randomness={"nudge": True})
+    elif kind == "two threads for one":
+        study = altered(study, threads=2)
+    elif kind == "learning rate 1 % higher":
+        rate = study.models[MODEL].training.learning_rate
+        study = altered(study, training={"learning_rate": rate * 1.01})
+    return Trial(study, MODEL, optimizer, number, runs)
+
+
+def run_one(trial: Trial, seeds: dict[str, int] | None = None) -> Side:
+    run_stages(trial, ["finetune", "merge", "evaluate"], cache_folder(), lambda *told: None, seeds=seeds)
+    return read_side("re-run", trial.folder)
+
+
+@contextlib.contextmanager
+def swapped_rows(kind: str, number: int) -> Iterator[None]:
+    """Exchanges the row that one of the trial's steps sees with another, where that is the kind."""
+    if kind != "one example swapped":
+        yield
+        return
+    part_rows = finetune.part_rows
+    study = load_study(STUDY)
+    seeds = finetune.draw_seeds(Trial(study, MODEL, OPTIMIZER, number, Path()))
+
+    def swapped(study: Study, name: str, part: Any, cache: Path, seed: int) -> list[Any]:
+        rows = list(part_rows(study, name, part, cache, seed))
+        steps = study.models[MODEL].training.steps or 1
+        order = finetune.batch_order(len(rows), 1, steps, seeds["data_order"])
+        seen = order[number % steps][0]
+        other = (seen + 1 + number) % len(rows)
+        rows[seen], rows[other] = rows[other], rows[seen]
+        return rows
+
+    with patch.object(finetune, "part_rows", swapped):
+        yield
+
+
+def remembered() -> None:
+    """Lets this process read tokenizer and data once: they are the same for all trials."""
+    import gc
+
+    import qlora_repeat.preload  # noqa: F401
+
+    gc.freeze()  # collecting the libraries' own objects after each trial takes a quarter of its time
+    known: dict[Any, Any] = {}
+
+    def once(function: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            place = (function.__name__, key(*arguments, **keywords))
+            if place not in known:
+                known[place] = function(*arguments, **keywords)
+            return known[place]
+
+        return call
+
+    rows = once(finetune.part_rows, lambda study, name, part, cache, seed, **more: (name, part, seed))
+    encode = once(
+        finetune.encode,
+        lambda tokenizer, model, rows: (model.training.max_length, hash(json.dumps(rows))),
+    )
+    tokenizer = once(finetune.load_tokenizer, lambda folder: "the same")
+    for module, names in (
+        (finetune, ("part_rows", "encode", "load_tokenizer")),
+        (evaluate, ("part_rows", "encode", "load_tokenizer")),
+        (merge, ("load_tokenizer",)),
+    ):
+        for name in names:
+            setattr(module, name, {"part_rows": rows, "encode": encode, "load_tokenizer": tokenizer}[name])
+
+
+def noise_of(work: Path, number: int) -> list[dict[str, Any]]:
+    """How far a nudge and another number of threads move one trial, for each optimizer."""
+    study, found = load_study(STUDY), []
+    with scratch() as folder:
+        for optimizer in (OPTIMIZER, "adamw-8bit"):
+            still = run_one(Trial(study, MODEL, optimizer, number, folder / "still"))
+            for kind in ("one weight moved by one ulp", "two threads for one"):
+                trial = rerun_trial(kind, study, number, folder / kind)
+                moved = run_one(dataclasses.replace(trial, optimizer=optimizer))
+                measured = judge(compare_trials(still, moved), [], Tolerance(0.0, 0.0, 0.0, 0.0)).measured
+                found.append({"kind": kind, "optimizer": optimizer, "trial": number, **vars(measured)})
+    return found
+
+
+def record(work: Path, number: int) -> list[dict[str, Any]]:
+    """The recorded trial of that number, with each optimizer; the folders stay."""
+    study, found = load_study(STUDY), []
+    for optimizer in (OPTIMIZER, "adamw-8bit"):
+        side = run_one(Trial(study, MODEL, optimizer, number, work / "recorded"))
+        found.append({"optimizer": optimizer, "trial": number, "perplexity": side.perplexity})
+    return found
+
+
+def rerun(work: Path, number: int) -> list[dict[str, Any]]:
+    """Each kind of re-run of a recorded trial, and the verdict on it."""
+    study, found = load_study(STUDY), []
+    tolerances = tolerances_from(read_lines(work / "noise.jsonl"))
+    with scratch() as folder:
+        recorded = {
+            optimizer: read_recorded(trial, trial.folder, folder / "again")
+            for optimizer in (OPTIMIZER, "adamw-8bit")
+            for trial in [Trial(study, MODEL, optimizer, number, work / "recorded")]
+        }
+        for kind in EXPECTED:
+            own = recorded["adamw-8bit" if kind.endswith("8-bit") else OPTIMIZER]
+            assert not own.contradictions, own.contradictions
+            side = (
+                recorded["adamw-8bit" if kind.startswith("8-bit") else OPTIMIZER].side
+                if "state for" in kind
+                else rerun_side(kind, own, study, folder / "runs")
+            )
+            diff, unlike_tests = compared(own.side, side)
+            others = arm_beside(work, number, own.again.optimizer)
+            verdict = judge(diff, others, tolerances[own.again.optimizer], unlike_tests=unlike_tests)
+            found.append({"kind": kind, "trial": number, "verdict": verdict.kind, **vars(verdict.measured)})
+            shutil.rmtree(folder / "runs", ignore_errors=True)
+    return found
+
+
+def rerun_side(kind: str, own: Recorded, study: Study, runs: Path) -> Side:
+    """A recorded trial run once more, changed as its kind says."""
+    number, cache = own.again.number, cache_folder()
+    if kind.startswith("run again"):
+        with rerun_folder(own, cache, "whole", None, False) as (again, seeds):
+            return run_again(own, again, seeds, cache, lambda *told: None)
+    trial = rerun_trial(kind, study, number, runs)
+    fresh = finetune.draw_seeds(dataclasses.replace(trial, number=number + 10_000))
+    seeds = own.seeds
+    if kind == "new seeds":
+        return run_one(trial, fresh)
+    if kind == "another initial adapter than the seed gives":
+        seeds = seeds | {"adapter_init": fresh["adapter_init"]}
+    with swapped_rows(kind, number):
+        return claimed(run_one(trial, seeds), own.side)
+
+
+def claimed(rerun: Side, recorded: Side) -> Side:
+    """The re-run, saying that it had the recorded seeds and learning rates."""
+    steps = [
+        dataclasses.replace(step, learning_rate=own.learning_rate)
+        for step, own in zip(rerun.steps, recorded.steps, strict=True)
+    ]
+    seeds = recorded.records["finetune"].outputs["seeds"]
+    tuned = rerun.records["finetune"]
+    forged = dataclasses.replace(tuned, outputs=tuned.outputs | {"seeds": seeds})
+    return dataclasses.replace(rerun, steps=steps, records=rerun.records | {"finetune": forged})
+
+
+def arm_beside(work: Path, number: int, optimizer: str) -> list[float]:
+    """The perplexities of the six other recorded trials of its arm; no trial is in two arms."""
+    first = (number - 1) // ARM * ARM + 1
+    return [
+        line["perplexity"]
+        for line in read_lines(work / "recorded.jsonl")
+        if line["optimizer"] == optimizer and first <= line["trial"] < first + ARM and line["trial"] != number
+    ]
+
+
+def tolerances_from(noise: list[dict[str, Any]]) -> dict[str, Tolerance]:
+    """For each optimizer, so many times the largest noise that was seen."""
+    names, found = ("first_loss", "loss", "adapter", "perplexity"), {}
+    for optimizer in (OPTIMIZER, "adamw-8bit"):
+        own = [line for line in noise if line["optimizer"] == optimizer]
+        largest = {name: MARGIN * max(line[name] for line in own) for name in names}
+        found[optimizer] = Tolerance(**largest | {"first_loss": max(largest["first_loss"], LEAST_FIRST_LOSS)})
+    return found
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(work: Path, trials: int, noise_trials: int, workers: int) -> None:
+    """Runs what is missing: noise first, then the recorded trials, then the re-runs."""
+    work.mkdir(parents=True, exist_ok=True)
+    noisy = range(FIRST_NOISE_TRIAL, FIRST_NOISE_TRIAL + noise_trials)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, initializer=remembered) as pool:
+        for name, function, numbers in (
+            ("noise", noise_of, noisy),
+            ("recorded", record, range(1, trials + 1)),
+            ("verdicts", rerun, range(1, trials + 1)),
+        ):
+            path, code = work / f"{name}.jsonl", code_digest("verify", "verdict")
+            done = {line["trial"] for line in read_lines(path)}
+            if any(line["code"] != code for line in read_lines(path)):
+                raise SystemExit(f"{path}: of other code than today's; give another folder")
+            left = [number for number in numbers if number not in done]
+            with path.open("a", encoding="utf-8") as file:
+                for lines in pool.imap_unordered(functools.partial(function, work), left):
+                    file.write("".join(json.dumps(line | {"code": code}) + "\n" for line in lines))
+                    file.flush()
+                    print(f"{name}: {lines[0]['trial']}", flush=True)
+
+
+def table(work: Path) -> None:
+    """Prints the tolerances, and how often the verdict on each kind was the right one."""
+    from scipy.stats import binomtest
+
+    noise, verdicts = read_lines(work / "noise.jsonl"), read_lines(work / "verdicts.jsonl")
+    print(f"Tolerances, {MARGIN:g} times the largest noise of {len(noise)} re-runs of other trials:")
+    for optimizer, found in tolerances_from(noise).items():
+        print(f"{optimizer}: " + ", ".join(f"{name} {value:.1e}" for name, value in vars(found).items()))
+    print()
+    by_kind: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in verdicts:
+        by_kind[line["kind"]][line["verdict"]] += 1
+    print("| re-run | right verdict | re-runs | wrong | share wrong, 95 % interval | verdicts |")
+    print("|---|---|---|---|---|---|")
+    for kind, right in EXPECTED.items():
+        counted = by_kind[kind]
+        total = sum(counted.values())
+        wrong = total - sum(counted[each] for each in right)
+        interval = binomtest(wrong, total).proportion_ci(0.95, "wilson") if total else None
+        share = (
+            f"{100 * wrong / total:.2f} % ({100 * interval.low:.2f} to {100 * interval.high:.2f})"
+            if interval
+            else "-"
+        )
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counted.most_common())
+        print(f"| {kind} | {' or '.join(right)} | {total} | {wrong} | {share} | {told} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("work", type=Path, metavar="RESULTS")
+    parser.add_argument("--trials", type=int, default=385)
+    parser.add_argument("--noise-trials", type=int, default=24)
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if given.what == "run":
+        run(given.work, given.trials, given.noise_trials, given.workers)
+    else:
+        table(given.work)
+
+
+if __name__ == "__main__":
+    main()

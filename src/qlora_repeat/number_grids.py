@@ -1,0 +1,158 @@
+"""Which number format do printed perplexities come from? A test of the paper's numbers, without its runs.
+
+A half-precision format has few numbers: float16 has 1,024 between 8 and 16, where three decimals have 8,000.
+So a column of numbers that all lie on such a grid was, all but surely, computed in that format; and if they
+also lie on the coarser grid of the exponentials of the format's numbers, so was the loss that they are the
+exponentials of.
+
+Chance is modelled thus: without a grid, each number with that many decimals between two powers of two is as
+likely as any other, and the printed numbers are independent.
+"""
+
+import csv
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+FORMATS = ("float16", "bfloat16")
+LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+BASE = "base"
+"""Stands for the optimizer, of a model before fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A perplexity of Table 1 or 2, to the digit."""
+
+    model: str
+    optimizer: str
+    run: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many printed numbers lie on a grid."""
+
+    found: int
+    of: int
+    chance: float
+    """The probability of at least so many without a grid."""
+
+
+def read_perplexities(folder: Path) -> list[Printed]:
+    """Tables 1 and 2 of ``paper/published/``, and the bases of section IX; zeros at the end included."""
+    rows = []
+    for name in ("table-01.csv", "table-02.csv", "base-perplexity.csv"):
+        with (folder / name).open(encoding="utf-8", newline="") as file:
+            rows += [
+                Printed(
+                    row["model"],
+                    row.get("optimizer", BASE),
+                    int(row.get("run", 0)),
+                    row.get("perplexity") or row["mean"],
+                )
+                for row in csv.DictReader(file)
+            ]
+    return rows
+
+
+@cache
+def grid(name: str) -> Numbers:
+    """All positive finite numbers of a format; of ``exp-FORMAT``, the exponentials of its losses."""
+    if name.startswith("exp-"):
+        return np.unique(_exponentials(name.removeprefix("exp-"))[1])
+    if name == "float16":
+        return np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
+    return (np.arange(1, 0x7F80, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def losses_of(number: float, name: str) -> list[float]:
+    """The losses of a format whose exponential, in that format, is this number of it."""
+    losses, exponentials = _exponentials(name)
+    return [float(loss) for loss in losses[exponentials == number]]
+
+
+@cache
+def _exponentials(name: str) -> tuple[Numbers, Numbers]:
+    """The losses of a format from 0.5, and their exponentials: of float32, rounded, as torch has them."""
+    losses = grid(name)
+    losses = losses[(losses >= 0.5) & (losses < math.log(LARGEST[name]))]
+    exact = np.exp(losses).astype(np.float32)
+    if name == "float16":
+        return losses, exact.astype(np.float16).astype(np.float64)
+    bits = exact.view(np.uint32).astype(np.uint64)  # the upper half is the bfloat16 number
+    nearest = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) & np.uint64(0xFFFF0000)
+    return losses, nearest.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def sources(text: str, name: str) -> list[float]:
+    """The numbers of a grid that may be printed like this: rounded, or cut, to the decimals that it has."""
+    digits = _decimals(text)
+    wanted = round(float(text) * 10.0**digits)
+    numbers = _between(name, _power_of_two(float(text)))
+    return [float(number) for number in numbers if wanted in _printed_as(number, digits)]
+
+
+def lies_on(text: str, name: str) -> bool:
+    """Whether a printed number may be one of a grid."""
+    return bool(sources(text, name))
+
+
+def share_on(text: str, name: str) -> float:
+    """Of all numbers with as many decimals between the same powers of two, how many may be of the grid."""
+    digits, low = _decimals(text), _power_of_two(float(text))
+    count = round(low * 10.0**digits)
+    printed = {each for number in _between(name, low) for each in _printed_as(number, digits)}
+    return len(printed & set(range(count, 2 * count))) / count
+
+
+def agreement(texts: Iterable[str], name: str) -> Agreement:
+    """How many of these lie on a grid, and the probability of at least so many by chance."""
+    texts = list(texts)
+    found = sum(lies_on(text, name) for text in texts)
+    return Agreement(found, len(texts), at_least(found, [share_on(text, name) for text in texts]))
+
+
+def at_least(count: int, shares: Iterable[float]) -> float:
+    """The probability that so many or more of independent events happen (the Poisson binomial law)."""
+    law = [1.0]
+    for share in shares:
+        law = [(1 - share) * stay + share * come for stay, come in zip([*law, 0.0], [0.0, *law], strict=True)]
+    return math.fsum(law[count:])
+
+
+def step(value: float, name: str) -> float:
+    """From a number of a format to the next: its resolution there."""
+    bits = {"float16": 10, "bfloat16": 7}[name]
+    return _power_of_two(value) * 2.0**-bits
+
+
+def _decimals(text: str) -> int:
+    return len(text.partition(".")[2])
+
+
+def _power_of_two(value: float) -> float:
+    """The largest that is not above the value."""
+    return math.ldexp(1.0, math.frexp(value)[1] - 1)
+
+
+@cache
+def _between(name: str, low: float) -> Numbers:
+    """The numbers of a grid from a power of two to the next."""
+    numbers = grid(name)
+    return numbers[(numbers >= low) & (numbers < 2 * low)]
+
+
+def _printed_as(number: Any, digits: int) -> set[int]:
+    """What a number may be printed as, times a power of ten: cut, or rounded."""
+    scaled = float(number) * 10.0**digits  # exact: so few binary digits times so few decimal ones
+    return {math.floor(scaled), math.floor(scaled + 0.5)}

@@ -1,0 +1,118 @@
+"""Shares, ratios and their intervals, on numbers that tests draw."""
+
+import math
+
+import numpy as np
+import pytest
+
+from qlora_repeat.paired import (
+    Estimate,
+    deviation,
+    excess,
+    largest_share,
+    mean_difference,
+    share,
+    sum_of_variances,
+    variance_ratio,
+)
+
+SEVEN = 7
+
+
+def draws(seed: int, *deviations: float) -> list[np.ndarray]:
+    """Seven independent normal values for each standard deviation."""
+    generator = np.random.default_rng(seed)
+    return [generator.normal(0, deviation, SEVEN) for deviation in deviations]
+
+
+def covers(found: Estimate, truth: float) -> bool:
+    assert found.low is not None
+    assert found.high is not None
+    return found.low <= truth <= found.high
+
+
+def test_shares_of_parts_sum_to_one() -> None:
+    parts = draws(1, 1, 0.5, 0.2)
+    assert sum(share(part, sum(parts)).value for part in parts) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("truth", [0.9, 0.5, 0.02])
+def test_intervals_of_a_share_cover_it_as_often_as_they_say(truth: float) -> None:
+    sds = math.sqrt(truth), math.sqrt(1 - truth)
+    hits = 0
+    for seed in range(1000):
+        one, other = draws(seed, *sds)
+        hits += covers(share(one, one + other), truth)
+    assert 0.93 < hits / 1000 < 0.97
+
+
+@pytest.mark.parametrize("truth", [0.9, 0.3])
+def test_intervals_of_a_ratio_of_paired_variances_cover_it(truth: float) -> None:
+    hits = 0
+    for seed in range(1000):
+        one, other = draws(seed, math.sqrt(truth), math.sqrt(1 - truth))
+        hits += covers(variance_ratio(one, one + other), truth)
+    assert 0.93 < hits / 1000 < 0.97
+
+
+def test_a_part_that_is_all_of_it_has_all_of_it_for_certain() -> None:
+    (whole,) = draws(3, 1)
+    for found in (share(whole, whole), variance_ratio(whole, whole)):
+        assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
+
+
+def test_the_sum_of_variances_is_around_one_for_parts_that_add_up() -> None:
+    hits = 0
+    for seed in range(100):
+        parts = draws(seed, 1, 1, 1)
+        hits += covers(sum_of_variances(parts, sum(parts)), 1)
+    assert 80 <= hits <= 99
+
+
+def test_the_largest_share_is_named_with_how_certain_that_is() -> None:
+    large, small = draws(4, 1, 0.01)
+    assert largest_share({"small": small, "large": large}, large + small) == ("large", 1)
+    name, certain = largest_share(dict(zip("ab", draws(5, 1, 1), strict=True)), sum(draws(5, 1, 1)))
+    assert name in "ab"
+    assert certain is not None
+    assert 0.3 < certain < 1
+
+
+def test_noise_of_its_own_size_is_no_excess_and_ten_times_as_much_is() -> None:
+    noise, values = draws(6, 1, 1)
+    probable, improbable = excess(2 * values, noise, 4), excess(100 * values, noise, 4)
+    assert probable is not None
+    assert improbable is not None
+    assert improbable < 1e-4 < 0.05 < probable
+
+
+def test_a_mean_has_its_t_interval() -> None:
+    found = mean_difference(np.array([1.0, 2.0, 3.0]))
+    reach = 4.302653 / math.sqrt(3)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2 - reach, 2 + reach))
+
+
+def test_where_nothing_can_be_told_nothing_is() -> None:
+    one, nan = draws(7, 1)[0], np.array([1.0, math.nan, 2.0, 3.0, 4.0, 5.0, math.inf])
+    for found in (
+        share(one, np.zeros(SEVEN)),
+        share(nan, one),
+        share(one, nan),
+        variance_ratio(one, np.ones(SEVEN)),
+        variance_ratio(nan, one),
+        sum_of_variances([one, nan], one),
+        sum_of_variances([one], np.ones(SEVEN)),
+    ):
+        assert found == Estimate(None)
+    assert largest_share({"nan": nan, "one": one}, one) == (None, None)
+    assert deviation(np.array([1.0])) is None
+    assert excess(one, np.zeros(SEVEN), 2) is None
+    assert mean_difference(np.array([1.0])) == Estimate(1)
+
+
+def test_two_replicates_have_shares_without_intervals() -> None:
+    one, two = np.array([1.0, 2.0]), np.array([2.0, 4.0])
+    assert share(one, two) == Estimate(0.5)
+    assert variance_ratio(one, two) == Estimate(0.25)
+    assert sum_of_variances([one], two) == Estimate(0.25)
+    assert largest_share({"one": one}, two) == ("one", None)
