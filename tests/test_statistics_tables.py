@@ -164,3 +164,17 @@ def test_latex_of_odd_statistics_compiles(tmp_path: Path) -> None:
     ]
     render_tables(results, tmp_path, TEMPLATES)
     compile_cleanly(tmp_path)
+
+
+def test_measures_stay_whole_beside_long_titles() -> None:
+    long = {"model_title": "miniature GPT-NeoXT-chat-20B"}
+    losses = [7.001, 7.036, 7.0131, 7.0112, 7.0187, 7.0054, 7.0265]
+    results = [
+        replace(row, final_loss=loss, test_seconds=loss / 35)
+        for bits in ("adamw-8bit", "adamw-32bit")
+        for row, loss in zip(arm(bits, [300 * value for value in PERPLEXITIES], **long), losses, strict=True)
+    ]
+    parts = [[heading.text for heading in part.levels[0]] for part in panels(table(results, "S1"))]
+    assert [each for part in parts for each in part] == [
+        "runs", "perplexity", "final loss", "seconds to fine-tune", "seconds to test",
+    ]  # fmt: skip

@@ -23,6 +23,8 @@ from qlora_repeat.results import TrialResult
 
 _PAGE = 100
 """About so many digits of footnote size are as wide as the text on a page."""
+_TOGETHER = 6
+"""So many more still fit, where columns would otherwise be torn from those under the same heading."""
 _MARKDOWN_COLUMNS = 16
 """A table of more columns is in parts in Markdown, too: one for each of its highest headings."""
 _PROSE_COLUMNS = 4
@@ -187,7 +189,7 @@ def _groups(columns: list[tuple[str, ...]], widths: list[int], room: int) -> lis
     for depth in range(1, len(columns[0])):
         above = [headings[:depth] for headings in columns]
         groups = [list(group) for _, group in itertools.groupby(places, above.__getitem__)]
-        if all(sum(widths[place] for place in group) <= room for group in groups):
+        if all(sum(widths[place] for place in group) <= room + _TOGETHER for group in groups):
             return groups
     return [[place] for place in places]
 
