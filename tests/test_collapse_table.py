@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from test_tables import trial
 
 from qlora_repeat.data import data_folder
+from qlora_repeat.finetune import draw_seeds
 from qlora_repeat.published import read_published
 from qlora_repeat.render.arms import group_arms
 from qlora_repeat.render.collapse_table import collapse_share, collapse_tables
@@ -17,7 +18,7 @@ from qlora_repeat.render.table import Table
 from qlora_repeat.render.table_content import make_tables
 from qlora_repeat.results import TrialResult
 from qlora_repeat.study import load_study
-from qlora_repeat.trial import all_trials
+from qlora_repeat.trial import Trial, all_trials
 
 OLD, TODAY, PLAIN = "adamw-8bit+bitsandbytes-0.41.0", "adamw-8bit", "adamw-32bit"
 BASE = 94.0
@@ -170,8 +171,12 @@ def test_the_study_differs_in_learning_rate_and_optimizer_alone() -> None:
         for model in models
     }
     assert len(alike) == 1
-    assert collapse.randomness.adapter_init == "fresh"
-    assert collapse.profiles == pocket.profiles
+    seeds = {
+        optimizer: [draw_seeds(Trial(collapse, "smollm2-135m-2e-4", optimizer, n, ROOT)) for n in (1, 2)]
+        for optimizer in collapse.optimizers
+    }
+    assert seeds[OLD] == seeds[TODAY] == seeds[PLAIN], "trial i of every arm draws the same adapter"
+    assert seeds[OLD][0]["adapter_init"] != seeds[OLD][1]["adapter_init"]
     for model in models:
         assert data_folder(collapse, model.data, ROOT) == data_folder(pocket, "quotes", ROOT)
         assert collapse.bases[model.base] == pocket.bases[model.base]

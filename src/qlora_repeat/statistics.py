@@ -121,7 +121,7 @@ def deviation_interval(values: Sequence[float], level: float = LEVEL) -> tuple[f
     Bonett's (Computational Statistics & Data Analysis 50, 2006, 775-782): on the logarithm of the variance,
     with a kurtosis about a trimmed mean. At seven values, the bootstrap (BCa) covers the true deviation of
     normal values in 76 % of cases where it promises 95 %, and that of t values with three degrees of freedom
-    in 55 %; this one in 97 % and 92 %. Of strongly skewed values, and of a rare second mode that was not
+    in 51 %; this one in 97 % and 92 %. Of strongly skewed values, and of a rare second mode that was not
     seen, no interval covers it: for such arms, compare logarithms (`compare_spreads`). Equal values: (0, 0).
     """
     n = len(values)
