@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, needs_latex
+from conftest import ROOT, kit, needs_latex
 from made_attribution import FREED, additive, interacting, made, outcome
 
 from qlora_repeat.attribution import MAIN, MEASURES, REST, attribute, find_problems
@@ -140,6 +140,26 @@ def test_what_is_not_pinned_is_told(condition: str, replicate: int, changes: dic
     assert any("Not to be interpreted" in note for note in attribution_table(measured, found).notes)
 
 
+@pytest.mark.parametrize(("digest", "code"), [("another", 7), (None, 0)])
+def test_what_is_not_to_be_interpreted_ends_with_a_code_of_its_own(
+    digest: str | None, code: int, tmp_path: Path
+) -> None:
+    """Two trials of the baseline that are not alike."""
+    measured = made(additive)
+    outcomes = [
+        dataclasses.replace(each, adapter_digest=digest, first_step=1, first_kind="loss")
+        if digest and (each.condition, each.replicate) == (BASELINE, 2)
+        else each
+        for each in measured.outcomes
+    ]
+    measured = dataclasses.replace(measured, outcomes=outcomes)
+    path = tmp_path / "attribution.json"
+    write_attribution(measured, attribute(measured), [], path)
+    done = kit("attribute", "--results", path, "--out", tmp_path / "out")
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith("Not to be interpreted: ") == bool(code)
+
+
 def test_an_experiment_without_anything_amiss_has_no_problems() -> None:
     assert find_problems(made(interacting, pairs=True)) == []
 
@@ -232,8 +252,18 @@ def test_a_file_that_is_none_is_told_in_a_line(tmp_path: Path) -> None:
         return json.dumps(content | {"measured": content["measured"] | changes})
 
     lacking = [each for each in content["measured"]["outcomes"] if each["condition"] != "dropout"]
+    joint = max(each["replicate"] for each in content["measured"]["outcomes"] if each["condition"] == "joint")
+    cut = [
+        each
+        for each in content["measured"]["outcomes"]
+        if (each["condition"], each["replicate"]) != ("joint", joint)
+    ]
     for text, words in (
         ("[]", "not an attribution of format"),
+        (with_measured(freed=["../x"]), "it frees '../x'; sources are adapter_init, "),
+        (with_measured(pairs=[["dropout"]]), "a pair is not of two sources"),
+        (with_measured(one_ulp=0.0), "one_ulp is 0.0"),
+        (with_measured(outcomes=cut), "condition joint has the replicates "),
         (json.dumps(content | {"format": 99}), "not an attribution of format"),
         (with_measured(replicates="many"), r"measured\.replicates"),
         (with_measured(outcomes=[{}]), r"measured\.outcomes\.0\."),

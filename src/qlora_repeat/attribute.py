@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from qlora_repeat.adapter_distance import Adapter, distances, read_adapter, update_distance
 from qlora_repeat.divergence import first_divergence
@@ -25,10 +25,12 @@ from qlora_repeat.fingerprint import software_names
 from qlora_repeat.lock import exclusive
 from qlora_repeat.outcomes import (
     BASELINE,
+    FREED,
     JOINT,
     JOINT_OTHER,
     NUDGE,
     OTHER,
+    Freed,
     Measured,
     Outcome,
     pair_name,
@@ -40,9 +42,6 @@ from qlora_repeat.study import Optimizer, Study
 from qlora_repeat.trace import Step, read_trace
 from qlora_repeat.trial import Stage, Trial
 
-Freed = Literal["adapter_init", "data_order", "dropout", "split", "kernels"]
-"""A source that can be freed. ``kernels`` are the kind of kernels and the number of threads."""
-FREED: tuple[Freed, ...] = get_args(Freed)
 CHOICES = (*FREED, "nudge", "optimizer")
 """What ``--sources`` takes; the last two are disturbances that are not random."""
 DEFAULT = tuple(choice for choice in CHOICES if choice != "split")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +18,9 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.files import read_json, write_json
 
 FORMAT = 1
+Freed = Literal["adapter_init", "data_order", "dropout", "split", "kernels"]
+"""A source that can be freed. ``kernels`` are the kind of kernels and the number of threads."""
+FREED: tuple[Freed, ...] = get_args(Freed)
 
 BASELINE, JOINT, NUDGE = "baseline", "joint", "nudge"
 OTHER, JOINT_OTHER = "optimizer", "joint, optimizer"
@@ -131,12 +134,27 @@ def read_measured(path: Path) -> Measured:
 
 
 def _check(measured: Measured, path: Path) -> None:
-    """Whether all replicates are there that are to be compared in pairs."""
-    wanted = list(range(1, measured.replicates + 1))
+    """Whether its conditions are those of an experiment, with all replicates that are compared in pairs."""
+
+    def refuse(reason: str) -> NoReturn:
+        raise UsageError(f"{path}: not an attribution: {reason}")
+
+    if unknown := [name for name in measured.freed if name not in FREED]:
+        refuse(f"it frees {unknown[0]!r:.40}; sources are {', '.join(FREED)}")
+    if any(len(pair) != 2 or not set(pair) <= set(measured.freed) for pair in measured.pairs):
+        refuse("a pair is not of two sources that it frees")
+    if not 0 < measured.one_ulp < math.inf:
+        refuse(f"one_ulp is {measured.one_ulp}")
+    pairs = [pair_name(pair) for pair in measured.pairs]
+    compared = [*measured.freed, *pairs]
+    known = {BASELINE, JOINT, NUDGE, OTHER, JOINT_OTHER, *compared}
+    for name in (BASELINE, *compared):
+        if name not in measured.conditions:
+            refuse(f"it has no condition {name}")
     for name in measured.conditions:
         numbers = [outcome.replicate for outcome in measured.of(name)]
-        if numbers != wanted[: len(numbers)] or (name in measured.freed and numbers != wanted):
-            raise UsageError(f"{path}: not an attribution: condition {name} has the replicates {numbers}")
-    for name in (BASELINE, *measured.freed):
-        if name not in measured.conditions:
-            raise UsageError(f"{path}: not an attribution: it has no condition {name}")
+        whole = list(range(1, measured.replicates + 1))
+        if name not in known:
+            refuse(f"it has a condition {name!r:.40}")
+        if numbers != (whole[: len(numbers)] if name in (BASELINE, OTHER) else whole):
+            refuse(f"condition {name} has the replicates {numbers}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qlora_repeat.commands.diff import DIFFERENT
 from qlora_repeat.commands.options import (
     BUILD,
     cache_option,
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
 @cache_option
 @out_option
 @verbosity_options
+@click.pass_context
 def command(
+    context: click.Context,
     study_file: str,
     model: str | None,
     optimizer: str | None,
@@ -69,6 +72,7 @@ def command(
     A baseline has every source pinned. Then each source is freed alone, and all together; one weight is moved
     by one unit in the last place; and the other precision of optimizer state is tried. Run again, it goes on
     with what is missing. It leaves attribution.json, table S2 and a figure, and says in words what they show.
+    Ends with exit code 7 where trials that must be alike are not, so that nothing can be read from it.
 
     \b
     Example:
@@ -80,7 +84,7 @@ def command(
     from qlora_repeat.study import load_study
 
     if results is not None:
-        _report(read_measured(results), None, out, quiet)
+        _report(context, read_measured(results), None, out or BUILD / Path(study_file).stem, quiet)
         return
     chosen = [name.strip() for name in sources.split(",")] if sources is not None else DEFAULT
     study = load_study(study_file)
@@ -90,7 +94,8 @@ def command(
         click.echo(_plan(experiment, found, cache))
         return
     _run(experiment, found, study_file, cache, jobs, quiet)
-    _report(measure(experiment, cache), experiment.file, out, quiet)
+    folder = out or BUILD / study.label
+    _report(context, measure(experiment, cache), experiment.file, folder, quiet)
 
 
 def _plan(experiment: "Experiment", found: "list[Condition]", cache: Path) -> str:
@@ -165,10 +170,13 @@ def _run(
     )
 
 
-def _report(measured: "Measured", file: Path | None, out: Path | None, quiet: bool) -> None:
-    """Writes what was found, and says it in words."""
+def _report(
+    context: click.Context, measured: "Measured", file: Path | None, folder: Path, quiet: bool
+) -> None:
+    """Writes what was found, and says it in words; ends with exit code 7 if it is not to be interpreted."""
     os.environ["MPLBACKEND"] = "agg"
     from qlora_repeat.attribution import attribute
+    from qlora_repeat.diff_text import printable
     from qlora_repeat.files import write_text
     from qlora_repeat.outcomes import write_attribution
     from qlora_repeat.render.attribution_figure import render_attribution_figure
@@ -182,13 +190,14 @@ def _report(measured: "Measured", file: Path | None, out: Path | None, quiet: bo
     if file is not None:
         write_attribution(measured, found, words, file)
         paths.append(file)
-    folder = out or BUILD / measured.study
     for name, text in table_texts(attribution_table(measured, found), Path("paper/templates")).items():
         write_text(folder / name, text)
         paths.append(folder / name)
     paths += render_attribution_figure(measured, found, folder)
     for line in words:
-        click.echo(line)
+        click.echo(printable(line))
     if not quiet:
         for path in paths:
             click.echo(path)
+    if found.problems:
+        context.exit(DIFFERENT)
