@@ -119,7 +119,8 @@ def test_damage_is_named_and_done_again_and_nothing_else(
     status = kit("status", *options)
     assert status.returncode == 0
     assert status.stdout.count("is damaged") == 2, "the sizes of the adapter's files are as they were"
-    stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("*.json")}
+    collected = runs / "tiny" / "statistics.json"
+    stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("*.json") if path != collected}
     again = kit("run", *options)
     assert again.returncode == 0, again.stderr
     for path in (weights, record, base):
