@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from qlora_repeat.stopping import held_back
+from qlora_repeat import evaluate, finetune
+from qlora_repeat.errors import StoppedError
+from qlora_repeat.stages import run_base, run_stages
+from qlora_repeat.stopping import heeded, held_back
+from qlora_repeat.study import Study
+from qlora_repeat.trial import all_trials
 
 KIT = str(Path(sys.executable).with_name("qlora-repeat"))
 LATE = """
@@ -84,3 +89,26 @@ def test_any_command_that_is_asked_to_stop_says_so_in_a_line(
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert [each for each in errors.splitlines() if each] == [line]
+
+
+@pytest.mark.parametrize("what", ["trial", "base"])
+def test_a_stop_that_a_library_made_an_error_of_its_own_of_is_a_stop(
+    what: str, cache: Path, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers does while it loads weights: seen as a trial that failed."""
+
+    def load(*arguments: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except StoppedError as error:
+            raise RuntimeError("issues during automatic conversion") from error
+
+    monkeypatch.setattr(finetune, "load_quantised", load)
+    monkeypatch.setattr(evaluate, "load_full", load)
+    trial = all_trials(study, tmp_path / "runs")[0]
+    with pytest.raises(StoppedError, match="by SIGTERM"), heeded(keyboard=False):
+        if what == "trial":
+            run_stages(trial, ["finetune"], cache, lambda *told: None)
+        else:
+            run_base(study, trial.model_name, 1, trial.runs, cache, lambda *told: None)
+    assert not trial.failure.exists()

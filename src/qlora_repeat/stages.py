@@ -20,7 +20,7 @@ from qlora_repeat.kernels import named_operation, set_kernels
 from qlora_repeat.lock import exclusive, live_owner
 from qlora_repeat.record import KeptFile, Record, damaged_file, keep, now, read_record, write_record
 from qlora_repeat.shapes import misfit
-from qlora_repeat.stopping import deferrable, stop_if_requested
+from qlora_repeat.stopping import deferrable, stop_if_requested, told_as_such
 from qlora_repeat.study import Study
 from qlora_repeat.trial import STAGES, Stage, Trial, base_record
 from qlora_repeat.watch import Watch
@@ -200,7 +200,7 @@ def run_base(study: Study, model_name: str, number: int, runs: Path, cache: Path
     """Tests the base of a model, in this process, unless that test is done."""
     path = base_record(study, model_name, number, runs)
     name = f"{model_name}/base/{number}"
-    with exclusive(path.with_name(f"lock-{number}.json"), name):
+    with exclusive(path.with_name(f"lock-{number}.json"), name), told_as_such():
         if base_state(study, model_name, number, runs, cache).state == "done":
             return
         from qlora_repeat.evaluate import evaluate_base
@@ -328,7 +328,8 @@ def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
 def failure_noted(trial: Trial) -> Iterator[None]:
     """Leaves a note where the block fails, and makes what a library raises one line."""
     try:
-        yield
+        with told_as_such():
+            yield
     except StoppedError:
         raise
     except Exception as error:

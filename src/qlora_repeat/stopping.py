@@ -38,6 +38,7 @@ def heeded(*, keyboard: bool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _requested = None
 
 
 @contextlib.contextmanager
@@ -82,6 +83,18 @@ def stop_if_requested(what: str = "stopped") -> None:
         raise KeyboardInterrupt
     if _requested is not None:
         raise StoppedError(f"{what} by {_requested.name}")
+
+
+@contextlib.contextmanager
+def told_as_such() -> Iterator[None]:
+    """A request to stop stays one where a library, whose loading it cut short, raises an error of its own."""
+    try:
+        yield
+    except StoppedError:
+        raise
+    except Exception:
+        stop_if_requested()
+        raise
 
 
 def _request(number: int, frame: FrameType | None) -> None:
