@@ -14,7 +14,7 @@ from qlora_repeat.divergence import Difference, Side, TrialDiff, first_divergenc
 from qlora_repeat.record import Record
 from qlora_repeat.study import Tolerance
 from qlora_repeat.trace import Step
-from qlora_repeat.verdict import Kind, judge
+from qlora_repeat.verdict import Kind, judge, without_rerun
 from qlora_repeat.verdict_text import EXIT_CODES, exit_code, verdict_json, verdict_text
 
 TOLERANCE = Tolerance(first_loss=1e-6, loss=1e-4, adapter=1e-2, perplexity=1e-4)
@@ -182,7 +182,7 @@ def test_first_steps_do_not_decide_what_statistics_would() -> None:
 
 
 def test_files_that_contradict_each_other_are_different_whatever_the_re_run_gives() -> None:
-    verdict = judge(diff(trace(10)), ARM, TOLERANCE, contradictions=["The adapter has another digest."])
+    verdict = without_rerun([], ["The adapter has another digest."], TOLERANCE, "whole")
     assert verdict.kind == "different"
     assert verdict.why[0] == "The adapter has another digest."
 

@@ -16,7 +16,7 @@ from qlora_repeat.inputs import stage_settings
 from qlora_repeat.randomness import SOURCES, draw_seed
 from qlora_repeat.trial import Stage, Trial
 
-_APART = {"repeated_responses"}
+APART = {"repeated_responses"}
 """Settings that only the first trial of an arm has."""
 
 
@@ -42,7 +42,7 @@ def _trace(side: Side, again: Trial) -> Iterator[str]:
     if side.steps[0].adapter is None or side.steps[-1].adapter is None:
         yield "The trace has no digest of the adapter before the first step, or after the last."
     training, told = again.model.training, side.records["finetune"].outputs.get("steps")
-    expected = None if training.steps is None else min(training.steps, training.max_steps or training.steps)
+    expected = training.total_steps(0) if training.steps else None  # of epochs, the rows would tell
     for source, steps in (("the record", told), ("its settings", expected)):
         if steps is not None and steps != side.last_step:
             yield f"The trace has {side.last_step} steps, where {source} say {steps}."
@@ -106,7 +106,7 @@ def _settings(side: Side, again: Trial) -> Iterator[str]:
         if (record := side.records.get(stage)) is None:
             continue
         told, fit = record.inputs["settings"], stage_settings(again, stage)
-        for name in sorted(told.keys() & fit.keys() - _APART):
+        for name in sorted(told.keys() & fit.keys() - APART):
             if told[name] != fit[name]:
                 yield f"The {stage} stage's setting {name} does not fit those of the other stages."
 

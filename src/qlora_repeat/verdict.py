@@ -89,14 +89,12 @@ def judge(
     tolerance: Tolerance,
     *,
     scope: Scope = "whole",
-    contradictions: Sequence[str] = (),
     unlike_tests: bool = False,
 ) -> Verdict:
     """The verdict on `diff.second`, a re-run of `diff.first`.
 
-    `others` are the perplexities of the other recorded trials of its arm; `contradictions` say where files of
-    the recorded trial disagree with each other; `unlike_tests`, that tests of the same merged model gave
-    other numbers.
+    `others` are the perplexities of the other recorded trials of its arm; `unlike_tests` says that tests of
+    the same merged model gave other numbers.
     """
     steps = diff.compared_steps if scope != "evaluation" else 0
     measured = _measure(diff, steps)
@@ -106,7 +104,7 @@ def judge(
     verdict = Verdict(
         kind="different",
         scope=scope,
-        why=[*contradictions],
+        why=[],
         bits_expected=expected,
         expectation=expected_why,
         steps=steps,
@@ -117,8 +115,6 @@ def judge(
         divergence=diff.divergence,
         cannot_tell=_cannot_tell(diff, scope, steps),
     )
-    if contradictions:
-        return _with(verdict, "different", "What was recorded contradicts itself.")
     if not diff.divergence and not diff.unlike and not unlike_tests and measured.perplexity in (None, 0.0):
         return _with(verdict, "bitwise", _same(scope, steps, "evaluate" in diff.first.records))
     departures = _departures(diff, measured, tolerance, steps)

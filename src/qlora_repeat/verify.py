@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.checkpoint import read_sealed, write_sealed
-from qlora_repeat.claims import contradictions, plain_files
+from qlora_repeat.claims import APART, contradictions, plain_files
 from qlora_repeat.digest import json_digest
 from qlora_repeat.divergence import Side, TrialDiff, compare_trials, read_side
 from qlora_repeat.errors import MissingError, UsageError
@@ -128,8 +128,7 @@ def _origin(side: Side, stage: Stage) -> Any:
     record = side.records.get(stage)
     if record is None:
         return None
-    apart = "repeated_responses"  # which only the first trial of an arm has
-    settings = {name: value for name, value in record.inputs["settings"].items() if name != apart}
+    settings = {name: value for name, value in record.inputs["settings"].items() if name not in APART}
     return settings, record.inputs.get("base"), record.inputs.get("data")
 
 

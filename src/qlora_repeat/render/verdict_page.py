@@ -55,15 +55,15 @@ def _curves(recorded: Sequence[float | None], rerun: Sequence[float | None], ver
             (rerun, _AGAIN, (0, (3, 2)), "re-run"),
         ):
             points = [(step, loss) for step, loss in enumerate(losses, 1) if _finite(loss)]
-            above.plot(
-                *zip(*points, strict=True), color=colour, linestyle=style, label=label
-            ) if points else None
+            if points:
+                above.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=label)
         apart = [
             (step, abs(other - one) / abs(one))
             for step, (one, other) in enumerate(zip(recorded, rerun, strict=False), 1)
             if one is not None and other is not None and _finite(one) and _finite(other) and one
         ]
-        below.plot(*zip(*apart, strict=True), color=_PARTED, marker=".", linewidth=0.8) if apart else None
+        if apart:
+            below.plot(*zip(*apart, strict=True), color=_PARTED, marker=".", linewidth=0.8)
         if any(value > 0 for _, value in apart):
             below.set_yscale("symlog", linthresh=min(value for _, value in apart if value > 0))
             below.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}" if value else "0")
@@ -76,7 +76,8 @@ def _curves(recorded: Sequence[float | None], rerun: Sequence[float | None], ver
         above.legend(frameon=False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
 
 
 def _finite(value: float | None) -> bool:
