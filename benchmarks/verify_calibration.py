@@ -168,7 +168,9 @@ def record(work: Path, number: int) -> list[dict[str, Any]]:
     """The recorded trial of that number, with each optimizer; the folders stay."""
     study, found = load_study(STUDY), []
     for optimizer in (OPTIMIZER, "adamw-8bit"):
-        side = run_one(Trial(study, MODEL, optimizer, number, work / "recorded"))
+        trial = Trial(study, MODEL, optimizer, number, work / "recorded")
+        side = run_one(trial)
+        merge.delete_merged(trial)  # 43 MB each, which nothing is compared with
         found.append({"optimizer": optimizer, "trial": number, "perplexity": side.perplexity})
     return found
 

@@ -128,6 +128,17 @@ def test_the_trace_has_every_step(trial: Trial) -> None:
     assert len({step.adapter for step in (start, *steps)}) == 4
 
 
+def test_rare_digests_are_also_taken_after_the_first_and_the_last_step(
+    trial: Trial, cache: Path, tmp_path: Path
+) -> None:
+    """The first update is what tells optimizers apart."""
+    study = dataclasses.replace(trial.study, digest_every=10)
+    rare = dataclasses.replace(trial, study=study, runs=tmp_path)
+    run_stages(rare, ["finetune"], cache, quiet, seeds=outputs(trial, "finetune")["seeds"])
+    digests = [step.adapter for step in read_trace(trial.trace)]
+    assert [step.adapter for step in read_trace(rare.trace)] == [*digests[:2], None, digests[3]]
+
+
 def test_the_trace_names_the_rows_that_were_seen(trial: Trial, cache: Path) -> None:
     rows = part_rows(trial.study, trial.model.data, "train", cache, 42)
     examples = encode(load_tokenizer(trial.merged), trial.model, rows)

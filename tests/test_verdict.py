@@ -26,6 +26,7 @@ ATTENTION = Difference("fingerprint", "finetune", "kernels.attention", ["flash",
 CODE = Difference("input", "finetune", "code", "a", "b")
 ORDER = Difference("seed", "finetune", "data_order", 1, 2)
 VISIBLE = Difference("fingerprint", "finetune", "environment.CUDA_VISIBLE_DEVICES", "0", None)
+TESTED_ELSEWHERE = Difference("fingerprint", "evaluate", "threads", 1, 2)
 COMMIT = Difference("fingerprint", "finetune", "commit", "a", "b")
 
 
@@ -88,7 +89,19 @@ CASES: dict[str, tuple[TrialDiff, Kind]] = {
     "noise, other threads": (diff(noisy(1e-5), THREADS), "within tolerance"),
     "another last digit of the perplexity": (diff(trace(10), perplexity=10.000001), "within tolerance"),
     "one weight by one ulp": (diff(other_init(1e-6)), "within tolerance"),
-    "only the last adapter": (diff(changed(trace(10), 10, adapter="another")), "within tolerance"),
+    "an update that nothing explains": (diff(changed(trace(10), 10, adapter="another")), "different"),
+    "an update, and another commit alone": (diff(changed(trace(10), 1, adapter="x"), COMMIT), "different"),
+    "an update that a seed does not explain": (diff(changed(trace(10), 1, adapter="x"), SEED), "different"),
+    "an update, which other threads of the test do not explain": (
+        diff(changed(trace(10), 1, adapter="x"), TESTED_ELSEWHERE),
+        "different",
+    ),
+    "only the perplexity, tested elsewhere": (
+        diff(trace(10), TESTED_ELSEWHERE, perplexity=10.1),
+        "statistically consistent",
+    ),
+    "an update, other threads": (diff(changed(trace(10), 1, adapter="x"), THREADS), "within tolerance"),
+    "an update, a GPU's default kernels": (gpu(diff(changed(trace(10), 1, adapter="x"))), "within tolerance"),
     "far, for no reason": (diff(noisy(1e-2)), "different"),
     "far, and another commit alone": (diff(noisy(1e-2), COMMIT), "different"),
     "far, other threads, in the interval": (
@@ -145,7 +158,9 @@ def test_an_adapter_must_be_near_whatever_the_losses_are(relative: float | None,
     """The last update shows in no loss."""
     rerun = changed(trace(10), 10, adapter="another")
     apart = Distance(values=8, equal=0, largest=0.1, l2=0.1, relative=relative)
-    assert judge(dataclasses.replace(diff(rerun), distances={"all": apart}), ARM, TOLERANCE).kind == kind
+    compared = dataclasses.replace(diff(rerun, THREADS, perplexity=14.0), distances={"all": apart})
+    looser = dataclasses.replace(TOLERANCE, perplexity=1.0)
+    assert judge(compared, ARM, looser).kind == kind
 
 
 def test_adapters_of_other_tensors_are_different() -> None:
@@ -161,7 +176,7 @@ def test_responses_that_the_same_model_does_not_give_are_different() -> None:
 def test_losses_that_are_not_finite_agree_with_themselves() -> None:
     steps = changed(trace(10), 9, loss=math.nan)
     later = changed(steps, 10, adapter="another")
-    assert judge(diff(later, recorded=steps), ARM, TOLERANCE).kind == "within tolerance"
+    assert judge(diff(later, THREADS, recorded=steps), ARM, TOLERANCE).kind == "within tolerance"
 
 
 @pytest.mark.parametrize(
@@ -179,6 +194,27 @@ def test_first_steps_do_not_decide_what_statistics_would() -> None:
     verdict = judge(diff(noisy(1e-2), THREADS, perplexity=None), ARM, TOLERANCE, scope="first steps")
     assert verdict.kind == "inconclusive"
     assert "only 10 steps were run" in verdict.cannot_tell[0]
+
+
+def test_it_says_where_both_perplexities_must_lie() -> None:
+    verdict = judge(diff(noisy(1e-2), THREADS, perplexity=10.1), ARM, TOLERANCE)
+    assert "both perplexities, 10 and 10.1, are in the 99.8% prediction interval" in verdict.why[-1].lower()
+
+
+def test_an_update_between_two_digests_is_told_as_one_of_several_steps() -> None:
+    sparse = [dataclasses.replace(step, adapter=None) if step.step in (2, 3) else step for step in trace(10)]
+    verdict = judge(diff(changed(sparse, 4, adapter="x"), recorded=sparse), ARM, TOLERANCE)
+    assert verdict.why[0].startswith("One of steps 2 to 4 had the same loss")
+
+
+def test_it_says_of_which_updates_no_digest_tells() -> None:
+    sparse = [dataclasses.replace(step, adapter=None) if step.step in (2, 3) else step for step in trace(10)]
+    late = dataclasses.replace(sparse[4], loss=sparse[4].loss * (1 + 1e-6))
+    verdict = judge(diff([*sparse[:4], late, *sparse[5:]], recorded=sparse), ARM, TOLERANCE)
+    assert verdict.kind == "within tolerance"
+    assert verdict.cannot_tell[0].startswith(
+        "whether the updates of steps 2 to 3 were the recorded optimizer's"
+    )
 
 
 def test_files_that_contradict_each_other_are_different_whatever_the_re_run_gives() -> None:

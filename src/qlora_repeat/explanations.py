@@ -7,7 +7,7 @@ from typing import Literal
 from qlora_repeat.divergence import Difference, TrialDiff
 from qlora_repeat.trial import Stage
 
-Cause = Literal["data", "learning rate", "init", "arithmetic", "perplexity"]
+Cause = Literal["data", "learning rate", "init", "arithmetic", "update", "perplexity"]
 """In what runs part, in the order in which one leads to another."""
 
 MATTERS = (
@@ -29,6 +29,7 @@ _EXPLANATIONS: dict[Cause, tuple[str, tuple[str, ...]]] = {
         ("adapter_init",),
     ),
     "arithmetic": (rf"code|{MATTERS}", ("dropout",)),
+    "update": (rf"code|{MATTERS}", ()),
     "perplexity": (rf"code|{MATTERS}", ()),
 }
 """Which inputs and parts of the fingerprint, and which seeds, can explain that runs part so.
@@ -46,7 +47,7 @@ def explained(
     return {
         cause: _explaining(cause, differing)
         + (rows if cause in ("init", "arithmetic", "perplexity") else [])
-        + (noisy if cause in ("arithmetic", "perplexity") else [])
+        + (noisy if cause in ("arithmetic", "update", "perplexity") else [])
         for cause in causes
     }
 
@@ -57,6 +58,7 @@ def _explaining(cause: Cause, differing: Sequence[Difference]) -> list[Differenc
         each
         for each in differing
         if (each.key in seeds if each.what == "seed" else re.fullmatch(keys, each.key))
+        and (each.stage == "finetune" or cause in ("arithmetic", "perplexity"))
     ]
 
 

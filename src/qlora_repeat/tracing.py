@@ -168,7 +168,9 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         trainer, step = self.trainer, self.trainer.step
         batch, last = trainer.order[step - 1], step == trainer.end
         began = time.perf_counter()
-        digest = trainer.adapter_digest() if last or step % trainer.unfinished.digest_every == 0 else None
+        # The first update tells optimizers apart before anything else does.
+        digested_here = step == 1 or last or step % trainer.unfinished.digest_every == 0
+        digest = trainer.adapter_digest() if digested_here else None
         digested = time.perf_counter()
         self._write(
             Step(
