@@ -1,8 +1,9 @@
 """Do the statistics hold what they promise with seven trials? How many does an effect need? Minutes, no GPU.
 
-    python benchmarks/coverage.py            # both parts
-    python benchmarks/coverage.py coverage   # intervals and the test of equal spread
-    python benchmarks/coverage.py trials     # the power of that test
+    python benchmarks/coverage.py                # all parts
+    python benchmarks/coverage.py coverage       # intervals and the test of equal spread
+    python benchmarks/coverage.py trials         # the power of that test
+    python benchmarks/coverage.py attribution    # intervals of shares and total effects
 
 Values are drawn from families that the paper's tables suggest, with a generator and a seed of its own. Each
 share has its 95 % Wilson interval over the simulated studies.
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from tabulate import tabulate
 
+from qlora_repeat import paired
+from qlora_repeat.attribution import SIGNIFICANT
 from qlora_repeat.statistics import (
     TRIALS_NEEDED,
     compare_spreads,
@@ -241,6 +244,68 @@ def trials_needed(generator: np.random.Generator) -> str:
     )
 
 
+LEVELS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Values]] = {
+    "normal": lambda generator, shape: generator.normal(size=shape),
+    "t, 3 degrees of freedom": lambda generator, shape: generator.standard_t(3, size=shape) / math.sqrt(3),
+    "one level in seven far off": lambda generator, shape: (
+        (np.where(generator.random(shape) < 1 / 7, 1.0, 0.0) - 1 / 7) / math.sqrt(6 / 49)
+        + 0.1 * generator.normal(size=shape)
+    ),
+}
+"""How the levels of a source are drawn; their standard deviation is 1, or near."""
+NOISE = 1e-3
+"""The standard deviation of what a disturbance such as a nudge does to one fine-tuning."""
+
+
+def shares_of_sources(generator: np.random.Generator, studies: int = 4_000) -> str:
+    """Experiments as of `qlora-repeat attribute` on outcomes with two sources that matter, 7 replicates."""
+    rows = []
+    for n in (N, 20):
+        for name, draw in LEVELS.items():
+            for mixed in (0.0, 0.5):
+                found = np.array([_attributed(generator, draw, mixed, n) for _ in range(studies)])
+                largest = percent(found[:, 5]) if not mixed else "—"
+                label = f"{n} replicates, {name}" + (", interacting" if mixed else "")
+                rows.append([label, *(percent(found[:, place]) for place in range(5)), largest])
+    heads = [
+        "experiment",
+        "share of the larger covered",
+        "of the smaller",
+        "total effect of the larger covered",
+        "of the smaller",
+        f"interactions found, p ≤ {SIGNIFICANT}",
+        "the larger is named",
+    ]
+    title = "Shares of sources: additive ones with 80 and 20 %, or 25 % each and 50 % only together (%)"
+    return _table(title, heads, rows)
+
+
+def _attributed(generator: np.random.Generator, draw: Callable[..., Values], mixed: float, n: int) -> Values:
+    """Of one experiment: whether intervals cover, interactions are found, and the larger source is named."""
+    alone = np.array([0.25, 0.25] if mixed else [0.8, 0.2])
+    first, second = draw(generator, (2, n)), draw(generator, (2, n))
+
+    def outcome(one: Values, other: Values) -> Values:
+        together = math.sqrt(mixed) * one * other
+        noise = NOISE * generator.normal(size=n)
+        found: Values = math.sqrt(alone[0]) * one + math.sqrt(alone[1]) * other + together + noise
+        return found
+
+    baseline = outcome(first[0], first[1])
+    single = [outcome(second[0], first[1]) - baseline, outcome(first[0], second[1]) - baseline]
+    joint = outcome(second[0], second[1]) - baseline
+    nudged = outcome(first[0], first[1]) - baseline
+    hits = []
+    for estimate, truth in ((paired.share, alone + mixed / 2), (paired.size, alone + mixed)):
+        for part, true in zip(single, truth, strict=True):
+            found = estimate(part, joint)
+            known = found.low is not None and found.high is not None
+            hits.append(known and found.low <= true <= found.high)
+    p = paired.excess(joint - single[0] - single[1], nudged, 2.0)
+    shares = [paired.share(part, joint).value or 0.0 for part in single]
+    return np.array([*hits, p is not None and p <= SIGNIFICANT, shares[0] > shares[1]])
+
+
 def _table(title: str, heads: list[str], rows: list[list[str]]) -> str:
     return f"{title}\n\n{tabulate(rows, heads, tablefmt='pipe', disable_numparse=True)}\n"
 
@@ -248,6 +313,7 @@ def _table(title: str, heads: list[str], rows: list[list[str]]) -> str:
 PARTS: dict[str, tuple[Callable[[np.random.Generator], str], ...]] = {
     "coverage": (deviation_coverage, prediction_coverage, false_findings),
     "trials": (findings, trials_needed),
+    "attribution": (shares_of_sources,),
 }
 
 

@@ -1,5 +1,6 @@
 """Experiments with outcomes that a test makes up."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qlora_repeat.outcomes import BASELINE, JOINT, JOINT_OTHER, NUDGE, OTHER, Measured, Outcome, pair_name
+from qlora_repeat.outcomes import BASELINE, JOINT, NUDGE, OTHER, REPEAT, Measured, Outcome, pair_name
 
 FREED = ["adapter_init", "data_order", "dropout"]
 FIRST: dict[str, tuple[int, Any]] = {
@@ -20,8 +21,9 @@ FIRST: dict[str, tuple[int, Any]] = {
     OTHER: (1, "update"),
 }
 
-Model = Callable[[dict[str, float]], float]
-"""The log perplexity at levels of the sources; 0 is where they are pinned."""
+Levels = dict[str, float]
+Model = Callable[[Levels], float]
+"""The log perplexity at levels of the sources."""
 
 
 def made(
@@ -31,73 +33,92 @@ def made(
     pairs: bool = False,
     noise: float = 1e-6,
     seed: int = 1,
+    draw: Callable[[np.random.Generator], float] = lambda generator: float(generator.normal()),
 ) -> Measured:
-    """An experiment on a model whose sources have standard normal levels, and whose noise is a nudge's."""
+    """An experiment on a model whose sources have levels that are drawn, and whose noise is a nudge's."""
     generator = np.random.default_rng(seed)
-    levels = {source: generator.normal(size=replicates) for source in freed}
+    first = [{source: draw(generator) for source in freed} for _ in range(replicates)]
+    second = [{source: draw(generator) for source in freed} for _ in range(replicates)]
     freed_pairs = [list(pair) for pair in itertools.combinations(freed, 2)] if pairs else []
-    conditions = {source: [source] for source in freed} | {pair_name(pair): pair for pair in freed_pairs}
-    conditions |= {JOINT: list(freed), NUDGE: [], JOINT_OTHER: list(freed)}
-    outcomes = [outcome(BASELINE, number, 2.0 + model({})) for number in (1, 2)]
-    for name, own in conditions.items():
-        for place in range(replicates):
-            at = {source: float(levels[source][place]) for source in own}
-            value = 2.0 + model(at) + float(generator.normal(0, noise))
-            first = FIRST[OTHER if name == JOINT_OTHER else own[0] if own else NUDGE]
-            seeds = dict.fromkeys(own, place)
-            changes: dict[str, Any] = {"optimizer": "adamw-8bit"} if name == JOINT_OTHER else {}
-            outcomes.append(outcome(name, place + 1, value, first, seeds, **changes))
-    outcomes.append(outcome(OTHER, 1, 2.0 + model({}) + 0.25, FIRST[OTHER], optimizer="adamw-8bit"))
+    conditions: dict[str, Sequence[str]] = {source: [source] for source in freed}
+    conditions |= {pair_name(pair): pair for pair in freed_pairs}
+    if len(freed) > 1:
+        conditions[JOINT] = freed
+    changes = {OTHER: 0.25}
+    outcomes = []
+    for name, own in [(BASELINE, []), (REPEAT, []), *conditions.items(), (NUDGE, []), (OTHER, [])]:
+        for place in range(1 if name == REPEAT else replicates):
+            at = first[place] | {source: second[place][source] for source in own}
+            shaken = 0.0 if name in (BASELINE, REPEAT) else float(generator.normal(0, noise))
+            value = 2.0 + model(at) + shaken + changes.get(name, 0.0)
+            outcomes.append(outcome(name, place + 1, value, own))
     return Measured(
         study="made",
         model="model",
         model_title="Model",
         optimizer="adamw-32bit",
         other="adamw-8bit",
+        kernels="deterministic",
         freed=list(freed),
         pairs=freed_pairs,
         replicates=replicates,
         steps=8,
         one_ulp=4e-9,
         outcomes=outcomes,
-        apart={name: [0.5, 0.75, 1.0] for name in (*conditions, BASELINE)},
     )
 
 
 def outcome(
-    condition: str,
-    replicate: int,
-    log_perplexity: float,
-    first: tuple[int, Any] | tuple[None, None] = (None, None),
-    seeds: dict[str, int] | None = None,
-    **changes: Any,
+    condition: str, replicate: int, log_perplexity: float, freed: Sequence[str] = (), **changes: Any
 ) -> Outcome:
-    """One trial."""
-    pinned = {"split": 42, "adapter_init": 42, "data_order": 42, "dropout": 42, "generation": 42}
+    """One trial, with the seeds, digests and first difference that it should have."""
+    seeds = {
+        source: replicate + (100 if source in freed else 0)
+        for source in ("adapter_init", "data_order", "dropout")
+    }
+    seeds |= {"generation": 42, "split": replicate + (100 if "split" in freed else 0)}
+    shown = [*freed] or ([condition] if condition in FIRST else [])
+    step, kind = min((FIRST[each] for each in shown), default=(None, None))
+    same = condition in (BASELINE, REPEAT)
     content: dict[str, Any] = {
         "condition": condition,
         "replicate": replicate,
-        "optimizer": "adamw-32bit",
-        "kernels": "deterministic",
-        "threads": 1,
-        "seeds": pinned | (seeds or {}),
+        "optimizer": "adamw-8bit" if condition == OTHER else "adamw-32bit",
+        "kernels": "default" if "kernels" in freed else "deterministic",
+        "threads": 2 if "kernels" in freed else 1,
+        "seeds": seeds,
         "perplexity": math.exp(log_perplexity),
         "final_loss": 3 + log_perplexity,
         "late_loss": 2 + log_perplexity,
         "diverged_at": None,
-        "adapter_digest": "same" if condition == BASELINE else f"{condition} {replicate}",
-        "first_step": first[0],
-        "first_kind": first[1],
-        "update_distance": 0.5,
-        "value_distance": 0.0 if condition == BASELINE else 8e-6,
+        "adapter_digest": f"{BASELINE if same else condition} {replicate}",
+        "initial_digest": f"{seeds['adapter_init']} {condition == NUDGE}",
+        "rows_digest": f"{seeds['data_order']} {seeds['split']}",
+        "rates_digest": "rates",
+        "first_step": step,
+        "first_kind": kind,
+        "update_distance": 0.0 if same else 0.5,
+        "value_distance": 0.0 if same else 8e-6,
         "device": "a CPU",
+        "machine": "digest",
         "software": "torch 2",
         "finished": "2026-11-25T01:02:03+00:00",
     }
     return Outcome(**content | changes)
 
 
-def additive(at: dict[str, float]) -> float:
+def changed(measured: Measured, condition: str, replicate: int, **changes: Any) -> Measured:
+    """The same, but for one trial."""
+    outcomes = [
+        dataclasses.replace(each, **changes)
+        if (each.condition, each.replicate) == (condition, replicate)
+        else each
+        for each in measured.outcomes
+    ]
+    return dataclasses.replace(measured, outcomes=outcomes)
+
+
+def additive(at: Levels) -> float:
     """Adapter init has 90 % of the variance, data order 9 %, dropout 1 %."""
     return sum(weight * at.get(source, 0) for source, weight in WEIGHTS.items())
 
@@ -105,6 +126,6 @@ def additive(at: dict[str, float]) -> float:
 WEIGHTS = {"adapter_init": math.sqrt(0.9), "data_order": math.sqrt(0.09), "dropout": math.sqrt(0.01)}
 
 
-def interacting(at: dict[str, float]) -> float:
+def interacting(at: Levels) -> float:
     """Adapter init and data order matter only together."""
     return 0.1 * at.get("dropout", 0) + at.get("adapter_init", 0) * at.get("data_order", 0)

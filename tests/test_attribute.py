@@ -18,18 +18,20 @@ from qlora_repeat.attribute import (
     STAGES,
     Condition,
     Experiment,
-    arithmetics,
     conditions,
     free_merged,
     make_experiment,
     measure,
+    other_threads,
     undone,
 )
-from qlora_repeat.attribution import attribute, find_problems
+from qlora_repeat.attribution import attribute
 from qlora_repeat.cli import cli
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.inputs import stage_settings
-from qlora_repeat.outcomes import BASELINE, JOINT, read_measured
+from qlora_repeat.outcomes import BASELINE, JOINT, NUDGE, OTHER, REPEAT, read_measured
+from qlora_repeat.pinning import find_problems
+from qlora_repeat.randomness import Source, draw_seed, stream_seed
 from qlora_repeat.render.attribution_text import sentences
 from qlora_repeat.stages import run_stages
 from qlora_repeat.study import Study, load_study
@@ -81,18 +83,18 @@ def test_the_baseline_repeats_and_dropout_shows_in_the_first_gradient(done: Expe
     measured = measure(done, cache)
     assert find_problems(measured) == []
     one, two = measured.of(BASELINE)
-    assert one.adapter_digest == two.adapter_digest
-    assert (two.first_step, two.update_distance, two.value_distance) == (None, 0, 0)
+    (repeated,) = measured.of(REPEAT)
+    assert repeated.adapter_digest == one.adapter_digest
+    assert (repeated.first_step, repeated.update_distance, repeated.value_distance) == (None, 0, 0)
+    assert one.initial_digest == two.initial_digest, "only dropout has levels"
     assert [(each.first_step, each.first_kind) for each in measured.of("dropout")] == [(1, "gradient")] * 2
-    assert len({each.adapter_digest for each in measured.outcomes}) == 3
-    (apart,) = measured.apart["dropout"]
-    assert apart is not None
-    assert 0.1 < apart < 1.4
+    assert len({each.adapter_digest for each in measured.outcomes}) == 4
+    assert all(0.1 < each.update_distance < 1.4 for each in measured.of("dropout"))
 
 
 def test_merged_weights_are_gone_once_they_are_tested(done: Experiment) -> None:
     assert list(done.runs.rglob("merged")) == []
-    assert len(list(done.runs.rglob("adapter_model.safetensors"))) == 4
+    assert len(list(done.runs.rglob("adapter_model.safetensors"))) == 5
 
 
 def test_another_seed_that_nobody_sees_is_found(
@@ -107,11 +109,11 @@ def test_another_seed_that_nobody_sees_is_found(
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "stream_seed", other)
-        again(copied, BASELINE, 2, cache)
+        again(copied, REPEAT, 1, cache)
         again(copied, "dropout", 2, cache)
-    baseline, dropout = find_problems(measure(copied, cache))
-    assert "baseline" in baseline
-    assert "step 0, in init" in baseline
+    repeated, dropout, *_ = find_problems(measure(copied, cache))
+    assert "repetition" in repeated
+    assert "step 0, in init" in repeated
     assert dropout.startswith("dropout 2 first differs in init, at step 0, where only dropout differs")
 
 
@@ -127,7 +129,7 @@ def test_an_operation_that_is_not_deterministic_is_found(
 
     with monkeypatch.context() as patched:
         patched.setattr(TracingTrainer, "compute_loss", noisy)
-        again(copied, BASELINE, 2, cache)
+        again(copied, REPEAT, 1, cache)
     measured = measure(copied, cache)
     (problem,) = find_problems(measured)
     assert "step 1, in loss" in problem
@@ -141,10 +143,13 @@ def test_a_shuffled_split_is_found(copied: Experiment, cache: Path, monkeypatch:
     real = module.part_rows
     with monkeypatch.context() as patched:
         patched.setattr(module, "part_rows", lambda *args: real(*args)[::-1])
-        again(copied, BASELINE, 2, cache)
-    (problem,) = find_problems(measure(copied, cache))
-    assert "step 1, in data" in problem
-    assert "other examples" in problem
+        again(copied, REPEAT, 1, cache)
+        again(copied, "dropout", 2, cache)
+    repeated, dropout, hidden = find_problems(measure(copied, cache))
+    assert "step 1, in data" in repeated
+    assert "other examples" in repeated
+    assert dropout.startswith("dropout 2 first differs in data, at step 1")
+    assert hidden.startswith("dropout 2 has other rows in its steps than the baseline")
 
 
 def test_the_command_goes_on_with_what_is_missing_and_reports(
@@ -156,14 +161,15 @@ def test_the_command_goes_on_with_what_is_missing_and_reports(
     arguments = ["attribute", study_file, "--sources", "dropout", "--replicates", 2]
     arguments += ["--runs", copied.runs, "--cache", cache]
     planned = kit(*arguments, "--dry-run")
-    assert planned.stdout.split()[-2:] == ["4", "1"], planned
+    assert planned.stdout.split()[-2:] == ["5", "1"], planned
     assert not lost.folder.exists()
     told = kit(*arguments, "--out", tmp_path / "out")
     assert told.returncode == 0, told.stderr
     assert "[1/1] dropout 2 done" in told.stderr
     assert not lost.merged.exists()
     assert undone(lost, cache) == []
-    for name in ("table-S2.md", "table-S2.tex", "figure-S2.png", "figure-S2.pdf"):
+    arm = "tiny-neox-adamw-32bit"
+    for name in (f"table-S2-{arm}.md", f"table-S2-{arm}.tex", f"figure-S2-{arm}.png", f"figure-S2-{arm}.pdf"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
     assert told.stdout.startswith("Dropout alone")
     content = json.loads(copied.file.read_text())
@@ -208,9 +214,8 @@ def test_every_condition_is_read_and_compared_with_its_reference(
         ["data_order", "dropout"],
     ]
     first = {name: [each.first_step for each in measured.of(name)] for name in measured.conditions}
-    assert first[JOINT] == [None, 0, 0, 0, 0, 0, 0], "the reference is the first trial of the baseline"
-    assert first["joint, optimizer"] == [None] * 7, "the reference is the one of the same seeds"
-    assert {each.optimizer for each in measured.of("joint, optimizer")} == {"adamw-8bit"}
+    assert all(steps == [None] * len(steps) for steps in first.values()), "the reference has the same number"
+    assert {each.optimizer for each in measured.of(OTHER)} == {"adamw-8bit"}
     assert measured.steps == 3
     assert measured.one_ulp == 2**-25, "A has eight columns, so values up to 0.35"
 
@@ -226,70 +231,85 @@ def settings(trial: Trial) -> dict[str, Any]:
     return {name: found[name] for name in names}
 
 
-def test_conditions_free_what_they_say_and_nothing_else(study: Study) -> None:
+def test_conditions_have_second_levels_of_what_they_say_and_nothing_else(study: Study) -> None:
     found = by_name(full(study))
-    pinned = settings(found[BASELINE].trials[0])
-    assert pinned == {
+    first: dict[str, Any] = {
         "split": 42,
-        "adapter_init": 42,
-        "data_order": 42,
-        "dropout": 42,
+        "adapter_init": {"per_trial": 42},
+        "data_order": {"per_trial": 42},
+        "dropout": {"per_trial": 42},
         "kernels": "deterministic",
         "threads": 1,
         "nudge": False,
         "optimizer": "adamw-32bit",
     }
-    free = {"per_trial": 42}
-    for name, changes in {
-        "adapter_init": {"adapter_init": free},
-        "data_order": {"data_order": free},
-        "dropout": {"dropout": free},
-        "data_order × dropout": {"data_order": free, "dropout": free},
-        "nudge": {"nudge": True},
-        "optimizer": {"optimizer": "adamw-8bit"},
-    }.items():
-        assert [settings(trial) for trial in found[name].trials] == [pinned | changes] * len(
-            found[name].trials
-        ), name
-    ways = [(settings(trial)["kernels"], settings(trial)["threads"]) for trial in found["kernels"].trials]
-    assert len(set(ways)) == 7
-    assert ("deterministic", 1) not in ways
-    together = [settings(trial) for trial in found[JOINT].trials]
-    assert [(each["kernels"], each["threads"]) for each in together] == ways
-    assert all(each["adapter_init"] == each["data_order"] == each["dropout"] == free for each in together)
-    assert [settings(trial) for trial in found["joint, optimizer"].trials] == [
-        each | {"optimizer": "adamw-8bit"} for each in together
-    ]
-    assert sum(len(condition.trials) for condition in found.values()) == 2 + 7 * 5 + 7 * 3 + 7 + 1 + 7
+    second: dict[str, Any] = {
+        source: {"per_trial": stream_seed(42, source, "second level")}
+        for source in ("adapter_init", "data_order", "dropout")
+    } | {"kernels": "default", "threads": 2}
+    own = {
+        BASELINE: [],
+        REPEAT: [],
+        "adapter_init": ["adapter_init"],
+        "data_order": ["data_order"],
+        "dropout": ["dropout"],
+        "kernels": ["kernels", "threads"],
+        "adapter_init × data_order": ["adapter_init", "data_order"],
+        "adapter_init × dropout": ["adapter_init", "dropout"],
+        "data_order × dropout": ["data_order", "dropout"],
+        JOINT: list(second),
+    }
+    wanted = {name: first | {key: second[key] for key in keys} for name, keys in own.items()}
+    wanted |= {NUDGE: first | {"nudge": True}, OTHER: first | {"optimizer": "adamw-8bit"}}
+    assert {name: settings(condition.trials[0]) for name, condition in found.items()} == wanted
+    for name, condition in found.items():
+        assert [trial.number for trial in condition.trials] == [*range(1, 2 if name == REPEAT else 8)]
+        assert all(settings(trial) == wanted[name] for trial in condition.trials), name
 
 
-def test_trials_have_folders_of_their_own_that_other_choices_share(study: Study) -> None:
-    folders = [trial.folder for condition in conditions(full(study)) for trial in condition.trials]
+def test_levels_of_all_replicates_are_independent_draws(study: Study) -> None:
+    found = by_name(full(study))
+    sources: tuple[Source, ...] = ("adapter_init", "data_order", "dropout")
+    drawn = {
+        draw_seed(getattr(trial.study.randomness, source), source, trial.number)
+        for condition in (found[BASELINE], found[JOINT])
+        for trial in condition.trials
+        for source in sources
+    }
+    assert len(drawn) == 2 * 7 * 3
+
+
+def test_trials_have_folders_of_their_own_that_experiments_on_other_optimizers_share(study: Study) -> None:
+    experiment = full(study)
+    folders = [trial.folder for condition in conditions(experiment) for trial in condition.trials]
     assert len(set(folders)) == len(folders)
     assert {folder.parents[3] for folder in folders} == {Path("runs/tiny@attribute")}
-    fewer = full(study, sources=("adapter_init", "data_order"), interactions=False)
-    shared = {trial.folder for condition in conditions(fewer) for trial in condition.trials}
-    assert shared <= set(folders), "both freed is a pair in one, all in the other"
+    found, other = by_name(experiment), by_name(dataclasses.replace(experiment, optimizer="adamw-8bit"))
+    assert found[OTHER].trials == other[BASELINE].trials
 
 
-def test_seeds_of_the_study_are_the_pinned_ones(study: Study) -> None:
+def test_smaller_experiments_leave_other_files_and_other_levels_other_folders(study: Study) -> None:
+    whole = full(study)
+    assert whole.file == Path("runs/tiny@attribute/tiny-neox/adamw-32bit/attribution.json")
+    fewer = dataclasses.replace(whole, replicates=3)
+    assert (fewer.label, fewer.file.name) == (whole.label, "attribution-3-replicates.json")
+    undisturbed = dataclasses.replace(whole, sources=("adapter_init", "data_order", "dropout", "kernels"))
+    assert undisturbed.label == whole.label
+    assert undisturbed.file.name == "attribution-no-nudge-no-optimizer.json"
+    order = dataclasses.replace(whole, sources=("data_order", "nudge"))
+    assert order.label == "tiny@attribute-data_order"
+    assert dataclasses.replace(whole, kernels="default").file != whole.file
+
+
+def test_seeds_of_the_study_give_the_first_levels(study: Study) -> None:
     profile = dataclasses.replace(study.randomness, data_order=7, dropout="fresh")
     given = dataclasses.replace(study, profiles=study.profiles | {study.profile: profile})
-    found = by_name(full(given))
-    pinned = settings(found[BASELINE].trials[0])
-    assert (pinned["data_order"], pinned["dropout"]) == (7, 42)
-    assert settings(found["data_order"].trials[3])["data_order"] == {"per_trial": 7}
+    first = settings(by_name(full(given))[BASELINE].trials[3])
+    assert (first["data_order"], first["dropout"]) == ({"per_trial": 7}, {"per_trial": 42})
 
 
-def test_ways_of_arithmetic_leave_the_baselines_out() -> None:
-    ways = [way for way, _ in zip(arithmetics(2), range(5), strict=False)]
-    assert ways == [
-        ("default", 2),
-        ("deterministic", 1),
-        ("default", 1),
-        ("deterministic", 3),
-        ("default", 3),
-    ]
+def test_another_number_of_threads_is_one_for_which_there_are_cores() -> None:
+    assert [other_threads(threads) for threads in (1, 2, 3, 8)] == [2, 1, 1, 4]
 
 
 @pytest.mark.parametrize(

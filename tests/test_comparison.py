@@ -198,7 +198,7 @@ def test_comparisons_are_written_after_the_papers_tables_and_removed_without_one
     assert extra < written
     for name in ("tables.md", "tables.tex"):
         text = (tmp_path / name).read_text(encoding="utf-8")
-        order = re.findall(r"^\*\*Table (\w+)\.|/table-0?(\w+)\}", text, re.MULTILINE)
+        order = re.findall(r"^\*\*Table (\w+)\.|/table-0?(\w+)\.tex\}", text, re.MULTILINE)
         last = [(one or two).replace("C0", "C") for one, two in order]
         assert last[-7:] == ["11", "S1", "S1b", "C1", "C2", "C10", "C11"]
     (tmp_path / "table-S0.md").touch()

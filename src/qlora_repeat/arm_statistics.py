@@ -5,9 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from qlora_repeat.files import write_json
+from qlora_repeat.files import strict, write_json
 from qlora_repeat.results import TrialResult
 from qlora_repeat.statistics import (
     LEVEL,
@@ -108,9 +107,9 @@ def study_statistics(results: Sequence[TrialResult]) -> StudyStatistics:
 
 
 def write_statistics(results: Sequence[TrialResult], path: Path) -> None:
-    """Writes the statistics as JSON, in which a number that is not finite is the text "Infinity"."""
+    """Writes the statistics as JSON, in which a number that is not finite is text (`files.strict`)."""
     found = study_statistics(results)
-    write_json(path, _strict({"level": LEVEL, "methods": METHODS} | dataclasses.asdict(found)))
+    write_json(path, strict({"level": LEVEL, "methods": METHODS} | dataclasses.asdict(found)))
 
 
 def reference_of(optimizer: str) -> str:
@@ -156,13 +155,3 @@ def _comparisons(measure: str, values: dict[tuple[str, str], list[float]]) -> li
         dataclasses.replace(comparison, p_holm=adjusted.get((comparison.model, comparison.optimizer)))
         for comparison in found
     ]
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _strict(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_strict(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "Infinity"
-    return value

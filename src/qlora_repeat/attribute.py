@@ -1,10 +1,11 @@
 """The experiment that asks which source makes the runs of an arm differ: its conditions and their trials.
 
-In the baseline every source is pinned, and the kernels are deterministic. Each other condition frees one
-source, or several. A freed source takes a level of its own in each replicate, and the same one in every
-condition that frees it: replicate 3 of ``joint`` has the initial adapter of replicate 3 of ``adapter_init``
-and the data order of replicate 3 of ``data_order``. So effects are compared in pairs, and what the sources
-do together that they do not do alone (interaction) shows in each replicate, without further runs.
+Each source that is looked at has two levels in each replicate, drawn independently. The baseline has the
+first of all, ``joint`` the second of all, and each other condition takes the second of one source, or of two,
+and the first of the rest (pick-freeze; Sobol 1993). So what a source does is seen at as many levels of the
+other sources as there are replicates, and not only at those that a study happens to have.
+
+One trial of the baseline is run twice, with everything pinned: it must be the same bits.
 
 Each condition is a study of its own, derived from the given one; whatever the kit does for studies it does
 for the experiment: trials run side by side, go on where they were killed, have records, and become stale.
@@ -13,29 +14,30 @@ for the experiment: trials run side by side, go on where they were killed, have 
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.adapter_distance import Adapter, distances, read_adapter, update_distance
+from qlora_repeat.digest import json_digest
 from qlora_repeat.divergence import first_divergence
 from qlora_repeat.errors import BusyError, MissingError, UsageError
-from qlora_repeat.fingerprint import software_names
+from qlora_repeat.fingerprint import machine_digest, machine_name, software_names
 from qlora_repeat.lock import exclusive
 from qlora_repeat.outcomes import (
     BASELINE,
     FREED,
     JOINT,
-    JOINT_OTHER,
     NUDGE,
     OTHER,
+    REPEAT,
     Freed,
     Measured,
     Outcome,
     pair_name,
 )
-from qlora_repeat.randomness import Kernels, PerTrial, Randomness, Setting
+from qlora_repeat.randomness import Kernels, PerTrial, Randomness, Setting, Source, stream_seed
 from qlora_repeat.record import Record
 from qlora_repeat.stages import stage_states
 from qlora_repeat.study import Optimizer, Study
@@ -48,11 +50,10 @@ DEFAULT = tuple(choice for choice in CHOICES if choice != "split")
 
 STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
 """Those of a trial of the experiment: it measures no time."""
-BASELINES = 2
-"""Trials of the baseline. They must be the same bits; a third would show no more."""
+REPLICATES = 7
+"""By default; so many trials has the paper of each arm."""
 PINNED = 42
 """The seed of a source for which the study has none of its own."""
-
 LATE = 4
 """The late loss is the mean loss of the last of so many equal parts of the steps."""
 
@@ -69,12 +70,20 @@ class Experiment:
     replicates: int
     interactions: bool
     """Whether also each pair of random sources is freed together, to tell which of them interact."""
+    kernels: Kernels
+    """Those of the baseline: default ones only where an operation has no deterministic form."""
     runs: Path
 
     @property
     def label(self) -> str:
-        """The name of the folder of its trials, in that of results."""
-        return f"{self.study.label}@attribute"
+        """The name of the folder of its trials, in that of results.
+
+        Another choice of sources that have levels makes another baseline, and so another folder.
+        """
+        levels: list[str] = [source for source in self.sources if source in FREED and source != "kernels"]
+        usual = [source for source in DEFAULT if source in FREED and source != "kernels"]
+        choice = [] if levels == usual else levels or ["pinned"]
+        return "-".join([f"{self.study.label}@attribute", *choice])
 
     @property
     def freed(self) -> tuple[Freed, ...]:
@@ -88,8 +97,12 @@ class Experiment:
 
     @property
     def file(self) -> Path:
-        """What was measured, and what it says of the sources."""
-        return self.runs / self.label / self.model / self.optimizer / "attribution.json"
+        """What was measured, and what it says of the sources. A smaller experiment has a file of its own."""
+        lacking = [f"no-{source}" for source in DEFAULT if source not in self.sources]
+        fewer = [f"{self.replicates}-replicates"] if self.replicates < REPLICATES else []
+        pinned = ["default-kernels"] if self.kernels == "default" else []
+        name = "-".join(["attribution", *lacking, *fewer, *pinned])
+        return self.runs / self.label / self.model / self.optimizer / f"{name}.json"
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,7 @@ class Condition:
 
     name: str
     freed: tuple[Freed, ...]
+    """The sources that have their second levels."""
     trials: list[Trial]
 
 
@@ -109,6 +123,7 @@ def make_experiment(
     replicates: int,
     interactions: bool,
     runs: Path,
+    kernels: Kernels = "deterministic",
 ) -> Experiment:
     """The experiment on an arm: by default, of the study's first model and its 32-bit optimizer.
 
@@ -130,25 +145,18 @@ def make_experiment(
     if not chosen:
         raise UsageError(f"--sources: name at least one of {', '.join(CHOICES)}")
     named: Any = optimizer
-    return Experiment(study, model, named, chosen, replicates, interactions, runs)
+    return Experiment(study, model, named, chosen, replicates, interactions, kernels, runs)
 
 
 def conditions(experiment: Experiment) -> list[Condition]:
-    """The conditions, the baseline first; those with all sources freed only where there are two or more."""
-    freed, other = experiment.freed, "optimizer" in experiment.sources
-    every = range(1, experiment.replicates + 1)
-    found = [_condition(experiment, BASELINE, (), range(1, BASELINES + 1))]
-    found += [_condition(experiment, source, (source,), every) for source in freed]
+    """The conditions, the baseline first; that of all sources only where there are two or more."""
+    freed = experiment.freed
+    chosen: list[tuple[str, tuple[Freed, ...]]] = [(BASELINE, ()), (REPEAT, ())]
+    chosen += [(source, (source,)) for source in freed]
     if len(freed) > 1:
-        found += [_condition(experiment, pair_name(pair), pair, every) for pair in pairs(experiment)]
-        found.append(_condition(experiment, JOINT, freed, every))
-    if NUDGE in experiment.sources:
-        found.append(_condition(experiment, NUDGE, (), every))
-    if other:
-        found.append(_condition(experiment, OTHER, (), range(1, 2)))
-    if other and freed:
-        found.append(_condition(experiment, JOINT_OTHER, freed, every))
-    return found
+        chosen += [(pair_name(pair), pair) for pair in pairs(experiment)] + [(JOINT, freed)]
+    chosen += [(name, ()) for name in (NUDGE, OTHER) if name in experiment.sources]
+    return [_condition(experiment, name, freed) for name, freed in chosen]
 
 
 def pairs(experiment: Experiment) -> list[tuple[Freed, ...]]:
@@ -159,11 +167,12 @@ def pairs(experiment: Experiment) -> list[tuple[Freed, ...]]:
     return list(itertools.combinations(random, 2))
 
 
-def _condition(experiment: Experiment, name: str, freed: tuple[Freed, ...], numbers: range) -> Condition:
-    optimizer = experiment.other if name in (OTHER, JOINT_OTHER) else experiment.optimizer
+def _condition(experiment: Experiment, name: str, freed: tuple[Freed, ...]) -> Condition:
+    numbers = range(1, 2 if name == REPEAT else experiment.replicates + 1)
+    optimizer = experiment.other if name == OTHER else experiment.optimizer
     trials = [
         Trial(
-            study=_derived(experiment, freed, optimizer, name == NUDGE, number),
+            study=_derived(experiment, name, freed, optimizer, number),
             model_name=experiment.model,
             optimizer=optimizer,
             number=number,
@@ -175,25 +184,28 @@ def _condition(experiment: Experiment, name: str, freed: tuple[Freed, ...], numb
 
 
 def _derived(
-    experiment: Experiment, freed: tuple[Freed, ...], optimizer: Optimizer, nudge: bool, number: int
+    experiment: Experiment, condition: str, freed: tuple[Freed, ...], optimizer: Optimizer, number: int
 ) -> Study:
     """The study of one trial. What it does not measure is cut short, and no fine-tuning depends on it.
 
-    Its folder is named after what is freed, and so may be shared: by the baselines of two optimizers, or by
-    experiments with other choices of sources.
+    Its folder is named after what is freed, and so may be shared by experiments on two optimizers, or with
+    other choices of sources.
     """
     study, profile = experiment.study, experiment.study.randomness
-    kernels: Kernels = "deterministic"
-    threads, variant = study.threads, ""
+    kernels, threads, variant = experiment.kernels, study.threads, ""
     if "kernels" in freed:
-        kernels, threads = next(itertools.islice(arithmetics(study.threads), number - 1, None))
+        kernels, threads = "default", other_threads(study.threads)
+    if "kernels" in freed or experiment.kernels == "default":
         variant = f"{kernels}-{threads}-threads"
 
-    def setting(source: Freed) -> Setting:
+    def setting(source: Source) -> Setting:
         seed = _pinned(getattr(profile, source))
-        return PerTrial(seed) if source in freed else seed
+        if source not in experiment.freed:
+            return seed
+        second = stream_seed(seed, source, "second level")
+        return PerTrial(second if source in freed else seed)
 
-    name = NUDGE if nudge else "-".join(freed) or BASELINE
+    name = "-".join(freed) or {NUDGE: NUDGE, REPEAT: REPEAT}.get(condition, BASELINE)
     data = study.models[experiment.model].data
     return replace(
         study,
@@ -201,6 +213,7 @@ def _derived(
         variant=variant,
         trials=number,
         threads=threads,
+        digest_every=1,
         keep_merged=False,
         optimizers=[optimizer],
         profile=name,
@@ -212,7 +225,7 @@ def _derived(
                 dropout=setting("dropout"),
                 generation=_pinned(profile.generation),
                 kernels=kernels,
-                nudge=nudge,
+                nudge=condition == NUDGE,
             )
         },
         models={experiment.model: study.models[experiment.model]},
@@ -229,16 +242,9 @@ def _pinned(setting: Setting) -> int:
     return PINNED if setting == "fresh" else setting
 
 
-def arithmetics(threads: int) -> Iterator[tuple[Kernels, int]]:
-    """Ways to do the same arithmetic, without the baseline's: both kinds of kernels, few threads first.
-
-    More threads than cores are slower, but divide sums in yet another way.
-    """
-    yield "default", threads
-    for number in itertools.count(1):
-        if number != threads:
-            yield "deterministic", number
-            yield "default", number
+def other_threads(threads: int) -> int:
+    """Another number of threads: half as many, for which there are cores; two for one."""
+    return threads // 2 or 2
 
 
 def measure(experiment: Experiment, cache: Path) -> Measured:
@@ -248,25 +254,12 @@ def measure(experiment: Experiment, cache: Path) -> Measured:
         MissingError: one is not done; says which.
     """
     found = conditions(experiment)
-    by_name = {condition.name: condition for condition in found}
-    sources = [name for name in by_name if name in experiment.freed]
-    joint = by_name.get(JOINT, by_name[sources[-1]] if sources else by_name[BASELINE])
-    baseline = _Left.of(by_name[BASELINE].trials[0], cache)
-    outcomes: list[Outcome] = []
-    apart: dict[str, list[float | None]] = {}
-    for condition in found:
-        trials = [_Left.of(trial, cache) for trial in condition.trials]
-        references = (
-            [_Left.of(trial, cache) for trial in joint.trials]
-            if condition.name == JOINT_OTHER
-            else [baseline] * len(trials)
-        )
+    baseline = [_Left.of(trial, cache) for trial in found[0].trials]
+    outcomes = [_outcome(BASELINE, left, left) for left in baseline]
+    for condition in found[1:]:
         outcomes += [
-            _outcome(condition, trial, reference) for trial, reference in zip(trials, references, strict=True)
-        ]
-        apart[condition.name] = [
-            _steady(update_distance(one.adapter, other.adapter))
-            for one, other in itertools.combinations(trials, 2)
+            _outcome(condition.name, _Left.of(trial, cache), reference)
+            for trial, reference in zip(condition.trials, baseline, strict=False)
         ]
     return Measured(
         study=experiment.study.label,
@@ -274,13 +267,13 @@ def measure(experiment: Experiment, cache: Path) -> Measured:
         model_title=experiment.study.models[experiment.model].title,
         optimizer=experiment.optimizer,
         other=experiment.other,
+        kernels=experiment.kernels,
         freed=list(experiment.freed),
         pairs=[list(pair) for pair in pairs(experiment)],
         replicates=experiment.replicates,
-        steps=len(baseline.steps) - 1,
-        one_ulp=_one_ulp(baseline.adapter),
+        steps=len(baseline[0].steps) - 1,
+        one_ulp=_one_ulp(baseline[0].adapter),
         outcomes=outcomes,
-        apart=apart,
     )
 
 
@@ -324,28 +317,32 @@ class _Left:
         return _Left(trial, records, read_trace(trial.trace), read_adapter(trial.adapter))
 
 
-def _outcome(condition: Condition, left: _Left, reference: _Left) -> Outcome:
-    trained, tested = left.records["finetune"], left.records["evaluate"].outputs
+def _outcome(condition: str, left: _Left, reference: _Left) -> Outcome:
+    trained, tested = left.records["finetune"], left.records["evaluate"]
     parted = first_divergence(reference.steps, left.steps)
     losses = [step.loss for step in left.steps if step.loss is not None]
     late = losses[-math.ceil(len(losses) / LATE) :]
     return Outcome(
-        condition=condition.name,
+        condition=condition,
         replicate=left.trial.number,
         optimizer=left.trial.optimizer,
         kernels=left.trial.study.randomness.kernels,
         threads=left.trial.study.threads,
         seeds=dict(trained.outputs["seeds"]),
-        perplexity=tested["perplexity"],
+        perplexity=tested.outputs["perplexity"],
         final_loss=trained.outputs["final_loss"],
         late_loss=math.fsum(late) / len(late) if all(map(math.isfinite, late)) else sum(late) / len(late),
         diverged_at=trained.outputs["diverged_at"],
         adapter_digest=trained.outputs["adapter_digest"],
+        initial_digest=str(left.steps[0].adapter),
+        rows_digest=json_digest([(step.examples, step.tokens) for step in left.steps]),
+        rates_digest=json_digest([step.learning_rate for step in left.steps]),
         first_step=parted.step if parted else None,
         first_kind=parted.kind if parted else None,
         update_distance=_steady(update_distance(reference.adapter, left.adapter)),
         value_distance=_steady(distances(reference.adapter, left.adapter)["all"].l2) or 0.0,
-        device=str(trained.fingerprint["gpu"] or trained.fingerprint["cpu"]),
+        device=machine_name(trained.fingerprint),
+        machine=json_digest([machine_digest(record.fingerprint) for record in (trained, tested)]),
         software=software_names(trained.fingerprint),
         finished=max(record.finished for record in left.records.values()),
     )

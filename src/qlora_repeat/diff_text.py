@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from qlora_repeat.divergence import MEANINGS, Difference, Divergence, Side, TrialDiff
+from qlora_repeat.files import strict
 
 _LONGEST = 36
 """So many characters of a value are shown; JSON has all."""
@@ -172,12 +172,3 @@ def _table(headings: list[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _prose(text: str) -> str:
     return textwrap.fill(text, 100)
-
-
-def strict(value: Any) -> Any:
-    """A JSON value without numbers that JSON does not have."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: strict(each) for key, each in value.items()}
-    return [strict(each) for each in value] if isinstance(value, list | tuple) else value

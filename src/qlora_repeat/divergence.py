@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from qlora_repeat.adapter_distance import Distance, adapter_distances
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.fingerprint import fingerprint_differences
 from qlora_repeat.record import Record, damaged_file, read_record
 from qlora_repeat.trace import Step, read_trace
 from qlora_repeat.trial import Stage
+
+if TYPE_CHECKING:
+    from qlora_repeat.adapter_distance import Distance
 
 Kind = Literal["init", "data", "learning rate", "loss", "gradient", "skipped", "update"]
 What = Literal["setting", "input", "seed", "fingerprint"]
@@ -164,7 +166,7 @@ class TrialDiff:
     first: Side
     second: Side
     divergence: Divergence | None
-    distances: dict[str, Distance] | None
+    distances: "dict[str, Distance] | None"
     """Of ``all`` values of the adapters, of ``lora_A`` and of ``lora_B``; None where not compared."""
     differences: list[Difference]
     """Between settings, other inputs, seeds and fingerprints."""
@@ -223,6 +225,8 @@ def compare_trials(first: Side, second: Side) -> TrialDiff:
     Raises:
         UsageError: an adapter is not a file of safetensors.
     """
+    from qlora_repeat.adapter_distance import adapter_distances
+
     unlike: list[str] = []
     not_compared = [*_lacking(first), *_lacking(second), *_unknown(first.steps, second.steps)]
     shorter, longer = sorted((first, second), key=lambda side: side.last_step)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -58,6 +59,15 @@ def write_json(path: Path, value: Any) -> None:
 def json_text(value: Any) -> str:
     """JSON as `write_json` writes it."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def strict(value: Any) -> Any:
+    """A JSON value in which numbers that JSON does not have are text: nan, inf, -inf."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: strict(each) for key, each in value.items()}
+    return [strict(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: Path, mend: str) -> Any:

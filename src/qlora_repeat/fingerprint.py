@@ -227,6 +227,20 @@ def device_name(found: dict[str, Any]) -> str:
     return str(found["gpu"] or f"{found['cpu']}, {threads} ({found['cpu_capability']})")
 
 
+def machine_name(found: dict[str, Any]) -> str:
+    """A fingerprint's processor, for people: a GPU and its driver, or a CPU and the instructions in use."""
+    if found["gpu"]:
+        return f"{found['gpu']}, driver {found['driver']}"
+    return f"{found['cpu']} ({found['cpu_capability']})"
+
+
+def machine_digest(found: dict[str, Any]) -> str:
+    """A digest of what in a fingerprint may change bits and no study sets: processor, driver, packages."""
+    names = ("packages", "python", "libc", "cpu", "cpu_flags", "cpu_capability")
+    of_gpu = ("gpu", "gpu_capability", "driver", "cuda", "cudnn", "cublas")
+    return json_digest({name: found.get(name) for name in (*names, *of_gpu)})
+
+
 def software_names(found: dict[str, Any]) -> str:
     """A fingerprint's software, for people."""
     shown = ("torch", "transformers", "peft", "bitsandbytes")

@@ -1,4 +1,9 @@
-"""Comparisons of values that are paired, replicate by replicate, and their intervals. None needs many."""
+"""How much of what changes together each part explains: values that are paired, replicate by replicate.
+
+A change is the difference of two outcomes whose levels are drawn alike, so that its mean is zero; squares are
+therefore taken about zero, not about the mean. Intervals were chosen by their simulated coverage with seven
+replicates (``benchmarks/coverage.py attribution``).
+"""
 
 import functools
 import math
@@ -18,7 +23,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval; None where there are too few replicates, or one is not finite."""
+    """A number and its interval; None where there are too few replicates, or all that counts is in one."""
 
     value: float | None
     low: float | None = None
@@ -26,21 +31,36 @@ class Estimate:
 
 
 def share(part: Values, whole: Values) -> Estimate:
-    """Cov(whole, part) / Var(whole), with the t interval of a straight-line fit of the part on the whole.
+    """The sum of part x whole over that of whole x whole: the slope of a line through zero.
 
-    Shares of parts that add up to the whole sum to 1. The interval is exact where both are normal.
+    Shares of parts that add up to the whole sum to 1. The interval is t times the standard error HC3
+    (MacKinnon and White 1985), which does not take the scatter around the line as even, and is large where
+    one replicate decides the slope.
     """
-    count = len(whole)
     if not _comparable(part, whole):
         return Estimate(None)
-    across, along = whole - whole.mean(), part - part.mean()
-    squares = float(across @ across)
-    value = float(across @ along) / squares
-    if count < 3:
+    squares = float(whole @ whole)
+    value = float(part @ whole) / squares
+    count, left = len(whole), 1 - whole**2 / squares
+    if count < FEWEST or not left.all():
         return Estimate(value)
-    residuals = along - value * across
-    reach = _t(count - 2) * math.sqrt(float(residuals @ residuals) / (count - 2) / squares)
-    return Estimate(value, value - reach, value + reach)
+    error = float(np.linalg.norm(whole * (part - value * whole) / left)) / squares
+    return Estimate(value, value - _t(count - 1) * error, value + _t(count - 1) * error)
+
+
+def size(part: Values, whole: Values) -> Estimate:
+    """The sum of squares of a part over that of the whole; its interval is by a jackknife of its log."""
+    if not _comparable(part, whole):
+        return Estimate(None)
+    above, below = float(part @ part), float(whole @ whole)
+    left_above, left_below = above - part**2, below - whole**2
+    enough = len(whole) >= FEWEST and (left_above > 1e-12 * above).all() and (left_below > 0).all()
+    if not above or not enough:
+        return Estimate(above / below)
+    logs = np.log(left_above / left_below)
+    count = len(whole)
+    reach = _t(count - 1) * math.sqrt((count - 1) / count) * float(np.linalg.norm(logs - logs.mean()))
+    return Estimate(above / below, above / below * math.exp(-reach), above / below * math.exp(reach))
 
 
 def variance_ratio(part: Values, whole: Values) -> Estimate:
@@ -49,33 +69,15 @@ def variance_ratio(part: Values, whole: Values) -> Estimate:
     The closer the two follow each other, the narrower it is; an F interval takes them as independent.
     """
     count = len(whole)
-    if not _comparable(part, whole):
+    if not _comparable(part, whole) or not np.ptp(whole):
         return Estimate(None)
     ratio = float(np.var(part, ddof=1) / np.var(whole, ddof=1))
-    if count < 3 or ratio == 0:
+    if count < FEWEST or ratio == 0:
         return Estimate(ratio)
     correlation = float(np.corrcoef(part, whole)[0, 1])
     k = 1 + 2 * (1 - min(correlation**2, 1)) * _t(count - 2) ** 2 / (count - 2)
     reach = math.sqrt(k**2 - 1)
     return Estimate(ratio, ratio * (k - reach), ratio * (k + reach))
-
-
-def sum_of_variances(parts: list[Values], whole: Values) -> Estimate:
-    """The sum of the variances of parts, relative to that of the whole, with a percentile bootstrap interval.
-
-    With seven replicates it covers the truth in about 88 to 93 of 100 cases, not in 95.
-    """
-    stacked = np.array([whole, *parts])
-    if not _comparable(stacked.ravel(), whole):
-        return Estimate(None)
-    variances = stacked.var(axis=1, ddof=1)
-    value = float(variances[1:].sum() / variances[0])
-    if len(whole) < FEWEST:
-        return Estimate(value)
-    variances = stacked[:, _resamples(len(whole))].var(axis=2, ddof=1)
-    ratios = variances[1:, variances[0] > 0].sum(axis=0) / variances[0, variances[0] > 0]
-    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high))
 
 
 def largest_share(parts: dict[str, Values], whole: Values) -> tuple[str | None, float | None]:
@@ -87,48 +89,46 @@ def largest_share(parts: dict[str, Values], whole: Values) -> tuple[str | None, 
     winner = max(known, key=lambda name: known[name])
     if len(whole) < FEWEST:
         return winner, None
-    drawn = _resamples(len(whole))
-    across = whole[drawn] - whole[drawn].mean(axis=1, keepdims=True)
-    covariances = np.array([(across * part[drawn]).sum(axis=1) for part in parts.values()])
-    return winner, float((covariances.argmax(axis=0) == list(parts).index(winner)).mean())
+    drawn = np.random.default_rng(SEED).integers(len(whole), size=(RESAMPLES, len(whole)))
+    products = np.array([(whole * part)[drawn].sum(axis=1) for part in parts.values()])
+    return winner, float((products.argmax(axis=0) == list(parts).index(winner)).mean())
 
 
 def mean_difference(values: Values) -> Estimate:
     """The mean of paired differences, with its t interval."""
-    mean, sd = float(values.mean()), deviation(values)
-    if sd is None or not math.isfinite(sd):
-        return Estimate(mean if math.isfinite(mean) else None)
-    reach = _t(len(values) - 1) * sd / math.sqrt(len(values))
+    if not len(values) or not np.isfinite(values).all():
+        return Estimate(None)
+    mean, count = float(values.mean()), len(values)
+    if count < FEWEST:
+        return Estimate(mean)
+    reach = _t(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
     return Estimate(mean, mean - reach, mean + reach)
 
 
-def excess(values: Values, noise: Values, times: int) -> float | None:
-    """The p-value of an F test: that values vary by no more than the sum of so many such noises."""
-    one, other = deviation(values), deviation(noise)
-    if one is None or not other or not math.isfinite(one * other):
+def excess(values: Values, noise: Values, times: float) -> float | None:
+    """The p-value of an F test: that squares of values are no larger than so many times those of a noise."""
+    known = len(values) and len(noise) and np.isfinite(values).all() and np.isfinite(noise).all()
+    if not known or not noise.any():
         return None
-    return float(stats.f.sf((one / other) ** 2 / times, len(values) - 1, len(noise) - 1))
+    ratio = float(np.mean(values**2) / np.mean(noise**2))
+    return float(stats.f.sf(ratio / times, len(values), len(noise)))
 
 
-def deviation(values: Values) -> float | None:
-    """The sample standard deviation (n - 1); None of fewer than two."""
-    with np.errstate(invalid="ignore"):
-        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+def half_deviation(changes: Values) -> float | None:
+    """The standard deviation of outcomes, from changes between two draws: the root of half the mean
+    square."""
+    if not len(changes):
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        return math.sqrt(float(np.mean(changes**2)) / 2)
 
 
 def _comparable(part: Values, whole: Values) -> bool:
-    """Whether all values are finite, and those of the whole differ."""
+    """Whether all values are finite, and the whole changes at all."""
     finite = bool(np.isfinite(part).all() and np.isfinite(whole).all())
-    return finite and len(whole) > 1 and bool(np.ptp(whole) > 0)
+    return finite and len(whole) > 1 and bool(whole.any())
 
 
 @functools.cache
 def _t(freedom: int) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
-
-
-def _resamples(count: int) -> NDArray[np.int64]:
-    """Which replicates each bootstrap sample has, without samples of one replicate alone."""
-    drawn = np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
-    kept: NDArray[np.int64] = drawn[np.ptp(drawn, axis=1) > 0]
-    return kept

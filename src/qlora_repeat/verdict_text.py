@@ -6,7 +6,8 @@ import textwrap
 
 from tabulate import tabulate
 
-from qlora_repeat.diff_text import meaning, printable, shown, strict
+from qlora_repeat.diff_text import meaning, printable, shown
+from qlora_repeat.files import strict
 from qlora_repeat.verdict import LEVEL, Verdict
 
 EXIT_CODES = {

@@ -21,6 +21,7 @@ from qlora_repeat.commands.options import (
 if TYPE_CHECKING:
     from qlora_repeat.attribute import Condition, Experiment
     from qlora_repeat.outcomes import Measured
+    from qlora_repeat.randomness import Kernels
 
 
 @click.command("attribute")
@@ -33,9 +34,20 @@ if TYPE_CHECKING:
     help="Of adapter_init, data_order, dropout, split, kernels, nudge, optimizer.  [default: all but split]",
 )
 @click.option(
-    "--replicates", type=click.IntRange(2), default=7, show_default=True, help="Trials of each condition."
+    "--replicates",
+    type=click.IntRange(2, 200),
+    default=7,
+    show_default=True,
+    help="Trials of each condition.",
 )
 @click.option("--interactions", is_flag=True, help="Also free each pair of random sources.")
+@click.option(
+    "--kernels",
+    type=click.Choice(["deterministic", "default"]),
+    default="deterministic",
+    show_default=True,
+    help="Of the baseline; default ones pin no bits, for where an operation has no deterministic form.",
+)
 @click.option("--dry-run", is_flag=True, help="Tell what would be run, and run nothing.")
 @click.option(
     "--results",
@@ -58,6 +70,7 @@ def command(
     sources: str | None,
     replicates: int,
     interactions: bool,
+    kernels: "Kernels",
     dry_run: bool,
     results: Path | None,
     jobs: int | None,
@@ -69,10 +82,11 @@ def command(
 ) -> None:
     """Find which source of randomness makes the runs of one arm differ, by an experiment.
 
-    A baseline has every source pinned. Then each source is freed alone, and all together; one weight is moved
-    by one unit in the last place; and the other precision of optimizer state is tried. Run again, it goes on
-    with what is missing. It leaves attribution.json, table S2 and a figure, and says in words what they show.
-    Ends with exit code 7 where trials that must be alike are not, so that nothing can be read from it.
+    A baseline has every source pinned, at other levels in each replicate. Then each source has another level,
+    alone and all together; one weight is moved by one unit in the last place; and the other precision of
+    optimizer state is tried. Run again, it goes on with what is missing. It leaves attribution.json, table S2
+    and a figure, and says in words what they show. Ends with exit code 7 where trials that must be alike are
+    not, so that nothing can be read from it.
 
     \b
     Example:
@@ -88,7 +102,7 @@ def command(
         return
     chosen = [name.strip() for name in sources.split(",")] if sources is not None else DEFAULT
     study = load_study(study_file)
-    experiment = make_experiment(study, model, optimizer, chosen, replicates, interactions, runs)
+    experiment = make_experiment(study, model, optimizer, chosen, replicates, interactions, runs, kernels)
     found = conditions(experiment)
     if dry_run:
         click.echo(_plan(experiment, found, cache))

@@ -1,6 +1,7 @@
 """`qlora-repeat figures`."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     """Draw the paper's Figure 4, as PDF and as PNG, from collected results alone.
 
     It shows the loss of every run over the epochs, and the final losses side by side. Of a study that has an
-    optimizer with an old map of 8-bit state, Figure S3 shows what that does.
+    optimizer with an old map of 8-bit state, Figure S3 shows what that does; of an attribution, Figure S2.
 
     \b
     Example:
@@ -30,7 +31,9 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     label, rows = chosen_results(study_file, runs, results)
     silence_libraries(verbose=False)  # matplotlib tells about its caches
     os.environ["MPLBACKEND"] = "agg"  # and refuses to start with a backend that it does not know
+    from qlora_repeat.outcomes import read_experiments
     from qlora_repeat.render.figures import render_figures
 
-    for path in render_figures(rows, out or BUILD / label):
+    experiments = read_experiments(label, runs, partial(click.echo, err=True)) if results is None else []
+    for path in render_figures(rows, out or BUILD / label, experiments):
         click.echo(path)

@@ -1,5 +1,6 @@
 """`qlora-repeat tables`."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,12 +19,14 @@ from qlora_repeat.commands.options import BUILD, chosen_results, results_options
 def command(study_file: str, runs: Path, results: Path | None, compare: str | None, out: Path | None) -> None:
     """Render the paper's tables, as LaTeX and as Markdown, from collected results alone.
 
-    STUDY may be `published`: the numbers that the paper prints.
+    STUDY may be `published`: the numbers that the paper prints. Of a study's attribution, table S2 is among
+    them.
 
     \b
     Example:
       qlora-repeat tables pocket --compare published
     """
+    from qlora_repeat.outcomes import read_experiments
     from qlora_repeat.render.tables import render_tables
     from qlora_repeat.results import read_results
 
@@ -33,5 +36,6 @@ def command(study_file: str, runs: Path, results: Path | None, compare: str | No
         is_file = compare.endswith(".jsonl")
         others = read_results(Path(compare)) if is_file else chosen_results(compare, runs)[1]
     folder = out or BUILD / label
-    paths = render_tables(rows, folder, Path("paper/templates"), others)
+    experiments = read_experiments(label, runs, partial(click.echo, err=True)) if results is None else []
+    paths = render_tables(rows, folder, Path("paper/templates"), others, experiments)
     click.echo(f"{folder}: {len(paths)} files; tables.md has all tables to read")

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qlora_repeat.attribution import MAIN, Attribution, differences
-from qlora_repeat.outcomes import BASELINE, JOINT, JOINT_OTHER, NUDGE, OTHER, Measured
-from qlora_repeat.paired import Values, deviation
+from qlora_repeat.attribution import MAIN, Attribution, changes, known_replicates
+from qlora_repeat.outcomes import BASELINE, JOINT, NUDGE, OTHER, REPEAT, Measured
+from qlora_repeat.paired import Values, half_deviation
 from qlora_repeat.render.attribution_table import source_of_experiment
 from qlora_repeat.render.attribution_text import in_percent, title
 from qlora_repeat.render.drawing import (
@@ -28,9 +28,8 @@ from qlora_repeat.render.drawing import (
     write,
 )
 from qlora_repeat.render.scales import linear_ticks
-from qlora_repeat.render.summary import number
+from qlora_repeat.render.summary import DASH, number
 
-NAME = "figure-S2"
 _ABOVE, _BELOW = 14.0, 28.0
 _ROW = 17.0
 """The height of a condition."""
@@ -45,8 +44,8 @@ _MOST_TICKS = 3
 
 
 def render_attribution_figure(measured: Measured, found: Attribution, out: Path) -> list[Path]:
-    """Writes the figure as ``figure-S2.pdf`` and ``.png``; returns their paths."""
-    paths = [out / f"{NAME}.{kind}" for kind in ("pdf", "png")]
+    """Writes the figure as ``figure-S2-ARM.pdf`` and ``.png``; returns their paths."""
+    paths = [out / f"figure-S2-{measured.arm}.{kind}" for kind in ("pdf", "png")]
     with drawing_settings():
         save_figure(draw_attribution(measured, found), paths)
     return paths
@@ -71,16 +70,16 @@ def draw_attribution(measured: Measured, found: Attribution) -> Figure:
 
 
 def _by_spread(measured: Measured) -> list[tuple[str, Values]]:
-    """Each condition but the baseline, which is where zero is, unless its trials differ."""
-    found = {name: differences(measured, name) for name in measured.conditions}
-    if not np.any(found[BASELINE]):
-        del found[BASELINE]
+    """Each condition but the baseline, which is where zero is; its repetition, too, unless it differs."""
+    found = {name: changes(measured, name) for name in measured.conditions if name != BASELINE}
+    if not np.any(found[REPEAT]):
+        del found[REPEAT]
     return sorted(found.items(), key=lambda item: _size(item[1]), reverse=True)
 
 
 def _size(values: Values) -> float:
-    """The spread; of a single trial its difference; what is not finite is largest."""
-    spread = deviation(values) if len(values) > 1 else abs(float(values[0]))
+    """The standard deviation that changes give; what is not finite is largest."""
+    spread = half_deviation(values)
     return spread if spread is not None and math.isfinite(spread) else math.inf
 
 
@@ -100,7 +99,9 @@ def _draw_conditions(axes: Axes, measured: Measured, shown: list[tuple[str, Valu
     axes.set_xticks([tick for tick, _ in ticks], [label for _, label in ticks])
     axes.minorticks_off()
     remark = f" (linear within ±{around:g}, log beyond)" if around else ""
-    axes.set_xlabel(f"difference of log perplexity from the baseline{remark}", fontsize=MEDIUM)
+    axes.set_xlabel(
+        f"change of log perplexity from the same replicate of the baseline{remark}", fontsize=MEDIUM
+    )
     axes.axvline(0, color=GREY, linewidth=0.5, zorder=0)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_yticks(range(len(shown)), [title(name, measured) for name, _ in shown])
@@ -122,7 +123,7 @@ def _draw_conditions(axes: Axes, measured: Measured, shown: list[tuple[str, Valu
         if not known.all():
             edge = np.full((~known).sum(), 0.99)
             axes.plot(edge, heights[~known], marker="x", transform=beside, clip_on=False, **looks)
-        spread = number(deviation(values)) or "one trial"
+        spread = number(half_deviation(values)) or DASH
         axes.text(1.02, place, spread, transform=beside, fontsize=SMALL, va="center_baseline")
 
 
@@ -132,9 +133,9 @@ def _offsets(count: int) -> Values:
 
 
 def _colour(condition: str) -> str:
-    if condition in (JOINT, BASELINE):
+    if condition == JOINT:
         return COLOURS[0]
-    if condition in (NUDGE, OTHER, JOINT_OTHER):
+    if condition in (NUDGE, OTHER, REPEAT):
         return COLOURS[1]
     return COLOURS[4] if " × " in condition else COLOURS[2]
 
@@ -149,10 +150,10 @@ def _symlog_ticks(reach: float, around: float) -> list[tuple[float, str]]:
 
 
 def _draw_sums(axes: Axes, measured: Measured) -> None:
-    joint = differences(measured, JOINT)
+    joint = changes(measured, JOINT)
     with np.errstate(invalid="ignore"):
-        sums = np.sum([differences(measured, source) for source in measured.freed], axis=0)
-    known = np.isfinite(joint) & np.isfinite(sums)
+        sums = np.sum([changes(measured, source) for source in measured.freed], axis=0)
+    known = known_replicates(measured)
     both = np.concatenate([joint[known], sums[known], [0.0]])
     margin = 0.1 * float(np.ptp(both)) or 1.0
     low, high = float(both.min()) - margin, float(both.max()) + margin
@@ -171,7 +172,7 @@ def _draw_sums(axes: Axes, measured: Measured) -> None:
     for set_limits, set_ticks in ((axes.set_xlim, axes.set_xticks), (axes.set_ylim, axes.set_yticks)):
         set_limits(low, high)
         set_ticks([tick for tick, _ in ticks], [label for _, label in ticks])
-    axes.set_xlabel("sum of single effects", fontsize=MEDIUM)
+    axes.set_xlabel("sum of single changes", fontsize=MEDIUM)
     axes.set_ylabel("all together", fontsize=MEDIUM)
 
 
@@ -179,19 +180,20 @@ def _notes(measured: Measured, found: Attribution) -> list[str]:
     notes = [f"Not to be interpreted: {problem}" for problem in found.problems]
     notes.append(
         f"A point is a fine-tuning of {measured.model_title} with {measured.optimizer}; from the top of a "
-        f"row, replicates 1 to {measured.replicates}, which have the same levels in all rows. Blue: one "
-        "source freed. Black: all. Orange: disturbances." + (" Pink: two sources." if measured.pairs else "")
+        f"row, replicates 1 to {measured.replicates}, each of which has levels of its own, the same in all "
+        "rows. Blue: one source has its second level. Black: all. Orange: disturbances."
+        + (" Pink: two sources." if measured.pairs else "")
     )
     if (shares := found.decompositions.get(MAIN)) is not None:
         told = ", ".join(
             f"{title(source, measured)} {in_percent(shares.shares[source])}" for source in measured.freed
         )
         notes.append(
-            f"Shares of the variance of all together: {told}; only together "
-            f"{in_percent(shares.interactions)} (in parentheses 95 % intervals). Right: the numbers are "
-            "those of replicates; on the line, effects add up."
+            f"Shares of the variance of all together: {told}; interactions, taken as of two sources at a "
+            f"time, {in_percent(shares.interactions)} (in parentheses 95 % intervals). Right: the numbers "
+            "are those of replicates; on the line, changes add up."
         )
-    lacking = sum(not math.isfinite(outcome.log_perplexity) for outcome in measured.outcomes)
-    if lacking:
+    values = (each for name in measured.conditions for each in measured.of(name))
+    if lacking := sum(not math.isfinite(outcome.log_perplexity) for outcome in values):
         notes.append(f"×: perplexity is not finite ({lacking} trial{'s' if lacking > 1 else ''}).")
     return [*notes, source_of_experiment(measured)]

@@ -1,10 +1,10 @@
-"""Table S2: what each source of randomness does alone, and what share it has when all vary together."""
+"""Table S2: what each source of randomness does, and what share it has of the variance of all together."""
 
-from qlora_repeat.attribution import MAIN, SMALL, Attribution, Effect
-from qlora_repeat.outcomes import BASELINE, JOINT, JOINT_OTHER, NUDGE, Measured
+from qlora_repeat.attribution import MAIN, REST, SIGNIFICANT, SMALL, Attribution, Effect
+from qlora_repeat.outcomes import BASELINE, Measured
 from qlora_repeat.paired import Estimate
 from qlora_repeat.render.arms import distinct
-from qlora_repeat.render.attribution_text import INTERVALS, in_percent, percent, title, with_interval
+from qlora_repeat.render.attribution_text import INTERVALS, in_percent, percent, title
 from qlora_repeat.render.summary import DASH, number
 from qlora_repeat.render.table import Table
 
@@ -12,32 +12,33 @@ NUMBER = "S2"
 
 
 def attribution_table(measured: Measured, found: Attribution) -> Table:
-    """A row for each condition: its spread, its adapters, where it first differs, its share."""
-    shares = found.decompositions.get(MAIN)
-    blank = [DASH] * 8
+    """A row for each condition: what it changes, where it first differs, and what share it has."""
+    decomposition = found.decompositions.get(MAIN)
     summary = []
-    if shares is not None:
+    if decomposition is not None:
+        blank = [DASH] * 8
         summary = [
-            ["only together", *blank, DASH, in_percent(shares.interactions)],
-            ["sum of alone", *blank, in_percent(shares.sum_alone), DASH],
+            ["rest", *blank, DASH, in_percent(decomposition.shares[REST])],
+            ["interactions", *blank, in_percent(decomposition.interactions), DASH],
         ]
     return Table(
         number=NUMBER,
-        caption=f"What makes runs of {measured.model_title} with {measured.optimizer} differ: each source "
-        "freed alone, all freed together, and disturbances.",
+        part=measured.arm,
+        caption=f"What makes runs of {measured.model_title} with {measured.optimizer} differ: sources with "
+        "another level, one by one and all of them, and disturbances.",
         source=source_of_experiment(measured),
         stub="Freed or changed",
         columns=[
             ("trials", "n"),
-            ("trials", "distinct"),
-            ("log perplexity", "shift"),
+            ("trials", "changed"),
+            ("log perplexity", "median change"),
             ("log perplexity", "SD"),
             ("loss SD", "late"),
             ("loss SD", "final"),
             ("adapters", "distance"),
             ("adapters", "parted at"),
-            ("variance of log perplexity", "alone"),
-            ("variance of log perplexity", "share of joint"),
+            ("variance of log perplexity", "total effect"),
+            ("variance of log perplexity", "share"),
         ],
         rows=[_row(measured, found, effect) for effect in found.effects],
         summary=summary,
@@ -46,29 +47,24 @@ def attribution_table(measured: Measured, found: Attribution) -> Table:
 
 
 def _row(measured: Measured, found: Attribution, effect: Effect) -> list[str]:
-    shares = found.decompositions.get(MAIN)
-    name, spread = effect.condition, effect.spreads[MAIN]
-    alone = share = DASH
-    if shares is not None and name in shares.alone:
-        alone = in_percent(shares.alone[name])
-    if shares is not None and name in shares.shares:
-        share = in_percent(shares.shares[name])
-    if name == JOINT:
-        alone = share = "100 %"
-    if name == NUDGE and found.amplification and found.amplification.of_joint is not None:
-        alone = percent(found.amplification.of_joint**2)
-    if name == JOINT_OTHER and found.precision and found.precision.spread.value is not None:
-        alone = in_percent(found.precision.spread)
+    decomposition = found.decompositions.get(MAIN)
+    name, change = effect.condition, effect.changes[MAIN]
+    total = share = DASH
+    if decomposition is not None:
+        total = in_percent(decomposition.total.get(name, decomposition.pairs.get(name, Estimate(None))))
+        share = in_percent(decomposition.shares.get(name, Estimate(None)))
+        if name == measured.together:
+            total = share = "100 %"
     return [
         title(name, measured),
         str(effect.trials),
-        str(effect.distinct),
-        number(spread.shift) or DASH,
-        with_interval(Estimate(spread.sd, spread.sd_low, spread.sd_high)),
-        *(number(effect.spreads[measure].sd) or DASH for measure in ("late loss", "final loss")),
-        number(effect.apart) or DASH,
+        str(effect.changed),
+        number(change.median) or DASH,
+        number(change.sd) or DASH,
+        *(number(effect.changes[measure].sd) or DASH for measure in ("late loss", "final loss")),
+        number(effect.distance) or DASH,
         f"{effect.first_step}, {effect.first_kind}" if effect.first_step is not None else "never",
-        alone,
+        total,
         share,
     ]
 
@@ -76,66 +72,82 @@ def _row(measured: Measured, found: Attribution, effect: Effect) -> list[str]:
 def _notes(measured: Measured, found: Attribution) -> list[str]:
     notes = [f"Not to be interpreted: {problem}" for problem in found.problems]
     notes.append(
-        "SD: sample standard deviation (n-1; its interval is Bonett's); shift: mean difference from the "
-        "baseline, in which every source is pinned and kernels are deterministic; late: of the mean loss of "
-        "the last quarter of the steps. Differences of log perplexity are about relative differences of "
-        "perplexity."
+        f"Each row is compared with {measured.replicates} trials of the baseline, replicate by replicate: a "
+        "source has another level there, and all else is as in the baseline (but repeated: its first trial "
+        "alone). median change: of the size of changes; of log perplexity, it is about a relative change of "
+        "perplexity. SD: the root of half the mean square of changes, which is the standard deviation that "
+        "the source gives. late: of the mean loss of the last quarter of the steps."
+    )
+    notes.append(
+        "changed: trials whose adapter is not that of the baseline. distance: the median from the "
+        "baseline, of what adapters add to the weights (BA), relative to its size (1.41: unrelated). "
+        "parted at: the first step at which a trace is not that of the baseline, and in what."
     )
     if {"data_order", "split"} & set(measured.freed):
         notes.append(
-            "Where data order or split is freed, losses are those of other examples too: their spread is not "
+            "Where data order or split is freed, losses are those of other examples too: their SD is not "
             "that of the models alone."
         )
-    notes.append(
-        "distance: median over pairs of adapters of the difference of what they add to the weights (BA), "
-        "relative to its size (1.41: unrelated). parted at: the first step at which a trace is not "
-        "that of its reference, and in what; the reference is the baseline, or with the other optimizer the "
-        "trial of the same seeds."
-    )
-    notes.append(
-        "alone: variance relative to that of all together (Pitman and Morgan's interval for paired values). "
-        "share of joint: covariance with the joint outcome of the same levels, relative to its variance (t "
-        "interval of a slope); shares and what sources do only together sum up to 100 %. An estimate may "
-        f"lie outside of 0 to 100 %. sum of alone: percentile bootstrap over replicates. {INTERVALS}"
-    )
-    if measured.pairs:
-        notes.append("A × B: both freed; its share is of what the two do only together.")
+    if "kernels" in measured.freed:
+        first, other = measured.of(BASELINE)[0], measured.of("kernels")[0]
+        notes.append(
+            f"kernels and threads: {other.kernels} kernels with {_threads(other.threads)}, in training and "
+            f"in testing; in the baseline {first.kernels} ones with {_threads(first.threads)}. They are one "
+            "other level, and not drawn: the effect is that of a change from the one to the other."
+        )
     if "split" in measured.freed:
         notes.append(
             "Another split also tests on other examples: its spread is that of two samples, of what a model "
             "learns from and of what it is asked."
         )
-    if "kernels" in measured.freed:
-        ways = distinct(
-            f"{each.kernels} with {each.threads} thread{'s' if each.threads > 1 else ''}"
-            for each in measured.of("kernels")
-        )
-        notes.append(f"kernels and threads, in training and in testing: {', '.join(ways)}.")
-    shares = found.decompositions.get(MAIN)
-    if shares is not None:
-        notes.append(
-            f"Verdict: {shares.additive} (additive: what sources do only together has certainly less than "
-            f"{percent(SMALL)} of the variance)."
-        )
-        if shares.above_floor is not None:
-            notes.append(
-                f"What they do only together has an SD of {number(shares.interaction_sd)}; disturbances such "
-                f"as the nudge's in each trial would give {number(shares.floor)} (F test: p = "
-                f"{shares.above_floor:.2g})."
-            )
+    if MAIN in found.decompositions:
+        notes += _notes_on_shares(measured, found)
     if any(effect.diverged for effect in found.effects):
         told = (f"{title(e.condition, measured)} {e.diverged}" for e in found.effects if e.diverged)
         notes.append(f"Trials with a loss that was not finite: {', '.join(told)}.")
     return notes
 
 
+def _notes_on_shares(measured: Measured, found: Attribution) -> list[str]:
+    decomposition = found.decompositions[MAIN]
+    notes = [
+        "total effect: mean square of the change over that of all together (Jansen); it counts interactions "
+        "whole. share: the mean of total and first-order effect, which counts half of an interaction of two; "
+        "shares and rest add up to 100 %. interactions: taken as of two sources at a time; one of three "
+        "counts twice. Estimates may lie outside of 0 to 100 %. Intervals: of shares by "
+        "standard error HC3, of total effects by a jackknife of the logarithm. " + INTERVALS
+    ]
+    if measured.pairs:
+        notes.append("A × B: both freed; its total effect is what the two do only together.")
+    if (lost := measured.replicates - decomposition.replicates) > 0:
+        notes.append(
+            f"Total effects and shares are of {decomposition.replicates} replicates: in {lost} a perplexity "
+            "is not finite, so that they tell of the others alone."
+        )
+    notes.append(
+        f"Sources: {decomposition.additive}. Additive: interactions have certainly less than "
+        f"{percent(SMALL)} of the variance; not additive: not so, and an F test tells them from "
+        f"disturbances (p of at most {SIGNIFICANT:g})."
+    )
+    if decomposition.above_floor is not None:
+        notes.append(
+            "What sources do only together has a root mean square of "
+            f"{number(decomposition.interaction_sd)}; a disturbance such as the nudge's of each trial would "
+            f"give {number(decomposition.floor)} (F test: p = {decomposition.above_floor:.2g})."
+        )
+    return notes
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
+
+
 def source_of_experiment(measured: Measured) -> str:
     days = sorted(distinct(outcome.finished[:10] for outcome in measured.outcomes))
-    threads = measured.of(BASELINE)[0].threads
     facts = {
         "Study": measured.study,
         "Device": "; ".join(distinct(outcome.device for outcome in measured.outcomes))
-        + f", {threads} thread{'s' if threads > 1 else ''} where they are pinned",
+        + f", {_threads(measured.of(BASELINE)[0].threads)} where they are pinned",
         "Steps": str(measured.steps),
         "Finished (UTC)": " to ".join(distinct([days[0], days[-1]])),
         "Software": "; ".join(distinct(outcome.software for outcome in measured.outcomes)),

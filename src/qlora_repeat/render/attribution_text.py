@@ -3,13 +3,13 @@
 import math
 
 from qlora_repeat.attribution import MAIN, Amplification, Attribution, Decomposition, Precision
-from qlora_repeat.outcomes import BASELINE, JOINT, JOINT_OTHER, NUDGE, OTHER, Measured
+from qlora_repeat.outcomes import JOINT, NUDGE, OTHER, REPEAT, Measured
 from qlora_repeat.paired import Estimate
 from qlora_repeat.render.summary import DASH, number
 from qlora_repeat.statistics import LEVEL
 
 _TITLES = {
-    BASELINE: "nothing (baseline)",
+    REPEAT: "nothing (repeated)",
     "adapter_init": "adapter init",
     "data_order": "data order",
     "dropout": "dropout",
@@ -22,9 +22,8 @@ _TITLES = {
 
 def title(condition: str, measured: Measured) -> str:
     """What is freed or changed in a condition, for people."""
-    if condition in (OTHER, JOINT_OTHER):
-        state = measured.other.removeprefix("adamw-").replace("bit", "-bit")
-        return f"{state} state" if condition == OTHER else f"{_TITLES[JOINT]}, {state} state"
+    if condition == OTHER:
+        return f"{measured.other.removeprefix('adamw-').replace('bit', '-bit')} state"
     return " × ".join(_TITLES.get(part, part) for part in condition.split(" × "))
 
 
@@ -35,74 +34,101 @@ def sentences(measured: Measured, found: Attribution) -> list[str]:
     if (others := len(found.problems) - 1) > 0:
         told[0] += f" (And {others} more such problem{'s' if others > 1 else ''}.)"
     if (decomposition := found.decompositions.get(MAIN)) is not None:
-        told += [_largest(measured, decomposition), _additive(measured, decomposition)]
+        told += [_sizes(measured, found), _largest(measured, decomposition), _additive(decomposition)]
     elif measured.freed:
         (effect,) = (effect for effect in found.effects if effect.condition == measured.freed[0])
         told.append(
-            f"{title(measured.freed[0], measured).capitalize()} alone spreads log perplexity by a standard "
-            f"deviation of {number(effect.spreads[MAIN].sd) or DASH}; what share that is, and whether "
+            f"{title(measured.freed[0], measured).capitalize()} alone gives log perplexity a standard "
+            f"deviation of {number(effect.changes[MAIN].sd) or DASH}; what share that is, and whether "
             "sources are additive, takes two sources or more to tell."
         )
     if found.amplification is not None:
-        told.append(_nudge(found.amplification))
+        told.append(_nudge(found.amplification, decomposition))
     if found.precision is not None:
-        told.append(_precision(found.precision))
+        told.append(_precision(measured, found.precision))
     return told
+
+
+def _sizes(measured: Measured, found: Attribution) -> str:
+    """What each source does alone, the largest first."""
+    medians = {effect.condition: effect.changes[MAIN].median for effect in found.effects}
+    known = {
+        name: math.inf if (size := medians[name]) is None or math.isnan(size) else size for name in medians
+    }
+    order = sorted(measured.freed, key=lambda source: known[source], reverse=True)
+    alone = ", ".join(f"{title(source, measured)} {number(known[source])}" for source in order)
+    return (
+        f"Freed alone, sources change log perplexity by, in the median: {alone}; all together "
+        f"{number(known[measured.together])}."
+    )
 
 
 def _largest(measured: Measured, found: Decomposition) -> str:
     if found.largest is None:
         return (
-            "Which source explains most cannot be told: log perplexity is not finite in some trial, or the "
-            "same in all trials with everything freed."
+            "Which source explains most cannot be told: with all sources freed, log perplexity is the "
+            "same, or it is not finite in all replicates but one."
         )
     order = sorted(measured.freed, key=lambda source: found.shares[source].value or 0, reverse=True)
     first, *others = (f"{title(source, measured)} {in_percent(found.shares[source])}" for source in order)
-    certain = ""
-    if found.largest_in is not None:
-        doubt = "" if found.largest_in >= LEVEL else "only "
-        certain = f", the largest in {doubt}{percent(found.largest_in)} of bootstrap samples"
+    lost = measured.replicates - found.replicates
+    without = f" ({lost} of {measured.replicates} replicates left out: not finite)" if lost else ""
+    begin = f"Of the variance of log perplexity with all sources freed{without}, "
+    if found.largest_in is None:
+        return f"{begin}{first} has the largest share; then {', '.join(others)}."
+    often = f"{percent(found.largest_in)} of bootstrap samples"
+    if found.largest_in >= LEVEL:
+        return f"{begin}{first} has the largest share, in {often}; then {', '.join(others)}."
     return (
-        f"Of the variance of log perplexity with all sources freed, {first} has the largest share{certain}; "
-        f"then {', '.join(others)}."
+        f"{begin}{found.replicates} replicates cannot tell which source has the largest share: "
+        f"{', '.join([first, *others])}; the first has the largest in {often}."
     )
 
 
-def _additive(measured: Measured, found: Decomposition) -> str:
+def _additive(found: Decomposition) -> str:
+    if found.interactions.value is None:
+        return "Whether the sources are additive cannot be told: there is no finite spread to divide."
     begin = {
         "additive": "The sources are additive, as far as this matters",
         "not additive": "The sources are not additive",
-        "cannot tell": f"Whether the sources are additive, {measured.replicates} replicates cannot tell",
+        "cannot tell": f"Whether the sources are additive, {found.replicates} replicates cannot tell",
     }[found.additive]
-    if found.interactions.value is None:
-        return f"{begin}: there is no finite spread to divide."
-    return (
-        f"{begin}: what they do only together has {in_percent(found.interactions)} of that variance, and the "
-        f"variances of each alone sum up to {in_percent(found.sum_alone)} of it."
+    beside = (
+        f", and noise as a nudge makes it explains that with p = {found.above_floor:.2g}"
+        if found.above_floor is not None
+        else "; without a nudge, there is no noise to compare with"
     )
+    sources = len(found.shares) - 1
+    taken = ", taken as of two sources at a time," if sources > 2 else ""
+    return f"{begin}: interactions{taken} have {in_percent(found.interactions)} of that variance{beside}."
 
 
-def _nudge(found: Amplification) -> str:
+def _nudge(found: Amplification, decomposition: Decomposition | None) -> str:
     if found.value_distance == 0:
         return "One weight of the initial adapter moved by one unit in the last place changes nothing."
-    beside = f", {percent(found.of_joint)} of the spread with all sources freed" if found.of_joint else ""
+    total = decomposition.total.get(NUDGE) if decomposition is not None else None
+    beside = (
+        f", {percent(total.value)} of the variance with all sources freed" if total and total.value else ""
+    )
     return (
         "One weight of the initial adapter moved by one unit in the last place (at most "
         f"{found.one_ulp:.1e}) moves the final adapter by {found.value_distance:.1e}, at least "
-        f"{number(_rounded(found.factor))} times as far, and spreads log perplexity by a standard deviation "
+        f"{number(_rounded(found.factor))} times as far, and gives log perplexity a standard deviation "
         f"of {number(found.sd) or DASH}{beside}."
     )
 
 
-def _precision(found: Precision) -> str:
+def _precision(measured: Measured, found: Precision) -> str:
     told = (
-        f"With {found.other} and everything pinned, log perplexity differs by {number(found.pinned) or DASH}"
+        f"With {found.other} and the same levels of all sources, log perplexity differs by "
+        f"{with_interval(found.mean)}"
     )
-    if found.paired.value is None or found.spread.value is None:
+    if found.spread.value is None:
         return f"{told}."
+    told += " in the mean"
     return (
-        f"{told}; over the same seeds with all sources freed, by {with_interval(found.paired)} in the mean, "
-        f"and its variance is {in_percent(found.spread)} of the arm's own."
+        f"{told}, and its variance over {measured.replicates} replicates is {in_percent(found.spread)} of "
+        "the arm's own."
     )
 
 

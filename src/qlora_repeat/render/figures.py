@@ -1,10 +1,11 @@
 """The paper's Figure 4 from collected results: the loss of every run over the epochs, and where it ended.
 
-A pure function of the results: no clock, no locale, no user's settings of matplotlib, no torch. Figure S3 is
-written with it, where a study has what that shows.
+A pure function of the results: no clock, no locale, no user's settings of matplotlib, no torch. Figures S2
+and S3 are written with it, where a study has what they show.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qlora_repeat.errors import MissingError
+from qlora_repeat.outcomes import Measured
 from qlora_repeat.render.arms import Arm, group_arms
 from qlora_repeat.render.collapse_figure import draw_collapse
 from qlora_repeat.render.collapse_table import tested_models
@@ -51,11 +53,11 @@ _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1, 1.2, 1
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X")
 
 
-def render_figures(results: list[TrialResult], out: Path) -> list[Path]:
+def render_figures(results: list[TrialResult], out: Path, experiments: Sequence[Measured] = ()) -> list[Path]:
     """Writes Figure 4 as ``figure-04.pdf`` and ``.png``; returns the paths of all that was written.
 
-    With an optimizer of another state map than today's, also ``figure-S3``. Figures of an earlier render that
-    these results do not have are removed.
+    With an optimizer of another state map than today's, also ``figure-S3``; with attribution `experiments`,
+    ``figure-S2-ARM`` of each. Figures of an earlier render that these results do not have are removed.
 
     Raises:
         MissingError: no finished trial has a loss curve.
@@ -64,6 +66,9 @@ def render_figures(results: list[TrialResult], out: Path) -> list[Path]:
     arms = group_arms(results)
     drawn = {_NAME: draw_figure, _COLLAPSE: draw_collapse}
     paths = {name: [out / f"{name}.{kind}" for kind in ("pdf", "png")] for name in drawn}
+    of_experiments = [path for measured in experiments for path in _draw_experiment(measured, out)]
+    for path in set(out.glob("figure-S2-*")) - set(of_experiments):
+        path.unlink()
     has_curves = any(trial.loss_curve for arm in arms for trial in arm.done)
     wanted = {_NAME: has_curves, _COLLAPSE: has_curves and bool(tested_models(arms))}
     for path in (path for name in drawn if not wanted[name] for path in paths[name]):
@@ -77,7 +82,15 @@ def render_figures(results: list[TrialResult], out: Path) -> list[Path]:
     for name in (name for name in drawn if wanted[name]):
         with drawing_settings():
             save_figure(drawn[name](arms), paths[name])
-    return [path for name in drawn if wanted[name] for path in paths[name]]
+    return [path for name in drawn if wanted[name] for path in paths[name]] + of_experiments
+
+
+def _draw_experiment(measured: Measured, out: Path) -> list[Path]:
+    # What it needs of scipy takes a second to import.
+    from qlora_repeat.attribution import attribute
+    from qlora_repeat.render.attribution_figure import render_attribution_figure
+
+    return render_attribution_figure(measured, attribute(measured), out)
 
 
 @drawing_settings()

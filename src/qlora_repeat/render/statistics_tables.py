@@ -140,7 +140,7 @@ def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
         "Simulated with seven runs in each arm: of equal spread, p is at most 0.05 in 4 to 5 % of cases for "
         "normal, lognormal and heavy-tailed (t, 3 degrees of freedom) values, in 8 % where one run of seven "
         "collapses. A ratio of 3 is found in 47 % of cases, of 5 in 76 %, of 10 in 94 % (lognormal values). "
-        "The least p is 0.0022.",
+        "The least p that seven runs against seven can have is 0.0022.",
         f"Runs in each arm that find a ratio in four of five cases: {_needed()}.",
         *_left_out(used, found),
         *_shared_notes(used),

@@ -38,17 +38,19 @@ class Table:
     notes: list[str] = field(default_factory=list)
     prose: bool = False
     """Cells are running text to be wrapped, not numbers."""
+    part: str = ""
+    """What tells it from others of its number: the arm of an attribution (S2)."""
 
     @property
     def name(self) -> str:
-        """That of its files: ``table-01``, ``table-05b``, ``table-C01``, ``table-S0``, ``table-S1b``."""
+        """That of its files: ``table-01``, ``table-05b``, ``table-C01``, ``table-S1b``, ``table-S2-ARM``."""
         digits = self.number.strip(ascii_letters)
         padded = digits if self.number.startswith("S") else f"{digits:0>2}"
-        return f"table-{self.number.replace(digits, padded)}"
+        return f"table-{self.number.replace(digits, padded)}" + (f"-{self.part}" if self.part else "")
 
 
-TABLE_FILE = re.compile(r"table-(?:\d\d[a-z]?|C\d\d|S(?!2\.)\d[a-z]?)\.(?:tex|md)")
-"""The names of files that hold a table of collected results; S2 is of an experiment (`attribution_table`)."""
+TABLE_FILE = re.compile(r"table-(?:\d\d[a-z]?|C\d\d|S\d[a-z]?(?:-.+)?)\.(?:tex|md)")
+"""The names of files that hold a table."""
 
 
 def by_run(

@@ -7,6 +7,7 @@ A pure function of the results: no clock, no locale, no torch. What the tables s
 import itertools
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import tabulate
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qlora_repeat.files import write_text
+from qlora_repeat.outcomes import Measured
 from qlora_repeat.render.arms import distinct
 from qlora_repeat.render.comparison import comparison_tables
 from qlora_repeat.render.escape import latex, markdown
@@ -54,11 +56,15 @@ class Panel:
 
 
 def render_tables(
-    results: list[TrialResult], out: Path, templates: Path, others: list[TrialResult] | None = None
+    results: list[TrialResult],
+    out: Path,
+    templates: Path,
+    others: list[TrialResult] | None = None,
+    experiments: Sequence[Measured] = (),
 ) -> list[Path]:
     """Writes each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
 
-    With `others`, also those that compare `results` with them.
+    With `others`, also those that compare `results` with them; with attribution `experiments`, S2 of each.
     ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own. Tables in `out`
     that these results do not have any more are removed. Returns the files written.
 
@@ -70,17 +76,27 @@ def render_tables(
     if others is not None:
         tables += comparison_tables(results, others)
         studies = f"{studies}, compared with {_names(others)}"
+    tables += [_experiment_table(measured) for measured in experiments]
+    arms = [measured.arm for measured in experiments]
     tex, md = _latex_environment(templates), _markdown_environment(templates)
     texts = {name: text for table in tables for name, text in table_texts(table, templates).items()}
     texts["tables.md"] = md.get_template("tables.md.j2").render(tables=tables, studies=studies)
     for name in ("tables.tex", "all.tex"):
-        texts[name] = tex.get_template(f"{name}.j2").render(tables=tables, studies=studies)
+        texts[name] = tex.get_template(f"{name}.j2").render(tables=tables, studies=studies, experiments=arms)
     for name, text in texts.items():
         write_text(out / name, text)
     for path in out.iterdir():
         if TABLE_FILE.fullmatch(path.name) and path.name not in texts:
             path.unlink()
     return [out / name for name in texts]
+
+
+def _experiment_table(measured: Measured) -> Table:
+    # What it needs of scipy takes a second to import.
+    from qlora_repeat.attribution import attribute
+    from qlora_repeat.render.attribution_table import attribution_table
+
+    return attribution_table(measured, attribute(measured))
 
 
 def table_texts(table: Table, templates: Path) -> dict[str, str]:
