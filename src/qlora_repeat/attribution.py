@@ -32,6 +32,7 @@ from qlora_repeat.paired import (
     half_deviation,
     largest_share,
     mean_difference,
+    root_mean_square,
     share,
     size,
     variance_ratio,
@@ -232,8 +233,8 @@ def _decompose(measured: Measured, measure: str) -> Decomposition:
         shares={name: share(part, joint) for name, part in {**single, REST: rest}.items()},
         interactions=interactions,
         pairs={name: _half(size(part, joint)) for name, part in both.items()},
-        interaction_sd=_root_mean_square(rest),
-        floor=math.sqrt(times) * _root_mean_square(disturbed) if len(disturbed) else None,
+        interaction_sd=root_mean_square(rest),
+        floor=math.sqrt(times) * root_mean_square(disturbed) if len(disturbed) else None,
         above_floor=p,
         largest=largest,
         largest_in=largest_in,
@@ -243,10 +244,6 @@ def _decompose(measured: Measured, measure: str) -> Decomposition:
 
 def _half(found: Estimate) -> Estimate:
     return Estimate(*(None if each is None else each / 2 for each in (found.value, found.low, found.high)))
-
-
-def _root_mean_square(values: Values) -> float:
-    return math.sqrt(float(np.mean(values**2))) if len(values) else math.nan
 
 
 def _verdict(interactions: Estimate, p: float | None) -> str:

@@ -86,7 +86,7 @@ def meaning(found: Divergence) -> str:
     either = f"Either {known[0].lower()}{known[1:-1]}; or"
     if found.alike_after is None:
         return f"{either} the adapters were not the same before: no step there has digests of both."
-    first, last = found.alike_after + 1, found.step - 1
+    first, last = found.unwatched[0], found.unwatched[-1]
     unseen = f"the update of step {first}" if first == last else f"an update of steps {first} to {last}"
     return f"{either} {unseen}, without digests, had parted the adapters, which points to the optimizer."
 

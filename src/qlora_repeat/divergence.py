@@ -62,6 +62,11 @@ class Divergence:
     apart_after: int | None
     """The first step after which both adapters have a digest and differ, if there is one."""
 
+    @property
+    def unwatched(self) -> list[int]:
+        """The steps before this one after which no digest says that both adapters were still the same."""
+        return list(range(1 + (self.alike_after or 0), self.step))
+
 
 def first_divergence(first: Sequence[Step], second: Sequence[Step]) -> Divergence | None:
     """Where two traces part; None if no step differs that both have. Both begin at step 0.

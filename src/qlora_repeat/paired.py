@@ -114,13 +114,16 @@ def excess(values: Values, noise: Values, times: float) -> float | None:
     return float(stats.f.sf(ratio / times, len(values), len(noise)))
 
 
+def root_mean_square(values: Values) -> float:
+    """nan where there is none."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return math.sqrt(float(np.mean(values**2))) if len(values) else math.nan
+
+
 def half_deviation(changes: Values) -> float | None:
     """The standard deviation of outcomes, from changes between two draws: the root of half the mean
     square."""
-    if not len(changes):
-        return None
-    with np.errstate(invalid="ignore", over="ignore"):
-        return math.sqrt(float(np.mean(changes**2)) / 2)
+    return root_mean_square(changes) / math.sqrt(2) if len(changes) else None
 
 
 def _comparable(part: Values, whole: Values) -> bool:

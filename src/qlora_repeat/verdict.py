@@ -176,8 +176,8 @@ def _other_optimizer(
     first = diff.divergence
     if first is None or first.kind != "update" or explained(["update"], differing, noisy)["update"]:
         return []
-    since = 1 + (first.alike_after or 0)
-    steps = f"Step {first.step}" if since == first.step else f"One of steps {since} to {first.step}"
+    before = first.unwatched
+    steps = f"One of steps {before[0]} to {first.step}" if before else f"Step {first.step}"
     return [_Departure("update", f"{steps} had the same loss and gradient norm, and gave another adapter.")]
 
 
@@ -385,12 +385,10 @@ def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int) -> list[str]:
 def _unseen_updates(diff: TrialDiff) -> list[str]:
     """The updates before a first difference in a loss, which may be its cause, if no digest tells."""
     first = diff.divergence
-    if first is None or first.kind not in ("loss", "gradient"):
+    if first is None or first.kind not in ("loss", "gradient") or not first.unwatched:
         return []
-    begin = 1 + (first.alike_after or 0)
-    if begin >= first.step:
-        return []
-    steps = f"step {begin}" if begin == first.step - 1 else f"steps {begin} to {first.step - 1}"
+    begin, end = first.unwatched[0], first.unwatched[-1]
+    steps = f"step {begin}" if begin == end else f"steps {begin} to {end}"
     return [f"whether the updates of {steps} were the recorded optimizer's: there is no digest after each"]
 
 
