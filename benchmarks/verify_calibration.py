@@ -1,6 +1,6 @@
 """Does `verify` give the right verdict? Hundreds of re-runs of a tiny trial, each changed in a known way.
 
-    python benchmarks/verify_calibration.py run RESULTS [--trials 385] [--workers 2]
+    python benchmarks/verify_calibration.py run RESULTS [--trials 301] [--workers 2]
     python benchmarks/verify_calibration.py table RESULTS
 
 `run` fills the folder RESULTS, and goes on where it was interrupted. Tolerances are set on trials of their
@@ -319,7 +319,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("work", type=Path, metavar="RESULTS")
-    parser.add_argument("--trials", type=int, default=385)
+    parser.add_argument("--trials", type=int, default=301)
     parser.add_argument("--noise-trials", type=int, default=24)
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
