@@ -92,7 +92,7 @@ rehearsal: setup ## the paper's study whole, on miniature models, offline, on a 
 	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows RANDOMNESS=$(RANDOMNESS) TRIAL= OUT="$(REHEARSAL)/tables"
 
 test: setup ## run the tests
-	$(BIN)python -m pytest
+	$(BIN)python -m pytest --numprocesses 2
 
 lint: setup ## check style and formatting
 	$(BIN)python -m ruff check
