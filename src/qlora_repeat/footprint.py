@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qlora_repeat.base_model import quantisation_config
 from qlora_repeat.errors import UsageError
 from qlora_repeat.finetune import with_adapter
+from qlora_repeat.kernels import attention_kernels
 from qlora_repeat.live_memory import LiveMemory
 from qlora_repeat.study import Optimizer
 from qlora_repeat.trial import Trial
@@ -124,7 +125,7 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
     """The memory of a trial's fine-tuning, from a forward and a backward pass over its longest batch."""
     training = trial.model.training
     model = adapted_model(trial, config)
-    with _fake_tensors():
+    with attention_kernels(trial.study.randomness.kernels), _fake_tensors():
         _make_fake(model, getattr(torch, trial.study.precision.compute))
         _fuse_dropout(model)
         as_trainer_sets(model, training.gradient_checkpointing)
@@ -170,7 +171,8 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
     study, length = trial.study, trial.model.training.max_length
     batch, compute = study.evaluation.batch_size, getattr(torch, study.precision.compute)
     model = _plain_model(config, compute).eval()
-    with _fake_tensors(), torch.no_grad():  # inference_mode would hide what operations are made of
+    # inference_mode would hide what operations are made of
+    with attention_kernels(study.randomness.kernels), _fake_tensors(), torch.no_grad():
         _make_fake(model, compute)
         live = LiveMemory()
         live.count(model_tensors(model))

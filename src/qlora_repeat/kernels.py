@@ -57,6 +57,16 @@ def set_kernels(kernels: Kernels, threads: int) -> None:
 
 
 @contextlib.contextmanager
+def attention_kernels(kernels: Kernels) -> Iterator[None]:
+    """Leaves attention, for the block, to the backends that `set_kernels` leaves it to."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+    with sdpa_kernel([SDPBackend.MATH, *(fused if kernels == "default" else [])]):
+        yield
+
+
+@contextlib.contextmanager
 def named_operation(model: str) -> Iterator[None]:
     """Says which operation of which model has no deterministic form, where torch stops at one.
 
