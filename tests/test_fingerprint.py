@@ -166,7 +166,7 @@ print(json.dumps([fingerprint_differences(before, after), fingerprint()["kernels
 
 def test_an_image_is_named_and_a_path_to_one_is_not() -> None:
     none = python(SHOW.format("fingerprint()['image']"), "-S")  # without torch: faster
-    assert none == {"name": None, "digest": None, "apptainer": None}
+    assert none == {"name": None, "digest": None, "apptainer": None, "base": None}
     named = python(
         SHOW.format("fingerprint()['image']"),
         "-S",
@@ -178,6 +178,7 @@ def test_an_image_is_named_and_a_path_to_one_is_not() -> None:
         "name": "ghcr.io/some/kit:1.0",
         "digest": "sha256:" + 64 * "0",
         "apptainer": "kit.sif",
+        "base": None,
     }
     path = {"QLORA_REPEAT_IMAGE": "/home/alice/kit.sif"}
     assert python(SHOW.format("fingerprint()['image']['name']"), "-S", **path) == "kit.sif"
@@ -247,6 +248,20 @@ def test_commit_and_changes_of_the_checkout_are_told(checkout: Path) -> None:
     assert told() == [commit, True]
     shutil.rmtree(checkout / "lockfiles")
     assert told() == [None, None], "an installed kit, inside a repository that is not its own"
+
+
+def test_in_an_image_commit_and_base_are_those_that_were_written_down_when_it_was_built(
+    checkout: Path,
+) -> None:
+    def told() -> Any:
+        keys = "[fingerprint()[key] for key in ('commit', 'dirty')] + [fingerprint()['image']['base']]"
+        return python(SHOW.format(keys), "-S", source=checkout / "src", **ALIEN)
+
+    written = checkout / "image.json"
+    written.write_text('{"base": "cuda:13@sha256:1234", "commit": "0123abcd"}')
+    assert told() == ["0123abcd", False, "cuda:13@sha256:1234"]
+    written.write_text('{"base": "/home/alice/base.tar", "commit": "0123abcd-dirty"}')
+    assert told() == ["0123abcd", True, "base.tar"]
 
 
 def test_differences_are_flat_and_in_order_and_what_is_missing_is_none() -> None:

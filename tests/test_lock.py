@@ -17,7 +17,7 @@ import pytest
 from qlora_repeat import lock
 from qlora_repeat.errors import BusyError, MissingError
 from qlora_repeat.files import write_json
-from qlora_repeat.lock import exclusive, live_owner
+from qlora_repeat.lock import exclusive, live_owner, remove_ended
 
 HOLDER = """
 import pathlib, sys
@@ -589,3 +589,48 @@ def test_those_who_see_the_folder_at_another_path_wait_for_their_turn_too(same: 
     assert other.stdout == ""
     assert "Address already in use" in other.stderr
     assert subprocess.run(command, capture_output=True, text=True).stdout == "in\n"
+
+
+def slurm_job(monkeypatch: pytest.MonkeyPatch, job: str, restarts: str = "") -> None:
+    """Makes this process one of a job of Slurm."""
+    for name, value in (("CLUSTER_NAME", "big"), ("JOB_ID", job), ("RESTART_COUNT", restarts)):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+def left_on_a_node(path: Path) -> dict[str, Any]:
+    """A lock as this process would take it, had it run on another host that is out of reach now."""
+    owner = owner_of(path) | {"host": "node17", "namespaces": ["pid:[1]"]}
+    write_json(path, owner)
+    return owner
+
+
+def test_the_lock_of_a_job_before_it_was_queued_again_is_taken_over_on_another_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock.json"
+    slurm_job(monkeypatch, "41")
+    left_on_a_node(path)
+    slurm_job(monkeypatch, "42")
+    assert "on node17 works on it" in refusal(path), "another job may still be there"
+    slurm_job(monkeypatch, "41", restarts="1")
+    with exclusive(path, "the thing"):
+        assert json.loads(path.read_text())["slurm"] == {"cluster": "big", "job": "41", "restarts": "1"}
+
+
+def test_a_lock_is_removed_once_its_job_has_ended_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock.json"
+    assert not remove_ended(path, b"", set(), "big"), "there is none"
+    left_on_a_node(path)
+    assert not remove_ended(path, path.read_bytes(), set(), "big"), "nobody knows whether it lives"
+    path.unlink()
+    slurm_job(monkeypatch, "41")
+    left_on_a_node(path)
+    content = path.read_bytes()
+    assert not remove_ended(path, content, {"40", "41"}, "big"), "the job is still there"
+    assert not remove_ended(path, content, {"40"}, "small"), "a job of another cluster"
+    assert not remove_ended(path, content + b" ", {"40"}, "big"), "of a job that has begun since"
+    assert remove_ended(path, content, {"40"}, "big")
+    with exclusive(path, "the thing"):
+        pass

@@ -138,3 +138,12 @@ def test_what_a_folder_was_made_from_is_read_back_or_not_known(tmp_path: Path) -
     assert read_source(path) == PIN
     path.write_text("{}")
     assert read_source(path) is None
+
+
+def test_lock_files_may_be_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an image, where studies cannot be written beside."""
+    assert lock_file("paper").path.name == "paper.lock"
+    monkeypatch.setenv("QLORA_REPEAT_LOCK", f"{tmp_path}/locks/")
+    assert lock_file("paper@bitwise").path == tmp_path / "locks" / "paper.lock"
+    monkeypatch.setenv("QLORA_REPEAT_LOCK", f"{tmp_path}/one.lock")
+    assert lock_file("paper").path == tmp_path / "one.lock"

@@ -21,7 +21,7 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 def test_make_targets_exist() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    known = set(re.findall(r"^make (\w+)", listed, re.MULTILINE))
+    known = set(re.findall(r"^make ([\w-]+)", listed, re.MULTILINE))
     named = {
         target
         for line in re.findall(r"^ {4}make (.+?)(?: +#.*)?$|`make ([^`]+)`", TEXT, re.MULTILINE)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from slurm_cluster import slurm
 
 from qlora_repeat.results import TrialResult, read_results
 from qlora_repeat.study import load_study
@@ -137,3 +138,35 @@ def test_all_tables_and_the_figure_are_there_and_say_what_they_show(rehearsal: P
         assert (tables / f"table-{number}.tex").is_file()
     for suffix in ("pdf", "png"):
         assert (tables / f"figure-04.{suffix}").stat().st_size > 0
+
+
+@pytest.mark.slurm
+def test_on_slurm_each_of_its_trials_is_a_task_and_tables_come_after_all(
+    rehearsal: Path, runs: Path, tmp_path: Path
+) -> None:
+    environment = os.environ | {
+        "HF_HOME": str(rehearsal / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "QLORA_REPEAT_CACHE": str(rehearsal / "cache"),
+        "QLORA_REPEAT_LOCK": str(rehearsal / "paper.lock"),
+    }
+    with slurm(tmp_path / "slurm"):
+        asked = ["--memory", "2", "--time", "1:00:00", "--sbatch", "hold", "--runs", str(tmp_path / "runs")]
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("qlora-repeat")), "submit", runs.name, *asked],
+            cwd=ROOT,
+            env=environment | {"SLURM_CONF": os.environ["SLURM_CONF"]},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        listed = subprocess.run(
+            ["squeue", "--array", "--noheader", "--format=%j|%l|%m|%E"], capture_output=True, text=True
+        )
+    jobs = [line.split("|") for line in listed.stdout.splitlines()]
+    tasks = [job for job in jobs if job[0] == f"qlora-repeat {runs.name}"]
+    assert len(tasks) == 56 + len(STUDY.models)
+    assert {(limit, memory) for _, limit, memory, _ in tasks} == {("1:00:00", "1908M")}
+    ((_, _, _, after),) = [job for job in jobs if job[0] == f"qlora-repeat {runs.name} tables"]
+    assert after.startswith("afterany:")
+    assert done.stdout.count(": job ") == 56 + len(STUDY.models) + 1

@@ -20,6 +20,8 @@ COMMANDS = {
     "time": "Time the answers to the study's prompts.",
     "trial": "Run the four stages of one trial in this process.",
     "run": "Run every trial of a study that is not complete.",
+    "submit": "Submit a study to Slurm: a task for each trial, then the tables.",
+    "logs": "Show how a trial stands, and the end of what it printed.",
     "doctor": "Show the machine, and what would stop a study from running here.",
     "status": "Show which trials are done, running, stale, damaged, failed or missing.",
     "check": "Re-hash everything of a study, and name what is damaged.",

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import getpass
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -68,15 +69,22 @@ def lock_files() -> tuple[Path, ...]:
     torch = installed_version("torch")
     if torch is None:
         return ()
-    build = "torch-cpu.txt" if torch.endswith("+cpu") else "torch-cuda.txt"
-    paths = tuple(ROOT / "lockfiles" / name for name in ("runtime.txt", "pocket.txt", build))
+    paths = _lock_files_for("cpu" if torch.endswith("+cpu") else "cuda")
     return paths if all(path.is_file() for path in paths) else ()
 
 
+def _lock_files_for(accelerator: str) -> tuple[Path, ...]:
+    return tuple(ROOT / "lockfiles" / f"{name}.txt" for name in ("runtime", "pocket", f"torch-{accelerator}"))
+
+
 @functools.cache
-def lock_digest() -> str | None:
-    """The digest of what those lock files pin, or None where there are none."""
-    lines = [line.strip() for path in lock_files() for line in path.read_text(encoding="utf-8").splitlines()]
+def lock_digest(accelerator: str | None = None) -> str | None:
+    """The digest of what those lock files pin, or None where there are none.
+
+    It is that of `accelerator`, cpu or cuda, where one is named: for an image that is yet to be built.
+    """
+    paths = lock_files() if accelerator is None else _lock_files_for(accelerator)
+    lines = [line.strip() for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
     return json_digest([line for line in lines if line and not line.startswith("#")]) if lines else None
 
 
@@ -85,17 +93,18 @@ def fingerprint() -> dict[str, Any]:
 
     ``kernels`` is the state of torch's switches at this moment.
     """
-    changes = _git("status", "--porcelain", "--", ".", ":!studies/*.lock")
+    commit, dirty = _commit()
     flags = _cpu_flags()
     return {
         "packages": packages(),
         "lock": lock_digest(),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
+        "commit": commit,
+        "dirty": dirty,
         "image": {
             "name": _no_path(os.environ.get("QLORA_REPEAT_IMAGE")),
             "digest": _no_path(os.environ.get("QLORA_REPEAT_IMAGE_DIGEST")),
             "apptainer": _last_part(os.environ.get("APPTAINER_CONTAINER")),
+            "base": _no_path(image_file().get("base")),
         },
         "python": platform.python_version(),
         "os": _os_name(),
@@ -321,6 +330,25 @@ def nvidia_smi(*arguments: str) -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+@functools.cache
+def image_file() -> dict[str, str]:
+    """What was written down when the image was built that this runs in; nothing outside of one."""
+    try:
+        found: dict[str, str] = json.loads((ROOT / "image.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The kit's commit, and whether its files are others; as Git says, or said when the image was built."""
+    if known := image_file().get("commit"):
+        commit, dirty, _ = known.partition("-dirty")
+        return commit, bool(dirty)
+    changes = _git("status", "--porcelain", "--", ".", ":!studies/*.lock")
+    return _git("rev-parse", "HEAD"), None if changes is None else bool(changes)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import secrets
 import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,30 @@ def live_owner(path: Path) -> dict[str, Any] | None:
     """Who holds a lock; None if nobody does, or its owner has died on this host."""
     holder = _holder(path)
     return None if holder is None or holder.state == "dead" else holder.owner
+
+
+def remove_ended(path: Path, content: bytes, alive: Collection[str], cluster: str | None) -> bool:
+    """Removes a lock of this user's whose job of Slurm is not among the jobs that are alive; whether it did.
+
+    Only for who knows all of this user's jobs on the cluster, and has read the lock's content before: a job
+    that has begun since is not among them.
+    """
+    holder = _holder(path)
+    job = holder.owner.get("slurm") if holder is not None else None
+    if (
+        not isinstance(job, dict)
+        or not job.get("job")
+        or job["job"] in alive
+        or job.get("cluster") != cluster
+    ):
+        return False
+    try:
+        if path.stat().st_uid != os.getuid() or path.read_bytes() != content:
+            return False
+    except FileNotFoundError:
+        return False
+    path.unlink(missing_ok=True)
+    return True
 
 
 def _take(path: Path, ours: bytes, what: str) -> None:
@@ -227,6 +251,9 @@ def _judged(owner: dict[str, Any]) -> Literal["alive", "dead", "unjudged"]:
     network, so that all who judge it take turns; that of time, so that they read the same start.
     """
     here = _this_process()
+    ours, theirs = here["slurm"], owner.get("slurm")
+    if ours and isinstance(theirs, dict) and _of_one_job(ours, theirs) and ours != theirs:
+        return "dead"  # the same job before it was queued again, on whatever node
     if not here["namespaces"] or any(owner.get(key) != here[key] for key in ("host", "namespaces")):
         return "unjudged"
     if owner.get("boot") == here["boot"]:
@@ -260,7 +287,19 @@ def _this_process() -> dict[str, Any]:
         "pid": pid,
         "started": started,
         "token": secrets.token_hex(8),
+        "slurm": slurm_job(),
     }
+
+
+def slurm_job() -> dict[str, str] | None:
+    """The job of Slurm that this process belongs to, and how often it was queued again."""
+    names = {"cluster": "SLURM_CLUSTER_NAME", "job": "SLURM_JOB_ID", "restarts": "SLURM_RESTART_COUNT"}
+    found = {key: os.environ.get(name, "") for key, name in names.items()}
+    return found if found["job"] else None
+
+
+def _of_one_job(ours: dict[str, str], theirs: dict[str, Any]) -> bool:
+    return all(ours[key] == theirs.get(key) for key in ("cluster", "job"))
 
 
 def _machine() -> str:

@@ -149,9 +149,15 @@ class LockFile:
 
 
 def lock_file(study: str) -> LockFile:
-    """The lock file of a study given by name or path: $QLORA_REPEAT_LOCK, or beside the study file."""
+    """The lock file of a study given by name or path: beside it, or where $QLORA_REPEAT_LOCK says.
+
+    That is a file, or a folder if it ends with a slash: where a study file is that cannot be written beside.
+    """
     given = os.environ.get("QLORA_REPEAT_LOCK")
-    return LockFile(Path(given) if given else study_path(study).with_suffix(".lock"), shlex.quote(study))
+    path = study_path(study).with_suffix(".lock")
+    if given:
+        path = Path(given, path.name) if given.endswith("/") else Path(given)
+    return LockFile(path, shlex.quote(study))
 
 
 def read_source(path: Path) -> Pin | None:

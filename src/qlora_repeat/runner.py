@@ -9,7 +9,6 @@ import importlib.metadata
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
-from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError
+from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError, UsageError
 from qlora_repeat.files import disk_error, write_json
+from qlora_repeat.fingerprint import nvidia_smi
 from qlora_repeat.record import now
 from qlora_repeat.stages import base_state, run_base, run_stages, stage_states
 from qlora_repeat.stopping import SIGNALS, defer, deferrable, heeded, held_back, stop_if_requested
@@ -127,7 +127,7 @@ def _server() -> Any:
     with signals held back, so that none is lost before they can heed it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD if _on_cpu() else [])
+    context.set_forkserver_preload(PRELOAD if on_cpu() else [])
     before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         resource_tracker.ensure_running()
@@ -265,7 +265,7 @@ def _work(
         end("done")
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
     """Whether this is torch's CPU build.
 
     With CUDA, importing bitsandbytes asks the device for its kind, and a process forked after that cannot use
@@ -276,17 +276,41 @@ def _on_cpu() -> bool:
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, by names for CUDA_VISIBLE_DEVICES; none with torch's CPU build."""
-    if _on_cpu():
+    if on_cpu():
         return []
     if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
-    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()
-    except (OSError, subprocess.TimeoutExpired):
-        return []
+    return list(_gpus_here().values())
+
+
+def choose_gpus(text: str) -> None:
+    """Leaves this process, and those that it starts, the GPUs of these numbers or UUIDs.
+
+    Raises:
+        UsageError: there is no such GPU, or torch's build has no use for one.
+    """
+    if on_cpu():
+        raise UsageError(
+            "--gpus: torch is its CPU build here; `make setup ACCELERATOR=cuda` installs the other. "
+            "Without a GPU, --jobs says how many trials run at a time"
+        )
+    here = _gpus_here()
+    wanted = [name.strip() for name in text.split(",")]
+    for name in wanted:
+        if name not in here and name not in here.values():
+            known = ", ".join(here) or "none"
+            raise UsageError(f"--gpus {text}: nvidia-smi shows no GPU {name or '(empty)'}; it shows: {known}")
+    # By UUID: CUDA may number GPUs in another order.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(here.get(name, name) for name in wanted))
+
+
+def _gpus_here() -> dict[str, str]:
+    """The UUIDs of this machine's GPUs, by the numbers that nvidia-smi gives them."""
+    lines = nvidia_smi("--query-gpu=index,uuid", "--format=csv,noheader")
+    pairs = (line.split(",") for line in lines if line.count(",") == 1)
+    return {number.strip(): uuid.strip() for number, uuid in pairs}
 
 
 def default_workers(study: Study) -> int:
     """One trial on each GPU; without, as many as the cores that this process may use give threads for."""
-    return max(1, len(visible_gpus()) if not _on_cpu() else len(os.sched_getaffinity(0)) // study.threads)
+    return max(1, len(visible_gpus()) if not on_cpu() else len(os.sched_getaffinity(0)) // study.threads)

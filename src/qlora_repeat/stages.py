@@ -22,7 +22,7 @@ from qlora_repeat.record import KeptFile, Record, damaged_file, keep, now, read_
 from qlora_repeat.shapes import misfit
 from qlora_repeat.stopping import deferrable, stop_if_requested, told_as_such
 from qlora_repeat.study import Study
-from qlora_repeat.trial import STAGES, Stage, Trial, base_record
+from qlora_repeat.trial import STAGES, Stage, Trial, base_lock, base_record
 from qlora_repeat.watch import Watch
 
 State = Literal["done", "running", "stale", "damaged", "failed", "missing"]
@@ -200,7 +200,7 @@ def run_base(study: Study, model_name: str, number: int, runs: Path, cache: Path
     """Tests the base of a model, in this process, unless that test is done."""
     path = base_record(study, model_name, number, runs)
     name = f"{model_name}/base/{number}"
-    with exclusive(path.with_name(f"lock-{number}.json"), name), told_as_such():
+    with exclusive(base_lock(study, model_name, number, runs), name), told_as_such():
         if base_state(study, model_name, number, runs, cache).state == "done":
             return
         from qlora_repeat.evaluate import evaluate_base

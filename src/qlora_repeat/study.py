@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from qlora_repeat import randomness, sources
+from qlora_repeat import cluster, randomness, sources
+from qlora_repeat.cluster import Cluster
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.explain import explain
 from qlora_repeat.randomness import Randomness
@@ -179,6 +180,8 @@ class Study:
     data: dict[Name, Data]
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     ablation: Ablation | None = None
+    cluster: Cluster = field(default_factory=Cluster)
+    """What `submit` asks of a scheduler; no result depends on it."""
     tolerance: dict[Optimizer, Tolerance] = field(default_factory=dict)
     """Of `verify`, for each optimizer: 8-bit state amplifies noise; defaults in `qlora_repeat.verdict`."""
     checkpoint_every: Positive = 100
@@ -348,6 +351,11 @@ def _with_named_optimizers(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _known_keys() -> list[str]:
-    found = [*globals().values(), *vars(sources).values(), *vars(randomness).values()]
+    found = [
+        *globals().values(),
+        *vars(sources).values(),
+        *vars(randomness).values(),
+        *vars(cluster).values(),
+    ]
     kinds = [kind for kind in found if isinstance(kind, type) and is_dataclass(kind)]
     return sorted({item.name for kind in kinds for item in fields(kind)})

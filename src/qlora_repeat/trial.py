@@ -88,6 +88,11 @@ def base_record(study: Study, model_name: str, number: int, runs: Path) -> Path:
     return study_folder(study, runs) / model_name / "base" / f"test-{number}.json"
 
 
+def base_lock(study: Study, model_name: str, number: int, runs: Path) -> Path:
+    """What the process holds that does such a test."""
+    return base_record(study, model_name, number, runs).with_name(f"lock-{number}.json")
+
+
 def base_tests(study: Study) -> range:
     """The numbers of the tests of each base: one, or as many as section IX has."""
     return range(1, 1 + (study.ablation.base_tests if study.ablation else 1))

@@ -18,7 +18,7 @@ from qlora_repeat.results import TrialResult, read_results
 from qlora_repeat.study import PUBLISHED, Study, load_study
 from qlora_repeat.trial import Trial, all_trials, cache_folder, find_trial, results_path
 
-BUILD = Path("paper/build")
+BUILD = Path(os.environ.get("QLORA_REPEAT_BUILD") or "paper/build")
 """A folder for each study, of tables and figures."""
 PUBLISHED_NUMBERS = Path("paper/published")
 
@@ -84,7 +84,7 @@ def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Folder.  [default: paper/build/STUDY]",
+        help=f"Folder.  [default: {BUILD}/STUDY]",
     )(command)
 
 

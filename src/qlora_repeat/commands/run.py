@@ -19,10 +19,15 @@ from qlora_repeat.commands.options import (
 @click.option(
     "--jobs", type=click.IntRange(1), help="Trials at a time.  [default: one a GPU, or cores / threads]"
 )
+@click.option(
+    "--gpus", metavar="0,1,...", help="The GPUs to use, by nvidia-smi's numbers or UUIDs.  [default: all]"
+)
 @runs_option
 @cache_option
 @verbosity_options
-def command(study_file: str, jobs: int | None, runs: Path, cache: Path, quiet: bool, verbose: bool) -> None:
+def command(
+    study_file: str, jobs: int | None, gpus: str | None, runs: Path, cache: Path, quiet: bool, verbose: bool
+) -> None:
     """Run every trial of a study that is not complete, each in a process of its own.
 
     Fetches what is missing first. Interrupted, the same command goes on with what is left.
@@ -35,10 +40,13 @@ def command(study_file: str, jobs: int | None, runs: Path, cache: Path, quiet: b
     from qlora_repeat.collect import collect, distinct_adapters
     from qlora_repeat.commands.stage import require_fetched, run_all
     from qlora_repeat.pins import lock_file
+    from qlora_repeat.runner import choose_gpus
     from qlora_repeat.study import load_study
     from qlora_repeat.trial import STAGES
 
     study = load_study(study_file)
+    if gpus is not None:
+        choose_gpus(gpus)
     require_fetched(study, lock_file(study_file), cache, console(quiet))
     if run_all(study, STAGES, runs, cache, jobs, console(quiet)) == 0 and not quiet:
         click.echo(f"study {study.name}: every trial is done")

@@ -1,6 +1,8 @@
 """What the four stage subcommands have in common: one trial here, or all in processes of their own."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from qlora_repeat.runner import Job
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+BASE_WAIT_SECONDS = 3600
+"""How long a task that tests a base waits for another that is at it."""
 
 
 def stage_command(stage: Stage, help: str) -> click.Command:
@@ -124,8 +129,29 @@ def run_here(
             bars.update(tasks[stage], completed=done, total=total, description=note)
 
         if "evaluate" in stages:
-            run_base(study, trial.model_name, 1, trial.runs, cache, watch)
+            with contextlib.suppress(BusyError):  # then another trial of the model does it
+                run_base(study, trial.model_name, 1, trial.runs, cache, watch)
         run_stages(trial, stages, cache, watch, force=force, seeds=seeds)
+
+
+def run_base_here(study: Study, model: str, runs: Path, cache: Path, out: Console) -> None:
+    """Tests the base of a model as often as the study asks for, in this process."""
+    from qlora_repeat.stages import run_base
+    from qlora_repeat.trial import base_tests
+
+    left, until = list(base_tests(study)), time.monotonic() + BASE_WAIT_SECONDS
+    while left:
+        for number in tuple(left):
+            try:
+                run_base(study, model, number, runs, cache, lambda *told: None)
+            except BusyError:  # a trial of the model does it, and may fail
+                if time.monotonic() > until:
+                    raise
+            else:
+                left.remove(number)
+                out.print(f"{model}/base: test {number} of {len(base_tests(study))} is done")
+        if left:
+            time.sleep(1)
 
 
 def recorded_seeds(trial: Trial) -> dict[str, int]:

@@ -37,16 +37,25 @@ def command(
 ) -> None:
     """Run what is not done of one trial's four stages, in this process, and print what they measured.
 
+    MODEL/base in place of a trial tests the base of that model, as often as the study asks for.
+
     \b
     Example:
       qlora-repeat trial smollm2-135m/adamw-8bit/3
     """
     silence_libraries(verbose)
-    from qlora_repeat.commands.stage import require_fetched, run_here
+    from qlora_repeat.commands.stage import require_fetched, run_base_here, run_here
     from qlora_repeat.pins import lock_file
     from qlora_repeat.record import read_record
+    from qlora_repeat.study import load_study
     from qlora_repeat.trial import STAGES
 
+    study = load_study(study_file)
+    model, _, kind = trial.rpartition("/")
+    if kind == "base" and model in study.models:
+        require_fetched(study, lock_file(study_file), cache, console(quiet), [model])
+        run_base_here(study, model, runs, cache, console(quiet))
+        return
     study, (chosen,) = chosen_trials(study_file, trial, False, runs)
     require_fetched(study, lock_file(study_file), cache, console(quiet), [chosen.model_name])
     run_here(chosen, STAGES, cache, console(quiet), force=force, same_seeds=same_seeds)

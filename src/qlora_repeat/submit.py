@@ -1,0 +1,312 @@
+"""A study as jobs on Slurm: an array with a task for each trial that is not complete, then one that renders.
+
+submitit writes the batch files, queues tasks that were preempted or ran out of time again, and keeps what
+they print. A task is a process of its own below submitit's, in the image if there is one: submitit itself
+stays outside, where there is a ``scontrol`` to queue it again with.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.cluster import Cluster
+from qlora_repeat.digest import file_digest
+from qlora_repeat.errors import MissingError, StageError, UsageError
+from qlora_repeat.files import read_json, write_json
+from qlora_repeat.lock import exclusive, remove_ended
+from qlora_repeat.plan import DTYPE_BYTES, Plan
+from qlora_repeat.runner import open_jobs
+from qlora_repeat.slurm import Queue, cluster_name, partition_minutes, read_queue
+from qlora_repeat.study import Study, study_path
+from qlora_repeat.trial import STAGES, all_trials, base_lock, base_tests, study_folder
+
+WARNING_SECONDS = 120
+"""Before its time is up a task is asked to stop: a fine-tuning ends its step, and keeps a checkpoint."""
+MOST_TIMES = 100
+"""So often may a task run out of time and be queued again: it goes on each time."""
+FALLBACK_MINUTES = 240
+"""The time limit of a task for which the plan has no estimate."""
+MARGIN = 1.5
+"""Of the time limit, over the estimate."""
+OTHER_MINUTES = 30
+"""For what a trial does besides fine-tuning; and the time limit of the job that renders."""
+OTHER_GB = 4.0
+"""Of the host's memory, besides the weights that are loaded and merged there."""
+
+
+@dataclass
+class Task:
+    """What a job does: commands one after the other, each in a process of its own. submitit keeps it."""
+
+    commands: list[list[str]]
+    folder: str
+    """Where they are started."""
+    _running: "subprocess.Popen[bytes] | None" = field(default=None, init=False, repr=False, compare=False)
+
+    def __call__(self) -> None:
+        """Runs them all, also where one fails.
+
+        Raises:
+            StageError: one has failed.
+        """
+        failed = []
+        for command in self.commands:
+            self._running = subprocess.Popen(command, cwd=self.folder)
+            if code := self._running.wait():
+                failed.append(f"{' '.join(command)}: exit code {code}")
+        if failed:
+            raise StageError("; ".join(failed))
+
+    def checkpoint(self) -> Any:
+        """What goes on in its place when it is queued again: the same, once the process has stopped."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._running is not None:
+            # Not by the methods of Popen: what this interrupts may be waiting there, and hold its lock.
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._running.pid, signal.SIGUSR1)
+                os.waitid(os.P_PID, self._running.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(Task(self.commands, self.folder))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of Slurm for a study."""
+
+    tasks: list[str]
+    """The names of trials, and of models whose base is tested (``model/base``)."""
+    queued: dict[str, str]
+    """Those that an earlier submission's jobs still wait for or work on, with the job's number."""
+    array: dict[str, Any]
+    """The parameters of the array, as submitit names them."""
+    render: dict[str, Any]
+    """Those of the job that renders."""
+    estimated: bool
+    """Whether time and memory are the plan's."""
+
+
+def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, cache: Path) -> Request:
+    """What there is to ask for.
+
+    Raises:
+        UsageError: an image that is not there.
+    """
+    if cluster.image is not None and not Path(cluster.image).exists():
+        raise UsageError(f"--image {cluster.image}: no such file; `make sif` makes one")
+    jobs = open_jobs(study, STAGES, runs, cache)
+    names = list(dict.fromkeys(job.trial.name if job.trial else f"{job.model}/base" for job in jobs))
+    queued = queued_tasks(study, runs, read_queue())
+    minutes, memory = estimates(study, plan)
+    minutes = min(minutes, partition_minutes(cluster.partition) or minutes)
+    gpus = cluster.gpus if cluster.gpus is not None else default_gpus(cluster)
+    common: dict[str, Any] = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "stderr_to_stdout": True,
+        "setup": ["export HF_HUB_OFFLINE=1", "export SUBMITIT_PREEMPT_SIGNAL=USR1"],
+        "additional_parameters": {
+            key: value
+            for key, value in ({"requeue": True} | (cluster.sbatch or {})).items()
+            if value is not False
+        },
+    }
+    array = common | {
+        "job_name": f"qlora-repeat {study.label}",
+        "time": cluster.minutes or minutes,
+        "mem": f"{math.ceil((cluster.memory or memory) * 1e9 / 2**20)}M",
+        "cpus_per_task": cluster.cpus or max(study.threads, 2 if gpus else 1),
+        "gres": ":".join(filter(None, ["gpu", cluster.gpu_type, str(gpus)])) if gpus else None,
+        "array_parallelism": cluster.concurrent,
+        "signal_delay_s": min(WARNING_SECONDS, (cluster.minutes or minutes) * 60 // 4),
+    }
+    render = common | {
+        "job_name": f"qlora-repeat {study.label} tables",
+        "time": OTHER_MINUTES,
+        "mem": f"{math.ceil(min(cluster.memory or OTHER_GB, OTHER_GB) * 1e9 / 2**20)}M",
+        "cpus_per_task": 1,
+    }
+    return Request(
+        tasks=[name for name in names if name not in queued],
+        queued={name: job for name, job in queued.items() if name in names},
+        array={name: value for name, value in array.items() if value is not None},
+        render={name: value for name, value in render.items() if value is not None},
+        estimated=plan is not None,
+    )
+
+
+def estimates(study: Study, plan: Plan | None) -> tuple[int, float]:
+    """Minutes and GB for the largest task: its fine-tuning, and the base twice, as it is merged."""
+    if plan is None:
+        return FALLBACK_MINUTES, OTHER_GB
+    seconds = [arm.train_seconds for model in plan.models for arm in model.arms]
+    known = [each for each in seconds if each is not None]
+    minutes = FALLBACK_MINUTES if len(known) < len(seconds) else 0
+    minutes = max([minutes, *(math.ceil(MARGIN * each / 60) + OTHER_MINUTES for each in known)])
+    size = DTYPE_BYTES[study.precision.merged]
+    return minutes, OTHER_GB + max(2 * size * model.parameters for model in plan.models) / 1e9
+
+
+def default_gpus(cluster: Cluster) -> int:
+    """One for each task, unless it runs with torch's CPU build here, outside of an image."""
+    from qlora_repeat.runner import on_cpu
+
+    return 0 if cluster.image is None and on_cpu() else 1
+
+
+def submit(
+    request: Request, study: Study, study_file: str, cluster: Cluster, runs: Path, cache: Path, out: Path
+) -> tuple[dict[str, str], str | None]:
+    """Hands the jobs to Slurm, all at once or not at all for the array.
+
+    Returns:
+        The number of each task's job, and that of the job that renders, if there is one.
+
+    Raises:
+        MissingError: there is no sbatch here.
+        UsageError: Slurm refuses what is asked for; in its own words.
+        BusyError: another process submits the same study.
+    """
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise MissingError(
+            "sbatch: not found; `submit` is for a login node of a Slurm cluster, outside of containers. "
+            "`qlora-repeat run` needs no scheduler"
+        )
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # which submitit reads when it is imported
+    folder = jobs_folder(study, runs)
+    here = str(Path.cwd())
+    chosen = f"{study_path(study_file).resolve()}{''.join('@' + part for part in _variants(study_file))}"
+    where = ["--runs", str(runs.resolve()), "--cache", str(cache.resolve())]
+    with exclusive(folder / "lock.json", f"submitting {study.label}"):
+        clear_locks(study, runs)
+        queue = read_queue()
+        if queue is None:
+            raise MissingError(
+                "squeue: does not answer, so that what is queued already is unknown; try again later"
+            )
+        queued = queued_tasks(study, runs, queue)
+        names = [name for name in request.tasks if name not in queued]
+        before = _render_job(folder, queue)
+        if not names and (not queued or before is not None):
+            return {}, before
+        out.mkdir(parents=True, exist_ok=True)
+        kit = launcher(cluster, request, [runs, cache, out, study_path(study_file).parent])
+        tasks = [Task([[*kit, "trial", name, "--study", chosen, *where]], here) for name in names]
+        jobs = dict(zip(names, _submitted(folder, request.array, tasks), strict=True)) if names else {}
+        write_json(folder / "tasks.json", known_tasks(folder) | jobs)
+        results = [
+            [*kit, "collect", chosen, *where],
+            [*kit, "tables", chosen, *where[:2], "--out", str(out.resolve())],
+            [*kit, "figures", chosen, *where[:2], "--out", str(out.resolve())],
+        ]
+        waited = sorted({job.split("_")[0] for job in (queued | jobs).values()})
+        render = request.render | {"dependency": f"afterany:{':'.join(waited)}"}
+        (number,) = _submitted(folder, render, [Task(results, here)])
+        write_json(folder / "render.json", number)
+        if before is not None:  # the new one waits for all that it would have waited for
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(["scancel", "--state=PENDING", before], capture_output=True, timeout=60)
+    return jobs, number
+
+
+def _render_job(folder: Path, queue: Queue | None) -> str | None:
+    """The job that an earlier submission left to render, if it has not ended."""
+    path = folder / "render.json"
+    number = str(read_json(path, "delete it")) if path.is_file() else ""
+    return number if queue is not None and number in queue.waiting_or_running else None
+
+
+def _submitted(folder: Path, parameters: dict[str, Any], tasks: Sequence[Task]) -> list[str]:
+    """The numbers of the jobs that these tasks have become."""
+    import submitit
+
+    try:
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_TIMES)
+        executor.update_parameters(**parameters)
+        if len(tasks) == 1:
+            return [executor.submit(tasks[0]).job_id]
+        with executor.batch():
+            jobs = [executor.submit(task) for task in tasks]
+        return [job.job_id for job in jobs]
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        told = [line.strip() for line in str(error).splitlines() if "error:" in line]
+        raise UsageError(f"Slurm refuses the jobs: {(told or str(error).splitlines())[0]}") from None
+
+
+def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> list[str]:
+    """How a job starts the kit: as here, or in the image, which is shown these folders.
+
+    Raises:
+        UsageError: a folder's name has a letter that Apptainer takes for an end of it.
+    """
+    if cluster.image is None:
+        return [str(Path(sys.executable).with_name("qlora-repeat"))]
+    image = Path(cluster.image).resolve()
+    if given := os.environ.get("QLORA_REPEAT_LOCK"):
+        folders = [*folders, Path(given) if given.endswith("/") else Path(given).parent]
+    shown = [path.resolve() for path in (Path.cwd(), *folders, _hub_folder()) if path.is_dir()]
+    if wrong := next((path for path in shown if set(",:") & set(str(path))), None):
+        raise UsageError(
+            f"{wrong}: a folder that is shown to an image can have no comma or colon in its name"
+        )
+    told = {"QLORA_REPEAT_IMAGE": image.name, "HF_HOME": str(_hub_folder().resolve())}
+    if image.is_file():  # and not a folder, which has no digest
+        told["QLORA_REPEAT_IMAGE_DIGEST"] = f"sha256:{file_digest(image)}"
+    options = ["--pwd", str(Path.cwd()), "--bind", ",".join(dict.fromkeys(map(str, shown)))]
+    options += ["--env", ",".join(f"{name}={value}" for name, value in told.items())]
+    extra = request.array["additional_parameters"]
+    nvidia = (
+        ["--nv"] if "gres" in request.array or any(key.startswith(("gres", "gpus")) for key in extra) else []
+    )
+    return ["apptainer", "exec", *nvidia, *options, str(image), "qlora-repeat"]
+
+
+def _hub_folder() -> Path:
+    """Where the hub's files are that `fetch` has brought."""
+    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+
+
+def jobs_folder(study: Study, runs: Path) -> Path:
+    """Of what submitit keeps of a study's jobs: a folder for each, with what it printed."""
+    return study_folder(study, runs) / "slurm"
+
+
+def queued_tasks(study: Study, runs: Path, queue: Queue | None) -> dict[str, str]:
+    """The tasks that were submitted and have not ended, with their jobs' numbers; none without Slurm."""
+    if queue is None:
+        return {}
+    known = known_tasks(jobs_folder(study, runs))
+    return {name: job for name, job in known.items() if job in queue.waiting_or_running}
+
+
+def known_tasks(folder: Path) -> dict[str, str]:
+    """All tasks that were ever submitted, each with the number of its last job."""
+    path = folder / "tasks.json"
+    known: dict[str, str] = read_json(path, "delete it") if path.is_file() else {}
+    return known
+
+
+def clear_locks(study: Study, runs: Path) -> None:
+    """Removes locks whose job has ended, as where its node died.
+
+    Where another host cannot tell, Slurm can: a job that it does not know has no process any more.
+    """
+    locks = [trial.lock for trial in all_trials(study, runs)]
+    locks += [base_lock(study, model, number, runs) for model in study.models for number in base_tests(study)]
+    held = {path: path.read_bytes() for path in locks if path.is_file()}  # before the queue is read
+    queue, cluster = read_queue() if held else None, cluster_name() if held else None
+    if queue is not None:
+        for path, content in held.items():
+            remove_ended(path, content, queue.on_a_node, cluster)
+
+
+def _variants(study_file: str) -> list[str]:
+    return study_file.rpartition("/")[2].split("@")[1:]
