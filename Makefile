@@ -3,7 +3,7 @@
 #   STUDY        a study in studies/, or the path of a TOML file; cut short: paper@12-steps-4-rows
 #   RANDOMNESS   another of the study's profiles: as-published, seeded or bitwise (docs/method.md)
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
-#   OPTIONS      more options for `verify`, such as "--stages evaluate"
+#   OPTIONS      more options for `verify` and `submit`, such as "--stages evaluate"
 #   COMPARE      what tables also compare with: published (the paper's numbers), a study, or a results file
 #   JOBS         how many trials `run` and `attribute` work on at once
 #   MODEL, OPTIMIZER, SOURCES, REPLICATES
@@ -13,6 +13,8 @@
 #   OUT          the folder of tables and figures, where that is not paper/build/STUDY
 #   ACCELERATOR  which build of torch .venv gets: cpu, cuda, or auto (cuda where nvidia-smi works)
 #   PYTHON       the Python that .venv is made from, or several to try
+#   ENGINE, IMAGE, SIF, BASE_IMAGE, SNAPSHOT, RESULTS, CACHE, BUILD_OPTIONS, CONTAINER_OPTIONS
+#                what images are made of and run with (docs/cluster.md)
 #   KIT_PYTHON   the Python of an environment that has the kit already (its full path): .venv is then not used
 STUDY ?= pocket
 REHEARSAL ?= $(CURDIR)/runs/rehearsal
@@ -32,10 +34,12 @@ TO = $(if $(OUT),--out "$(OUT)")
 RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if $(JOBS),--jobs $(JOBS)))
 ARM = $(if $(MODEL),--model $(MODEL)) $(if $(OPTIMIZER),--optimizer $(OPTIMIZER))
 FREED = $(if $(SOURCES),--sources $(SOURCES)) $(if $(REPLICATES),--replicates $(REPLICATES))
+INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL JOBS COMPARE,$(if $($(each)),$(each)="$($(each))"))
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures paper
 .PHONY: verify attribute status check list rehearsal test lint types lock clean help
+.PHONY: image sif docker-all apptainer-all image-test sif-test base-image submit
 
 all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
 	@status=0
@@ -91,6 +95,23 @@ rehearsal: setup ## the paper's study whole, on miniature models, offline, on a 
 	$(KIT) miniature paper --out "$$HF_HOME"
 	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows RANDOMNESS=$(RANDOMNESS) TRIAL= OUT="$(REHEARSAL)/tables"
 
+image: ## build the image for Docker or Podman
+	@container/build.sh docker $(BUILD_OPTIONS)
+sif: ## build the image for Apptainer
+	@container/build.sh apptainer $(BUILD_OPTIONS)
+docker-all: ## `make all` in the image of Docker or Podman
+	@container/run.sh docker $(INSIDE)
+apptainer-all: ## `make all` in Apptainer's image
+	@container/run.sh apptainer $(INSIDE)
+image-test: ## try the image without a network: its packages, and one trial of the pocket study
+	@container/try.sh docker $(TRIAL)
+sif-test: ## the same with Apptainer's
+	@container/try.sh apptainer $(TRIAL)
+base-image: ## whether the base image's tag still has the pinned digest; UPDATE=--update pins its new one
+	@$(firstword $(foreach python,$(PYTHON),$(shell command -v $(python)))) container/base_image.py $(UPDATE)
+submit: setup ## the study as jobs on Slurm; OPTIONS="--partition gpu --image qlora-repeat.sif"
+	@$(KIT) submit "$(NAMED)" $(TO) $(OPTIONS)
+
 test: setup ## run the tests
 	$(BIN)python -m pytest --numprocesses 2
 
@@ -109,7 +130,7 @@ clean: ## remove build output and caches; results and .venv stay
 	find src tests -name __pycache__ -prune -exec rm -r {} +
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The environment. Each stamp is made last, so that an interrupted set-up starts over. .packages holds the name
 # of the torch build inside, and asking for another makes .venv anew; `auto` accepts the one that is there.
@@ -124,7 +145,7 @@ ifeq ($(filter auto $(shell cat .venv/.packages 2>/dev/null),$(ACCELERATOR)),)
 .PHONY: .venv/.packages
 endif
 
-.venv/.packages: $(wildcard lockfiles/*.txt)
+.venv/.packages: lockfiles/install.sh $(wildcard lockfiles/*.txt)
 	@for python in $(PYTHON) none; do "$$python" -c '$(FITS)' 2>/dev/null && break; done
 	if [ "$$python" = none ]; then
 		echo "No Python 3.11 or 3.12 with venv (Debian: python3-venv); tried $(PYTHON)." \
@@ -135,20 +156,8 @@ endif
 	if [ $$accelerator = auto ]; then
 		if nvidia-smi >/dev/null 2>&1; then accelerator=cuda; else accelerator=cpu; fi
 	fi
-	trap 'exit 130' INT # or an interrupted pip would count as an index without torch
-	install() {
-		.venv/bin/python -m pip install --disable-pip-version-check -qq --no-deps --require-hashes "$$@"
-	}
 	echo "Making .venv with $$python, torch for $$accelerator, packages from lockfiles/ (some minutes)"
-	"$$python" -m venv --clear .venv
-	install -r lockfiles/build.txt
-	if [ $$accelerator = cuda ]; then
-		install -r lockfiles/torch-cuda.txt
-	elif ! install -r lockfiles/torch-cpu.txt 2>/dev/null; then
-		echo "torch's CPU build is not on the configured package indexes; trying PyTorch's own"
-		install --retries 1 --index-url https://download.pytorch.org/whl/cpu -r lockfiles/torch-cpu.txt
-	fi
-	install --no-build-isolation -r lockfiles/runtime.txt -r lockfiles/dev.txt -r lockfiles/pocket.txt
+	lockfiles/install.sh .venv "$$python" $$accelerator runtime dev pocket
 	echo $$accelerator > $@
 
 .venv/.kit: pyproject.toml .venv/.packages

@@ -1,0 +1,22 @@
+# shellcheck shell=bash
+# What build.sh and run.sh share; both are told by variables what the Makefile documents.
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/qlora_repeat/__init__.py)
+: "${IMAGE:=localhost/qlora-repeat:$version}" "${SIF:=qlora-repeat.sif}"
+: "${RESULTS:=$PWD/runs}" "${CACHE:=${XDG_CACHE_HOME:-$HOME/.cache}}"
+RESULTS=$(realpath -m "$RESULTS") CACHE=$(realpath -m "$CACHE") # a relative one would be a volume
+
+find_engine() { # docker may be installed without its daemon
+	if [ -z "${ENGINE:-}" ]; then
+		if docker info >/dev/null 2>&1; then ENGINE=docker
+		elif command -v podman >/dev/null; then ENGINE=podman
+		else
+			echo "Neither docker nor podman works here. Apptainer needs neither: make sif" >&2
+			exit 3
+		fi
+	fi
+}
+
+require_apptainer() {
+	command -v apptainer >/dev/null || { echo "apptainer: not found; see docs/cluster.md" >&2; exit 3; }
+}

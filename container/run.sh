@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs a command in the image: container/run.sh docker|apptainer COMMAND...
+#
+# The root is read-only, the user is whoever asks, and of the host there are three folders: that of results,
+# and CACHE/huggingface and CACHE/qlora-repeat. $CONTAINER_OPTIONS are given to the engine.
+set -euo pipefail
+# shellcheck source=container/engine.sh
+. "$(dirname "$0")/engine.sh"
+kind=$1
+shift
+folders=("$RESULTS:/kit/runs" "$CACHE/huggingface:/cache/huggingface" "$CACHE/qlora-repeat:/cache/qlora-repeat")
+mkdir -p "${folders[@]%%:/*}"
+read -ra options <<<"${CONTAINER_OPTIONS:-}"
+has_gpu() { nvidia-smi >/dev/null 2>&1; }
+
+case $kind in
+docker)
+	find_engine
+	user=$(id -u):$(id -g)
+	case $("$ENGINE" info --format '{{.SecurityOptions}}' 2>/dev/null) in *rootless*) user=0:0 ;; esac # is who asks
+	options+=(--rm --read-only --tmpfs /tmp --user "${CONTAINER_USER:-$user}" "${folders[@]/#/--volume=}")
+	options+=(--security-opt label=disable) # SELinux, which would hide the folders
+	if "$ENGINE" --version | grep -qi podman; then # also where it is named docker
+		[ "$(id -u)" = 0 ] || options+=(--userns keep-id)
+		! has_gpu || options+=(--device nvidia.com/gpu=all)
+	else
+		options+=(--init)
+		! has_gpu || options+=(--gpus all)
+	fi
+	digest=$("$ENGINE" image inspect --format '{{.Id}}' "$IMAGE")
+	exec "$ENGINE" run --env HF_TOKEN --env HF_HUB_OFFLINE --env QLORA_REPEAT_IMAGE="$IMAGE" \
+		--env QLORA_REPEAT_IMAGE_DIGEST="sha256:${digest#sha256:}" "${options[@]}" "$IMAGE" "$@"
+	;;
+apptainer)
+	require_apptainer
+	! has_gpu || options+=(--nv)
+	digest=""
+	[ ! -f "$SIF" ] || digest=sha256:$(sha256sum <"$SIF" | cut -d' ' -f1)
+	export APPTAINERENV_QLORA_REPEAT_IMAGE="${SIF##*/}" APPTAINERENV_QLORA_REPEAT_IMAGE_DIGEST="$digest"
+	for name in HF_TOKEN HF_HUB_OFFLINE; do
+		[ -z "${!name:-}" ] || export "APPTAINERENV_$name=${!name}"
+	done
+	exec apptainer run --containall --no-home "${folders[@]/#/--bind=}" "${options[@]}" "$SIF" "$@"
+	;;
+esac

@@ -1,0 +1,10 @@
+#!/bin/sh
+# What an image must be able to do wherever it is: seconds, no GPU, no network, nothing written.
+set -e
+qlora-repeat --version
+/opt/kit/bin/python -c "
+import accelerate, bitsandbytes, click, datasets, jinja2, matplotlib, peft, tabulate, torch, transformers
+print('torch', torch.__version__)
+"
+! command -v cc gcc g++ >/dev/null || { echo 'a compiler is in the image'; exit 1; }
+qlora-repeat list pocket
