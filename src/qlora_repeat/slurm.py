@@ -23,14 +23,10 @@ class Queue:
 
 def read_queue() -> Queue | None:
     """What Slurm says; None where there is none, or it does not answer."""
-    command = ["squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i %A %t"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
+    told = _told("squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i %A %t")
+    if told is None:
         return None
-    if done.returncode:
-        return None
-    lines = [line.split() for line in done.stdout.splitlines() if len(line.split()) == 3]
+    lines = [line.split() for line in told.splitlines() if len(line.split()) == 3]
     return Queue(
         frozenset(number for number, _, _ in lines),
         frozenset(own for _, own, state in lines if state not in _NOT_ON_A_NODE),
@@ -39,22 +35,23 @@ def read_queue() -> Queue | None:
 
 def cluster_name() -> str | None:
     """The cluster that jobs are submitted to; None where nobody tells."""
-    try:
-        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.search(r"^ClusterName\s*=\s*(\S+)", done.stdout, re.MULTILINE)
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", _told("scontrol", "show", "config") or "", re.MULTILINE)
     return found[1] if found else None
 
 
 def partition_minutes(partition: str | None) -> int | None:
     """The time limit of a partition, or of the default one; None where it has none, or nobody tells."""
-    command = ["sinfo", "--noheader", "--format=%P %l"]
+    told = _told("sinfo", "--noheader", "--format=%P %l") or ""
+    for name, limit in (line.split() for line in told.splitlines() if len(line.split()) == 2):
+        if name == partition or (partition is None and name.endswith("*")) or name == f"{partition}*":
+            return None if limit in ("infinite", "n/a") else minutes_of(limit)
+    return None
+
+
+def _told(*command: str) -> str | None:
+    """What a command of Slurm prints; None where it is not there, fails, or does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    for name, limit in (line.split() for line in done.stdout.splitlines() if len(line.split()) == 2):
-        if name == partition or (partition is None and name.endswith("*")) or name == f"{partition}*":
-            return None if limit in ("infinite", "n/a") else minutes_of(limit)
-    return None
+    return done.stdout if done.returncode == 0 else None

@@ -229,11 +229,11 @@ def _check_template(key: str, template: str, task: Task) -> None:
 
 def study_path(study: str) -> Path:
     """The file of a study given by name (``pocket``) or by path (``elsewhere/mine.toml``)."""
-    name = _split_name(study)[0]
+    name = split_name(study)[0]
     return Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
 
 
-def _split_name(study: str) -> tuple[str, list[str]]:
+def split_name(study: str) -> tuple[str, list[str]]:
     """The name or path of a study's file, and what follows after each @."""
     folder, slash, last = study.rpartition("/")
     name, *parts = last.split("@")
@@ -275,7 +275,7 @@ def load_study(study: str) -> Study:
         raise UsageError(f"{path}: {error}") from None
     if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
         raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
-    return _varied(loaded, _split_name(study)[1])
+    return _varied(loaded, split_name(study)[1])
 
 
 def _varied(study: Study, parts: list[str]) -> Study:

@@ -22,10 +22,11 @@ from qlora_repeat.digest import file_digest
 from qlora_repeat.errors import MissingError, StageError, UsageError
 from qlora_repeat.files import read_json, write_json
 from qlora_repeat.lock import exclusive, remove_ended
+from qlora_repeat.pins import lock_file
 from qlora_repeat.plan import DTYPE_BYTES, Plan
 from qlora_repeat.runner import open_jobs
 from qlora_repeat.slurm import Queue, cluster_name, partition_minutes, read_queue
-from qlora_repeat.study import Study, study_path
+from qlora_repeat.study import Study, split_name, study_path
 from qlora_repeat.trial import STAGES, all_trials, base_lock, base_tests, study_folder
 
 WARNING_SECONDS = 120
@@ -183,7 +184,7 @@ def submit(
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # which submitit reads when it is imported
     folder = jobs_folder(study, runs)
     here = str(Path.cwd())
-    chosen = f"{study_path(study_file).resolve()}{''.join('@' + part for part in _variants(study_file))}"
+    chosen = "@".join([str(study_path(study_file).resolve()), *split_name(study_file)[1]])
     where = ["--runs", str(runs.resolve()), "--cache", str(cache.resolve())]
     with exclusive(folder / "lock.json", f"submitting {study.label}"):
         clear_locks(study, runs)
@@ -198,7 +199,8 @@ def submit(
         if not names and (not queued or before is not None):
             return {}, before
         out.mkdir(parents=True, exist_ok=True)
-        kit = launcher(cluster, request, [runs, cache, out, study_path(study_file).parent])
+        beside = [study_path(study_file).parent, lock_file(study_file).path.parent]
+        kit = launcher(cluster, request, [runs, cache, out, *beside])
         tasks = [Task([[*kit, "trial", name, "--study", chosen, *where]], here) for name in names]
         jobs = dict(zip(names, _submitted(folder, request.array, tasks), strict=True)) if names else {}
         write_json(folder / "tasks.json", known_tasks(folder) | jobs)
@@ -217,11 +219,11 @@ def submit(
     return jobs, number
 
 
-def _render_job(folder: Path, queue: Queue | None) -> str | None:
+def _render_job(folder: Path, queue: Queue) -> str | None:
     """The job that an earlier submission left to render, if it has not ended."""
     path = folder / "render.json"
     number = str(read_json(path, "delete it")) if path.is_file() else ""
-    return number if queue is not None and number in queue.waiting_or_running else None
+    return number if number in queue.waiting_or_running else None
 
 
 def _submitted(folder: Path, parameters: dict[str, Any], tasks: Sequence[Task]) -> list[str]:
@@ -249,15 +251,18 @@ def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> lis
     """
     if cluster.image is None:
         return [str(Path(sys.executable).with_name("qlora-repeat"))]
-    image = Path(cluster.image).resolve()
-    if given := os.environ.get("QLORA_REPEAT_LOCK"):
-        folders = [*folders, Path(given) if given.endswith("/") else Path(given).parent]
-    shown = [path.resolve() for path in (Path.cwd(), *folders, _hub_folder()) if path.is_dir()]
+    from huggingface_hub import constants
+
+    image, hub = (
+        Path(cluster.image).resolve(),
+        Path(constants.HF_HOME).resolve(),
+    )  # where `fetch` has put files
+    shown = [path.resolve() for path in (Path.cwd(), *folders, hub) if path.is_dir()]
     if wrong := next((path for path in shown if set(",:") & set(str(path))), None):
         raise UsageError(
             f"{wrong}: a folder that is shown to an image can have no comma or colon in its name"
         )
-    told = {"QLORA_REPEAT_IMAGE": image.name, "HF_HOME": str(_hub_folder().resolve())}
+    told = {"QLORA_REPEAT_IMAGE": image.name, "HF_HOME": str(hub)}
     if image.is_file():  # and not a folder, which has no digest
         told["QLORA_REPEAT_IMAGE_DIGEST"] = f"sha256:{file_digest(image)}"
     options = ["--pwd", str(Path.cwd()), "--bind", ",".join(dict.fromkeys(map(str, shown)))]
@@ -267,11 +272,6 @@ def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> lis
         ["--nv"] if "gres" in request.array or any(key.startswith(("gres", "gpus")) for key in extra) else []
     )
     return ["apptainer", "exec", *nvidia, *options, str(image), "qlora-repeat"]
-
-
-def _hub_folder() -> Path:
-    """Where the hub's files are that `fetch` has brought."""
-    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
 
 
 def jobs_folder(study: Study, runs: Path) -> Path:
@@ -306,7 +306,3 @@ def clear_locks(study: Study, runs: Path) -> None:
     if queue is not None:
         for path, content in held.items():
             remove_ended(path, content, queue.on_a_node, cluster)
-
-
-def _variants(study_file: str) -> list[str]:
-    return study_file.rpartition("/")[2].split("@")[1:]
