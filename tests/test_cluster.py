@@ -1,5 +1,6 @@
 """What jobs ask of a scheduler: where it is said, and what is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tiny import write_study
 from qlora_repeat.cli import cli
 from qlora_repeat.cluster import Cluster, minutes_of, over, read_user_file
 from qlora_repeat.errors import UsageError
+from qlora_repeat.slurm import partition_minutes
 from qlora_repeat.study import load_study
 
 TABLE = """
@@ -46,6 +48,45 @@ def test_a_study_has_settings_and_options_say_otherwise(tmp_path: Path) -> None:
     asked = over(study.cluster, Cluster(partition="long", sbatch={"nice": 0}))
     assert (asked.partition, asked.minutes) == ("long", 90)
     assert asked.sbatch == {"mail-type": "END", "nice": 0}
+
+
+def test_the_job_with_tables_asks_for_less(study_file: Path, tmp_path: Path) -> None:
+    arguments = ["submit", str(study_file), "--dry-run", "--runs", str(tmp_path / "runs"), "--partition=gpu"]
+    arguments += ["--gpus=1", "--time=90", "--memory=8", "--sbatch=constraint=a100", "--sbatch=nice=5"]
+    arguments += ["--tables=partition=cpu", "--tables=constraint=false"]
+    done = CliRunner().invoke(cli, arguments)
+    (line,) = [each for each in done.output.splitlines() if each.startswith("additional_parameters")]
+    assert re.split(" {2,}", line)[1:] == [
+        "requeue, constraint=a100, nice=5",
+        "requeue, nice=5, partition=cpu",
+    ]
+
+
+def test_an_image_may_be_named_from_the_home_folder(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "kit.sif").write_bytes(b"")
+    arguments = [
+        "submit",
+        str(study_file),
+        "--dry-run",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--image=~/kit.sif",
+    ]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+
+
+def test_the_shortest_limit_of_several_partitions_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sinfo = tmp_path / "sinfo"
+    sinfo.write_text("#!/bin/sh\necho 'long 2-00:00:00\nshort* 1:00:00\never infinite'\n")
+    sinfo.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    asked = ("long,short", "long", "ever,long", "ever", None, "none")
+    assert [partition_minutes(each) for each in asked] == [60, 2880, 2880, None, 60, None]
 
 
 def test_settings_of_a_study_make_no_trial_stale(tmp_path: Path) -> None:

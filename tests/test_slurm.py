@@ -20,7 +20,7 @@ from qlora_repeat.trial import Trial, all_trials, find_trial
 pytestmark = pytest.mark.slurm
 
 KIT = Path(sys.executable).with_name("qlora-repeat")
-LONG = ("\nsteps = 3", "\nsteps = 60")
+LONG = ("\nsteps = 3", "\nsteps = 150")
 SMALL = ["--memory", "1.5", "--time", "20"]
 
 
@@ -116,12 +116,25 @@ def test_what_was_cancelled_or_preempted_goes_on_to_the_same_bits(cache: Path, t
     trial = find_trial(study, undisturbed.name, runs)
     told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
     job = job_of(told, trial.name)
+
+    def told_of(words: str) -> int:
+        log = kit("logs", trial.name, *alone[:4], "--runs", runs, "--lines", 1000).stdout
+        return log.count(words)
+
     wait(lambda: any(trial.unfinished.glob("step-*")))
-    subprocess.run(["scontrol", "requeue", job], check=True)
-    wait(lambda: "goes on from there" in kit("logs", trial.name, *alone[:4], "--runs", runs).stdout)
+    subprocess.run(["scancel", "--signal=USR1", job], check=True)  # as Slurm does before the limit
+    wait(lambda: told_of("by SIGUSR1") < told_of("Starting with JobEnvironment"))
+    # What is more urgent takes the node: SIGTERM, a grace time, and the task is queued again.
+    starts = told_of("Starting with JobEnvironment")
+    urgent = ["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    wait(lambda: told_of("Starting with JobEnvironment") > starts)
+    assert told_of("by SIGTERM") == 1
     subprocess.run(["scancel", job], check=True)
     wait(lambda: job not in (getattr(read_queue(), "waiting_or_running", {job})))
     told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
     assert job_of(told, trial.name) != job
     wait(empty)
     assert digest(trial) == digest(undisturbed)
+    told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
+    assert "every trial is done; nothing is submitted" in told, "also the bases, tested beside the trials"

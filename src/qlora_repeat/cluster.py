@@ -40,6 +40,8 @@ class Cluster:
     """The Apptainer image that tasks run in."""
     sbatch: dict[str, str | int | bool] | None = None
     """More of sbatch's options, without the dashes."""
+    tables: dict[str, str | int | bool] | None = None
+    """Those that the job with the tables has instead, which needs no GPU; false takes one back."""
 
 
 def user_file() -> Path:
@@ -72,12 +74,13 @@ def read_user_file() -> Cluster:
 
 
 def over(first: Cluster, second: Cluster) -> Cluster:
-    """The first, with what the second says instead; sbatch's options are joined."""
+    """The first, with what the second says instead; options of sbatch are joined."""
     said: dict[str, Any] = {
         each.name: value for each in fields(Cluster) if (value := getattr(second, each.name)) is not None
     }
-    if first.sbatch and second.sbatch:
-        said["sbatch"] = first.sbatch | second.sbatch
+    for name in ("sbatch", "tables"):
+        if getattr(first, name) and name in said:
+            said[name] = getattr(first, name) | said[name]
     return replace(first, **said)
 
 

@@ -1,25 +1,24 @@
 """A study as jobs on Slurm: an array with a task for each trial that is not complete, then one that renders.
 
 submitit writes the batch files, queues tasks that were preempted or ran out of time again, and keeps what
-they print. A task is a process of its own below submitit's, in the image if there is one: submitit itself
-stays outside, where there is a ``scontrol`` to queue it again with.
+they print. A task's commands (task.py) run in the image if there is one: submitit itself stays outside, where
+there is a ``scontrol`` to queue it again with.
 """
 
 import contextlib
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.cluster import Cluster
 from qlora_repeat.digest import file_digest
-from qlora_repeat.errors import MissingError, StageError, UsageError
+from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.files import read_json, write_json
 from qlora_repeat.lock import exclusive, remove_ended
 from qlora_repeat.pins import lock_file
@@ -27,6 +26,7 @@ from qlora_repeat.plan import DTYPE_BYTES, Plan
 from qlora_repeat.runner import open_jobs
 from qlora_repeat.slurm import Queue, cluster_name, partition_minutes, read_queue
 from qlora_repeat.study import Study, split_name, study_path
+from qlora_repeat.task import ImageFile, Task
 from qlora_repeat.trial import STAGES, all_trials, base_lock, base_tests, study_folder
 
 WARNING_SECONDS = 120
@@ -41,41 +41,6 @@ OTHER_MINUTES = 30
 """For what a trial does besides fine-tuning; and the time limit of the job that renders."""
 OTHER_GB = 4.0
 """Of the host's memory, besides the weights that are loaded and merged there."""
-
-
-@dataclass
-class Task:
-    """What a job does: commands one after the other, each in a process of its own. submitit keeps it."""
-
-    commands: list[list[str]]
-    folder: str
-    """Where they are started."""
-    _running: "subprocess.Popen[bytes] | None" = field(default=None, init=False, repr=False, compare=False)
-
-    def __call__(self) -> None:
-        """Runs them all, also where one fails.
-
-        Raises:
-            StageError: one has failed.
-        """
-        failed = []
-        for command in self.commands:
-            self._running = subprocess.Popen(command, cwd=self.folder)
-            if code := self._running.wait():
-                failed.append(f"{' '.join(command)}: exit code {code}")
-        if failed:
-            raise StageError("; ".join(failed))
-
-    def checkpoint(self) -> Any:
-        """What goes on in its place when it is queued again: the same, once the process has stopped."""
-        from submitit.helpers import DelayedSubmission
-
-        if self._running is not None:
-            # Not by the methods of Popen: what this interrupts may be waiting there, and hold its lock.
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self._running.pid, signal.SIGUSR1)
-                os.waitid(os.P_PID, self._running.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Task(self.commands, self.folder))
 
 
 @dataclass(frozen=True)
@@ -100,7 +65,8 @@ def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, 
     Raises:
         UsageError: an image that is not there.
     """
-    if cluster.image is not None and not Path(cluster.image).exists():
+    image = image_of(cluster)
+    if image is not None and not image.exists():
         raise UsageError(f"--image {cluster.image}: no such file; `make sif` makes one")
     jobs = open_jobs(study, STAGES, runs, cache)
     names = list(dict.fromkeys(job.trial.name if job.trial else f"{job.model}/base" for job in jobs))
@@ -113,13 +79,12 @@ def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, 
         "account": cluster.account,
         "qos": cluster.qos,
         "stderr_to_stdout": True,
-        "setup": ["export HF_HUB_OFFLINE=1", "export SUBMITIT_PREEMPT_SIGNAL=USR1"],
-        "additional_parameters": {
-            key: value
-            for key, value in ({"requeue": True} | (cluster.sbatch or {})).items()
-            if value is not False
-        },
+        # srun, by which submitit starts a task, no longer takes the number of its processors from sbatch.
+        "setup": [
+            "export HF_HUB_OFFLINE=1 SUBMITIT_PREEMPT_SIGNAL=USR1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"
+        ],
     }
+    extra = {"requeue": True} | (cluster.sbatch or {})
     array = common | {
         "job_name": f"qlora-repeat {study.label}",
         "time": cluster.minutes or minutes,
@@ -128,12 +93,14 @@ def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, 
         "gres": ":".join(filter(None, ["gpu", cluster.gpu_type, str(gpus)])) if gpus else None,
         "array_parallelism": cluster.concurrent,
         "signal_delay_s": min(WARNING_SECONDS, (cluster.minutes or minutes) * 60 // 4),
+        "additional_parameters": _asked(extra),
     }
     render = common | {
         "job_name": f"qlora-repeat {study.label} tables",
         "time": OTHER_MINUTES,
         "mem": f"{math.ceil(min(cluster.memory or OTHER_GB, OTHER_GB) * 1e9 / 2**20)}M",
         "cpus_per_task": 1,
+        "additional_parameters": _asked(extra | (cluster.tables or {})),
     }
     return Request(
         tasks=[name for name in names if name not in queued],
@@ -142,6 +109,16 @@ def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, 
         render={name: value for name, value in render.items() if value is not None},
         estimated=plan is not None,
     )
+
+
+def _asked(options: dict[str, str | int | bool]) -> dict[str, Any]:
+    """sbatch's options without those that are taken back."""
+    return {name: value for name, value in options.items() if value is not False}
+
+
+def image_of(cluster: Cluster) -> Path | None:
+    """The image that tasks run in."""
+    return None if cluster.image is None else Path(cluster.image).expanduser()
 
 
 def estimates(study: Study, plan: Plan | None) -> tuple[int, float]:
@@ -201,7 +178,12 @@ def submit(
         out.mkdir(parents=True, exist_ok=True)
         beside = [study_path(study_file).parent, lock_file(study_file).path.parent]
         kit = launcher(cluster, request, [runs, cache, out, *beside])
-        tasks = [Task([[*kit, "trial", name, "--study", chosen, *where]], here) for name in names]
+        image = image_of(cluster)
+        pinned = ImageFile.at(image.resolve()) if image is not None and image.is_file() else None
+        warning = request.array["signal_delay_s"]
+        tasks = [
+            Task([[*kit, "trial", name, "--study", chosen, *where]], here, warning, pinned) for name in names
+        ]
         jobs = dict(zip(names, _submitted(folder, request.array, tasks), strict=True)) if names else {}
         write_json(folder / "tasks.json", known_tasks(folder) | jobs)
         results = [
@@ -211,7 +193,7 @@ def submit(
         ]
         waited = sorted({job.split("_")[0] for job in (queued | jobs).values()})
         render = request.render | {"dependency": f"afterany:{':'.join(waited)}"}
-        (number,) = _submitted(folder, render, [Task(results, here)])
+        (number,) = _submitted(folder, render, [Task(results, here, warning, pinned)])
         write_json(folder / "render.json", number)
         if before is not None:  # the new one waits for all that it would have waited for
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -249,14 +231,11 @@ def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> lis
     Raises:
         UsageError: a folder's name has a letter that Apptainer takes for an end of it.
     """
-    if cluster.image is None:
+    if (image := image_of(cluster)) is None:
         return [str(Path(sys.executable).with_name("qlora-repeat"))]
     from huggingface_hub import constants
 
-    image, hub = (
-        Path(cluster.image).resolve(),
-        Path(constants.HF_HOME).resolve(),
-    )  # where `fetch` has put files
+    image, hub = image.resolve(), Path(constants.HF_HOME).resolve()  # the latter is where `fetch` puts files
     shown = [path.resolve() for path in (Path.cwd(), *folders, hub) if path.is_dir()]
     if wrong := next((path for path in shown if set(",:") & set(str(path))), None):
         raise UsageError(

@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 )
 @click.option("--image", metavar="X.SIF", help="The Apptainer image that tasks run in.")
 @click.option("--sbatch", "extra", metavar="NAME=VALUE", multiple=True, help="Any other option of sbatch.")
+@click.option(
+    "--tables",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An option of sbatch for the job with the tables: --tables partition=cpu.",
+)
 @click.option("--dry-run", is_flag=True, help="Tell what would be asked of Slurm, and ask nothing.")
 @runs_option
 @cache_option
@@ -56,6 +62,7 @@ def command(
     concurrent: int | None,
     image: str | None,
     extra: tuple[str, ...],
+    tables: tuple[str, ...],
     dry_run: bool,
     runs: Path,
     cache: Path,
@@ -89,6 +96,7 @@ def command(
         concurrent=concurrent,
         image=image,
         sbatch=_extra(extra) or None,
+        tables=_extra(tables) or None,
     )
     cluster = over(over(study.cluster, read_user_file()), given)
     told = cluster.minutes is not None and cluster.memory is not None
@@ -123,11 +131,11 @@ def _gpus(text: str | None) -> tuple[str | None, int | None]:
 
 
 def _extra(options: tuple[str, ...]) -> dict[str, Any]:
-    """More options of sbatch, without dashes; one without a value is a switch."""
+    """More options of sbatch, without dashes: one without a value is a switch, ``=false`` takes one back."""
     found: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.lstrip("-").partition("=")
-        found[name] = value if equals else True
+        found[name] = value != "false" and (value if equals else True)
     return found
 
 
@@ -157,7 +165,7 @@ def _asked(request: "Request", *, planned: bool) -> str:
     rows = [
         (key, _shown(request.array.get(key)), _shown(request.render.get(key)))
         for key in keys
-        if key != "stderr_to_stdout"
+        if key not in ("stderr_to_stdout", "setup")
     ]
     table = tabulate(
         rows, headers=["", f"array of {len(request.tasks)}", "then tables"], disable_numparse=True
@@ -167,12 +175,11 @@ def _asked(request: "Request", *, planned: bool) -> str:
         basis = "time and memory: the largest task's, by the plan (docs/plan.md), where they are not given\n"
     elif planned:
         basis = "time and memory are not planned, for the bases are not fetched: give --time and --memory\n"
-    return f"{table}\n\n{basis}tasks: {', '.join(request.tasks)}"
+    first = "; ".join(request.array["setup"])
+    return f"{table}\n\nfirst in each: {first}\n{basis}tasks: {', '.join(request.tasks)}"
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return "; ".join(value)
     if isinstance(value, dict):
         return ", ".join(name if each is True else f"{name}={each}" for name, each in value.items())
     return "" if value is None else str(value)
