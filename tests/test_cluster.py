@@ -58,8 +58,9 @@ def test_the_job_with_tables_asks_for_less(study_file: Path, tmp_path: Path) -> 
     (line,) = [each for each in done.output.splitlines() if each.startswith("additional_parameters")]
     assert re.split(" {2,}", line)[1:] == [
         "requeue, constraint=a100, nice=5",
-        "requeue, nice=5, partition=cpu",
+        "requeue, nice=5",
     ]
+    assert re.search(r"^partition +gpu +cpu$", done.output, re.MULTILINE)
 
 
 def test_an_image_may_be_named_from_the_home_folder(

@@ -95,13 +95,19 @@ def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, 
         "signal_delay_s": min(WARNING_SECONDS, (cluster.minutes or minutes) * 60 // 4),
         "additional_parameters": _asked(extra),
     }
-    render = common | {
-        "job_name": f"qlora-repeat {study.label} tables",
-        "time": OTHER_MINUTES,
-        "mem": f"{math.ceil(min(cluster.memory or OTHER_GB, OTHER_GB) * 1e9 / 2**20)}M",
-        "cpus_per_task": 1,
-        "additional_parameters": _asked(extra | (cluster.tables or {})),
-    }
+    other = dict(cluster.tables or {})
+    queue = {name: other.pop(name) or None for name in ("partition", "account", "qos") if name in other}
+    render = (
+        common
+        | queue
+        | {
+            "job_name": f"qlora-repeat {study.label} tables",
+            "time": OTHER_MINUTES,
+            "mem": f"{math.ceil(min(cluster.memory or OTHER_GB, OTHER_GB) * 1e9 / 2**20)}M",
+            "cpus_per_task": 1,
+            "additional_parameters": _asked(extra | other),
+        }
+    )
     return Request(
         tasks=[name for name in names if name not in queued],
         queued={name: job for name, job in queued.items() if name in names},
