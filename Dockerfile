@@ -2,7 +2,8 @@
 #
 # BASE_IMAGE    a base with the libraries of a GPU's driver interface; torch brings its own CUDA.
 #               `make base-image` says whether its tag still has this digest
-# SNAPSHOT      the day whose packages of Ubuntu or Debian are installed; empty: what the base is set to
+# SNAPSHOT      the day whose packages of Ubuntu or Debian are installed, if not that in container/install.sh;
+#               empty: what the base is set to
 # ACCELERATOR   the build of torch: cuda or cpu
 # COMMIT        the kit's, for records and labels; with -dirty where files are not as committed
 # LOCK          the digest of what the lock files pin, as in records
@@ -12,8 +13,7 @@
 ARG BASE_IMAGE=docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04@sha256:f8ef28f579ea42a44b415d2c5d46f788e6a9b395c6c83f2929416e1fc192c143
 
 FROM ${BASE_IMAGE} AS packages
-ARG SNAPSHOT=20261101T000000Z
-ARG SOURCE_DATE_EPOCH
+ARG SNAPSHOT
 COPY container/install.sh /kit/container/
 RUN /kit/container/install.sh system python3-venv
 ARG ACCELERATOR=cuda
@@ -26,8 +26,7 @@ ARG BASE_IMAGE
 RUN /kit/container/install.sh kit
 
 FROM ${BASE_IMAGE}
-ARG SNAPSHOT=20261101T000000Z
-ARG SOURCE_DATE_EPOCH
+ARG SNAPSHOT
 COPY container/install.sh /kit/container/
 RUN /kit/container/install.sh system
 COPY --from=packages /opt/kit /opt/kit

@@ -24,7 +24,10 @@ case $kind in
 docker)
 	find_engine
 	[ -z "${BASE_IMAGE:-}" ] || inputs+=(BASE_IMAGE="$BASE_IMAGE")
-	DOCKER_BUILDKIT=1 "$ENGINE" build --tag "$IMAGE" "${inputs[@]/#/--build-arg=}" --build-arg=SOURCE_DATE_EPOCH="$made" "$@" .
+	# Every file and the image itself are dated by the commit.
+	if "$ENGINE" --version | grep -qi podman; then dated=(--timestamp "$made")
+	else dated=(--build-arg=SOURCE_DATE_EPOCH="$made"); fi
+	DOCKER_BUILDKIT=1 "$ENGINE" build --tag "$IMAGE" "${inputs[@]/#/--build-arg=}" "${dated[@]}" "$@" .
 	;;
 apptainer)
 	require_apptainer

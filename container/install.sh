@@ -5,6 +5,8 @@
 #   container/install.sh packages              /opt/kit: Python's, from lockfiles/, with torch for $ACCELERATOR
 #   container/install.sh kit                   the kit in /kit, into /opt/kit
 #   container/install.sh mounts                the folders for results, models and data
+#   container/install.sh sources ID CODENAME   shows where a distribution's packages come from
+#   container/install.sh clean                 removes what names the day of the build, or only serves to install
 set -euo pipefail
 umask 022 # whoever runs the image is not who built it
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -12,11 +14,12 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 # What the kit needs besides Python's packages: the base image brings a GPU's libraries, torch the rest.
 SYSTEM=(ca-certificates make python3)
 
-use_snapshot() { # of the archive of Debian or Ubuntu; without one, what the base image is set to
-	[ -n "${SNAPSHOT:-}" ] || return 0
-	. /etc/os-release
-	local url security component=main keys=/usr/share/keyrings/$ID-archive-keyring.gpg
-	case $ID in
+# The day of the archive; set, but empty: what the base image is set to.
+: "${SNAPSHOT=20261101T000000Z}"
+
+sources() { # ID CODENAME: as /etc/os-release has them
+	local url security component=main keys=/usr/share/keyrings/$1-archive-keyring.gpg
+	case $1 in
 	ubuntu)
 		url=http://snapshot.ubuntu.com/ubuntu/$SNAPSHOT security=$url
 		component='main universe' ;; # the latter has python3-venv
@@ -24,23 +27,31 @@ use_snapshot() { # of the archive of Debian or Ubuntu; without one, what the bas
 		url=http://snapshot.debian.org/archive/debian/$SNAPSHOT
 		security=http://snapshot.debian.org/archive/debian-security/$SNAPSHOT ;;
 	*)
-		echo "container/install.sh: no snapshots of $ID are known; build with SNAPSHOT= (empty)" >&2
+		echo "container/install.sh: no snapshots of $1 are known; build with SNAPSHOT= (empty)" >&2
 		exit 2 ;;
 	esac
-	rm -rf /etc/apt/sources.list /etc/apt/sources.list.d
 	local options="[check-valid-until=no signed-by=$keys]"
-	{
-		echo "deb $options $url $VERSION_CODENAME $component"
-		echo "deb $options $url $VERSION_CODENAME-updates $component"
-		echo "deb $options $security $VERSION_CODENAME-security $component"
-	} > /etc/apt/sources.list
+	echo "deb $options $url $2 $component"
+	echo "deb $options $url $2-updates $component"
+	echo "deb $options $security $2-security $component"
 }
 
 install_system() {
-	use_snapshot
-	apt-get -qq update
-	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${SYSTEM[@]}" "$@" >/dev/null
-	# What names the day of the build, or is only needed to install more.
+	if [ -n "$SNAPSHOT" ]; then
+		. /etc/os-release
+		local found
+		found=$(sources "$ID" "$VERSION_CODENAME")
+		rm -rf /etc/apt/sources.list /etc/apt/sources.list.d
+		echo "$found" > /etc/apt/sources.list
+	fi
+	# As root throughout: a build without subordinate ids has no other user.
+	apt-get -qq -o APT::Sandbox::User=root update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -o APT::Sandbox::User=root install -y --no-install-recommends \
+		"${SYSTEM[@]}" "$@" >/dev/null
+	clean
+}
+
+clean() {
 	apt-get clean
 	rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/log/apt \
 		/var/log/dpkg.log /var/log/alternatives.log
@@ -76,6 +87,7 @@ shift || true
 case $what in
 system | packages | kit) "install_$what" "$@" ;;
 mounts) make_mounts ;;
+sources | clean) "$what" "$@" ;;
 *)
 	sed -n 's/^#   //p' "$0" >&2
 	exit 2 ;;

@@ -1,6 +1,7 @@
 """`make base-image`: whether a tag still has the pinned digest, asked of a registry on this machine."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -105,3 +106,39 @@ def test_what_is_wrong_is_told_in_a_line(checkout: Path) -> None:
     unknown = base_image(checkout)
     assert "does not tell the digest of nv/cuda:14.0 (HTTP Error 404" in unknown.stderr
     assert len(unknown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("distribution", "parts"),
+    [
+        (
+            ("ubuntu", "noble"),
+            ("snapshot.ubuntu.com/ubuntu/20260101T000000Z noble-security", "main universe"),
+        ),
+        (("debian", "trixie"), ("archive/debian-security/20260101T000000Z trixie-security", "main")),
+    ],
+)
+def test_system_packages_come_from_the_archive_of_a_day(
+    distribution: tuple[str, str], parts: tuple[str, str]
+) -> None:
+    done = installs("20260101T000000Z", "sources", *distribution)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("deb [") and line.endswith(parts[1]) for line in lines)
+    assert parts[0] in lines[2]
+
+
+def test_what_has_no_such_archive_is_told_in_a_line() -> None:
+    done = installs("20260101T000000Z", "sources", "arch", "rolling")
+    assert done.returncode == 2
+    assert done.stderr.startswith("container/install.sh: no snapshots of arch are known")
+
+
+def installs(snapshot: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["container/install.sh", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"SNAPSHOT": snapshot},
+        capture_output=True,
+        text=True,
+    )
