@@ -3,6 +3,11 @@
 Importing must touch no model, no device and no generator that a trial relies on.
 """
 
+# ruff: noqa: E402
+import logging
+
+logging.disable(logging.WARNING)  # what libraries lack that nothing here needs is no news to who runs a study
+
 import bitsandbytes  # noqa: F401
 import datasets  # noqa: F401
 import peft  # noqa: F401
@@ -26,3 +31,5 @@ for modules in MODULES.values():
     code_digest(*modules)
 lock_digest()
 packages()
+
+logging.disable(logging.NOTSET)  # trials have logs of their own
