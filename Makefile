@@ -37,17 +37,18 @@ FREED = $(if $(SOURCES),--sources $(SOURCES)) $(if $(REPLICATES),--replicates $(
 INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL JOBS COMPARE,$(if $($(each)),$(each)="$($(each))"))
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
-.PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures paper
-.PHONY: verify attribute status check list rehearsal test lint types lock clean help
+.PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures report paper
+.PHONY: verify attribute status check list rehearsal test lint types lock web clean help
 .PHONY: image sif docker-all apptainer-all image-test sif-test base-image submit
 
-all: setup ## the whole study: trials, results file, tables, figures (also where some trials failed)
+all: setup ## the whole study: trials, results file, tables, figures, report (also where some trials failed)
 	@status=0
 	$(RUN) || status=$$?
 	[ $$status -ne 6 ] && [ $$status -lt 128 ] || exit $$status # stopped, to be gone on with
 	$(KIT) collect "$(NAMED)"
 	$(KIT) tables "$(NAMED)" $(TO) $(COMPARED)
 	$(KIT) figures "$(NAMED)" $(TO) || [ $$status -ne 0 ] # where all trials failed, there is nothing to draw
+	$(KIT) report "$(NAMED)" $(TO)
 	exit $$status
 
 setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pyproject.toml are newer than it
@@ -74,6 +75,7 @@ run: setup ## fetch, then every stage of every trial that lacks it, several tria
 collect: setup ## gather the trials' records in one results file
 tables: setup ## write the paper's tables from the results file; STUDY=published: the paper's numbers
 figures: setup ## draw the paper's figure from the results file
+report: setup ## write one HTML file of the results, to read without a network
 paper: tables ## one PDF of the tables and the figure; needs LaTeX
 	@$(KIT) figures "$(NAMED)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
 	$(KIT) paper "$(NAMED)" $(TO)
@@ -86,7 +88,7 @@ verify: setup ## run TRIAL again from its records, and say how far it agrees; OP
 list: setup ## show the study's trials
 collect status check list:
 	$(KIT) $@ "$(NAMED)"
-tables figures:
+tables figures report:
 	$(KIT) $@ "$(NAMED)" $(TO) $(if $(filter tables,$@),$(COMPARED))
 
 rehearsal: setup ## the paper's study whole, on miniature models, offline, on a CPU: minutes
@@ -124,6 +126,9 @@ types: setup ## check types
 
 lock: setup ## write the lock files anew; UPGRADE=--upgrade takes newer versions
 	$(BIN)python lockfiles/refresh.py $(UPGRADE)
+
+web: ## make the scripts of a report from lockfiles/web; needs npm
+	cd lockfiles/web && npm ci --silent && npm run --silent build
 
 clean: ## remove build output and caches; results and .venv stay
 	rm -rf build dist paper/build .hypothesis .mypy_cache .pytest_cache .ruff_cache

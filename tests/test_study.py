@@ -9,7 +9,7 @@ from hub_study import write_hub_study
 from tiny import tiny_text, write_study
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study import Study, load_study, study_path
+from qlora_repeat.study import Study, load_study, portable_name, study_path
 from qlora_repeat.trial import study_folder
 
 POCKET = "pocket"
@@ -368,3 +368,9 @@ def test_an_at_sign_in_a_folder_cuts_nothing_short(tmp_path: Path) -> None:
     assert load_study(str(path)).label == "tiny"
     assert load_study(f"{path}@2-rows").label == "tiny@2-rows"
     assert study_path(f"{path}@2-rows") == path
+
+
+def test_a_study_has_a_name_for_others() -> None:
+    assert portable_name("pocket@bitwise") == "pocket@bitwise"
+    assert portable_name(str(Path("studies/pocket.toml").resolve()) + "@bitwise") == "pocket@bitwise"
+    assert portable_name("/home/somebody/mine.toml@bitwise") == "mine.toml@bitwise"

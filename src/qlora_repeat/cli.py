@@ -31,6 +31,7 @@ COMMANDS = {
     "collect": "Gather all records of a study into one results file.",
     "tables": "Render the paper's tables from collected results.",
     "figures": "Draw the paper's Figure 4 from collected results.",
+    "report": "Write one HTML file of a study's results, to read without a network.",
     "paper": "Compile tables and figures into one PDF, with LaTeX.",
     "miniature": "Write a hub of miniature models to rehearse a study on.",
     "list": "List studies, or the trials of one.",

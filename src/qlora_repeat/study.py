@@ -240,6 +240,13 @@ def split_name(study: str) -> tuple[str, list[str]]:
     return folder + slash + name, parts
 
 
+def portable_name(study: str) -> str:
+    """What others call the study: its name if its file is in ``studies``, else that of its file."""
+    path, parts = study_path(study), split_name(study)[1]
+    inside = path.resolve().parent == STUDIES.resolve()
+    return "@".join([path.stem if inside else path.name, *parts])
+
+
 def load_study(study: str) -> Study:
     """Reads and checks a study file.
 

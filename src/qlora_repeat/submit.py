@@ -196,6 +196,7 @@ def submit(
             [*kit, "collect", chosen, *where],
             [*kit, "tables", chosen, *where[:2], "--out", str(out.resolve())],
             [*kit, "figures", chosen, *where[:2], "--out", str(out.resolve())],
+            [*kit, "report", chosen, *where[:2], "--out", str(out.resolve())],
         ]
         waited = sorted({job.split("_")[0] for job in (queued | jobs).values()})
         render = request.render | {"dependency": f"afterany:{':'.join(waited)}"}

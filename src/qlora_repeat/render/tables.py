@@ -188,7 +188,7 @@ def panels(table: Table) -> list[Panel]:
     notes = sum(math.ceil(len(note) / _PAGE) for note in table.notes)
     return [
         Panel(
-            levels=_levels(
+            levels=heading_levels(
                 table, part, [room // len(part) if table.prose else widths[place] for place in part]
             ),
             rows=[[row[0], *(row[place + 1] for place in part)] for row in table.rows],
@@ -210,7 +210,7 @@ def _groups(columns: list[tuple[str, ...]], widths: list[int], room: int) -> lis
     return [[place] for place in places]
 
 
-def _levels(table: Table, part: list[int], widths: list[int]) -> list[list[Heading]]:
+def heading_levels(table: Table, part: list[int], widths: list[int]) -> list[list[Heading]]:
     """The rows of headings above some of the columns; equal neighbours under the same heading are one."""
     levels = []
     for depth in range(1, len(table.columns[0]) + 1):

@@ -1,0 +1,6 @@
+// All of other people's code that a report has.
+import DataTable from "datatables.net";
+import embed from "vega-embed";
+import { expressionInterpreter } from "vega-interpreter";
+
+Object.assign(window, { DataTable, embed, expressionInterpreter });

@@ -1,0 +1,51 @@
+"""`qlora-repeat report`."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import click
+
+from qlora_repeat.commands.options import (
+    BUILD,
+    PUBLISHED_NUMBERS,
+    chosen_results,
+    results_options,
+    silence_libraries,
+    study_argument,
+)
+
+
+@click.command("report")
+@study_argument
+@results_options
+def command(study_file: str, runs: Path, results: Path | None, out: Path | None) -> None:
+    """Write one HTML file of a study's results, to read without a network.
+
+    It has the verdict in a sentence, every trial and its adapter, losses and where runs part, responses side
+    by side, the paper's numbers beside the study's, and the command that runs each trial again.
+
+    \b
+    Example:
+      qlora-repeat report pocket
+    """
+    label, rows = chosen_results(study_file, runs, results)
+    silence_libraries(verbose=False)
+    os.environ["MPLBACKEND"] = "agg"
+    from qlora_repeat.outcomes import read_experiments
+    from qlora_repeat.published import read_published
+    from qlora_repeat.report.evidence import Evidence, read_evidence
+    from qlora_repeat.report.page import write_report
+    from qlora_repeat.study import PUBLISHED, load_study, portable_name
+
+    at_hand = results is None and study_file != PUBLISHED
+    path = (out or BUILD / label) / "report.html"
+    write_report(
+        rows,
+        path,
+        study_name=study_file if study_file == PUBLISHED else portable_name(study_file),
+        evidence=read_evidence(load_study(study_file), runs, rows) if at_hand else Evidence(),
+        published=[] if study_file == PUBLISHED else read_published(PUBLISHED_NUMBERS),
+        experiments=read_experiments(label, runs, partial(click.echo, err=True)) if results is None else [],
+    )
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
