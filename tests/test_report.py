@@ -149,6 +149,16 @@ def test_values_over_decades_are_on_a_log_scale() -> None:
     assert "log" not in scale(9.0, 10.0)
 
 
+def test_a_base_far_off_does_not_press_the_points_together() -> None:
+    def notes(base: float) -> tuple[bool, list[str]]:
+        results = [trial(n, base_perplexity=base) for n in (1, 2, 3)]
+        (chart,) = perplexity_charts(arm_rows(results, Evidence(), "mine"))
+        return str(base) in json.dumps(chart.specification), chart.notes
+
+    assert notes(13.5) == (True, [])
+    assert notes(1300.5) == (False, ["The model before fine-tuning is beyond the axis."])
+
+
 def test_only_what_has_a_counterpart_is_set_beside_the_paper() -> None:
     published = arm_rows(read_published(PUBLISHED), Evidence(), "published")
     assert beside_the_paper(arm_rows([trial(1)], Evidence(), "mine"), published) is None

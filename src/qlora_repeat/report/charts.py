@@ -22,6 +22,8 @@ _DECADES = 10.0
 """Values that span so large a factor are on a log scale."""
 _PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F"]
 """Told apart also by most people who see few colours, on white and on black."""
+_FAR = 3.0
+"""A base model's value is drawn where it is no further from the points than so often their range."""
 _LARGEST = 1e30
 
 
@@ -54,19 +56,23 @@ def perplexity_charts(rows: Sequence[ArmRow]) -> list[Chart]:
         ]
         if not points:
             continue
-        base = [value for value in base_perplexities([row.arm for row in own])[:1] if _is_drawn(value)]
         values = [perplexity for _, _, perplexity, _, _ in points if perplexity is not None]
+        before = [value for value in base_perplexities([row.arm for row in own])[:1] if _is_drawn(value)]
+        base = [value for value in before if _is_near(value, values)]
         hidden = sum(not _is_drawn(trial.perplexity) for row in own for trial in row.arm.done)
         title = own[0].arm.title
+        notes = [f"{hidden} not shown: not finite."] if hidden else []
+        if before and not base:
+            notes.append("The model before fine-tuning is beyond the axis.")
         charts.append(
             Chart(
                 title=title,
                 description=f"Perplexity of each trial of {title}, by optimizer: {_range(values)}"
-                + (f"; {number(base[0])} before fine-tuning." if base else "."),
+                + (f"; {number(before[0])} before fine-tuning." if before else "."),
                 specification=_every_point(
                     points, [*values, *base], [row.arm.optimizer for row in own], base[0] if base else None
                 ),
-                notes=[f"{hidden} not shown: not finite."] if hidden else [],
+                notes=notes,
             )
         )
     return charts
@@ -167,7 +173,8 @@ def _every_point(
 ) -> Specification:
     known = any(digest for *_, digest in points)
     scale: dict[str, Any] = {"type": "log"} if _spans_decades(values) else {"zero": False}
-    y = {"field": "perplexity", "type": "quantitative", "title": "perplexity", "scale": scale}
+    axis = {"grid": True}
+    y = {"field": "perplexity", "type": "quantitative", "title": "perplexity", "scale": scale, "axis": axis}
     x = {
         "field": "optimizer",
         "type": "nominal",
@@ -417,6 +424,14 @@ def _styled(specification: Specification) -> Specification:
             "range": {"category": _PALETTE},
         },
     }
+
+
+def _is_near(value: float, values: Sequence[float]) -> bool:
+    """Whether a value can be drawn without pressing the others together; on a log scale any can."""
+    if _spans_decades(values) or len(values) == 1:
+        return True
+    low, high = min(values), max(values)
+    return low - _FAR * (high - low) <= value <= high + _FAR * (high - low)
 
 
 def _spans_decades(values: Sequence[float]) -> bool:
