@@ -107,6 +107,7 @@ def test_the_most_frequent_adapter_is_a() -> None:
     (row,) = arm_rows([trial(1, "x"), trial(2, "y"), trial(3, "y"), trial(4, None)], Evidence(), "mine")
     assert [cell.adapter for cell in row.cells] == ["B", "A", "A", None]
     assert row.cells[0].command == "qlora-repeat verify neox/adamw-8bit/1 --study mine"
+    assert row.cells[3].command == "qlora-repeat trial neox/adamw-8bit/4 --study mine"
 
 
 def test_more_adapters_than_letters_are_told_apart() -> None:

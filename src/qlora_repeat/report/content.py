@@ -30,7 +30,7 @@ class Cell:
     """Of the letter, from 0."""
     parting: Parting | None
     command: str
-    """What runs it again and says how far it agrees."""
+    """What runs it again and says how far it agrees; or what runs it, where it has no values."""
 
     @property
     def parts(self) -> str | None:
@@ -228,7 +228,8 @@ def _command(trial: TrialResult, study_name: str) -> str:
     name = f"{trial.model}/{trial.optimizer}/{trial.trial}"
     if trial.study == PUBLISHED:
         return ""
-    return f"qlora-repeat verify {shlex.quote(name)} --study {shlex.quote(study_name)}"
+    verb = "verify" if trial.measured else "trial"
+    return f"qlora-repeat {verb} {shlex.quote(name)} --study {shlex.quote(study_name)}"
 
 
 def _letter(place: int) -> str:
