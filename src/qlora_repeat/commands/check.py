@@ -28,7 +28,7 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
     from qlora_repeat.study import load_study
 
     study, out = load_study(study_file), console(quiet)
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as bars:
+    with Progress(console=out, transient=True, disable=not out.is_interactive) as bars:
         task = bars.add_task("check", total=None)
         checked = check(
             study, runs, cache, lambda done, total: bars.update(task, completed=done, total=total)

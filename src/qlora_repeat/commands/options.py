@@ -123,8 +123,20 @@ def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def console(quiet: bool = False) -> Console:
-    """Where progress is shown; not standard output, which is for results."""
-    return Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, highlight=False)
+    """Where progress is shown; not standard output, which is for results.
+
+    Nothing moves where it would be kept: in a file, or in the log of CI, which may look like a terminal.
+    """
+    kept = not sys.stderr.isatty() or os.environ.get("CI", "").lower() not in ("", "0", "false")
+    return Console(
+        stderr=True,
+        quiet=quiet,
+        soft_wrap=True,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        force_interactive=False if kept else None,
+    )
 
 
 def silence_libraries(verbose: bool, *, downloads: bool = False) -> None:

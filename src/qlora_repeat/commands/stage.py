@@ -112,22 +112,12 @@ def run_here(
     Raises:
         UsageError: with `same_seeds`, where the trial has no record to take seeds from.
     """
-    from rich.progress import Progress
-
+    from qlora_repeat.progress import stage_bars
     from qlora_repeat.stages import run_base, run_stages
 
     study = trial.study
     seeds = recorded_seeds(trial) if same_seeds else None
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def watch(stage: str, done: int, total: int, loss: float | None) -> None:
-            if stage not in tasks:
-                out.print(f"{trial.name}: {stage}")
-                tasks[stage] = bars.add_task(stage, total=total)
-            note = stage if loss is None else f"{stage} loss {loss:.3f}"
-            bars.update(tasks[stage], completed=done, total=total, description=note)
-
+    with stage_bars(out, trial.name) as watch:
         if "evaluate" in stages:
             with contextlib.suppress(BusyError):  # then another trial of the model does it
                 run_base(study, trial.model_name, 1, trial.runs, cache, watch)

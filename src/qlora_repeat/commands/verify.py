@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -174,9 +174,8 @@ class Rerun:
 
     def verdict(self, recorded: "Recorded", cache: Path, out: "Console") -> "tuple[Verdict, Path]":
         """Runs it, and writes verdict and page to its folder; returns the verdict and the page's path."""
-        from rich.progress import Progress
-
         from qlora_repeat.files import write_text
+        from qlora_repeat.progress import stage_bars
         from qlora_repeat.render.verdict_page import verdict_page
         from qlora_repeat.verdict import judge
         from qlora_repeat.verdict_text import verdict_json
@@ -184,16 +183,8 @@ class Rerun:
 
         with (
             rerun_folder(recorded, cache, self.scope, self.steps, self.new_seeds) as (again, seeds),
-            Progress(console=out, transient=True, disable=not out.is_terminal) as bars,
+            stage_bars(out, f"re-run of {self.name}") as watch,
         ):
-            tasks: dict[str, Any] = {}
-
-            def watch(stage: str, done: int, total: int, loss: float | None) -> None:
-                if stage not in tasks:
-                    out.print(f"re-run of {self.name}: {stage}")
-                    tasks[stage] = bars.add_task(stage, total=total)
-                bars.update(tasks[stage], completed=done, total=total)
-
             side = run_again(recorded, again, seeds, cache, watch, scope=self.scope, steps=self.steps)
             diff, unlike_tests = compared(recorded.side, side, self.scope)
             verdict = judge(

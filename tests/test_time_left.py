@@ -1,0 +1,110 @@
+"""The time that a run will still take, from what has been told of its jobs."""
+
+from pathlib import Path
+
+import pytest
+
+from qlora_repeat.runner import Job
+from qlora_repeat.study import Study
+from qlora_repeat.time_left import TimeLeft
+from qlora_repeat.trial import all_trials
+
+
+@pytest.fixture
+def jobs(study: Study, tmp_path: Path) -> list[Job]:
+    """The test of a base and four trials of its model, then two trials of another."""
+    trials = all_trials(study, tmp_path)
+    own = [Job(trial.name, trial.model_name, trial, trial.log) for trial in trials]
+    return [Job("tiny-neox/base/1", "tiny-neox", None, tmp_path / "log.txt", 1), *own[:4], *own[4:6]]
+
+
+def test_nothing_is_told_before_two_steps_of_a_trial_are_done(jobs: list[Job]) -> None:
+    left = TimeLeft(jobs, 2)
+    assert left.left(0) is None
+    for job in jobs[:2]:
+        left.started(job, 0)
+    left.ended(jobs[0], 3, well=True)
+    assert left.left(3) is None, "a test of a base does not tell how long a trial takes"
+    left.progress(jobs[1], "finetune", 0, 1, 5)
+    left.progress(jobs[1], "finetune", 1, 40, 20)
+    assert left.left(20) is None, "until its first step, a trial loads what it needs"
+    left.progress(jobs[1], "finetune", 2, 40, 21)
+    assert left.left(21) is not None
+
+
+def test_steps_tell_the_time_at_least(jobs: list[Job]) -> None:
+    left = TimeLeft(jobs[1:5], 1)
+    left.started(jobs[1], 0)
+    left.progress(jobs[1], "finetune", 1, 41, 20)
+    left.progress(jobs[1], "finetune", 11, 41, 30)
+    found = left.left(30)
+    assert found is not None
+    assert (found.seconds, found.at_least) == (30 + 3 * 60, True)
+    found = left.left(35)
+    assert found is not None and found.seconds == 25 + 3 * 60, "it goes on between steps"
+
+
+def test_a_checkpoint_that_a_trial_goes_on_from_counts_as_no_time(jobs: list[Job]) -> None:
+    left = TimeLeft(jobs[1:2], 1)
+    left.started(jobs[1], 0)
+    left.progress(jobs[1], "finetune", 1001, 2000, 10)
+    left.progress(jobs[1], "finetune", 1002, 2000, 11)
+    found = left.left(11)
+    assert found is not None and found.seconds == 998
+
+
+def test_a_stage_without_steps_keeps_what_was_known(jobs: list[Job]) -> None:
+    left = TimeLeft(jobs[1:3], 1)
+    left.started(jobs[1], 0)
+    left.progress(jobs[1], "finetune", 1, 3, 1)
+    left.progress(jobs[1], "finetune", 3, 3, 3)
+    left.progress(jobs[1], "merge", 0, 1, 4)
+    found = left.left(4)
+    assert found is not None and found.seconds == 4, "of the other trial"
+
+
+def test_ended_trials_tell_the_time_of_those_of_their_model(jobs: list[Job]) -> None:
+    left = TimeLeft(jobs[1:], 2)
+    for job in jobs[1:3]:
+        left.started(job, 0)
+    for job, end in zip(jobs[1:3], (90, 110), strict=True):
+        left.ended(job, end, well=True)
+    found = left.left(110)
+    assert found is not None
+    assert (found.seconds, found.at_least) == (4 * 100 / 2, False), "and, as long as none has, of any model"
+    left.started(jobs[5], 110)
+    left.ended(jobs[5], 114, well=True)
+    found = left.left(114)
+    assert found is not None and found.seconds == (2 * 100 + 4) / 2
+
+
+def test_the_last_trial_takes_its_time_however_many_could_run(jobs: list[Job]) -> None:
+    left = TimeLeft(jobs[1:3], 2)
+    for job in jobs[1:3]:
+        left.started(job, 0)
+    left.ended(jobs[1], 60, well=True)
+    left.progress(jobs[2], "finetune", 1, 100, 10)
+    left.progress(jobs[2], "finetune", 51, 100, 60)
+    found = left.left(60)
+    assert found is not None and found.seconds == 49, "it takes longer than the other did"
+
+
+def test_a_job_that_failed_at_once_is_no_measure_of_the_others(jobs: list[Job]) -> None:
+    left = TimeLeft(jobs[1:4], 1)
+    left.started(jobs[1], 0)
+    left.ended(jobs[1], 0, well=False)
+    assert left.left(0) is None
+    for job in jobs[2:4]:
+        left.started(job, 0)
+        left.ended(job, 7, well=True)
+    found = left.left(7)
+    assert found is not None and found.seconds == 0
+
+
+def test_bases_alone_have_a_time(jobs: list[Job]) -> None:
+    tests = [Job(f"tiny-neox/base/{number}", "tiny-neox", None, jobs[0].log, number) for number in (1, 2, 3)]
+    left = TimeLeft(tests, 1)
+    left.started(tests[0], 0)
+    left.ended(tests[0], 5, well=True)
+    found = left.left(5)
+    assert found is not None and (found.seconds, found.at_least) == (10, False)
