@@ -160,7 +160,9 @@ def test_a_record_that_is_none_is_named_and_stops_nothing(study_file: Path, tmp_
 def test_a_study_that_has_not_run_has_a_row_for_each_trial(study_file: Path, tmp_path: Path) -> None:
     shown = kit("status", study_file, "--runs", tmp_path / "runs")
     assert (shown.returncode, shown.stderr) == (0, "")
-    states = [line.split() for line in shown.stdout.splitlines()[2:]]
+    *rows, _, counted = shown.stdout.splitlines()[2:]
+    assert counted == "8 trials: 8 missing; 2 tests of bases: 2 missing"
+    states = [line.split() for line in rows]
     assert [state.count("missing") for state in states] == [1, 2, 2, 1, 2, 2], "a base's tests, then its arms"
     collected = kit("collect", study_file, "--runs", tmp_path / "runs")
     assert collected.returncode == 0

@@ -91,7 +91,9 @@ def test_status_collect_and_tables(
 ) -> None:
     study, runs, _ = finished
     status = kit("status", study, "--runs", runs, "--cache", cache)
-    assert status.stdout.count("done") == len(TRIALS) + 2, "and a test of each base"
+    table, _, counted = status.stdout.rstrip().rpartition("\n\n")
+    assert table.count("done") == len(TRIALS) + 2, "and a test of each base"
+    assert counted == "8 trials: 8 done; 2 tests of bases: 2 done"
     collected = kit("collect", study, "--runs", runs, "--cache", cache)
     assert "8 of 8 trials done" in collected.stdout
     results = read_results(runs / "tiny" / "results.jsonl")

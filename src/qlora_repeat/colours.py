@@ -8,36 +8,36 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-COLOURS = {
-    # States of trials and stages
+STATES = {
     "done": "green",
-    "not done": "red",
     "running": "cyan",
     "stale": "yellow",
     "damaged": "red",
     "failed": "red",
     "missing": "bright_black",
-    # Levels of doctor's findings
-    "ok": "green",
-    "warning": "yellow",
-    "stops": "red",
-    # Verdicts
+}
+"""Of trials and their stages."""
+LEVELS = {"ok": "green", "warning": "yellow", "stops": "red"}
+"""Of what doctor finds."""
+VERDICTS = {
     "bitwise": "green",
     "within tolerance": "green",
     "statistically consistent": "yellow",
     "different": "red",
     "inconclusive": "yellow",
 }
+_COLOURS = STATES | LEVELS | VERDICTS
 
 
-def coloured(word: str) -> Text:
-    """The word in its colour, if it has one."""
-    return Text(word, COLOURS.get(word, ""))
+def coloured(text: str, word: str) -> Text:
+    """The text in the colour of a word."""
+    return Text(text, _COLOURS[word])
 
 
-def with_coloured(text: str, words: Iterable[str]) -> Text:
-    """The text with these words in their colours, wherever they stand between spaces."""
-    either = "|".join(re.escape(word) for word in words)
+def with_coloured(text: str, words: Iterable[str], most: int | None = None) -> Text:
+    """The text with these words in their colours, or the first so many of them: names have no spaces."""
     shown = Text(text)
-    shown.highlight_regex(rf"(?m)(?<![^\s])(?:{either})(?![^\s,])", lambda word: COLOURS.get(word, ""))
+    either = "|".join(map(re.escape, words))
+    for found in list(re.finditer(rf"(?<!\S)(?:{either})(?![^\s,:;])", text))[:most]:
+        shown.stylize(_COLOURS[found[0]], *found.span())
     return shown

@@ -90,9 +90,9 @@ class Display:
             self._running.pop(job.name)
             self._time_left.ended(job, now, well=error is None)
             self._ended += 1
-        outcome = Text.assemble(f"{job.name} ", coloured("done"))
+        outcome = Text(f"{job.name} ") + coloured("done", "done")
         if error is not None:
-            outcome = Text.assemble(coloured("not done"), f": {error}")
+            outcome = coloured("not done", "failed") + f": {error}"
         # The live lines have the time left.
         left = "" if self._console.is_interactive or self._ended == self._total else self._left(now)
         self._say(outcome, ", ".join(filter(None, [f"{seconds:.0f} s", left])))

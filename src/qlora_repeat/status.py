@@ -2,31 +2,61 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from tabulate import tabulate
 
-from qlora_repeat.stages import base_state, failure_of, stage_states, state_of, trial_state
+from qlora_repeat.stages import State, base_state, failure_of, stage_states, state_of, trial_state
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Trial, all_trials, base_tests
 
+BASE = "base"
+"""What stands where a trial has its optimizer, in the names of tests of a base."""
 
-def status_table(study: Study, runs: Path, cache: Path) -> str:
-    """A table: for each model a row for the tests of its base, and one for the trials of each arm.
+
+def study_states(study: Study, runs: Path, cache: Path) -> dict[str, list[State]]:
+    """For each model how the tests of its base stand, by its name, and the trials of each arm.
 
     Quick: of what trials left, presence and sizes are looked at; `qlora-repeat check` reads the bytes.
     """
-    rows: dict[str, list[str]] = {}
+    states: dict[str, list[State]] = {}
     for model in study.models:
-        rows[f"{model}/base"] = [
+        states[f"{model}/{BASE}"] = [
             base_state(study, model, number, runs, cache).state for number in base_tests(study)
         ]
         for trial in all_trials(study, runs):
             if trial.model_name == model:
-                rows.setdefault(f"{model}/{trial.optimizer}", []).append(
+                states.setdefault(f"{model}/{trial.optimizer}", []).append(
                     trial_state(trial, cache, rehash=False)
                 )
-    headers = ["", *map(str, range(1, 1 + max(map(len, rows.values()))))]
-    return tabulate([[arm, *states] for arm, states in rows.items()], headers=headers)
+    return states
+
+
+def status_table(states: dict[str, list[State]], width: int | None = None) -> str:
+    """A row for each arm and each model's base; in parts, one below the other, if `width` is too narrow."""
+    most = max(map(len, states.values()))
+    each = most
+    if width is not None:
+        room = width - max(map(len, states))
+        each = max(room // (2 + max(len(state) for row in states.values() for state in row)), 1)
+    parts = []
+    for first in range(0, most, each):
+        rows = [[arm, *row[first : first + each]] for arm, row in states.items() if len(row) > first]
+        headers = ["", *map(str, range(first + 1, min(first + each, most) + 1))]
+        parts.append(tabulate(rows, headers=headers, disable_numparse=True))
+    return "\n\n".join(parts)
+
+
+def summary(states: dict[str, list[State]]) -> str:
+    """How many trials stand how, and how many tests of bases, in a line."""
+    kinds = {"trials": list[State](), "tests of bases": list[State]()}
+    for arm, row in states.items():
+        kinds["tests of bases" if arm.endswith(f"/{BASE}") else "trials"] += row
+    return "; ".join(f"{len(row)} {what}: {_counted(row)}" for what, row in kinds.items())
+
+
+def _counted(states: Sequence[State]) -> str:
+    return ", ".join(f"{count} {state}" for state in get_args(State) if (count := states.count(state)))
 
 
 def explanations(trials: Sequence[Trial], cache: Path, *, rehash: bool = True) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.commands.options import cache_option, console, runs_option, study_argument
+from qlora_repeat.commands.options import cache_option, console, output, runs_option, study_argument
 
 
 @click.command("check")
@@ -24,6 +24,7 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
     from rich.progress import Progress
 
     from qlora_repeat.check import check
+    from qlora_repeat.colours import coloured
     from qlora_repeat.errors import MissingError
     from qlora_repeat.study import load_study
 
@@ -33,11 +34,12 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
         checked = check(
             study, runs, cache, lambda done, total: bars.update(task, completed=done, total=total)
         )
+    shown = output()
     for line in checked.problems:
-        click.echo(line)
+        shown.print(coloured(line, "damaged"))
     if not quiet:
         for line in checked.notes:
-            click.echo(f"note: {line}")
+            shown.print(f"note: {line}")
     if checked.problems:
         looked = checked.files + checked.inputs
         damaged = len({file.path for file in looked if file.problem is not None})
@@ -46,7 +48,8 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
         )
     if not quiet:
         files, inputs = ({looked.path for looked in part} for part in (checked.files, checked.inputs))
-        click.echo(
+        whole = (
             f"{len(files)} files of {checked.trials} trials hold what their records say, "
             f"and {len(inputs)} of models and data"
         )
+        shown.print(coloured(whole, "done"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qlora_repeat.commands.options import cache_option, runs_option, silence_libraries, study_argument
+from qlora_repeat.commands.options import cache_option, output, runs_option, silence_libraries, study_argument
 
 if TYPE_CHECKING:
     from qlora_repeat.machine import Finding
@@ -33,6 +33,7 @@ def command(study_file: str, as_json: bool, runs: Path, cache: Path) -> None:
     import dataclasses
     import json
 
+    from qlora_repeat.colours import LEVELS, with_coloured
     from qlora_repeat.doctor import examine
     from qlora_repeat.errors import MissingError
     from qlora_repeat.fingerprint import environment, fingerprint
@@ -51,8 +52,11 @@ def command(study_file: str, as_json: bool, runs: Path, cache: Path) -> None:
         content = {"study": study.label, "fingerprint": machine, "findings": told}
         click.echo(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False))
     else:
-        for line in (*machine_lines(machine), "", *finding_lines(findings)):
+        for line in (*machine_lines(machine), ""):
             click.echo(line)
+        out = output()
+        for line in finding_lines(findings):
+            out.print(with_coloured(line, LEVELS, most=1))
     stops = sum(finding.level == "stops" for finding in findings)
     if stops:
         raise MissingError(f"study {study.label} cannot run here: see what stops it (findings: {stops})")

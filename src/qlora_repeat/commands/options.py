@@ -139,6 +139,11 @@ def console(quiet: bool = False) -> Console:
     )
 
 
+def output() -> Console:
+    """Standard output, where words are in colours if it is a terminal; lines are never wrapped or cut."""
+    return Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
 def silence_libraries(verbose: bool, *, downloads: bool = False) -> None:
     """Keeps warnings, logs and progress bars of libraries off the terminal, unless they are asked for.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.commands.options import cache_option, runs_option, study_argument
+from qlora_repeat.commands.options import cache_option, output, runs_option, study_argument
 
 
 @click.command("status")
@@ -20,11 +20,14 @@ def command(study_file: str, runs: Path, cache: Path) -> None:
     Example:
       qlora-repeat status pocket
     """
-    from qlora_repeat.status import base_damages, explanations, status_table
+    from qlora_repeat.colours import STATES, with_coloured
+    from qlora_repeat.status import base_damages, explanations, status_table, study_states, summary
     from qlora_repeat.study import load_study
     from qlora_repeat.trial import all_trials
 
-    study = load_study(study_file)
-    click.echo(status_table(study, runs, cache))
+    study, out = load_study(study_file), output()
+    states = study_states(study, runs, cache)
+    table = status_table(states, out.width if out.is_terminal else None)
+    out.print(with_coloured(f"{table}\n\n{summary(states)}", STATES))
     for line in base_damages(study, runs, cache) + explanations(all_trials(study, runs), cache, rehash=False):
-        click.echo(line)
+        out.print(with_coloured(line, STATES, most=1))

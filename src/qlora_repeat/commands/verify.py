@@ -10,6 +10,7 @@ import click
 from qlora_repeat.commands.options import (
     cache_option,
     console,
+    output,
     runs_option,
     silence_libraries,
     study_option,
@@ -100,6 +101,7 @@ def command(
     scope: Scope = "first steps" if steps else "evaluation" if stages == "evaluate" else "whole"
     named, folder = _named(trial, study_file, runs)
 
+    from qlora_repeat.colours import VERDICTS, with_coloured
     from qlora_repeat.pins import lock_file
     from qlora_repeat.verdict import tolerance_of, without_rerun
     from qlora_repeat.verdict_text import exit_code, verdict_json, verdict_text
@@ -120,7 +122,7 @@ def command(
     if as_json:
         click.echo(verdict_json(name, verdict, recorded.left_out))
     else:
-        click.echo(verdict_text(name, verdict))
+        output().print(with_coloured(verdict_text(name, verdict), VERDICTS, most=1))
         if page is not None:
             click.echo(f"\n{page}: both loss curves")
     context.exit(exit_code(verdict, accept))
