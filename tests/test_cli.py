@@ -1,9 +1,12 @@
 """The command line: its help, its exit codes, and how it tells mistakes."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT, kit
@@ -18,25 +21,39 @@ HEAVY = {"torch", "transformers", "datasets", "bitsandbytes", "peft", "accelerat
 HEAVY |= {"scipy"}
 
 
+def examples(*command: str) -> list[str]:
+    """The commands that a help shows as examples."""
+    shown = CliRunner().invoke(cli, [*command, "--help"])
+    assert shown.exit_code == 0
+    lines = re.split(r"\n  Examples?:\n", shown.output)[1].partition("\n\n")[0].splitlines()
+    return [each for line in lines for each in line.strip().split(" && ")]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_subcommand_has_help_with_an_example(command: str) -> None:
-    shown = CliRunner().invoke(cli, [command, "--help"])
-    assert shown.exit_code == 0
-    example = shown.output.partition("Example:\n")[2].splitlines()[0]
-    assert example.strip().startswith(f"qlora-repeat {command}")
-    assert CliRunner().invoke(cli, [command, "-h"]).output == shown.output
+    found = examples(command)
+    assert found
+    assert all(example.startswith(f"qlora-repeat {command} ") for example in found)
+    helps = [CliRunner().invoke(cli, [command, option]).output for option in ("-h", "--help")]
+    assert helps[0] == helps[1]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_examples_name_trials_and_studies_that_there_are(command: str) -> None:
-    help_text = CliRunner().invoke(cli, [command, "--help"]).output
-    arguments = help_text.partition("Example:\n")[2].splitlines()[0].split()[2:]
-    trials = [trial.name for trial in all_trials(load_study("pocket"), Path("runs"))]
-    assert all(
-        argument in [*trials, "pocket", "paper", "published"]
-        for argument in arguments
-        if not argument.startswith("-")
-    )
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
+def test_examples_are_of_trials_and_studies_that_there_are_and_can_be_typed(command: list[str]) -> None:
+    known = [trial.name for trial in all_trials(load_study("pocket"), Path("runs"))]
+    known += ["pocket", "paper", "published"]
+    for example in examples(*command):
+        _, *words = shlex.split(example)
+        with click.Context(cli, info_name="qlora-repeat") as context:
+            name, called, rest = cli.resolve_command(context, words)
+            assert called is not None
+            parsed = called.make_context(name, list(rest), parent=context)
+        given = {
+            key: parsed.params[key]
+            for key in ("study_file", "trial", "first", "second", "compare")
+            if parsed.params.get(key)
+        }
+        assert given and set(given.values()) <= set(known)
 
 
 def test_help_lists_every_subcommand_and_the_exit_codes() -> None:

@@ -1,4 +1,4 @@
-"""Any text, shown as it is, in LaTeX, Markdown and figures: what a model answers must not change a layout.
+"""Any text, shown as it is, in LaTeX, Markdown, figures and terminals: no answer may change a layout.
 
 A character that would be invisible (control, zero-width, bidirectional, lone surrogate, tab) shows as its
 code, ``\\u{202e}``; a line break shows as an arrow, and a space that a renderer would drop or merge as ``␣``.
@@ -7,6 +7,8 @@ code, ``\\u{202e}``; a line break shows as an arrow, and a space that a renderer
 import re
 import unicodedata
 from collections.abc import Container
+
+from rich.cells import cell_len
 
 _DROPPED_SPACE = re.compile(r"\A | \Z|(?<=\n) | (?=[ \n])")
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs"})
@@ -75,6 +77,15 @@ def latex(text: str) -> str:
 def plain(text: str, drawn: Container[str]) -> str:
     """The text for a figure, on one line. Characters that its font does not draw show as ``<U+4E2D>``."""
     return "".join(_in_font(character, drawn) for character in _mark_spaces(text).replace("\n", "⏎"))
+
+
+def terminal(text: str) -> str:
+    """The text for a terminal, on one line: nothing in it that a terminal obeys, or that takes no room."""
+    shown = _mark_spaces(text).replace("\n", "⏎")
+    return "".join(
+        _code(character) if _is_hidden(character) or cell_len(character) == 0 else character
+        for character in shown
+    )
 
 
 def _mark_spaces(text: str) -> str:

@@ -7,9 +7,10 @@ A pure function of the results: no clock, no locale, no torch. What the tables s
 import itertools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import tabulate
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -23,6 +24,9 @@ from qlora_repeat.render.table import TABLE_FILE, Table
 from qlora_repeat.render.table_content import make_tables
 from qlora_repeat.results import TrialResult
 
+Format = Literal["latex", "markdown"]
+"""Of files with tables."""
+ENDINGS: dict[Format, str] = {"latex": ".tex", "markdown": ".md"}
 _PAGE = 100
 """About so many digits of footnote size are as wide as the text on a page."""
 _TOGETHER = 6
@@ -55,38 +59,55 @@ class Panel:
     """About so many lines of a page keep it together, with the notes below the last one."""
 
 
+def collected_tables(
+    results: list[TrialResult],
+    others: list[TrialResult] | None = None,
+    experiments: Sequence[Measured] = (),
+) -> list[Table]:
+    """The tables of results; with `others`, also those that compare with them; S2 of each experiment.
+
+    Raises:
+        UsageError: there are no results, two rows of the same trial, or no arm to compare.
+    """
+    tables = make_tables(results)
+    if others is not None:
+        tables += comparison_tables(results, others)
+    return tables + [_experiment_table(measured) for measured in experiments]
+
+
 def render_tables(
     results: list[TrialResult],
     out: Path,
     templates: Path,
     others: list[TrialResult] | None = None,
     experiments: Sequence[Measured] = (),
+    formats: Collection[Format] = get_args(Format),
 ) -> list[Path]:
     """Writes each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
 
     With `others`, also those that compare `results` with them; with attribution `experiments`, S2 of each.
-    ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own. Tables in `out`
-    that these results do not have any more are removed. Returns the files written.
+    ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own. Tables in `out`, of
+    the same `formats`, that these results do not have any more are removed. Returns the files written.
 
     Raises:
-        UsageError: there are no results, two rows of the same trial, or no arm to compare.
+        UsageError: as `collected_tables`.
     """
-    tables = make_tables(results)
+    tables = collected_tables(results, others, experiments)
     studies = _names(results)
     if others is not None:
-        tables += comparison_tables(results, others)
         studies = f"{studies}, compared with {_names(others)}"
-    tables += [_experiment_table(measured) for measured in experiments]
     arms = [measured.arm for measured in experiments]
     tex, md = _latex_environment(templates), _markdown_environment(templates)
     texts = {name: text for table in tables for name, text in table_texts(table, templates).items()}
     texts["tables.md"] = md.get_template("tables.md.j2").render(tables=tables, studies=studies)
     for name in ("tables.tex", "all.tex"):
         texts[name] = tex.get_template(f"{name}.j2").render(tables=tables, studies=studies, experiments=arms)
+    endings = tuple(ENDINGS[each] for each in formats)
+    texts = {name: text for name, text in texts.items() if name.endswith(endings)}
     for name, text in texts.items():
         write_text(out / name, text)
     for path in out.iterdir():
-        if TABLE_FILE.fullmatch(path.name) and path.name not in texts:
+        if TABLE_FILE.fullmatch(path.name) and path.name.endswith(endings) and path.name not in texts:
             path.unlink()
     return [out / name for name in texts]
 
