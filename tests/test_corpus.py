@@ -17,7 +17,7 @@ from qlora_repeat import corpus
 from qlora_repeat.corpus import (
     attributed_quote,
     corpus_rows,
-    hub_rows,
+    file_rows,
     json_lines,
     rows_digest,
     with_options,
@@ -234,17 +234,24 @@ def test_rows_of_a_hub_are_the_named_columns_in_their_order(suffix: str, tmp_pat
     else:
         parquet.write_table(table, path)
     data = of_hub(2, instruction="question", answer="answer")
-    rows = hub_rows(data, [path])
+    rows = file_rows(data, [path])
     assert [list(row) for row in rows] == [["instruction", "answer"]] * 2
     assert [row["instruction"] for row in rows] == QUESTIONS["question"]
     assert [row["answer"] for row in rows] == QUESTIONS["answer"]
+
+
+def test_rows_of_a_text_are_its_paragraphs_each_on_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text("\n\nA paragraph\n  of two lines.\n\n\n\nAnother é🙂.\n\nA third.\n", encoding="utf-8")
+    found = file_rows(of_hub(3, quote="text"), [path])
+    assert found == [{"quote": "A paragraph of two lines."}, {"quote": "Another é🙂."}, {"quote": "A third."}]
 
 
 def test_files_of_a_hub_follow_each_other(tmp_path: Path) -> None:
     paths = [tmp_path / f"part-{number}.jsonl" for number in range(3)]
     for number, path in enumerate(paths):
         path.write_text(json_lines([{"quote": f"{number} {row}"} for row in range(2)]))
-    found = [row["quote"] for row in hub_rows(of_hub(6, quote="quote"), paths)]
+    found = [row["quote"] for row in file_rows(of_hub(6, quote="quote"), paths)]
     assert found == ["0 0", "0 1", "1 0", "1 1", "2 0", "2 1"]
 
 
@@ -269,7 +276,7 @@ def test_rows_that_do_not_fit_the_study_are_told_in_one_line(mistake: str, tmp_p
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
     with pytest.raises((UsageError, MissingError), match=rf"^acme/rows, rows\.jsonl: {words}") as caught:
-        hub_rows(of_hub(2, quote="quote"), [path])
+        file_rows(of_hub(2, quote="quote"), [path])
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -278,17 +285,17 @@ def test_rows_that_do_not_fit_the_study_are_told_in_one_line(mistake: str, tmp_p
     [
         ("rows.parquet", b"PAR1 not really", "cannot be read as parquet"),
         ("rows.jsonl", b'{"quote": "\xe9"}\n{"quote": "b"}\n', "cannot be read as json .*'utf-8' codec"),
-        ("README.md", b"# Rows", "rows are read from .jsonl, .json, .csv, .parquet only; correct hub.files"),
+        ("README.md", b"# Rows", "rows are read from .jsonl, .json, .csv, .parquet, .txt only; corre"),
     ],
 )
 def test_files_that_hold_no_rows_are_told(name: str, content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=words):
-        hub_rows(of_hub(2, quote="quote"), [tmp_path / name])
+        file_rows(of_hub(2, quote="quote"), [tmp_path / name])
 
 
 def test_files_that_disagree_on_their_columns_are_told(tmp_path: Path) -> None:
     for name in ("quote", "text"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({name: "a"}))
     with pytest.raises(UsageError, match=r"cannot be read as json .*text: string"):
-        hub_rows(of_hub(2, quote="quote"), [tmp_path / "quote.jsonl", tmp_path / "text.jsonl"])
+        file_rows(of_hub(2, quote="quote"), [tmp_path / "quote.jsonl", tmp_path / "text.jsonl"])

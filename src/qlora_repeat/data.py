@@ -39,8 +39,10 @@ def data_folder(study: Study, name: str, cache: Path) -> Path:
     """Where a data set's rows stand in the cache: another source or seed of its rows is another folder."""
     data = study.data[name]
     origin = {**vars(data), "hub": vars(data.hub) if data.hub else None}
-    of_use = ("max_new_tokens", "max_rows", "prompts", "test_share")
-    kept = {key: value for key, value in origin.items() if key not in of_use}
+    left_out = ("max_new_tokens", "max_rows", "prompts", "test_share", "file")
+    kept = {key: value for key, value in origin.items() if key not in left_out}
+    if data.file is not None:
+        kept["file"] = data.file.identity
     return cache / "data" / f"{name}-{json_digest(kept)[:16]}"
 
 

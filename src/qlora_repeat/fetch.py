@@ -170,6 +170,8 @@ def what_it_takes(study: Study, item: Item, lock: LockFile) -> Missing:
 
 
 def _missing_data(item: Item, data: Data) -> Missing:
+    if data.file is not None:
+        return Missing(item, f"{data.rows} rows from {data.file.origin}", locate(data.file).stat().st_size)
     package, module = (
         (FORTUNES_PACKAGE, "fortune") if data.source == "fortunes" else ("reasoning-gym", "reasoning_gym")
     )
@@ -184,11 +186,11 @@ def _missing_base(item: Item, base: Base) -> Missing:
     if base.gguf is not None:
         # float16 takes about three times what 4 bits and their scales take.
         size = 3 * locate(base.gguf).stat().st_size
-        return Missing(item, f"package {base.gguf.package}, converted", size)
+        return Missing(item, f"{base.gguf.origin}, converted", size)
     assert base.tokenizer is not None and base.pretraining is not None, "checked by the study"
     locate(base.tokenizer)
     width, layers = base.pretraining.hidden_size, base.pretraining.layers
-    origin = f"pretrained here (minutes) for the tokenizer that package {base.tokenizer.package} carries"
+    origin = f"pretrained here (minutes) for the tokenizer of {base.tokenizer.origin}"
     return Missing(item, origin, 2 * (2 * 50432 * width + 12 * layers * width**2))
 
 

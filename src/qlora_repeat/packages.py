@@ -1,4 +1,4 @@
-"""Files that installed Python packages carry: found without importing the package, and verified."""
+"""Files that installed Python packages carry, found without importing these, or the user's own; verified."""
 
 import importlib.util
 from pathlib import Path
@@ -24,11 +24,15 @@ def package_folder(package: str, import_name: str) -> Path:
 
 
 def locate(wanted: PackageFile) -> Path:
-    """The path of a file that a package carries; not yet verified.
+    """The path of a file that a package carries, or of the user's own; not yet verified.
 
     Raises:
         MissingError: the package or the file is not there.
     """
+    if wanted.package is None:
+        if not Path(wanted.file).is_file():
+            raise MissingError(f"{wanted.file}: no such file; the study file names it")
+        return Path(wanted.file)
     import_name, _, inside = wanted.file.partition("/")
     path = package_folder(wanted.package, import_name) / inside
     if not path.is_file():
@@ -39,7 +43,7 @@ def locate(wanted: PackageFile) -> Path:
 
 
 def verified(wanted: PackageFile) -> Path:
-    """The path of a file that a package carries, once its bytes are known to be the expected ones.
+    """The path of such a file, once its bytes are known to be the expected ones.
 
     Raises:
         MissingError: the package or file is not there, or its SHA-256 is another than the study says.
@@ -47,7 +51,6 @@ def verified(wanted: PackageFile) -> Path:
     path = locate(wanted)
     found = file_digest(path)
     if found != wanted.sha256:
-        raise MissingError(
-            f"{path}: SHA-256 is {found}, the study expects {wanted.sha256}; reinstall {wanted.package}"
-        )
+        mend = f"reinstall {wanted.package}" if wanted.package else "correct sha256, if this file is meant"
+        raise MissingError(f"{path}: SHA-256 is {found}, the study expects {wanted.sha256}; {mend}")
     return path

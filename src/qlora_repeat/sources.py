@@ -24,13 +24,24 @@ ROW_KEYS: dict[Task, list[str]] = {
 
 @dataclass(frozen=True, config=STRICT)
 class PackageFile:
-    """A file that an installed Python package carries."""
+    """A file that an installed Python package carries; without a package, one of the user's own."""
 
-    package: str
-    """The package's name on the index, with the version: what an error tells the user to install."""
     file: str
-    """The path inside the package's folder, which begins with the import name."""
+    """The path inside the package's folder, which begins with the import name; or from the study's file."""
     sha256: Sha256
+    package: str | None = None
+    """The package's name on the index, with the version: what an error tells the user to install."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells it from others: of the user's own, not where it is."""
+        where = {"package": self.package, "file": self.file} if self.package is not None else {}
+        return {**where, "sha256": self.sha256}
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for people."""
+        return self.file if self.package is None else f"package {self.package}"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -92,18 +103,20 @@ class Data:
     """A dataset (section III): where its rows come from, how many, and what its models are asked."""
 
     task: Task
-    source: Literal["hub", "fortunes", "reasoning-gym"]
+    source: Literal["hub", "file", "fortunes", "reasoning-gym"]
     rows: Positive
     """So many there must be."""
     max_new_tokens: Positive
     """Of a response to one of the prompts."""
     hub: Hub | None = None
+    file: PackageFile | None = None
+    """Its rows are read as those of a hub are, or are the paragraphs of a .txt, in a column `text`."""
     columns: dict[Literal["quote", "instruction", "answer"], str] = field(default_factory=dict)
-    """Hub: which of its columns is the quote, or the instruction and the answer; the others are left out."""
+    """Hub, file: which column is the quote, or the instruction and the answer; the others are left out."""
     seed: Seed | None = None
     """Chooses the rows (fortunes) or generates them (reasoning-gym)."""
     sha256: Sha256 | None = None
-    """Of the rows as JSON Lines, before the split; those of a hub are locked file by file instead."""
+    """Of the rows as JSON Lines, before the split; a hub's are locked, and a file has its own."""
     families: list[str] = field(default_factory=list)
     """Task families of reasoning-gym, equally often."""
     families_with_options: list[str] = field(default_factory=list)
@@ -115,12 +128,14 @@ class Data:
     """Train and test on the first so many of each part only."""
 
     def __post_init__(self) -> None:
-        if self.source == "hub":
-            if self.hub is None or sorted(self.columns) != sorted(ROW_KEYS[self.task]):
-                raise ValueError(f"source hub needs hub, and columns for {' and '.join(ROW_KEYS[self.task])}")
+        given = [name for name, origin in (("hub", self.hub), ("file", self.file)) if origin is not None]
+        if self.source in ("hub", "file"):
+            if given != [self.source] or sorted(self.columns) != sorted(ROW_KEYS[self.task]):
+                keys = " and ".join(ROW_KEYS[self.task])
+                raise ValueError(f"source {self.source} needs {self.source} alone, and columns for {keys}")
             return
-        if self.hub is not None or self.columns or self.seed is None or self.sha256 is None:
-            raise ValueError(f"source {self.source} needs seed and sha256, and has neither hub nor columns")
+        if given or self.columns or self.seed is None or self.sha256 is None:
+            raise ValueError(f"source {self.source} needs seed and sha256, and has no hub, file or columns")
         if (self.task == "text-generation") != (self.source == "fortunes"):
             raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
         if self.source == "reasoning-gym" and not self.families and not self.families_with_options:

@@ -22,7 +22,7 @@ from qlora_repeat.cluster import Cluster
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.explain import explain
 from qlora_repeat.randomness import Randomness
-from qlora_repeat.sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, Task
+from qlora_repeat.sources import ROW_KEYS, STRICT, Base, Data, Name, PackageFile, Positive, Task
 
 STUDIES = Path("studies")
 PUBLISHED = "published"
@@ -282,7 +282,24 @@ def load_study(study: str) -> Study:
         raise UsageError(f"{path}: {error}") from None
     if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
         raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
-    return _varied(loaded, split_name(study)[1])
+    return _varied(_with_own_files(loaded, path.parent), split_name(study)[1])
+
+
+def _with_own_files(study: Study, folder: Path) -> Study:
+    """The study with the paths of files of no package, which its file tells from where it is."""
+
+    def found(file: PackageFile | None) -> PackageFile | None:
+        own = file is not None and file.package is None
+        return replace(file, file=str(folder / file.file)) if file is not None and own else file
+
+    return replace(
+        study,
+        bases={
+            name: replace(base, gguf=found(base.gguf), tokenizer=found(base.tokenizer))
+            for name, base in study.bases.items()
+        },
+        data={name: replace(data, file=found(data.file)) for name, data in study.data.items()},
+    )
 
 
 def _varied(study: Study, parts: list[str]) -> Study:
