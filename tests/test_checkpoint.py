@@ -27,6 +27,7 @@ from qlora_repeat.trial import Trial, find_trial
 
 STEPS = 4
 ARMS = [f"{model}/adamw-{bits}bit" for model in ("tiny-neox", "tiny-llama-chat") for bits in (8, 32)]
+ARMS += ["tiny-neox/lion-8bit"]
 
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["qlora_repeat.preload"])
@@ -70,8 +71,9 @@ class Arena:
 
     def __init__(self, folder: Path, cache: Path, *replacements: tuple[str, str]) -> None:
         steps = ("\nsteps = 3", f"\nsteps = {STEPS}")
+        optimizers = ('"adamw-32bit"]', '"adamw-32bit", "lion-8bit"]')
         self.folder, self.cache = folder, cache
-        self.study = write_study(folder, steps, *replacements)
+        self.study = write_study(folder, steps, optimizers, *replacements)
 
     def start(self, name: str, runs: str, kind: str = "", at: int = 0, number: int = signal.SIGKILL) -> int:
         """The exit code of a process that fine-tunes."""

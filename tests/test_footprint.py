@@ -31,7 +31,7 @@ from qlora_repeat.footprint import (
 from qlora_repeat.kernels import attention_kernels
 from qlora_repeat.live_memory import LiveMemory
 from qlora_repeat.perplexity import example_losses
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.study import Optimizer, Study, load_study
 from qlora_repeat.trial import Trial
 
 PARAMETERS = {
@@ -137,11 +137,18 @@ def test_bytes_of_4_bits_and_scales_are_those_of_their_layout(name: str, tmp_pat
     assert (weights.quantised, weights.scales) == (sum(sizes) // 2, scales)
 
 
-@pytest.mark.parametrize("bits", [8, 32])
-def test_optimizer_state_takes_what_the_real_optimizers_state_takes(bits: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("adamw-8bit", bitsandbytes.optim.PagedAdamW8bit),
+        ("adamw-32bit", bitsandbytes.optim.PagedAdamW32bit),
+        ("lion-8bit", bitsandbytes.optim.PagedLion8bit),
+        ("lion-32bit", bitsandbytes.optim.PagedLion32bit),
+    ],
+)
+def test_optimizer_state_takes_what_the_real_optimizers_state_takes(name: Optimizer, kind: Any) -> None:
     elements = [4095, 4096, 4097, 10_000, 65_536, 120_000]
     tensors = [torch.nn.Parameter(torch.randn(each)) for each in elements]
-    kind = bitsandbytes.optim.PagedAdamW8bit if bits == 8 else bitsandbytes.optim.PagedAdamW32bit
     optimizer = kind(tensors, lr=1e-3)
     for tensor in tensors:
         tensor.grad = torch.randn_like(tensor)
@@ -152,7 +159,7 @@ def test_optimizer_state_takes_what_the_real_optimizers_state_takes(bits: int) -
         for value in state.values()
         if isinstance(value, torch.Tensor)
     }
-    assert optimizer_bytes(elements, "adamw-8bit" if bits == 8 else "adamw-32bit") == sum(storages.values())
+    assert optimizer_bytes(elements, name) == sum(storages.values())
 
 
 @pytest.fixture(autouse=True)

@@ -86,7 +86,7 @@ MISTAKES = {
         "profiles.seeded.split", "per_trial",
     ),
     "unknown optimizer": (
-        '"adamw-8bit", ', '"sgd", ', "'adamw-8bit', 'adamw-32bit' or 'adamw-8bit+", "found 'sgd'",
+        '"adamw-8bit", ', '"sgd", ', "'adamw-8bit', 'adamw-32bit', 'lion-8bit', ", "found 'sgd'",
     ),
     "a map that there is none of": (
         '"adamw-8bit", ', '{ optimizer = "adamw-8bit", state_map = "0.40" }, ', "found 'adamw-8bit+0.40'",
@@ -314,7 +314,7 @@ def test_another_way_to_cut_short_is_told_in_one_line(variant: str, tmp_path: Pa
         load_study(f"{path}@{variant}")
     assert str(caught.value) == (
         f"study tiny@{variant}: after @ comes a profile of randomness (as-published, seeded, bitwise), "
-        "an optimizer (adamw-8bit, adamw-32bit, adamw-8bit+bitsandbytes-0.41.0), "
+        "an optimizer (adamw-8bit, adamw-32bit, lion-8bit, lion-32bit, adamw-8bit+bitsandbytes-0.41.0), "
         "or N-steps, N-rows or N-steps-N-rows to cut the study short"
     )
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qlora_repeat.adapter_distance import Adapter, distances, read_adapter, update_distance
 from qlora_repeat.digest import json_digest
@@ -40,6 +40,7 @@ from qlora_repeat.outcomes import (
 from qlora_repeat.randomness import Kernels, PerTrial, Randomness, Setting, Source, stream_seed
 from qlora_repeat.record import Record
 from qlora_repeat.stages import stage_states
+from qlora_repeat.state_map import split_optimizer
 from qlora_repeat.study import Optimizer, Study
 from qlora_repeat.trace import Step, read_trace
 from qlora_repeat.trial import Stage, Trial
@@ -93,7 +94,9 @@ class Experiment:
     @property
     def other(self) -> Optimizer:
         """The optimizer whose state has another precision."""
-        return "adamw-32bit" if self.optimizer != "adamw-32bit" else "adamw-8bit"
+        own = split_optimizer(self.optimizer)[0]
+        swapped = own.replace("32bit", "8bit") if own.endswith("-32bit") else own.replace("8bit", "32bit")
+        return cast(Optimizer, swapped)
 
     @property
     def file(self) -> Path:

@@ -28,7 +28,6 @@ from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
 
 CURVE_POINTS = 30
-OPTIMIZERS = {"adamw-8bit": "paged_adamw_8bit", "adamw-32bit": "paged_adamw_32bit"}
 
 
 def finetune(
@@ -262,7 +261,7 @@ def _arguments(trial: Trial, steps: int) -> Any:
         use_cpu=not on_gpu,
         fp16=on_gpu and compute == "float16",
         bf16=on_gpu and compute == "bfloat16",
-        optim=OPTIMIZERS[split_optimizer(trial.optimizer)[0]],
+        optim=f"paged_{split_optimizer(trial.optimizer)[0].replace('-', '_')}",
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=1,
         learning_rate=training.learning_rate,

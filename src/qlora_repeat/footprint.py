@@ -107,18 +107,18 @@ def parameter_count(config: Any) -> int:
 
 
 def optimizer_bytes(adapter_tensors: list[int], optimizer: Optimizer) -> int:
-    """The state of AdamW for tensors of so many elements each: two moments, in 8 or 32 bits.
+    """The state for tensors of so many elements each, in 8 or 32 bits: two moments of AdamW, one of Lion.
 
-    A moment in 8 bits has a float32 scale for each block of 256; both share two code books of 256 float32.
+    A moment in 8 bits has a float32 scale for each block of 256; all tensors share its code book of 256.
     """
-    total, has_code_books = 0, False
+    total, has_code_books, moments = 0, False, 1 if optimizer.startswith("lion") else 2
     for elements in adapter_tensors:
-        if optimizer == "adamw-32bit" or elements < OPTIMIZER_LEAST:
-            total += 2 * 4 * elements
+        if optimizer.endswith("-32bit") or elements < OPTIMIZER_LEAST:
+            total += moments * 4 * elements
         else:
-            total += 2 * (elements + 4 * math.ceil(elements / OPTIMIZER_BLOCK))
+            total += moments * (elements + 4 * math.ceil(elements / OPTIMIZER_BLOCK))
             has_code_books = True
-    return total + (2 * 4 * 256 if has_code_books else 0)
+    return total + (moments * 4 * 256 if has_code_books else 0)
 
 
 def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:

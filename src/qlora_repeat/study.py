@@ -29,8 +29,9 @@ PUBLISHED = "published"
 """The name of the paper's own numbers, where results of a study go by its name; no study has it."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Optimizer = Literal["adamw-8bit", "adamw-32bit", "adamw-8bit+bitsandbytes-0.41.0"]
-"""Paged AdamW by the precision of its state; after +, the map of 8-bit state (`qlora_repeat.state_map`)."""
+Optimizer = Literal["adamw-8bit", "adamw-32bit", "lion-8bit", "lion-32bit", "adamw-8bit+bitsandbytes-0.41.0"]
+"""bitsandbytes' paged ones by the precision of their state; after +, the map of 8-bit state
+(`qlora_repeat.state_map`)."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -21,10 +21,11 @@ Kind = Literal["bitwise", "within tolerance", "statistically consistent", "diffe
 Scope = Literal["whole", "first steps", "evaluation"]
 
 DEFAULT_TOLERANCES = {
-    "adamw-8bit": Tolerance(first_loss=1e-6, loss=1.3e-4, adapter=6.5e-2, perplexity=3e-4),
-    "adamw-32bit": Tolerance(first_loss=1e-6, loss=5e-5, adapter=5e-3, perplexity=4e-5),
+    "8bit": Tolerance(first_loss=1e-6, loss=1.3e-4, adapter=6.5e-2, perplexity=3e-4),
+    "32bit": Tolerance(first_loss=1e-6, loss=5e-5, adapter=5e-3, perplexity=4e-5),
 }
-"""Noise has no largest value: some trials amplify any. These hold for most; see docs/verify.md."""
+"""By the precision of optimizer state; measured with AdamW. Noise has no largest value: some trials amplify
+any. These hold for most; see docs/verify.md."""
 LEVEL = 0.998
 """Of the prediction interval, in which two perplexities must lie, the recorded and the re-run's.
 
@@ -209,7 +210,7 @@ def tolerance_of(study: Study, optimizer: str) -> Tolerance:
     """What the study allows for an optimizer; an old map of 8-bit state has the tolerance of today's."""
     kind = split_optimizer(optimizer)[0]
     own = {str(name): tolerance for name, tolerance in study.tolerance.items()}
-    return own.get(optimizer) or own.get(kind) or DEFAULT_TOLERANCES[kind]
+    return own.get(optimizer) or own.get(kind) or DEFAULT_TOLERANCES[kind.partition("-")[2]]
 
 
 def without_rerun(

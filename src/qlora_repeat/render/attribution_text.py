@@ -23,7 +23,7 @@ _TITLES = {
 def title(condition: str, measured: Measured) -> str:
     """What is freed or changed in a condition, for people."""
     if condition == OTHER:
-        return f"{measured.other.removeprefix('adamw-').replace('bit', '-bit')} state"
+        return f"{measured.other.partition('-')[2].replace('bit', '-bit')} state"
     return " × ".join(_TITLES.get(part, part) for part in condition.split(" × "))
 
 
