@@ -12,6 +12,8 @@ from qlora_repeat.trial import find_trial
 
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "lockfiles" / "README.md",
     ROOT / "paper" / "published" / "README.md",

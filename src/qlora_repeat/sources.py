@@ -1,4 +1,4 @@
-"""Where a study's models and data come from: a hub, packages that carry or generate them, or the kit."""
+"""Where models and data come from: a hub, files, packages that have or generate them, or the kit itself."""
 
 from dataclasses import field
 from typing import Annotated, Literal

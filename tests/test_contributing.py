@@ -1,0 +1,36 @@
+"""CONTRIBUTING.md and CHANGELOG.md tell of what there is."""
+
+import re
+import subprocess
+
+from conftest import ROOT
+
+from qlora_repeat import __version__
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_folder_and_module_has_its_place() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folders = {f"{path.split('/')[0]}/" for path in listed.splitlines() if "/" in path and path[0] != "."}
+    assert sorted(folder for folder in folders if f"| `{folder}" not in CONTRIBUTING) == []
+    package = ROOT / "src" / "qlora_repeat"
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    named = re.findall(
+        r"`(\w+)`", CONTRIBUTING.partition("| modules of the package |")[2].partition("\n\n")[0]
+    )
+    assert (sorted(modules - set(named)), sorted(set(named) - modules)) == ([], [])
+    assert len(named) == len(set(named)), "each in one line"
+    for folder in package.iterdir():
+        if (folder / "__init__.py").is_file():
+            assert f"`src/qlora_repeat/{folder.name}/`" in CONTRIBUTING
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    versions = re.findall(r"^## \[(.+?)\] - (unreleased|\d{4}-\d\d-\d\d)$", CHANGELOG, re.MULTILINE)
+    assert versions[0][0] == __version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {__version__}\n" in citation
+    kinds = set(re.findall(r"^### (.+)$", CHANGELOG, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
