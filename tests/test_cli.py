@@ -50,10 +50,10 @@ def test_examples_are_of_trials_and_studies_that_there_are_and_can_be_typed(comm
             parsed = called.make_context(name, list(rest), parent=context)
         given = {
             key: parsed.params[key]
-            for key in ("study_file", "trial", "first", "second", "compare")
+            for key in ("study_file", "trial", "first", "second", "compare", "archive")
             if parsed.params.get(key)
         }
-        assert given and set(given.values()) <= set(known)
+        assert given and {str(value) for value in given.values()} <= {*known, "pocket.zip"}
 
 
 def test_help_lists_every_subcommand_and_the_exit_codes() -> None:
@@ -86,6 +86,8 @@ def test_version() -> None:
         ["figures", "STUDY"],
         ["paper", "--help"],
         ["plan", "--help"],
+        ["pack", "--help"],
+        ["unpack", "--help"],
         ["tables", "published", "--compare", "published", "--out", "OUT"],
     ],
     ids=" ".join,
@@ -127,6 +129,12 @@ def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Pa
         ("figures nonesuch", 3, "no such study file"),
         ("figures STUDY --runs RUNS", 3, "no collected results; run `qlora-repeat collect"),
         ("paper nonesuch", 3, "no such study file"),
+        ("pack nonesuch", 3, "no such study file"),
+        ("pack STUDY --runs RUNS", 3, "no trial to pack: 8 missing; `qlora-repeat status` says why"),
+        ("pack STUDY --out RUNS", 2, "--out RUNS: give a file that ends in .zip"),
+        ("unpack RUNS/none.zip", 3, "RUNS/none.zip: no such archive; `qlora-repeat pack` writes one"),
+        ("unpack STUDY --to RUNS", 2, "RUNS: is there already; unpack to another folder, by --to"),
+        ("check RUNS/none.zip", 3, "RUNS/none.zip: no such archive"),
         ("paper --out RUNS", 3, "RUNS/all.tex: no tables to compile; run `qlora-repeat tables"),
         ("finetune", 2, "give one TRIAL (model/optimizer/number), or --all"),
         ("merge tiny-neox/adamw-8bit/1 --all --study STUDY", 2, "give one TRIAL"),

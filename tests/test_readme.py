@@ -38,11 +38,6 @@ def test_subcommands_exist() -> None:
     assert {"".join(pair) for pair in named} <= set(COMMANDS)
 
 
-def test_the_readme_names_every_subcommand() -> None:
-    readme = PAGES[0].read_text(encoding="utf-8")
-    assert [name for name in COMMANDS if f"`{name}" not in readme] == []
-
-
 def test_trials_that_are_named_are_trials_of_the_pocket_study() -> None:
     study = load_study("pocket")
     named = set(re.findall(r"\b[a-z0-9-]+/adamw-\d+bit/\d+\b", TEXT))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_repeat.files import strict, write_json
+from qlora_repeat.files import json_text, strict, write_text
 from qlora_repeat.results import TrialResult
 from qlora_repeat.statistics import (
     LEVEL,
@@ -107,9 +107,14 @@ def study_statistics(results: Sequence[TrialResult]) -> StudyStatistics:
 
 
 def write_statistics(results: Sequence[TrialResult], path: Path) -> None:
-    """Writes the statistics as JSON, in which a number that is not finite is text (`files.strict`)."""
+    """Writes a file of statistics."""
+    write_text(path, statistics_text(results))
+
+
+def statistics_text(results: Sequence[TrialResult]) -> str:
+    """The statistics as JSON, in which a number that is not finite is text (`files.strict`)."""
     found = study_statistics(results)
-    write_json(path, strict({"level": LEVEL, "methods": METHODS} | dataclasses.asdict(found)))
+    return json_text(strict({"level": LEVEL, "methods": METHODS} | dataclasses.asdict(found)))
 
 
 def reference_of(optimizer: str) -> str:

@@ -1,7 +1,7 @@
-"""The check of a whole study: everything that its records name is read again and compared."""
+"""The check of a whole study, or of an archive: all that records name is read again and compared."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from qlora_repeat.digest import folder_digests, known_digest, weights_digest
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.lock import live_owner
 from qlora_repeat.record import Record, damaged_file
-from qlora_repeat.results import read_results
+from qlora_repeat.results import TrialResult, read_results
 from qlora_repeat.stages import has_ended, stage_record
-from qlora_repeat.study import Study
+from qlora_repeat.study import Study, load_study
 from qlora_repeat.trace import read_trace
 from qlora_repeat.trial import (
     STAGES,
@@ -26,6 +26,7 @@ from qlora_repeat.trial import (
     results_path,
     study_folder,
 )
+from qlora_repeat.unpack import Unpacked
 from qlora_repeat.weights import check_weights
 
 _AGAIN = "`qlora-repeat run` does its stage again"
@@ -90,6 +91,43 @@ def check(study: Study, runs: Path, cache: Path, report: Callable[[int, int], No
             report(done := done + 1, total)
     notes += _results(study, runs, cache) + _left(study_folder(study, runs))
     return Checked(trials, files, inputs, notes)
+
+
+def check_archive(unpacked: Unpacked, cache: Path) -> Checked:
+    """Checks an archive whose checksums fit: whether its records fit themselves, and all else fits them.
+
+    The collected results must be those that the records give. Whether records tell the truth is not looked
+    at: for that, `verify` runs trials again.
+    """
+    study = load_study(unpacked.study_file)
+    found = [list(_trial(trial)) for trial in all_trials(study, unpacked.runs)]
+    files = [looked for own in found for looked in own] + list(_base_tests(study, unpacked.runs))
+    path = results_path(study, unpacked.runs)
+    told, given = unpacked.results(), collect(study, unpacked.runs, cache, include_stale=True)
+    files += [Looked(path, f"{path}: {problem}") for problem in _unlike(told, given)] or [Looked(path)]
+    return Checked(trials=sum(map(bool, found)), files=files, inputs=[], notes=[])
+
+
+def _unlike(told: list[TrialResult], given: list[TrialResult]) -> Iterator[str]:
+    """In which trials the results that are told are not those that records give.
+
+    Of what is stale here, but was not where it was packed, the values must be the same.
+    """
+    rows = [{f"{row.model}/{row.optimizer}/{row.trial}": row for row in results} for results in (told, given)]
+    if len(rows[0]) < len(told):
+        yield "a trial has several rows"
+    for name in dict.fromkeys([*rows[0], *rows[1]]):
+        first, second = (own.get(name) for own in rows)
+        if first is None or second is None:
+            yield f"{name} is not of the study" if second is None else f"{name} has no row"
+        elif first.measured != second.measured:
+            yield f"{name} has {'results, but no records' if first.measured else 'records, but no results'}"
+        elif first.measured and repr(_as_done(first)) != repr(_as_done(second)):  # for NaN is not NaN
+            yield f"{name} has other results than its records"
+
+
+def _as_done(row: TrialResult) -> TrialResult:
+    return replace(row, status="done", stale_inputs=[], stale_base_inputs=[])
 
 
 def _trial(trial: Trial) -> Iterator[Looked]:

@@ -33,6 +33,8 @@ COMMANDS = {
     "figures": "Draw the paper's Figure 4 from collected results.",
     "report": "Write one HTML file of a study's results, to read without a network.",
     "paper": "Compile tables and figures into one PDF, with LaTeX.",
+    "pack": "Put a study into one archive that others can cite and check.",
+    "unpack": "Check an archive that somebody has packed, and unpack it.",
     "miniature": "Write a hub of miniature models to rehearse a study on.",
     "list": "List studies, or the trials of one.",
 }

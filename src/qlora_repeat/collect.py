@@ -33,7 +33,10 @@ def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = Fals
     merged model has no values: there would be no one model that they are of. One that was tested on another
     split than its base, as where each trial draws its own, has no values of the base beside its own.
     """
-    bases = {model: _base_tests(study, model, runs, cache, include_stale) for model in study.models}
+    bases = {
+        model: list(counted_base_tests(study, model, runs, cache, include_stale=include_stale).values())
+        for model in study.models
+    }
     rows = [
         _result(trial, bases[trial.model_name], cache, include_stale) for trial in all_trials(study, runs)
     ]
@@ -46,16 +49,20 @@ def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = Fals
     ]
 
 
-def _base_tests(
-    study: Study, model: str, runs: Path, cache: Path, include_stale: bool
-) -> list[tuple[Record, list[str]]]:
-    """The records of those tests of a base that count, each with what has changed since."""
-    states = [base_state(study, model, number, runs, cache) for number in base_tests(study)]
+def counted_base_tests(
+    study: Study, model: str, runs: Path, cache: Path, *, include_stale: bool = False
+) -> dict[int, tuple[Record, list[str]]]:
+    """The records of those tests of a base that count, by number, each with what has changed since."""
+    states = {number: base_state(study, model, number, runs, cache) for number in base_tests(study)}
     for wanted in ("done", "stale") if include_stale else ("done",):
-        tests = [(state.record, state.changed) for state in states if state.state == wanted and state.record]
+        tests = {
+            number: (state.record, state.changed)
+            for number, state in states.items()
+            if state.state == wanted and state.record
+        }
         if tests:
             return tests
-    return []
+    return {}
 
 
 def _result(

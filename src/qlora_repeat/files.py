@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qlora_repeat.errors import MissingError
 
@@ -30,16 +30,28 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or read-only; names the file, not its temporary name.
     """
-    with _naming(path):
-        _write_bytes(path, content)
+    with new_file(path) as file:
+        file.write(content)
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file to be written, which becomes `path` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OSError: the disk is full or read-only; names the file, not its temporary name.
+    """
+    with _naming(path), _new_file(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

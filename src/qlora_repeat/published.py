@@ -10,7 +10,8 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.results import Response, TrialResult
 from qlora_repeat.study import PUBLISHED
 
-CITATION = "Alahmari et al., IEEE Access 2024, DOI 10.1109/ACCESS.2024.3470850"
+DOI = "10.1109/ACCESS.2024.3470850"
+CITATION = f"Alahmari et al., IEEE Access 2024, DOI {DOI}"
 """The paper."""
 
 _MODELS = {

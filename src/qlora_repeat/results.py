@@ -106,9 +106,13 @@ class TrialResult:
 
 
 def write_results(results: list[TrialResult], path: Path) -> None:
-    """Writes one JSON object per line, keys in the order of `TrialResult`, floats exactly."""
-    lines = [json.dumps(dataclasses.asdict(result)) for result in results]
-    write_text(path, "".join(line + "\n" for line in lines))
+    """Writes a results file."""
+    write_text(path, results_text(results))
+
+
+def results_text(results: list[TrialResult]) -> str:
+    """One JSON object per line, keys in the order of `TrialResult`, floats exactly."""
+    return "".join(json.dumps(dataclasses.asdict(result)) + "\n" for result in results)
 
 
 def read_results(path: Path) -> list[TrialResult]:

@@ -271,7 +271,7 @@ def load_study(study: str) -> Study:
     except (FileNotFoundError, NotADirectoryError):
         known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.toml"))) or "none here"
         raise MissingError(f"{path}: no such study file; studies in {STUDIES}/: {known}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not a readable TOML file: {error}") from None
     try:
         # As JSON: there, strict means that no text passes for a number, while a table may become a dataclass.

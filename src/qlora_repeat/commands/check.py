@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.commands.options import cache_option, console, output, runs_option, study_argument
+from qlora_repeat.commands.options import (
+    byte_progress,
+    cache_option,
+    console,
+    output,
+    runs_option,
+    study_argument,
+)
 
 
 @click.command("check")
@@ -15,12 +22,16 @@ from qlora_repeat.commands.options import cache_option, console, output, runs_op
 def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
     """Read again all that a study's records name, and its models and data, and name what is damaged.
 
-    Exit code 3 if anything is. What can be mended, `qlora-repeat run` mends.
+    Exit code 3 if anything is. What can be mended, `qlora-repeat run` mends. STUDY may be an archive of
+    `pack`, STUDY.zip: its checksums are checked, its records, and whether its results are theirs.
 
     \b
     Example:
       qlora-repeat check pocket
     """
+    if study_file.endswith(".zip"):
+        _archive(Path(study_file), cache, quiet)
+        return
     from rich.progress import Progress
 
     from qlora_repeat.check import check
@@ -53,3 +64,24 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
             f"and {len(inputs)} of models and data"
         )
         shown.print(coloured(whole, "done"))
+
+
+def _archive(path: Path, cache: Path, quiet: bool) -> None:
+    """Checks an archive, in a temporary folder that no line names."""
+    from qlora_repeat.check import check_archive
+    from qlora_repeat.errors import MissingError
+    from qlora_repeat.unpack import opened
+
+    with byte_progress("check", quiet) as report, opened(path, report) as unpacked:
+        checked = check_archive(unpacked, cache)
+    for line in checked.problems:
+        click.echo(line.replace(f"{unpacked.folder}/", f"{path}: ").partition("; `qlora-repeat")[0])
+    if checked.problems:
+        raise MissingError(
+            f"{path}: checksums fit, but what it holds does not fit together; ask who packed it"
+        )
+    if not quiet:
+        click.echo(
+            f"{path}: {unpacked.files} files with the checksums that it says; records of {checked.trials} "
+            "trials fit their files, and the collected results fit the records"
+        )

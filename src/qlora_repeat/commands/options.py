@@ -1,11 +1,12 @@
 """What several subcommands share: options, and looking up what they name."""
 
+import contextlib
 import functools
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,18 @@ def console(quiet: bool = False) -> Console:
 def output() -> Console:
     """Standard output, where words are in colours if it is a terminal; lines are never wrapped or cut."""
     return Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
+@contextlib.contextmanager
+def byte_progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes for the block, where a person watches; yields what is told how many of how many."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    out = console(quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=out, transient=True, disable=quiet or not out.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def silence_libraries(verbose: bool, *, downloads: bool = False) -> None:

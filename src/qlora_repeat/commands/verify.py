@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from qlora_repeat.commands.options import (
     cache_option,
@@ -82,10 +83,12 @@ def command(
 ) -> None:
     """Run one recorded trial again, and say how far it agrees.
 
-    TRIAL is one of --study in --runs, or a trial's folder, which may be somebody else's. Settings and seeds
-    are those of its records; only where models and data come from is told by the study file. Nothing of the
-    recorded trial is changed. Exit codes: 0 bitwise, 7 different, 8 within tolerance, 9 statistically
-    consistent, 10 inconclusive; docs/verify.md says what each means.
+    TRIAL is one of --study in --runs; or a trial's folder, which may be somebody else's; or in an archive, as
+    in theirs.zip:smollm2-135m/adamw-8bit/3. Settings and seeds are those of its records; only where models
+    and data come from is told by the study file: of an archive, or a folder that one was unpacked to, by its
+    own unless --study says otherwise. Nothing of the recorded trial is changed. Exit codes: 0 bitwise, 7
+    different, 8 within tolerance, 9 statistically consistent, 10 inconclusive; docs/verify.md says what each
+    means.
 
     \b
     Example:
@@ -99,7 +102,7 @@ def command(
         raise UsageError("--new-seeds needs a fine-tuning; leave out --stages evaluate")
     silence_libraries(verbose)
     scope: Scope = "first steps" if steps else "evaluation" if stages == "evaluate" else "whole"
-    named, folder = _named(trial, study_file, runs)
+    study_file, named, folder = _named(context, trial, study_file, runs)
 
     from qlora_repeat.colours import VERDICTS, with_coloured
     from qlora_repeat.pins import lock_file
@@ -128,23 +131,36 @@ def command(
     context.exit(exit_code(verdict, accept))
 
 
-def _named(given: str, study_file: str, runs: Path) -> "tuple[Trial, Path]":
-    """The trial, and the folder of its records."""
+def _named(context: click.Context, given: str, study_file: str, runs: Path) -> "tuple[str, Trial, Path]":
+    """The study as it is to be loaded, the trial, and the folder of its records.
+
+    An archive is unpacked for as long as the command runs.
+    """
     from qlora_repeat.errors import MissingError
     from qlora_repeat.record import read_record
     from qlora_repeat.study import load_study
     from qlora_repeat.trial import find_trial
+    from qlora_repeat.unpack import opened, study_of
 
-    study = load_study(study_file)
-    if not Path(given).is_dir():
-        trial = find_trial(study, given, runs)
-        return trial, trial.folder
-    record = read_record(Path(given) / "finetune.json")
+    archive, _, name = given.rpartition(":")
+    if archive.endswith(".zip"):
+        unpacked = context.with_resource(opened(Path(archive)))
+        folder = find_trial(load_study(unpacked.study_file), name, unpacked.runs).folder
+    elif Path(given).is_dir():
+        folder = Path(given)
+    else:
+        trial = find_trial(load_study(study_file), given, runs)
+        return study_file, trial, trial.folder
+    record = read_record(folder / "finetune.json")
     if record is None:
         raise MissingError(
-            f"{given}: no finetune.json here; give the folder of a finished trial, or its name"
+            f"{given}: no finetune.json there; give the folder of a finished trial, or its name"
         )
-    return find_trial(study, record.trial, runs), Path(given)
+    if all(
+        context.get_parameter_source(name) == ParameterSource.DEFAULT for name in ("study_file", "randomness")
+    ):
+        study_file = study_of(folder) or study_file
+    return study_file, find_trial(load_study(study_file), record.trial, runs), folder
 
 
 def _lacking(recorded: "Recorded", lock: "LockFile", cache: Path, out: "Console") -> list[str]:
