@@ -4,6 +4,7 @@
     python benchmarks/coverage.py coverage       # intervals and the test of equal spread
     python benchmarks/coverage.py trials         # the power of that test
     python benchmarks/coverage.py attribution    # intervals of shares and total effects
+    python benchmarks/coverage.py laboratories   # intervals of spreads within and between laboratories
 
 Values are drawn from families that the paper's tables suggest, with a generator and a seed of its own. Each
 share has its 95 % Wilson interval over the simulated studies.
@@ -20,6 +21,7 @@ from tabulate import tabulate
 
 from qlora_repeat import paired
 from qlora_repeat.attribution import SIGNIFICANT
+from qlora_repeat.reproducibility import reproducibility
 from qlora_repeat.statistics import (
     TRIALS_NEEDED,
     compare_spreads,
@@ -253,6 +255,11 @@ LEVELS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Values]] = {
     ),
 }
 """How the levels of a source are drawn; their standard deviation is 1, or near."""
+LEVEL_DEVIATIONS = {
+    "normal": 1.0,
+    "t, 3 degrees of freedom": 1.0,
+    "one level in seven far off": math.hypot(1, 0.1),
+}
 NOISE = 1e-3
 """The standard deviation of what a disturbance such as a nudge does to one fine-tuning."""
 
@@ -306,6 +313,43 @@ def _attributed(generator: np.random.Generator, draw: Callable[..., Values], mix
     return np.array([*hits, p is not None and p <= SIGNIFICANT, shares[0] > shares[1]])
 
 
+def spreads_of_laboratories(generator: np.random.Generator, studies: int = 4_000) -> str:
+    """Laboratories of seven runs whose SD is 1 within, and whose means spread half or twice as much."""
+    rows = []
+    for count in (3, 5, 8):
+        for name, draw in LEVELS.items():
+            for between in (0.5, 2.0):
+                within, overall = LEVEL_DEVIATIONS[name], math.hypot(LEVEL_DEVIATIONS[name], between)
+                hits = []
+                for _ in range(studies):
+                    own = draw(generator, (count, N)) + between * generator.normal(size=(count, 1))
+                    found = reproducibility(own.tolist())
+                    assert found is not None
+                    low, high = _exact(own)
+                    hits.append(
+                        [
+                            (found.repeatability_low or 0) <= within <= (found.repeatability_high or 0),
+                            low <= within <= high,
+                            (found.reproducibility_low or 0) <= overall <= (found.reproducibility_high or 0),
+                            (found.reproducibility_high or 0) / (found.reproducibility_low or math.nan),
+                        ]
+                    )
+                told = np.array(hits)
+                label = f"{count} laboratories, {name}, between {between:g}"
+                cells = [percent(told[:, place]) for place in range(3)]
+                rows.append([label, *cells, f"{np.nanmedian(told[:, 3]):.1f}"])
+    heads = ["study", "s_r (used)", "s_r, chi-square", "s_R (used)", "s_R: high / low, median"]
+    return _table("Intervals of spreads within and between laboratories, 95 %: coverage (%)", heads, rows)
+
+
+def _exact(values: Values) -> tuple[float, float]:
+    """The interval of the SD within laboratories that holds of normal values."""
+    freedom = values.size - len(values)
+    squares = freedom * values.var(axis=1, ddof=1).mean()
+    low, high = np.sqrt(squares / stats.chi2.ppf([0.975, 0.025], freedom))
+    return float(low), float(high)
+
+
 def _table(title: str, heads: list[str], rows: list[list[str]]) -> str:
     return f"{title}\n\n{tabulate(rows, heads, tablefmt='pipe', disable_numparse=True)}\n"
 
@@ -314,6 +358,7 @@ PARTS: dict[str, tuple[Callable[[np.random.Generator], str], ...]] = {
     "coverage": (deviation_coverage, prediction_coverage, false_findings),
     "trials": (findings, trials_needed),
     "attribution": (shares_of_sources,),
+    "laboratories": (spreads_of_laboratories,),
 }
 
 

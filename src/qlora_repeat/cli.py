@@ -35,6 +35,7 @@ COMMANDS = {
     "paper": "Compile tables and figures into one PDF, with LaTeX.",
     "pack": "Put a study into one archive that others can cite and check.",
     "unpack": "Check an archive that somebody has packed, and unpack it.",
+    "compare": "Set the results of several laboratories side by side.",
     "miniature": "Write a hub of miniature models to rehearse a study on.",
     "list": "List studies, or the trials of one.",
 }

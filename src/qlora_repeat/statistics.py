@@ -133,7 +133,7 @@ def deviation_interval(values: Sequence[float], level: float = LEVEL) -> tuple[f
     cut = int(n / (2 * math.sqrt(n - 4)))
     trimmed = mean(sorted(values)[cut : n - cut])
     kurtosis = n * math.fsum(((value - trimmed) / sd) ** 4 for value in values) / (n - 1) ** 2
-    z = _normal_quantile(level)
+    z = normal_quantile(level)
     c = n / (n - z)
     half = z * c * math.sqrt((kurtosis - (n - 3) / n) / (n - 1)) / 2
     center = sd * math.sqrt(c)
@@ -144,7 +144,7 @@ def share(count: int, of: int, level: float = LEVEL) -> Share | None:
     """A share with its Wilson interval; None of none."""
     if of == 0:
         return None
-    z = _normal_quantile(level)
+    z = normal_quantile(level)
     center = (count + z * z / 2) / (of + z * z)
     half = z / (of + z * z) * math.sqrt(count * (of - count) / of + z * z / 4)
     # A bound is exact where none or all are counted, but for rounding.
@@ -267,7 +267,8 @@ def _assignments(ours: int, theirs: int) -> "tuple[NDArray[float64], NDArray[flo
     return np.ascontiguousarray(1 - members[:, :ours]), np.ascontiguousarray(members[:, ours:])
 
 
-def _normal_quantile(level: float) -> float:
+def normal_quantile(level: float) -> float:
+    """How many standard deviations from its mean a normal value is, with this probability, at most."""
     return NormalDist().inv_cdf((1 + level) / 2)
 
 

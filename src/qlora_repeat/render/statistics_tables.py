@@ -1,11 +1,10 @@
 """Tables S1 and S1b: what the trials of each arm say together, and whether 8-bit arms spread more."""
 
-import math
 from collections import Counter
 
 from qlora_repeat.arm_statistics import Comparison, StudyStatistics, study_statistics
 from qlora_repeat.render.arms import Arm, distinct, source_of, stale, stale_bases
-from qlora_repeat.render.summary import DASH, number
+from qlora_repeat.render.summary import DASH, interval_text, number, spread_text, value_text
 from qlora_repeat.render.table import Column, Table, count_lacking
 from qlora_repeat.statistics import FEWEST, TRIALS_NEEDED, Share, Summary
 
@@ -19,11 +18,6 @@ _RUNS = ("n", "diverged", "share diverged", "worse than base", "share worse")
 _SUMMARY = ("mean", "SD", "SD, 95 %", "CV", "median", "MAD", "range")
 _COMPARED = ("spread", "of 32-bit", "ratio", "95 % interval", "p", "Holm")
 """The headings of a panel."""
-
-_SPREAD_DIGITS = 3
-"""Significant digits of what says how much values spread: from a few trials, more would be noise."""
-_LEAST_DIGITS, _MOST_DIGITS = 4, 7
-"""Of the values themselves."""
 
 
 def statistics_tables(arms: list[Arm]) -> list[Table]:
@@ -88,13 +82,13 @@ def _summary_cells(summary: Summary) -> list[str]:
     """The cells under `_SUMMARY`."""
     sd = summary.sd
     return [
-        _value(summary.mean, sd),
-        _spread(sd),
-        _interval(_spread(summary.sd_low), _spread(summary.sd_high)),
-        _spread(summary.cv),
-        _value(summary.median, sd),
-        _spread(summary.mad),
-        _interval(_value(summary.low, sd, of_sd=1), _value(summary.high, sd, of_sd=1)),
+        value_text(summary.mean, sd),
+        spread_text(sd),
+        interval_text(spread_text(summary.sd_low), spread_text(summary.sd_high)),
+        spread_text(summary.cv),
+        value_text(summary.median, sd),
+        spread_text(summary.mad),
+        interval_text(value_text(summary.low, sd, of_sd=1), value_text(summary.high, sd, of_sd=1)),
     ]
 
 
@@ -164,10 +158,10 @@ def _comparison_cells(comparison: Comparison | None) -> list[str]:
         return [DASH] * len(_COMPARED)
     test = comparison.test
     return [
-        _spread(test.spread),
-        _spread(test.other_spread),
-        _spread(test.ratio),
-        _interval(_spread(test.low), _spread(test.high)),
+        spread_text(test.spread),
+        spread_text(test.other_spread),
+        spread_text(test.ratio),
+        interval_text(spread_text(test.low), spread_text(test.high)),
         number(test.p) or DASH,
         number(comparison.p_holm) or DASH,
     ]
@@ -204,26 +198,3 @@ def _name(arm: Arm) -> str:
 
 def _key(arm: Arm) -> tuple[str, str]:
     return arm.model, arm.trials[0].optimizer
-
-
-def _interval(low: str, high: str) -> str:
-    return "–".join(dict.fromkeys((low, high)))
-
-
-def _spread(value: float | None) -> str:
-    """To three significant digits, zeros at the end included; to two below 0.1."""
-    if value is None or not 0.01 <= value < 1e7:
-        return number(value) or DASH
-    shortened = float(f"{value:.{_SPREAD_DIGITS}g}")
-    decimals = _SPREAD_DIGITS - 1 - math.floor(math.log10(shortened))
-    return f"{shortened:,.{min(max(decimals, 0), _SPREAD_DIGITS)}f}"
-
-
-def _value(value: float | None, sd: float | None, of_sd: int = 2) -> str:
-    """To four significant digits, or to as many of the SD's where that is finer."""
-    if value is None:
-        return DASH
-    digits = _LEAST_DIGITS
-    if value and sd and math.isfinite(value):
-        digits = max(digits, math.floor(math.log10(abs(value))) - math.floor(math.log10(sd)) + of_sd)
-    return number(float(f"{value:.{min(digits, _MOST_DIGITS)}g}")) or DASH

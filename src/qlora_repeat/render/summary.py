@@ -6,6 +6,10 @@ from collections.abc import Callable, Sequence
 
 DASH = "—"
 """Stands for a value that there is none of."""
+_SPREAD_DIGITS = 3
+"""Significant digits of what says how much values spread: from a few trials, more would be noise."""
+_LEAST_DIGITS, _MOST_DIGITS = 4, 7
+"""Of the values themselves."""
 DEVIATION_NOTE = "SD: sample standard deviation (n-1), of at least two runs."
 
 
@@ -28,6 +32,30 @@ def number(value: float | None) -> str | None:
         return f"{value:.3e}"
     own = len(repr(float(value)).partition(".")[2].rstrip("0"))
     return f"{value:,.{min(own, 3 if round(size, 3) < 1000 else 2)}f}"
+
+
+def spread_text(value: float | None) -> str:
+    """An SD or its like: to three significant digits, zeros at the end included; to two below 0.1."""
+    if value is None or not 0.01 <= value < 1e7:
+        return number(value) or DASH
+    shortened = float(f"{value:.{_SPREAD_DIGITS}g}")
+    decimals = _SPREAD_DIGITS - 1 - math.floor(math.log10(shortened))
+    return f"{shortened:,.{min(max(decimals, 0), _SPREAD_DIGITS)}f}"
+
+
+def value_text(value: float | None, sd: float | None, of_sd: int = 2) -> str:
+    """To four significant digits, or to as many of the SD's where that is finer."""
+    if value is None:
+        return DASH
+    digits = _LEAST_DIGITS
+    if value and sd and math.isfinite(value):
+        digits = max(digits, math.floor(math.log10(abs(value))) - math.floor(math.log10(sd)) + of_sd)
+    return number(float(f"{value:.{min(digits, _MOST_DIGITS)}g}")) or DASH
+
+
+def interval_text(low: str, high: str) -> str:
+    """From one to the other; once, where they read alike."""
+    return "–".join(dict.fromkeys((low, high)))
 
 
 def mean(values: Sequence[float]) -> float | None:
