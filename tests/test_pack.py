@@ -163,6 +163,15 @@ def test_nothing_of_the_machine_is_in_it(lab: Lab) -> None:
         assert not [name for name in archive.namelist() if "merged/" in name]
 
 
+def test_a_file_that_names_a_folder_is_told(lab: Lab) -> None:
+    assert "before you publish" not in lab.kit("pack").output
+    lab.study.write_text(f"# Models are in {lab.cache}/bases\n" + lab.study.read_text())
+    assert (
+        "look at it before you publish: studies/tiny.toml names a folder of this machine"
+        in lab.kit("pack").output
+    )
+
+
 def test_its_crate_describes_each_file_and_each_trial(finished: Lab, files: Files) -> None:
     from rocrate.rocrate import ROCrate
 
@@ -612,7 +621,7 @@ def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     write_study(lab.folder)
     trial = find_trial(load_study(str(lab.study)), FIRST, lab.runs)
     run_stages(trial, STAGES, cache, lambda stage, done, total, loss: None)
-    lab.pack()
+    assert "before you publish" not in lab.kit("pack").output, "records, trace, adapter"
     return lab
 
 

@@ -45,6 +45,8 @@ class Packed:
     """Of the archive: what to cite it by."""
     left_out: list[str]
     """A line for whatever of the study is not in it, though one might expect it."""
+    telling: list[str]
+    """A line for each file in it that names a folder of this machine."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ def pack(
         entries += found
     files = {entry.name: entry.kept for entry in entries}
     entries.append(text_entry(CRATE, crate_text(study, named, files, chosen.runs, license, authors)))
+    telling = list(_telling(entries, [Path.home(), runs.absolute(), cache.absolute()]))
     write_archive(path, entries, report)
     trials = sum(row.measured for row in chosen.results)
-    return Packed(trials, len(entries) + 1, file_digest(path), left_out)
+    return Packed(trials, len(entries) + 1, file_digest(path), left_out, telling)
 
 
 def _choose(study: Study, runs: Path, cache: Path, include_stale: bool) -> _Chosen:
@@ -233,6 +236,16 @@ def _tables(folder: Path, left_out: list[str]) -> Iterator[Entry]:
             left_out.append(f"{path}: neither a table, nor a figure or a report")
         else:
             yield _file(path, name)
+
+
+def _telling(entries: Sequence[Entry], folders: Sequence[Path]) -> Iterator[str]:
+    """Records, results and tables name no folder, unless a study file or an older kit put one there."""
+    names = [f"{folder}/".encode() for folder in folders if folder != Path("/")]
+    for entry in entries:
+        if not entry.name.endswith((".pdf", ".png", ".safetensors")):
+            content = entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content
+            if any(name in content for name in names):
+                yield f"{entry.name} names a folder of this machine"
 
 
 def _fingerprints(runs: Sequence[Run]) -> str:

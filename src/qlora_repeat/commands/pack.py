@@ -78,6 +78,8 @@ def command(
         )
     for line in packed.left_out:
         click.echo(f"left out: {line}", err=True)
+    for line in packed.telling:
+        click.echo(f"look at it before you publish: {line}", err=True)
     if not quiet:
         size = megabytes(path.stat().st_size)
         click.echo(f"{path}: {packed.trials} trials in {packed.files} files, {size}")
