@@ -107,7 +107,7 @@ def crate_text(
     if authors:
         root["author"] = [_add(crate, f"#author/{quote(name)}", "Person", name=name) for name in authors]
     for key, value in root.items():
-        crate.root_dataset[key] = value
+        crate.root_dataset[key] = _compact(value)
     return json_text(crate.metadata.generate())
 
 
@@ -115,8 +115,14 @@ def _add(crate: Any, name: str, kind: str, /, **properties: Any) -> dict[str, st
     """Adds what is no file, and refers to it."""
     from rocrate.model.contextentity import ContextEntity
 
-    crate.add(ContextEntity(crate, name, properties={"@type": kind, **properties}))
+    told = {key: _compact(value) for key, value in properties.items()}
+    crate.add(ContextEntity(crate, name, properties={"@type": kind, **told}))
     return {"@id": name}
+
+
+def _compact(value: Any) -> Any:
+    """One value, where there is only one; as RO-Crate recommends."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _add_sources(crate: Any, study: Study, runs: Sequence[Run]) -> None:
