@@ -57,7 +57,7 @@ def finetune(
     _name_base(adapted, trial, folder)
     with new_folder(unfinished.folder / "adapter") as adapter:
         adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
-        (adapter / "README.md").unlink(missing_ok=True)  # an empty form, but for the base's path on this machine
+        (adapter / "README.md").unlink(missing_ok=True)  # an empty form, but for the base's path here
     # From here on the files are no longer those that an older record names.
     trial.record("finetune").unlink(missing_ok=True)
     write_bytes(trial.trace, unfinished.trace.read_bytes())
