@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.checkpoint import read_sealed, write_sealed
-from qlora_repeat.claims import APART, contradictions, plain_files
+from qlora_repeat.contradictions import APART, contradictions, plain_files
 from qlora_repeat.digest import json_digest
 from qlora_repeat.divergence import Side, TrialDiff, compare_trials, read_side
 from qlora_repeat.errors import MissingError, UsageError
