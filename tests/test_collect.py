@@ -10,8 +10,9 @@ from conftest import kit
 from finished import SPLIT, finish
 from tiny import write_study
 
-from qlora_repeat.collect import collect
+from qlora_repeat.collect import collect, free_sources
 from qlora_repeat.inputs import base_inputs, stage_inputs
+from qlora_repeat.randomness import PerTrial, Randomness
 from qlora_repeat.record import Record, read_record, write_record
 from qlora_repeat.results import TrialResult, read_results
 from qlora_repeat.study import Study, load_study
@@ -176,6 +177,18 @@ def test_a_base_tested_on_another_split_is_not_set_beside_a_trial(
 def test_steps_that_the_scaler_skipped_are_collected(study: Study, rows: Rows, tmp_path: Path) -> None:
     write_trial(find_trial(study, FIRST, tmp_path / "runs"), tmp_path / "cache", skipped_steps=2)
     assert rows()[FIRST].skipped_steps == 2
+
+
+def test_a_row_says_what_may_make_trials_differ(study: Study, rows: Rows) -> None:
+    assert rows()[FIRST].free_sources == free_sources(study.randomness)
+    profiles = load_study("paper").profiles
+    assert {name: free_sources(profile) for name, profile in profiles.items()} == {
+        "as-published": ["adapter_init", "kernels"],
+        "seeded": ["kernels"],
+        "bitwise": [],
+    }
+    each = Randomness(PerTrial(1), 0, "fresh", PerTrial(1), 0, "deterministic")
+    assert free_sources(each) == ["split", "data_order", "dropout"]
 
 
 def test_collect_tells_how_many_are_stale_and_tables_name_them(study: Study, tmp_path: Path) -> None:

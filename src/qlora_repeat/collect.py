@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.fingerprint import device_name, software_names
+from qlora_repeat.randomness import SOURCES, Randomness
 from qlora_repeat.record import Record
 from qlora_repeat.results import Response, TrialResult
 from qlora_repeat.stages import StageState, base_state, stage_states, state_of
@@ -49,6 +50,12 @@ def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = Fals
     ]
 
 
+def free_sources(randomness: Randomness) -> list[str]:
+    """What may make trials differ: sources without one seed for all, and kernels that need not repeat."""
+    found: list[str] = [source for source in SOURCES if not isinstance(getattr(randomness, source), int)]
+    return [*found, "kernels"] if randomness.kernels == "default" else found
+
+
 def counted_base_tests(
     study: Study, model: str, runs: Path, cache: Path, *, include_stale: bool = False
 ) -> dict[int, tuple[Record, list[str]]]:
@@ -80,6 +87,7 @@ def _result(
         "trial": trial.number,
         "status": state,
         "randomness": trial.study.profile,
+        "free_sources": free_sources(trial.study.randomness),
     }
     if base:
         first = base[0][0].outputs

@@ -55,6 +55,9 @@ class TrialResult:
     """The same of the base model's values."""
     randomness: str | None = None
     """Name of the randomness profile."""
+    free_sources: list[str] | None = None
+    """What may make the trials of an arm differ: sources without one seed for all of them, and ``kernels``
+    that need not repeat; null where it is not known."""
     counterpart: str | None = None
     """The paper's model that this one is to be compared with."""
     perplexity: float | None = None
@@ -153,10 +156,12 @@ def _with_curve(row: TrialResult) -> TrialResult:
 def _checked(row: _Row) -> _Row:
     """The row, once every value has the type that its field says."""
     for name, hint in get_type_hints(type(row)).items():
-        allowed = get_args(hint) if get_origin(hint) is UnionType else (get_origin(hint) or hint,)
+        hints = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        allowed = [get_origin(each) or each for each in hints]
         value = getattr(row, name)
         whole = isinstance(value, int) and not isinstance(value, bool) and float in allowed
-        texts = hint != list[str] or (isinstance(value, list) and all(type(each) is str for each in value))
+        of_texts = list[str] in hints and isinstance(value, list)
+        texts = not of_texts or all(type(each) is str for each in value)
         if (not whole and type(value) not in allowed) or not texts:
             raise ValueError(f"{name} is {value!r}")
     return row
