@@ -18,6 +18,7 @@ from qlora_repeat.statistics import (
     FEWEST,
     TRIALS_NEEDED,
     SpreadTest,
+    compare_ranks,
     compare_spreads,
     deviation_interval,
     holm,
@@ -338,6 +339,29 @@ def test_so_many_trials_find_a_ratio_in_four_of_five_cases(ratio: float) -> None
     needed = TRIALS_NEEDED[ratio][0]
     assert power(needed) > 0.78
     assert power(needed - 1) < 0.8
+
+
+@given(SEVEN, SOME)
+@settings(deadline=None, max_examples=50)
+def test_the_test_of_ranks_is_wilcoxons(values: list[float], others: list[float]) -> None:
+    if len(set(values + others)) == len(values + others) and len(others) < 10:
+        exact = stats.mannwhitneyu(values, others, method="exact").pvalue
+        assert compare_ranks(values, others) == pytest.approx(exact)
+    assert compare_ranks(values, others) == compare_ranks(values[::-1], sorted(others))
+    assert compare_ranks(values, others) == pytest.approx(
+        compare_ranks(others, values), abs=0.02 if len(others) > 9 else 1e-12
+    )
+
+
+def test_equal_values_share_their_ranks_and_what_is_not_finite_is_above_all() -> None:
+    values, others = [1.0, 2.0, 2.0, 3.0, INF], [2.0, 3.0, 4.0, NAN, NAN]
+    ranks = stats.rankdata([1, 2, 2, 3, 9, 2, 3, 4, 9, 9])
+    away = [abs(sum(each) - 27.5) for each in itertools.combinations(ranks, 5)]
+    expected = sum(each >= abs(sum(ranks[:5]) - 27.5) for each in away) / len(away)
+    assert compare_ranks(values, others) == pytest.approx(expected)
+    assert compare_ranks([3.0] * 7, [3.0] * 7) == 1
+    assert compare_ranks([2.0] * 7, [3.0] * 7) == pytest.approx(2 / math.comb(14, 7))
+    assert compare_ranks([1.0] * 4, [2.0] * 7) is None
 
 
 def test_holm_adjusts_for_several_tests() -> None:

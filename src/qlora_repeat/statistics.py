@@ -11,6 +11,7 @@ tests hold what is written out to scipy.stats where it has the same.
 import functools
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, mean, median, stdev
@@ -212,6 +213,28 @@ def compare_spreads(
     low = float(ratios[k - 1]) if 0 < k <= len(ratios) else 0.0
     high = float(ratios[-k]) if 0 < k <= len(ratios) else math.inf
     return SpreadTest(spread, other, ratio, low, high, min(1.0, 2 * min(as_wide, as_narrow) / count))
+
+
+def compare_ranks(values: Sequence[float], others: Sequence[float]) -> float | None:
+    """Whether one arm's values lie above or below another's: p of the rank-sum test, two-sided and exact.
+
+    Wilcoxon's, over all ways to assign the ranks to the two arms; equal values have the mean of their ranks,
+    and those that are not finite are above all others. None if an arm has fewer than `FEWEST` values.
+    """
+    if min(len(values), len(others)) < FEWEST:
+        return None
+    import numpy as np
+
+    ranked = sorted(map(rank, values)), sorted(map(rank, others))
+    pooled = sorted(ranked[0] + ranked[1])
+    # Twice the mean rank of equal values, which is whole; and how far it is from the middle.
+    ours, theirs = (
+        np.array([bisect_left(pooled, each) + bisect_right(pooled, each) - len(pooled) for each in arm])
+        for arm in ranked
+    )
+    leaving, joining = _assignments(len(ours), len(theirs))
+    sums = ours.sum() - np.einsum("ij,j->i", leaving, ours) + np.einsum("ij,j->i", joining, theirs)
+    return float((abs(sums) >= abs(ours.sum())).mean())
 
 
 def holm(ps: Sequence[float]) -> list[float]:
