@@ -89,7 +89,7 @@ def test_a_trial_that_is_not_done_brings_no_responses() -> None:
 
 def test_the_papers_bases_are_shown_as_it_gives_them_after_its_tables() -> None:
     made = make_tables(read_published(ROOT / "paper" / "published"))
-    assert [one.number for one in made] == ["1", "2", "3", "8", "9", "10", "11", "S0", "S1", "S1b"]
+    assert [one.number for one in made] == ["1", "2", "3", "8", "9", "10", "11", "S0", "S1", "S1b", "S4"]
     assert made[7].name == "table-S0"
     assert made[7].rows == [
         ["GPT-NeoX-20B", "14.35", "0", "7"],

@@ -140,7 +140,7 @@ def study(
 
 def test_tables_have_the_papers_numbers_and_order(tmp_path: Path) -> None:
     written = [path.name for path in render_tables(study(), tmp_path, TEMPLATES)]
-    expected = [*(f"{number:02}" for number in range(1, 12)), "S1", "S1b"]
+    expected = [*(f"{number:02}" for number in range(1, 12)), "S1", "S1b", "S4"]
     numbers = [f"table-{number}.{kind}" for number in expected for kind in ("tex", "md")]
     assert written == [*numbers, "tables.md", "tables.tex", "all.tex"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
@@ -308,7 +308,7 @@ def test_complete_tables_have_no_note_of_missing_trials() -> None:
 
 def test_a_study_without_any_finished_trial_has_dashes() -> None:
     made = make_tables([missing(trial=number) for number in (1, 2)])
-    assert [one.number for one in made] == ["1", "3", "10"]
+    assert [one.number for one in made] == ["1", "3", "10", "S4"]
     assert made[0].rows == [["1", "—"], ["2", "—"]]
     assert made[0].notes[-1] == "No value (—) from 2 of 2 trials: 2 missing."
 
@@ -343,7 +343,7 @@ def test_a_long_response_is_cut_and_noted() -> None:
 
 def test_third_prompts_are_not_shown() -> None:
     three = [Response(f"prompt {number}", 1.0, 1.0, " x") for number in (1, 2, 3)]
-    assert [made.number for made in make_tables([trial(responses=three)])] == ["1", "3", "4", "6", "10"]
+    assert [made.number for made in make_tables([trial(responses=three)])] == ["1", "3", "4", "6", "10", "S4"]
 
 
 def test_answers_are_letters_or_beginnings() -> None:
@@ -371,7 +371,7 @@ def test_seconds_are_grouped_by_optimizer_as_in_the_paper() -> None:
 def test_third_models_have_a_letter_and_their_columns() -> None:
     more = {task: titles | {f"third-{task}": f"Third {task}"} for task, titles in MODELS.items()}
     made = {one.number: one for one in make_tables(study(models=more))}
-    assert " ".join(made) == "1 2 3 4 5 5b 6 7 7b 8 9 9b 10 11 S1 S1b"
+    assert " ".join(made) == "1 2 3 4 5 5b 6 7 7b 8 9 9b 10 11 S1 S1b S4"
     assert len(made["1"].columns) == 6
     assert made["7b"].name == "table-07b"
     assert "Third question-answering" in made["9b"].caption
@@ -379,7 +379,7 @@ def test_third_models_have_a_letter_and_their_columns() -> None:
 
 def test_a_task_without_models_has_no_tables() -> None:
     only = {"question-answering": MODELS["question-answering"]}
-    assert " ".join(made.number for made in make_tables(study(models=only))) == "2 3 8 9 11 S1 S1b"
+    assert " ".join(made.number for made in make_tables(study(models=only))) == "2 3 8 9 11 S1 S1b S4"
 
 
 def test_other_optimizers_are_shown_by_name() -> None:

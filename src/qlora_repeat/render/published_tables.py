@@ -46,6 +46,10 @@ _STATISTICS = {
         "The paper prints no losses: a run that diverged is one whose perplexity is not finite.",
     ],
     "S1b": ["Statistics are computed here from the paper's values."],
+    "S4": [
+        "Verdicts are computed here from the paper's values, in the digits that it prints. What it does not "
+        "print as numbers (losses, weights, the sentences of Tables 4 to 7) is untested."
+    ],
 }
 """What is also said below tables that the paper does not have."""
 

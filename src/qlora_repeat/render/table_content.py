@@ -19,6 +19,7 @@ from qlora_repeat.render.arms import (
     stale_bases,
     values,
 )
+from qlora_repeat.render.claims_table import claims_table
 from qlora_repeat.render.collapse_table import collapse_tables
 from qlora_repeat.render.published_tables import in_the_papers_words
 from qlora_repeat.render.response_tables import answer_tables, continuation_tables
@@ -36,7 +37,7 @@ SECONDS: dict[str, Measure] = {
 
 
 def make_tables(results: list[TrialResult]) -> list[Table]:
-    """The tables that these results have, in the paper's order; then those that it lacks: S0, S1 and S3.
+    """The tables that these results have, in the paper's order; then those that it lacks: S0, S1, S3 and S4.
 
     Raises:
         UsageError: there are no results, or two rows of the same trial.
@@ -51,7 +52,7 @@ def make_tables(results: list[TrialResult]) -> list[Table]:
             responses = continuation_tables(own) if task == "text-generation" else answer_tables(own)
             tables += [_perplexity(perplexity, task, own), _seconds(seconds, task, own), *responses]
     tables.sort(key=lambda table: table.name)
-    tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms)]
+    tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms), claims_table(arms)]
     return [in_the_papers_words(table, results) for table in tables]
 
 
