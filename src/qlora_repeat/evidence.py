@@ -231,7 +231,8 @@ def _base_repeats(arms: list[Arm]) -> Finding:
         why = f"{len(tests)} tests alike, on kernels that are made to repeat"
         return Finding(name, None, why, _RUN_FREE)
     span = " to ".join(distinct(number(value) or "" for value in (min(tests), max(tests))))
-    return Finding(name, alike, f"{span} in {len(tests)} tests")
+    words = f"{span} in {len(tests)} tests"
+    return Finding(name, alike, words if alike else f"{words}, {len(set(tests))} of them different")
 
 
 def worse_than_base(arms: Sequence[Arm]) -> list[Finding]:
