@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from installing import require
 from made_attribution import additive, made
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_report import traced, trial
 
 from qlora_repeat.published import read_published
@@ -54,7 +54,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         results,
         path,
         study_name=f"mine {HOSTILE}",
-        evidence=traced({1: [3.0, 2.0, 1.0], 2: [3.0, 2.0, 1.5], 3: [3.0, 2.5, 1.0]}),
+        kept=traced({1: [3.0, 2.0, 1.0], 2: [3.0, 2.0, 1.5], 3: [3.0, 2.5, 1.0]}),
         published=read_published(Path("paper/published")),
         experiments=[made(additive)],
     )
@@ -146,11 +146,14 @@ def test_trials_are_sorted_and_filtered(page: Page) -> None:
         return table.locator("tbody tr:visible th").all_inner_texts()
 
     before = trials()
-    table.locator("thead th", has_text="Perplexity").click()
+    heading = table.locator("thead th", has_text="Perplexity")
+    heading.click()
+    expect(heading).to_have_attribute("aria-sort", "ascending")
     numbers = table.locator("tbody tr td:nth-child(3)").all_inner_texts()
     values = [float(each.replace(",", "")) for each in numbers if each != "—"]
     assert values == sorted(values) and trials() != before
-    page.get_by_label("Filter").fill("32bit")
+    page.locator("#again").get_by_label("Filter").fill("32bit")
+    expect(table.locator("tbody tr:visible")).to_have_count(3)
     assert [name.split("/")[1] for name in trials()] == ["adamw-32bit"] * 3
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from qlora_repeat.claims import APART
+from qlora_repeat.contradictions import APART
 from qlora_repeat.errors import UsageError
 from qlora_repeat.reproducibility import Reproducibility, reproducibility
 from qlora_repeat.results import TrialResult, read_results

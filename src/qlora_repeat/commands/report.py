@@ -34,7 +34,7 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     os.environ["MPLBACKEND"] = "agg"
     from qlora_repeat.outcomes import read_experiments
     from qlora_repeat.published import read_published
-    from qlora_repeat.report.evidence import Evidence, read_evidence
+    from qlora_repeat.report.kept import Kept, read_kept
     from qlora_repeat.report.page import write_report
     from qlora_repeat.study import PUBLISHED, load_study, portable_name
 
@@ -44,7 +44,7 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
         rows,
         path,
         study_name=study_file if study_file == PUBLISHED else portable_name(study_file),
-        evidence=read_evidence(load_study(study_file), runs, rows) if at_hand else Evidence(),
+        kept=read_kept(load_study(study_file), runs, rows) if at_hand else Kept(),
         published=[] if study_file == PUBLISHED else read_published(PUBLISHED_NUMBERS),
         experiments=read_experiments(label, runs, partial(click.echo, err=True)) if results is None else [],
     )

@@ -11,7 +11,7 @@ from typing import Any
 from qlora_repeat.render.arms import base_perplexities, by_model, distinct
 from qlora_repeat.render.summary import number
 from qlora_repeat.report.content import ArmRow
-from qlora_repeat.report.evidence import Evidence, key_of
+from qlora_repeat.report.kept import Kept, key_of
 from qlora_repeat.results import TrialResult
 
 Specification = dict[str, Any]
@@ -78,14 +78,14 @@ def perplexity_charts(rows: Sequence[ArmRow]) -> list[Chart]:
     return charts
 
 
-def loss_charts(rows: Sequence[ArmRow], evidence: Evidence) -> list[Chart]:
+def loss_charts(rows: Sequence[ArmRow], kept: Kept) -> list[Chart]:
     """Of each arm: the loss of every run, by step, or by epoch where there are no traces."""
-    return [chart for row in rows if (chart := _loss_chart(row, evidence)) is not None]
+    return [chart for row in rows if (chart := _loss_chart(row, kept)) is not None]
 
 
-def distance_charts(rows: Sequence[ArmRow], evidence: Evidence) -> list[Chart]:
+def distance_charts(rows: Sequence[ArmRow], kept: Kept) -> list[Chart]:
     """Of each arm: how far the loss of each run is from that of the first, by step, relative to it."""
-    return [chart for row in rows if (chart := _distance_chart(row, evidence)) is not None]
+    return [chart for row in rows if (chart := _distance_chart(row, kept)) is not None]
 
 
 def beside_the_paper(rows: Sequence[ArmRow], published: Sequence[ArmRow]) -> Chart | None:
@@ -232,9 +232,9 @@ def _every_point(
     return _styled({"data": _data(columns, points), "width": "container", "height": 220, "layer": layers})
 
 
-def _loss_chart(row: ArmRow, evidence: Evidence) -> Chart | None:
-    traced = any(key_of(trial) in evidence.traces for trial in row.arm.done)
-    curves = {trial.trial: _curve(trial, evidence, traced) for trial in row.arm.done}
+def _loss_chart(row: ArmRow, kept: Kept) -> Chart | None:
+    traced = any(key_of(trial) in kept.traces for trial in row.arm.done)
+    curves = {trial.trial: _curve(trial, kept, traced) for trial in row.arm.done}
     longest = max((len(points) for points in curves.values()), default=0)
     if longest == 0:
         return None
@@ -274,10 +274,10 @@ def _loss_chart(row: ArmRow, evidence: Evidence) -> Chart | None:
     )
 
 
-def _distance_chart(row: ArmRow, evidence: Evidence) -> Chart | None:
+def _distance_chart(row: ArmRow, kept: Kept) -> Chart | None:
     """None where no loss differs: a log scale has no zero, and the grid says so already."""
-    curves = [curve for trial in row.arm.done if (curve := _curve(trial, evidence, traced=True))]
-    runs = [trial.trial for trial in row.arm.done if key_of(trial) in evidence.traces]
+    curves = [curve for trial in row.arm.done if (curve := _curve(trial, kept, traced=True))]
+    runs = [trial.trial for trial in row.arm.done if key_of(trial) in kept.traces]
     points = [
         (run, step, abs(loss - first) / abs(first))
         for run, curve in zip(runs[1:], curves[1:], strict=True)
@@ -362,11 +362,11 @@ def _lines(
     return _styled(specification)
 
 
-def _curve(trial: TrialResult, evidence: Evidence, traced: bool) -> list[tuple[float, float]]:
+def _curve(trial: TrialResult, kept: Kept, traced: bool) -> list[tuple[float, float]]:
     """A run's losses: of each step, or those that were collected."""
     if not traced:
         return [(epoch, loss) for epoch, loss in trial.loss_curve]
-    steps = evidence.traces.get(key_of(trial), [])
+    steps = kept.traces.get(key_of(trial), [])
     return [(step.step, step.loss) for step in steps if step.loss is not None]
 
 

@@ -11,7 +11,7 @@ from qlora_repeat.divergence import MEANINGS
 from qlora_repeat.render.arms import Arm, distinct, group_arms
 from qlora_repeat.render.summary import number
 from qlora_repeat.report.differences import Span, differences
-from qlora_repeat.report.evidence import Evidence, Parting
+from qlora_repeat.report.kept import Kept, Parting
 from qlora_repeat.results import Response, TrialResult
 from qlora_repeat.study import PUBLISHED
 
@@ -97,7 +97,7 @@ class Question:
         return len({"".join(span.text for span in answer.spans) for answer in self.answers})
 
 
-def arm_rows(results: Sequence[TrialResult], evidence: Evidence, study_name: str) -> list[ArmRow]:
+def arm_rows(results: Sequence[TrialResult], kept: Kept, study_name: str) -> list[ArmRow]:
     """Each arm with its trials, in the results' order; `study_name` is what commands call the study."""
     rows = []
     for arm in group_arms(results):
@@ -111,7 +111,7 @@ def arm_rows(results: Sequence[TrialResult], evidence: Evidence, study_name: str
                     trial=trial,
                     adapter=None if place is None else _letter(place),
                     colour=min(place or 0, COLOURS - 1),
-                    parting=evidence.parting(arm.done, trial) if trial.measured else None,
+                    parting=kept.parting(arm.done, trial) if trial.measured else None,
                     command=_command(trial, study_name),
                 )
             )

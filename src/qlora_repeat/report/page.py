@@ -17,6 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from qlora_repeat import __version__
+from qlora_repeat.claims import RULES, judge
 from qlora_repeat.errors import UsageError
 from qlora_repeat.files import write_text
 from qlora_repeat.fingerprint import device_name, software_names
@@ -37,7 +38,7 @@ from qlora_repeat.report.charts import (
     perplexity_charts,
 )
 from qlora_repeat.report.content import ArmRow, arm_rows, meanings, questions, verdict
-from qlora_repeat.report.evidence import Evidence
+from qlora_repeat.report.kept import Kept
 from qlora_repeat.results import TrialResult
 
 _STATIC = resources.files("qlora_repeat.report") / "static"
@@ -65,7 +66,7 @@ def write_report(
     path: Path,
     *,
     study_name: str,
-    evidence: Evidence,
+    kept: Kept,
     published: list[TrialResult],
     experiments: Sequence[Measured] = (),
 ) -> None:
@@ -75,7 +76,7 @@ def write_report(
         UsageError: there are no results, or two rows are of the same trial.
     """
     tables = make_tables(results)  # which says what is wrong with the results
-    rows = arm_rows(results, evidence, study_name)
+    rows = arm_rows(results, kept, study_name)
     text = (
         _environment()
         .get_template("report.html.j2")
@@ -87,14 +88,16 @@ def write_report(
             trials=max(len(row.cells) for row in rows),
             meanings=meanings(rows),
             perplexities=perplexity_charts(rows),
-            losses=loss_charts(rows, evidence),
-            distances=distance_charts(rows, evidence),
+            losses=loss_charts(rows, kept),
+            distances=distance_charts(rows, kept),
             compared=_compared(results, rows, published),
             questions=questions(rows),
             experiments=[_experiment(measured) for measured in experiments],
             collapse=_collapse(results),
+            claims=judge(results),
+            rules=RULES,
             tables=tables,
-            fingerprints=_fingerprints(evidence),
+            fingerprints=_fingerprints(kept),
             version=__version__,
             style=Markup(_static("report.css")),
             libraries=Markup(_static("libraries.js")),
@@ -152,7 +155,7 @@ def _compared(
         tables = comparison_tables(results, published)
     except UsageError:
         return None
-    return Compared(beside_the_paper(rows, arm_rows(published, Evidence(), "published")), tables)
+    return Compared(beside_the_paper(rows, arm_rows(published, Kept(), "published")), tables)
 
 
 def _experiment(measured: Measured) -> Drawn:
@@ -183,10 +186,10 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def _fingerprints(evidence: Evidence) -> list[tuple[str, str, list[str]]]:
+def _fingerprints(kept: Kept) -> list[tuple[str, str, list[str]]]:
     """Device, software, and the trials that ran there, for each that differs."""
     found: dict[tuple[str, str], list[str]] = {}
-    for (model, optimizer, number), fingerprint in evidence.fingerprints.items():
+    for (model, optimizer, number), fingerprint in kept.fingerprints.items():
         where = (device_name(fingerprint), software_names(fingerprint))
         found.setdefault(where, []).append(f"{model}/{optimizer}/{number}")
     return [(device, software, trials) for (device, software), trials in found.items()]

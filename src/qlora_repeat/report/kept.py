@@ -27,7 +27,7 @@ class Parting:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Kept:
     """What the records beside the results tell; empty where there are results alone."""
 
     traces: dict[Key, list[Step]] = field(default_factory=dict)
@@ -46,26 +46,26 @@ def key_of(row: TrialResult) -> Key:
     return row.model, row.optimizer, row.trial
 
 
-def read_evidence(study: Study, runs: Path, results: Sequence[TrialResult]) -> Evidence:
+def read_kept(study: Study, runs: Path, results: Sequence[TrialResult]) -> Kept:
     """What is on disk of the trials whose values count, and is of the fine-tuning that was collected.
 
     A record or a trace that cannot be read is left out: `check` is what names it.
     """
     counted = {key_of(row): row for row in results if row.measured}
-    evidence = Evidence()
+    kept = Kept()
     for trial in all_trials(study, runs):
         key = (trial.model_name, trial.optimizer, trial.number)
         if (row := counted.get(key)) is not None:
-            _add(evidence, key, trial, row)
-    return evidence
+            _add(kept, key, trial, row)
+    return kept
 
 
-def _add(evidence: Evidence, key: Key, trial: Trial, row: TrialResult) -> None:
+def _add(kept: Kept, key: Key, trial: Trial, row: TrialResult) -> None:
     try:
         record = read_record(trial.record("finetune"))
         if record is None or record.outputs.get("adapter_digest") != row.adapter_digest:
             return  # of another fine-tuning than what was collected
-        evidence.fingerprints[key] = record.fingerprint
-        evidence.traces[key] = read_trace(trial.trace)
+        kept.fingerprints[key] = record.fingerprint
+        kept.traces[key] = read_trace(trial.trace)
     except KitError:
         return
