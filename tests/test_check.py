@@ -75,7 +75,8 @@ def states(trial: Trial, *, rehash: bool = True) -> list[str]:
     return [state.state for state in stage_states(trial, NO_CACHE, rehash=rehash).values()]
 
 
-ASKED = {"study", "task", "model", "model_title", "counterpart", "optimizer", "trial", "randomness"}
+ASKED = {"study", "task", "model", "model_title", "counterpart", "optimizer", "trial"}
+ASKED |= {"randomness", "free_sources"}
 ASKED |= {"status", "miniature"}
 """What a row says of a trial, or of its base, without a measurement."""
 
