@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from qlora_repeat.statistics import FEWEST, LEVEL, normal_quantile
 
 FEWEST_LABORATORIES = 3
-"""From two, one difference tells of the spread between them: its interval spans a factor of 10 to 40."""
+"""From two, one difference tells of the spread between them: an SD's interval then spans a factor of 71."""
 
 
 @dataclass(frozen=True)

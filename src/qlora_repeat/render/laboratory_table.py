@@ -127,7 +127,8 @@ def _too_few(arms: Sequence[Arm]) -> list[str]:
         return []
     return [
         "Two laboratories are too few to tell s_L and s_R: one difference stands for the spread of all "
-        "laboratories, and an interval would span a factor of ten to forty. ISO 5725-1 has 8 to 15 in mind."
+        "laboratories, and the 95 % interval of an SD from one difference spans a factor of 71. ISO 5725-1 "
+        "has 8 to 15 laboratories in mind."
     ]
 
 
