@@ -256,6 +256,20 @@ def test_results_of_an_attribution_are_in_it(lab: Lab) -> None:
     assert found == ["runs/tiny@attribute/tiny-neox/adamw-32bit/attribution.json"]
 
 
+def test_the_studys_own_lock_file_is_in_it(lab: Lab) -> None:
+    lab.study.with_suffix(".lock").write_text("{}\n")
+    lab.pack()
+    with opened(lab.archive) as theirs:
+        assert (theirs.folder / "studies/tiny.lock").read_text() == "{}\n"
+        assert (theirs.folder / "studies/tiny.toml").read_bytes() == lab.study.read_bytes()
+        locked = (ROOT / "lockfiles").glob("*.txt")
+        assert {path.name: path.read_bytes() for path in (theirs.folder / "lockfiles").iterdir()} == {
+            path.name: path.read_bytes() for path in locked
+        }
+        found = json.loads((theirs.folder / "fingerprints.json").read_text())
+        assert sum(len(each["stages"]) for each in found) == 8 * len(STAGES) + 2
+
+
 def test_what_does_not_count_is_left_out_and_named(lab: Lab) -> None:
     neox = lab.runs / "tiny/tiny-neox"
     adapter = neox / "adamw-8bit/trial-1/adapter/adapter_config.json"

@@ -12,7 +12,7 @@ from qlora_repeat.arm_statistics import statistics_text
 from qlora_repeat.collect import collect, counted_base_tests
 from qlora_repeat.crate import Run, crate_text
 from qlora_repeat.digest import file_digest, json_digest
-from qlora_repeat.errors import KitError, MissingError, UsageError
+from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.files import json_text
 from qlora_repeat.fingerprint import ROOT
 from qlora_repeat.outcomes import read_measured
@@ -289,14 +289,3 @@ To check the same and more with the kit, and to run a trial again from its recor
 Whoever packed it could have written anything into it: checksums tell that files are whole, and only a trial
 that is run again tells whether they are true.
 """
-
-
-def checked_out(path: Path) -> Path:
-    """The path of an archive that is to be written.
-
-    Raises:
-        UsageError: it does not end in .zip, so that something else may be meant.
-    """
-    if path.suffix != ".zip" or path.is_dir():
-        raise UsageError(f"--out {path}: give a file that ends in .zip")
-    return path

@@ -57,10 +57,12 @@ def command(
 
     from qlora_repeat.errors import UsageError
     from qlora_repeat.files import megabytes
-    from qlora_repeat.pack import checked_out, pack
+    from qlora_repeat.pack import pack
 
     study = load_study(study_file)
-    path = checked_out(out or runs / f"{study.label}.zip")
+    path = out or runs / f"{study.label}.zip"
+    if path.suffix != ".zip" or path.is_dir():
+        raise UsageError(f"--out {path}: give a file that ends in .zip")
     if not re.fullmatch(r"[A-Za-z0-9.+-]+", license):
         raise UsageError(f"--license {license}: give an SPDX identifier, such as CC-BY-4.0")
     with byte_progress("pack", quiet) as report:
