@@ -1,5 +1,8 @@
 """A study on a real Slurm: what is queued, stopped, preempted, failed, and rendered at the end."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -58,6 +61,21 @@ def submit(study: Path, runs: Path, cache: Path, *options: object) -> subprocess
 def job_of(told: str, name: str) -> str:
     (line,) = [line for line in told.splitlines() if line.startswith(f"{name}: job ")]
     return line.rpartition(" ")[2]
+
+
+def process_of(job: str) -> int:
+    """submitit's process of an array's task, which the command runs below."""
+    array, task = job.split("_")
+    wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = set((folder / "environ").read_bytes().split(b"\0"))
+            if b"submitit.core._submit" in command and b"srun" not in command[0] and wanted <= environment:
+                found.append(int(folder.name))
+    (number,) = found
+    return number
 
 
 def digest(trial: Trial) -> str:
@@ -122,13 +140,14 @@ def test_what_was_cancelled_or_preempted_goes_on_to_the_same_bits(cache: Path, t
         return log.count(words)
 
     wait(lambda: any(trial.unfinished.glob("step-*")))
-    subprocess.run(["scancel", "--signal=USR1", job], check=True)  # as Slurm does before the limit
-    wait(lambda: told_of("by SIGUSR1") < told_of("Starting with JobEnvironment"))
+    os.kill(process_of(job), signal.SIGUSR1)  # as Slurm does before the limit; scancel does so several times
+    wait(lambda: told_of("Starting with JobEnvironment") == 2)
+    assert told_of("by SIGUSR1") == 1
+    wait(lambda: told_of(f"{trial.name}: finetune") == 2)
     # What is more urgent takes the node: SIGTERM, a grace time, and the task is queued again.
-    starts = told_of("Starting with JobEnvironment")
     urgent = ["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     subprocess.run(urgent, check=True, capture_output=True)
-    wait(lambda: told_of("Starting with JobEnvironment") > starts)
+    wait(lambda: told_of("Starting with JobEnvironment") == 3)
     assert told_of("by SIGTERM") == 1
     subprocess.run(["scancel", job], check=True)
     wait(lambda: job not in (getattr(read_queue(), "waiting_or_running", {job})))

@@ -18,6 +18,8 @@ MOST_KILLED = 2
 """So often in a row may a task be killed for not having stopped in time: it makes no progress."""
 SECONDS_TO_BE_ENDED = 900
 """A task whose process was told to stop by Slurm is ended by Slurm: at the latest after a grace time."""
+STOPPED = (StoppedError.exit_code, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes of a process that Slurm has stopped; the latter two of one that was still starting."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Task:
         failed = []
         for command in self.commands:
             self._running = subprocess.Popen(command, cwd=self.folder)
-            if (code := self._running.wait()) == StoppedError.exit_code:
+            if (code := self._running.wait()) in STOPPED:
                 # By Slurm, not by `checkpoint`: it preempts or cancels. A job that ends by itself in its
                 # grace time counts as failed, and is not queued again; one that waits is.
                 time.sleep(SECONDS_TO_BE_ENDED)
