@@ -1,27 +1,20 @@
-"""The charts of a report, as Vega-Lite specifications.
-
-Colours of text and lines are the page's (``currentColor``), so that they follow dark mode and print.
-"""
+"""The charts of a report: which there are, of which values, and what is said beside them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qlora_repeat.render.arms import base_perplexities, by_model, distinct
 from qlora_repeat.render.summary import number
 from qlora_repeat.report.content import ArmRow
 from qlora_repeat.report.kept import Kept, key_of
+from qlora_repeat.report.vega import Specification, every_point, lines, ratios
 from qlora_repeat.results import TrialResult
-
-Specification = dict[str, Any]
 
 MOST_POINTS = 240
 """Of a curve: of a longer one each point is the mean of so many steps that no more are drawn."""
 _DECADES = 10.0
 """Values that span so large a factor are on a log scale."""
-_PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F"]
-"""Told apart also by most people who see few colours, on white and on black."""
 _FAR = 3.0
 """A base model's value is drawn where it is no further from the points than so often their range."""
 _LARGEST = 1e30
@@ -69,8 +62,11 @@ def perplexity_charts(rows: Sequence[ArmRow]) -> list[Chart]:
                 title=title,
                 description=f"Perplexity of each trial of {title}, by optimizer: {_range(values)}"
                 + (f"; {number(before[0])} before fine-tuning." if before else "."),
-                specification=_every_point(
-                    points, [*values, *base], [row.arm.optimizer for row in own], base[0] if base else None
+                specification=every_point(
+                    points,
+                    [row.arm.optimizer for row in own],
+                    base[0] if base else None,
+                    log=_spans_decades([*values, *base]),
                 ),
                 notes=notes,
             )
@@ -114,122 +110,9 @@ def beside_the_paper(rows: Sequence[ArmRow], published: Sequence[ArmRow]) -> Cha
     return Chart(
         title="Perplexity relative to the base model's",
         description="Of each trial, in the paper and here: below 1 fine-tuning has helped, above it harmed.",
-        specification=_styled(
-            {
-                "data": _data(("model", "arm", "run", "ratio"), named),
-                "facet": {"column": {"field": "model", "type": "nominal", "title": None, "sort": None}},
-                "spec": {
-                    "width": 150,
-                    "height": 240,
-                    "layer": [
-                        {
-                            "mark": {
-                                "type": "rule",
-                                "strokeDash": [4, 3],
-                                "color": "currentColor",
-                                "opacity": 0.6,
-                            },
-                            "encoding": {"y": {"datum": 1}},
-                        },
-                        {
-                            "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.75},
-                            "encoding": {
-                                "x": {
-                                    "field": "arm",
-                                    "type": "nominal",
-                                    "title": None,
-                                    "sort": columns,
-                                    "axis": {"labelAngle": -40},
-                                },
-                                "xOffset": {"field": "run", "type": "ordinal"},
-                                "y": {
-                                    "field": "ratio",
-                                    "type": "quantitative",
-                                    "title": "perplexity / base perplexity",
-                                    "scale": {"type": "log"},
-                                },
-                                "color": {"field": "arm", "type": "nominal", "legend": None, "sort": columns},
-                                "tooltip": [
-                                    _shown("model"),
-                                    _shown("arm"),
-                                    _shown("run"),
-                                    _shown("ratio", ".4~g"),
-                                ],
-                            },
-                        },
-                    ],
-                },
-            }
-        ),
+        specification=ratios(named, columns),
         notes=[],
     )
-
-
-def _every_point(
-    points: Sequence[tuple[str, int, float | None, str, str]],
-    values: Sequence[float],
-    optimizers: list[str],
-    base: float | None,
-) -> Specification:
-    known = any(digest for *_, digest in points)
-    scale: dict[str, Any] = {"type": "log"} if _spans_decades(values) else {"zero": False}
-    axis = {"grid": True}
-    y = {"field": "perplexity", "type": "quantitative", "title": "perplexity", "scale": scale, "axis": axis}
-    x = {
-        "field": "optimizer",
-        "type": "nominal",
-        "title": None,
-        "sort": optimizers,
-        "axis": {"labelAngle": 0},
-    }
-    layers: list[Specification] = []
-    if base is not None:
-        layers.append(
-            {
-                "data": {"values": [{}]},
-                "mark": {
-                    "type": "rule",
-                    "strokeDash": [4, 3],
-                    "color": "currentColor",
-                    "opacity": 0.6,
-                    "aria": False,
-                },
-                "encoding": {"y": {"datum": base}},
-            }
-        )
-    layers += [
-        {
-            "mark": {
-                "type": "rule",
-                "color": "currentColor",
-                "strokeWidth": 2,
-                "opacity": 0.45,
-                "aria": False,
-            },
-            "encoding": {
-                "x": x | {"bandPosition": 0.08},
-                "x2": {"field": "optimizer", "bandPosition": 0.92},
-                "y": y | {"aggregate": "median"},
-            },
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 80, "opacity": 0.8},
-            "encoding": {
-                "x": x,
-                "xOffset": {"field": "run", "type": "ordinal"},
-                "y": y,
-                "color": {"field": "optimizer", "type": "nominal", "legend": None, "sort": optimizers},
-                "tooltip": [
-                    _shown("optimizer"),
-                    _shown("run"),
-                    _shown("perplexity", ".6~g"),
-                    *([_shown("identity", title="adapter"), _shown("digest")] if known else []),
-                ],
-            },
-        },
-    ]
-    columns = ("optimizer", "run", "perplexity", "identity", "digest")
-    return _styled({"data": _data(columns, points), "width": "container", "height": 220, "layer": layers})
 
 
 def _loss_chart(row: ArmRow, kept: Kept) -> Chart | None:
@@ -262,13 +145,13 @@ def _loss_chart(row: ArmRow, kept: Kept) -> Chart | None:
         title=row.name,
         description=f"Loss of {row.name} by {unit}, {len(runs)} run{'' if len(runs) == 1 else 's'}: "
         f"{_range(losses)}.{said}",
-        specification=_lines(
+        specification=lines(
             points,
             unit,
             "loss",
             runs,
-            "log" if _spans_decades(losses) else "linear",
             first[0] if first and traced else None,
+            log=_spans_decades(losses),
         ),
         notes=notes,
     )
@@ -293,73 +176,9 @@ def _distance_chart(row: ArmRow, kept: Kept) -> Chart | None:
         title=row.name,
         description=f"Relative difference of the loss of each run of {row.name} from that of run {runs[0]}, "
         f"by step: {_range(values)}.",
-        specification=_lines(drawn, "step", "difference", runs[1:], "log", None),
+        specification=lines(drawn, "step", "difference", runs[1:], None, log=True),
         notes=[f"One step in {every} is shown."] if every > 1 else [],
     )
-
-
-def _lines(
-    points: Sequence[tuple[int, float, float]],
-    unit: str,
-    measure: str,
-    runs: list[int],
-    kind: str,
-    parted: int | None,
-) -> Specification:
-    scale: dict[str, Any] = {"type": "log"} if kind == "log" else {"zero": False}
-    axis = {"format": ".0e", "tickCount": 6} if measure == "difference" else {}
-    color = {
-        "field": "run",
-        "type": "nominal",
-        "scale": {"domain": runs, "range": [_PALETTE[(run - 1) % len(_PALETTE)] for run in runs]},
-        "title": "run",
-        "legend": {"orient": "right", "symbolType": "stroke", "symbolStrokeWidth": 3},
-    }
-    encoding = {
-        "x": {"field": unit, "type": "quantitative", "title": unit, "scale": {"nice": False}},
-        "y": {"field": measure, "type": "quantitative", "title": measure, "scale": scale, "axis": axis},
-        "color": color,
-    }
-    chosen = {"condition": {"param": "chosen", "value": 0.9}, "value": 0.08}
-    layers: list[Specification] = [
-        {
-            "params": [{"name": "chosen", "select": {"type": "point", "fields": ["run"]}, "bind": "legend"}],
-            "mark": {"type": "line", "strokeWidth": 1.4, "interpolate": "linear", "aria": False},
-            "encoding": {"opacity": chosen},
-        },
-        {
-            "params": [
-                {
-                    "name": "near",
-                    "select": {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"},
-                }
-            ],
-            "mark": {"type": "point", "filled": True, "size": 45},
-            "encoding": {
-                "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
-                "tooltip": [_shown("run"), _shown(unit), _shown(measure, ".5~g")],
-            },
-        },
-    ]
-    specification: Specification = {
-        "data": _data(("run", unit, measure), points),
-        "width": "container",
-        "height": 220,
-        "layer": [{"encoding": encoding, "layer": layers}],
-    }
-    if parted is not None:
-        mark = {"color": "currentColor", "aria": False}
-        once: Specification = {"data": {"values": [{}]}}  # and not for each point
-        at = {"x": {"datum": parted, "type": "quantitative"}}
-        specification["layer"] += [
-            once | {"mark": mark | {"type": "rule", "strokeDash": [2, 3]}, "encoding": at},
-            once
-            | {
-                "mark": mark | {"type": "text", "align": "left", "dx": 4, "dy": 4, "y": 0, "baseline": "top"},
-                "encoding": at | {"text": {"value": f"first differs at step {parted}"}},
-            },
-        ]
-    return _styled(specification)
 
 
 def _curve(trial: TrialResult, kept: Kept, traced: bool) -> list[tuple[float, float]]:
@@ -386,44 +205,6 @@ def _to_base(trial: TrialResult) -> float | None:
         return None
     ratio = trial.perplexity / trial.base_perplexity
     return ratio if _is_drawn(ratio) and ratio > 0 else None
-
-
-def _data(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Specification:
-    """Data in the least room; the page's script makes of each row what Vega wants."""
-    shortened = [
-        [float(f"{value:.7g}") if isinstance(value, float) else value for value in row] for row in rows
-    ]
-    return {"columns": list(columns), "rows": shortened}
-
-
-def _shown(field: str, form: str | None = None, title: str | None = None) -> dict[str, str]:
-    """A value of the point that the pointer, or the keyboard, is at."""
-    if form is None:
-        return {"field": field, "type": "nominal", "title": title or field}
-    return {"field": field, "type": "quantitative", "format": form, "title": title or field}
-
-
-def _styled(specification: Specification) -> Specification:
-    """With the page's colours."""
-    text = {"labelColor": "currentColor", "titleColor": "currentColor", "titleFontWeight": "normal"}
-    lines = {
-        "gridColor": "currentColor",
-        "gridOpacity": 0.15,
-        "domainColor": "currentColor",
-        "tickColor": "currentColor",
-    }
-    return specification | {
-        "background": "transparent",
-        "config": {
-            "font": "inherit",
-            "view": {"stroke": None},
-            "axis": text | lines,
-            "legend": text,
-            "header": text,
-            "text": {"color": "currentColor"},
-            "range": {"category": _PALETTE},
-        },
-    }
 
 
 def _is_near(value: float, values: Sequence[float]) -> bool:
