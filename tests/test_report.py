@@ -166,6 +166,7 @@ def test_only_what_has_a_counterpart_is_set_beside_the_paper() -> None:
     counterpart = published[0].arm.model
     chart = beside_the_paper(arm_rows([trial(1, counterpart=counterpart)], Kept(), "mine"), published)
     assert chart is not None
+    assert chart.notes == [f"Here NeoX stands in for {published[0].arm.title}."]
     shown = chart.specification["data"]["rows"]
     assert sum(arm.endswith("here") for _, arm, _, _ in shown) == 1
     assert sum(arm.endswith("paper") for _, arm, _, _ in shown) == 14

@@ -111,7 +111,11 @@ def beside_the_paper(rows: Sequence[ArmRow], published: Sequence[ArmRow]) -> Cha
         title="Perplexity relative to the base model's",
         description="Of each trial, in the paper and here: below 1 fine-tuning has helped, above it harmed.",
         specification=ratios(named, columns),
-        notes=[],
+        notes=distinct(
+            f"Here {row.arm.title} stands in for {titles[model]}."
+            for row in rows
+            if (model := row.arm.trials[0].counterpart) in titles and row.arm.model != model
+        ),
     )
 
 
