@@ -100,7 +100,8 @@ def test_formats_choose_the_files(tmp_path: Path) -> None:
     source, out = tmp_path / "results.jsonl", tmp_path / "out"
     write_results(study(trials=2), source)
     given = ["tables", "pocket", "--results", source, "--out", out]
-    assert kit(*given, "--format", "latex").stdout == f"{out}: 15 files\n"
+    told = kit(*given, "--format", "latex").stdout
+    assert told == f"{out}: {len(list(out.iterdir()))} files\n"
     assert {path.suffix for path in out.iterdir()} == {".tex"}
     assert "tables.md has all tables to read" in kit(*given, "--format", "markdown").stdout
     both = {path.name: path.read_bytes() for path in out.iterdir()}

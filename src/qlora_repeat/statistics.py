@@ -30,7 +30,7 @@ TRIALS_NEEDED = {1.5: (56, 79), 2.0: (23, 32), 3.0: (12, 17), 5.0: (8, 11), 10.0
 of one model (p at most 0.05), and of the first of four by Holm (0.0125). For lognormal values, simulated by
 ``benchmarks/coverage.py``."""
 
-_MOST_ASSIGNMENTS = 10_000
+MOST_ASSIGNMENTS = 10_000
 """Up to so many are all looked at (eight values in each arm); of more, this many are drawn."""
 _TIED = 1e-12
 """Sums of the same numbers in another order differ by less, as a share."""
@@ -216,10 +216,11 @@ def compare_spreads(
 
 
 def compare_ranks(values: Sequence[float], others: Sequence[float]) -> float | None:
-    """Whether one arm's values lie above or below another's: p of the rank-sum test, two-sided and exact.
+    """Whether one arm's values lie above or below another's: p of the rank-sum test, two-sided.
 
-    Wilcoxon's, over all ways to assign the ranks to the two arms; equal values have the mean of their ranks,
-    and those that are not finite are above all others. None if an arm has fewer than `FEWEST` values.
+    Wilcoxon's, exact: over all ways to assign the ranks to the two arms, or `MOST_ASSIGNMENTS` of them that
+    are drawn where there are more (of seven values, beside nine or more). Equal values have the mean of their
+    ranks, and those that are not finite are above all others. None if an arm has fewer than `FEWEST` values.
     """
     if min(len(values), len(others)) < FEWEST:
         return None
@@ -280,10 +281,10 @@ def _assignments(ours: int, theirs: int) -> "tuple[NDArray[float64], NDArray[flo
     import numpy as np
 
     total = ours + theirs
-    if math.comb(total, ours) <= _MOST_ASSIGNMENTS:
+    if math.comb(total, ours) <= MOST_ASSIGNMENTS:
         chosen = np.array(list(itertools.combinations(range(total), ours)))
     else:
-        drawn = np.random.default_rng(0).random((_MOST_ASSIGNMENTS - 1, total)).argsort(axis=1)[:, :ours]
+        drawn = np.random.default_rng(0).random((MOST_ASSIGNMENTS - 1, total)).argsort(axis=1)[:, :ours]
         chosen = np.vstack([np.arange(ours), drawn])
     members = np.zeros((len(chosen), total))
     np.put_along_axis(members, chosen, 1.0, axis=1)
