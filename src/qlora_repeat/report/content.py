@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from qlora_repeat.arm_statistics import study_statistics
+from qlora_repeat.arm_statistics import ArmStatistics, study_statistics
 from qlora_repeat.divergence import MEANINGS
 from qlora_repeat.render.arms import Arm, distinct, group_arms
 from qlora_repeat.render.summary import number
@@ -137,7 +137,8 @@ def verdict(rows: Sequence[ArmRow]) -> list[str]:
             f"{len(repeat)} of {len(compared)} arms repeated, alike in every bit "
             f"({'; '.join(row.name for row in repeat)}); in the others {_apart(others)}."
         )
-    return [sentence, *_spread(rows), *_ended_badly(rows), *_not_done(len(done), len(trials))]
+    found = study_statistics(trials).arms
+    return [sentence, *_spread(found), *_ended_badly(found), *_not_done(len(done), len(trials))]
 
 
 def _by_perplexity(rows: Sequence[ArmRow]) -> str:
@@ -160,10 +161,9 @@ def _apart(rows: Sequence[ArmRow]) -> str:
     return f"{adapters} trials gave {different} different adapters"
 
 
-def _spread(rows: Sequence[ArmRow]) -> list[str]:
+def _spread(arms: Sequence[ArmStatistics]) -> list[str]:
     """The standard deviations of perplexity, each relative to its mean."""
-    found = study_statistics([trial for row in rows for trial in row.arm.trials])
-    summaries = [arm.measures.get("perplexity") for arm in found.arms]
+    summaries = [arm.measures.get("perplexity") for arm in arms]
     shares = [each.cv for each in summaries if each is not None and each.cv is not None]
     if not shares:
         return []
@@ -177,9 +177,8 @@ def _percent(share: float) -> str:
     return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
-def _ended_badly(rows: Sequence[ArmRow]) -> list[str]:
-    found = study_statistics([trial for row in rows for trial in row.arm.trials])
-    worse = [arm.worse_than_base for arm in found.arms if arm.worse_than_base]
+def _ended_badly(arms: Sequence[ArmStatistics]) -> list[str]:
+    worse = [arm.worse_than_base for arm in arms if arm.worse_than_base]
     if not worse:
         return []
     count, of = sum(each.count for each in worse), sum(each.of for each in worse)
