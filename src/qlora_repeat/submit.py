@@ -105,6 +105,7 @@ def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, 
             "time": OTHER_MINUTES,
             "mem": f"{math.ceil(min(cluster.memory or OTHER_GB, OTHER_GB) * 1e9 / 2**20)}M",
             "cpus_per_task": 1,
+            "signal_delay_s": WARNING_SECONDS,
             "additional_parameters": _asked(extra | other),
         }
     )
@@ -200,7 +201,7 @@ def submit(
         ]
         waited = sorted({job.split("_")[0] for job in (queued | jobs).values()})
         render = request.render | {"dependency": f"afterany:{':'.join(waited)}"}
-        (number,) = _submitted(folder, render, [Task(results, here, warning, pinned)])
+        (number,) = _submitted(folder, render, [Task(results, here, WARNING_SECONDS, pinned)])
         write_json(folder / "render.json", number)
         if before is not None:  # the new one waits for all that it would have waited for
             with contextlib.suppress(subprocess.TimeoutExpired):
