@@ -47,11 +47,6 @@ class Finding:
     """What to run so that it can; with places for names of studies."""
 
 
-def name_of(arm: Arm) -> str:
-    """The name of an arm in a sentence."""
-    return f"{arm.title} {arm.optimizer}"
-
-
 def is_8_bit(arm: Arm) -> bool:
     """Whether its optimizer has 8-bit state, of whatever map."""
     optimizer = arm.trials[0].optimizer
@@ -68,7 +63,7 @@ def too_few(arm: Arm, values: Sequence[Value]) -> Finding | None:
     if len(values) >= FEWEST:
         return None
     remedy = RUN if len(arm.trials) >= FEWEST else _RUN_MORE
-    return Finding(name_of(arm), None, f"{len(values)} runs with a value, of {FEWEST} needed", remedy)
+    return Finding(arm.name, None, f"{len(values)} runs with a value, of {FEWEST} needed", remedy)
 
 
 def no_sample(
@@ -86,16 +81,16 @@ def no_sample(
     unseeded = [source for source in seeded if free is not None and source in free]
     if unseeded:
         why = f"each run has its own seed of {unseeded[0]}, which may be why runs differ"
-        return Finding(name_of(arm), None, why, _RUN_SEEDED + unseeded[0])
+        return Finding(arm.name, None, why, _RUN_SEEDED + unseeded[0])
     if len(set(values)) > (len(values) - 1 if each else 1):
         return None
     alike = "all alike" if len(set(values)) == 1 else "some alike"
     if free is not None and not _OF_TRAINING & set(free):
         why = f"{len(values)} runs with the same seeds, {alike}"
-        return Finding(name_of(arm), None, why, _RUN_FREE)
+        return Finding(arm.name, None, why, _RUN_FREE)
     if free is None and profile is not None:
         why = f"{len(values)} runs, {alike}, with no word on their seeds"
-        return Finding(name_of(arm), None, why, _COLLECT)
+        return Finding(arm.name, None, why, _COLLECT)
     return None
 
 
@@ -113,7 +108,7 @@ def runs_differ(
             shown = [f"{number(value)} in {counts[value]}" for value in sorted(shared)]
             words += f" ({', '.join(shown)})" if shown else ""
         holds = len(counts) == len(values) if each else len(counts) > 1
-        found.append(no_sample(arm, values, each=each) or Finding(name_of(arm), holds, words))
+        found.append(no_sample(arm, values, each=each) or Finding(arm.name, holds, words))
     return found
 
 
@@ -131,7 +126,7 @@ def accuracies_differ(arms: Sequence[Arm]) -> list[Finding]:
         if finding.holds is False and accuracies <= {0.0, 1.0}:
             answered = "every" if accuracies == {1.0} else "no"
             why = f"{answered} question answered right in any run, which hides what differs"
-            finding = Finding(name_of(arm), None, why, RUN_PAPER)
+            finding = Finding(arm.name, None, why, RUN_PAPER)
         found.append(finding)
     return found
 
@@ -162,12 +157,12 @@ def _prompted(
         )
         if not prompts:
             why = f"no {noun} at a temperature of {f'{LOW} or less' if low else f'more than {LOW}'}"
-            tests.append(Finding(name_of(arm), None, why, RUN_PAPER))
+            tests.append(Finding(arm.name, None, why, RUN_PAPER))
         different, runs = [], []
         for prompt in prompts:
             found = [said(trial, prompt, low) for trial in arm.done]
             values = [read(response) for response in found if response is not None]
-            differ = Finding(name_of(arm), len(set(values)) > 1, "")
+            differ = Finding(arm.name, len(set(values)) > 1, "")
             tests.append(no_sample(arm, values, seeded=("split", "generation")) or differ)
             different.append(str(len(set(values))))
             runs.append(str(len(values)))
@@ -175,8 +170,8 @@ def _prompted(
         words.append(f"{' and '.join(different)} different {noun} in {' and '.join(distinct(runs))} runs{at}")
     cannot = next((test for test in tests if test.holds is None), None)
     if any(test.holds is False for test in tests):
-        return Finding(name_of(arm), False, "; ".join(words))
-    return cannot or Finding(name_of(arm), True, "; ".join(words))
+        return Finding(arm.name, False, "; ".join(words))
+    return cannot or Finding(arm.name, True, "; ".join(words))
 
 
 def said(trial: TrialResult, prompt: str, low: bool) -> Response | None:
@@ -202,15 +197,15 @@ def _asked_again(arm: Arm) -> Finding:
             texts.setdefault((is_low(each), trial.trial, each.prompt), []).append(each.text)
     if {low for low, _, _ in texts} != {True, False}:
         why = "no model asked again, at a low temperature and at another"
-        return Finding(name_of(arm), None, why, _RUN_AGAIN)
+        return Finding(arm.name, None, why, _RUN_AGAIN)
     if (least := min(map(len, texts.values()))) < FEWEST:
-        return Finding(name_of(arm), None, f"asked {least} times, of {FEWEST} needed", _RUN_AGAIN)
+        return Finding(arm.name, None, f"asked {least} times, of {FEWEST} needed", _RUN_AGAIN)
     counts: dict[bool, list[str]] = {True: [], False: []}
     for (low, _, _), own in texts.items():
         counts[low].append(f"{len(set(own))} of {len(own)}")
     at_low, at_other = (" and ".join(counts[low]) for low in (True, False))
     return Finding(
-        name_of(arm),
+        arm.name,
         all((len(set(own)) == 1) == low for (low, _, _), own in texts.items()),
         f"{at_low} responses different at a low temperature, {at_other} at another",
     )
@@ -241,7 +236,7 @@ def worse_than_base(arms: Sequence[Arm]) -> list[Finding]:
     for arm in filter(is_8_bit, arms):
         pairs = _beside_base(arm)
         count = sum(value > base for value, base in pairs)
-        finding = Finding(name_of(arm), 2 * count > len(pairs), f"{count} of {len(pairs)} runs worse")
+        finding = Finding(arm.name, 2 * count > len(pairs), f"{count} of {len(pairs)} runs worse")
         found.append(no_sample(arm, [value for value, _ in pairs]) or finding)
     return found
 
@@ -253,7 +248,7 @@ def better_than_base(arms: Sequence[Arm]) -> list[Finding]:
         if not is_8_bit(arm):
             pairs = _beside_base(arm)
             count = sum(value < base for value, base in pairs)
-            finding = Finding(name_of(arm), count == len(pairs), f"{count} of {len(pairs)} runs better")
+            finding = Finding(arm.name, count == len(pairs), f"{count} of {len(pairs)} runs better")
             found.append(no_sample(arm, [value for value, _ in pairs]) or finding)
     return found
 

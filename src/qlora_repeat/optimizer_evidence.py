@@ -13,7 +13,6 @@ from qlora_repeat.evidence import (
     answer,
     answering,
     is_8_bit,
-    name_of,
     no_sample,
     said,
     too_few,
@@ -58,7 +57,7 @@ def _pairs(arms: Sequence[Arm], measure: Measure, hindrance: _Hindrance) -> tupl
             found.append(Finding(own[0].title, None, "runs with one of the optimizers only", _RUN_BOTH))
             continue
         for arm in less:
-            pair = _Pair(name_of(arm) if len(less) > 1 else arm.title, arm, more)
+            pair = _Pair(arm.name if len(less) > 1 else arm.title, arm, more)
             values, others = pair.values(measure)
             hindered = hindrance(arm, values) or hindrance(more, others)
             if hindered:

@@ -1,13 +1,13 @@
 """`qlora-repeat figures`."""
 
 import os
-from functools import partial
 from pathlib import Path
 
 import click
 
 from qlora_repeat.commands.options import (
     BUILD,
+    chosen_experiments,
     chosen_results,
     results_options,
     silence_libraries,
@@ -31,9 +31,8 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     label, rows = chosen_results(study_file, runs, results)
     silence_libraries(verbose=False)  # matplotlib tells about its caches
     os.environ["MPLBACKEND"] = "agg"  # and refuses to start with a backend that it does not know
-    from qlora_repeat.outcomes import read_experiments
     from qlora_repeat.render.figures import render_figures
 
-    experiments = read_experiments(label, runs, partial(click.echo, err=True)) if results is None else []
+    experiments = chosen_experiments(label, runs, results)
     for path in render_figures(rows, out or BUILD / label, experiments):
         click.echo(path)

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -18,6 +18,9 @@ from qlora_repeat.published import read_published
 from qlora_repeat.results import TrialResult, read_results
 from qlora_repeat.study import PUBLISHED, Study, load_study
 from qlora_repeat.trial import Trial, all_trials, cache_folder, find_trial, results_path
+
+if TYPE_CHECKING:
+    from qlora_repeat.outcomes import Measured
 
 BUILD = Path(os.environ.get("QLORA_REPEAT_BUILD") or "paper/build")
 """A folder for each study, of tables and figures."""
@@ -115,6 +118,15 @@ def chosen_results(study_file: str, runs: Path, results: Path | None = None) -> 
     return study.label, read_results(results_path(study, runs))
 
 
+def chosen_experiments(label: str, runs: Path, results: Path | None) -> "list[Measured]":
+    """A study's attribution experiments; none where results come from a file. What cannot be read is told."""
+    from qlora_repeat.outcomes import read_experiments
+
+    return (
+        [] if results is not None else read_experiments(label, runs, functools.partial(click.echo, err=True))
+    )
+
+
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--quiet and --verbose."""
     command = click.option("-v", "--verbose", is_flag=True, help="Also show what the libraries print.")(
@@ -152,7 +164,7 @@ def byte_progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]
 
     out = console(quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=out, transient=True, disable=quiet or not out.is_terminal) as bars:
+    with Progress(*columns, console=out, transient=True, disable=quiet or not out.is_interactive) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

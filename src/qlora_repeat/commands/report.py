@@ -1,7 +1,6 @@
 """`qlora-repeat report`."""
 
 import os
-from functools import partial
 from pathlib import Path
 
 import click
@@ -9,6 +8,7 @@ import click
 from qlora_repeat.commands.options import (
     BUILD,
     PUBLISHED_NUMBERS,
+    chosen_experiments,
     chosen_results,
     results_options,
     silence_libraries,
@@ -32,7 +32,6 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     label, rows = chosen_results(study_file, runs, results)
     silence_libraries(verbose=False)
     os.environ["MPLBACKEND"] = "agg"
-    from qlora_repeat.outcomes import read_experiments
     from qlora_repeat.published import read_published
     from qlora_repeat.report.kept import Kept, read_kept
     from qlora_repeat.report.page import write_report
@@ -46,6 +45,6 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
         study_name=study_file if study_file == PUBLISHED else portable_name(study_file),
         kept=read_kept(load_study(study_file), runs, rows) if at_hand else Kept(),
         published=[] if study_file == PUBLISHED else read_published(PUBLISHED_NUMBERS),
-        experiments=read_experiments(label, runs, partial(click.echo, err=True)) if results is None else [],
+        experiments=chosen_experiments(label, runs, results),
     )
     click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -1,12 +1,18 @@
 """`qlora-repeat tables`."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qlora_repeat.commands.options import BUILD, chosen_results, output, results_options, study_argument
+from qlora_repeat.commands.options import (
+    BUILD,
+    chosen_experiments,
+    chosen_results,
+    output,
+    results_options,
+    study_argument,
+)
 
 if TYPE_CHECKING:
     from qlora_repeat.render.table import Table
@@ -54,7 +60,6 @@ def command(
       qlora-repeat tables published --format terminal --table 1 --table S1b
     """
     from qlora_repeat.errors import UsageError
-    from qlora_repeat.outcomes import read_experiments
     from qlora_repeat.render.tables import ENDINGS, collected_tables, render_tables
     from qlora_repeat.results import read_results
 
@@ -66,7 +71,7 @@ def command(
         is_file = compare.endswith(".jsonl")
         others = read_results(Path(compare)) if is_file else chosen_results(compare, runs)[1]
     folder = out or BUILD / label
-    experiments = read_experiments(label, runs, partial(click.echo, err=True)) if results is None else []
+    experiments = chosen_experiments(label, runs, results)
     if "terminal" in formats:
         from qlora_repeat.render.terminal import terminal_table
 

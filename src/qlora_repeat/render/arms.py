@@ -25,6 +25,16 @@ class Arm:
     trials: list[TrialResult]
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Model and optimizer, as studies name them."""
+        return self.model, self.trials[0].optimizer
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.title} {self.optimizer}"
+
+    @property
     def done(self) -> list[TrialResult]:
         """Those whose values count; also stale ones, where they were collected on request."""
         return [trial for trial in self.trials if trial.measured]
@@ -108,7 +118,7 @@ def stale(arms: Iterable[Arm], uses: Callable[[TrialResult], bool] = lambda tria
     for arm in arms:
         for trial in arm.done:
             if trial.stale_inputs and uses(trial):
-                runs[", ".join(trial.stale_inputs)][f"{arm.title} {arm.optimizer}"].append(str(trial.trial))
+                runs[", ".join(trial.stale_inputs)][arm.name].append(str(trial.trial))
     return [
         _not_of_today(changes, [f"{arm} run {', '.join(distinct(own))}" for arm, own in found.items()])
         for changes, found in runs.items()

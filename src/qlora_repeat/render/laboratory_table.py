@@ -55,7 +55,7 @@ def _titles(laboratories: Sequence[Laboratory]) -> dict[tuple[str, str], str]:
     titles: dict[tuple[str, str], str] = {}
     for laboratory in laboratories:
         for arm in group_arms(laboratory.results):
-            titles.setdefault((arm.model, arm.trials[0].optimizer), f"{arm.title} {arm.optimizer}")
+            titles.setdefault(arm.key, arm.name)
     return titles
 
 

@@ -36,7 +36,7 @@ def _arms_table(arms: list[Arm], found: StudyStatistics) -> Table:
     measures = list(found.arms[0].measures)
     rows = [
         [
-            _name(arm),
+            arm.name,
             str(own.trials),
             *_share_cells(own.diverged),
             *_share_cells(own.worse_than_base),
@@ -99,7 +99,7 @@ def _exceptions(arms: list[Arm], found: StudyStatistics) -> list[str]:
         for name, summary in own.measures.items():
             if summary.n < own.trials:
                 others = f", and {summary.not_finite} not finite" if summary.not_finite else ""
-                fewer.append(f"{_name(arm)} {_TITLES[name]}: {summary.n}{others}")
+                fewer.append(f"{arm.name} {_TITLES[name]}: {summary.n}{others}")
                 some_not_finite |= summary.not_finite > 0
     notes = [f"Fewer values than runs: {'; '.join(fewer)}."] if fewer else []
     if some_not_finite:
@@ -116,14 +116,14 @@ def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
     measures = distinct(each.measure for each in found.comparisons)
     compared = {(each.model, each.optimizer) for each in found.comparisons}
     references = {(each.model, each.reference) for each in found.comparisons}
-    used = [arm for arm in arms if _key(arm) in compared | references]
+    used = [arm for arm in arms if arm.key in compared | references]
     rows = [
         [
-            _name(arm),
-            *(cell for name in measures for cell in _comparison_cells(comparisons.get((*_key(arm), name)))),
+            arm.name,
+            *(cell for name in measures for cell in _comparison_cells(comparisons.get((*arm.key, name)))),
         ]
         for arm in arms
-        if _key(arm) in compared
+        if arm.key in compared
     ]
     tested = Counter(each.measure for each in found.comparisons if each.p_holm is not None)
     notes = [
@@ -171,9 +171,9 @@ def _left_out(arms: list[Arm], found: StudyStatistics) -> list[str]:
     """A note of the values that have no logarithm to compare."""
     summaries = {(own.model, own.optimizer): own.measures for own in found.arms}
     counts = [
-        f"{_name(arm)} {_TITLES[name]} ({summary.not_finite})"
+        f"{arm.name} {_TITLES[name]} ({summary.not_finite})"
         for arm in arms
-        for name, summary in summaries[_key(arm)].items()
+        for name, summary in summaries[arm.key].items()
         if summary.not_finite
     ]
     return [f"Left out, for they are not finite: {'; '.join(counts)}."] if counts else []
@@ -190,11 +190,3 @@ def _needed() -> str:
 def _shared_notes(arms: list[Arm]) -> list[str]:
     lacking = count_lacking([Column((), arm, lambda trial: trial.status) for arm in arms])
     return [*([f"Not in these numbers: {lacking}."] if lacking else []), *stale(arms)]
-
-
-def _name(arm: Arm) -> str:
-    return f"{arm.title} {arm.optimizer}"
-
-
-def _key(arm: Arm) -> tuple[str, str]:
-    return arm.model, arm.trials[0].optimizer

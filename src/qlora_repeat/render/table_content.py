@@ -81,7 +81,7 @@ def diverged(arms: list[Arm]) -> list[str]:
     found = []
     for arm in arms:
         for trial in arm.done:
-            run = f"{arm.title} {arm.optimizer} run {trial.trial}"
+            run = f"{arm.name} run {trial.trial}"
             if trial.diverged_at is not None:
                 found.append(f"{run} (from step {trial.diverged_at})")
             elif trial.perplexity is not None and not math.isfinite(trial.perplexity):
