@@ -57,6 +57,7 @@ def finish(trial: Trial, cache: Path, split: int = SPLIT) -> None:
             "train_seconds": 3.25,
             "peak_memory_bytes": 2**30,
             "peak_memory_share": None,
+            "weights": "nf4",
             "miniature": False,
         },
         "merge": {"merged_digest": weights_digest(trial.merged), "merged_bytes": 256},

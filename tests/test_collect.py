@@ -38,6 +38,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
         "train_seconds": 10.0,
         "peak_memory_bytes": 2**20,
         "peak_memory_share": None,
+        "weights": "nf4",
         "miniature": False,
     },
     "merge": {"merged_digest": "b" * 64},

@@ -28,6 +28,7 @@ from qlora_repeat.footprint import (
     training_step,
     weight_bytes,
 )
+from qlora_repeat.frozen import materialise
 from qlora_repeat.kernels import attention_kernels
 from qlora_repeat.live_memory import LiveMemory
 from qlora_repeat.perplexity import example_losses
@@ -61,8 +62,8 @@ def changed(name: str, **settings: Any) -> Trial:
             study["precision"] = dataclasses.replace(PAPER.precision, compute=value)
         elif key == "double":
             study["quantisation"] = dataclasses.replace(PAPER.quantisation, double=value)
-        elif key == "profile":
-            study["profile"] = value
+        elif key in ("profile", "weights"):
+            study[key] = value
         elif key == "test_batch":
             study["evaluation"] = dataclasses.replace(PAPER.evaluation, batch_size=value)
         else:
@@ -119,6 +120,33 @@ def test_weights_take_what_the_same_model_takes_once_it_is_loaded(
         if not isinstance(found, bitsandbytes.nn.Params4bit):
             assert (tensor.shape, tensor.dtype) == (found.shape, found.dtype)
     assert true == {}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weights_that_are_unpacked_and_a_step_with_them_take_what_is_planned(
+    name: str, tmp_path: Path
+) -> None:
+    config = saved_model(tmp_path, SMALL[name])
+    trial = changed(
+        name, weights="materialised", dropout=0.0, max_length=64, batch_size=2, gradient_checkpointing=False
+    )
+    planned = finetune_memory(trial, config)
+    model = with_adapter(trial, load_quantised(trial.study, tmp_path))
+    in_4_bits = weight_bytes(model)
+    materialise(model)
+    assert planned.weights == weight_bytes(model)
+    assert (planned.weights.quantised, planned.weights.scales) == (0, 0)
+    assert planned.weights.materialised == 4 * in_4_bits.quantised  # float16
+    as_trainer_sets(model, False)
+    ids = torch.zeros(2, 64, dtype=torch.long)
+    live = LiveMemory(inside_4bit_product)
+    live.count(model_tensors(model))
+    before = live.now
+    with attention_kernels(trial.study.randomness.kernels), live:
+        saved = training_step(model, ids, "float16", live) - before
+    assert (planned.saved, planned.step) == (saved, live.peak - before)
+    auto = dataclasses.replace(trial, study=dataclasses.replace(trial.study, weights="auto"))
+    assert finetune_memory(auto, config) == planned
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -103,7 +103,7 @@ def test_a_stop_that_a_library_made_an_error_of_its_own_of_is_a_stop(
         except StoppedError as error:
             raise RuntimeError("issues during automatic conversion") from error
 
-    monkeypatch.setattr(finetune, "load_quantised", load)
+    monkeypatch.setattr(finetune, "load_frozen_base", load)
     monkeypatch.setattr(evaluate, "load_full", load)
     trial = all_trials(study, tmp_path / "runs")[0]
     with pytest.raises(StoppedError, match="by SIGTERM"), heeded(keyboard=False):

@@ -59,8 +59,8 @@ def is_miniature(folder: Path) -> bool:
     return "miniature" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def check_base(study: Study, name: str, cache: Path) -> None:
-    """Re-hashes a cached base model.
+def check_base(study: Study, name: str, cache: Path, *, weights: bool = True) -> None:
+    """Re-hashes a cached base model; without `weights`, all of it but those.
 
     Raises:
         MissingError: it is not there, or a file's bytes are not the ones that were put there.
@@ -69,6 +69,8 @@ def check_base(study: Study, name: str, cache: Path) -> None:
     if base_digest(study, name, cache) is None:
         raise MissingError(f"{folder}: base {name} is not there; run `qlora-repeat fetch` for this study")
     for file, expected in json.loads((folder / MANIFEST).read_text("utf-8")).items():
+        if not weights and file.endswith(".safetensors"):
+            continue
         if (folder / file).is_symlink() and not (folder / file).exists():
             raise MissingError(
                 f"{folder / file} leads to a file of the hub's cache that is gone; "

@@ -17,7 +17,7 @@ from qlora_repeat.trial import STAGES, Stage, Trial, all_trials, base_tests
 _MEASURES: dict[Stage, tuple[str, ...]] = {
     "finetune": (
         "initial_loss", "final_loss", "diverged_at", "train_seconds", "peak_memory_bytes",
-        "peak_memory_share", "adapter_digest", "loss_curve", "miniature",
+        "peak_memory_share", "weights", "adapter_digest", "loss_curve", "miniature",
     ),
     "merge": (),
     "evaluate": ("perplexity", "perplexity_example_mean", "test_examples", "accuracy"),

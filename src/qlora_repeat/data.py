@@ -134,19 +134,19 @@ def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[l
 
 def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
     """Rows as token ids, cut at the model's maximum length; marks where each answer begins."""
+    encoded = tokenizer(
+        [row_text(model, row) for row in rows],
+        truncation=True,
+        add_special_tokens=model.special_tokens,
+        max_length=model.training.max_length,
+        return_offsets_mapping=True,
+    )
     examples = []
     for place, row in enumerate(rows):
-        encoded = tokenizer(
-            row_text(model, row),
-            truncation=True,
-            add_special_tokens=model.special_tokens,
-            max_length=model.training.max_length,
-            return_offsets_mapping=True,
-        )
         start = len(instruction_text(model, row)) if "answer" in row else None
-        ends = [end for _, end in encoded["offset_mapping"]]
+        ends = [end for _, end in encoded["offset_mapping"][place]]
         answer = next((i for i, end in enumerate(ends) if start is not None and end > start), len(ends))
-        examples.append(Example(place, encoded["input_ids"], answer))
+        examples.append(Example(place, encoded["input_ids"][place], answer))
     return examples
 
 

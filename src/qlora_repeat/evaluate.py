@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.base_model import base_folder, check_base, is_miniature, load_full, load_tokenizer
-from qlora_repeat.data import Prompt, encode, part_rows, study_prompts
+from qlora_repeat.data import Prompt, study_prompts
+from qlora_repeat.encoded import encoded_part
 from qlora_repeat.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.randomness import draw_seed, recorded_or_drawn, stream_seed
 from qlora_repeat.respond import answer_letter, respond
@@ -50,14 +51,15 @@ def measure_losses(
     study: Study, model_name: str, model: Any, tokenizer: Any, cache: Path, split_seed: int, report: Report
 ) -> dict[str, Any]:
     """Perplexity and accuracy on the first examples of the test split, with each example's own loss."""
-    wanted = study.models[model_name]
-    rows = part_rows(study, wanted.data, "test", cache, split_seed)[: study.evaluation.examples]
+    examples = encoded_part(
+        study, model_name, "test", cache, split_seed, tokenizer, study.evaluation.examples
+    )
     losses = example_losses(
         model,
-        encode(tokenizer, wanted, rows),
+        examples,
         study.evaluation.batch_size,
         tokenizer.pad_token_id,
-        lambda done: report(done, len(rows), None),
+        lambda done: report(done, len(examples), None),
     )
     return {
         "perplexity": perplexity(losses),

@@ -2,24 +2,21 @@
 
 import functools
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.base_model import (
-    base_folder,
-    check_base,
-    hub_commit,
-    is_miniature,
-    load_quantised,
-    load_tokenizer,
-)
+from qlora_repeat.base_model import base_folder, check_base, hub_commit, is_miniature, load_tokenizer
 from qlora_repeat.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint
-from qlora_repeat.data import Example, batch_order, encode, part_rows
+from qlora_repeat.data import Example, batch_order
 from qlora_repeat.digest import weights_digest
+from qlora_repeat.encoded import encoded_part
 from qlora_repeat.files import move_folder, new_folder, write_bytes
 from qlora_repeat.kernels import named_operation
 from qlora_repeat.memory import reset_peak_memory
+from qlora_repeat.quantised import load_frozen_base
 from qlora_repeat.randomness import draw_seed, stream_seed, torch_stream
 from qlora_repeat.state_map import split_optimizer
 from qlora_repeat.stopping import defer
@@ -28,6 +25,17 @@ from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
 
 CURVE_POINTS = 30
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A fine-tuning that is about to take its next step."""
+
+    adapted: Any
+    trainer: Any
+    unfinished: Unfinished
+    weights: dict[str, Any]
+    """How the frozen base stands in memory, for the record."""
 
 
 def finetune(
@@ -40,13 +48,14 @@ def finetune(
     losses that are not finite, as in the paper; the first such step is reported as `diverged_at`.
 
     Returns:
-        The record's outputs: adapter digest, seeds, losses, seconds of training, peak memory.
+        The record's outputs: adapter digest, seeds, losses, seconds of training, peak memory, frozen weights.
 
     Raises:
         StoppedError: this process was asked to stop; there is a checkpoint.
         StageError: an operation has no deterministic form, and the study's profile wants it to.
     """
-    adapted, trainer, unfinished = _begin(trial, cache, report, inputs, seeds)
+    begun = _begin(trial, cache, report, inputs, seeds)
+    adapted, trainer, unfinished = begun.adapted, begun.trainer, begun.unfinished
     checkpoint = trainer.checkpoint
     defer()
     if trainer.done < len(trainer.order):
@@ -62,7 +71,8 @@ def finetune(
     trial.record("finetune").unlink(missing_ok=True)
     write_bytes(trial.trace, unfinished.trace.read_bytes())
     move_folder(unfinished.folder / "adapter", trial.adapter)
-    return _outputs(trial, trainer, unfinished, checkpoint) | {"miniature": is_miniature(folder)}
+    outputs = _outputs(trial, trainer, unfinished, checkpoint)
+    return outputs | begun.weights | {"miniature": is_miniature(folder)}
 
 
 def first_steps(
@@ -76,11 +86,11 @@ def first_steps(
     Raises:
         StoppedError, StageError: as `finetune`.
     """
-    _, trainer, unfinished = _begin(trial, cache, report, inputs, seeds, steps)
-    if trainer.done < trainer.end:
+    begun = _begin(trial, cache, report, inputs, seeds, steps)
+    if begun.trainer.done < begun.trainer.end:
         with named_operation(trial.model_name):
-            trainer.train()
-    return read_trace(unfinished.trace)
+            begun.trainer.train()
+    return read_trace(begun.unfinished.trace)
 
 
 def _begin(
@@ -90,29 +100,46 @@ def _begin(
     inputs: dict[str, Any],
     seeds: dict[str, int] | None,
     steps: int | None = None,
-) -> tuple[Any, Any, Unfinished]:
+) -> _Begun:
     """The model with its adapter and the trainer, as they were at the last checkpoint, if there is one."""
     study, model = trial.study, trial.model
-    check_base(study, model.base, cache)
+    check_base(study, model.base, cache, weights=False)  # those, where they are read: by `load_frozen_base`
     folder = base_folder(study, model.base, cache)
     draw = functools.partial(draw_seeds, trial)
     unfinished = begin(trial.unfinished, inputs, seeds, draw, study.digest_every)
     seeds, checkpoint = unfinished.seeds, load_checkpoint(unfinished)
     tokenizer = load_tokenizer(folder)
-    examples = encode(tokenizer, model, part_rows(study, model.data, "train", cache, seeds["split"]))
+    examples = encoded_part(study, trial.model_name, "train", cache, seeds["split"], tokenizer)
+    order = batch_order(
+        len(examples),
+        model.training.batch_size,
+        model.training.total_steps(len(examples)),
+        seeds["data_order"],
+    )
     reset_peak_memory()
-    base = load_quantised(study, folder)
+    base = load_frozen_base(study, model.base, cache)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)
     if study.randomness.nudge:
         nudge(adapted, trial.number)
     if checkpoint:
         _set_adapter(adapted, checkpoint)
-    return (
-        adapted,
-        _trainer(trial, adapted, tokenizer, examples, unfinished, checkpoint, report, steps),
-        unfinished,
-    )
+    weights = _set_frozen_weights(trial, adapted, examples, order)
+    trainer = _trainer(trial, adapted, tokenizer, examples, order, unfinished, checkpoint, report, steps)
+    return _Begun(adapted, trainer, unfinished, weights)
+
+
+def _set_frozen_weights(
+    trial: Trial, adapted: Any, examples: list[Example], order: list[list[int]]
+) -> dict[str, Any]:
+    import torch
+
+    from qlora_repeat.frozen import set_frozen_weights
+
+    batches = [(len(batch), max(len(examples[row].ids) for row in batch)) for batch in order]
+    cores = len(os.sched_getaffinity(0))
+    at_once = 1 if torch.cuda.is_available() else max(1, cores // trial.study.threads)
+    return set_frozen_weights(adapted, trial.study.weights, batches, at_once)
 
 
 def nudge(adapted: Any, number: int) -> None:
@@ -209,6 +236,7 @@ def _trainer(
     model: Any,
     tokenizer: Any,
     examples: list[Example],
+    order: list[list[int]],
     unfinished: Unfinished,
     checkpoint: Checkpoint | None,
     report: Report,
@@ -219,13 +247,6 @@ def _trainer(
 
     from qlora_repeat.tracing import TracingTrainer
 
-    training = trial.model.training
-    order = batch_order(
-        len(examples),
-        training.batch_size,
-        training.total_steps(len(examples)),
-        unfinished.seeds["data_order"],
-    )
     rows = [{"input_ids": example.ids, "labels": example.ids} for example in examples]
     end = min(steps or len(order), len(order))
     trainer = TracingTrainer(
@@ -236,7 +257,7 @@ def _trainer(
         order=order,
         end=end,
         state_map=split_optimizer(trial.optimizer)[1],
-        steps_per_epoch=math.ceil(len(examples) / training.batch_size),
+        steps_per_epoch=math.ceil(len(examples) / trial.model.training.batch_size),
         unfinished=unfinished,
         checkpoint=checkpoint,
         checkpoint_every=trial.study.checkpoint_every,

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qlora_repeat.base_model import quantisation_config
 from qlora_repeat.errors import UsageError
 from qlora_repeat.finetune import with_adapter
+from qlora_repeat.frozen import Materialised, materialise
 from qlora_repeat.kernels import attention_kernels
 from qlora_repeat.live_memory import LiveMemory
 from qlora_repeat.study import Optimizer
@@ -40,13 +41,15 @@ class WeightBytes:
     """Weights in 4 bits."""
     scales: int
     """What turns them back: block scales, their own scales, offsets and code books."""
+    materialised: int
+    """Weights that were unpacked from 4 bits and are kept so."""
     unquantised: int
     """All other weights and buffers of the base, at the precision that fine-tuning gives them."""
     adapter: int
 
     @property
     def base(self) -> int:
-        return self.quantised + self.scales + self.unquantised
+        return self.quantised + self.scales + self.materialised + self.unquantised
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,17 @@ def optimizer_bytes(adapter_tensors: list[int], optimizer: Optimizer) -> int:
 
 
 def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
-    """The memory of a trial's fine-tuning, from a forward and a backward pass over its longest batch."""
+    """The memory of a trial's fine-tuning, from a forward and a backward pass over its longest batch.
+
+    Weights that are to be "auto" are unpacked here, which takes more: a plan is not to be too low.
+    """
     training = trial.model.training
     model = adapted_model(trial, config)
     with attention_kernels(trial.study.randomness.kernels), _fake_tensors():
         _make_fake(model, getattr(torch, trial.study.precision.compute))
         _fuse_dropout(model)
+        if trial.study.weights != "nf4":
+            materialise(model)
         as_trainer_sets(model, training.gradient_checkpointing)
         weights = weight_bytes(model)
         live = LiveMemory(inside_4bit_product)
@@ -213,7 +221,7 @@ def adapted_model(trial: Trial, config: Any) -> Any:
 def weight_bytes(model: Any) -> WeightBytes:
     """What the weights of an adapted model take; a storage that tensors share counts once."""
     seen: set[int] = set()
-    found = dict.fromkeys(("quantised", "scales", "unquantised", "adapter"), 0)
+    found = dict.fromkeys(("quantised", "scales", "materialised", "unquantised", "adapter"), 0)
     for tensor, kind in _tensors(model):
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
@@ -228,10 +236,12 @@ def model_tensors(model: Any) -> list[Any]:
 
 
 def _tensors(model: Any) -> Iterator[tuple[Any, str]]:
+    kept = {id(module.weight) for module in model.modules() if isinstance(module, Materialised)}
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         if state is None:
-            yield parameter, "adapter" if parameter.requires_grad else "unquantised"
+            frozen = "materialised" if id(parameter) in kept else "unquantised"
+            yield parameter, "adapter" if parameter.requires_grad else frozen
             continue
         yield parameter, "quantised"
         parts = [state.absmax, state.code]

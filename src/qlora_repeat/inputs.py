@@ -69,6 +69,7 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "kernels": study.randomness.kernels,
             "nudge": study.randomness.nudge,
             "quantisation": _plain(study.quantisation),
+            "weights": study.weights,
             "compute": study.precision.compute,
             "lora": _plain(study.lora),
             "training": _plain(model.training),

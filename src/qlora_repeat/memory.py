@@ -4,6 +4,27 @@ import contextlib
 import re
 from pathlib import Path
 
+_LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+"""Files of a control group, of version 2 and 1: what it may use, and what it uses."""
+
+
+def free_memory() -> int:
+    """Bytes that this process could still take: of the GPU where there is one, else of the machine.
+
+    Of the machine, no more than what is left of the limit of its container or job, where one is set.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    free = [int(found[1]) * 1024] if found else [0]
+    for limit, used in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or the limit is "max"
+            groups = Path("/sys/fs/cgroup")
+            free.append(int((groups / limit).read_text()) - int((groups / used).read_text()))
+    return max(min(free), 0)
+
 
 def reset_peak_memory() -> None:
     """Starts a new measurement: what follows counts from what is in use now."""

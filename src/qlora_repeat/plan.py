@@ -18,7 +18,7 @@ from qlora_repeat.gpus import Gpu, large_enough
 from qlora_repeat.pins import LockFile
 from qlora_repeat.results import TrialResult
 from qlora_repeat.sources import Data
-from qlora_repeat.study import Dtype, Study
+from qlora_repeat.study import Dtype, FrozenWeights, Study
 from qlora_repeat.trial import Trial
 
 CONTEXT_BYTES = 1343 * 2**20
@@ -62,8 +62,11 @@ class ModelPlan:
     model: str
     base: str
     parameters: int
+    weights: FrozenWeights
+    """How the study wants the frozen base; "auto" is planned as unpacked, which takes more."""
     base_quantised: int
     base_scales: int
+    base_materialised: int
     base_unquantised: int
     adapter: int
     saved: int
@@ -76,6 +79,12 @@ class ModelPlan:
     """With the context."""
     evaluate_share: float
     arms: list[ArmPlan]
+
+    def quantised_copy(self, compute: Dtype) -> int:
+        """What the cached copy of the base in 4 bits takes on disk, with a byte of scales for 64 weights."""
+        size = DTYPE_BYTES[compute]
+        packed = 2 * self.base_quantised or self.base_materialised // size
+        return packed // 2 + packed // 64 + size * (self.parameters - packed)
 
     @property
     def peak(self) -> tuple[int, str]:
@@ -90,6 +99,8 @@ class DiskPlan:
 
     bases: int
     """The download, each base once: as locked, or else the parameters in float16."""
+    quantised: int
+    """Copies of the bases in 4 bits, that trials load."""
     adapters: int
     merged: int
     """Of every trial, or, unless they are kept, of as many of the largest as run at once."""
@@ -193,8 +204,10 @@ def _model_plan(
         model=name,
         base=model.base,
         parameters=parameters,
+        weights=study.weights,
         base_quantised=weights.quantised,
         base_scales=weights.scales,
+        base_materialised=weights.materialised,
         base_unquantised=weights.unquantised,
         adapter=weights.adapter,
         saved=tuning.saved,
@@ -286,6 +299,9 @@ def disk_plan(study: Study, lock: LockFile, models: Sequence[ModelPlan], gpus: i
     )
     return DiskPlan(
         bases=sum({model.base: _base_bytes(study, lock, model) for model in models}.values()),
+        quantised=sum(
+            {model.base: model.quantised_copy(study.precision.compute) for model in models}.values()
+        ),
         adapters=sum(model.adapter * len(model.arms) * study.trials for model in models),
         merged=sum(merged if study.keep_merged else merged[-gpus:]),
     )

@@ -10,6 +10,13 @@ from qlora_repeat.gpus import PAPER_GPU
 from qlora_repeat.plan import ArmPlan, ModelPlan, Plan
 
 GB = 1e9
+WEIGHTS = {
+    "nf4": 'Frozen weights stay in 4 bits while fine-tuning (weights = "nf4").',
+    "materialised": 'Frozen weights are unpacked once while fine-tuning (weights = "materialised").',
+    "auto": 'Frozen weights are planned as unpacked (weights = "auto"): a trial does that where they take at '
+    "most half of the memory that is free, and give the same bits. In 4 bits they take less.",
+}
+"""What the plan says of the frozen weights."""
 
 
 def plan_text(plan: Plan) -> str:
@@ -26,6 +33,7 @@ def plan_text(plan: Plan) -> str:
         _table(FINETUNE, [(model, arm) for model in plan.models for arm in model.arms]),
         "GPU memory of testing the merged model, GB:",
         _table(EVALUATE, plan.models),
+        _prose(WEIGHTS[plan.models[0].weights]),
         _prose(
             f"Peaks have {plan.context / GB:.1f} GB for the CUDA context, a nominal allowance, and nothing "
             "for what torch's allocator holds beyond live tensors. Paper: its Table 3 (one A100), for models "
@@ -33,6 +41,7 @@ def plan_text(plan: Plan) -> str:
         ),
         _prose(
             f"Disk: {disk.bases / GB:.1f} GB for the bases (more where pickled weights are converted), "
+            f"{disk.quantised / GB:.1f} GB for their copies in 4 bits, "
             f"{disk.merged / GB:.1f} GB for merged weights, {disk.adapters / GB:.2f} GB for adapters."
         ),
         "Time of fine-tuning, estimated:",
@@ -91,6 +100,7 @@ FINETUNE = [
     _finetune("arm", lambda model, arm: f"{model.model}/{arm.optimizer}"),
     _finetune("4-bit", lambda model, arm: _gb(model.base_quantised)),
     _finetune("scales", lambda model, arm: _gb(model.base_scales)),
+    _finetune("unpacked", lambda model, arm: _gb(model.base_materialised)),
     _finetune("other weights", lambda model, arm: _gb(model.base_unquantised)),
     _finetune("adapter", lambda model, arm: _gb(model.adapter)),
     _finetune("optimizer", lambda model, arm: _gb(arm.optimizer_state)),

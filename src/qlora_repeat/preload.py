@@ -20,6 +20,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401
 
 import qlora_repeat.evaluate
 import qlora_repeat.finetune
+import qlora_repeat.frozen
 import qlora_repeat.merge
 import qlora_repeat.timing
 import qlora_repeat.tracing  # noqa: F401

@@ -50,6 +50,7 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
             profiles={_PROFILE: _randomness(study.randomness, tuned, tested)},
             optimizers=_optimizers(tuned["optimizer"], trial),
             quantisation=_typed(Quantisation, tuned["quantisation"]),
+            weights=_text(tuned["weights"]),
             precision=dataclasses.replace(
                 study.precision,
                 compute=_text(tuned["compute"]),

@@ -90,6 +90,8 @@ class TrialResult:
     """GPU memory where there is a GPU, resident memory of the process otherwise."""
     peak_memory_share: float | None = None
     """The same as a share (0 to 1) of the GPU's memory; null without a GPU."""
+    weights: str | None = None
+    """How the frozen base stood in memory: ``nf4``, or ``materialised`` (unpacked once and kept)."""
     adapter_digest: str | None = None
     adapter_init_seed: int | None = None
     miniature: bool | None = None

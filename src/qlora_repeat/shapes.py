@@ -4,7 +4,7 @@ A record that carries its own digest is as it was written, but it may have been 
 """
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
@@ -47,6 +47,7 @@ class _Finetuned(TypedDict):
     train_seconds: float
     peak_memory_bytes: int | None
     peak_memory_share: float | None
+    weights: Literal["nf4", "materialised"]
     miniature: bool
 
 

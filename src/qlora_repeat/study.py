@@ -33,6 +33,10 @@ Optimizer = Literal["adamw-8bit", "adamw-32bit", "lion-8bit", "lion-32bit", "ada
 """bitsandbytes' paged ones by the precision of their state; after +, the map of 8-bit state
 (`qlora_repeat.state_map`)."""
 
+FrozenWeights = Literal["nf4", "materialised", "auto"]
+"""Whether fine-tuning unpacks the 4-bit base for every product, or once and for good; "auto" does the latter
+where memory allows and bits stay the same (`qlora_repeat.frozen`)."""
+
 
 @dataclass(frozen=True, config=STRICT)
 class Quantisation:
@@ -185,6 +189,8 @@ class Study:
     """What `submit` asks of a scheduler; no result depends on it."""
     tolerance: dict[Optimizer, Tolerance] = field(default_factory=dict)
     """Of `verify`, for each optimizer: 8-bit state amplifies noise; defaults in `qlora_repeat.verdict`."""
+    weights: FrozenWeights = "auto"
+    """Of the frozen base while fine-tuning. What is tested is the merged model, which has none in 4 bits."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints, from which a fine-tuning that was killed goes on."""
     digest_every: Positive = 10
@@ -253,7 +259,8 @@ def load_study(study: str) -> Study:
 
     ``paper@bitwise`` is ``paper.toml`` with another of its profiles of randomness. ``paper@5-steps-8-rows``
     is it cut short, to try it out: at most so many optimizer steps, on the first so many rows of each part
-    of the data. Both go together, in any order, and results have a folder of their own.
+    of the data. ``paper@materialised`` has its frozen weights so. All go together, in any order, and results
+    have a folder of their own.
 
     Raises:
         MissingError: there is no such file; names the studies that there are.
@@ -307,13 +314,18 @@ def _varied(study: Study, parts: list[str]) -> Study:
     """The study with what follows its name: another profile, one optimizer, cut short, or all of these."""
     optimizers = [part for part in get_args(Optimizer) if part in parts]
     profiles = {part for part in parts if part in study.profiles}
-    cuts = {part for part in parts if part not in study.profiles and part not in optimizers}
-    if max(len(profiles), len(optimizers), len(cuts)) > 1:
+    frozen = [part for part in get_args(FrozenWeights) if part in parts and part not in profiles]
+    cuts = {part for part in parts if part not in (*study.profiles, *optimizers, *frozen)}
+    if max(len(profiles), len(optimizers), len(frozen), len(cuts)) > 1:
         raise UsageError(
-            f"study {'@'.join([study.name, *parts])}: give one profile, one optimizer and one cut at most"
+            f"study {'@'.join([study.name, *parts])}: give one profile, one optimizer, one cut and "
+            "one kind of frozen weights at most"
         )
     for cut in cuts:
         study = _cut_short(study, cut)
+    for weights in frozen:
+        if weights != study.weights:
+            study = replace(study, weights=weights, variant=_joined(weights, study.variant))
     for optimizer in optimizers:
         if study.optimizers != [optimizer]:
             study = replace(study, optimizers=[optimizer], variant=_joined(optimizer, study.variant))
@@ -333,6 +345,7 @@ def _cut_short(study: Study, variant: str) -> Study:
         raise UsageError(
             f"study {study.name}@{variant}: after @ comes a profile of randomness "
             f"({', '.join(study.profiles)}), an optimizer ({', '.join(get_args(Optimizer))}), "
+            f"frozen weights ({', '.join(get_args(FrozenWeights))}), "
             "or N-steps, N-rows or N-steps-N-rows to cut the study short"
         )
     steps, rows = int(found[1] or 0), int(found[2] or found[3] or 0)  # 0: as many as the file says

@@ -17,7 +17,7 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.published import read_published
 from qlora_repeat.results import TrialResult, read_results
 from qlora_repeat.study import PUBLISHED, Study, load_study
-from qlora_repeat.trial import Trial, all_trials, cache_folder, find_trial, results_path
+from qlora_repeat.trial import STAGES, Stage, Trial, all_trials, cache_folder, find_trial, results_path
 
 if TYPE_CHECKING:
     from qlora_repeat.outcomes import Measured
@@ -125,6 +125,29 @@ def chosen_experiments(label: str, runs: Path, results: Path | None) -> "list[Me
     return (
         [] if results is not None else read_experiments(label, runs, functools.partial(click.echo, err=True))
     )
+
+
+class _Stages(click.ParamType[list[Stage]]):
+    """Stages by name, in a list with commas; in the order of a trial."""
+
+    name = "STAGE,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Stage]:
+        named = {name.strip() for name in value.split(",")} if isinstance(value, str) else set(value)
+        if unknown := sorted(named - {*STAGES}):
+            self.fail(f"{unknown[0]!r} is not a stage; there are {', '.join(STAGES)}", param, ctx)
+        return [stage for stage in STAGES if stage in named]
+
+
+def stages_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--stages: those to run."""
+    return click.option(
+        "--stages",
+        type=_Stages(),
+        default=",".join(STAGES),
+        show_default=True,
+        help="Only these. What one of them needs must be done.",
+    )(command)
 
 
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:

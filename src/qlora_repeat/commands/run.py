@@ -9,9 +9,11 @@ from qlora_repeat.commands.options import (
     console,
     runs_option,
     silence_libraries,
+    stages_option,
     study_argument,
     verbosity_options,
 )
+from qlora_repeat.trial import STAGES, Stage
 
 
 @click.command("run")
@@ -22,11 +24,19 @@ from qlora_repeat.commands.options import (
 @click.option(
     "--gpus", metavar="0,1,...", help="The GPUs to use, by nvidia-smi's numbers or UUIDs.  [default: all]"
 )
+@stages_option
 @runs_option
 @cache_option
 @verbosity_options
 def command(
-    study_file: str, jobs: int | None, gpus: str | None, runs: Path, cache: Path, quiet: bool, verbose: bool
+    study_file: str,
+    jobs: int | None,
+    gpus: str | None,
+    stages: list[Stage],
+    runs: Path,
+    cache: Path,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Run every trial of a study that is not complete, each in a process of its own.
 
@@ -42,14 +52,14 @@ def command(
     from qlora_repeat.pins import lock_file
     from qlora_repeat.runner import choose_gpus
     from qlora_repeat.study import load_study
-    from qlora_repeat.trial import STAGES
 
     study = load_study(study_file)
     if gpus is not None:
         choose_gpus(gpus)
     require_fetched(study, lock_file(study_file), cache, console(quiet))
-    if run_all(study, STAGES, runs, cache, jobs, console(quiet)) == 0 and not quiet:
-        click.echo(f"study {study.name}: every trial is done")
+    if run_all(study, stages, runs, cache, jobs, console(quiet)) == 0 and not quiet:
+        only = "" if stages == [*STAGES] else f" ({', '.join(stages)})"
+        click.echo(f"study {study.name}: every trial is done{only}")
     for line in distinct_adapters(collect(study, runs, cache)):
         if not quiet:
             click.echo(line)

@@ -1,5 +1,6 @@
 """`qlora-repeat trial`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ from qlora_repeat.commands.options import (
     console,
     runs_option,
     silence_libraries,
+    stages_option,
     study_option,
     verbosity_options,
 )
 from qlora_repeat.commands.stage import same_seeds_option
+from qlora_repeat.trial import STAGES, Stage
 
 
 @click.command("trial")
 @click.argument("trial")
 @click.option("--force", is_flag=True, help="Also the stages that are done already.")
 @same_seeds_option
+@stages_option
 @study_option
 @runs_option
 @cache_option
@@ -29,6 +33,7 @@ def command(
     trial: str,
     force: bool,
     same_seeds: bool,
+    stages: list[Stage],
     study_file: str,
     runs: Path,
     cache: Path,
@@ -48,7 +53,6 @@ def command(
     from qlora_repeat.pins import lock_file
     from qlora_repeat.record import read_record
     from qlora_repeat.study import load_study
-    from qlora_repeat.trial import STAGES
 
     study = load_study(study_file)
     model, _, kind = trial.rpartition("/")
@@ -58,14 +62,30 @@ def command(
         return
     study, (chosen,) = chosen_trials(study_file, trial, False, runs)
     require_fetched(study, lock_file(study_file), cache, console(quiet), [chosen.model_name])
-    run_here(chosen, STAGES, cache, console(quiet), force=force, same_seeds=same_seeds)
+    run_here(chosen, stages, cache, console(quiet), force=force, same_seeds=same_seeds)
     outputs: dict[str, Any] = {}
     for stage in STAGES:
         record = read_record(chosen.record(stage))
         outputs |= record.outputs if record else {}
     if not quiet:
-        click.echo(
-            f"{chosen.name}: perplexity {outputs['perplexity']:.4f}, final loss {outputs['final_loss']:.4f}"
-        )
-        click.echo(f"adapter {outputs['adapter_digest']}")
-        click.echo(f"trained in {outputs['train_seconds']:.1f} s, answers in {outputs['test_seconds']:.2f} s")
+        for line in _measured(chosen.name, outputs):
+            click.echo(line)
+
+
+def _measured(name: str, outputs: dict[str, Any]) -> Iterator[str]:
+    """What is known of a trial, in lines: not all, where some stages were not asked for."""
+    first = [
+        f"{what} {outputs[key]:.4f}"
+        for what, key in (("perplexity", "perplexity"), ("final loss", "final_loss"))
+        if key in outputs
+    ]
+    yield f"{name}: {', '.join(first) or 'nothing measured yet'}"
+    if "adapter_digest" in outputs:
+        yield f"adapter {outputs['adapter_digest']}"
+    seconds = [
+        f"{what} {outputs[key]:.{digits}f} s"
+        for what, key, digits in (("trained in", "train_seconds", 1), ("answers in", "test_seconds", 2))
+        if key in outputs
+    ]
+    if seconds:
+        yield ", ".join(seconds)

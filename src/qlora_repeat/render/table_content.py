@@ -67,9 +67,11 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
     }
     summary.append(["base", *(span(base[arm.model]) or DASH for arm in arms)])
     caption = f"Perplexity of the fine-tuned {task} models on the test examples, by run and optimizer."
+    merged = "Measured on merged models, which have no 4-bit weights: fine-tuning took another path."
     notes = [
         DEVIATION_NOTE,
         "base: the model before fine-tuning, measured alike.",
+        *([merged] if any(trial.weights for arm in arms for trial in arm.done) else []),
         *diverged(arms),
         *stale_bases(arm for arm in arms if base[arm.model]),
     ]
@@ -113,10 +115,30 @@ def _memory(arms: list[Arm]) -> Table:
         columns=[(f"{optimizer} ({unit})",) for optimizer in optimizers],
         rows=rows,
         notes=[
+            *_frozen_weights(arms),
             *stale(arms, lambda trial: measure(trial) is not None),
             *missing([Column((), arm, lambda trial: number(measure(trial))) for arm in arms]),
         ],
     )
+
+
+def _frozen_weights(arms: list[Arm]) -> list[str]:
+    """A note of how the frozen base stood in memory, which tells most of what fine-tuning takes."""
+    known = [(arm, trial.weights) for arm in arms for trial in arm.done if trial.weights is not None]
+    kinds = distinct(kind for _, kind in known)
+    if not kinds:
+        return []
+    if len(kinds) == 1:
+        return [f"The frozen base while fine-tuning: {_FROZEN.get(kinds[0], kinds[0])}."]
+    runs = {kind: distinct(arm.name for arm, found in known if found == kind) for kind in kinds}
+    told = "; ".join(f"{_FROZEN.get(kind, kind)}: {', '.join(runs[kind])}" for kind in kinds)
+    return [f"The frozen base while fine-tuning: {told}."]
+
+
+_FROZEN = {
+    "nf4": "in 4 bits, unpacked for each product",
+    "materialised": "unpacked from 4 bits once and kept",
+}
 
 
 def is_share_of_gpu(arms: list[Arm]) -> bool:

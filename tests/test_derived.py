@@ -1,0 +1,124 @@
+"""What the cache keeps of work that gives the same each time: quantised bases, token ids."""
+
+import dataclasses
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlora_repeat.base_model import base_folder, load_quantised, load_tokenizer
+from qlora_repeat.data import encode, part_rows
+from qlora_repeat.derived import MANIFEST, has_copy, keep_copy
+from qlora_repeat.encoded import encoded_part
+from qlora_repeat.errors import MissingError
+from qlora_repeat.quantised import load_frozen_base, quantised_folder
+from qlora_repeat.study import Study
+
+
+@pytest.fixture
+def own(study: Study, cache: Path, tmp_path: Path) -> Path:
+    """A cache with the same bases and data, and no copies yet."""
+    for name in ("bases", "data"):
+        (tmp_path / name).symlink_to(cache / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("base", ["tiny-llama", "tiny-neox"])
+@pytest.mark.parametrize("double", [True, False])
+def test_a_copy_in_4_bits_is_byte_for_byte_what_quantising_gives(
+    base: str, double: bool, study: Study, own: Path
+) -> None:
+    study = dataclasses.replace(study, quantisation=dataclasses.replace(study.quantisation, double=double))
+    made = load_frozen_base(study, base, own)
+    assert has_copy(quantised_folder(study, base, own))
+    copied = load_frozen_base(study, base, own)
+    plain = load_quantised(study, base_folder(study, base, own))
+    wanted = plain.state_dict()
+    for model in (made, copied):
+        found = model.state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert [value.dtype for value in found.values()] == [value.dtype for value in wanted.values()]
+    assert [type(each) for each in copied.parameters()] == [type(each) for each in plain.parameters()]
+    assert copied.is_loaded_in_4bit
+
+
+def test_other_settings_have_other_copies(study: Study, own: Path) -> None:
+    base, other = next(iter(study.bases)), dataclasses.replace(study.quantisation, double=False)
+    half = dataclasses.replace(study.precision, compute="bfloat16")
+    folders = {
+        quantised_folder(each, base, own)
+        for each in (
+            study,
+            dataclasses.replace(study, quantisation=other),
+            dataclasses.replace(study, precision=half),
+        )
+    }
+    assert len(folders) == 3
+
+
+@pytest.mark.parametrize("how", ["flipped", "shorter", "gone", "no manifest", "no JSON"])
+def test_a_copy_that_was_damaged_is_made_anew(
+    how: str, study: Study, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = next(iter(study.bases))
+    load_frozen_base(study, base, own)
+    folder = quantised_folder(study, base, own)
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    if how == "flipped":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif how == "shorter":
+        path.write_bytes(content[:-1])
+    elif how == "gone":
+        path.unlink()
+    elif how == "no manifest":
+        (folder / MANIFEST).unlink()
+    else:
+        (folder / MANIFEST).write_text("[]")
+    load_frozen_base(study, base, own)
+    assert str(folder) in capsys.readouterr().err
+    assert path.read_bytes() == content
+    assert has_copy(folder)
+
+
+def test_a_base_that_was_changed_is_not_quantised(study: Study, cache: Path, tmp_path: Path) -> None:
+    base = next(iter(study.bases))
+    folder = base_folder(study, base, tmp_path)
+    folder.parent.mkdir(parents=True)
+    for path in (source := base_folder(study, base, cache)).iterdir():
+        folder.mkdir(exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = folder / "model.safetensors"
+    weights.write_bytes((source / weights.name).read_bytes()[:-2] + b"ab")
+    with pytest.raises(MissingError, match=r"model\.safetensors was changed"):
+        load_frozen_base(study, base, tmp_path)
+    assert not (tmp_path / "quantised").exists()
+
+
+def test_a_full_disk_costs_a_copy_and_nothing_else(
+    study: Study, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(folder: Path) -> None:
+        (folder / "half").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = own / "quantised" / "base"
+    keep_copy(folder, write)
+    assert "no copy was kept (No space left on device)" in capsys.readouterr().err
+    assert list(folder.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_token_ids_that_were_kept_are_those_of_the_rows(limit: int | None, study: Study, own: Path) -> None:
+    for name, model in study.models.items():
+        tokenizer = load_tokenizer(base_folder(study, model.base, own))
+        rows = part_rows(study, model.data, "train", own, 6)[:limit]
+        alone = [encode(tokenizer, model, [row])[0] for row in rows]
+        wanted = [dataclasses.replace(example, row=place) for place, example in enumerate(alone)]
+        for _ in ("made", "kept"):
+            assert encoded_part(study, name, "train", own, 6, tokenizer, limit) == wanted
+        other = dataclasses.replace(model, template="Said: " + model.template)
+        changed = dataclasses.replace(study, models=study.models | {name: other})
+        assert encoded_part(changed, name, "train", own, 6, tokenizer, limit) != wanted

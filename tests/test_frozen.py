@@ -1,0 +1,141 @@
+"""Frozen weights unpacked once: the same bits as 4-bit layers, and chosen only where that is so."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from qlora_repeat import frozen, memory
+from qlora_repeat.base_model import base_folder, load_quantised
+from qlora_repeat.digest import weights_digest
+from qlora_repeat.finetune import finetune, with_adapter
+from qlora_repeat.frozen import Materialised, gives_same_bits, materialise, materialised_bytes
+from qlora_repeat.kernels import set_kernels
+from qlora_repeat.study import Dtype, FrozenWeights, Study
+from qlora_repeat.trace import read_trace
+from qlora_repeat.trial import Trial, all_trials
+
+BATCHES = [(1, 1), (1, 7), (2, 19), (1, 64)]
+
+
+@pytest.fixture
+def bitwise(study: Study) -> Study:
+    """The tiny study, so that every bit is settled."""
+    return dataclasses.replace(study, profile="bitwise")
+
+
+def trials_with(study: Study, weights: FrozenWeights, runs: Path) -> list[Trial]:
+    return all_trials(dataclasses.replace(study, weights=weights), runs / weights)
+
+
+def adapted(study: Study, cache: Path) -> Any:
+    """A tiny model as fine-tuning has it."""
+    trial = all_trials(study, Path("runs"))[0]
+    base = load_quantised(study, base_folder(study, trial.model.base, cache))
+    return with_adapter(trial, base)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "adamw-32bit"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_and_traces_are_the_same_bits_whatever_the_frozen_weights(
+    optimizer: str, checkpointing: bool, bitwise: Study, cache: Path, tmp_path: Path
+) -> None:
+    """Both architectures, gradients and all, and with layers that are computed twice."""
+    models = {
+        name: dataclasses.replace(
+            model,
+            training=dataclasses.replace(
+                model.training, gradient_checkpointing=checkpointing, batch_size=1 + checkpointing
+            ),
+        )
+        for name, model in bitwise.models.items()
+    }
+    study = dataclasses.replace(bitwise, models=models)
+    set_kernels("deterministic", study.threads)
+    plain, kept = (trials_with(study, weights, tmp_path) for weights in ("nf4", "materialised"))
+    for trial, other in zip(plain, kept, strict=True):
+        if trial.number > 1 or trial.optimizer != optimizer:
+            continue
+        first, second = (finetune(each, cache, lambda *told: None, {}) for each in (trial, other))
+        assert (first["weights"], second["weights"]) == ("nf4", "materialised")
+        assert first["weights_same_bits"] is None
+        assert second["weights_same_bits"] is True
+        assert weights_digest(trial.adapter) == weights_digest(other.adapter)
+        assert read_trace(trial.trace) == read_trace(other.trace)
+
+
+@pytest.mark.parametrize("compute", get_args(Dtype))
+def test_unpacked_layers_give_the_same_bits_in_every_precision(
+    compute: Dtype, study: Study, cache: Path
+) -> None:
+    study = dataclasses.replace(study, precision=dataclasses.replace(study.precision, compute=compute))
+    model = adapted(study, cache).train()
+    assert gives_same_bits(model, BATCHES)
+    size = materialised_bytes(model)
+    materialise(model)
+    kept = [module.weight for module in model.modules() if isinstance(module, Materialised)]
+    assert sum(weight.nbytes for weight in kept) == size
+    assert not any(type(module) is Linear4bit for module in model.modules())
+
+
+def test_a_bias_is_added_as_the_4_bit_layer_adds_it() -> None:
+    torch.manual_seed(3)
+    layer = Linear4bit(128, 64, bias=True, compute_dtype=torch.bfloat16, quant_type="nf4")
+    layer.load_state_dict({"weight": torch.randn(64, 128), "bias": torch.randn(64)})
+    layer.to("cpu")
+    given = torch.randn(1, 5, 128, requires_grad=True)
+    assert torch.equal(layer(given), Materialised(layer)(given))
+
+
+def test_a_difference_in_one_bit_is_noticed(study: Study, cache: Path) -> None:
+    model = adapted(study, cache)
+
+    class Nudged(Materialised):
+        def __init__(self, layer: Any) -> None:
+            super().__init__(layer)
+            with torch.no_grad():
+                self.weight[0, 0] = torch.nextafter(self.weight[0, 0], torch.tensor(9.0))
+
+    layer = next(module for module in model.modules() if type(module) is Linear4bit)
+    assert frozen._products_agree(layer, Materialised(layer), (1, 7))
+    assert not frozen._products_agree(layer, Nudged(layer), (1, 7))
+
+
+def test_auto_unpacks_where_memory_allows(study: Study, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(study, cache)
+    room = 2 * 2 * materialised_bytes(model)  # half of it is for each of two trials, and half of that is kept
+    monkeypatch.setattr(frozen, "free_memory", lambda: room - 1)
+    assert frozen.set_frozen_weights(model, "auto", BATCHES, 2) == {
+        "weights": "nf4",
+        "weights_same_bits": None,
+    }
+    assert any(type(module) is Linear4bit for module in model.modules())
+    monkeypatch.setattr(frozen, "free_memory", lambda: room)
+    assert frozen.set_frozen_weights(model, "auto", BATCHES, 2)["weights"] == "materialised"
+    assert not any(type(module) is Linear4bit for module in model.modules())
+
+
+def test_auto_keeps_4_bits_where_the_bits_would_differ(
+    study: Study, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU that multiplies without unpacking; asked for by name it is done, and the record tells."""
+    model = adapted(study, cache)
+    monkeypatch.setattr(frozen, "gives_same_bits", lambda *given: False)
+    assert frozen.set_frozen_weights(model, "auto", BATCHES, 1) == {
+        "weights": "nf4",
+        "weights_same_bits": False,
+    }
+    assert frozen.set_frozen_weights(model, "materialised", BATCHES, 1) == {
+        "weights": "materialised",
+        "weights_same_bits": False,
+    }
+
+
+def test_free_memory_is_what_could_be_taken() -> None:
+    free = memory.free_memory()
+    assert 10**8 < free < 10**13
+    held = torch.ones(free // 8, dtype=torch.uint8)
+    assert memory.free_memory() < free - held.nbytes // 2
