@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,46 @@ def test_a_base_whose_index_leads_elsewhere_is_refused(base: Path, tmp_path: Pat
     index.write_text(json.dumps({"weight_map": {"layer.weight": "../elsewhere.safetensors"}}))
     with pytest.raises(MissingError, match=f"^{index}: 'layer.weight' is to be in"):
         merged(base, adapter(tmp_path), tmp_path)
+
+
+def test_merging_holds_one_tensor_of_the_base_at_a_time(tmp_path: Path) -> None:
+    """What is mapped of the base's file is the system's to drop; what is not, would have to be swapped."""
+    (folder := tmp_path / "base").mkdir()
+    shape = (2048, 4096)  # 32 MiB each in float32
+    save_file({f"layer.{n}.weight": torch.ones(shape) for n in range(12)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    lora = {f"layer.{n}.lora_A.weight": torch.ones(2, shape[1]) for n in range(12)}
+    lora |= {f"layer.{n}.lora_B.weight": torch.ones(shape[0], 2) for n in range(12)}
+    adapter(tmp_path, lora)
+    (tmp_path / "merged").mkdir()
+    found = subprocess.run(
+        [sys.executable, "-c", MERGE_AND_WATCH, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) < 150 * 2**20  # all merged weights take 192 MiB, all that are summed 384
+    assert load_file(tmp_path / "merged" / "model.safetensors")["layer.7.weight"][0, 0] == 5
+
+
+MERGE_AND_WATCH = """
+import re, sys, threading
+from pathlib import Path
+from safetensors.torch import load_file
+from transformers import AutoConfig, PretrainedConfig  # libraries would count otherwise
+import torch
+from qlora_repeat.merge import merge_weights
+torch.ones(2048, 2) @ torch.ones(2, 4096)
+
+def anonymous():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def watch():
+    while not ended.wait(0.002):
+        most.append(anonymous())
+
+folder, most, ended = Path(sys.argv[1]), [before := anonymous()], threading.Event()
+thread = threading.Thread(target=watch)
+thread.start()
+merge_weights(folder / "base", folder / "adapter", folder / "merged", "float16")
+ended.set()
+thread.join()
+print(max(most) - before)
+"""

@@ -18,7 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from qlora_repeat import weights
 from qlora_repeat.errors import MissingError
-from qlora_repeat.weights import check_weights, read_header, read_weights, tensor_digests, weight_files
+from qlora_repeat.weights import (
+    check_weights,
+    read_header,
+    read_weights,
+    stream_weights,
+    tensor_digests,
+    weight_files,
+)
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -274,3 +281,25 @@ def test_what_safetensors_refuses_besides_is_told_alike(
     monkeypatch.setattr("safetensors.torch.load_file", refuse)
     with pytest.raises(MissingError, match=r"model\.safetensors: not a safetensors file \(a reason\)"):
         read_weights(tmp_path / "model.safetensors")
+
+
+def test_a_file_written_tensor_by_tensor_is_read_as_it_was(tmp_path: Path) -> None:
+    tensors = {
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "none": torch.zeros(0, 4, dtype=torch.int8),
+        "three": torch.tensor([True, False, True]),
+        "half": torch.randn(3, 5).to(torch.float16),
+        "brain": torch.randn(7).to(torch.bfloat16),
+        "turned": torch.arange(12).reshape(3, 4).T,
+    }
+    wanted = {
+        name: (str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in tensors.items()
+    }
+    path = tmp_path / "streamed.safetensors"
+    stream_weights(path, wanted, tensors.__getitem__)
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert [value.dtype for value in found.values()] == [tensors[name].dtype for name in found]
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "whole.safetensors")
+    assert tensor_digests(path) == tensor_digests(tmp_path / "whole.safetensors")

@@ -1,11 +1,12 @@
 """Merging an adapter into the base: W = W0 + BA x alpha/r (section VII; the paper leaves out alpha/r).
 
 Each sum is computed on the CPU in float32 from the base's own full-precision weights, and then rounded once
-to the study's format. Merging into 4-bit weights instead would round the adapter away in part. One file of
-the base at a time is in memory.
+to the study's format. Merging into 4-bit weights instead would round the adapter away in part. One tensor
+of the base at a time is in memory, and of its file what the system maps of it and can drop.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from qlora_repeat.digest import weights_digest
 from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.files import new_folder, read_json, write_json
 from qlora_repeat.trial import Trial
-from qlora_repeat.weights import check_weights, read_weights, weight_files
+from qlora_repeat.weights import check_weights, read_header, read_weights, stream_weights, weight_files
 
 INDEX = "model.safetensors.index.json"
 
@@ -49,24 +50,28 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     """
     import torch
     from safetensors import safe_open
-    from safetensors.torch import save_file
     from transformers import AutoConfig
 
     changes = _changes(adapter)
     check_weights(base)
     files: dict[str, str] = {}
     merged_type = getattr(torch, dtype)
+
+    def merged(tensors: Any, name: str) -> Any:
+        weight = tensors.get_tensor(name)
+        if name in changes:
+            a, b, scale = changes.pop(name)
+            weight = weight.float() + (b.float() @ a.float()) * scale
+        return weight.to(merged_type) if weight.is_floating_point() else weight
+
     for path in weight_files(base):
-        merged = {}
+        wanted = {
+            name: (dtype if getattr(torch, placed.dtype).is_floating_point else placed.dtype, placed.shape)
+            for name, placed in read_header(path).items()
+        }
         with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
-                weight = tensors.get_tensor(name)
-                if name in changes:
-                    a, b, scale = changes.pop(name)
-                    weight = weight.float() + (b.float() @ a.float()) * scale
-                merged[name] = weight.to(merged_type) if weight.is_floating_point() else weight
-        save_file(merged, folder / path.name, metadata={"format": "pt"})
-        files |= dict.fromkeys(merged, path.name)
+            stream_weights(folder / path.name, wanted, functools.partial(merged, tensors))
+        files |= dict.fromkeys(wanted, path.name)
     if changes:
         raise StageError(f"{adapter}: it changes {min(changes)}, which {base} does not have")
     if (base / INDEX).is_file():

@@ -5,8 +5,9 @@ are refused by name.
 """
 
 import hashlib
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +41,10 @@ _TYPES = {
 
 
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+
+
+Kind = tuple[str, Sequence[int]]
+"""The type of a tensor, as torch names it, and its shape."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,33 @@ def read_weights(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise MissingError(f"{path}: not a safetensors file ({error}); make or fetch it again") from None
     return tensors
+
+
+def stream_weights(path: Path, wanted: Mapping[str, Kind], tensor: Callable[[str], Any]) -> None:
+    """Writes a safetensors file of tensors, each asked for by its name when its turn comes.
+
+    No more than one of them is in memory; safetensors' own writer takes all at once.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    import torch
+
+    codes = {kind: (code, size) for code, (size, kind) in _TYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (kind, shape) in wanted.items():
+        code, size = codes[kind]
+        start, end = end, end + size * math.prod(shape)
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin where eight bytes may be read at once
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (kind, shape) in wanted.items():
+            found = tensor(name).contiguous()
+            assert (str(found.dtype), list(found.shape)) == (f"torch.{kind}", list(shape)), name
+            file.write(found.flatten().view(torch.uint8).numpy().data)
 
 
 def tensor_digests(path: Path) -> dict[str, list[Any]]:
