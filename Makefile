@@ -38,7 +38,7 @@ INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL JOBS COMPARE,
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures report paper
-.PHONY: verify attribute status check list rehearsal test lint types lock web clean help
+.PHONY: verify attribute status check list rehearsal bench test lint types lock web clean help
 .PHONY: image sif docker-all apptainer-all image-test sif-test base-image submit
 
 all: setup ## the whole study: trials, results file, tables, figures, report (also where some trials failed)
@@ -96,6 +96,10 @@ rehearsal: setup ## the paper's study whole, on miniature models, offline, on a 
 	export QLORA_REPEAT_RUNS="$(REHEARSAL)" QLORA_REPEAT_LOCK="$(REHEARSAL)/paper.lock"
 	$(KIT) miniature paper --out "$$HF_HOME"
 	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows RANDOMNESS=$(RANDOMNESS) TRIAL= OUT="$(REHEARSAL)/tables"
+
+bench: setup ## compare the kit with a plain script, in time and memory; half an hour on two cores
+	@$(BIN)python -m pip install --disable-pip-version-check -qq --no-deps --require-hashes -r lockfiles/bench.txt
+	$(BIN)python benchmarks/speed.py
 
 image: ## build the image for Docker or Podman
 	@container/build.sh docker $(BUILD_OPTIONS)

@@ -1,4 +1,4 @@
-"""Write the lock files anew from pyproject.toml and pocket.in: `make lock`.
+"""Write the lock files anew from pyproject.toml, pocket.in and bench.in: `make lock`.
 
 Packages keep their locked versions unless pyproject.toml rules these out or an argument for uv says
 otherwise: `--upgrade`, `--upgrade-package NAME`. One resolution makes build.txt, torch-cuda.txt, runtime.txt
@@ -61,8 +61,9 @@ def refresh(folder: Path, options: list[str]) -> None:
     write("runtime.txt", pins, project - torch - LEFT_OUT)
     write("dev.txt", pins, pins.keys() - project - build)
 
-    pocket = compiled(part, "lockfiles/pocket.in", "--no-deps")
-    write("pocket.txt", pocket, pocket)
+    for name in ("pocket", "bench"):
+        alone = compiled(part, f"lockfiles/{name}.in", "--no-deps")
+        write(f"{name}.txt", alone, alone)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,179 @@
+"""The plain script: QLoRA with transformers' Trainer, peft and bitsandbytes, as their documents show it.
+
+What `benchmarks/speed.py` compares the kit with. One call is one trial in a process of its own: quantise the
+base while loading it, train, save, merge by peft, measure perplexity one example at a time, answer prompts.
+There is no trace, no checkpoint and no record; nothing is slower than its authors would write it.
+
+python benchmarks/baseline.py BASE TRAIN TEST OUT [--trainer sft] [--steps 20] [--seed 1]
+
+BASE is a folder that transformers loads, TRAIN and TEST are JSON lines with a key `text`. The last line
+printed is one JSON object: seconds of each part, perplexity, responses, peak memory of training.
+"""
+
+import argparse
+import json
+import math
+import resource
+import time
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+PROMPTS = ["Your silence will", "Let the improvement of yourself keep you"]
+SAMPLINGS = [{"temperature": 1.0, "top_p": 1.0}, {"temperature": 0.1, "top_p": 0.1}]
+MAX_LENGTH, NEW_TOKENS = 128, 20
+
+
+def one_by_one(model: Any, tokenizer: Any, texts: Iterable[str]) -> tuple[list[float], int]:
+    """The negative log-likelihood of each text, and the number of predicted tokens of all."""
+    import torch
+
+    losses, tokens = [], 0
+    for text in texts:
+        ids = tokenizer(text, truncation=True, max_length=MAX_LENGTH, return_tensors="pt").input_ids
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=ids).loss.item()
+        losses.append(loss * (ids.shape[1] - 1))
+        tokens += ids.shape[1] - 1
+    return losses, tokens
+
+
+def main() -> None:
+    """One trial."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("base")
+    parser.add_argument("train")
+    parser.add_argument("test")
+    parser.add_argument("out")
+    parser.add_argument("--trainer", choices=["transformers", "sft"], default="transformers")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+
+    import datasets
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    if args.trainer == "sft":
+        from trl import SFTConfig, SFTTrainer
+
+    def part(name: str) -> None:
+        nonlocal began
+        seconds[name], began = time.perf_counter() - began, time.perf_counter()
+
+    warnings.simplefilter("ignore")
+    datasets.disable_progress_bars()
+    part("import")
+
+    set_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    data = datasets.load_dataset("json", data_files={"train": args.train, "test": args.test})
+    quantised = AutoModelForCausalLM.from_pretrained(
+        args.base,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        ),
+    )
+    prepared = prepare_model_for_kbit_training(quantised, use_gradient_checkpointing=False)
+    lora = LoraConfig(
+        r=8, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
+    options = {
+        "output_dir": args.out,
+        "max_steps": args.steps,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 2e-3,
+        "lr_scheduler_type": "constant",
+        "optim": "paged_adamw_8bit",
+        "max_grad_norm": 1.0,
+        "seed": args.seed,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": True,
+    }
+    if args.trainer == "sft":
+        arguments = SFTConfig(
+            **options,
+            max_length=MAX_LENGTH,
+            gradient_checkpointing=False,
+            bf16=False,
+            dataset_text_field="text",
+        )
+        trainer = SFTTrainer(
+            model=prepared,
+            args=arguments,
+            train_dataset=data["train"],
+            processing_class=tokenizer,
+            peft_config=lora,
+        )
+    else:
+        rows = data["train"].map(
+            lambda row: tokenizer(row["text"], truncation=True, max_length=MAX_LENGTH),
+            remove_columns=["text"],
+        )
+        trainer = Trainer(
+            model=get_peft_model(prepared, lora),
+            args=TrainingArguments(**options),
+            train_dataset=rows,
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        )
+    part("load")
+    trainer.train()
+    part("train")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    trainer.model.save_pretrained(f"{args.out}/adapter")
+    del trainer, quantised, prepared
+
+    base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, f"{args.out}/adapter").merge_and_unload()
+    merged.half().save_pretrained(f"{args.out}/merged")
+    tokenizer.save_pretrained(f"{args.out}/merged")
+    model = merged.float().eval()
+    part("merge")
+
+    losses, tokens = one_by_one(model, tokenizer, data["test"]["text"])
+    part("perplexity")
+    responses = []
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        for sampling in SAMPLINGS:
+            output = model.generate(
+                **inputs,
+                do_sample=True,
+                max_new_tokens=NEW_TOKENS,
+                pad_token_id=tokenizer.eos_token_id,
+                **sampling,
+            )
+            responses.append(tokenizer.decode(output[0, inputs.input_ids.shape[1] :]))
+    part("responses")
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "perplexity": math.exp(sum(losses) / tokens),
+                "tokens": tokens,
+                "peak_memory_bytes": peak,
+                "responses": responses,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""How long the kit takes for what a plain script does, side by side in one run, as ratios.
+
+make bench, or: python benchmarks/speed.py [--only trial,arm,perplexity,workers,step]
+
+The plain script is `benchmarks/baseline.py`. Both fine-tune SmolLM2-135M for 20 steps on the same quotes,
+merge, measure the perplexity of the same 500 and answer the same prompts, with float32 arithmetic and all
+cores. The kit works bitwise (`benchmarks/speed.toml`), and from a cache that has no copies when the run
+begins. Takes half an hour on two cores; it says little where something else runs. The last line is one JSON
+object of the ratios kit / plain script.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baseline import one_by_one
+from tabulate import tabulate
+
+from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
+from qlora_repeat.commands.stage import require_fetched
+from qlora_repeat.data import batch_order, encode, part_rows
+from qlora_repeat.kernels import set_kernels
+from qlora_repeat.perplexity import ExampleLoss, example_losses, perplexity
+from qlora_repeat.pins import LockFile
+from qlora_repeat.record import read_record
+from qlora_repeat.study import Study, load_study
+from qlora_repeat.trial import Stage, cache_folder, find_trial
+
+HERE = Path(__file__).resolve().parent
+MODEL = "smollm2-135m"
+ARM = f"{MODEL}/adamw-8bit"
+STAGES = "finetune,merge,evaluate"
+PARTS = ("trial", "arm", "perplexity", "workers", "step")
+
+
+@dataclass
+class Bench:
+    """A folder with all that the runs need, and what they gave."""
+
+    folder: Path
+    cores: int
+    rows: list[list[Any]] = field(default_factory=list)
+    ratios: dict[str, float] = field(default_factory=dict)
+
+    def study(self, threads: int) -> Path:
+        """The file of the study, with so many threads for each trial."""
+        path = self.folder / f"{threads}-threads" / "speed.toml"
+        path.parent.mkdir(exist_ok=True)
+        text = (HERE / "speed.toml").read_text(encoding="utf-8")
+        path.write_text(text.replace("threads = 1", f"threads = {threads}"), encoding="utf-8")
+        return path
+
+    def add(self, what: str, plain: float, kit: float, unit: str, key: str | None = None) -> None:
+        """A row of the table, and one of the ratios."""
+        self.rows.append([what, f"{plain:,.2f} {unit}", f"{kit:,.2f} {unit}", f"{kit / plain:.2f}"])
+        print(*self.rows[-1], sep=" | ", flush=True)
+        if key:
+            self.ratios[key] = round(kit / plain, 3)
+
+
+def main() -> None:
+    """Runs what is asked for, prints a table, and the ratios in the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=",".join(PARTS), help="some of: %(default)s")
+    only = parser.parse_args().only.split(",")
+    if unknown := {*only} - {*PARTS}:
+        parser.error(f"--only: {min(unknown)} is none of {', '.join(PARTS)}")
+    with tempfile.TemporaryDirectory(prefix="qlora-repeat-bench-") as name:
+        bench = Bench(Path(name), len(os.sched_getaffinity(0)))
+        study = prepare(bench)
+        if {"trial", "arm"} & {*only}:
+            trials_and_arm(bench)
+        if "perplexity" in only:
+            compare_perplexity(bench, study)
+        if "workers" in only:
+            compare_workers(bench)
+        if "step" in only:
+            compare_steps(bench)
+    print(f"\n{bench.cores} cores\n")
+    print(tabulate(bench.rows, ["", "plain script", "kit", "ratio"], tablefmt="github"))
+    print(json.dumps(bench.ratios))
+
+
+def prepare(bench: Bench) -> Study:
+    """The study's base and data, and the quotes as the plain script wants them."""
+    study, cache = load_study(str(bench.study(bench.cores))), cache_folder()
+    from rich.console import Console
+
+    require_fetched(study, LockFile(bench.folder / "none"), cache, Console(stderr=True))
+    (bench.folder / "cache").mkdir()
+    for part in ("bases", "data"):
+        (bench.folder / "cache" / part).symlink_to(cache / part)
+    train, test = (part_rows(study, "quotes", part, cache, 42) for part in ("train", "test"))
+    seen = [train[row] for [row] in batch_order(len(train), 1, 20, 42)]  # what the kit's trials see
+    for name, rows in (("train", seen), ("test", test[: study.evaluation.examples])):
+        lines = [json.dumps({"text": row["quote"]}) + "\n" for row in rows]
+        (bench.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return study
+
+
+def trials_and_arm(bench: Bench) -> None:
+    """Seven trials of the plain script, one after the other; the kit's between them, and as an arm."""
+    single = bench.study(bench.cores)
+    kit(bench, "trial", f"{MODEL}/base", "--study", single)  # once for all trials of a model
+    plain, ours = [], []
+    for number in range(1, 8):
+        plain.append(baseline(bench, number))
+        if number in (1, 3, 5):
+            ours.append(
+                kit(bench, "trial", f"{ARM}/{(number + 1) // 2}", "--study", single, "--stages", STAGES)
+            )
+    print("plain script, s:", *(f"{each['wall']:.1f}" for each in plain))
+    print("kit, s:", *(f"{each:.1f}" for each in ours), flush=True)
+    parts = plain[0]["seconds"]
+    print("parts of the plain script, s:", {name: round(value, 1) for name, value in parts.items()})
+    sft = baseline(bench, 1, "--trainer", "sft")
+    print("parts with TRL, s:", {name: round(value, 1) for name, value in sft["seconds"].items()}, flush=True)
+    middle = statistics.median(each["wall"] for each in plain)
+    bench.add("one trial", middle, statistics.median(ours), "s", "trial")
+    bench.add("one trial, the first: nothing kept yet", middle, ours[0], "s")
+    bench.add("one trial, against TRL's SFTTrainer", sft["wall"], statistics.median(ours), "s")
+
+    many = bench.study(1)
+    took = kit(bench, "run", many, "--stages", STAGES, runs="arm")
+    bench.add("seven trials of an arm", sum(each["wall"] for each in plain), took, "s", "arm")
+    memory = record(bench, single, 1, "finetune")["peak_memory_bytes"]
+    before = statistics.median(each["peak_memory_bytes"] for each in plain)
+    bench.add("peak memory, unpacked weights", before / 2**20, memory / 2**20, "MiB")
+    kit(bench, "finetune", f"{ARM}/1", "--study", f"{single}@nf4")
+    in_4_bits = record(bench, f"{single}@nf4", 1, "finetune")
+    bench.add(
+        "peak memory, 4-bit weights", before / 2**20, in_4_bits["peak_memory_bytes"] / 2**20, "MiB", "memory"
+    )
+    same_bits(bench, single, many)
+    recording(bench, many)
+
+
+def same_bits(bench: Bench, single: Path, many: Path) -> None:
+    """Proves by digest that each way gave the adapter of the plain path: 4 bits, no copy, alone."""
+    for study, runs in ((single, "runs"), (many, "arm")):
+        shutil.rmtree(bench.folder / "cache" / "quantised")
+        kit(bench, "finetune", f"{ARM}/2", "--study", f"{study}@nf4", runs="plain")
+        wanted = record(bench, f"{study}@nf4", 2, "finetune", "plain")["adapter_digest"]
+        numbers = (1, 2, 3) if study == single else range(1, 8)
+        found = [record(bench, study, number, "finetune", runs) for number in numbers]
+        assert {each["adapter_digest"] for each in found} == {wanted}, "the bits are not the same"
+        assert {each["weights"] for each in found} == {"materialised"}
+        print(f"{len(found)} trials have the adapter of the plain path: {wanted[:16]}", flush=True)
+
+
+def recording(bench: Bench, study: Path) -> None:
+    """The share of trace, digests and checkpoints in the trials of the arm."""
+    shares = []
+    for number in range(1, 8):
+        tuned = record(bench, study, number, "finetune", "arm")
+        spent = tuned["digest_seconds"] + tuned["checkpoint_seconds"]
+        whole = sum(
+            recorded_seconds(bench, study, number, stage) for stage in ("finetune", "merge", "evaluate")
+        )
+        shares.append((100 * spent / tuned["train_seconds"], 100 * spent / whole))
+    of_training, of_trial = (statistics.median(share) for share in zip(*shares, strict=True))
+    print(f"trace and checkpoints: {of_training:.1f} % of training, {of_trial:.1f} % of a trial", flush=True)
+
+
+def compare_perplexity(bench: Bench, study: Study) -> None:
+    """500 quotes, one by one and in batches, on the base at the same precision; twice, in turns."""
+    cache = cache_folder()
+    folder = base_folder(study, MODEL, cache)
+    tokenizer, model = load_tokenizer(folder), load_full(folder, study.precision.compute)
+    rows = part_rows(study, "quotes", "test", cache, 42)[: study.evaluation.examples]
+    examples = encode(tokenizer, study.models[MODEL], rows)
+    plain_seconds, kit_seconds = [], []
+    for _ in range(2):
+        set_kernels("default", bench.cores)
+        began = time.perf_counter()
+        alone, tokens = one_by_one(model, tokenizer, [row["quote"] for row in rows])
+        plain_seconds.append(time.perf_counter() - began)
+        set_kernels(study.randomness.kernels, bench.cores)
+        began = time.perf_counter()
+        batched = example_losses(
+            model, examples, study.evaluation.batch_size, tokenizer.pad_token_id, lambda done: None
+        )
+        kit_seconds.append(time.perf_counter() - began)
+    bench.add("perplexity of 500 quotes", min(plain_seconds), min(kit_seconds), "s", "perplexity")
+    report_losses(alone, tokens, batched)
+
+
+def report_losses(alone: list[float], tokens: int, batched: list[ExampleLoss]) -> None:
+    """Prints how far the two ways are apart, of each example and as a whole."""
+    assert tokens == sum(loss.tokens for loss in batched)
+    apart = [abs(one - loss.loss) / loss.tokens for one, loss in zip(alone, batched, strict=True)]
+    relative = [abs(one - loss.loss) / one for one, loss in zip(alone, batched, strict=True)]
+    mean = abs(sum(alone) - sum(loss.loss for loss in batched)) / sum(alone)
+    print(
+        f"losses: the mean differs by {mean:.1e} relative, an example's by {statistics.median(relative):.1e} "
+        f"(median) to {max(relative):.1e}, and by {max(apart):.1e} nats a token at most; "
+        f"perplexity {perplexity(batched):.4f}",
+        flush=True,
+    )
+    assert mean < 5e-4, "the mean loss is not the same"
+
+
+def compare_workers(bench: Bench) -> None:
+    """The fine-tuning of seven trials, one at a time and as many as there are cores, with a thread each."""
+    study = bench.study(1)
+    alone, together = (
+        kit(bench, "run", study, "--stages", "finetune", "--jobs", jobs, runs=f"jobs-{jobs}")
+        for jobs in (1, bench.cores)
+    )
+    print(
+        f"seven fine-tunings: 1 at a time {alone:.1f} s, {bench.cores} at a time {together:.1f} s: ", end=""
+    )
+    print(f"{alone / together:.2f} times as fast", flush=True)
+
+
+def compare_steps(bench: Bench) -> None:
+    """Seconds of a step with weights in 4 bits and unpacked, by threads; in turns, the least of three."""
+    for threads in dict.fromkeys((1, bench.cores)):
+        study, found = bench.study(threads), {"nf4": list[float](), "materialised": list[float]()}
+        for _ in range(3):
+            for weights, seconds in found.items():
+                kit(bench, "finetune", f"{ARM}/1", "--force", "--study", f"{study}@{weights}", runs="steps")
+                tuned = record(bench, f"{study}@{weights}", 1, "finetune", "steps")
+                spent = tuned["digest_seconds"] + tuned["checkpoint_seconds"]
+                seconds.append((tuned["train_seconds"] - spent) / tuned["steps"])
+        nf4, unpacked = (min(seconds) for seconds in found.values())
+        print(
+            f"a step, {threads} threads: 4 bits {nf4:.3f} s, unpacked {unpacked:.3f} s: {unpacked / nf4:.2f}"
+        )
+
+
+def baseline(bench: Bench, seed: int, *options: str) -> dict[str, Any]:
+    """A trial of the plain script: what it printed, and its seconds from start to end (`wall`)."""
+    study = load_study(str(bench.study(1)))
+    base = base_folder(study, MODEL, bench.folder / "cache")
+    files = [bench.folder / "train.jsonl", bench.folder / "test.jsonl", bench.folder / "plain-script"]
+    began = time.perf_counter()
+    lines = called([HERE / "baseline.py", base, *files, "--seed", seed, *options], bench.folder)
+    wall = time.perf_counter() - began
+    shutil.rmtree(files[-1])
+    return {**json.loads(lines[-1]), "wall": wall}
+
+
+def kit(bench: Bench, command: str, *arguments: object, runs: str = "runs") -> float:
+    """Seconds that a command of the kit takes, from start to end."""
+    folders = ["--runs", bench.folder / runs, "--cache", bench.folder / "cache"]
+    began = time.perf_counter()
+    called([Path(sys.executable).with_name("qlora-repeat"), command, *arguments, *folders], bench.folder)
+    return time.perf_counter() - began
+
+
+def called(arguments: Sequence[object], folder: Path) -> list[str]:
+    """The lines that a Python program printed; with no hub to ask, and nothing from a user's cache of one."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hub"),
+        "PYTHONWARNINGS": "ignore",
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, arguments))} failed:\n{done.stderr[-3000:]}")
+    return done.stdout.splitlines()
+
+
+def record(bench: Bench, study: object, number: int, stage: Stage, runs: str = "runs") -> dict[str, Any]:
+    """What a stage of a trial measured."""
+    trial = find_trial(load_study(str(study)), f"{ARM}/{number}", bench.folder / runs)
+    found = read_record(trial.record(stage))
+    assert found is not None, trial.record(stage)
+    return found.outputs
+
+
+def recorded_seconds(bench: Bench, study: Path, number: int, stage: Stage) -> float:
+    """How long a stage of a trial of the arm took."""
+    trial = find_trial(load_study(str(study)), f"{ARM}/{number}", bench.folder / "arm")
+    found = read_record(trial.record(stage))
+    assert found is not None, trial.record(stage)
+    return found.seconds
+
+
+if __name__ == "__main__":
+    main()
