@@ -1,7 +1,9 @@
 """Trials as their four stages leave them, written in an instant: nothing is trained, but all is there."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from numpy import full
@@ -14,14 +16,19 @@ from qlora_repeat.inputs import base_inputs, stage_inputs
 from qlora_repeat.record import Record, keep, write_record
 from qlora_repeat.study import Study
 from qlora_repeat.trace import Step, trace_line
-from qlora_repeat.trial import STAGES, Trial, all_trials, base_record, base_tests
+from qlora_repeat.trial import STAGES, Stage, Trial, all_trials, base_record, base_tests
 
 SPLIT = 6
 """The seed of the split that bases are tested on, and trials too."""
 
 
-def finish_study(study: Study, runs: Path, cache: Path) -> list[Trial]:
-    """Finishes every trial of a study, and the tests of its bases."""
+Outputs = Mapping[Stage, dict[str, Any]]
+
+
+def finish_study(
+    study: Study, runs: Path, cache: Path, more: Callable[[Trial], Outputs] = lambda trial: {}
+) -> list[Trial]:
+    """Finishes every trial of a study, and the tests of its bases; `more` as in `finish`, of each trial."""
     for model in study.models:
         for number in base_tests(study):
             name, inputs = f"{model}/base/{number}", base_inputs(study, model, cache)
@@ -29,12 +36,15 @@ def finish_study(study: Study, runs: Path, cache: Path) -> list[Trial]:
             write_record(base_record(study, model, number, runs), _record("evaluate", name, inputs, outputs))
     trials = all_trials(study, runs)
     for trial in trials:
-        finish(trial, cache)
+        finish(trial, cache, more=more(trial))
     return trials
 
 
-def finish(trial: Trial, cache: Path, split: int = SPLIT) -> None:
-    """Leaves adapter, trace and merged model, and the record of each stage; `split` is its seed."""
+def finish(trial: Trial, cache: Path, split: int = SPLIT, more: Outputs = MappingProxyType({})) -> None:
+    """Leaves adapter, trace and merged model, and the record of each stage.
+
+    `split` is the split's seed; `more` are outputs that stages have instead of those here, or besides.
+    """
     with new_folder(trial.adapter) as folder:
         save_file({"lora_A": full((4, 8), trial.number, "f")}, folder / "adapter_model.safetensors")
         write_text(folder / "adapter_config.json", json.dumps({"r": 8, "lora_alpha": 32}))
@@ -66,6 +76,7 @@ def finish(trial: Trial, cache: Path, split: int = SPLIT) -> None:
     }
     upstream: dict[str, Any] = {}
     for stage in STAGES:
+        outputs[stage] |= more.get(stage, {})
         inputs = stage_inputs(trial, stage, cache, upstream)
         kept = {
             "finetune": [trial.trace, *trial.adapter.iterdir()],

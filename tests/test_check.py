@@ -28,9 +28,9 @@ from qlora_repeat.lock import exclusive
 from qlora_repeat.record import read_record, write_record
 from qlora_repeat.results import write_results
 from qlora_repeat.stages import base_state, stage_states, trial_state
-from qlora_repeat.status import base_damages, explanations, study_states
+from qlora_repeat.status import base_damages, explanations, standings, study_states
 from qlora_repeat.study import Study, load_study
-from qlora_repeat.trial import Trial, base_record, find_trial, results_path
+from qlora_repeat.trial import Trial, all_trials, base_record, find_trial, results_path
 
 NAME = "tiny-neox/adamw-8bit/1"
 NO_CACHE = Path("/nonexistent")
@@ -136,7 +136,7 @@ def test_one_bit_flipped_anywhere_is_never_done_and_gives_no_number(
         assert states(lasting) == AFTER[stage_of(name)]
         assert trial_state(lasting, NO_CACHE) == "damaged"
         assert numbers(lasting) == {}
-        (line,) = explanations([lasting], NO_CACHE)
+        (line,) = explanations(standings([lasting], NO_CACHE))
         assert line.startswith(f"{NAME} is damaged: {path}: ")
         assert line.endswith("; `qlora-repeat run` does its stage again")
         assert any(problem.startswith(f"{path}: ") for problem in checked(lasting).problems)
@@ -166,10 +166,10 @@ def test_a_file_cut_short_or_gone_is_seen_without_reading_it(name: str, trial: T
     path, stage = trial.folder / name, stage_of(name)
     os.truncate(path, path.stat().st_size - 1)
     assert states(trial, rehash=False) == AFTER[stage] == states(trial)
-    assert (
-        "damaged" in study_states(trial.study, trial.runs, NO_CACHE)[f"{trial.model_name}/{trial.optimizer}"]
-    )
-    (line,) = explanations([trial], NO_CACHE, rehash=False)
+    found = standings(all_trials(trial.study, trial.runs), NO_CACHE, rehash=False)
+    arms = study_states(trial.study, trial.runs, NO_CACHE, found)
+    assert "damaged" in arms[f"{trial.model_name}/{trial.optimizer}"]
+    (line,) = explanations(found)
     assert line.startswith(f"{NAME} is damaged: {path}: ")
     assert len(line.splitlines()) == 1
     path.unlink()
@@ -192,7 +192,10 @@ def test_the_record_of_another_trial_is_damage(other: str, trial: Trial) -> None
     shutil.copy(record, trial.record("time"))
     assert states(trial) == AFTER["time"]
     shutil.copy(trial.record("evaluate"), trial.record("time"))
-    assert "not a record of this stage, but the evaluate stage of" in explanations([trial], NO_CACHE)[0]
+    assert (
+        "not a record of this stage, but the evaluate stage of"
+        in explanations(standings([trial], NO_CACHE))[0]
+    )
 
 
 def test_a_whole_study_holds_what_its_records_say(trial: Trial) -> None:

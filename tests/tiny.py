@@ -7,10 +7,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.base_model import MANIFEST, base_folder
+from qlora_repeat.base_model import base_folder
 from qlora_repeat.bring import prepare_data, save_plain
 from qlora_repeat.corpus import corpus_rows, rows_digest
-from qlora_repeat.digest import folder_digests
+from qlora_repeat.digest import MANIFEST, folder_digests
 from qlora_repeat.files import new_folder, write_json
 from qlora_repeat.packages import locate
 from qlora_repeat.sources import Data

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.digest import json_digest, known_digest
+from pydantic import TypeAdapter
+
+from qlora_repeat.digest import MANIFEST, json_digest, known_digest, manifest_digest
 from qlora_repeat.errors import MissingError
 from qlora_repeat.sources import Base
 from qlora_repeat.study import Study
 
-MANIFEST = "manifest.json"
+_BASE = TypeAdapter(Base)
 SOURCE = "source.json"
 """The pin that a folder of the cache was made from, where that was a hub's."""
 
@@ -21,9 +23,7 @@ def base_folder(study: Study, name: str, cache: Path) -> Path:
 
 def _identity(study: Study, base: Base) -> list[Any]:
     """What a cached base depends on; a pretrained one also on what it was not to see."""
-    from pydantic import TypeAdapter
-
-    plain: dict[str, Any] = TypeAdapter(Base).dump_python(base, mode="json", exclude_none=True)
+    plain: dict[str, Any] = _BASE.dump_python(base, mode="json", exclude_none=True)
     plain.pop("architecture", None)
     for key, file in (("gguf", base.gguf), ("tokenizer", base.tokenizer)):
         if file is not None:
@@ -35,10 +35,7 @@ def _identity(study: Study, base: Base) -> list[Any]:
 
 def base_digest(study: Study, name: str, cache: Path) -> str | None:
     """The digest of a cached base model, or None if it is not in the cache."""
-    try:
-        return json_digest(json.loads((base_folder(study, name, cache) / MANIFEST).read_text("utf-8")))
-    except (OSError, ValueError):
-        return None
+    return manifest_digest(base_folder(study, name, cache))
 
 
 def base_bytes(study: Study, name: str, cache: Path) -> int:

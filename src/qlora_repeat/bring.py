@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.base_model import MANIFEST, SOURCE, base_folder
+from qlora_repeat.base_model import SOURCE, base_folder
 from qlora_repeat.corpus import corpus_rows, file_rows, json_lines, rows_digest
 from qlora_repeat.data import ROWS, data_folder
-from qlora_repeat.digest import file_digest, folder_digests, text_digest
+from qlora_repeat.digest import MANIFEST, file_digest, folder_digests, text_digest
 from qlora_repeat.errors import MissingError
 from qlora_repeat.files import new_folder, write_json, write_text
 from qlora_repeat.hub import snapshot_folder
@@ -127,4 +127,4 @@ def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -
         write_text(folder / ROWS, text)
         if pin is not None:
             write_json(folder / SOURCE, asdict(pin))
-        write_json(folder / "manifest.json", {ROWS: text_digest(text)})
+        write_json(folder / MANIFEST, {ROWS: text_digest(text)})

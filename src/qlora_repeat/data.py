@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qlora_repeat.digest import json_digest, text_digest
+from qlora_repeat.digest import MANIFEST, json_digest, manifest_digest, text_digest
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.randomness import stream_seed
 from qlora_repeat.sources import ROW_KEYS, Data, Row
@@ -48,10 +48,7 @@ def data_folder(study: Study, name: str, cache: Path) -> Path:
 
 def data_digest(study: Study, name: str, cache: Path) -> str | None:
     """The digest of prepared data, or None if they are not in the cache."""
-    try:
-        return json_digest(json.loads((data_folder(study, name, cache) / "manifest.json").read_text("utf-8")))
-    except (OSError, ValueError):
-        return None
+    return manifest_digest(data_folder(study, name, cache))
 
 
 def read_rows(study: Study, name: str, cache: Path) -> list[Row]:
@@ -63,7 +60,7 @@ def read_rows(study: Study, name: str, cache: Path) -> list[Row]:
     folder = data_folder(study, name, cache)
     try:
         text = (folder / ROWS).read_text(encoding="utf-8")
-        expected = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))[ROWS]
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[ROWS]
     except (OSError, ValueError, KeyError):
         text, expected = "", None
     if data_digest(study, name, cache) is None:

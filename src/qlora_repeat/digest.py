@@ -11,6 +11,8 @@ from qlora_repeat.errors import MissingError
 from qlora_repeat.weights import tensor_digests, weight_files
 
 _Found = TypeVar("_Found")
+MANIFEST = "manifest.json"
+"""In each folder of the cache: the digests of its files."""
 
 
 def text_digest(text: str) -> str:
@@ -27,6 +29,18 @@ def file_digest(path: Path) -> str:
     """The digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_digest(folder: Path) -> str | None:
+    """The digest of what the manifest of a folder of the cache names, or None if that has none."""
+    try:
+        return once(_json_file_digest, folder / MANIFEST)
+    except (OSError, ValueError):
+        return None
+
+
+def _json_file_digest(path: Path) -> str:
+    return json_digest(json.loads(path.read_text("utf-8")))
 
 
 def known_digest(path: Path) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qlora_repeat.bare_code import bare_code
-from qlora_repeat.base_model import base_digest, base_folder
-from qlora_repeat.data import data_digest, data_folder
-from qlora_repeat.digest import json_digest, text_digest
+from qlora_repeat.base_model import base_folder
+from qlora_repeat.data import data_folder
+from qlora_repeat.digest import json_digest, manifest_digest, text_digest
 from qlora_repeat.fingerprint import lock_digest, packages
-from qlora_repeat.study import Study
+from qlora_repeat.randomness import Randomness
+from qlora_repeat.study import Generation, Lora, Quantisation, Study, Training
 from qlora_repeat.trial import Stage, Trial
 
 MODULES: dict[Stage, tuple[str, ...]] = {
@@ -22,6 +23,10 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     "time": ("timing", "kernels"),
 }
 """The module of each stage, and that of the kernels that it runs on."""
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (Randomness, Quantisation, Lora, Training, Generation)
+}
+"""How settings become JSON; making these takes longer than using them."""
 
 
 def stage_inputs(trial: Trial, stage: Stage, cache: Path, upstream: dict[str, Any]) -> dict[str, Any]:
@@ -46,12 +51,13 @@ def base_inputs(study: Study, model_name: str, cache: Path) -> dict[str, Any]:
 def shared_inputs(study: Study, model_name: str, stage: Stage, cache: Path) -> dict[str, Any]:
     """The base model, data, software and the stage's code: names that the study gives them, and digests."""
     model = study.models[model_name]
+    base, data = base_folder(study, model.base, cache), data_folder(study, model.data, cache)
     return {
-        "base_source": base_folder(study, model.base, cache).name,
-        "data_source": data_folder(study, model.data, cache).name,
+        "base_source": base.name,
+        "data_source": data.name,
         "packages": packages() if "torch" in packages() else None,
-        "base": base_digest(study, model.base, cache),
-        "data": data_digest(study, model.data, cache),
+        "base": manifest_digest(base),
+        "data": manifest_digest(data),
         "lock": lock_digest(),
         "code": code_digest(*MODULES[stage]),
     }
@@ -129,7 +135,7 @@ def _split_settings(study: Study, name: str) -> dict[str, Any]:
 
 
 def _plain(settings: Any) -> Any:
-    return TypeAdapter(type(settings)).dump_python(settings, mode="json")
+    return _ADAPTERS[type(settings)].dump_python(settings, mode="json")
 
 
 def changed_inputs(recorded: dict[str, Any], today: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from qlora_repeat.pins import lock_file
 from qlora_repeat.record import KeptFile, Record, keep
 from qlora_repeat.results import TrialResult, read_results, results_text
 from qlora_repeat.stages import stage_record
-from qlora_repeat.status import base_damages, explanations
+from qlora_repeat.status import base_damages, explanations, standings
 from qlora_repeat.study import Study, study_path
 from qlora_repeat.trial import (
     STAGES,
@@ -133,7 +133,7 @@ def _choose(study: Study, runs: Path, cache: Path, include_stale: bool) -> _Chos
     running = [row for row in results if row.status == "running"]
     left_out = [
         *base_damages(study, runs, cache),
-        *explanations(rest, cache),
+        *explanations(standings(rest, cache)),
         *(f"{row.model}/{row.optimizer}/{row.trial} is running" for row in running),
     ]
     if left["missing"]:

@@ -116,11 +116,7 @@ def _text(record: Record) -> str:
 def _read(path: Path) -> Record:
     if path.stat().st_size > LARGEST_JSON:
         raise ValueError(f"larger than {megabytes(LARGEST_JSON)}")
-    content = path.read_bytes()
-    record = _parse(content)
-    if _text(record).encode() != content:  # blanks, the order of keys, how a number is written
-        raise ValueError("changed since it was written")
-    return record
+    return _parse(path.read_bytes())
 
 
 def _parse(text: bytes) -> Record:
@@ -130,7 +126,9 @@ def _parse(text: bytes) -> Record:
     found = content.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"of format {found!r}, this version of the kit reads {FORMAT}"[:100])
-    if content.pop("digest", None) != json_digest({"format": FORMAT, **content}):
+    digest = content.pop("digest", None)
+    plain = {"format": FORMAT, **content}
+    if digest != json_digest(plain):
         raise ValueError("changed since it was written: its own digest does not fit")
     for name in sorted(content.keys() ^ _KINDS.keys()):
         raise ValueError(f"{'no' if name in _KINDS else 'unknown'} key {name[:60]!r}")
@@ -138,6 +136,8 @@ def _parse(text: bytes) -> Record:
         if type(content[name]) not in kinds:
             raise ValueError(f"{name} is {str(content[name])[:60]!r}")
     files = {name: _kept(name, file) for name, file in content.pop("files").items()}
+    if json_text({**plain, "digest": digest}).encode() != text:  # blanks, the order of keys, how numbers are
+        raise ValueError("changed since it was written")
     return Record(**content, files=files)
 
 

@@ -5,7 +5,6 @@ R's ``jsonlite::stream_in`` read it as a table. Every trial that the study asks 
 study's own order; what has not been measured is null.
 """
 
-import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
@@ -117,7 +116,7 @@ def write_results(results: list[TrialResult], path: Path) -> None:
 
 def results_text(results: list[TrialResult]) -> str:
     """One JSON object per line, keys in the order of `TrialResult`, floats exactly."""
-    return "".join(json.dumps(dataclasses.asdict(result)) + "\n" for result in results)
+    return "".join(json.dumps(vars(result), default=vars) + "\n" for result in results)
 
 
 def read_results(path: Path) -> list[TrialResult]:
@@ -157,13 +156,24 @@ def _with_curve(row: TrialResult) -> TrialResult:
 
 def _checked(row: _Row) -> _Row:
     """The row, once every value has the type that its field says."""
-    for name, hint in get_type_hints(type(row)).items():
-        hints = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-        allowed = [get_origin(each) or each for each in hints]
+    for name, allowed, of_texts in _FIELDS[type(row)]:
         value = getattr(row, name)
-        whole = isinstance(value, int) and not isinstance(value, bool) and float in allowed
-        of_texts = list[str] in hints and isinstance(value, list)
-        texts = not of_texts or all(type(each) is str for each in value)
+        whole = type(value) is int and float in allowed
+        texts = not (of_texts and isinstance(value, list)) or all(type(each) is str for each in value)
         if (not whole and type(value) not in allowed) or not texts:
             raise ValueError(f"{name} is {value!r}")
     return row
+
+
+def _fields(kind: type) -> list[tuple[str, list[type], bool]]:
+    """The name of each field of a row, the types that its values may have, and whether a list is of texts."""
+    found = []
+    for name, hint in get_type_hints(kind).items():
+        hints = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        found.append((name, [get_origin(each) or each for each in hints], list[str] in hints))
+    return found
+
+
+_FIELDS: dict[type, list[tuple[str, list[type], bool]]] = {
+    kind: _fields(kind) for kind in (TrialResult, Response)
+}

@@ -1,34 +1,46 @@
 """How the trials of a study stand, for people."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from tabulate import tabulate
 
-from qlora_repeat.stages import State, base_state, failure_of, stage_states, state_of, trial_state
+from qlora_repeat.stages import StageState, State, base_state, failure_of, stage_states, state_of
 from qlora_repeat.study import Study
-from qlora_repeat.trial import Trial, all_trials, base_tests
+from qlora_repeat.trial import Stage, Trial, base_tests
 
 BASE = "base"
 """What stands where a trial has its optimizer, in the names of tests of a base."""
 
 
-def study_states(study: Study, runs: Path, cache: Path) -> dict[str, list[State]]:
-    """For each model how the tests of its base stand, by its name, and the trials of each arm.
+@dataclass(frozen=True)
+class Standing:
+    """How a trial stands."""
 
-    Quick: of what trials left, presence and sizes are looked at; `qlora-repeat check` reads the bytes.
-    """
+    trial: Trial
+    stages: dict[Stage, StageState]
+    state: State
+    """Of the trial as a whole."""
+
+
+def standings(trials: Sequence[Trial], cache: Path, *, rehash: bool = True) -> list[Standing]:
+    """How trials stand; `rehash` as in `stage_states`."""
+    found = [(trial, stage_states(trial, cache, rehash=rehash)) for trial in trials]
+    return [Standing(trial, stages, state_of(trial, stages)) for trial, stages in found]
+
+
+def study_states(study: Study, runs: Path, cache: Path, trials: Sequence[Standing]) -> dict[str, list[State]]:
+    """For each model how the tests of its base stand, by its name, and the trials of each arm."""
+    arms: dict[str, list[State]] = {}
+    for each in trials:
+        arms.setdefault(f"{each.trial.model_name}/{each.trial.optimizer}", []).append(each.state)
     states: dict[str, list[State]] = {}
     for model in study.models:
-        states[f"{model}/{BASE}"] = [
-            base_state(study, model, number, runs, cache).state for number in base_tests(study)
-        ]
-        for trial in all_trials(study, runs):
-            if trial.model_name == model:
-                states.setdefault(f"{model}/{trial.optimizer}", []).append(
-                    trial_state(trial, cache, rehash=False)
-                )
+        tests = [base_state(study, model, number, runs, cache).state for number in base_tests(study)]
+        names = [f"{model}/{optimizer}" for optimizer in study.optimizers]
+        states |= {f"{model}/{BASE}": tests, **{name: arms[name] for name in names}}
     return states
 
 
@@ -59,22 +71,18 @@ def _counted(states: Sequence[State]) -> str:
     return ", ".join(f"{count} {state}" for state in get_args(State) if (count := states.count(state)))
 
 
-def explanations(trials: Sequence[Trial], cache: Path, *, rehash: bool = True) -> list[str]:
-    """A line for each trial that failed or is stale, and each damaged stage: why.
-
-    `rehash` as in `stage_states`.
-    """
+def explanations(trials: Sequence[Standing]) -> list[str]:
+    """A line for each trial that failed or is stale, and each damaged stage: why."""
     lines = []
-    for trial in trials:
-        states = stage_states(trial, cache, rehash=rehash)
-        state, stages = state_of(trial, states), states.values()
-        if state == "failed":
+    for each in trials:
+        trial, stages = each.trial, each.stages.values()
+        if each.state == "failed":
             more = f"; see {trial.log}" if trial.log.is_file() else ""
             lines.append(f"{trial.name} failed: {failure_of(trial)}{more}")
-        elif state == "stale":
+        elif each.state == "stale":
             changes = {change for stage in stages for change in stage.changed}
             lines.append(f"{trial.name} is stale, changed since: {', '.join(sorted(changes))}")
-        elif state == "damaged":
+        elif each.state == "damaged":
             lines += [f"{trial.name} is damaged: {stage.damage}" for stage in stages if stage.damage]
     return lines
 

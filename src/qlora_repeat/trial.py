@@ -1,5 +1,6 @@
 """Arms and trials of a study, and every path that belongs to one."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Trial:
     def data(self) -> Data:
         return self.study.data[self.model.data]
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path:
         return study_folder(self.study, self.runs) / self.model_name / self.optimizer / f"trial-{self.number}"
 

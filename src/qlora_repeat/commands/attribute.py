@@ -145,7 +145,7 @@ def _run(
     from qlora_repeat.commands.stage import require_fetched, run_waiting
     from qlora_repeat.pins import lock_file
     from qlora_repeat.runner import Job
-    from qlora_repeat.status import explanations
+    from qlora_repeat.status import explanations, standings
 
     out, baseline = console(quiet), found[0].trials[0].study
     # With default kernels: a trial sets what its own need, and those of one need not be those of all.
@@ -159,7 +159,7 @@ def _run(
     ]
     if not waiting:
         return
-    for line in explanations([job.trial for job in waiting if job.trial], cache):
+    for line in explanations(standings([job.trial for job in waiting if job.trial], cache)):
         out.print(f"to be run again: {line}")
 
     # Where there are more threads than cores, those that wait by spinning take the cores from those that they

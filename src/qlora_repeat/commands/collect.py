@@ -27,7 +27,7 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
     from qlora_repeat.arm_statistics import write_statistics
     from qlora_repeat.collect import collect
     from qlora_repeat.results import write_results
-    from qlora_repeat.status import base_damages, explanations
+    from qlora_repeat.status import base_damages, explanations, standings
     from qlora_repeat.study import load_study
     from qlora_repeat.trial import all_trials, results_path, statistics_path
 
@@ -47,5 +47,5 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
         )
     rows = zip(all_trials(study, runs), results, strict=True)
     damaged = [trial for trial, row in rows if row.status == "damaged"]
-    for line in base_damages(study, runs, cache) + explanations(damaged, cache):
+    for line in base_damages(study, runs, cache) + explanations(standings(damaged, cache)):
         click.echo(line, err=True)

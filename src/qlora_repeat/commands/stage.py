@@ -174,13 +174,13 @@ def run_all(
         StoppedError: this process, or one that it started, was asked to stop.
     """
     from qlora_repeat.runner import open_jobs
-    from qlora_repeat.status import base_damages, explanations
+    from qlora_repeat.status import base_damages, explanations, standings
 
     waiting = open_jobs(study, stages, runs, cache, force=force)
     if not waiting:
         return 0
     reasons = base_damages(study, runs, cache) if "evaluate" in stages else []
-    for line in reasons + explanations([job.trial for job in waiting if job.trial], cache):
+    for line in reasons + explanations(standings([job.trial for job in waiting if job.trial], cache)):
         out.print(f"to be run again: {line}")
     left = None if force else lambda: len(open_jobs(study, stages, runs, cache))
     run_waiting(study.name, waiting, stages, study, runs, cache, jobs, out, left)

@@ -21,13 +21,21 @@ def command(study_file: str, runs: Path, cache: Path) -> None:
       qlora-repeat status pocket
     """
     from qlora_repeat.colours import STATES, with_coloured
-    from qlora_repeat.status import base_damages, explanations, status_table, study_states, summary
+    from qlora_repeat.status import (
+        base_damages,
+        explanations,
+        standings,
+        status_table,
+        study_states,
+        summary,
+    )
     from qlora_repeat.study import load_study
     from qlora_repeat.trial import all_trials
 
     study, out = load_study(study_file), output()
-    states = study_states(study, runs, cache)
+    trials = standings(all_trials(study, runs), cache, rehash=False)
+    states = study_states(study, runs, cache, trials)
     table = status_table(states, out.width if out.is_terminal else None)
     out.print(with_coloured(f"{table}\n\n{summary(states)}", STATES))
-    for line in base_damages(study, runs, cache) + explanations(all_trials(study, runs), cache, rehash=False):
+    for line in base_damages(study, runs, cache) + explanations(trials):
         out.print(with_coloured(line, STATES, most=1))

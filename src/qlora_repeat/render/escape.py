@@ -4,6 +4,7 @@ A character that would be invisible (control, zero-width, bidirectional, lone su
 code, ``\\u{202e}``; a line break shows as an arrow, and a space that a renderer would drop or merge as ``␣``.
 """
 
+import functools
 import re
 import unicodedata
 from collections.abc import Container
@@ -25,29 +26,32 @@ _MARKDOWN = {character: f"\\{character}" for character in "\\`*_[]~$"} | {
     "\n": "⏎",
 }
 
-_LATEX = {character: f"\\{character}" for character in "{}%$#&_"} | {
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}",
-    '"': r"\textquotedbl{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # right after the \\ that ends a row, a bracket or a star would be its argument
-    "]": "{]}",
-    "*": "{*}",
-    "␣": r"\textvisiblespace{}",
-    "\n": r"\ensuremath{\hookleftarrow}\penalty0 ",
-}
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "{}%$#&_"}
+    | {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "`": r"\textasciigrave{}",
+        "'": r"\textquotesingle{}",
+        '"': r"\textquotedbl{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "[": "{[}",  # right after the \\ that ends a row, a bracket or a star would be its argument
+        "]": "{]}",
+        "*": "{*}",
+        "␣": r"\textvisiblespace{}",
+        "\n": r"\ensuremath{\hookleftarrow}\penalty0 ",
+    }
+)
 _ASCII = frozenset(map(chr, range(0x20, 0x7F)))
 _LATIN_1 = frozenset(map(chr, range(0xA1, 0x100))) - {"\xad"}
 _LATIN_EXTENDED_A = frozenset("ĂăĄąĆćČčĎďĐđĘęĚěĞğĹĺĽľŁłŃńŇňŊŋŐőŒœŔŕŘřŚśŞşŠšŢţŤťŮůŰűŸŹźŻżŽžĲĳİı")
 _IN_T1 = _ASCII | _LATIN_1 | _LATIN_EXTENDED_A | frozenset("–—‘’‚“”„†‡•…‰‹›€™␣\n")
 
-_LIGATURE = re.compile("[-–,‘’!?](?=[-,‘’])")
-"""Pairs that T1 fonts draw as one other character, such as ``--``, ``,,`` and ``?‘``."""
+_LIGATURE = re.compile("(?<=[-–,‘’!?])(?=[-,‘’])")
+"""Within pairs that T1 fonts draw as one other character, such as ``--``, ``,,`` and ``?‘``."""
 _WIDE = frozenset("%@mwæœ—†…‰™")
 _LONG_WORD = 20
 """In the width of narrow letters, of which capitals and the wide characters have two."""
@@ -59,10 +63,7 @@ _BREAK = r"\penalty500 "
 
 def markdown(text: str) -> str:
     """The text for a cell or a line of GitHub's Markdown: no markup, HTML, line break or pipe in it."""
-    shown = "".join(
-        _code(character) if _is_hidden(character) else character for character in _mark_spaces(text)
-    )
-    return "".join(_MARKDOWN.get(character, character) for character in shown)
+    return "".join(map(_in_markdown, _mark_spaces(text)))
 
 
 def latex(text: str) -> str:
@@ -70,7 +71,7 @@ def latex(text: str) -> str:
 
     Characters that these fonts lack show as ``<U+4E2D>``. Long words can be broken.
     """
-    shown = "".join(_in_font(character, _IN_T1) for character in _mark_spaces(text))
+    shown = "".join(map(_in_t1, _mark_spaces(text)))
     return "".join(_latex_word(word) for word in re.split(r"([ \n])", shown))
 
 
@@ -99,6 +100,17 @@ def _is_hidden(character: str) -> bool:
     return in_category or _HIDDEN.match(character) is not None or ord(character) & 0xFFFE == 0xFFFE
 
 
+@functools.cache
+def _in_markdown(character: str) -> str:
+    shown = _code(character) if _is_hidden(character) else character
+    return "".join(_MARKDOWN.get(each, each) for each in shown)
+
+
+@functools.cache
+def _in_t1(character: str) -> str:
+    return _in_font(character, _IN_T1)
+
+
 def _code(character: str) -> str:
     return f"\\u{{{ord(character):x}}}"
 
@@ -110,6 +122,8 @@ def _in_font(character: str, drawn: Container[str]) -> str:
 
 
 def _latex_word(word: str) -> str:
+    if 2 * len(word) <= _LONG_WORD:  # most are
+        return _latex_piece(word)
     width = sum(2 if character.isupper() or character in _WIDE else 1 for character in word)
     if width <= _LONG_WORD:
         return _latex_piece(word)
@@ -117,7 +131,4 @@ def _latex_word(word: str) -> str:
 
 
 def _latex_piece(piece: str) -> str:
-    return "".join(
-        _LATEX.get(character, character) + ("{}" if _LIGATURE.match(piece, place) else "")
-        for place, character in enumerate(piece)
-    )
+    return "{}".join(part.translate(_LATEX) for part in _LIGATURE.split(piece))

@@ -4,6 +4,7 @@ A pure function of the results: no clock, no locale, no torch. What the tables s
 `table_content` and `comparison`, how they look in ``paper/templates``.
 """
 
+import functools
 import itertools
 import math
 import textwrap
@@ -133,6 +134,7 @@ def _names(results: list[TrialResult]) -> str:
     return ", ".join(distinct(result.study for result in results))
 
 
+@functools.cache
 def _markdown_environment(templates: Path) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(templates),
@@ -145,6 +147,7 @@ def _markdown_environment(templates: Path) -> Environment:
     return environment
 
 
+@functools.cache
 def _latex_environment(templates: Path) -> Environment:
     """Like the Markdown one, but ``((* … *))``, ``((( … )))`` and ``((= … =))``: LaTeX needs the braces."""
     environment = _markdown_environment(templates).overlay(
