@@ -9,7 +9,8 @@ import torch
 
 from qlora_repeat.base_model import base_folder, load_quantised, load_tokenizer
 from qlora_repeat.data import encode, part_rows
-from qlora_repeat.derived import MANIFEST, has_copy, keep_copy
+from qlora_repeat.derived import has_copy, keep_copy
+from qlora_repeat.digest import MANIFEST
 from qlora_repeat.encoded import encoded_part
 from qlora_repeat.errors import MissingError
 from qlora_repeat.quantised import load_frozen_base, quantised_folder

@@ -10,10 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.digest import folder_digests, json_digest, known_digest
+from qlora_repeat.digest import MANIFEST, folder_digests, json_digest, known_digest
 from qlora_repeat.files import new_folder, write_json
-
-MANIFEST = "manifest.json"
 
 
 def copy_folder(cache: Path, kind: str, name: str, depends_on: list[Any]) -> Path:
