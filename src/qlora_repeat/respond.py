@@ -5,7 +5,7 @@ from typing import Any
 
 from qlora_repeat.data import Prompt
 from qlora_repeat.randomness import torch_stream
-from qlora_repeat.study import Sampling, Study
+from qlora_repeat.study import Model, Sampling, Study
 
 
 def respond(
@@ -23,9 +23,7 @@ def respond(
 
     wanted = study.models[model_name]
     stop = wanted.stop
-    inputs = tokenizer(
-        prompt.fed, add_special_tokens=wanted.special_tokens, return_tensors="pt", return_token_type_ids=False
-    ).to(model.device)
+    inputs = prompt_ids(tokenizer, prompt, wanted).to(model.device)
     length = inputs["input_ids"].shape[1]
 
     def stopped(ids: Any, scores: Any, **kwargs: Any) -> Any:
@@ -51,8 +49,20 @@ def respond(
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=StoppingCriteriaList([stopped]),
         )
-    text: str = tokenizer.decode(output[0, length:], skip_special_tokens=True)
-    return text.partition(stop)[0] if stop else text
+    return cut(tokenizer, output[0, length:], wanted)
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt, wanted: Model) -> Any:
+    """What a model is fed for a prompt."""
+    return tokenizer(
+        prompt.fed, add_special_tokens=wanted.special_tokens, return_tensors="pt", return_token_type_ids=False
+    )
+
+
+def cut(tokenizer: Any, ids: Any, wanted: Model) -> str:
+    """The text of an answer's tokens, up to where the model is to stop."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text.partition(wanted.stop)[0] if wanted.stop else text
 
 
 def finite_scores(ids: Any, scores: Any) -> Any:
