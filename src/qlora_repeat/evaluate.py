@@ -9,8 +9,9 @@ from qlora_repeat.data import Prompt, study_prompts
 from qlora_repeat.encoded import encoded_part
 from qlora_repeat.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.randomness import draw_seed, recorded_or_drawn, stream_seed
-from qlora_repeat.respond import answer_letter, respond
-from qlora_repeat.study import Sampling, Study
+from qlora_repeat.respond import answer_letter
+from qlora_repeat.respond_batch import Asked, respond_batch
+from qlora_repeat.study import Study
 from qlora_repeat.trial import Trial
 from qlora_repeat.watch import Report
 
@@ -21,7 +22,8 @@ def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -
     `seeds` are those of the fine-tuning's record.
 
     Returns:
-        The record's outputs: what `measure_losses` gives, and the responses at each sampling.
+        The record's outputs: what `measure_losses` gives, the responses at each sampling, and how many of
+        them were not drawn together with others.
     """
     study = trial.study
     model = load_full(trial.merged, study.precision.compute)
@@ -30,9 +32,14 @@ def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -
     prompts = study_prompts(study, trial.model_name, cache, seeds["split"])
     seed = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     outputs["generation_seed"] = seed
-    outputs["responses"] = responses(trial, model, tokenizer, prompts, seed)
+    once = asked_once(trial, prompts, seed)
+    again = asked_again(trial, prompts) if trial.repeats_responses else []
+    answers = respond_batch(model, tokenizer, [*once, *again], study, trial.model_name)
+    responses = [_response(one, text) for one, text in zip([*once, *again], answers.texts, strict=True)]
+    outputs["responses"] = responses[: len(once)]
     if trial.repeats_responses:
-        outputs["repeated_responses"] = repeated_responses(trial, model, tokenizer, prompts)
+        outputs["repeated_responses"] = responses[len(once) :]
+    outputs["responses_alone"] = answers.alone
     return outputs
 
 
@@ -71,15 +78,10 @@ def measure_losses(
     }
 
 
-def responses(
-    trial: Trial, model: Any, tokenizer: Any, prompts: list[Prompt], seed: int
-) -> list[dict[str, Any]]:
-    """The response to each prompt at each sampling, each from a stream of its own."""
+def asked_once(trial: Trial, prompts: list[Prompt], seed: int) -> list[Asked]:
+    """Each prompt at each sampling, each from a stream of its own."""
     return [
-        _response(
-            trial,
-            model,
-            tokenizer,
+        Asked(
             prompt,
             sampling,
             stream_seed(seed, "generation", number, sampling.temperature, sampling.top_p),
@@ -89,29 +91,24 @@ def responses(
     ]
 
 
-def repeated_responses(
-    trial: Trial, model: Any, tokenizer: Any, prompts: list[Prompt]
-) -> list[dict[str, Any]]:
-    """The responses of one model asked again and again, each from entropy of its own (section IX)."""
+def asked_again(trial: Trial, prompts: list[Prompt]) -> list[Asked]:
+    """The same of one model again and again, each from entropy of its own (section IX)."""
     ablation = trial.study.ablation
     assert ablation is not None, "only a study with ablation asks for this"
     return [
-        _response(trial, model, tokenizer, prompt, sampling, draw_seed("fresh", "generation", trial.number))
+        Asked(prompt, sampling, draw_seed("fresh", "generation", trial.number))
         for prompt in prompts
         for sampling in trial.study.generation.samplings
         for _ in range(ablation.responses)
     ]
 
 
-def _response(
-    trial: Trial, model: Any, tokenizer: Any, prompt: Prompt, sampling: Sampling, seed: int
-) -> dict[str, Any]:
-    text = respond(model, tokenizer, prompt, trial.study, trial.model_name, sampling, seed)
+def _response(asked: Asked, text: str) -> dict[str, Any]:
     return {
-        "prompt": prompt.shown,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "prompt": asked.prompt.shown,
+        "temperature": asked.sampling.temperature,
+        "top_p": asked.sampling.top_p,
         "text": text,
-        "answer": answer_letter(text) if prompt.has_options else None,
-        "seed": seed,
+        "answer": answer_letter(text) if asked.prompt.has_options else None,
+        "seed": asked.seed,
     }
