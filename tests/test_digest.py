@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from qlora_repeat import digest
-from qlora_repeat.digest import file_digest, json_digest, known_digest, weights_digest
+from qlora_repeat.digest import file_digest, json_digest, known_digest, manifest_digest, weights_digest
 from qlora_repeat.errors import MissingError
 
 TENSORS = {
@@ -90,3 +90,14 @@ def test_a_file_that_stays_the_same_is_read_once(tmp_path: Path, monkeypatch: py
     save_file({**TENSORS, "steps": torch.tensor([1, 2, 4])}, path)
     assert known_digest(path) != found[0]
     assert weights_digest(tmp_path) != found[1]
+
+
+def test_a_manifest_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "_SETTLED", -(10**18))  # as if it had been written long ago
+    assert manifest_digest(tmp_path) is None
+    manifest = tmp_path / "manifest.json"
+    for text, value in (('{"a":  "1"}', {"a": "1"}), ('{"a": "12"}', {"a": "12"}), ("{", None)):
+        manifest.write_text(text)
+        assert manifest_digest(tmp_path) == (value and json_digest(value))
+    manifest.unlink()
+    assert manifest_digest(tmp_path) is None

@@ -77,33 +77,39 @@ class StudyStatistics:
 
 
 def study_statistics(results: Sequence[TrialResult]) -> StudyStatistics:
-    """The statistics of each arm and of each pair of arms, in the results' order.
+    """The statistics of each arm and of each pair of arms, in the results' order."""
+    return StudyStatistics(
+        arms=arm_statistics(results),
+        comparisons=[comparison for name in MEASURES for comparison in comparisons(results, name)],
+    )
 
-    A measure that no trial has is left out. So is a comparison where an arm has fewer than two finite values.
-    """
-    arms: dict[tuple[str, str], list[TrialResult]] = {}
-    for row in results:
-        arms.setdefault((row.model, row.optimizer), []).extend([row] if row.measured else [])
+
+def arm_statistics(results: Sequence[TrialResult]) -> list[ArmStatistics]:
+    """The statistics of each arm, in the results' order. A measure that no trial has is left out."""
+    arms = _by_arm(results)
     measured = {
         name: {arm: _values(own, measure) for arm, own in arms.items()} for name, measure in MEASURES.items()
     }
     measured = {name: found for name, found in measured.items() if any(found.values())}
-    return StudyStatistics(
-        arms=[
-            ArmStatistics(
-                model=model,
-                optimizer=optimizer,
-                trials=len(own),
-                diverged=share(sum(map(_has_diverged, own)), len(own)),
-                worse_than_base=_worse_than_base(own),
-                measures={name: summarise(found[model, optimizer]) for name, found in measured.items()},
-            )
-            for (model, optimizer), own in arms.items()
-        ],
-        comparisons=[
-            comparison for name, found in measured.items() for comparison in _comparisons(name, found)
-        ],
-    )
+    return [
+        ArmStatistics(
+            model=model,
+            optimizer=optimizer,
+            trials=len(own),
+            diverged=share(sum(map(_has_diverged, own)), len(own)),
+            worse_than_base=worse_than_base(own),
+            measures={name: summarise(found[model, optimizer]) for name, found in measured.items()},
+        )
+        for (model, optimizer), own in arms.items()
+    ]
+
+
+def _by_arm(results: Sequence[TrialResult]) -> dict[tuple[str, str], list[TrialResult]]:
+    """The trials of each arm whose values count."""
+    arms: dict[tuple[str, str], list[TrialResult]] = {}
+    for row in results:
+        arms.setdefault((row.model, row.optimizer), []).extend([row] if row.measured else [])
+    return arms
 
 
 def write_statistics(results: Sequence[TrialResult], path: Path) -> None:
@@ -133,7 +139,8 @@ def _has_diverged(trial: TrialResult) -> bool:
     )
 
 
-def _worse_than_base(trials: list[TrialResult]) -> Share | None:
+def worse_than_base(trials: Sequence[TrialResult]) -> Share | None:
+    """How many trials have a perplexity above their model's before fine-tuning, of those that have both."""
     # Written so that a perplexity of NaN is worse, too.
     worse = [
         not trial.perplexity <= trial.base_perplexity
@@ -143,7 +150,9 @@ def _worse_than_base(trials: list[TrialResult]) -> Share | None:
     return share(sum(worse), len(worse))
 
 
-def _comparisons(measure: str, values: dict[tuple[str, str], list[float]]) -> list[Comparison]:
+def comparisons(results: Sequence[TrialResult], measure: str) -> list[Comparison]:
+    """Each 8-bit arm beside the 32-bit arm of its model in one measure, where both have two finite values."""
+    values = {arm: _values(own, MEASURES[measure]) for arm, own in _by_arm(results).items()}
     found = []
     for (model, optimizer), own in values.items():
         reference = reference_of(optimizer)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from qlora_repeat.arm_statistics import study_statistics
+from qlora_repeat.arm_statistics import comparisons
 from qlora_repeat.evidence import (
     RUN,
     RUN_PAPER,
@@ -71,11 +71,7 @@ def spread_wider(arms: Sequence[Arm]) -> list[Finding]:
     """For each model: its 8-bit perplexities spread more widely than its 32-bit ones, by Table S1b's test."""
     pairs, found = _pairs(arms, lambda trial: trial.perplexity, no_sample)
     trials = [trial for arm in arms for trial in arm.trials]
-    tests = {
-        (each.model, each.optimizer): each
-        for each in study_statistics(trials).comparisons
-        if each.measure == "perplexity"
-    }
+    tests = {(each.model, each.optimizer): each for each in comparisons(trials, "perplexity")}
     for pair in pairs:
         each = tests.get((pair.less.model, pair.less.trials[0].optimizer))
         if each is None or each.p_holm is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from qlora_repeat.arm_statistics import ArmStatistics, reference_of, study_statistics
+from qlora_repeat.arm_statistics import ArmStatistics, arm_statistics, reference_of, worse_than_base
 from qlora_repeat.render.arms import Arm, by_model, source_of, stale, stale_bases
 from qlora_repeat.render.summary import DASH, number
 from qlora_repeat.render.table import Column, Table, missing
@@ -33,7 +33,7 @@ def tested_models(arms: list[Arm]) -> dict[str, list[Arm]]:
 
 def collapse_share(arm: Arm) -> Share | None:
     """How many runs of an arm collapsed, of those that were tested and whose base was, too."""
-    return study_statistics(arm.trials).arms[0].worse_than_base
+    return worse_than_base(arm.done)
 
 
 def collapse_tables(arms: list[Arm]) -> list[Table]:
@@ -41,7 +41,7 @@ def collapse_tables(arms: list[Arm]) -> list[Table]:
     tested = [arm for own in tested_models(arms).values() for arm in own]
     if not tested:
         return []
-    found = study_statistics([trial for arm in tested for trial in arm.trials]).arms
+    found = arm_statistics([trial for arm in tested for trial in arm.trials])
     columns = [[*_outcomes(own), *cells] for own, cells in zip(found, _spread_cells(tested), strict=True)]
     notes = [
         f"{COLLAPSED} Its interval is Wilson's. diverged: with a loss or perplexity that is not finite.",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from qlora_repeat.arm_statistics import ArmStatistics, study_statistics
+from qlora_repeat.arm_statistics import ArmStatistics, arm_statistics
 from qlora_repeat.divergence import MEANINGS
 from qlora_repeat.render.arms import Arm, distinct, group_arms
 from qlora_repeat.render.summary import number
@@ -137,7 +137,7 @@ def verdict(rows: Sequence[ArmRow]) -> list[str]:
             f"{len(repeat)} of {len(compared)} arms repeated, alike in every bit "
             f"({'; '.join(row.name for row in repeat)}); in the others {_apart(others)}."
         )
-    found = study_statistics(trials).arms
+    found = arm_statistics(trials)
     return [sentence, *_spread(found), *_ended_badly(found), *_not_done(len(done), len(trials))]
 
 
