@@ -1,29 +1,91 @@
-"""What the trace and the checkpoints cost, as shares of the time of fine-tuning, from a study's records.
+"""What recording costs, as shares of a trial's time, from a study's results.
 
-python benchmarks/recording.py runs/pocket@bitwise
+    python benchmarks/recording.py runs/pocket@bitwise
+
+Prints, for each model, the median over its trials of three shares in per cent: of the adapter's digests for
+the trace, and of checkpoints, in the time of fine-tuning; and of all recording in that of the four stages.
+Digests and checkpoints were timed in the trial. The rest was not, and is done again here, in a temporary
+folder: the lines of the trace; the hashing of what stages left, and of as many bytes as the base and twice
+the merged model have (from memory, since merged models are seldom kept); inputs, fingerprints and records.
 """
 
-import json
+import hashlib
 import statistics
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from qlora_repeat.digest import file_digest, weights_digest
+from qlora_repeat.files import write_text
+from qlora_repeat.fingerprint import fingerprint
+from qlora_repeat.inputs import MODULES, code_digest
+from qlora_repeat.record import Record, read_record, write_record
+from qlora_repeat.trace import read_trace, trace_line
+from qlora_repeat.trial import STAGES
 
-def main(folder: Path) -> None:
-    """Prints, for each model, the median over its trials."""
+SAMPLE = bytes(1 << 28)
+"""What is hashed to learn how long a byte takes."""
+
+
+def print_shares(folder: Path) -> None:
+    """Prints the shares of each model of a study, whose results are in the folder."""
+    import torch  # noqa: F401  (a trial has it, when it asks for its fingerprint)
+
+    once = _seconds(lambda: [fingerprint(), *(code_digest(*MODULES[stage]) for stage in STAGES)])
+    per_byte = _seconds(lambda: hashlib.sha256(SAMPLE)) / len(SAMPLE)
     for model in sorted(path for path in folder.iterdir() if path.is_dir()):
-        records = [json.loads(path.read_text()) for path in model.glob("*/trial-*/finetune.json")]
-        outputs = [record["outputs"] for record in records]
-        if not outputs:
-            continue
-        shares = {
-            name: statistics.median(100 * each[f"{name}_seconds"] / each["train_seconds"] for each in outputs)
-            for name in ("digest", "checkpoint")
-        }
-        print(
-            f"{model.name}: {len(outputs)} trials, " + ", ".join(f"{k} {v:.2f} %" for k, v in shares.items())
-        )
+        found = [_records(trial) for trial in sorted(model.glob("*/trial-*"))]
+        shares = [_shares(*each, once, per_byte) for each in found if each is not None]
+        if shares:
+            medians = [statistics.median(column) for column in zip(*shares, strict=True)]
+            named = zip(("digests", "checkpoints", "all recording"), medians, strict=True)
+            told = ", ".join(f"{name} {value:.2f} %" for name, value in named)
+            print(f"{model.name}: {len(shares)} trials, {told}")
+
+
+def _records(trial: Path) -> tuple[Path, list[Record]] | None:
+    """A trial's folder and its records, if it has all four."""
+    records = [read_record(trial / f"{stage}.json") for stage in STAGES]
+    whole = [record for record in records if record is not None]
+    return (trial, whole) if len(whole) == len(STAGES) else None
+
+
+def _shares(trial: Path, records: list[Record], once: float, per_byte: float) -> tuple[float, float, float]:
+    tuned, merged = records[0].outputs, records[1].outputs
+    digests, checkpoints = tuned["digest_seconds"], tuned["checkpoint_seconds"]
+    steps = read_trace(trial / "trace.jsonl")
+    with tempfile.TemporaryDirectory(dir=trial.parent) as temporary:
+        here = Path(temporary)
+
+        def again() -> None:
+            with (here / "steps").open("w") as file:
+                for step in steps:
+                    file.write(trace_line(step))
+                    file.flush()
+            write_text(here / "trace", (trial / "trace.jsonl").read_text())
+            weights_digest(trial / "adapter")
+            for name in records[0].files:
+                file_digest(trial / name)
+            for record in records:
+                write_record(here / record.stage, record)
+
+        rest = _seconds(again) + once + 3 * merged["merged_bytes"] * per_byte
+    whole = sum(record.seconds for record in records)
+    trained = tuned["train_seconds"]
+    return (
+        100 * digests / trained,
+        100 * checkpoints / trained,
+        100 * (digests + checkpoints + rest) / whole,
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    print_shares(Path(sys.argv[1]))
