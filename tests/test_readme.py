@@ -16,6 +16,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "lockfiles" / "README.md",
+    ROOT / "benchmarks" / "README.md",
     ROOT / "paper" / "published" / "README.md",
 ]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
