@@ -266,6 +266,7 @@ def called(arguments: Sequence[object], folder: Path) -> list[str]:
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "hub"),
         "PYTHONWARNINGS": "ignore",
+        "PYTHONDONTWRITEBYTECODE": "",  # as most users have it
     }
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment
