@@ -29,13 +29,21 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {
 """How settings become JSON; making these takes longer than using them."""
 
 
-def stage_inputs(trial: Trial, stage: Stage, cache: Path, upstream: dict[str, Any]) -> dict[str, Any]:
+def stage_inputs(
+    trial: Trial,
+    stage: Stage,
+    cache: Path,
+    upstream: dict[str, Any],
+    shared: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The inputs of a trial's stage as they are now; None where one cannot be told here.
 
     `upstream` are the outputs of the stage before, of which the digest of what it left is an input too.
+    `shared` are the `shared_inputs`, from whoever has looked for them already.
     """
     left = {"merge": "adapter_digest", "evaluate": "merged_digest", "time": "merged_digest"}.get(stage)
-    return shared_inputs(trial.study, trial.model_name, stage, cache) | {
+    return (shared or shared_inputs(trial.study, trial.model_name, cache)) | {
+        "code": code_digest(*MODULES[stage]),
         "settings": stage_settings(trial, stage),
         **({left: upstream.get(left)} if left else {}),
     }
@@ -43,13 +51,14 @@ def stage_inputs(trial: Trial, stage: Stage, cache: Path, upstream: dict[str, An
 
 def base_inputs(study: Study, model_name: str, cache: Path) -> dict[str, Any]:
     """The inputs of the evaluation of a model's base."""
-    return shared_inputs(study, model_name, "evaluate", cache) | {
-        "settings": _test_settings(study, model_name)
+    return shared_inputs(study, model_name, cache) | {
+        "code": code_digest(*MODULES["evaluate"]),
+        "settings": _test_settings(study, model_name),
     }
 
 
-def shared_inputs(study: Study, model_name: str, stage: Stage, cache: Path) -> dict[str, Any]:
-    """The base model, data, software and the stage's code: names that the study gives them, and digests."""
+def shared_inputs(study: Study, model_name: str, cache: Path) -> dict[str, Any]:
+    """What all stages have: base model, data and software, by the study's names for them and by digest."""
     model = study.models[model_name]
     base, data = base_folder(study, model.base, cache), data_folder(study, model.data, cache)
     return {
@@ -59,7 +68,6 @@ def shared_inputs(study: Study, model_name: str, stage: Stage, cache: Path) -> d
         "base": manifest_digest(base),
         "data": manifest_digest(data),
         "lock": lock_digest(),
-        "code": code_digest(*MODULES[stage]),
     }
 
 

@@ -15,7 +15,7 @@ from qlora_repeat.base_model import base_bytes
 from qlora_repeat.digest import known_digest
 from qlora_repeat.errors import KitError, MissingError, StageError, StoppedError
 from qlora_repeat.files import disk_error, require_space, write_json
-from qlora_repeat.inputs import base_inputs, changed_inputs, stage_inputs
+from qlora_repeat.inputs import base_inputs, changed_inputs, shared_inputs, stage_inputs
 from qlora_repeat.kernels import named_operation, set_kernels
 from qlora_repeat.lock import exclusive, live_owner
 from qlora_repeat.record import KeptFile, Record, damaged_file, keep, now, read_record, write_record
@@ -52,13 +52,14 @@ def stage_states(trial: Trial, cache: Path, *, rehash: bool = True) -> dict[Stag
     """
     states: dict[Stage, StageState] = {}
     upstream: dict[str, Any] = {}
+    shared = shared_inputs(trial.study, trial.model_name, cache)
     before: Stage | None = None  # the stage whose outcome the next one needs
     for stage in STAGES:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is None:
             states[stage] = StageState("damaged" if damage else "missing", damage=damage)
         else:
-            changed = changed_inputs(record.inputs, stage_inputs(trial, stage, cache, upstream))
+            changed = changed_inputs(record.inputs, stage_inputs(trial, stage, cache, upstream, shared))
             if before is not None and states[before].state != "done":
                 changed.append(f"the {before} stage")
             damage = _damage(trial, stage, record, rehash)
