@@ -138,7 +138,7 @@ def test_an_operation_that_is_not_deterministic_is_found(
 
 
 def test_a_shuffled_split_is_found(copied: Experiment, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qlora_repeat.finetune as module
+    import qlora_repeat.encoded as module
 
     real = module.part_rows
     with monkeypatch.context() as patched:
