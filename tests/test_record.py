@@ -68,6 +68,26 @@ def test_what_json_writes_otherwise_is_read_as_json(tmp_path: Path) -> None:
     assert repr(found.outputs) == repr({"losses": {"10": math.inf, "9": -0.0}, "pair": [1, 2]})
 
 
+_TEXT = st.text(st.characters(codec="utf-8"))
+_PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | _TEXT
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        _TEXT,
+        st.recursive(_PLAIN, lambda inner: st.lists(inner) | st.dictionaries(_TEXT, inner), max_leaves=9),
+    )
+)
+def test_whatever_json_a_stage_gives_is_read_as_it_was_written(outputs: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "evaluate.json")
+        write_record(path, replace(RECORD, outputs=outputs))
+        found = read_record(path)
+    assert found is not None
+    assert json_text(found.outputs) == json_text(outputs)
+
+
 def test_no_file_is_no_record(tmp_path: Path) -> None:
     assert read_record(tmp_path / "evaluate.json") is None
 
@@ -122,6 +142,8 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         (b"12.345678901234567", b"12.345678901234566"),
         (b"1.25", b"1.250"),
         (b"\n", b" \n"),
+        (b'    "settings"', b'   "settings"'),
+        (b'{\n      "threads": 1\n    }', b'{"threads": 1}'),
         (b"1.25", b"125e-2"),
     ],
 )
