@@ -3,10 +3,11 @@
     python benchmarks/recording.py runs/pocket@bitwise
 
 Prints, for each model, the median over its trials of three shares in per cent: of the adapter's digests for
-the trace, and of checkpoints, in the time of fine-tuning; and of all recording in that of the four stages.
+the trace, and of checkpoints, in the time of fine-tuning; of all recording in the time of the four stages.
 Digests and checkpoints were timed in the trial. The rest was not, and is done again here, in a temporary
-folder: the lines of the trace; the hashing of what stages left, and of as many bytes as the base and twice
-the merged model have (from memory, since merged models are seldom kept); inputs, fingerprints and records.
+folder beside the trial, for its disk: the lines of the trace; the hashing of what stages left, and of as many
+bytes as the base and twice the merged model have (from memory, since merged models are seldom kept); inputs,
+fingerprints and records.
 """
 
 import hashlib
