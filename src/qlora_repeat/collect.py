@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.fingerprint import device_name, software_names
+from qlora_repeat.garbage import no_search
 from qlora_repeat.randomness import SOURCES, Randomness
-from qlora_repeat.record import Record, reading_many
+from qlora_repeat.record import Record
 from qlora_repeat.results import Response, TrialResult
 from qlora_repeat.stages import StageState, base_state, stage_states, state_of
 from qlora_repeat.study import Study
@@ -26,7 +27,7 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
 _OF_BASE = ("perplexity", "perplexity_example_mean", "accuracy")
 
 
-@reading_many()
+@no_search()  # records have no cycles
 def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = False) -> list[TrialResult]:
     """One row per trial that the study asks for; only those that are done, and so whole, bring values.
 

@@ -1,31 +1,39 @@
-"""The libraries that every trial needs, imported once in the server that trials are forked from.
+"""The libraries that fine-tuning and the other stages need, imported at once.
 
+A study's trials are forked from a server that has done so; a trial on its own does so before it fine-tunes.
 Importing must touch no model, no device and no generator that a trial relies on.
 """
 
-# ruff: noqa: E402
+import gc
 import logging
 
+from qlora_repeat.garbage import no_search
+
+disabled = logging.root.manager.disable
 logging.disable(logging.WARNING)  # what libraries lack that nothing here needs is no news to who runs a study
 
-import bitsandbytes  # noqa: F401
-import datasets  # noqa: F401
-import peft  # noqa: F401
-import torch  # noqa: F401
+with no_search():
+    import bitsandbytes  # noqa: F401
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import torch  # noqa: F401
 
-# transformers loads its parts on first use.
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments  # noqa: F401
-from transformers.models.gpt_neox import modeling_gpt_neox  # noqa: F401
-from transformers.models.llama import modeling_llama  # noqa: F401
+    # transformers loads its parts on first use.
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments  # noqa: F401
+    from transformers.models.gpt_neox import modeling_gpt_neox  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
 
-import qlora_repeat.evaluate
-import qlora_repeat.finetune
-import qlora_repeat.frozen
-import qlora_repeat.merge
-import qlora_repeat.timing
-import qlora_repeat.tracing  # noqa: F401
-from qlora_repeat.fingerprint import lock_digest, packages
-from qlora_repeat.inputs import MODULES, code_digest
+    import qlora_repeat.evaluate
+    import qlora_repeat.finetune
+    import qlora_repeat.frozen
+    import qlora_repeat.merge
+    import qlora_repeat.timing
+    import qlora_repeat.tracing  # noqa: F401
+    from qlora_repeat.fingerprint import lock_digest, packages
+    from qlora_repeat.inputs import MODULES, code_digest
+
+# What was imported stays: no search needs to go through it, nor write to the memory that forked trials share.
+gc.freeze()
 
 # What is on disk may change while a study runs: records must name the code that was imported, here and now.
 for modules in MODULES.values():
@@ -33,4 +41,4 @@ for modules in MODULES.values():
 lock_digest()
 packages()
 
-logging.disable(logging.NOTSET)  # trials have logs of their own
+logging.disable(disabled)  # trials have logs of their own

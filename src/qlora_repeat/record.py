@@ -4,13 +4,10 @@ A record carries its own digest, and the digest and size of each file that the s
 flipped in any of them is noticed.
 """
 
-import contextlib
 import datetime
 import functools
-import gc
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -85,21 +82,6 @@ def read_record(path: Path) -> Record | None:
         raise MissingError(
             f"{path}: not a readable record ({reason}); `qlora-repeat run` does its stage again"
         ) from None
-
-
-@contextlib.contextmanager
-def reading_many() -> Iterator[None]:
-    """For the block, or the function that it decorates, Python does not look for cycles of objects.
-
-    Records have none, and it would go through all that were read, again and again.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def keep(path: Path) -> KeptFile:

@@ -225,6 +225,9 @@ def _run(
     watch: Watch,
     seeds: dict[str, int] | None,
 ) -> None:
+    if stage == "finetune":
+        import qlora_repeat.preload  # noqa: F401
+
     from qlora_repeat.evaluate import evaluate
     from qlora_repeat.finetune import finetune
     from qlora_repeat.merge import merge, require_merged

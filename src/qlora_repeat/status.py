@@ -7,7 +7,7 @@ from typing import get_args
 
 from tabulate import tabulate
 
-from qlora_repeat.record import reading_many
+from qlora_repeat.garbage import no_search
 from qlora_repeat.stages import StageState, State, base_state, failure_of, stage_states, state_of
 from qlora_repeat.study import Study
 from qlora_repeat.trial import Stage, Trial, base_tests
@@ -26,7 +26,7 @@ class Standing:
     """Of the trial as a whole."""
 
 
-@reading_many()
+@no_search()  # records have no cycles
 def standings(trials: Sequence[Trial], cache: Path, *, rehash: bool = True) -> list[Standing]:
     """How trials stand; `rehash` as in `stage_states`."""
     found = [(trial, stage_states(trial, cache, rehash=rehash)) for trial in trials]
