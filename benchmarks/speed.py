@@ -27,6 +27,7 @@ from baseline import one_by_one
 from tabulate import tabulate
 
 from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
+from qlora_repeat.commands.options import silence_libraries
 from qlora_repeat.commands.stage import require_fetched
 from qlora_repeat.data import batch_order, encode, part_rows
 from qlora_repeat.kernels import set_kernels
@@ -40,6 +41,8 @@ HERE = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"
 ARM = f"{MODEL}/adamw-8bit"
 STAGES = "finetune,merge,evaluate"
+LOSS_BOUND = 1e-4
+"""How far an example's loss in a batch may be from that of the example alone, relative to it."""
 PARTS = ("trial", "arm", "perplexity", "workers", "step")
 
 
@@ -75,6 +78,7 @@ def main() -> None:
     only = parser.parse_args().only.split(",")
     if unknown := {*only} - {*PARTS}:
         parser.error(f"--only: {min(unknown)} is none of {', '.join(PARTS)}")
+    silence_libraries(False)
     with tempfile.TemporaryDirectory(prefix="qlora-repeat-bench-") as name:
         bench = Bench(Path(name), len(os.sched_getaffinity(0)))
         study = prepare(bench)
@@ -88,7 +92,8 @@ def main() -> None:
             compare_steps(bench)
     print(f"\n{bench.cores} cores\n")
     print(tabulate(bench.rows, ["", "plain script", "kit", "ratio"], tablefmt="github"))
-    print(json.dumps(bench.ratios))
+    keys = ("trial", "arm", "perplexity", "memory")
+    print(json.dumps({key: bench.ratios[key] for key in keys if key in bench.ratios}))
 
 
 def prepare(bench: Bench) -> Study:
@@ -208,6 +213,7 @@ def report_losses(alone: list[float], tokens: int, batched: list[ExampleLoss]) -
         flush=True,
     )
     assert mean < 5e-4, "the mean loss is not the same"
+    assert max(relative) < LOSS_BOUND, "an example's loss differs by more than docs/speed.md says"
 
 
 def compare_workers(bench: Bench) -> None:

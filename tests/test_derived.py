@@ -111,6 +111,22 @@ def test_a_full_disk_costs_a_copy_and_nothing_else(
     assert list(folder.parent.iterdir()) == []
 
 
+def test_of_two_that_keep_a_copy_at_once_the_first_stays(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = own / "quantised" / "base"
+
+    def write(new: Path) -> None:
+        keep_copy(folder, lambda other: (other / "model").write_text("first"))
+        (new / "model").write_text("second")
+
+    keep_copy(folder, write)
+    assert has_copy(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["base"]
+    assert (folder / "model").read_text() == "first"
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("limit", [None, 3])
 def test_token_ids_that_were_kept_are_those_of_the_rows(limit: int | None, study: Study, own: Path) -> None:
     for name, model in study.models.items():

@@ -37,11 +37,14 @@ def has_copy(folder: Path) -> bool:
 
 
 def keep_copy(folder: Path, write: Callable[[Path], None]) -> None:
-    """Keeps what `write` puts into a folder; where the disk has no room for it, there is no copy."""
-    if folder.exists():  # another process was first, with the same content
+    """Keeps what `write` puts into a folder; where the disk has no room for it, there is no copy.
+
+    One that another process was first to keep has the same content, and may be being read: it stays.
+    """
+    if folder.exists():
         return
     try:
-        with new_folder(folder) as new:
+        with new_folder(folder, replace=False) as new:
             write(new)
             write_json(new / MANIFEST, folder_digests(new))
     except OSError as error:

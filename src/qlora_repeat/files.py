@@ -118,20 +118,20 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path` when the block ends well, and vanishes otherwise.
 
-    An older folder of that name is replaced.
+    An older folder of that name is replaced; without `replace` it stays, and the new one vanishes.
 
     Raises:
         OSError: the disk is full or read-only; names the folder, not its temporary name.
     """
-    with _naming(path), _new_folder(path) as folder:
+    with _naming(path), _new_folder(path, replace) as folder:
         yield folder
 
 
 @contextlib.contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
+def _new_folder(path: Path, replace: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -144,7 +144,10 @@ def _new_folder(path: Path) -> Iterator[Path]:
                 os.chmod(found, 0o644)
                 with found.open("rb") as opened:
                     os.fsync(opened.fileno())
-        move_folder(temporary, path)
+        if replace:
+            move_folder(temporary, path)
+        else:
+            _move_unless_there(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -165,6 +168,17 @@ def move_folder(source: Path, path: Path) -> None:
     else:
         os.replace(source, path)
     _sync_folder(path.parent)
+
+
+def _move_unless_there(source: Path, path: Path) -> None:
+    try:
+        source.rename(path)  # which refuses to replace a folder that has files
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(source, ignore_errors=True)
+    else:
+        _sync_folder(path.parent)
 
 
 def require_space(folder: Path, size: int, variable: str) -> None:
