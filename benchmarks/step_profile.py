@@ -2,28 +2,38 @@
 
 python benchmarks/step_profile.py [STUDY] [TRIAL], such as: pocket@bitwise@nf4 smollm2-135m/adamw-8bit/1
 
-What the profiler itself takes is in the numbers, mostly in those of small operations. Then it prints how many
-operations matrix products have, and how fast they went, beside a product of two matrices of 2,000 x 2,000.
+What the profiler itself takes is in the numbers, mostly in those of small operations. `operations` are those
+that compute, each of which would be a launch on a GPU, or several. Then it prints how much arithmetic matrix
+products have, and how fast they went, beside a product of two matrices of 2,000 x 2,000.
 """
 
+import dataclasses
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import qlora_repeat.preload  # noqa: F401
 from qlora_repeat.finetune import finetune
 from qlora_repeat.kernels import set_kernels
-from qlora_repeat.study import load_study
+from qlora_repeat.study import Study, load_study
 from qlora_repeat.trial import cache_folder, find_trial
 
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm")
+VIEWS = {
+    "aten::_has_compatible_shallow_copy_type", "aten::_reshape_alias", "aten::_unsafe_view", "aten::alias",
+    "aten::as_strided", "aten::lift_fresh", "aten::resolve_conj", "aten::resolve_neg", "aten::result_type",
+    "aten::set_", "aten::to", "aten::view",
+}  # fmt: skip
+"""Operations that compute nothing."""
 UNPACKING = ("bitsandbytes::dequantize_4bit", "bitsandbytes::dequantize_blockwise")
 
 
@@ -31,34 +41,54 @@ def main(study_name: str = "pocket@bitwise@nf4", trial_name: str = "smollm2-135m
     """Prints the milliseconds of a step, and the shares of what they go to."""
     study = load_study(study_name)
     set_kernels(study.randomness.kernels, study.threads)
-    profiler, times = profile(activities=[ProfilerActivity.CPU], with_flops=True), []
+    profiler = profile(activities=[ProfilerActivity.CPU])
+    outputs, spent = finetuned(study, trial_name, profiler)
+    steps = outputs["steps"] - 1
+    found, computing = Counter[str](), Counter[str]()
+    for event in profiler.events():
+        kind = _kind(event)
+        found[kind] += event.self_cpu_time_total / 1e6
+        computing[kind] += _computes(event)
+    found["Python, and what the profiler does not see"] = spent - sum(found.values())
+    rows = [
+        [kind, 1000 * value / steps, 100 * value / spent, round(computing[kind] / steps)]
+        for kind, value in found.most_common()
+    ]
+    print(
+        f"{study.label}, {trial_name}: weights {outputs['weights']}, {study.threads} thread(s), {steps} steps"
+    )
+    rows.append(["a step", 1000 * spent / steps, 100, round(computing.total() / steps)])
+    headers = ["", "ms a step", "%", "operations"]
+    print(tabulate(rows, headers, tablefmt="github", floatfmt=(None, ".1f", ".1f")))
+
+    # The products are the same with unpacked weights, and there the counter sees all of them. It has a run of
+    # its own, since it takes time that would be counted above.
+    counter = FlopCounterMode(display=False)
+    finetuned(dataclasses.replace(study, weights="materialised"), trial_name, counter)
+    billions = counter.get_total_flops() / 1e9
+    rate = billions / found["matrix products"]
+    print(f"matrix products: {billions / steps:.1f} GFLOP a step, at {rate:.0f} GFLOP/s; ", end="")
+    print(f"of large matrices {large_product():.0f} GFLOP/s")
+
+
+def finetuned(
+    study: Study, trial_name: str, watching: AbstractContextManager[Any]
+) -> tuple[dict[str, Any], float]:
+    """Fine-tunes, with `watching` entered for all steps but the first: the outputs, and their seconds."""
+    times = []
 
     def report(done: int, total: int, loss: float | None) -> None:
         if done == 1:
-            profiler.start()
+            watching.__enter__()
             times.append(time.perf_counter())
         if done == total:
             times.append(time.perf_counter())
-            profiler.stop()
+            watching.__exit__(None, None, None)
 
     with tempfile.TemporaryDirectory() as runs:
         trial = find_trial(study, trial_name, Path(runs))
         outputs = finetune(trial, cache_folder(), report, {})
-    found: Counter[str] = Counter()
-    for event in profiler.events():
-        found[_kind(event)] += event.self_cpu_time_total / 1e6
-    spent, steps = times[1] - times[0], outputs["steps"] - 1
-    found["Python, and what the profiler does not see"] = spent - sum(found.values())
-    rows = [[kind, 1000 * value / steps, 100 * value / spent] for kind, value in found.most_common()]
-    print(
-        f"{study.label}, {trial_name}: weights {outputs['weights']}, {study.threads} thread(s), {steps} steps"
-    )
-    rows.append(["a step", 1000 * spent / steps, 100])
-    print(tabulate(rows, ["", "ms a step", "%"], tablefmt="github", floatfmt=(None, ".1f", ".1f")))
-    billions = sum(event.flops for event in profiler.events() if event.name in PRODUCTS) / 1e9
-    rate = billions / found["matrix products"]
-    print(f"matrix products: {billions / steps:.1f} GFLOP a step, at {rate:.0f} GFLOP/s; ", end="")
-    print(f"of large matrices {large_product():.0f} GFLOP/s")
+    return outputs, times[1] - times[0]
 
 
 def large_product() -> float:
@@ -69,6 +99,13 @@ def large_product() -> float:
     for _ in range(repeats):
         one @ other
     return 2 * size**3 * repeats / (time.perf_counter() - began) / 1e9
+
+
+def _computes(event: Any) -> bool:
+    """Whether it is an operation that is not made of others and computes: on a GPU, a launch at least."""
+    if event.name in (*PRODUCTS, *UNPACKING):
+        return True
+    return not event.cpu_children and event.name.startswith("aten::") and event.name not in VIEWS
 
 
 def _kind(event: Any) -> str:

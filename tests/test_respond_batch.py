@@ -14,7 +14,7 @@ from qlora_repeat.data import study_prompts
 from qlora_repeat.kernels import set_kernels
 from qlora_repeat.randomness import Kernels, torch_stream
 from qlora_repeat.respond import finite_scores, respond, warpers
-from qlora_repeat.respond_batch import ROWS, Asked, respond_batch, sure_token
+from qlora_repeat.respond_batch import ROWS, Asked, can_batch, respond_batch, sure_token
 from qlora_repeat.study import Sampling, Study
 
 LIKELY, UNLIKELY = Sampling(0.1, 0.1), Sampling(1.0, 1.0)
@@ -141,6 +141,7 @@ def test_what_the_bound_is_not_meant_for_is_drawn_alone(study: Study, cache: Pat
     assert loaded.together()[1] < len(loaded.asked)
     half = dataclasses.replace(loaded, model=loaded.model.to(torch.bfloat16), asked=loaded.asked[:4])
     assert half.together() == (half.alone(), 4)
+    assert not can_batch(loaded.model.float().to("meta")), "measured on a CPU only"
 
 
 def test_a_model_that_differs_more_among_others_has_a_wider_bound(study: Study, cache: Path) -> None:
