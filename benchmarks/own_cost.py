@@ -42,6 +42,8 @@ POINTS = 30
 
 
 def main(folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        sys.exit(f"{folder}: no such folder of results; `qlora-repeat run` makes one")
     with tempfile.TemporaryDirectory() as temporary:
         here = Path(temporary)
         studies = [write_study(here, size) for size in SIZES]

@@ -10,6 +10,7 @@ object of the ratios kit / plain script.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -78,6 +79,8 @@ def main() -> None:
     only = parser.parse_args().only.split(",")
     if unknown := {*only} - {*PARTS}:
         parser.error(f"--only: {min(unknown)} is none of {', '.join(PARTS)}")
+    if {"trial", "arm"} & {*only} and importlib.util.find_spec("trl") is None:
+        parser.error("TRL is not installed; `make bench` installs it, from lockfiles/bench.txt")
     silence_libraries(False)
     with tempfile.TemporaryDirectory(prefix="qlora-repeat-bench-") as name:
         bench = Bench(Path(name), len(os.sched_getaffinity(0)))
