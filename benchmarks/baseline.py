@@ -78,6 +78,7 @@ def main() -> None:
 
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.base)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     data = datasets.load_dataset("json", data_files={"train": args.train, "test": args.test})
     quantised = AutoModelForCausalLM.from_pretrained(
         args.base,

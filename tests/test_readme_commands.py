@@ -30,6 +30,7 @@ HERE = [
 ELSEWHERE = {
     "make test": "test_readme_commands.py",  # this is part of it
     "make attribute": "test_attribute.py",
+    "make bench": "test_speed.py",  # the plain script on a tiny model; the whole takes half an hour
     "make paper": "test_pdf.py",
     "make rehearsal": "test_rehearsal.py",
     "qlora-repeat run collapse": "test_state_map.py",
