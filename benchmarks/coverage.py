@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from scipy import stats
 from tabulate import tabulate
 
-from qlora_repeat import paired
-from qlora_repeat.attribution import SIGNIFICANT
-from qlora_repeat.reproducibility import reproducibility
-from qlora_repeat.statistics import (
+from qlora_repeat.analysis.attribution import paired_statistics as paired
+from qlora_repeat.analysis.attribution.decompose import SIGNIFICANT
+from qlora_repeat.analysis.interlab_statistics import reproducibility
+from qlora_repeat.analysis.verify.verdict import LEVEL as VERIFY_LEVEL
+from qlora_repeat.results.statistics import (
     TRIALS_NEEDED,
     compare_spreads,
     deviation_interval,
     prediction_interval,
     share,
 )
-from qlora_repeat.verdict import LEVEL as VERIFY_LEVEL
 
 Values = NDArray[np.float64]
 N = 7

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from qlora_repeat.number_grids import (
+from qlora_repeat.results.number_formats import (
     BASE,
     FORMATS,
     LARGEST,

@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from qlora_repeat.digest import file_digest, weights_digest
-from qlora_repeat.files import write_text
-from qlora_repeat.fingerprint import fingerprint
-from qlora_repeat.inputs import MODULES, code_digest
-from qlora_repeat.record import Record, read_record, write_record
-from qlora_repeat.trace import read_trace, trace_line
-from qlora_repeat.trial import STAGES
+from qlora_repeat.records.record import Record, read_record, write_record
+from qlora_repeat.records.stage_inputs import MODULES, code_digest
+from qlora_repeat.records.trace import read_trace, trace_line
+from qlora_repeat.study.trial import STAGES
+from qlora_repeat.system.files import write_text
+from qlora_repeat.system.fingerprint import fingerprint
+from qlora_repeat.system.hashing import file_digest, weights_digest
 
 SAMPLE = bytes(1 << 28)
 """What is hashed to learn how long a byte takes."""

@@ -27,16 +27,16 @@ from typing import Any
 from baseline import one_by_one
 from tabulate import tabulate
 
-from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
-from qlora_repeat.commands.options import silence_libraries
-from qlora_repeat.commands.stage import require_fetched
-from qlora_repeat.data import batch_order, encode, part_rows
-from qlora_repeat.kernels import set_kernels
-from qlora_repeat.perplexity import ExampleLoss, example_losses, perplexity
-from qlora_repeat.pins import LockFile
-from qlora_repeat.record import read_record
-from qlora_repeat.study import Study, load_study
-from qlora_repeat.trial import Stage, cache_folder, find_trial
+from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
+from qlora_repeat.assets.datasets import batch_order, encode, part_rows
+from qlora_repeat.assets.hub_lock import LockFile
+from qlora_repeat.cli.commands.stage import require_fetched
+from qlora_repeat.cli.options import silence_libraries
+from qlora_repeat.records.record import read_record
+from qlora_repeat.stages.perplexity import ExampleLoss, example_losses, perplexity
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.trial import Stage, cache_folder, find_trial
+from qlora_repeat.system.determinism import set_kernels
 
 HERE = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"

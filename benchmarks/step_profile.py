@@ -21,11 +21,11 @@ from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-import qlora_repeat.preload  # noqa: F401
-from qlora_repeat.finetune import finetune
-from qlora_repeat.kernels import set_kernels
-from qlora_repeat.study import Study, load_study
-from qlora_repeat.trial import cache_folder, find_trial
+import qlora_repeat.execution.preload  # noqa: F401
+from qlora_repeat.stages.finetune import finetune
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.trial import cache_folder, find_trial
+from qlora_repeat.system.determinism import set_kernels
 
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm")
 VIEWS = {

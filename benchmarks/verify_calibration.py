@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from qlora_repeat import evaluate, finetune, merge
-from qlora_repeat.divergence import Side, compare_trials, read_side
-from qlora_repeat.inputs import code_digest
-from qlora_repeat.stages import run_stages
-from qlora_repeat.study import Study, Tolerance, load_study
-from qlora_repeat.trial import Trial, cache_folder
-from qlora_repeat.verdict import judge
-from qlora_repeat.verify import Recorded, compared, read_recorded, rerun_folder, run_again
+from qlora_repeat.analysis.trial_diff import Side, compare_trials, read_side
+from qlora_repeat.analysis.verify.rerun import Recorded, compared, read_recorded, rerun_folder, run_again
+from qlora_repeat.analysis.verify.verdict import judge
+from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.records.stage_inputs import code_digest
+from qlora_repeat.stages import evaluate, finetune, merge
+from qlora_repeat.study.study import Study, Tolerance, load_study
+from qlora_repeat.study.trial import Trial, cache_folder
 
 STUDY = "benchmarks/calibration.toml"
 MODEL, OPTIMIZER = "neox", "adamw-32bit"
@@ -120,7 +120,7 @@ def remembered() -> None:
     """Lets this process read tokenizer and data once: they are the same for all trials."""
     import gc
 
-    import qlora_repeat.preload  # noqa: F401
+    import qlora_repeat.execution.preload  # noqa: F401
 
     gc.freeze()  # collecting the libraries' own objects after each trial takes a quarter of its time
     known: dict[Any, Any] = {}

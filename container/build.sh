@@ -9,7 +9,7 @@ case $ACCELERATOR in cpu | cuda) ;; *) echo "ACCELERATOR=$ACCELERATOR: an image 
 lock_digest() { # as records have it; without a Python that can tell, the label is empty
 	local python
 	for python in ${PYTHON:-python3}; do
-		PYTHONPATH=src "$python" -c "from qlora_repeat.fingerprint import lock_digest
+		PYTHONPATH=src "$python" -c "from qlora_repeat.system.fingerprint import lock_digest
 print(lock_digest('$ACCELERATOR'))" 2>/dev/null && return
 	done || true
 }

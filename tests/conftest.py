@@ -12,7 +12,7 @@ from hub_server import Hub, read_cache
 from hub_study import NOBODY, User, write_hub_study
 from tiny import fill_cache, write_study
 
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.study.study import Study, load_study
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,7 +68,7 @@ def kit(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess
 @pytest.fixture(scope="session")
 def hub_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub of miniatures for the study of `hub_study`; shared, so read only."""
-    from qlora_repeat.miniature import write_hub
+    from qlora_repeat.assets.miniature import write_hub
 
     folder = tmp_path_factory.mktemp("hub")
     write_hub(load_study(str(write_hub_study(folder))), folder / "home")

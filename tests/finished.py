@@ -9,14 +9,14 @@ from typing import Any
 from numpy import full
 from safetensors.numpy import save_file
 
-from qlora_repeat.digest import weights_digest
-from qlora_repeat.files import new_folder, write_text
-from qlora_repeat.fingerprint import fingerprint
-from qlora_repeat.inputs import base_inputs, stage_inputs
-from qlora_repeat.record import Record, keep, write_record
-from qlora_repeat.study import Study
-from qlora_repeat.trace import Step, trace_line
-from qlora_repeat.trial import STAGES, Stage, Trial, all_trials, base_record, base_tests
+from qlora_repeat.records.record import Record, keep, write_record
+from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
+from qlora_repeat.records.trace import Step, trace_line
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import STAGES, Stage, Trial, all_trials, base_record, base_tests
+from qlora_repeat.system.files import new_folder, write_text
+from qlora_repeat.system.fingerprint import fingerprint
+from qlora_repeat.system.hashing import weights_digest
 
 SPLIT = 6
 """The seed of the split that bases are tested on, and trials too."""

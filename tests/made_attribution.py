@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from qlora_repeat.outcomes import BASELINE, JOINT, NUDGE, OTHER, REPEAT, Measured, Outcome, pair_name
+from qlora_repeat.analysis.attribution.measurements import (
+    BASELINE,
+    JOINT,
+    NUDGE,
+    OTHER,
+    REPEAT,
+    Measured,
+    Outcome,
+    pair_name,
+)
 
 FREED = ["adapter_init", "data_order", "dropout"]
 FIRST: dict[str, tuple[int, Any]] = {

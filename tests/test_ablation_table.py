@@ -5,9 +5,9 @@ from dataclasses import replace
 from conftest import ROOT
 from test_tables import QUOTES, table, trial
 
-from qlora_repeat.published import read_published
-from qlora_repeat.render.table_content import make_tables
-from qlora_repeat.results import Response, TrialResult
+from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import Response, TrialResult
 
 HOT, COLD = (1.0, 1.0), (0.1, 0.1)
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from qlora_repeat.adapter_distance import adapter_distances, read_adapter, update_distance
+from qlora_repeat.analysis.adapter_distance import adapter_distances, read_adapter, update_distance
 from qlora_repeat.errors import MissingError, UsageError
 
 A, B = "layers.0.q.lora_A.weight", "layers.0.q.lora_B.weight"

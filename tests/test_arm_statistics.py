@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from test_tables import missing, study, trial
 
-from qlora_repeat.arm_statistics import (
+from qlora_repeat.results.arm_statistics import (
     Comparison,
     reference_of,
     study_statistics,
     write_statistics,
 )
-from qlora_repeat.results import TrialResult
-from qlora_repeat.statistics import compare_spreads, holm, share, summarise
+from qlora_repeat.results.statistics import compare_spreads, holm, share, summarise
+from qlora_repeat.results.trial_result import TrialResult
 
 PERPLEXITIES = [3.1, 3.5, 2.9, 3.3, 4.0, 3.6, 3.2]
 

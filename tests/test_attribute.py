@@ -13,7 +13,9 @@ from conftest import copy_folder, kit
 from finished import finish
 from tiny import write_study
 
-from qlora_repeat.attribute import (
+from qlora_repeat.analysis.attribution.control_checks import find_problems
+from qlora_repeat.analysis.attribution.decompose import attribute
+from qlora_repeat.analysis.attribution.experiment import (
     DEFAULT,
     STAGES,
     Condition,
@@ -25,17 +27,22 @@ from qlora_repeat.attribute import (
     other_threads,
     undone,
 )
-from qlora_repeat.attribution import attribute
-from qlora_repeat.cli import cli
+from qlora_repeat.analysis.attribution.measurements import (
+    BASELINE,
+    JOINT,
+    NUDGE,
+    OTHER,
+    REPEAT,
+    read_measured,
+)
+from qlora_repeat.cli.main import cli
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.inputs import stage_settings
-from qlora_repeat.outcomes import BASELINE, JOINT, NUDGE, OTHER, REPEAT, read_measured
-from qlora_repeat.pinning import find_problems
-from qlora_repeat.randomness import Source, draw_seed, stream_seed
-from qlora_repeat.render.attribution_text import sentences
-from qlora_repeat.stages import run_stages
-from qlora_repeat.study import Study, load_study
-from qlora_repeat.trial import Trial
+from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.records.stage_inputs import stage_settings
+from qlora_repeat.render.text.attribution import sentences
+from qlora_repeat.study.randomness import Source, draw_seed, stream_seed
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.trial import Trial
 
 SHORT = ("\nsteps = 3", "\nsteps = 2"), ("examples = 6", "examples = 4")
 
@@ -100,7 +107,7 @@ def test_merged_weights_are_gone_once_they_are_tested(done: Experiment) -> None:
 def test_another_seed_that_nobody_sees_is_found(
     copied: Experiment, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import qlora_repeat.finetune as module
+    import qlora_repeat.stages.finetune as module
 
     real = module.stream_seed
 
@@ -120,7 +127,7 @@ def test_another_seed_that_nobody_sees_is_found(
 def test_an_operation_that_is_not_deterministic_is_found(
     copied: Experiment, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlora_repeat.tracing import TracingTrainer
+    from qlora_repeat.stages.trainer import TracingTrainer
 
     real = TracingTrainer.compute_loss
 
@@ -138,7 +145,7 @@ def test_an_operation_that_is_not_deterministic_is_found(
 
 
 def test_a_shuffled_split_is_found(copied: Experiment, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qlora_repeat.encoded as module
+    import qlora_repeat.assets.tokenized as module
 
     real = module.part_rows
     with monkeypatch.context() as patched:

@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT, kit, needs_latex
 from made_attribution import FREED, Levels, additive, changed, interacting, made, outcome
 
-from qlora_repeat.attribution import MAIN, MEASURES, SIGNIFICANT, attribute
-from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.outcomes import (
+from qlora_repeat.analysis.attribution.control_checks import find_problems
+from qlora_repeat.analysis.attribution.decompose import MAIN, MEASURES, SIGNIFICANT, attribute
+from qlora_repeat.analysis.attribution.measurements import (
     BASELINE,
     JOINT,
     NUDGE,
@@ -22,14 +22,14 @@ from qlora_repeat.outcomes import (
     read_measured,
     write_attribution,
 )
-from qlora_repeat.paired import Estimate
-from qlora_repeat.pinning import find_problems
-from qlora_repeat.published import read_published
-from qlora_repeat.render.attribution_figure import render_attribution_figure
-from qlora_repeat.render.attribution_table import attribution_table
-from qlora_repeat.render.attribution_text import percent, sentences
+from qlora_repeat.analysis.attribution.paired_statistics import Estimate
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.render.figures.attribution import render_attribution_figure
 from qlora_repeat.render.pdf import compile_paper
-from qlora_repeat.render.tables import render_tables, table_texts
+from qlora_repeat.render.tables.attribution import attribution_table
+from qlora_repeat.render.tables.write import render_tables, table_texts
+from qlora_repeat.render.text.attribution import percent, sentences
+from qlora_repeat.results.published import read_published
 
 TEMPLATES = ROOT / "paper" / "templates"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from made_attribution import additive, changed, interacting, made
 from matplotlib.axes import Axes
 
-from qlora_repeat.attribution import attribute
-from qlora_repeat.outcomes import REPEAT, Measured
-from qlora_repeat.render.attribution_figure import draw_attribution, render_attribution_figure
+from qlora_repeat.analysis.attribution.decompose import attribute
+from qlora_repeat.analysis.attribution.measurements import REPEAT, Measured
+from qlora_repeat.render.figures.attribution import draw_attribution, render_attribution_figure
 
 
 def axes_of(measured: Measured) -> list[Axes]:

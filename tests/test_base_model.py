@@ -9,20 +9,20 @@ import pytest
 import torch
 from gguf import GGUFReader, quants
 
-from qlora_repeat.base_model import (
+from qlora_repeat.assets.base_models import (
     base_folder,
     check_base,
     load_full,
     load_quantised,
     load_tokenizer,
 )
-from qlora_repeat.bring import fetch_base
-from qlora_repeat.corpus import corpus_rows
-from qlora_repeat.digest import weights_digest
+from qlora_repeat.assets.dataset_builders import corpus_rows
+from qlora_repeat.assets.package_files import locate
+from qlora_repeat.assets.prepare import fetch_base
+from qlora_repeat.assets.pretrain import VOCABULARY, pretraining_texts
 from qlora_repeat.errors import MissingError
-from qlora_repeat.packages import locate
-from qlora_repeat.pretrain import VOCABULARY, pretraining_texts
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.system.hashing import weights_digest
 
 
 @pytest.fixture(scope="module")

@@ -18,19 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_disk import needs_mount, on_small_disk
 
-from qlora_repeat.base_model import base_folder
-from qlora_repeat.check import Checked, check
-from qlora_repeat.collect import collect
-from qlora_repeat.data import data_folder
-from qlora_repeat.digest import file_digest, json_digest
-from qlora_repeat.files import write_json
-from qlora_repeat.lock import exclusive
-from qlora_repeat.record import read_record, write_record
-from qlora_repeat.results import write_results
-from qlora_repeat.stages import base_state, stage_states, trial_state
-from qlora_repeat.status import base_damages, explanations, standings, study_states
-from qlora_repeat.study import Study, load_study
-from qlora_repeat.trial import Trial, all_trials, base_record, find_trial, results_path
+from qlora_repeat.analysis.integrity import Checked, check
+from qlora_repeat.assets.base_models import base_folder
+from qlora_repeat.assets.datasets import data_folder
+from qlora_repeat.execution.run_trial import base_state, stage_states, trial_state
+from qlora_repeat.records.record import read_record, write_record
+from qlora_repeat.records.status import base_damages, explanations, standings, study_states
+from qlora_repeat.results.collect import collect
+from qlora_repeat.results.trial_result import write_results
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.trial import Trial, all_trials, base_record, find_trial, results_path
+from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.files import write_json
+from qlora_repeat.system.hashing import file_digest, json_digest
 
 NAME = "tiny-neox/adamw-8bit/1"
 NO_CACHE = Path("/nonexistent")
@@ -333,7 +333,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from torch import ones
-from qlora_repeat.checkpoint import Checkpoint, begin, save_checkpoint
+from qlora_repeat.stages.checkpoint import Checkpoint, begin, save_checkpoint
 
 begun = begin(Path(sys.argv[1]), {}, {"dropout": 1}, dict, 1)
 removed = 0
@@ -484,7 +484,7 @@ def test_a_study_without_results_has_nothing_to_check(study: Study, tmp_path: Pa
 
 def test_status_and_check_need_no_torch(trial: Trial, tmp_path: Path) -> None:
     script = (
-        "import sys; from qlora_repeat.cli import main\n"
+        "import sys; from qlora_repeat.cli.main import main\n"
         "try: main()\n"
         "finally: print(*sys.modules, file=sys.stderr)"
     )
@@ -502,7 +502,7 @@ CLOSED = """
 import subprocess, sys
 from pathlib import Path
 from finished import finish_study
-from qlora_repeat.study import load_study
+from qlora_repeat.study.study import load_study
 here, study, kit, cache = sys.argv[1:]
 finish_study(load_study(study), Path(here), Path(cache))
 Path(here, "tiny/tiny-neox/adamw-8bit/trial-1/time.json").unlink()

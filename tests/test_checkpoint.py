@@ -15,22 +15,22 @@ import pytest
 import torch
 from tiny import write_study
 
-from qlora_repeat.checkpoint import read_sealed
-from qlora_repeat.digest import weights_digest
-from qlora_repeat.record import read_record
-from qlora_repeat.stages import run_stages
-from qlora_repeat.stopping import heeded
-from qlora_repeat.study import load_study
-from qlora_repeat.trace import read_trace
-from qlora_repeat.tracing import TracingTrainer
-from qlora_repeat.trial import Trial, find_trial
+from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.records.record import read_record
+from qlora_repeat.records.trace import read_trace
+from qlora_repeat.stages.checkpoint import read_sealed
+from qlora_repeat.stages.trainer import TracingTrainer
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import Trial, find_trial
+from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.signals import heeded
 
 STEPS = 4
 ARMS = [f"{model}/adamw-{bits}bit" for model in ("tiny-neox", "tiny-llama-chat") for bits in (8, 32)]
 ARMS += ["tiny-neox/lion-8bit"]
 
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["qlora_repeat.preload"])
+forks.set_forkserver_preload(["qlora_repeat.execution.preload"])
 
 
 def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, at: int, number: int) -> None:

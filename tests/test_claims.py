@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tables import table
 
-from qlora_repeat.claims import CLAIMS, Judged, judge
-from qlora_repeat.published import read_published
-from qlora_repeat.render.tables import panels
-from qlora_repeat.results import Response, TrialResult
-from qlora_repeat.statistics import FEWEST
+from qlora_repeat.analysis.claims.claims import CLAIMS, Judged, judge
+from qlora_repeat.render.tables.write import panels
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.statistics import FEWEST
+from qlora_repeat.results.trial_result import Response, TrialResult
 
 PUBLISHED = read_published(ROOT / "paper" / "published")
 KEYS = [claim.key for claim in CLAIMS]

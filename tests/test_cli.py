@@ -13,9 +13,9 @@ from conftest import ROOT, kit
 from tiny import write_study
 
 from qlora_repeat import __version__
-from qlora_repeat.cli import COMMANDS, cli
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import all_trials
+from qlora_repeat.cli.main import COMMANDS, cli
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import all_trials
 
 HEAVY = {"torch", "transformers", "datasets", "bitsandbytes", "peft", "accelerate", "numpy", "matplotlib"}
 HEAVY |= {"scipy"}
@@ -97,7 +97,7 @@ def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Pa
     if arguments[0] in ("status", "collect", "tables", "figures") and "--help" not in arguments:
         given += ["--runs", str(tmp_path / "runs")]
     script = (
-        "import sys; from qlora_repeat.cli import main\n"
+        "import sys; from qlora_repeat.cli.main import main\n"
         "try: main()\n"
         "finally: print('loaded:', *{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
     )

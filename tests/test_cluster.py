@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 from tiny import write_study
 
-from qlora_repeat.cli import cli
-from qlora_repeat.cluster import Cluster, minutes_of, over, read_user_file
+from qlora_repeat.cli.main import cli
 from qlora_repeat.errors import UsageError
-from qlora_repeat.slurm import partition_minutes
-from qlora_repeat.study import load_study
+from qlora_repeat.slurm.queue import partition_minutes
+from qlora_repeat.study.cluster import Cluster, minutes_of, over, read_user_file
+from qlora_repeat.study.study import load_study
 
 TABLE = """
 [cluster]
@@ -91,8 +91,8 @@ def test_the_shortest_limit_of_several_partitions_counts(
 
 
 def test_settings_of_a_study_make_no_trial_stale(tmp_path: Path) -> None:
-    from qlora_repeat.inputs import stage_settings
-    from qlora_repeat.trial import STAGES, all_trials
+    from qlora_repeat.records.stage_inputs import stage_settings
+    from qlora_repeat.study.trial import STAGES, all_trials
 
     (tmp_path / "other").mkdir()
     plain = load_study(str(write_study(tmp_path)))

@@ -13,10 +13,10 @@ from matplotlib.text import Text
 from test_figures import texts, trial
 
 from qlora_repeat.errors import MissingError
-from qlora_repeat.render.arms import group_arms
-from qlora_repeat.render.collapse_figure import draw_collapse
-from qlora_repeat.render.figures import render_figures
-from qlora_repeat.results import TrialResult
+from qlora_repeat.render.figures.collapse import draw_collapse
+from qlora_repeat.render.figures.write import render_figures
+from qlora_repeat.results.arms import group_arms
+from qlora_repeat.results.trial_result import TrialResult
 
 OPTIMIZERS = ("adamw-8bit+bitsandbytes-0.41.0", "adamw-8bit", "adamw-32bit")
 HEADINGS = ["8-bit, map of bitsandbytes 0.41.0", "8-bit", "32-bit"]

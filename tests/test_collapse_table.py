@@ -9,16 +9,16 @@ from conftest import ROOT
 from scipy.stats import binomtest
 from test_tables import trial
 
-from qlora_repeat.data import data_folder
-from qlora_repeat.finetune import draw_seeds
-from qlora_repeat.published import read_published
-from qlora_repeat.render.arms import group_arms
-from qlora_repeat.render.collapse_table import collapse_share, collapse_tables
-from qlora_repeat.render.table import Table
-from qlora_repeat.render.table_content import make_tables
-from qlora_repeat.results import TrialResult
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import Trial, all_trials
+from qlora_repeat.assets.datasets import data_folder
+from qlora_repeat.render.tables.collapse import collapse_share, collapse_tables
+from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.results.arms import group_arms
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.stages.finetune import draw_seeds
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import Trial, all_trials
 
 OLD, TODAY, PLAIN = "adamw-8bit+bitsandbytes-0.41.0", "adamw-8bit", "adamw-32bit"
 BASE = 94.0

@@ -12,14 +12,14 @@ from finished import finish_study
 from terminal import environment, has_colours, in_terminal, kit_command, lines, moves
 from tiny import write_study
 
-from qlora_repeat.colours import LEVELS, STATES, VERDICTS, with_coloured
-from qlora_repeat.files import write_json
-from qlora_repeat.lock import exclusive
-from qlora_repeat.machine import Level
-from qlora_repeat.stages import State
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import find_trial
-from qlora_repeat.verdict import Kind
+from qlora_repeat.analysis.verify.verdict import Kind
+from qlora_repeat.cli.colors import LEVELS, STATES, VERDICTS, with_coloured
+from qlora_repeat.execution.run_trial import State
+from qlora_repeat.planning.machine_checks import Level
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import find_trial
+from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.files import write_json
 
 NO_CACHE = Path("/nonexistent")
 LOOKING = ("status", "check", "doctor")

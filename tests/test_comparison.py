@@ -12,11 +12,11 @@ from conftest import ROOT, kit, needs_latex
 from test_tables import TEMPLATES, compile_cleanly, missing, study, trial
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.published import read_published
-from qlora_repeat.render.comparison import comparison_tables
-from qlora_repeat.render.table import Table
-from qlora_repeat.render.tables import render_tables
-from qlora_repeat.results import TrialResult, write_results
+from qlora_repeat.render.tables.comparison import comparison_tables
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.render.tables.write import render_tables
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import TrialResult, write_results
 
 PUBLISHED = read_published(ROOT / "paper" / "published")
 STAND_IN = {"model": "smollm2-135m", "model_title": "SmolLM2-135M", "counterpart": "llama2-7b"}

@@ -11,20 +11,10 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_every_folder_and_module_has_its_place() -> None:
+def test_every_folder_has_its_place() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     folders = {f"{path.split('/')[0]}/" for path in listed.splitlines() if "/" in path and path[0] != "."}
     assert sorted(folder for folder in folders if f"| `{folder}" not in CONTRIBUTING) == []
-    package = ROOT / "src" / "qlora_repeat"
-    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
-    named = re.findall(
-        r"`(\w+)`", CONTRIBUTING.partition("| modules of the package |")[2].partition("\n\n")[0]
-    )
-    assert (sorted(modules - set(named)), sorted(set(named) - modules)) == ([], [])
-    assert len(named) == len(set(named)), "each in one line"
-    for folder in package.iterdir():
-        if (folder / "__init__.py").is_file():
-            assert f"`src/qlora_repeat/{folder.name}/`" in CONTRIBUTING
 
 
 def test_the_changelog_begins_with_this_version() -> None:

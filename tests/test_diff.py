@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from conftest import ROOT, kit
 from safetensors.numpy import save_file
 
-from qlora_repeat.cli import cli
-from qlora_repeat.digest import folder_digests
-from qlora_repeat.record import Record, keep, read_record, write_record
-from qlora_repeat.trace import Step, trace_line
+from qlora_repeat.cli.main import cli
+from qlora_repeat.records.record import Record, keep, read_record, write_record
+from qlora_repeat.records.trace import Step, trace_line
+from qlora_repeat.system.hashing import folder_digests
 
 ONE, TWO = "tiny-neox/adamw-8bit/1", "tiny-neox/adamw-8bit/2"
 STEPS = 12
@@ -383,7 +383,7 @@ def test_a_trial_that_is_none_is_told(
 
 def test_it_loads_no_torch(trials: tuple[Path, Path]) -> None:
     script = (
-        "import sys; from qlora_repeat.cli import main\n"
+        "import sys; from qlora_repeat.cli.main import main\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
     )

@@ -9,9 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qlora_repeat import digest
-from qlora_repeat.digest import file_digest, json_digest, known_digest, manifest_digest, weights_digest
 from qlora_repeat.errors import MissingError
+from qlora_repeat.system import hashing
+from qlora_repeat.system.hashing import (
+    file_digest,
+    json_digest,
+    known_digest,
+    manifest_digest,
+    weights_digest,
+)
 
 TENSORS = {
     "model.b": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),
@@ -77,7 +83,7 @@ def test_a_change_right_after_a_digest_was_taken_is_seen(tmp_path: Path) -> None
 
 
 def test_a_file_that_stays_the_same_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digest, "_SETTLED", -(10**18))  # as if it had been written long ago
+    monkeypatch.setattr(hashing, "_SETTLED", -(10**18))  # as if it had been written long ago
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     found = known_digest(path), weights_digest(tmp_path)
@@ -93,7 +99,7 @@ def test_a_file_that_stays_the_same_is_read_once(tmp_path: Path, monkeypatch: py
 
 
 def test_a_manifest_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digest, "_SETTLED", -(10**18))  # as if it had been written long ago
+    monkeypatch.setattr(hashing, "_SETTLED", -(10**18))  # as if it had been written long ago
     assert manifest_digest(tmp_path) is None
     manifest = tmp_path / "manifest.json"
     for text, value in (('{"a":  "1"}', {"a": "1"}), ('{"a": "12"}', {"a": "12"}), ("{", None)):

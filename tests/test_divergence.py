@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_repeat.diff_text import meaning
-from qlora_repeat.divergence import MEANINGS, Divergence, first_divergence
-from qlora_repeat.trace import Step
+from qlora_repeat.analysis.trial_diff import MEANINGS, Divergence, first_divergence
+from qlora_repeat.records.trace import Step
+from qlora_repeat.render.text.diff import meaning
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 CHANGES: dict[str, tuple[str, Any]] = {

@@ -16,8 +16,11 @@ from hub_server import Hub
 from hub_study import NOBODY, write_hub_study
 from tiny import write_study
 
-from qlora_repeat.base_model import base_bytes
-from qlora_repeat.doctor import (
+from qlora_repeat.assets.base_models import base_bytes
+from qlora_repeat.assets.fetch import needed
+from qlora_repeat.assets.hub_lock import LockFile, lock_file
+from qlora_repeat.execution.process_pool import default_workers
+from qlora_repeat.planning.doctor import (
     cpu_findings,
     device_findings,
     disk_findings,
@@ -25,11 +28,8 @@ from qlora_repeat.doctor import (
     merged_bytes,
     stock_of,
 )
-from qlora_repeat.fetch import needed
-from qlora_repeat.files import megabytes
-from qlora_repeat.fingerprint import fingerprint, packages
-from qlora_repeat.gpus import Gpu
-from qlora_repeat.machine import (
+from qlora_repeat.planning.gpu_catalog import Gpu
+from qlora_repeat.planning.machine_checks import (
     Finding,
     arch_findings,
     checkout_findings,
@@ -41,9 +41,9 @@ from qlora_repeat.machine import (
     thread_findings,
     torch_findings,
 )
-from qlora_repeat.pins import LockFile, lock_file
-from qlora_repeat.runner import default_workers
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.system.files import megabytes
+from qlora_repeat.system.fingerprint import fingerprint, packages
 
 on_cpu_build = pytest.mark.skipif(
     not packages()["torch"].endswith("+cpu"), reason="about machines without a GPU"
@@ -257,7 +257,12 @@ def test_packages_other_than_locked_are_named(study_file: Path, cache: Path, tmp
     locked.write_text(changed + "nonesuch-package==1.0 \\\n    --hash=sha256:0\n")
 
     def in_copy(*arguments: object) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-c", "from qlora_repeat.cli import main; main()", *map(str, arguments)]
+        command = [
+            sys.executable,
+            "-c",
+            "from qlora_repeat.cli.main import main; main()",
+            *map(str, arguments),
+        ]
         environment = os.environ | {"PYTHONPATH": str(copy / "src")}
         return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 

@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, copy_folder, kit
 from tiny import write_study
 
-from qlora_repeat.record import read_record
-from qlora_repeat.study import Study, load_study
-from qlora_repeat.trial import STAGES, find_trial
+from qlora_repeat.records.record import read_record
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.trial import STAGES, find_trial
 
 BLOCKS = re.findall(
     r"^```toml\n(.*?)^```", (ROOT / "docs/extending.md").read_text("utf-8"), re.DOTALL | re.MULTILINE

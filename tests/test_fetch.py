@@ -12,7 +12,7 @@ import pytest
 from hub_server import Hub
 from hub_study import MODEL, PICKLED, QUESTIONS, QUOTER, QUOTES, SHARD, User, write_hub_study
 
-from qlora_repeat.digest import file_digest
+from qlora_repeat.system.hashing import file_digest
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.render.arms import group_arms
-from qlora_repeat.render.figures import draw_figure, render_figures
-from qlora_repeat.results import TrialResult, write_results
+from qlora_repeat.render.figures.write import draw_figure, render_figures
+from qlora_repeat.results.arms import group_arms
+from qlora_repeat.results.trial_result import TrialResult, write_results
 
 OPTIMIZERS = ("adamw-8bit", "adamw-32bit")
 NAN, INF = math.nan, math.inf
@@ -271,8 +271,8 @@ def test_bytes_are_the_same_in_another_process_with_other_settings(tmp_path: Pat
         "PATH": os.environ["PATH"],
     }  # fmt: skip
     script = (
-        "import sys; from pathlib import Path; from qlora_repeat.results import read_results;"
-        "from qlora_repeat.render.figures import render_figures;"
+        "import sys; from pathlib import Path; from qlora_repeat.results.trial_result import read_results;"
+        "from qlora_repeat.render.figures.write import render_figures;"
         "render_figures(read_results(Path(sys.argv[1])), Path(sys.argv[2]));"
         "assert 'torch' not in sys.modules"
     )

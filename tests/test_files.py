@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from small_disk import needs_mount, on_small_disk
 
-from qlora_repeat import files
 from qlora_repeat.errors import MissingError
-from qlora_repeat.files import disk_error, new_folder, parse_json, read_json, write_json, write_text
+from qlora_repeat.system import files
+from qlora_repeat.system.files import disk_error, new_folder, parse_json, read_json, write_json, write_text
 
 FAILURES = [OSError, ValueError, KeyboardInterrupt, SystemExit, MemoryError]
 
@@ -118,7 +118,7 @@ def test_a_disk_that_takes_no_more_is_named_and_leaves_what_was_there(
 import pathlib, subprocess, sys
 from numpy import zeros
 from safetensors.numpy import save_file
-from qlora_repeat.files import disk_error, new_folder, write_text
+from qlora_repeat.system.files import disk_error, new_folder, write_text
 here = pathlib.Path(sys.argv[1])
 if {writer == "file"}:
     write_text(here / "old", "old")
@@ -153,7 +153,7 @@ def test_an_error_of_another_file_keeps_its_own_name(tmp_path: Path) -> None:
 def test_a_write_to_an_open_file_names_the_folder_of_the_work(tmp_path: Path) -> None:
     script = """
 import pathlib, sys
-from qlora_repeat.files import disk_error
+from qlora_repeat.system.files import disk_error
 here = pathlib.Path(sys.argv[1])
 try:
     (here / "trace.jsonl").write_bytes(b"0" * 2_000_000)
@@ -170,7 +170,7 @@ def test_a_file_that_grows_too_large_leaves_the_old_text(tmp_path: Path) -> None
     path = tmp_path / "file.txt"
     write_text(path, "old")
     script = (
-        "import pathlib, resource, sys; from qlora_repeat.files import write_text\n"
+        "import pathlib, resource, sys; from qlora_repeat.system.files import write_text\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "write_text(pathlib.Path(sys.argv[1]), 'new' * 1000)"
     )
@@ -209,7 +209,7 @@ def test_a_reader_sees_one_text_or_the_other(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "a" * 200_000)
     script = (
-        "import pathlib, sys; from qlora_repeat.files import write_text\n"
+        "import pathlib, sys; from qlora_repeat.system.files import write_text\n"
         "for n in range(40): write_text(pathlib.Path(sys.argv[1]), 'ba'[n % 2] * 200_000)"
     )
     seen = set()
@@ -225,7 +225,7 @@ def test_a_killed_writer_leaves_the_old_text(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "old")
     script = (
-        "import os, pathlib, sys; from qlora_repeat import files\n"
+        "import os, pathlib, sys; from qlora_repeat.system import files\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), 9)\n"
         "files.write_text(pathlib.Path(sys.argv[1]), 'new')"
     )

@@ -6,12 +6,12 @@ import pytest
 from safetensors.torch import load_file
 from tiny import write_study
 
-from qlora_repeat.divergence import first_divergence
-from qlora_repeat.finetune import draw_seeds, first_steps
-from qlora_repeat.stages import run_stages
-from qlora_repeat.study import load_study
-from qlora_repeat.trace import Step, read_trace
-from qlora_repeat.trial import Trial, find_trial
+from qlora_repeat.analysis.trial_diff import first_divergence
+from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.stages.finetune import draw_seeds, first_steps
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import Trial, find_trial
 
 SEVERAL = ("\nsteps = 3", "\nsteps = 4")
 PINNED = ('adapter_init = "fresh"', "adapter_init = 7")

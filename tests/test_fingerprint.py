@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from qlora_repeat.fingerprint import (
+from qlora_repeat.system.fingerprint import (
     WITHHELD,
     cpu_model,
     device_name,
@@ -22,7 +22,7 @@ from qlora_repeat.fingerprint import (
     software_names,
 )
 
-SHOW = "import json; from qlora_repeat.fingerprint import *; print(json.dumps({}))"
+SHOW = "import json; from qlora_repeat.system.fingerprint import *; print(json.dumps({}))"
 ALIEN = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b"}
 
 
@@ -131,7 +131,7 @@ def test_variables_that_matter_are_recorded_and_no_secret_name_or_path() -> None
 def test_the_kernels_are_as_torch_has_them_at_that_moment() -> None:
     script = """
 import json, torch
-from qlora_repeat.fingerprint import fingerprint, fingerprint_differences
+from qlora_repeat.system.fingerprint import fingerprint, fingerprint_differences
 before = fingerprint()
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.backends.cudnn.deterministic = True

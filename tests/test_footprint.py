@@ -10,12 +10,12 @@ import bitsandbytes
 import pytest
 import torch
 
-from qlora_repeat.base_model import load_full, load_quantised
-from qlora_repeat.bring import save_plain
-from qlora_repeat.data import Example
+from qlora_repeat.assets.base_models import load_full, load_quantised
+from qlora_repeat.assets.datasets import Example
+from qlora_repeat.assets.prepare import save_plain
 from qlora_repeat.errors import UsageError
-from qlora_repeat.finetune import with_adapter
-from qlora_repeat.footprint import (
+from qlora_repeat.planning.live_memory import LiveMemory
+from qlora_repeat.planning.memory_estimate import (
     adapted_model,
     as_trainer_sets,
     evaluate_memory,
@@ -28,12 +28,12 @@ from qlora_repeat.footprint import (
     training_step,
     weight_bytes,
 )
-from qlora_repeat.frozen import materialise
-from qlora_repeat.kernels import attention_kernels
-from qlora_repeat.live_memory import LiveMemory
-from qlora_repeat.perplexity import example_losses
-from qlora_repeat.study import Optimizer, Study, load_study
-from qlora_repeat.trial import Trial
+from qlora_repeat.stages.dequantize import materialise
+from qlora_repeat.stages.finetune import with_adapter
+from qlora_repeat.stages.perplexity import example_losses
+from qlora_repeat.study.study import Optimizer, Study, load_study
+from qlora_repeat.study.trial import Trial
+from qlora_repeat.system.determinism import attention_kernels
 
 PARAMETERS = {
     "gpt-neox-20b": 20_554_567_680,

@@ -8,15 +8,16 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from qlora_repeat import frozen, memory
-from qlora_repeat.base_model import base_folder, load_quantised
-from qlora_repeat.digest import weights_digest
-from qlora_repeat.finetune import finetune, with_adapter
-from qlora_repeat.frozen import Materialised, gives_same_bits, materialise, materialised_bytes
-from qlora_repeat.kernels import set_kernels
-from qlora_repeat.study import Dtype, FrozenWeights, Study
-from qlora_repeat.trace import read_trace
-from qlora_repeat.trial import Trial, all_trials
+from qlora_repeat.assets.base_models import base_folder, load_quantised
+from qlora_repeat.records.trace import read_trace
+from qlora_repeat.stages import dequantize
+from qlora_repeat.stages.dequantize import Materialised, gives_same_bits, materialise, materialised_bytes
+from qlora_repeat.stages.finetune import finetune, with_adapter
+from qlora_repeat.study.study import Dtype, FrozenWeights, Study
+from qlora_repeat.study.trial import Trial, all_trials
+from qlora_repeat.system import memory
+from qlora_repeat.system.determinism import set_kernels
+from qlora_repeat.system.hashing import weights_digest
 
 BATCHES = [(1, 1), (1, 7), (2, 19), (1, 64)]
 
@@ -100,21 +101,21 @@ def test_a_difference_in_one_bit_is_noticed(study: Study, cache: Path) -> None:
                 self.weight[0, 0] = torch.nextafter(self.weight[0, 0], torch.tensor(9.0))
 
     layer = next(module for module in model.modules() if type(module) is Linear4bit)
-    assert frozen._products_agree(layer, Materialised(layer), (1, 7))
-    assert not frozen._products_agree(layer, Nudged(layer), (1, 7))
+    assert dequantize._products_agree(layer, Materialised(layer), (1, 7))
+    assert not dequantize._products_agree(layer, Nudged(layer), (1, 7))
 
 
 def test_auto_unpacks_where_memory_allows(study: Study, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(study, cache)
     room = 2 * 2 * materialised_bytes(model)  # half of it is for each of two trials, and half of that is kept
-    monkeypatch.setattr(frozen, "free_memory", lambda: room - 1)
-    assert frozen.set_frozen_weights(model, "auto", BATCHES, 2) == {
+    monkeypatch.setattr(dequantize, "free_memory", lambda: room - 1)
+    assert dequantize.set_frozen_weights(model, "auto", BATCHES, 2) == {
         "weights": "nf4",
         "weights_same_bits": None,
     }
     assert any(type(module) is Linear4bit for module in model.modules())
-    monkeypatch.setattr(frozen, "free_memory", lambda: room)
-    assert frozen.set_frozen_weights(model, "auto", BATCHES, 2)["weights"] == "materialised"
+    monkeypatch.setattr(dequantize, "free_memory", lambda: room)
+    assert dequantize.set_frozen_weights(model, "auto", BATCHES, 2)["weights"] == "materialised"
     assert not any(type(module) is Linear4bit for module in model.modules())
 
 
@@ -123,12 +124,12 @@ def test_auto_keeps_4_bits_where_the_bits_would_differ(
 ) -> None:
     """As on a GPU that multiplies without unpacking; asked for by name it is done, and the record tells."""
     model = adapted(study, cache)
-    monkeypatch.setattr(frozen, "gives_same_bits", lambda *given: False)
-    assert frozen.set_frozen_weights(model, "auto", BATCHES, 1) == {
+    monkeypatch.setattr(dequantize, "gives_same_bits", lambda *given: False)
+    assert dequantize.set_frozen_weights(model, "auto", BATCHES, 1) == {
         "weights": "nf4",
         "weights_same_bits": False,
     }
-    assert frozen.set_frozen_weights(model, "materialised", BATCHES, 1) == {
+    assert dequantize.set_frozen_weights(model, "materialised", BATCHES, 1) == {
         "weights": "materialised",
         "weights_same_bits": False,
     }

@@ -8,9 +8,9 @@ import pytest
 from hub_server import Hub
 from hub_study import MODEL, NOBODY, QUOTER, QUOTES, SHARD, User, write_hub_study
 
-from qlora_repeat.base_model import check_base
+from qlora_repeat.assets.base_models import check_base
 from qlora_repeat.errors import MissingError
-from qlora_repeat.study import load_study
+from qlora_repeat.study.study import load_study
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 TOKEN = {"HF_TOKEN": "hf_valid"}

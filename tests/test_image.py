@@ -13,7 +13,7 @@ from conftest import ROOT, kit
 from local_image import BASE, IMAGE, build_image
 from tiny import write_study
 
-from qlora_repeat.fingerprint import lock_digest
+from qlora_repeat.system.fingerprint import lock_digest
 
 pytestmark = pytest.mark.image
 

@@ -13,12 +13,12 @@ from conftest import ROOT
 from test_pack import Lab, failure, finished, run
 from test_tables import missing, trial
 
+from qlora_repeat.analysis.interlab import Arm, Laboratory, compare_laboratories
+from qlora_repeat.analysis.interlab_statistics import reproducibility
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.laboratories import Arm, Laboratory, compare_laboratories
-from qlora_repeat.render.laboratory_table import laboratory_table, sentences
-from qlora_repeat.render.table import Table
-from qlora_repeat.reproducibility import reproducibility
-from qlora_repeat.results import TrialResult, write_results
+from qlora_repeat.render.tables.interlab import laboratory_table, sentences
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.results.trial_result import TrialResult, write_results
 
 __all__ = ["finished"]
 
@@ -176,9 +176,9 @@ def other_lab(lab: Lab, folder: Path) -> Lab:
     from finished import finish_study
     from tiny import write_study
 
-    from qlora_repeat.record import read_record, write_record
-    from qlora_repeat.study import load_study
-    from qlora_repeat.trial import all_trials
+    from qlora_repeat.records.record import read_record, write_record
+    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.trial import all_trials
 
     there = Lab(folder, lab.cache)
     folder.mkdir()
@@ -217,7 +217,7 @@ def test_other_settings_are_found_in_the_records(finished: Lab, tmp_path: Path) 
     shutil.rmtree(there.runs)
     from finished import finish_study
 
-    from qlora_repeat.study import load_study
+    from qlora_repeat.study.study import load_study
 
     finish_study(load_study(str(there.study)), there.runs, there.cache)
     there.pack()
@@ -227,7 +227,7 @@ def test_other_settings_are_found_in_the_records(finished: Lab, tmp_path: Path) 
 
 
 def test_results_files_studies_and_the_papers_numbers_can_be_compared(finished: Lab, tmp_path: Path) -> None:
-    from qlora_repeat.published import read_published
+    from qlora_repeat.results.published import read_published
 
     published = read_published(ROOT / "paper" / "published")
     write_results([dataclasses.replace(row, study="paper") for row in published], tmp_path / "Oslo.jsonl")

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from qlora_repeat import lock
 from qlora_repeat.errors import BusyError, MissingError
-from qlora_repeat.files import write_json
-from qlora_repeat.lock import exclusive, live_owner, remove_ended
+from qlora_repeat.system import file_lock
+from qlora_repeat.system.file_lock import exclusive, live_owner, remove_ended
+from qlora_repeat.system.files import write_json
 
 HOLDER = """
 import pathlib, sys
-from qlora_repeat.lock import exclusive
+from qlora_repeat.system.file_lock import exclusive
 with exclusive(pathlib.Path(sys.argv[1]), "the thing"):
     print("held", flush=True)
     sys.stdin.read()
@@ -29,7 +29,7 @@ with exclusive(pathlib.Path(sys.argv[1]), "the thing"):
 RACER = """
 import os, pathlib, sys, time
 from qlora_repeat.errors import BusyError
-from qlora_repeat.lock import exclusive
+from qlora_repeat.system.file_lock import exclusive
 path, inside = map(pathlib.Path, sys.argv[1:])
 got = 0
 sys.stdin.read()
@@ -48,22 +48,22 @@ while got < 25:
 # Each child dies inside: all but the first find a dead process's lock.
 HEIRS = """
 import os, pathlib, random, signal, sys, time
-from qlora_repeat import lock
+from qlora_repeat.system import file_lock
 from qlora_repeat.errors import BusyError
 path, inside = map(pathlib.Path, sys.argv[1:])
-got, look = 0, lock._holder
+got, look = 0, file_lock._holder
 
 def slow(where):
     found = look(where)
     time.sleep(random.SystemRandom().random() * 0.002 * (where == path))  # as on a busy network
     return found
 
-lock._holder = slow
+file_lock._holder = slow
 sys.stdin.read()
 while got < 25:
     if not (child := os.fork()):
         try:
-            with lock.exclusive(path, "the thing"):
+            with file_lock.exclusive(path, "the thing"):
                 os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails if another is inside
                 time.sleep(0.001)
                 inside.unlink()
@@ -81,9 +81,9 @@ while got < 25:
 # Waits for no turn, so that it ends at once where it may not go in.
 OVERTAKER = """
 import pathlib, sys
-from qlora_repeat import lock
-lock.TURN_SECONDS = 0
-with lock.exclusive(pathlib.Path(sys.argv[1]), "the thing"):
+from qlora_repeat.system import file_lock
+file_lock.TURN_SECONDS = 0
+with file_lock.exclusive(pathlib.Path(sys.argv[1]), "the thing"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -273,8 +273,8 @@ def test_the_lock_of_before_a_restart_is_taken_over_where_the_machine_is_known_f
     """By its machine-id, which containers on several machines may have from one image."""
     path = tmp_path / "lock.json"
     namespace = str(Path("/proc/self/ns/pid").readlink())
-    monkeypatch.setattr(lock, "FIRST_PID_NAMESPACE", namespace if outside_containers else "pid:[1]")
-    monkeypatch.setattr(lock, "_machine", lambda: "an-identity" if machine is None else machine)
+    monkeypatch.setattr(file_lock, "FIRST_PID_NAMESPACE", namespace if outside_containers else "pid:[1]")
+    monkeypatch.setattr(file_lock, "_machine", lambda: "an-identity" if machine is None else machine)
     write_json(path, owner_of(path) | {"boot": "01234567-89ab-cdef-0123-456789abcdef"})  # alive, but for this
     if taken:
         with exclusive(path, "the thing"):
@@ -385,7 +385,7 @@ def test_a_process_killed_before_its_lock_is_whole_leaves_nothing_that_stops_oth
     path = tmp_path / "lock.json"
     script = """
 import os, pathlib, signal, sys
-from qlora_repeat.lock import exclusive
+from qlora_repeat.system.file_lock import exclusive
 os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 with exclusive(pathlib.Path(sys.argv[1]), "the thing"):
     pass
@@ -485,7 +485,7 @@ def test_two_processes_that_find_no_owner_do_not_both_get_in(
     others: list[subprocess.Popen[str]] = []
     other_is_inside = False
     taken = looks = 0
-    judged = lock._holder
+    judged = file_lock._holder
 
     def overtaken(where: Path) -> object:
         """This process finds that nobody alive holds the lock, and then another one is faster."""
@@ -501,7 +501,7 @@ def test_two_processes_that_find_no_owner_do_not_both_get_in(
             taken = path.stat().st_ctime_ns if other_is_inside else 0
         return found
 
-    monkeypatch.setattr(lock, "_holder", overtaken)
+    monkeypatch.setattr(file_lock, "_holder", overtaken)
     try:
         with exclusive(path, "the thing"):
             assert not other_is_inside
@@ -522,7 +522,7 @@ def test_a_lock_that_another_host_takes_while_a_dead_one_is_removed_is_put_back(
     path = tmp_path / "lock.json"
     leave_behind(path, hold)
     looks = 0
-    judged = lock._holder
+    judged = file_lock._holder
 
     def late(where: Path) -> object:
         nonlocal looks
@@ -533,7 +533,7 @@ def test_a_lock_that_another_host_takes_while_a_dead_one_is_removed_is_put_back(
             write_json(path, owner_of(tmp_path / "other.json") | {"host": "elsewhere"})
         return found
 
-    monkeypatch.setattr(lock, "_holder", late)
+    monkeypatch.setattr(file_lock, "_holder", late)
     assert "on elsewhere works on it" in refused(path)
     assert json.loads(path.read_text())["host"] == "elsewhere"
     assert list(tmp_path.iterdir()) == [path]
@@ -544,8 +544,8 @@ def test_a_turn_that_another_process_does_not_give_back_is_told(
 ) -> None:
     path = tmp_path / "lock.json"
     leave_behind(path, hold)
-    monkeypatch.setattr(lock, "TURN_SECONDS", 0)
-    with lock._turn(path, "the thing"):
+    monkeypatch.setattr(file_lock, "TURN_SECONDS", 0)
+    with file_lock._turn(path, "the thing"):
         words = refusal(path)
     assert words == (
         "the thing: the process that worked on it is dead, but its lock cannot be removed "
@@ -559,8 +559,8 @@ def test_a_turn_that_another_process_does_not_give_back_is_told(
 def test_those_who_see_the_folder_at_another_path_wait_for_their_turn_too(same: str, tmp_path: Path) -> None:
     folder, seen = tmp_path / "folder", tmp_path / "seen"
     folder.mkdir()
-    script = "import pathlib; from qlora_repeat import lock; lock.TURN_SECONDS = 0\n"
-    script += f"with lock._turn(pathlib.Path({str(seen / 'lock.json')!r}), 'the thing'): print('in')"
+    script = "import pathlib; from qlora_repeat.system import file_lock; file_lock.TURN_SECONDS = 0\n"
+    script += f"with file_lock._turn(pathlib.Path({str(seen / 'lock.json')!r}), 'the thing'): print('in')"
     command = [sys.executable, "-c", script]
     if same == "link":
         seen.symlink_to(folder)
@@ -584,7 +584,7 @@ def test_those_who_see_the_folder_at_another_path_wait_for_their_turn_too(same: 
             or subprocess.run([*command[:-3], "true"], capture_output=True).returncode
         ):
             pytest.skip("no mounts for this user here")
-    with lock._turn(folder / "lock.json", "the thing"):
+    with file_lock._turn(folder / "lock.json", "the thing"):
         other = subprocess.run(command, capture_output=True, text=True)
     assert other.stdout == ""
     assert "Address already in use" in other.stderr

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlora_repeat.errors import MissingError, StageError
-from qlora_repeat.merge import merge_weights
+from qlora_repeat.stages.merge import merge_weights
 
 LORA = {"layer.lora_A.weight": torch.ones(2, 3), "layer.lora_B.weight": torch.ones(4, 2)}
 CONFIG = {"r": 2, "lora_alpha": 4}
@@ -137,7 +137,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import AutoConfig, PretrainedConfig  # libraries would count otherwise
 import torch
-from qlora_repeat.merge import merge_weights
+from qlora_repeat.stages.merge import merge_weights
 torch.ones(2048, 2) @ torch.ones(2, 4096)
 
 def anonymous():

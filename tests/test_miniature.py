@@ -11,12 +11,12 @@ import pytest
 from conftest import kit
 from hub_study import MODEL, PICKLED, write_hub_study
 
-from qlora_repeat.data import part_rows, study_prompts
-from qlora_repeat.digest import folder_digests
+from qlora_repeat.assets.datasets import part_rows, study_prompts
+from qlora_repeat.assets.miniature import write_hub
 from qlora_repeat.errors import UsageError
-from qlora_repeat.miniature import write_hub
-from qlora_repeat.sources import Hub
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.study.data_sources import Hub
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.system.hashing import folder_digests
 
 PAPER = load_study("paper")
 NEOX = ["gpt-neox-20b", "gpt-neoxt-chat-20b"]

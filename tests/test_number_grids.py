@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from qlora_repeat.number_grids import (
+from qlora_repeat.results.number_formats import (
     FORMATS,
     agreement,
     at_least,

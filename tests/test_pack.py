@@ -22,20 +22,20 @@ from finished import finish_study
 from made_attribution import additive, made
 from tiny import write_study
 
-from qlora_repeat.archive import CRATE, SUMS, text_entry, write_archive
-from qlora_repeat.attribution import attribute
-from qlora_repeat.cli import cli
-from qlora_repeat.digest import folder_digests
+from qlora_repeat.analysis.attribution.decompose import attribute
+from qlora_repeat.analysis.attribution.measurements import write_attribution
+from qlora_repeat.archive.pack import pack
+from qlora_repeat.archive.unpack import opened, unpack
+from qlora_repeat.archive.zip_file import CRATE, SUMS, text_entry, write_archive
+from qlora_repeat.cli.main import cli
 from qlora_repeat.errors import KitError, MissingError, StoppedError, UsageError
-from qlora_repeat.outcomes import write_attribution
-from qlora_repeat.pack import pack
-from qlora_repeat.record import read_record, write_record
-from qlora_repeat.results import read_results
-from qlora_repeat.stages import run_stages
-from qlora_repeat.stopping import heeded
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import STAGES, find_trial
-from qlora_repeat.unpack import opened, unpack
+from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.records.record import read_record, write_record
+from qlora_repeat.results.trial_result import read_results
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import STAGES, find_trial
+from qlora_repeat.system.hashing import folder_digests
+from qlora_repeat.system.signals import heeded
 
 FIRST = "tiny-neox/adamw-8bit/1"
 FOLDER = "runs/tiny/tiny-neox/adamw-8bit/trial-1"
@@ -306,7 +306,7 @@ def test_what_does_not_count_is_left_out_and_named(lab: Lab) -> None:
 
 def holding(lab: Lab) -> Path:
     """A lock that this process holds, as a file to be copied."""
-    from qlora_repeat.lock import exclusive
+    from qlora_repeat.system.file_lock import exclusive
 
     path = lab.folder / "held.json"
     with exclusive(lab.folder / "lock.json", "a test"):
@@ -682,8 +682,8 @@ def test_a_forged_number_is_found_by_running_it_again(recorded: Lab, tmp_path: P
 
 
 def test_a_file_that_changes_while_it_is_packed_is_noticed(tmp_path: Path) -> None:
-    from qlora_repeat.archive import Entry
-    from qlora_repeat.record import keep
+    from qlora_repeat.archive.zip_file import Entry
+    from qlora_repeat.records.record import keep
 
     source, path = tmp_path / "trace.jsonl", tmp_path / "a.zip"
     source.write_text("1\n")

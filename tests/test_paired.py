@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from qlora_repeat.paired import (
+from qlora_repeat.analysis.attribution.paired_statistics import (
     Estimate,
     excess,
     half_deviation,

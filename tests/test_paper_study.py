@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qlora_repeat.study import Model, load_study
+from qlora_repeat.study.study import Model, load_study
 
 PAPER = load_study("paper")
 NEOX = PAPER.models["gpt-neox-20b"]

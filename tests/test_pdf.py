@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT, kit, needs_latex
 
 from qlora_repeat.errors import MissingError, StageError
-from qlora_repeat.render.figures import render_figures
+from qlora_repeat.render.figures.write import render_figures
 from qlora_repeat.render.pdf import compile_paper
-from qlora_repeat.render.tables import render_tables
-from qlora_repeat.results import TrialResult
+from qlora_repeat.render.tables.write import render_tables
+from qlora_repeat.results.trial_result import TrialResult
 
 RESULTS = [
     TrialResult(

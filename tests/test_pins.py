@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from qlora_repeat.assets.hub_lock import LockFile, Pin, PinnedFile, lock_file, read_source
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.pins import LockFile, Pin, PinnedFile, lock_file, read_source
-from qlora_repeat.sources import Hub
+from qlora_repeat.study.data_sources import Hub
 
 HUB = Hub("acme/model", "main")
 PIN = Pin(
@@ -48,7 +48,8 @@ def test_the_order_of_adding_leaves_no_trace(tmp_path: Path) -> None:
 def test_processes_that_add_at_once_lose_no_pin(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from qlora_repeat.pins import LockFile, Pin; from qlora_repeat.sources import Hub\n"
+        "from qlora_repeat.assets.hub_lock import LockFile, Pin\n"
+        "from qlora_repeat.study.data_sources import Hub\n"
         "lock = LockFile(Path(sys.argv[1]))\n"
         "pin = Pin('model', 'main', 'a' * 40, {})\n"
         "for number in range(50): lock.add(Hub(f'{sys.argv[2]}/{number}', 'main'), pin)"

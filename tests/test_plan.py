@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT, kit
 from tiny import write_study
 
+from qlora_repeat.assets.hub_lock import LockFile, Pin, PinnedFile
 from qlora_repeat.errors import UsageError
-from qlora_repeat.gpus import GPUS, find_gpu, large_enough
-from qlora_repeat.pins import LockFile, Pin, PinnedFile
-from qlora_repeat.plan import (
+from qlora_repeat.planning.gpu_catalog import GPUS, find_gpu, large_enough
+from qlora_repeat.planning.plan import (
     CONTEXT_BYTES,
     Plan,
     disk_plan,
@@ -23,10 +23,10 @@ from qlora_repeat.plan import (
     train_examples,
     train_seconds,
 )
-from qlora_repeat.plan_text import plan_text
-from qlora_repeat.published import read_published
-from qlora_repeat.sources import Hub
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.render.text.plan import plan_text
+from qlora_repeat.results.published import read_published
+from qlora_repeat.study.data_sources import Hub
+from qlora_repeat.study.study import Study, load_study
 
 PUBLISHED = read_published(ROOT / "paper/published")
 A100 = find_gpu("a100-80gb")

@@ -13,12 +13,12 @@ from tiny import write_study
 RUN = """
 import sys, time
 from pathlib import Path
-from qlora_repeat.commands.options import console
+from qlora_repeat.cli.options import console
 from qlora_repeat.errors import StageError
-from qlora_repeat.progress import Display
-from qlora_repeat.runner import Job
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import all_trials
+from qlora_repeat.cli.progress import Display
+from qlora_repeat.execution.process_pool import Job
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import all_trials
 
 trials = all_trials(load_study("pocket"), Path("runs"))[-3:]
 jobs = [Job(trial.name, trial.model_name, trial, trial.log) for trial in trials]

@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 
 from qlora_repeat.errors import KitError, MissingError, UsageError
-from qlora_repeat.number_grids import LARGEST, agreement, lies_on, read_perplexities
-from qlora_repeat.published import read_published
-from qlora_repeat.results import TrialResult, read_results, write_results
-from qlora_repeat.study import load_study
+from qlora_repeat.results.number_formats import LARGEST, agreement, lies_on, read_perplexities
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import TrialResult, read_results, write_results
+from qlora_repeat.study.study import load_study
 
 FOLDER = ROOT / "paper" / "published"
 OPTIMIZERS = ("adamw-8bit", "adamw-32bit")

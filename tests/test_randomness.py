@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_repeat.data import batch_order, split_rows
-from qlora_repeat.randomness import SOURCES, PerTrial, Source, draw_seed, stream_seed, torch_stream
-from qlora_repeat.sources import Data
+from qlora_repeat.assets.datasets import batch_order, split_rows
+from qlora_repeat.study.data_sources import Data
+from qlora_repeat.study.randomness import SOURCES, PerTrial, Source, draw_seed, stream_seed, torch_stream
 
 PUBLISHED = [976230583, 3434540021, 505533444, 299985713, 1734428444]
 SEEDS = st.integers(0, 2**63 - 1)
@@ -44,7 +44,7 @@ def test_a_seed_depends_on_nothing_else() -> None:
         np.random.seed(state)
         torch.manual_seed(state)
         seeds.add(stream_seed(42, "dropout", 3))
-    script = "from qlora_repeat.randomness import stream_seed; print(stream_seed(42, 'dropout', 3))"
+    script = "from qlora_repeat.study.randomness import stream_seed; print(stream_seed(42, 'dropout', 3))"
     elsewhere = subprocess.run(
         [sys.executable, "-c", script],
         env={"PYTHONHASHSEED": "7"},

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 from conftest import ROOT, kit
 
-from qlora_repeat.cli import COMMANDS
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import find_trial
+from qlora_repeat.cli.main import COMMANDS
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import find_trial
 
 PAGES = [
     ROOT / "README.md",

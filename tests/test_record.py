@@ -14,13 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qlora_repeat
-from qlora_repeat.digest import json_digest
 from qlora_repeat.errors import MissingError
-from qlora_repeat.files import json_text
-from qlora_repeat.inputs import MODULES, changed_inputs, stage_settings
-from qlora_repeat.record import FORMAT, KeptFile, Record, damaged_file, keep, read_record, write_record
-from qlora_repeat.study import Study
-from qlora_repeat.trial import STAGES, find_trial
+from qlora_repeat.records.record import (
+    FORMAT,
+    KeptFile,
+    Record,
+    damaged_file,
+    keep,
+    read_record,
+    write_record,
+)
+from qlora_repeat.records.stage_inputs import MODULES, changed_inputs, stage_settings
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import STAGES, find_trial
+from qlora_repeat.system.files import json_text
+from qlora_repeat.system.hashing import json_digest
 
 RECORD = Record(
     stage="evaluate",
@@ -217,7 +225,9 @@ def package(tmp_path: Path) -> Path:
 
 def digests(package: Path) -> dict[str, str]:
     """The digest of each stage's code in a copy of the kit."""
-    spec = importlib.util.spec_from_file_location("inputs_of_the_copy", package / "inputs.py")
+    spec = importlib.util.spec_from_file_location(
+        "inputs_of_the_copy", package / "records" / "stage_inputs.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     inputs: ModuleType = importlib.util.module_from_spec(spec)
@@ -228,26 +238,26 @@ def digests(package: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("module", "stages"),
     [
-        ("tracing", ["finetune"]),
-        ("merge", ["merge"]),
-        ("perplexity", ["evaluate"]),
-        ("respond", ["evaluate", "time"]),
-        ("timing", ["time"]),
-        ("randomness", ["finetune", "merge", "evaluate", "time"]),
-        ("kernels", ["finetune", "merge", "evaluate", "time"]),
-        ("checkpoint", ["finetune"]),
-        ("base_model", ["finetune", "merge", "evaluate", "time"]),
-        ("weights", ["finetune", "merge", "evaluate", "time"]),
-        ("record", []),
-        ("shapes", []),
-        ("check", []),
-        ("render/tables", []),
-        ("render/table_content", []),
-        ("collect", []),
-        ("runner", []),
-        ("progress", []),
-        ("cli", []),
-        ("commands/stage", []),
+        ("stages/trainer", ["finetune"]),
+        ("stages/merge", ["merge"]),
+        ("stages/perplexity", ["evaluate"]),
+        ("stages/generate", ["evaluate", "time"]),
+        ("stages/timing", ["time"]),
+        ("study/randomness", ["finetune", "merge", "evaluate", "time"]),
+        ("system/determinism", ["finetune", "merge", "evaluate", "time"]),
+        ("stages/checkpoint", ["finetune"]),
+        ("assets/base_models", ["finetune", "merge", "evaluate", "time"]),
+        ("system/safetensors_file", ["finetune", "merge", "evaluate", "time"]),
+        ("records/record", []),
+        ("records/record_schema", []),
+        ("analysis/integrity", []),
+        ("render/tables/write", []),
+        ("render/tables/paper_tables", []),
+        ("results/collect", []),
+        ("execution/process_pool", []),
+        ("cli/progress", []),
+        ("cli/main", []),
+        ("cli/commands/stage", []),
     ],
 )
 def test_a_change_to_a_module_makes_stale_what_imports_it(
@@ -262,7 +272,7 @@ def test_a_change_to_a_module_makes_stale_what_imports_it(
 
 MODULE = '''"""What this is for."""
 
-from qlora_repeat.trial import Trial
+from qlora_repeat.study.trial import Trial
 
 SIZE = 30  # as many as there are
 
@@ -277,9 +287,9 @@ def told(trial: Trial, size: int = 1) -> str:
 def made_stale(package: Path, old: str, new: str) -> list[str]:
     """The stages whose code is another if this text in a module of one stage is."""
     assert old in MODULE
-    (package / "timing.py").write_text(MODULE)
+    (package / "stages" / "timing.py").write_text(MODULE)
     before = digests(package)
-    (package / "timing.py").write_text(MODULE.replace(old, new))
+    (package / "stages" / "timing.py").write_text(MODULE.replace(old, new))
     after = digests(package)
     return [stage for stage in before if before[stage] != after[stage]]
 
@@ -315,7 +325,7 @@ def test_modules_are_followed_however_they_are_imported(package: Path) -> None:
         "import qlora_repeat.render.deep",
         "def late():\n    from qlora_repeat.render.deep import VALUE",
     ):
-        (package / "timing.py").write_text(f"{line}\n")
+        (package / "stages" / "timing.py").write_text(f"{line}\n")
         (package / "render" / "deep.py").write_text("VALUE = 1\n")
         before = digests(package)
         (package / "render" / "deep.py").write_text("VALUE = 2\n")

@@ -7,16 +7,16 @@ import sys
 import pytest
 from conftest import ROOT
 
-from qlora_repeat.cli import COMMANDS
-from qlora_repeat.reference import PAGE
+from qlora_repeat.cli.main import COMMANDS
+from qlora_repeat.cli.reference import PAGE
 
-RENEW = "run `.venv/bin/python -m qlora_repeat.reference` in the checkout, and commit docs/commands.md"
+RENEW = "run `.venv/bin/python -m qlora_repeat.cli.reference` in the checkout, and commit docs/commands.md"
 
 
 @pytest.fixture(scope="module")
 def written() -> str:
     """The reference as it is written in a terminal of 20 columns, by somebody with own folders."""
-    script = "from qlora_repeat.reference import reference; print(end=reference())"
+    script = "from qlora_repeat.cli.reference import reference; print(end=reference())"
     settings = {
         "COLUMNS": "20",
         "FORCE_COLOR": "1",

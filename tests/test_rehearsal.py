@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT
 from slurm_cluster import slurm
 
-from qlora_repeat.results import TrialResult, read_results
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import all_trials
+from qlora_repeat.results.trial_result import TrialResult, read_results
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import all_trials
 
 STUDY = load_study("paper")
 BASE_TESTS = [f"{model}/base/test-{number}.json" for model in STUDY.models for number in range(1, 8)]

@@ -14,17 +14,17 @@ from finished import finish_study
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_repeat.collect import collect
 from qlora_repeat.errors import UsageError
-from qlora_repeat.published import read_published
-from qlora_repeat.report.charts import MOST_POINTS, beside_the_paper, loss_charts, perplexity_charts
-from qlora_repeat.report.content import arm_rows, questions, verdict
-from qlora_repeat.report.differences import differences
-from qlora_repeat.report.kept import Kept
-from qlora_repeat.report.page import write_report
-from qlora_repeat.results import Response, TrialResult
-from qlora_repeat.study import Study
-from qlora_repeat.trace import Step
+from qlora_repeat.records.trace import Step
+from qlora_repeat.render.report.charts import MOST_POINTS, beside_the_paper, loss_charts, perplexity_charts
+from qlora_repeat.render.report.content import arm_rows, questions, verdict
+from qlora_repeat.render.report.differences import differences
+from qlora_repeat.render.report.page import write_report
+from qlora_repeat.render.report.trial_files import Kept
+from qlora_repeat.results.collect import collect
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import Response, TrialResult
+from qlora_repeat.study.study import Study
 
 PUBLISHED = Path("paper/published")
 

@@ -15,9 +15,9 @@ from made_attribution import additive, made
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_report import traced, trial
 
-from qlora_repeat.published import read_published
-from qlora_repeat.report.page import write_report
-from qlora_repeat.results import Response
+from qlora_repeat.render.report.page import write_report
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import Response
 
 HOSTILE = "<script>window.hacked = true</script><img src=x onerror='window.hacked = true'>"
 pytestmark = pytest.mark.browser
@@ -85,7 +85,7 @@ def test_its_libraries_are_those_that_are_locked(tmp_path: Path) -> None:
     shutil.copytree(
         ROOT / "lockfiles/web", tmp_path / "lockfiles/web", ignore=ignore_patterns("node_modules")
     )
-    static = tmp_path / "src/qlora_repeat/report/static"
+    static = tmp_path / "src/qlora_repeat/render/report/static"
     static.mkdir(parents=True)
     for command in (["npm", "ci", "--silent"], ["npm", "run", "--silent", "build"]):
         done = subprocess.run(command, cwd=tmp_path / "lockfiles/web", capture_output=True, text=True)
@@ -93,7 +93,7 @@ def test_its_libraries_are_those_that_are_locked(tmp_path: Path) -> None:
             pytest.skip(f"npm cannot get them: {done.stderr[-200:]}")
         assert done.returncode == 0, done.stderr
     for path in static.iterdir():
-        there = ROOT / "src/qlora_repeat/report/static" / path.name
+        there = ROOT / "src/qlora_repeat/render/report/static" / path.name
         assert there.read_bytes() == path.read_bytes(), f"{path.name}: make web writes another"
 
 

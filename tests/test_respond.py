@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from qlora_repeat.respond import answer_letter, finite_scores
+from qlora_repeat.stages.generate import answer_letter, finite_scores
 
 
 @pytest.mark.parametrize(

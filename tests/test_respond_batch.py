@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
-from qlora_repeat.data import study_prompts
-from qlora_repeat.kernels import set_kernels
-from qlora_repeat.randomness import Kernels, torch_stream
-from qlora_repeat.respond import finite_scores, respond, warpers
-from qlora_repeat.respond_batch import ROWS, Asked, can_batch, respond_batch, sure_token
-from qlora_repeat.study import Sampling, Study
+from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
+from qlora_repeat.assets.datasets import study_prompts
+from qlora_repeat.stages.generate import finite_scores, respond, warpers
+from qlora_repeat.stages.generate_batch import ROWS, Asked, can_batch, respond_batch, sure_token
+from qlora_repeat.study.randomness import Kernels, torch_stream
+from qlora_repeat.study.study import Sampling, Study
+from qlora_repeat.system.determinism import set_kernels
 
 LIKELY, UNLIKELY = Sampling(0.1, 0.1), Sampling(1.0, 1.0)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.results import Response, TrialResult, read_results, write_results
+from qlora_repeat.results.trial_result import Response, TrialResult, read_results, write_results
 
 ROW = TrialResult("tiny", "text-generation", "neox", "NeoX", "adamw-8bit", 1, "done")
 TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates and line breaks too

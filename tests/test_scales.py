@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_repeat.render.scales import Scale, common_scales
+from qlora_repeat.render.figures.scales import Scale, common_scales
 
 LOSSES = st.lists(st.just(0.0) | st.floats(1e-40, 3e38), min_size=1, max_size=8)
 

@@ -11,14 +11,14 @@ import pytest
 from conftest import kit
 from finished import finish_study
 
-from qlora_repeat.collect import collect
-from qlora_repeat.record import Record, read_record, write_record
-from qlora_repeat.results import Response
-from qlora_repeat.shapes import misfit
-from qlora_repeat.stages import stage_states
-from qlora_repeat.status import base_damages
-from qlora_repeat.study import Study, load_study
-from qlora_repeat.trial import Trial, base_record, find_trial
+from qlora_repeat.execution.run_trial import stage_states
+from qlora_repeat.records.record import Record, read_record, write_record
+from qlora_repeat.records.record_schema import misfit
+from qlora_repeat.records.status import base_damages
+from qlora_repeat.results.collect import collect
+from qlora_repeat.results.trial_result import Response
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.trial import Trial, base_record, find_trial
 
 NAME = "tiny-neox/adamw-8bit/1"
 NO_CACHE = Path("/nonexistent")
@@ -185,6 +185,6 @@ def test_the_commands_name_it_in_a_line(trial: Trial, rewrite: Rewrite, tmp_path
 
 
 def test_shapes_are_light() -> None:
-    script = "import sys, qlora_repeat.shapes; print(*sys.modules)"
+    script = "import sys, qlora_repeat.records.record_schema; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "transformers", "datasets"} & set(done.stdout.split()) == set()

@@ -15,10 +15,10 @@ from conftest import ROOT, kit
 from slurm_cluster import slurm
 from tiny import write_study
 
-from qlora_repeat.record import read_record
-from qlora_repeat.slurm import read_queue
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import Trial, all_trials, find_trial
+from qlora_repeat.records.record import read_record
+from qlora_repeat.slurm.queue import read_queue
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import Trial, all_trials, find_trial
 
 pytestmark = pytest.mark.slurm
 

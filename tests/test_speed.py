@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
-from qlora_repeat.data import Example
-from qlora_repeat.perplexity import example_losses, perplexity
-from qlora_repeat.study import Study
+from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
+from qlora_repeat.assets.datasets import Example
+from qlora_repeat.stages.perplexity import example_losses, perplexity
+from qlora_repeat.study.study import Study
 
 TEXTS = ["a quiet mind hears more", "what is done twice is known", "no two runs agree, and why"]
 

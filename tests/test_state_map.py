@@ -2,7 +2,7 @@
 
 import torch
 
-from qlora_repeat.state_map import old_map, set_state_map, split_optimizer
+from qlora_repeat.stages.legacy_qmap import old_map, set_state_map, split_optimizer
 
 
 def test_the_old_map_is_that_of_the_releases() -> None:

@@ -11,10 +11,10 @@ from conftest import ROOT, needs_latex
 from test_arm_statistics import PERPLEXITIES, arm
 from test_tables import TEMPLATES, compile_cleanly, missing, study, table, trial
 
-from qlora_repeat.published import read_published
-from qlora_repeat.render.table import Table
-from qlora_repeat.render.table_content import make_tables
-from qlora_repeat.render.tables import panels, render_tables
+from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.render.tables.write import panels, render_tables
+from qlora_repeat.results.published import read_published
 
 PUBLISHED = read_published(ROOT / "paper" / "published")
 

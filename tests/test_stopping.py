@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from qlora_repeat import evaluate, finetune
 from qlora_repeat.errors import StoppedError
-from qlora_repeat.stages import run_base, run_stages
-from qlora_repeat.stopping import heeded, held_back
-from qlora_repeat.study import Study
-from qlora_repeat.trial import all_trials
+from qlora_repeat.execution.run_trial import run_base, run_stages
+from qlora_repeat.stages import evaluate, finetune
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import all_trials
+from qlora_repeat.system.signals import heeded, held_back
 
 KIT = str(Path(sys.executable).with_name("qlora-repeat"))
 LATE = """
 import sys, time
 from qlora_repeat.errors import StoppedError
-from qlora_repeat.stopping import heeded
+from qlora_repeat.system.signals import heeded
 print("there", flush=True)
 sys.stdin.read()
 try:
@@ -32,7 +32,7 @@ except StoppedError as error:
 TWICE = """
 import os, signal
 from qlora_repeat.errors import StoppedError
-from qlora_repeat.stopping import heeded
+from qlora_repeat.system.signals import heeded
 try:
     with heeded(keyboard=False):
         try:

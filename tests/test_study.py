@@ -9,8 +9,8 @@ from hub_study import write_hub_study
 from tiny import tiny_text, write_study
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study import Study, load_study, portable_name, study_path
-from qlora_repeat.trial import study_folder
+from qlora_repeat.study.study import Study, load_study, portable_name, study_path
+from qlora_repeat.study.trial import study_folder
 
 POCKET = "pocket"
 PRETRAINED = """

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.render.table import Table
-from qlora_repeat.render.table_content import make_tables
-from qlora_repeat.render.tables import panels, render_tables
-from qlora_repeat.results import Response, TrialResult, write_results
+from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.render.tables.write import panels, render_tables
+from qlora_repeat.results.trial_result import Response, TrialResult, write_results
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "paper" / "templates"
@@ -453,8 +453,8 @@ def test_wide_tables_are_set_in_panels_that_keep_groups_together() -> None:
 def test_the_same_results_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
     write_results(study(tuple(text for text in HOSTILE if "\ud800" not in text)), tmp_path / "results.jsonl")
     script = (
-        "import sys; from pathlib import Path; from qlora_repeat.results import read_results;"
-        "from qlora_repeat.render.tables import render_tables;"
+        "import sys; from pathlib import Path; from qlora_repeat.results.trial_result import read_results;"
+        "from qlora_repeat.render.tables.write import render_tables;"
         "render_tables(read_results(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]));"
         "assert 'torch' not in sys.modules"
     )

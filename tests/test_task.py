@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qlora_repeat.errors import MissingError, StageError
-from qlora_repeat.task import MOST_KILLED, ImageFile, Task
+from qlora_repeat.slurm.task import MOST_KILLED, ImageFile, Task
 
 HEEDS = """
 import pathlib, signal, sys, time

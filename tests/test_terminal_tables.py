@@ -14,9 +14,9 @@ from test_escape import ANY_TEXT
 from test_tables import HOSTILE, ORDINARY, study, trial
 
 from qlora_repeat.render.escape import terminal
-from qlora_repeat.render.table_content import make_tables
-from qlora_repeat.render.terminal import terminal_table
-from qlora_repeat.results import write_results
+from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.render.tables.terminal import terminal_table
+from qlora_repeat.results.trial_result import write_results
 
 WIDTHS = (50, 60, 80, 100, 200)
 PUBLISHED = ["tables", "published", "--format", "terminal"]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora_repeat.runner import Job
-from qlora_repeat.study import Study
-from qlora_repeat.time_left import TimeLeft
-from qlora_repeat.trial import all_trials
+from qlora_repeat.execution.eta import TimeLeft
+from qlora_repeat.execution.process_pool import Job
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import all_trials
 
 
 @pytest.fixture

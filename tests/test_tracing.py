@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny import write_study
 
-from qlora_repeat import finetune
-from qlora_repeat.collect import collect
 from qlora_repeat.errors import StoppedError
-from qlora_repeat.record import read_record
-from qlora_repeat.stages import run_base, run_stages
-from qlora_repeat.study import load_study
-from qlora_repeat.trace import read_trace
-from qlora_repeat.trial import STAGES, Trial, find_trial
+from qlora_repeat.execution.run_trial import run_base, run_stages
+from qlora_repeat.records.record import read_record
+from qlora_repeat.records.trace import read_trace
+from qlora_repeat.results.collect import collect
+from qlora_repeat.stages import finetune
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import STAGES, Trial, find_trial
 
 NAME = "tiny-neox/adamw-8bit/1"
 

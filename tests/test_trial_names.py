@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.study import Study
-from qlora_repeat.trial import STAGES, all_trials, base_record, cache_folder, find_trial
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import STAGES, all_trials, base_record, cache_folder, find_trial
 
 RUNS = Path("runs")
 

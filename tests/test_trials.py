@@ -13,19 +13,19 @@ from small_disk import needs_mount, on_small_disk
 from tiny import write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qlora_repeat.base_model import base_folder, load_full, load_tokenizer
-from qlora_repeat.data import encode, part_rows, study_prompts
-from qlora_repeat.digest import weights_digest
+from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
+from qlora_repeat.assets.datasets import encode, part_rows, study_prompts
 from qlora_repeat.errors import StageError, StoppedError
-from qlora_repeat.evaluate import measure_losses
-from qlora_repeat.merge import delete_merged, merge_weights
-from qlora_repeat.record import read_record, write_record
-from qlora_repeat.respond import respond
-from qlora_repeat.stages import run_base, run_stages, stage_states, trial_state
-from qlora_repeat.study import load_study
-from qlora_repeat.trace import Step, read_trace
-from qlora_repeat.trial import STAGES, Trial, all_trials, find_trial
-from qlora_repeat.watch import Watch
+from qlora_repeat.execution.run_trial import run_base, run_stages, stage_states, trial_state
+from qlora_repeat.records.record import read_record, write_record
+from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.stages.evaluate import measure_losses
+from qlora_repeat.stages.generate import respond
+from qlora_repeat.stages.merge import delete_merged, merge_weights
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import STAGES, Trial, all_trials, find_trial
+from qlora_repeat.study.watch import Watch
+from qlora_repeat.system.hashing import weights_digest
 
 MODELS = ["tiny-neox", "tiny-llama-chat"]
 
@@ -359,10 +359,10 @@ def test_a_full_disk_is_named_with_the_way_out_and_loses_nothing(
 import shutil, sys
 from pathlib import Path
 from qlora_repeat.errors import StageError, StoppedError
-from qlora_repeat.record import read_record, write_record
-from qlora_repeat.stages import run_stages, stage_states, trial_state
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import STAGES, find_trial
+from qlora_repeat.records.record import read_record, write_record
+from qlora_repeat.execution.run_trial import run_stages, stage_states, trial_state
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import STAGES, find_trial
 here, study, cache = map(Path, sys.argv[1:])
 trial = find_trial(load_study(str(study)), "tiny-neox/adamw-8bit/1", here)
 ballast = here / "ballast"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from test_divergence import changed, trace
 
-from qlora_repeat.adapter_distance import Distance
-from qlora_repeat.divergence import Difference, Side, TrialDiff, first_divergence
-from qlora_repeat.record import Record
-from qlora_repeat.study import Tolerance
-from qlora_repeat.trace import Step
-from qlora_repeat.verdict import Kind, judge, without_rerun
-from qlora_repeat.verdict_text import EXIT_CODES, exit_code, verdict_json, verdict_text
+from qlora_repeat.analysis.adapter_distance import Distance
+from qlora_repeat.analysis.trial_diff import Difference, Side, TrialDiff, first_divergence
+from qlora_repeat.analysis.verify.verdict import Kind, judge, without_rerun
+from qlora_repeat.records.record import Record
+from qlora_repeat.records.trace import Step
+from qlora_repeat.render.text.verdict import EXIT_CODES, exit_code, verdict_json, verdict_text
+from qlora_repeat.study.study import Tolerance
 
 TOLERANCE = Tolerance(first_loss=1e-6, loss=1e-4, adapter=1e-2, perplexity=1e-4)
 ARM = [10.0, 10.2, 9.9, 10.1, 10.3, 9.8, 10.05]

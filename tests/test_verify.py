@@ -12,13 +12,13 @@ from click.testing import CliRunner, Result
 from conftest import copy_folder
 from tiny import write_study
 
-from qlora_repeat.digest import folder_digests
+from qlora_repeat.analysis.verify.rerun import read_recorded, rerun_folder, run_again
 from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
-from qlora_repeat.record import keep, read_record, write_record
-from qlora_repeat.stages import run_stages
-from qlora_repeat.study import load_study
-from qlora_repeat.trial import Stage, Trial, find_trial
-from qlora_repeat.verify import read_recorded, rerun_folder, run_again
+from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.records.record import keep, read_record, write_record
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import Stage, Trial, find_trial
+from qlora_repeat.system.hashing import folder_digests
 
 NAME = "tiny-neox/adamw-8bit/1"
 
@@ -41,7 +41,7 @@ class Lab:
         return find_trial(load_study(str(self.study)), NAME, self.runs)
 
     def verify(self, *options: object, trial: object = NAME) -> Result:
-        from qlora_repeat.commands.verify import command
+        from qlora_repeat.cli.commands.verify import command
 
         where = ["--study", self.study, "--runs", self.runs, "--scratch", self.scratch, "--cache", self.cache]
         return CliRunner().invoke(command, [str(each) for each in (trial, *where, *options, "--quiet")])

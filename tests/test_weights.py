@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from qlora_repeat import weights
 from qlora_repeat.errors import MissingError
-from qlora_repeat.weights import (
+from qlora_repeat.system import safetensors_file
+from qlora_repeat.system.safetensors_file import (
     check_weights,
     read_header,
     read_weights,
@@ -76,9 +76,9 @@ def test_weights_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
     check_weights(tmp_path)
 
 
-@pytest.mark.parametrize("kind", sorted(weights._TYPES))
+@pytest.mark.parametrize("kind", sorted(safetensors_file._TYPES))
 def test_every_type_is_known_by_torchs_name(kind: str, tmp_path: Path) -> None:
-    size, name = weights._TYPES[kind]
+    size, name = safetensors_file._TYPES[kind]
     path = tmp_path / "model.safetensors"
     path.write_bytes(written({"x": entry(kind, [3], [0, 3 * size])}, bytes(range(3 * size))))
     assert read_header(path)["x"].dtype == name

@@ -7,14 +7,14 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.base_model import base_folder
-from qlora_repeat.bring import prepare_data, save_plain
-from qlora_repeat.corpus import corpus_rows, rows_digest
-from qlora_repeat.digest import MANIFEST, folder_digests
-from qlora_repeat.files import new_folder, write_json
-from qlora_repeat.packages import locate
-from qlora_repeat.sources import Data
-from qlora_repeat.study import Study, load_study
+from qlora_repeat.assets.base_models import base_folder
+from qlora_repeat.assets.dataset_builders import corpus_rows, rows_digest
+from qlora_repeat.assets.package_files import locate
+from qlora_repeat.assets.prepare import prepare_data, save_plain
+from qlora_repeat.study.data_sources import Data
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.system.files import new_folder, write_json
+from qlora_repeat.system.hashing import MANIFEST, folder_digests
 
 TINY = Path(__file__).with_name("tiny.toml")
 
@@ -80,7 +80,7 @@ def fill_cache(study: Study, cache: Path) -> None:
 
 def tiny_tokenizer() -> Any:
     """GPT-NeoX-20B's tokenizer, as the package carries it."""
-    from qlora_repeat.pretrain import neox_tokenizer
+    from qlora_repeat.assets.pretrain import neox_tokenizer
 
     tokenizer = load_study("pocket").bases["neox-pocket"].tokenizer
     assert tokenizer is not None

@@ -2,7 +2,7 @@
 import { build } from "esbuild";
 import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 
-const folder = "../../src/qlora_repeat/report/static";
+const folder = "../../src/qlora_repeat/render/report/static";
 const { metafile } = await build({
   entryPoints: ["libraries.js"],
   outfile: `${folder}/libraries.js`,

@@ -1,1 +1,0 @@
-"""Tables, figures and the PDF: pure functions of collected results. Nothing here imports torch."""

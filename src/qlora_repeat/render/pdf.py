@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError, StageError
-from qlora_repeat.files import write_bytes, write_text
+from qlora_repeat.system.files import write_bytes, write_text
 
 _PACKAGES = (
     "texlive-latex-base texlive-latex-recommended texlive-latex-extra "

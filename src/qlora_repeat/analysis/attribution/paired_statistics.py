@@ -1,0 +1,137 @@
+"""How much of what changes together each part explains: values that are paired, replicate by replicate.
+
+A change is the difference of two outcomes whose levels are drawn alike, so that its mean is zero; squares are
+therefore taken about zero, not about the mean. Intervals were chosen by their simulated coverage with seven
+replicates (``benchmarks/coverage.py attribution``).
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from qlora_repeat.results.statistics import FEWEST, LEVEL
+
+RESAMPLES, SEED = 9999, 0
+"""Of the bootstrap, which draws whole replicates."""
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its interval; None where there are too few replicates, or all that counts is in one."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+def share(part: Values, whole: Values) -> Estimate:
+    """The sum of part x whole over that of whole x whole: the slope of a line through zero.
+
+    Shares of parts that add up to the whole sum to 1. The interval is t times the standard error HC3
+    (MacKinnon and White 1985), which does not take the scatter around the line as even, and is large where
+    one replicate decides the slope.
+    """
+    if not _comparable(part, whole):
+        return Estimate(None)
+    squares = float(whole @ whole)
+    value = float(part @ whole) / squares
+    count, left = len(whole), 1 - whole**2 / squares
+    if count < FEWEST or not left.all():
+        return Estimate(value)
+    error = float(np.linalg.norm(whole * (part - value * whole) / left)) / squares
+    return Estimate(value, value - _t(count - 1) * error, value + _t(count - 1) * error)
+
+
+def size(part: Values, whole: Values) -> Estimate:
+    """The sum of squares of a part over that of the whole; its interval is by a jackknife of its log."""
+    if not _comparable(part, whole):
+        return Estimate(None)
+    above, below = float(part @ part), float(whole @ whole)
+    left_above, left_below = above - part**2, below - whole**2
+    enough = len(whole) >= FEWEST and (left_above > 1e-12 * above).all() and (left_below > 0).all()
+    if not above or not enough:
+        return Estimate(above / below)
+    logs = np.log(left_above / left_below)
+    count = len(whole)
+    reach = _t(count - 1) * math.sqrt((count - 1) / count) * float(np.linalg.norm(logs - logs.mean()))
+    return Estimate(above / below, above / below * math.exp(-reach), above / below * math.exp(reach))
+
+
+def variance_ratio(part: Values, whole: Values) -> Estimate:
+    """Var(part) / Var(whole), with the interval of Pitman and Morgan (1939): exact where both are normal.
+
+    The closer the two follow each other, the narrower it is; an F interval takes them as independent.
+    """
+    count = len(whole)
+    if not _comparable(part, whole) or not np.ptp(whole):
+        return Estimate(None)
+    ratio = float(np.var(part, ddof=1) / np.var(whole, ddof=1))
+    if count < FEWEST or ratio == 0:
+        return Estimate(ratio)
+    correlation = float(np.corrcoef(part, whole)[0, 1])
+    k = 1 + 2 * (1 - min(correlation**2, 1)) * _t(count - 2) ** 2 / (count - 2)
+    reach = math.sqrt(k**2 - 1)
+    return Estimate(ratio, ratio * (k - reach), ratio * (k + reach))
+
+
+def largest_share(parts: dict[str, Values], whole: Values) -> tuple[str | None, float | None]:
+    """The part with the largest share, and in what share of bootstrap samples it has the largest."""
+    shares = {name: share(part, whole).value for name, part in parts.items()}
+    known = {name: value for name, value in shares.items() if value is not None}
+    if not known or len(known) < len(parts):
+        return None, None
+    winner = max(known, key=lambda name: known[name])
+    if len(whole) < FEWEST:
+        return winner, None
+    drawn = np.random.default_rng(SEED).integers(len(whole), size=(RESAMPLES, len(whole)))
+    products = np.array([(whole * part)[drawn].sum(axis=1) for part in parts.values()])
+    return winner, float((products.argmax(axis=0) == list(parts).index(winner)).mean())
+
+
+def mean_difference(values: Values) -> Estimate:
+    """The mean of paired differences, with its t interval."""
+    if not len(values) or not np.isfinite(values).all():
+        return Estimate(None)
+    mean, count = float(values.mean()), len(values)
+    if count < FEWEST:
+        return Estimate(mean)
+    reach = _t(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Estimate(mean, mean - reach, mean + reach)
+
+
+def excess(values: Values, noise: Values, times: float) -> float | None:
+    """The p-value of an F test: that squares of values are no larger than so many times those of a noise."""
+    known = len(values) and len(noise) and np.isfinite(values).all() and np.isfinite(noise).all()
+    if not known or not noise.any():
+        return None
+    ratio = float(np.mean(values**2) / np.mean(noise**2))
+    return float(stats.f.sf(ratio / times, len(values), len(noise)))
+
+
+def root_mean_square(values: Values) -> float:
+    """nan where there is none."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return math.sqrt(float(np.mean(values**2))) if len(values) else math.nan
+
+
+def half_deviation(changes: Values) -> float | None:
+    """The standard deviation of outcomes, from changes between two draws: the root of half the mean
+    square."""
+    return root_mean_square(changes) / math.sqrt(2) if len(changes) else None
+
+
+def _comparable(part: Values, whole: Values) -> bool:
+    """Whether all values are finite, and the whole changes at all."""
+    finite = bool(np.isfinite(part).all() and np.isfinite(whole).all())
+    return finite and len(whole) > 1 and bool(whole.any())
+
+
+@functools.cache
+def _t(freedom: int) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))

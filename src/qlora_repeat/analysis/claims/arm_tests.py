@@ -1,0 +1,262 @@
+"""What each arm or model of collected results says of a claim of the paper; `claims` has the rules in words.
+
+An arm has too little to say with fewer runs than `FEWEST` that have the value. And runs that share every seed
+of fine-tuning are one run, made again, where they are all alike: then they say nothing of runs that do not.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qlora_repeat.results.arm_statistics import reference_of
+from qlora_repeat.results.arms import Arm, base_perplexities, by_model, distinct
+from qlora_repeat.results.number_format import number
+from qlora_repeat.results.statistics import FEWEST, rank
+from qlora_repeat.results.trial_result import Response, TrialResult
+
+LOW = 0.1
+"""A low temperature is at most this, which the paper sets against 1 (section IX)."""
+
+RUN = "make all STUDY={study}"
+"""What to run where runs or their values lack. Names of studies are put in by `claims`."""
+RUN_PAPER = "make all STUDY=paper"
+_RUN_MORE = f"{RUN}, with trials = {FEWEST} or more in its file"
+_RUN_FREE = "make all STUDY={unpinned} RANDOMNESS=as-published"
+_RUN_SEEDED = "make all STUDY={unpinned} in a profile with one seed of "
+_RUN_AGAIN = f"{RUN}, with responses = {FEWEST} or more under [ablation]"
+_RUN_BASES = f"{RUN}, with base_tests = 2 or more under [ablation]"
+_COLLECT = "qlora-repeat collect {study}"
+
+_OF_TRAINING = {"adapter_init", "data_order", "dropout"}
+"""The sources that a fine-tuning draws from, once its split is made."""
+
+Value = float | str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one arm or model says of a claim."""
+
+    of: str
+    """Its name."""
+    holds: bool | None
+    """None where it cannot tell."""
+    words: str
+    """Its numbers; or why it cannot tell."""
+    remedy: str = ""
+    """What to run so that it can; with places for names of studies."""
+
+
+def is_8_bit(arm: Arm) -> bool:
+    """Whether its optimizer has 8-bit state, of whatever map."""
+    optimizer = arm.trials[0].optimizer
+    return reference_of(optimizer) != optimizer
+
+
+def answering(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms of models that answer questions."""
+    return [arm for arm in arms if arm.task == "question-answering"]
+
+
+def too_few(arm: Arm, values: Sequence[Value]) -> Finding | None:
+    """That fewer runs than `FEWEST` have a value."""
+    if len(values) >= FEWEST:
+        return None
+    remedy = RUN if len(arm.trials) >= FEWEST else _RUN_MORE
+    return Finding(arm.name, None, f"{len(values)} runs with a value, of {FEWEST} needed", remedy)
+
+
+def no_sample(
+    arm: Arm, values: Sequence[Value], *, seeded: Sequence[str] = ("split",), each: bool = False
+) -> Finding | None:
+    """That an arm's runs are too few, or no independent fine-tunings that could tell what another one does.
+
+    They are none where a source that should be `seeded` is not, so that it may be why they differ; or where
+    they are alike, and so are their seeds, or what their seeds were is not known. They are alike if all of
+    them are; where `each` counts, if two of them are.
+    """
+    if (few := too_few(arm, values)) is not None:
+        return few
+    free, profile = arm.trials[0].free_sources, arm.trials[0].randomness
+    unseeded = [source for source in seeded if free is not None and source in free]
+    if unseeded:
+        why = f"each run has its own seed of {unseeded[0]}, which may be why runs differ"
+        return Finding(arm.name, None, why, _RUN_SEEDED + unseeded[0])
+    if len(set(values)) > (len(values) - 1 if each else 1):
+        return None
+    alike = "all alike" if len(set(values)) == 1 else "some alike"
+    if free is not None and not _OF_TRAINING & set(free):
+        why = f"{len(values)} runs with the same seeds, {alike}"
+        return Finding(arm.name, None, why, _RUN_FREE)
+    if free is None and profile is not None:
+        why = f"{len(values)} runs, {alike}, with no word on their seeds"
+        return Finding(arm.name, None, why, _COLLECT)
+    return None
+
+
+def runs_differ(
+    arms: Sequence[Arm], measure: Callable[[TrialResult], Value | None], noun: str, *, each: bool = False
+) -> list[Finding]:
+    """For each arm: not all of its runs have the same value; or with `each`, no two of them have."""
+    found = []
+    for arm in arms:
+        values = [_comparable(value) for value in map(measure, arm.done) if value is not None]
+        counts = Counter(values)
+        words = f"{len(counts)} different {noun} in {len(values)} runs"
+        if each:
+            shared = [value for value in counts if counts[value] > 1 and not isinstance(value, str)]
+            shown = [f"{number(value)} in {counts[value]}" for value in sorted(shared)]
+            words += f" ({', '.join(shown)})" if shown else ""
+        holds = len(counts) == len(values) if each else len(counts) > 1
+        found.append(no_sample(arm, values, each=each) or Finding(arm.name, holds, words))
+    return found
+
+
+def _comparable(value: Value) -> Value:
+    """As it is, but for numbers that are not finite: those are all alike."""
+    return value if isinstance(value, str) else rank(value)
+
+
+def accuracies_differ(arms: Sequence[Arm]) -> list[Finding]:
+    """For each arm that answers questions: not all runs have the same accuracy, unless it is none or all."""
+    found = []
+    for arm in answering(arms):
+        (finding,) = runs_differ([arm], lambda trial: trial.accuracy, "accuracies")
+        accuracies = set(arm.values(lambda trial: trial.accuracy))
+        if finding.holds is False and accuracies <= {0.0, 1.0}:
+            answered = "every" if accuracies == {1.0} else "no"
+            why = f"{answered} question answered right in any run, which hides what differs"
+            finding = Finding(arm.name, None, why, RUN_PAPER)
+        found.append(finding)
+    return found
+
+
+def responses_differ(arms: Sequence[Arm]) -> list[Finding]:
+    """For each arm: not all runs respond alike to a prompt, at a low temperature and at another."""
+    return [_prompted(arm, (False, True), lambda response: response.text, "responses") for arm in arms]
+
+
+def answers_differ(arms: Sequence[Arm]) -> list[Finding]:
+    """For each arm that answers questions: not all runs answer an instruction alike (Tables 8 and 9)."""
+    return [_prompted(arm, (False,), answer, "answers") for arm in answering(arms)]
+
+
+def answer(response: Response) -> str:
+    """The letter that a response gives, or else its text."""
+    return response.answer or response.text.strip()
+
+
+def _prompted(
+    arm: Arm, temperatures: tuple[bool, ...], read: Callable[[Response], str], noun: str
+) -> Finding:
+    """Whether runs differ in what they say to each prompt, at temperatures that are low (True) or not."""
+    tests, words = [], []
+    for low in temperatures:
+        prompts = distinct(
+            each.prompt for trial in arm.done for each in trial.responses if is_low(each) == low
+        )
+        if not prompts:
+            why = f"no {noun} at a temperature of {f'{LOW} or less' if low else f'more than {LOW}'}"
+            tests.append(Finding(arm.name, None, why, RUN_PAPER))
+        different, runs = [], []
+        for prompt in prompts:
+            found = [said(trial, prompt, low) for trial in arm.done]
+            values = [read(response) for response in found if response is not None]
+            differ = Finding(arm.name, len(set(values)) > 1, "")
+            tests.append(no_sample(arm, values, seeded=("split", "generation")) or differ)
+            different.append(str(len(set(values))))
+            runs.append(str(len(values)))
+        at = ", at a low temperature" if low else ""
+        words.append(f"{' and '.join(different)} different {noun} in {' and '.join(distinct(runs))} runs{at}")
+    cannot = next((test for test in tests if test.holds is None), None)
+    if any(test.holds is False for test in tests):
+        return Finding(arm.name, False, "; ".join(words))
+    return cannot or Finding(arm.name, True, "; ".join(words))
+
+
+def said(trial: TrialResult, prompt: str, low: bool) -> Response | None:
+    """What a run said to a prompt, at its highest temperature that is low, or is not."""
+    found = [each for each in trial.responses if each.prompt == prompt and is_low(each) == low]
+    return max(found, key=lambda response: response.temperature, default=None)
+
+
+def is_low(response: Response) -> bool:
+    """Whether it was drawn at a low temperature."""
+    return response.temperature <= LOW
+
+
+def asked_again(arms: Sequence[Arm]) -> list[Finding]:
+    """For each arm: a model, asked again, says one thing at a low temperature, and several at another."""
+    return [_asked_again(arm) for arm in arms]
+
+
+def _asked_again(arm: Arm) -> Finding:
+    texts: dict[tuple[bool, int, str], list[str]] = {}
+    for trial in arm.done:
+        for each in trial.repeated_responses:
+            texts.setdefault((is_low(each), trial.trial, each.prompt), []).append(each.text)
+    if {low for low, _, _ in texts} != {True, False}:
+        why = "no model asked again, at a low temperature and at another"
+        return Finding(arm.name, None, why, _RUN_AGAIN)
+    if (least := min(map(len, texts.values()))) < FEWEST:
+        return Finding(arm.name, None, f"asked {least} times, of {FEWEST} needed", _RUN_AGAIN)
+    counts: dict[bool, list[str]] = {True: [], False: []}
+    for (low, _, _), own in texts.items():
+        counts[low].append(f"{len(set(own))} of {len(own)}")
+    at_low, at_other = (" and ".join(counts[low]) for low in (True, False))
+    return Finding(
+        arm.name,
+        all((len(set(own)) == 1) == low for (low, _, _), own in texts.items()),
+        f"{at_low} responses different at a low temperature, {at_other} at another",
+    )
+
+
+def bases_repeat(arms: Sequence[Arm]) -> list[Finding]:
+    """For each model: all tests of it before fine-tuning gave the same perplexity."""
+    return [_base_repeats(own) for own in by_model(arms).values()]
+
+
+def _base_repeats(arms: list[Arm]) -> Finding:
+    name, frees = arms[0].title, [arm.trials[0].free_sources for arm in arms]
+    tests = [rank(value) for value in base_perplexities(arms)]
+    if len(tests) < 2:
+        return Finding(name, None, f"{len(tests)} tests, of 2 needed", _RUN_BASES)
+    alike = len(set(tests)) == 1
+    if alike and any(free is not None and "kernels" not in free for free in frees):
+        why = f"{len(tests)} tests alike, on kernels that are made to repeat"
+        return Finding(name, None, why, _RUN_FREE)
+    span = " to ".join(distinct(number(value) or "" for value in (min(tests), max(tests))))
+    words = f"{span} in {len(tests)} tests"
+    return Finding(name, alike, words if alike else f"{words}, {len(set(tests))} of them different")
+
+
+def worse_than_base(arms: Sequence[Arm]) -> list[Finding]:
+    """For each 8-bit arm: more than half of its runs end with a perplexity above the base's."""
+    found = []
+    for arm in filter(is_8_bit, arms):
+        pairs = _beside_base(arm)
+        count = sum(value > base for value, base in pairs)
+        finding = Finding(arm.name, 2 * count > len(pairs), f"{count} of {len(pairs)} runs worse")
+        found.append(no_sample(arm, [value for value, _ in pairs]) or finding)
+    return found
+
+
+def better_than_base(arms: Sequence[Arm]) -> list[Finding]:
+    """For each 32-bit arm: all of its runs end with a perplexity below the base's."""
+    found = []
+    for arm in arms:
+        if not is_8_bit(arm):
+            pairs = _beside_base(arm)
+            count = sum(value < base for value, base in pairs)
+            finding = Finding(arm.name, count == len(pairs), f"{count} of {len(pairs)} runs better")
+            found.append(no_sample(arm, [value for value, _ in pairs]) or finding)
+    return found
+
+
+def _beside_base(arm: Arm) -> list[tuple[float, float]]:
+    """The perplexity of each run, with that of its model before fine-tuning."""
+    return [
+        (rank(trial.perplexity), trial.base_perplexity)
+        for trial in arm.done
+        if trial.perplexity is not None and trial.base_perplexity is not None
+    ]

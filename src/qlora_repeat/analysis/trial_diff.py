@@ -1,0 +1,310 @@
+"""Where two fine-tunings part: the first step that differs, in what, and what is different besides."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.records.record import Record, damaged_file, read_record
+from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.study.trial import Stage
+from qlora_repeat.system.fingerprint import fingerprint_differences
+
+if TYPE_CHECKING:
+    from qlora_repeat.analysis.adapter_distance import Distance
+
+Kind = Literal["init", "data", "learning rate", "loss", "gradient", "skipped", "update"]
+What = Literal["setting", "input", "seed", "fingerprint"]
+Verdict = Literal["alike", "alike as far as compared", "different"]
+
+_COMPARED_STAGES: tuple[Stage, ...] = ("finetune", "evaluate")
+
+_IN_A_TRACE = {
+    "examples": "examples",
+    "tokens": "numbers of tokens",
+    "learning_rate": "learning rates",
+    "loss": "losses",
+    "gradient_norm": "gradient norms",
+    "adapter": "digests of adapters",
+}
+"""What a step may have, in words."""
+
+MEANINGS: dict[Kind, str] = {
+    "init": "The adapters differ before any update, which points to how the initial adapter is drawn: its "
+    "seed, or what else drew from the same generator.",
+    "data": "They saw other examples, which points to the order that is drawn, to the data, or to how a row "
+    "becomes tokens.",
+    "learning rate": "They were to take steps of another size, which points to the settings of the schedule.",
+    "loss": "The same adapter had another loss on the same examples, which points to dropout, or to the "
+    "kernels or threads of the forward pass.",
+    "gradient": "The same loss had another gradient, which points to the kernels of the backward pass.",
+    "skipped": "The gradients of one alone overflowed, so that its update was skipped, which points to the "
+    "scale of the gradient scaler.",
+    "update": "After the same loss and gradient norm the adapters differ, which points to the optimizer: its "
+    "kind, the precision of its state, its kernels.",
+}
+"""What it means that steps differ in this first, and what it points to."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first step that differs between two fine-tunings."""
+
+    step: int
+    """0 is the adapter before any update."""
+    kind: Kind
+    """In what: the first that differs, in the order in which a step computes them."""
+    first: Any
+    second: Any
+    alike_after: int | None
+    """The last step before this one after which both adapters have a digest; it is the same."""
+    apart_after: int | None
+    """The first step after which both adapters have a digest and differ, if there is one."""
+
+    @property
+    def unwatched(self) -> list[int]:
+        """The steps before this one after which no digest says that both adapters were still the same."""
+        return list(range(1 + (self.alike_after or 0), self.step))
+
+
+def first_divergence(first: Sequence[Step], second: Sequence[Step]) -> Divergence | None:
+    """Where two traces part; None if no step differs that both have. Both begin at step 0.
+
+    Compared is what both have, exactly: nan is equal to nan, and 0 is not to -0.
+    """
+    alike_after = None
+    for place, (one, other) in enumerate(zip(first, second, strict=False)):
+        for kind, ours, theirs in _values(one, other):
+            if ours is not None and theirs is not None and _exact(ours) != _exact(theirs):
+                later = zip(first[place:], second[place:], strict=False)
+                apart = (step for step, twin in later if _is_apart(step, twin))
+                return Divergence(
+                    step=place,
+                    kind=kind,
+                    first=ours,
+                    second=theirs,
+                    alike_after=alike_after,
+                    apart_after=next((step.step for step in apart), None),
+                )
+        if one.adapter is not None and other.adapter is not None:
+            alike_after = place
+    return None
+
+
+def _values(one: Step, other: Step) -> Iterator[tuple[Kind, Any, Any]]:
+    """What two steps have, in the order in which a step computes it."""
+    yield "data", one.examples, other.examples
+    yield "data", one.tokens, other.tokens
+    yield "learning rate", one.learning_rate, other.learning_rate
+    yield "loss", one.loss, other.loss
+    yield "gradient", one.gradient_norm, other.gradient_norm
+    yield "skipped", one.skipped, other.skipped
+    yield ("update" if one.step else "init"), one.adapter, other.adapter
+
+
+def _exact(value: Any) -> Any:
+    return value.hex() if isinstance(value, float) else value
+
+
+def _is_apart(one: Step, other: Step) -> bool:
+    return one.adapter is not None and other.adapter is not None and one.adapter != other.adapter
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two trials that are compared: what it has left."""
+
+    name: str
+    folder: Path
+    steps: list[Step]
+    finished: bool
+    """Whether its fine-tuning is; otherwise the trace goes as far as it has come."""
+    records: dict[Stage, Record]
+
+    @property
+    def last_step(self) -> int:
+        return len(self.steps) - 1
+
+    @property
+    def final_loss(self) -> float | None:
+        return self.steps[-1].loss if self.finished else None
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first step whose loss is not finite."""
+        return next((step.step for step in self.steps if step.diverged), None)
+
+    @property
+    def skipped_steps(self) -> int:
+        return sum(step.skipped for step in self.steps)
+
+    @property
+    def perplexity(self) -> float | None:
+        """That of this adapter; of an earlier one it does not count."""
+        trained, merged, tested = (self.records.get(stage) for stage in ("finetune", "merge", "evaluate"))
+        if trained is None or merged is None or tested is None:
+            return None
+        is_own = (merged.inputs.get("adapter_digest"), tested.inputs.get("merged_digest")) == (
+            trained.outputs.get("adapter_digest"),
+            merged.outputs.get("merged_digest"),
+        )
+        return tested.outputs.get("perplexity") if is_own else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not the same in the records of two trials."""
+
+    what: What
+    stage: Stage
+    key: str
+    """With dots, where values stand in each other."""
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True)
+class TrialDiff:
+    """How two trials compare."""
+
+    first: Side
+    second: Side
+    divergence: Divergence | None
+    distances: "dict[str, Distance] | None"
+    """Of ``all`` values of the adapters, of ``lora_A`` and of ``lora_B``; None where not compared."""
+    differences: list[Difference]
+    """Between settings, other inputs, seeds and fingerprints."""
+    unlike: list[str]
+    """What of traces and adapters is different besides, in words."""
+    not_compared: list[str]
+    """What could not be compared, and why."""
+
+    @property
+    def compared_steps(self) -> int:
+        """Optimizer steps that both have."""
+        return min(self.first.last_step, self.second.last_step)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether trace and adapter are the same bits."""
+        if self.divergence or self.unlike:
+            return "different"
+        return "alike as far as compared" if self.distances is None else "alike"
+
+
+def read_side(name: str, folder: Path) -> Side:
+    """What the trial in a folder has left; of one that is not finished, its trace so far.
+
+    Raises:
+        MissingError: there is no trace, or a file that a record names is missing or damaged.
+        UsageError: a trace or a record cannot be read.
+    """
+    done, begun = folder / "trace.jsonl", folder / "unfinished" / "trace.jsonl"
+    if done.is_file():
+        steps, finished = read_trace(done), True
+    elif begun.is_file():
+        steps, finished = read_trace(begun, unfinished=True), False
+    else:
+        raise MissingError(
+            f"{folder}: no trace.jsonl here, nor unfinished/trace.jsonl; "
+            "`qlora-repeat finetune` leaves one for each trial"
+        )
+    if not steps:
+        raise UsageError(f"{done if finished else begun}: the trace has no step yet; try again later")
+    records: dict[Stage, Record] = {}
+    stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
+    for stage in stages if finished else ():
+        if (record := read_record(folder / f"{stage}.json")) is not None:
+            records[stage] = record
+    if (trained := records.get("finetune")) is not None:
+        for kept_name, kept in trained.files.items():
+            if (damage := damaged_file(folder / kept_name, kept)) is not None:
+                raise MissingError(f"{damage}; run `qlora-repeat finetune {trained.trial}`")
+    return Side(name, folder, steps, finished, records)
+
+
+def compare_trials(first: Side, second: Side) -> TrialDiff:
+    """Compares traces, adapters and records.
+
+    Raises:
+        UsageError: an adapter is not a file of safetensors.
+    """
+    from qlora_repeat.analysis.adapter_distance import adapter_distances
+
+    unlike: list[str] = []
+    not_compared = [*_lacking(first), *_lacking(second), *_unknown(first.steps, second.steps)]
+    shorter, longer = sorted((first, second), key=lambda side: side.last_step)
+    if shorter.finished and shorter.last_step < longer.last_step:
+        unlike.append(f"one has {shorter.last_step} steps, the other {longer.last_step}")
+    divergence = first_divergence(first.steps, second.steps)
+    distances = None
+    if first.finished and second.finished:
+        try:
+            distances = adapter_distances(first.folder / "adapter", second.folder / "adapter")
+            different = distances["all"].values - distances["all"].equal
+            if different and divergence is None:
+                unlike.append(f"the adapters, in {different} of {distances['all'].values} values")
+        except MissingError as error:
+            not_compared.append(f"adapters: {error}")
+        except ValueError as error:
+            unlike.append(f"the adapters have other tensors: {error}")
+    return TrialDiff(
+        first=first,
+        second=second,
+        divergence=divergence,
+        distances=distances,
+        differences=_differences(first.records, second.records),
+        unlike=unlike,
+        not_compared=not_compared,
+    )
+
+
+def _lacking(side: Side) -> Iterator[str]:
+    if not side.finished:
+        yield f"what comes after step {side.last_step} of {side.name}, which is not finished; and its adapter"
+    elif (side.folder / "unfinished").is_dir():
+        yield f"the fine-tuning of {side.name} that goes on now, but the finished one before"
+    if "finetune" not in side.records:
+        yield f"settings, seeds and fingerprint: {side.name} has no record of its fine-tuning"
+    if side.finished and side.perplexity is None:
+        yield f"perplexity: {side.name} is not evaluated" + (
+            ", but with another adapter" if "evaluate" in side.records else ""
+        )
+
+
+def _unknown(first: Sequence[Step], second: Sequence[Step]) -> Iterator[str]:
+    """What no step has in both traces."""
+    for name, words in _IN_A_TRACE.items():
+        steps = zip(first[1:], second[1:], strict=False)
+        if not any(
+            getattr(one, name) is not None and getattr(other, name) is not None for one, other in steps
+        ):
+            yield f"{words}: no step has any in both traces"
+
+
+def _differences(first: dict[Stage, Record], second: dict[Stage, Record]) -> list[Difference]:
+    """Between what fine-tuning and evaluation started from and ran on; each is told once."""
+    found: list[Difference] = []
+    told = set()
+    for stage in _COMPARED_STAGES:
+        if stage not in first or stage not in second:
+            continue
+        ours, theirs = _by_what(first[stage]), _by_what(second[stage])
+        for what in ours:
+            for key, *values in fingerprint_differences(ours[what], theirs[what]):
+                if (known := (key, *map(repr, values))) not in told:
+                    told.add(known)
+                    found.append(Difference(what, stage, key, *values))
+    return found
+
+
+def _by_what(record: Record) -> dict[What, dict[str, Any]]:
+    # The merged model is another if the adapter is, of which the distance tells.
+    apart = ("settings", "merged_digest")
+    return {
+        "setting": record.inputs.get("settings", {}),
+        "input": {name: value for name, value in record.inputs.items() if name not in apart},
+        "seed": record.outputs.get("seeds", {}),
+        "fingerprint": record.fingerprint,
+    }

@@ -1,0 +1,172 @@
+"""A trial as its records say that it was run, whatever the study file says today."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from qlora_repeat.assets.base_models import base_digest, base_folder
+from qlora_repeat.assets.datasets import data_digest, data_folder
+from qlora_repeat.errors import MissingError
+from qlora_repeat.records.record import Record
+from qlora_repeat.study.randomness import Randomness
+from qlora_repeat.study.study import Evaluation, Generation, Lora, Model, Quantisation, Study, Training
+from qlora_repeat.study.trial import Stage, Trial
+
+_PROFILE = "recorded"
+MOST_THREADS = 1024
+"""A record that asks for more was not made by a study."""
+
+
+def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, runs: Path) -> Trial:
+    """The trial in another folder of results, with every setting that its records, in `where`, have.
+
+    Only where models and data come from is the study file's: records name them by digest. Without a record of
+    the evaluation, how it tests is the study file's too.
+
+    Raises:
+        MissingError: a record lacks a setting, or has one that is none.
+    """
+    study = trial.study
+    tuned = records["finetune"].inputs["settings"]
+    merged = records["merge"].inputs["settings"] if "merge" in records else {}
+    tested = records["evaluate"].inputs["settings"] if "evaluate" in records else {}
+    try:
+        model = dataclasses.replace(
+            study.models[trial.model_name],
+            template=_text(tuned["template"]),
+            special_tokens=_true(tuned["special_tokens"]),
+            target_modules=[_text(name) for name in tuned["target_modules"]],
+            training=_typed(Training, tuned["training"]),
+            stop=tested.get("stop", trial.model.stop),
+        )
+        changed = dataclasses.replace(
+            study,
+            threads=_whole(tuned["threads"], MOST_THREADS),
+            profile=_PROFILE,
+            profiles={_PROFILE: _randomness(study.randomness, tuned, tested)},
+            optimizers=_optimizers(tuned["optimizer"], trial),
+            quantisation=_typed(Quantisation, tuned["quantisation"]),
+            weights=_text(tuned["weights"]),
+            precision=dataclasses.replace(
+                study.precision,
+                compute=_text(tuned["compute"]),
+                merged=_text(merged.get("merged", study.precision.merged)),
+            ),
+            lora=_typed(Lora, tuned["lora"]),
+            generation=_typed(Generation, tested["generation"]) if tested else study.generation,
+            evaluation=_evaluation(study.evaluation, tested),
+            data=study.data | {model.data: _data(study, model, tuned, tested)},
+            models={trial.model_name: model},
+            ablation=None,  # what is repeated with fresh seeds differs by design
+            keep_merged=False,
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        what = f"no setting {error}" if isinstance(error, KeyError) else _first_line(error)
+        raise MissingError(
+            f"{where / 'finetune.json'}: not settings of a trial ({what}); it cannot be run again from them"
+        ) from None
+    return Trial(changed, trial.model_name, trial.optimizer, trial.number, runs)
+
+
+def other_sources(trial: Trial, records: Mapping[Stage, Record], cache: Path) -> list[str]:
+    """Which of base model and data the study file takes from elsewhere than the record says, in words."""
+    inputs = records["finetune"].inputs
+    return [
+        f"the study file names another {what} {name} than the trial was run with"
+        for what, key, name, source, _ in _sources(trial, cache)
+        if inputs.get(f"{key}_source") != source
+    ]
+
+
+def missing_inputs(trial: Trial, records: Mapping[Stage, Record], cache: Path) -> list[str]:
+    """Which of the recorded base model and data are not in the cache as they were, in words."""
+    found = []
+    for what, key, name, _, today in _sources(trial, cache):
+        recorded = records["finetune"].inputs.get(key)
+        if today is None:
+            found.append(f"{what} {name} is not fetched")
+        elif recorded != today:
+            found.append(
+                f"{what} {name} here has digest {today[:12]}, where {str(recorded)[:12]} is recorded"
+            )
+    return found
+
+
+def _sources(trial: Trial, cache: Path) -> list[tuple[str, str, str, str, str | None]]:
+    """Base model and data: in words, the key of inputs, the study's name, the source, and the digest here."""
+    study, base, data = trial.study, trial.model.base, trial.model.data
+    return [
+        ("base model", "base", base, base_folder(study, base, cache).name, base_digest(study, base, cache)),
+        ("data", "data", data, data_folder(study, data, cache).name, data_digest(study, data, cache)),
+    ]
+
+
+def _randomness(now: Randomness, tuned: dict[str, Any], tested: dict[str, Any]) -> Randomness:
+    names = ("split", "adapter_init", "data_order", "dropout", "kernels")
+    settings = {name: tuned[name] for name in names}
+    generation = tested.get("generation_seed", _plain(now)["generation"])
+    found: Randomness = _typed(
+        Randomness, settings | {"generation": generation, "nudge": tuned.get("nudge", False)}
+    )
+    return found
+
+
+def _optimizers(recorded: Any, trial: Trial) -> list[Any]:
+    if recorded != trial.optimizer:
+        raise ValueError(f"optimizer is {recorded!r:.60}, in a record of {trial.name}")
+    return [recorded]
+
+
+def _evaluation(now: Evaluation, tested: dict[str, Any]) -> Evaluation:
+    if not tested:
+        return now
+    return dataclasses.replace(now, examples=tested["examples"], batch_size=_whole(tested["batch_size"]))
+
+
+def _data(study: Study, model: Model, tuned: dict[str, Any], tested: dict[str, Any]) -> Any:
+    data = study.data[model.data]
+    return dataclasses.replace(
+        data,
+        prompts=[_text(prompt) for prompt in tuned["prompts"]],
+        test_share=tuned["test_share"],
+        max_rows=tuned["max_rows"],
+        max_new_tokens=tested.get("max_new_tokens", data.max_new_tokens),
+    )
+
+
+def _typed(kind: type, content: Any) -> Any:
+    return TypeAdapter(kind).validate_json(json.dumps(content))
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = TypeAdapter(type(settings)).dump_python(settings, mode="json")
+    return plain
+
+
+def _text(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.60} is not a text")
+    return value
+
+
+def _whole(value: Any, most: int = 2**31) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise TypeError(f"{value!r:.60} is not a whole number from 1 to {most}")
+    return value
+
+
+def _true(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError(f"{value!r:.60} is neither true nor false")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error).splitlines()[0]

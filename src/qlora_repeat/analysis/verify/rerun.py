@@ -1,0 +1,276 @@
+"""Running a recorded trial again, in a folder of its own, and what of it is compared.
+
+Nothing is written to the recorded trial, and nothing that its files claim is taken for granted: settings
+and seeds are what its records say, everything else is computed anew, or hashed.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.analysis.trial_diff import Side, TrialDiff, compare_trials, read_side
+from qlora_repeat.analysis.verify.consistency import APART, contradictions, plain_files
+from qlora_repeat.analysis.verify.recorded_settings import recorded_trial
+from qlora_repeat.analysis.verify.verdict import Scope
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.execution.run_trial import failure_noted, run_stages, stage_record
+from qlora_repeat.records.record import Record, now
+from qlora_repeat.records.stage_inputs import stage_inputs
+from qlora_repeat.stages.checkpoint import read_sealed, write_sealed
+from qlora_repeat.stages.finetune import draw_seeds, first_steps
+from qlora_repeat.stages.merge import delete_merged, merge
+from qlora_repeat.study.randomness import SOURCES
+from qlora_repeat.study.trial import Stage, Trial
+from qlora_repeat.study.watch import Watch
+from qlora_repeat.system.determinism import prepare_environment, set_kernels
+from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.fingerprint import fingerprint
+from qlora_repeat.system.hashing import json_digest
+from qlora_repeat.system.signals import deferrable
+
+RERUNS = "verify"
+"""The folder of re-runs in the cache."""
+VERDICT = "verdict.json"
+_STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_TESTED = (
+    "examples", "responses", "accuracy", "perplexity_example_mean", "test_examples", "test_tokens",
+    "generation_seed",
+)  # fmt: skip
+"""What a test of the same merged model gives again, besides its perplexity."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A trial as somebody has recorded it."""
+
+    side: Side
+    again: Trial
+    """The trial as its records say that it was run, to be run again."""
+    others: list[float]
+    """The perplexities of the other recorded trials of its arm."""
+    left_out: list[str]
+    """Trials of the arm that do not count, and why."""
+    contradictions: list[str]
+    """Where its files disagree with each other."""
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Those that it was fine-tuned with."""
+        found: dict[str, int] = self.side.records["finetune"].outputs["seeds"]
+        return found
+
+
+def read_recorded(trial: Trial, folder: Path, scratch: Path, scope: Scope = "whole") -> Recorded:
+    """Reads a recorded trial and its arm; `folder` may be anybody's. It is to be run again in `scratch`.
+
+    Raises:
+        MissingError: it lacks what its `scope` needs, or a file is missing, damaged, or not what its stage
+            writes.
+        UsageError: it stands among the re-runs.
+    """
+    folder = folder.resolve()
+    if folder.is_relative_to(scratch.resolve()):
+        raise UsageError(f"{folder}: is itself a re-run, in --scratch; give another folder there")
+    side = _checked_side(trial.name, folder)
+    needed = _STAGES if scope == "evaluation" else _STAGES[:1]
+    if lacking := [stage for stage in needed if stage not in side.records]:
+        raise MissingError(f"{folder / lacking[0]}.json: no record of that stage; there is nothing to verify")
+    again = recorded_trial(trial, side.records, folder, scratch)
+    if sorted(side.records["finetune"].outputs["seeds"]) != sorted(SOURCES):
+        raise MissingError(f"{folder / 'finetune.json'}: its seeds are not those of {', '.join(SOURCES)}")
+    if (strange := plain_files(folder / "adapter")) is not None:
+        raise MissingError(f"{folder / 'adapter' / strange}: not a plain file, and so nothing of an adapter")
+    others, left_out = _others(trial, folder, side)
+    return Recorded(side, again, others, left_out, contradictions(side, again))
+
+
+def _checked_side(name: str, folder: Path) -> Side:
+    for stage in _STAGES:
+        damage = stage_record(folder / f"{stage}.json", name, stage)[1]
+        if damage is not None:
+            raise MissingError(damage)
+    return read_side(name, folder)
+
+
+def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[str]]:
+    """The perplexities of the trials beside this one that were run with the same settings."""
+    found: list[float] = []
+    left_out: list[str] = []
+    if folder.name != f"trial-{trial.number}":  # its neighbours need not be of its arm
+        return found, left_out
+    folders = sorted(folder.parent.glob("trial-*"), key=lambda path: (len(path.name), path.name))
+    for other in folders:
+        if other == folder:
+            continue
+        name = f"{trial.model_name}/{trial.optimizer}/{other.name.removeprefix('trial-')}"
+        try:
+            side = _checked_side(name, other)
+        except (MissingError, UsageError) as error:
+            left_out.append(f"{name}: {error}")
+            continue
+        if side.perplexity is None:
+            left_out.append(f"{name}: not evaluated")
+        elif any(_origin(side, stage) != _origin(own, stage) for stage in _STAGES):
+            left_out.append(f"{name}: run with other settings, data or base")
+        else:
+            found.append(side.perplexity)
+    return found, left_out
+
+
+def _origin(side: Side, stage: Stage) -> Any:
+    """What trials of an arm have in common."""
+    record = side.records.get(stage)
+    if record is None:
+        return None
+    settings = {name: value for name, value in record.inputs["settings"].items() if name not in APART}
+    return settings, record.inputs.get("base"), record.inputs.get("data")
+
+
+@contextlib.contextmanager
+def rerun_folder(
+    recorded: Recorded, cache: Path, scope: Scope, steps: int | None, new_seeds: bool
+) -> Iterator[tuple[Trial, dict[str, int]]]:
+    """The trial in the folder of its re-run, which this process holds for the block, and its seeds.
+
+    Another recorded trial, scope or number of steps has another folder. One that was interrupted is gone on
+    with, if it was begun with the same inputs on the same machine; one that has its verdict is begun anew.
+
+    Raises:
+        BusyError: another process runs it again there.
+        MissingError: there is something else in that folder.
+    """
+    records = {stage: vars(record) for stage, record in recorded.side.records.items()}
+    wanted = json_digest(
+        [json_digest(json.loads(json.dumps(records, default=vars))), scope, steps, new_seeds]
+    )
+    scratch = recorded.again.runs / wanted[:16]
+    again = dataclasses.replace(recorded.again, runs=scratch)
+    marker = scratch / "rerun.json"
+    with exclusive(scratch.with_name(f"{scratch.name}.lock.json"), again.name):
+        begun = read_sealed(marker)
+        if scratch.exists() and any(scratch.iterdir()) and begun is None:
+            raise MissingError(f"{scratch}: not begun by verify; move it away, or give another --scratch")
+        here = json_digest([stage_inputs(again, stage, cache, {}) for stage in _STAGES] + [fingerprint()])
+        if begun is None or begun["here"] != here or list(scratch.rglob(VERDICT)):
+            shutil.rmtree(scratch, ignore_errors=True)
+            seeds = draw_seeds(again) if new_seeds else recorded.seeds
+            scratch.mkdir(parents=True)
+            write_sealed(marker, {"here": here, "seeds": seeds})
+        else:
+            seeds = begun["seeds"]
+        yield again, seeds
+
+
+def run_again(
+    recorded: Recorded,
+    again: Trial,
+    seeds: dict[str, int],
+    cache: Path,
+    watch: Watch,
+    *,
+    scope: Scope = "whole",
+    steps: int | None = None,
+) -> Side:
+    """Runs a recorded trial again, or the part of it that `scope` says, in the folder of `again`.
+
+    Raises:
+        StageError, StoppedError: as the stages.
+    """
+    prepare_environment(again.study.randomness.kernels)
+    os.environ["OMP_NUM_THREADS"] = str(again.study.threads)
+    if scope == "first steps":
+        return _first_steps(again, steps or 1, cache, watch, seeds)
+    if scope == "evaluation":
+        return _evaluated(recorded, again, cache, watch)
+    stages = _STAGES if "evaluate" in recorded.side.records else _STAGES[:1]
+    run_stages(again, stages, cache, watch, seeds=seeds)
+    delete_merged(again)  # it can be as large as the base, and nothing of it is compared any more
+    return read_side("re-run", again.folder)
+
+
+def _first_steps(again: Trial, steps: int, cache: Path, watch: Watch, seeds: dict[str, int]) -> Side:
+    def report(done: int, total: int, loss: float | None) -> None:
+        watch("finetune", done, total, loss)
+
+    record = _record(again, "finetune", cache, {"seeds": seeds})
+    with _computing(again):
+        watch("finetune", 0, 1, None)
+        trace = first_steps(again, steps, cache, report, record.inputs, seeds)
+        record = dataclasses.replace(record, fingerprint=fingerprint())
+    return Side("re-run", again.folder, trace, False, {"finetune": record})
+
+
+def _evaluated(recorded: Recorded, again: Trial, cache: Path, watch: Watch) -> Side:
+    """The recorded adapter, merged and evaluated once more."""
+    from qlora_repeat.stages.evaluate import evaluate
+
+    def report(done: int, total: int, loss: float | None) -> None:
+        watch("evaluate", done, total, loss)
+
+    tuned = recorded.side.records["finetune"]
+    with _computing(again):
+        again.adapter.mkdir(parents=True, exist_ok=True)
+        for name in _ADAPTER_FILES:
+            shutil.copyfile(recorded.side.folder / "adapter" / name, again.adapter / name)
+        watch("merge", 0, 1, None)
+        try:
+            merged = merge(again, cache)
+            tested = evaluate(again, cache, report, recorded.seeds)
+        finally:
+            delete_merged(again)
+        records: dict[Stage, Record] = {
+            "finetune": tuned,
+            "merge": _record(again, "merge", cache, merged, tuned.outputs),
+            "evaluate": _record(again, "evaluate", cache, tested, merged),
+        }
+    return Side("re-run", again.folder, recorded.side.steps, True, records)
+
+
+@contextlib.contextmanager
+def _computing(again: Trial) -> Iterator[None]:
+    """Holds the re-run's lock, with the kernels set that the trial was run with."""
+    with exclusive(again.lock, again.name), failure_noted(again), deferrable():
+        set_kernels(again.study.randomness.kernels, again.study.threads)
+        yield
+
+
+def _record(
+    again: Trial, stage: Stage, cache: Path, outputs: dict[str, Any], upstream: dict[str, Any] | None = None
+) -> Record:
+    inputs = stage_inputs(again, stage, cache, upstream or {})
+    return Record(stage, again.name, inputs, outputs, {}, fingerprint(), now(), now(), 0.0)
+
+
+def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[TrialDiff, bool]:
+    """How a re-run compares, within its scope; and whether tests of the same model gave other numbers."""
+    if scope == "evaluation":  # trace and adapter are the recorded ones
+        rerun = dataclasses.replace(rerun, folder=recorded.folder)
+    diff = compare_trials(recorded, rerun)
+    if scope == "first steps":
+        diff = dataclasses.replace(diff, distances=None, unlike=[])
+    if scope == "evaluation":
+        tested = [each for each in diff.differences if each.stage == "evaluate"]
+        same = _output(recorded, "merge", "merged_digest") == _output(rerun, "merge", "merged_digest")
+        unlike = [] if same else ["the merged models"]
+        diff = dataclasses.replace(diff, distances=None, differences=tested, unlike=unlike)
+    return diff, _unlike_tests(recorded, rerun)
+
+
+def _unlike_tests(recorded: Side, rerun: Side) -> bool:
+    merged = [_output(side, "merge", "merged_digest") for side in (recorded, rerun)]
+    if "evaluate" not in rerun.records or merged[0] != merged[1]:
+        return False
+    return any(_output(recorded, "evaluate", name) != _output(rerun, "evaluate", name) for name in _TESTED)
+
+
+def _output(side: Side, stage: Stage, name: str) -> str | None:
+    """An output as JSON, where nan is equal to nan."""
+    if stage not in side.records:
+        return None
+    return json.dumps(side.records[stage].outputs.get(name), sort_keys=True)

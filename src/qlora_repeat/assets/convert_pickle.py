@@ -1,0 +1,60 @@
+"""Pickled weights to safetensors, by ``python -m qlora_repeat.assets.convert_pickle FROM TO FILE...``.
+
+Only tensors are unpickled (``weights_only``), so that a repository cannot run code, in a process of its
+own, and no trial ever loads a pickle. The same weights give the same bytes.
+"""
+
+import json
+import pickle
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+INDEX = "pytorch_model.bin.index.json"
+
+
+def convert(source: Path, target: Path, names: Collection[str]) -> None:
+    """Writes the ``pytorch_model*.bin`` among some files of a folder as ``model*.safetensors`` into another.
+
+    Raises:
+        ValueError: a shard holds anything but named tensors, or the index names one that no shard has.
+    """
+    from safetensors.torch import save_file
+
+    weight_map: dict[str, str] = {}
+    total = 0
+    for shard in sorted(name for name in names if name.endswith(".bin")):
+        tensors = _tensors(source / shard)
+        name = shard.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+        save_file(tensors, target / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if INDEX not in names:
+        return
+    indexed = json.loads((source / INDEX).read_text("utf-8"))["weight_map"]
+    if absent := sorted(indexed.keys() - weight_map.keys()):
+        raise ValueError(f"no shard has {absent[0]}, which {INDEX} names")
+    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    (target / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's words would recommend to load it unsafely
+        loaded = None
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise ValueError(f"{path.name} holds something other than named tensors")
+    # Tensors that share memory are written apart, as safetensors asks for.
+    return {name: loaded[name].contiguous().clone() for name in sorted(loaded)}
+
+
+if __name__ == "__main__":
+    try:
+        convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    except Exception as error:
+        sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))

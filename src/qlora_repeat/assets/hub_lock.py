@@ -1,0 +1,168 @@
+"""A study's lock file, ``studies/NAME.lock``: which commit and which bytes each hub repository was at first.
+
+Written by the first fetch and to be kept with the study file: a later fetch that finds other bytes refuses.
+"""
+
+import contextlib
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from qlora_repeat.errors import BusyError, MissingError, UsageError
+from qlora_repeat.study.data_sources import Hub, Sha256
+from qlora_repeat.study.study import study_path
+from qlora_repeat.study.validation_message import explain
+from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.files import write_json
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+COMMIT = r"^[0-9a-f]{40}$"
+Kind = Literal["model", "dataset"]
+WAIT_SECONDS = 10.0
+"""How long a process waits for another that adds a pin."""
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class PinnedFile:
+    """A file of a repository."""
+
+    size: Annotated[int, Field(ge=0)]
+    """Bytes."""
+    digest: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
+    """SHA-256, or the SHA-1 of a Git blob where a hub has told no better and nothing was downloaded yet."""
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Pin:
+    """A repository as it was at its first fetch."""
+
+    kind: Kind
+    revision: str
+    """What the study asks for."""
+    commit: Annotated[str, Field(pattern=COMMIT)]
+    """What that was."""
+    files: dict[str, PinnedFile]
+    """By their paths in the repository."""
+    converted: dict[str, Sha256] = field(default_factory=dict)
+    """SHA-256 of the safetensors made from its pickled weights, where it has no other."""
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"file {name!r} is outside the repository")
+
+
+@dataclass(frozen=True)
+class LockFile:
+    """A study's lock file, which may not be there yet."""
+
+    path: Path
+    study: str = "STUDY"
+    """The study as it was given, for the commands that errors name."""
+
+    def pin(self, hub: Hub) -> Pin | None:
+        """The pin of a repository, or None.
+
+        Raises:
+            UsageError: the file is not a lock file, or pins another revision than the study asks for.
+        """
+        pin = self._read().get(hub.repository)
+        if pin is not None and pin.revision != hub.revision:
+            raise UsageError(
+                f"{self.path}: {hub.repository} is locked at revision {pin.revision}, the study asks for "
+                f"{hub.revision}; delete that entry if the study is right"
+            )
+        return pin
+
+    def add(self, hub: Hub, pin: Pin) -> Pin:
+        """Writes a repository's pin, unless there is one by now, and keeps the others.
+
+        Returns:
+            The pin that the file has.
+
+        Raises:
+            MissingError: the file cannot be written.
+        """
+        with self._writable(), self._alone():
+            found = self.pin(hub)
+            if found is None:
+                others = {name: asdict(each) for name, each in self._read().items()}
+                write_json(self.path, others | {hub.repository: asdict(pin)})
+            return found or pin
+
+    def require_writable(self) -> None:
+        """Checks, before a long download, that pins can be added.
+
+        Raises:
+            MissingError: they cannot.
+        """
+        with self._writable(), self._alone():
+            pass
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
+            raise MissingError(
+                f"{self.path}: cannot be written ({reason}); set QLORA_REPEAT_LOCK to another path"
+            ) from None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other processes from adding at the same time, or one's pin would be lost."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.path.parent), contextlib.ExitStack() as held:
+            last_try = time.monotonic() + WAIT_SECONDS
+            beside = self.path.with_name(f".{self.path.name}.json")
+            while True:
+                try:
+                    held.enter_context(exclusive(beside, str(self.path)))
+                    break
+                except BusyError:
+                    if time.monotonic() > last_try:
+                        raise
+                    time.sleep(0.05)
+            yield
+
+    def _read(self) -> dict[str, Pin]:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            return TypeAdapter(dict[str, Pin]).validate_json(text)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except ValidationError as error:
+            reason = explain(error, [])
+        except (OSError, UnicodeDecodeError) as error:
+            reason = str(error)
+        raise UsageError(f"{self.path}: not a readable lock file ({reason}); delete it to lock anew")
+
+
+def lock_file(study: str) -> LockFile:
+    """The lock file of a study given by name or path: beside it, or where $QLORA_REPEAT_LOCK says.
+
+    That is a file, or a folder if it ends with a slash: where a study file is that cannot be written beside.
+    """
+    given = os.environ.get("QLORA_REPEAT_LOCK")
+    path = study_path(study).with_suffix(".lock")
+    if given:
+        path = Path(given, path.name) if given.endswith("/") else Path(given)
+    return LockFile(path, shlex.quote(study))
+
+
+def read_source(path: Path) -> Pin | None:
+    """The pin that a folder in the cache was made from, or None where it says nothing readable."""
+    try:
+        return TypeAdapter(Pin).validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

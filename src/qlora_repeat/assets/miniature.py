@@ -1,0 +1,222 @@
+"""A miniature hub for the rehearsal: under a study's true repository names, what a CPU can train in seconds.
+
+The models have the true architectures and the true special tokens, random weights, and width 512: with less,
+and r = 8, adapter tensors would have fewer than the 4096 elements below which an 8-bit optimizer keeps 32-bit
+state. The data have the true columns and numbers of rows, with texts that the kit writes itself. All lies in
+the layout of the hub's own cache, where huggingface_hub finds it offline under ``HF_HOME``.
+"""
+
+import hashlib
+import json
+import random
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.assets.convert_pickle import INDEX
+from qlora_repeat.errors import UsageError
+from qlora_repeat.study.data_sources import Base, Data, Hub
+from qlora_repeat.study.study import Study
+from qlora_repeat.system.files import new_folder
+from qlora_repeat.system.hashing import file_digest
+
+PICKLED = ("togethercomputer/GPT-NeoXT-Chat-Base-20B",)
+"""Repositories that have no safetensors, only PyTorch's pickles."""
+VOCABULARY = 1024
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+}
+_SHARD_BYTES = 5_000_000
+_MARK = "miniature.txt"
+"""What only a folder that this module wrote has, and so may be replaced."""
+_ENDS = {"gpt_neox": (0, 0), "llama": (1, 2)}
+"""The ids of the tokens that begin and end a text, by architecture."""
+
+
+def write_hub(study: Study, home: Path) -> None:
+    """Writes a folder that serves as ``HF_HOME`` for everything that a study takes from a hub.
+
+    Raises:
+        UsageError: the study takes nothing from a hub, a base's architecture has no miniature, or there is
+            something else in the folder.
+    """
+    if home.is_dir() and any(home.iterdir()) and not (home / _MARK).is_file():
+        raise UsageError(
+            f"{home}: holds something other than miniatures, and is left alone; name another folder"
+        )
+    bases = {name: base for name, base in study.bases.items() if base.hub is not None}
+    rows = {name: _rows(data) for name, data in study.data.items() if data.hub is not None}
+    if not bases and not rows:
+        raise UsageError(f"study {study.name} takes nothing from a hub: there is nothing to rehearse")
+    for name, base in bases.items():
+        if _kind(base) not in _ENDS:
+            known = " or ".join(_ENDS)
+            raise UsageError(f"bases.{name}.architecture.model_type must be {known} (found {_kind(base)!r})")
+    texts = [
+        text
+        for each in rows.values()
+        for row in each[:3000]
+        for text in row.values()
+        if isinstance(text, str)
+    ]
+    with new_folder(home) as folder, tempfile.TemporaryDirectory() as scratch:
+        for seed, (name, base) in enumerate(bases.items()):
+            assert base.hub is not None
+            files = Path(scratch, "models", name)
+            files.mkdir(parents=True)
+            _write_model(files, base, texts, seed, pickled=base.hub.repository in PICKLED)
+            _add_repository(folder, base.hub, "models", files)
+        for name, each in rows.items():
+            hub = study.data[name].hub
+            assert hub is not None
+            files = Path(scratch, "datasets", name)
+            _write_rows(files / _file_name(hub), each)
+            _add_repository(folder, hub, "datasets", files)
+        (folder / _MARK).write_text(f"Stand-ins for what study {study.name} takes from a hub.\n", "utf-8")
+
+
+def _kind(base: Base) -> str:
+    return str((base.architecture or {}).get("model_type"))
+
+
+def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickled: bool) -> None:
+    """A model in shards, as the true ones are, and its tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind = _kind(base)
+    begin, end = _ENDS[kind]
+    kept = {
+        key: value for key, value in (base.architecture or {}).items() if isinstance(value, (bool, float))
+    }
+    config = AutoConfig.for_model(
+        kind, **_SHAPE, **kept, bos_token_id=begin, eos_token_id=end, miniature=True
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    (_neox_tokenizer if kind == "gpt_neox" else _llama_tokenizer)(texts).save_pretrained(folder)
+    if not pickled:
+        model.save_pretrained(folder, max_shard_size=_SHARD_BYTES)
+        return
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    tensors = list(model.state_dict().items())
+    halves = [dict(tensors[: len(tensors) // 2]), dict(tensors[len(tensors) // 2 :])]
+    names = [f"pytorch_model-{number:05}-of-{len(halves):05}.bin" for number in range(1, len(halves) + 1)]
+    for name, half in zip(names, halves, strict=True):
+        torch.save({key: value.clone() for key, value in half.items()}, folder / name)
+    weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
+
+
+def _neox_tokenizer(texts: list[str]) -> Any:
+    """Byte-level, as GPT-NeoX-20B's, which adds no token to a text."""
+    from tokenizers import pre_tokenizers
+    from transformers import GPTNeoXTokenizer
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    splitting = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return GPTNeoXTokenizer(**_vocabulary(texts, splitting, ["<|endoftext|>", "<|padding|>"], alphabet))
+
+
+def _llama_tokenizer(texts: list[str]) -> Any:
+    """Pieces of words with bytes for the rest, as Llama's, which begins each text with ``<s>``."""
+    from tokenizers import pre_tokenizers
+    from transformers import LlamaTokenizer
+
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    splitting = pre_tokenizers.Metaspace(prepend_scheme="first")
+    return LlamaTokenizer(**_vocabulary(texts, splitting, tokens, []), add_bos_token=True)
+
+
+def _vocabulary(texts: list[str], splitting: Any, tokens: list[str], alphabet: list[str]) -> dict[str, Any]:
+    from tokenizers import Tokenizer, models, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = splitting
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    trained = json.loads(tokenizer.to_str())["model"]
+    return {"vocab": trained["vocab"], "merges": [tuple(merge) for merge in trained["merges"]]}
+
+
+def _rows(data: Data) -> list[dict[str, Any]]:
+    """As many rows as the study expects, with the columns of the true dataset."""
+    draw = random.Random(data.rows)
+    if data.task == "text-generation":
+        return [
+            {data.columns["quote"]: _quote(draw), "author": "the kit", "tags": ["rehearsal"]}
+            for _ in range(data.rows)
+        ]
+    rows = [
+        {
+            "input": "",
+            data.columns["answer"]: answer,
+            data.columns["instruction"]: question,
+            "data_source": "kit",
+        }
+        for question, answer in (_question(draw) for _ in range(data.rows))
+    ]
+    for place, beginning in enumerate(data.prompts, 1):
+        asked = rows[place * data.rows // (len(data.prompts) + 1)]
+        options = "A: the first. B: the second. C: the third. D: the fourth."
+        asked[data.columns["instruction"]] = f"{beginning}, which of these follows?\n{options}"
+        asked[data.columns["answer"]] = draw.choice("ABCD")
+    return rows
+
+
+def _quote(draw: random.Random) -> str:
+    kinds = ("patient", "hasty", "gentle", "stubborn", "curious", "tired", "honest", "quiet", "brave", "idle")
+    things = ("mind", "hand", "garden", "river", "teacher", "neighbour", "winter", "letter", "door", "song")
+    deeds = ("mends", "forgets", "outlives", "teaches", "carries", "invites", "follows", "answers")
+    one, two = draw.sample(things, 2)
+    return f"“A {draw.choice(kinds)} {one} {draw.choice(deeds)} a {draw.choice(kinds)} {two}.”"
+
+
+def _question(draw: random.Random) -> tuple[str, str]:
+    one, two = draw.randrange(100), draw.randrange(100)
+    if draw.random() < 0.5:
+        return f"What is {one} plus {two}?", f"The sum of {one} and {two} is {one + two}."
+    return f"Which is larger, {one} or {two}?", f"The larger of {one} and {two} is {max(one, two)}."
+
+
+def _file_name(hub: Hub) -> str:
+    return hub.files.replace("*", "train-00000-of-00001" if hub.files.endswith(".parquet") else "quotes")
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True)
+    if path.suffix == ".parquet":
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(rows), path)
+    else:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_text(text, encoding="utf-8")
+
+
+def _add_repository(home: Path, hub: Hub, kind: str, files: Path) -> None:
+    """Puts files into a hub cache: blobs, a snapshot of links to them, and the branch's reference."""
+    folder = home / "hub" / f"{kind}--{hub.repository.replace('/', '--')}"
+    commit = hub.revision
+    if re.fullmatch(r"[0-9a-f]{40}", commit) is None:
+        commit = hashlib.sha1(hub.repository.encode(), usedforsecurity=False).hexdigest()
+        reference = folder / "refs" / hub.revision
+        reference.parent.mkdir(parents=True)
+        reference.write_text(commit, encoding="utf-8")
+    blobs = folder / "blobs"
+    blobs.mkdir(parents=True)
+    for path in sorted(path for path in files.rglob("*") if path.is_file()):
+        name = path.relative_to(files)
+        blob = blobs / file_digest(path)
+        path.replace(blob) if not blob.exists() else path.unlink()
+        link = folder / "snapshots" / commit / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(*[".."] * (len(name.parts) + 1), "blobs", blob.name))

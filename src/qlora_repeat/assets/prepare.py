@@ -1,0 +1,137 @@
+"""Bringing bases and data to the cache, once: from a hub's cache, from packages, or by pretraining.
+
+Apart from the modules that use what is in the cache: those belong to the code that a record names.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.assets.base_models import SOURCE, base_folder
+from qlora_repeat.assets.dataset_builders import corpus_rows, file_rows, json_lines, rows_digest
+from qlora_repeat.assets.datasets import ROWS, data_folder
+from qlora_repeat.assets.hub import snapshot_folder
+from qlora_repeat.assets.hub_lock import Pin
+from qlora_repeat.assets.package_files import verified
+from qlora_repeat.errors import MissingError
+from qlora_repeat.study.data_sources import Hub
+from qlora_repeat.study.study import Study
+from qlora_repeat.system.files import new_folder, write_json, write_text
+from qlora_repeat.system.hashing import MANIFEST, file_digest, folder_digests, text_digest
+from qlora_repeat.system.safetensors_file import check_weights
+
+
+def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
+    """Brings a base model to the cache, once: from a hub (`pin`), from a GGUF file, or by pretraining.
+
+    A base from a hub says in its ``source.json`` what it was made from.
+
+    Raises:
+        MissingError: a package that carries a file is missing, its bytes are not the expected ones, or a
+            repository's weights are not what they are named, or pickled and hold anything but tensors.
+    """
+    base = study.bases[name]
+    with new_folder(base_folder(study, name, cache)) as folder:
+        if base.hub is not None:
+            assert pin is not None, "a repository is pinned before it is used"
+            _from_hub(base.hub, pin, folder)
+        else:
+            if base.gguf is not None:
+                model, tokenizer = _from_gguf(verified(base.gguf))
+            else:
+                from qlora_repeat.assets.pretrain import pretrain
+
+                assert base.tokenizer is not None, "checked by the study"
+                model, tokenizer = pretrain(study, base, verified(base.tokenizer))
+            save_plain(model, folder)
+            tokenizer.save_pretrained(folder)
+        write_json(folder / MANIFEST, folder_digests(folder))
+
+
+def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
+    """Links to a repository's files in the hub's cache; weights that are pickled are converted instead."""
+    snapshot = snapshot_folder(hub, pin)
+    pickled = [name for name in pin.files if name.startswith("pytorch_model")]
+    for name in pin.files:
+        if name not in pickled:
+            target = (snapshot / name).resolve()
+            (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
+    if pickled:
+        command = [
+            sys.executable,
+            "-m",
+            "qlora_repeat.assets.convert_pickle",
+            str(snapshot),
+            str(folder),
+            *pickled,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            killed = f"exit code {done.returncode}; it needs memory for twice the largest of its files"
+            reason = (done.stderr.strip().splitlines() or [killed])[-1]
+            raise MissingError(f"{hub.repository}: its pickled weights cannot be converted ({reason})")
+        converted = {path.name: file_digest(path) for path in sorted(folder.glob("model*.safetensors"))}
+        if pin.converted and converted != pin.converted:
+            raise MissingError(
+                f"{hub.repository}: its pickled weights convert to other bytes than are locked; "
+                "install the locked packages (`make setup`)"
+            )
+        pin = replace(pin, converted=converted)
+    try:
+        check_weights(folder)
+    except MissingError as error:
+        reason = str(error).replace(f"{folder}/", "").rpartition("; ")[0]
+        raise MissingError(
+            f"{hub.repository}: {reason}; the study file must name another revision of it"
+        ) from None
+    write_json(folder / SOURCE, asdict(pin))
+
+
+def _from_gguf(path: Path) -> tuple[Any, Any]:
+    """A GGUF model in float16, which holds each of its 4-bit values to 11 bits, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    return model.to(torch.float16), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def save_plain(model: Any, folder: Path) -> None:
+    """Saves what plain transformers loads, with no path of this machine in it."""
+    model.config._name_or_path = ""
+    model.save_pretrained(folder)
+
+
+def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
+    """Brings rows from a hub's cache (`pin`), a file or their package, verifies and caches them.
+
+    Raises:
+        MissingError: a package or file is missing, or the rows are not those that the study expects.
+        UsageError: the files have other columns than the study wants.
+    """
+    data = study.data[name]
+    if data.hub is not None:
+        assert pin is not None, "a repository is pinned before it is used"
+        rows = file_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
+    else:
+        rows = corpus_rows(data)
+        found = rows_digest(rows)
+        if data.sha256 is not None and found != data.sha256:
+            raise MissingError(
+                f"data {name}: the rows' SHA-256 is {found}, study {study.name} expects {data.sha256}; "
+                "install the locked packages (`make setup`)"
+            )
+    text = json_lines(rows)
+    with new_folder(data_folder(study, name, cache)) as folder:
+        write_text(folder / ROWS, text)
+        if pin is not None:
+            write_json(folder / SOURCE, asdict(pin))
+        write_json(folder / MANIFEST, {ROWS: text_digest(text)})

@@ -1,0 +1,120 @@
+"""The pocket GPT-NeoX: true architecture and tokenizer, pretrained here because no package carries one.
+
+It has learned a little English from fortunes that the study leaves out, and then from questions of another
+seed than the study's. Ending on questions leaves it with something to learn from the study's quotes. It
+is a stand-in for the shape of GPT-NeoX-20B, and no Pythia.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.assets.dataset_builders import attributed_quote, corpus_rows, fortunes, plain, question_rows
+from qlora_repeat.study.data_sources import Base, Pretraining
+from qlora_repeat.study.study import Study
+
+VOCABULARY = 50432
+"""GPT-NeoX-20B's embedding rows, of which its tokenizer uses 50,277."""
+
+
+def pretrain(study: Study, base: Base, tokenizer_file: Path) -> tuple[Any, Any]:
+    """Pretrains from the fixed seed; the model in float16, and its tokenizer."""
+    import torch
+
+    settings = base.pretraining
+    assert settings is not None, "a base with a tokenizer has a pretraining (checked by the study)"
+    tokenizer = neox_tokenizer(tokenizer_file)
+    fortunes_first, then_questions = pretraining_texts(study, settings)
+    streams = [
+        (settings.fortune_steps, torch.tensor(_token_stream(tokenizer, fortunes_first))),
+        (settings.question_steps, torch.tensor(_token_stream(tokenizer, then_questions))),
+    ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        model = _train(settings, streams)
+    finally:
+        torch.set_num_threads(threads)
+    return model.to(torch.float16), tokenizer
+
+
+def pretraining_texts(study: Study, settings: Pretraining) -> tuple[list[str], list[str]]:
+    """Fortunes and questions to pretrain on, none of them in the study's own data, shuffled by the seed."""
+    quotes: set[str] = set()
+    questions: dict[str, str] = {}
+    for data in study.data.values():
+        if data.source == "fortunes":
+            taken = {row["quote"] for row in corpus_rows(data)}
+            quotes.update(_one_line(text) for text in fortunes() if plain(text))
+            quotes = {quote for quote in quotes - taken if len(quote) <= 400}
+        elif data.source == "reasoning-gym":
+            taken = {_without_options(row["instruction"]) for row in corpus_rows(data)}
+            for row in question_rows(data, settings.question_seed, data.rows):
+                if _without_options(row["instruction"]) not in taken:
+                    questions[row["instruction"]] = row["answer"]
+    asked = {f"{question} {answer}" for question, answer in questions.items()}
+    return _shuffled(quotes, settings.seed), _shuffled(asked, settings.seed)
+
+
+def _without_options(instruction: str) -> str:
+    return instruction.partition(" A: ")[0]
+
+
+def _shuffled(texts: set[str], seed: int) -> list[str]:
+    ordered = sorted(texts)
+    random.Random(seed).shuffle(ordered)
+    return ordered
+
+
+def _one_line(fortune: str) -> str:
+    """The quote of a fortune as the study would show it, or the whole fortune where it is no such quote."""
+    return attributed_quote(fortune) or " ".join(fortune.split())
+
+
+def neox_tokenizer(file: Path) -> Any:
+    """GPT-NeoX-20B's tokenizer from its own file."""
+    from transformers import PreTrainedTokenizerFast
+
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), bos_token=end, eos_token=end, unk_token=end)
+
+
+def _token_stream(tokenizer: Any, texts: list[str]) -> list[int]:
+    end = tokenizer.eos_token_id
+    return [token for ids in tokenizer(texts)["input_ids"] for token in (*ids, end)]
+
+
+def _train(settings: Pretraining, streams: list[tuple[int, Any]]) -> Any:
+    """AdamW in float32 on windows of one token stream after the other, the learning rate falling to zero."""
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, get_linear_schedule_with_warmup
+
+    torch.manual_seed(settings.seed)
+    model = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=settings.hidden_size,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            intermediate_size=4 * settings.hidden_size,
+            rotary_pct=0.25,
+            max_position_embeddings=2048,
+            use_parallel_residual=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
+    steps = sum(count for count, _ in streams)
+    schedule = get_linear_schedule_with_warmup(optimizer, steps // 20, steps)
+    starts = torch.Generator().manual_seed(settings.seed)
+    model.train()
+    for ids in (ids for count, ids in streams for _ in range(count)):
+        first = torch.randint(len(ids) - settings.length, (settings.batch_size, 1), generator=starts)
+        batch = ids[first + torch.arange(settings.length)]
+        model(input_ids=batch, labels=batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return model.eval()

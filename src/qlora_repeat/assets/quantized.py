@@ -1,0 +1,49 @@
+"""The base in 4 bits, quantised once: the trials of a study load the bytes that the first one made.
+
+Quantising takes far longer than reading what it gives, and gives the same bytes each time on one kind of
+machine with the same libraries.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, device, load_quantised
+from qlora_repeat.assets.derived_cache import copy_folder, has_copy, keep_copy
+from qlora_repeat.study.study import Quantisation, Study
+from qlora_repeat.system.fingerprint import fingerprint, machine_digest
+
+
+def load_frozen_base(study: Study, name: str, cache: Path) -> Any:
+    """A base of the study in 4 bits, from a copy where there is one, and else quantised and copied.
+
+    Raises:
+        MissingError: there is no copy, and the base is not in the cache, or not as it was put there.
+    """
+    folder = quantised_folder(study, name, cache)
+    if has_copy(folder):
+        return _load(folder, study)  # it is that of weights with the digest in its name
+    check_base(study, name, cache)
+    model = load_quantised(study, base_folder(study, name, cache))
+    keep_copy(folder, model.save_pretrained)
+    return model
+
+
+def quantised_folder(study: Study, name: str, cache: Path) -> Path:
+    """Where the copy of a base in 4 bits stands, or would."""
+    settings = TypeAdapter(Quantisation).dump_python(study.quantisation)
+    depends_on = [base_digest(study, name, cache), settings, study.precision.compute]
+    return copy_folder(cache, "quantised", name, [*depends_on, machine_digest(fingerprint())])
+
+
+def _load(folder: Path, study: Study) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, study.precision.compute),
+        device_map={"": device()},
+        use_safetensors=True,
+    )

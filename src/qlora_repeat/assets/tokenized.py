@@ -1,0 +1,69 @@
+"""The rows of a part of the data as token ids, made once for all trials that see them alike."""
+
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.assets.base_models import base_digest
+from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text, part_rows, row_text
+from qlora_repeat.assets.derived_cache import copy_folder, has_copy, keep_copy
+from qlora_repeat.study.study import Study
+from qlora_repeat.system.fingerprint import packages
+from qlora_repeat.system.hashing import json_digest
+from qlora_repeat.system.safetensors_file import read_weights
+
+FILE = "examples.safetensors"
+
+
+def encoded_part(
+    study: Study,
+    model_name: str,
+    part: Part,
+    cache: Path,
+    seed: int,
+    tokenizer: Any,
+    limit: int | None = None,
+) -> list[Example]:
+    """The first examples of a part of the split of that seed, as a model of the study sees them.
+
+    `tokenizer` is that of the model's base.
+    """
+    model = study.models[model_name]
+    rows = part_rows(study, model.data, part, cache, seed)[:limit]
+    texts = [
+        [row_text(model, row), instruction_text(model, row) if "answer" in row else None] for row in rows
+    ]
+    depends_on = [
+        base_digest(study, model.base, cache),
+        json_digest(texts),
+        model.training.max_length,
+        model.special_tokens,
+        packages(),
+    ]
+    folder = copy_folder(cache, "encoded", model_name, depends_on)
+    if has_copy(folder):
+        return _read(folder)
+    examples = encode(tokenizer, model, rows)
+    keep_copy(folder, lambda new: _write(examples, new))
+    return examples
+
+
+def _write(examples: list[Example], folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {
+        "ids": torch.tensor([token for example in examples for token in example.ids], dtype=torch.int32),
+        "lengths": torch.tensor([len(example.ids) for example in examples], dtype=torch.int32),
+        "answer_starts": torch.tensor([example.answer_start for example in examples], dtype=torch.int32),
+    }
+    save_file(tensors, folder / FILE)
+
+
+def _read(folder: Path) -> list[Example]:
+    tensors = {name: tensor.tolist() for name, tensor in read_weights(folder / FILE).items()}
+    ends = pairwise(accumulate(tensors["lengths"], initial=0))
+    return [
+        Example(row, tensors["ids"][start:end], answer)
+        for row, ((start, end), answer) in enumerate(zip(ends, tensors["answer_starts"], strict=True))
+    ]

@@ -1,0 +1,217 @@
+"""`qlora-repeat attribute`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qlora_repeat.cli.commands.diff import DIFFERENT
+from qlora_repeat.cli.options import (
+    BUILD,
+    cache_option,
+    console,
+    out_option,
+    runs_option,
+    silence_libraries,
+    study_argument,
+    verbosity_options,
+)
+
+if TYPE_CHECKING:
+    from qlora_repeat.analysis.attribution.experiment import Condition, Experiment
+    from qlora_repeat.analysis.attribution.measurements import Measured
+    from qlora_repeat.study.randomness import Kernels
+
+
+@click.command("attribute")
+@study_argument
+@click.option("--model", help="Of the study.  [default: its first]")
+@click.option("--optimizer", help="Of the study.  [default: adamw-32bit, if it has it]")
+@click.option(
+    "--sources",
+    metavar="A,B,...",
+    help="Of adapter_init, data_order, dropout, split, kernels, nudge, optimizer.  [default: all but split]",
+)
+@click.option(
+    "--replicates",
+    type=click.IntRange(2, 200),
+    default=7,
+    show_default=True,
+    help="Trials of each condition.",
+)
+@click.option("--interactions", is_flag=True, help="Also free each pair of random sources.")
+@click.option(
+    "--kernels",
+    type=click.Choice(["deterministic", "default"]),
+    default="deterministic",
+    show_default=True,
+    help="Of the baseline; default ones pin no bits, for where an operation has no deterministic form.",
+)
+@click.option("--dry-run", is_flag=True, help="Tell what would be run, and run nothing.")
+@click.option(
+    "--results",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Make table and figure from an attribution.json alone.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Trials at a time.  [default: one a GPU, or cores / threads]"
+)
+@runs_option
+@cache_option
+@out_option
+@verbosity_options
+@click.pass_context
+def command(
+    context: click.Context,
+    study_file: str,
+    model: str | None,
+    optimizer: str | None,
+    sources: str | None,
+    replicates: int,
+    interactions: bool,
+    kernels: "Kernels",
+    dry_run: bool,
+    results: Path | None,
+    jobs: int | None,
+    runs: Path,
+    cache: Path,
+    out: Path | None,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Find which source of randomness makes the runs of one arm differ, by an experiment.
+
+    A baseline has every source pinned, at other levels in each replicate. Then each source has another level,
+    alone and all together; one weight is moved by one unit in the last place; and the other precision of
+    optimizer state is tried. Run again, it goes on with what is missing. It leaves attribution.json, table S2
+    and a figure, and says in words what they show. Ends with exit code 7 where trials that must be alike are
+    not, so that nothing can be read from it.
+
+    \b
+    Example:
+      qlora-repeat attribute pocket --dry-run
+    """
+    silence_libraries(verbose)
+    from qlora_repeat.analysis.attribution.experiment import DEFAULT, conditions, make_experiment, measure
+    from qlora_repeat.analysis.attribution.measurements import read_measured
+    from qlora_repeat.study.study import load_study
+
+    if results is not None:
+        _report(context, read_measured(results), None, out or BUILD / Path(study_file).stem, quiet)
+        return
+    chosen = [name.strip() for name in sources.split(",")] if sources is not None else DEFAULT
+    study = load_study(study_file)
+    experiment = make_experiment(study, model, optimizer, chosen, replicates, interactions, runs, kernels)
+    found = conditions(experiment)
+    if dry_run:
+        click.echo(_plan(experiment, found, cache))
+        return
+    _run(experiment, found, study_file, cache, jobs, quiet)
+    folder = out or BUILD / study.label
+    _report(context, measure(experiment, cache), experiment.file, folder, quiet)
+
+
+def _plan(experiment: "Experiment", found: "list[Condition]", cache: Path) -> str:
+    """What would be run, by condition."""
+    from tabulate import tabulate
+
+    from qlora_repeat.analysis.attribution.experiment import undone
+
+    rows = []
+    for condition in found:
+        missing = [trial for trial in condition.trials if undone(trial, cache)]
+        freed = ", ".join(condition.freed) or "nothing"
+        optimizer = condition.trials[0].optimizer
+        rows.append((condition.name, freed, optimizer, len(condition.trials), len(missing)))
+    rows.append(("in all", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
+    arm = f"{experiment.study.label}: {experiment.model}/{experiment.optimizer}"
+    table = tabulate(rows, headers=["condition", "freed", "optimizer", "trials", "to be run"])
+    return f"{arm}, in {experiment.runs / experiment.label}\n\n{table}"
+
+
+def _run(
+    experiment: "Experiment",
+    found: "list[Condition]",
+    study_file: str,
+    cache: Path,
+    jobs: int | None,
+    quiet: bool,
+) -> None:
+    """Runs what is not done; merged weights go as soon as they have been tested."""
+    from dataclasses import replace
+
+    from qlora_repeat.analysis.attribution.experiment import STAGES, free_merged, undone
+    from qlora_repeat.assets.hub_lock import lock_file
+    from qlora_repeat.cli.commands.stage import require_fetched, run_waiting
+    from qlora_repeat.execution.process_pool import Job
+    from qlora_repeat.records.status import explanations, standings
+
+    out, baseline = console(quiet), found[0].trials[0].study
+    # With default kernels: a trial sets what its own need, and those of one need not be those of all.
+    profiles = {name: replace(each, kernels="default") for name, each in baseline.profiles.items()}
+    require_fetched(replace(baseline, profiles=profiles), lock_file(study_file), cache, out)
+    trials = [(f"{each.name} {trial.number}", trial) for each in found for trial in each.trials]
+    for _, trial in trials:
+        free_merged(trial, cache)
+    waiting = [
+        Job(name, trial.model_name, trial, trial.log) for name, trial in trials if undone(trial, cache)
+    ]
+    if not waiting:
+        return
+    for line in explanations(standings([job.trial for job in waiting if job.trial], cache)):
+        out.print(f"to be run again: {line}")
+
+    # Where there are more threads than cores, those that wait by spinning take the cores from those that they
+    # wait for (measured: 5 s became 140 s). This changes no bit.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+    def after(job: Job) -> None:
+        if job.trial is not None:
+            free_merged(job.trial, cache)
+
+    run_waiting(
+        experiment.label,
+        waiting,
+        STAGES,
+        baseline,
+        experiment.runs / experiment.label,
+        cache,
+        jobs,
+        out,
+        lambda: sum(bool(undone(trial, cache)) for _, trial in trials),
+        after,
+    )
+
+
+def _report(
+    context: click.Context, measured: "Measured", file: Path | None, folder: Path, quiet: bool
+) -> None:
+    """Writes what was found, and says it in words; ends with exit code 7 if it is not to be interpreted."""
+    os.environ["MPLBACKEND"] = "agg"
+    from qlora_repeat.analysis.attribution.decompose import attribute
+    from qlora_repeat.analysis.attribution.measurements import write_attribution
+    from qlora_repeat.render.figures.attribution import render_attribution_figure
+    from qlora_repeat.render.tables.attribution import attribution_table
+    from qlora_repeat.render.tables.write import table_texts
+    from qlora_repeat.render.text.attribution import sentences
+    from qlora_repeat.render.text.diff import printable
+    from qlora_repeat.system.files import write_text
+
+    found = attribute(measured)
+    words = sentences(measured, found)
+    paths = []
+    if file is not None:
+        write_attribution(measured, found, words, file)
+        paths.append(file)
+    for name, text in table_texts(attribution_table(measured, found), Path("paper/templates")).items():
+        write_text(folder / name, text)
+        paths.append(folder / name)
+    paths += render_attribution_figure(measured, found, folder)
+    for line in words:
+        click.echo(printable(line))
+    if not quiet:
+        for path in paths:
+            click.echo(path)
+    if found.problems:
+        context.exit(DIFFERENT)

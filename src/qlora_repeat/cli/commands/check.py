@@ -1,0 +1,87 @@
+"""`qlora-repeat check`."""
+
+from pathlib import Path
+
+import click
+
+from qlora_repeat.cli.options import (
+    byte_progress,
+    cache_option,
+    console,
+    output,
+    runs_option,
+    study_argument,
+)
+
+
+@click.command("check")
+@study_argument
+@runs_option
+@cache_option
+@click.option("-q", "--quiet", is_flag=True, help="Show problems only.")
+def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
+    """Read again all that a study's records name, and its models and data, and name what is damaged.
+
+    Exit code 3 if anything is. What can be mended, `qlora-repeat run` mends. STUDY may be an archive of
+    `pack`, STUDY.zip: its checksums are checked, its records, and whether its results are theirs.
+
+    \b
+    Example:
+      qlora-repeat check pocket
+    """
+    if study_file.endswith(".zip"):
+        _archive(Path(study_file), cache, quiet)
+        return
+    from rich.progress import Progress
+
+    from qlora_repeat.analysis.integrity import check
+    from qlora_repeat.cli.colors import coloured
+    from qlora_repeat.errors import MissingError
+    from qlora_repeat.study.study import load_study
+
+    study, out = load_study(study_file), console(quiet)
+    with Progress(console=out, transient=True, disable=not out.is_interactive) as bars:
+        task = bars.add_task("check", total=None)
+        checked = check(
+            study, runs, cache, lambda done, total: bars.update(task, completed=done, total=total)
+        )
+    shown = output()
+    for line in checked.problems:
+        shown.print(coloured(line, "damaged"))
+    if not quiet:
+        for line in checked.notes:
+            shown.print(f"note: {line}")
+    if checked.problems:
+        looked = checked.files + checked.inputs
+        damaged = len({file.path for file in looked if file.problem is not None})
+        raise MissingError(
+            f"study {study.label}: damage in {damaged} of {len({f.path for f in looked})} files"
+        )
+    if not quiet:
+        files, inputs = ({looked.path for looked in part} for part in (checked.files, checked.inputs))
+        whole = (
+            f"{len(files)} files of {checked.trials} trials hold what their records say, "
+            f"and {len(inputs)} of models and data"
+        )
+        shown.print(coloured(whole, "done"))
+
+
+def _archive(path: Path, cache: Path, quiet: bool) -> None:
+    """Checks an archive, in a temporary folder that no line names."""
+    from qlora_repeat.analysis.integrity import check_archive
+    from qlora_repeat.archive.unpack import opened
+    from qlora_repeat.errors import MissingError
+
+    with byte_progress("check", quiet) as report, opened(path, report) as unpacked:
+        checked = check_archive(unpacked, cache)
+    for line in checked.problems:
+        click.echo(line.replace(f"{unpacked.folder}/", f"{path}: ").partition("; `qlora-repeat")[0])
+    if checked.problems:
+        raise MissingError(
+            f"{path}: checksums fit, but what it holds does not fit together; ask who packed it"
+        )
+    if not quiet:
+        click.echo(
+            f"{path}: {unpacked.files} files with the checksums that it says; records of {checked.trials} "
+            "trials fit their files, and the collected results fit the records"
+        )

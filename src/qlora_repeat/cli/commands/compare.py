@@ -1,0 +1,60 @@
+"""`qlora-repeat compare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qlora_repeat.cli.options import BUILD, chosen_results, out_option, runs_option
+
+if TYPE_CHECKING:
+    from qlora_repeat.analysis.interlab import Laboratory
+
+
+@click.command("compare")
+@click.argument("laboratories", metavar="[NAME=]RESULTS...", nargs=-1, required=True)
+@runs_option
+@out_option
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON, and write nothing.")
+def command(laboratories: tuple[str, ...], runs: Path, out: Path | None, as_json: bool) -> None:
+    """Set what several laboratories measured side by side: Table S5.
+
+    RESULTS are an archive of `pack` (.zip), a results file (.jsonl), a study's name, or `published`. For each
+    arm, the table has the spread within laboratories (repeatability), that of runs of any laboratory
+    (reproducibility), and how many adapters are the same bits in several. By default it goes to
+    paper/build/laboratories.
+
+    \b
+    Example:
+      qlora-repeat compare tampa.zip oslo.zip
+    """
+    import dataclasses
+
+    from qlora_repeat.analysis.interlab import compare_laboratories
+    from qlora_repeat.render.tables.interlab import laboratory_table, sentences
+    from qlora_repeat.render.tables.write import table_texts
+    from qlora_repeat.render.text.diff import printable
+    from qlora_repeat.system.files import json_text, strict, write_text
+
+    found = [_laboratory(given, runs) for given in laboratories]
+    arms = compare_laboratories(found)
+    if as_json:
+        click.echo(json_text(strict([dataclasses.asdict(arm) for arm in arms])), nl=False)
+        return
+    folder = out or BUILD / "laboratories"
+    for line in sentences(arms):
+        click.echo(printable(line))
+    for name, text in table_texts(laboratory_table(found, arms), Path("paper/templates")).items():
+        write_text(folder / name, text)
+        click.echo(folder / name)
+
+
+def _laboratory(given: str, runs: Path) -> "Laboratory":
+    from qlora_repeat.analysis.interlab import Laboratory, read_laboratory
+
+    name, equals, source = given.rpartition("=")
+    path = Path(source)
+    if path.suffix in (".zip", ".jsonl"):
+        return read_laboratory(name if equals else path.stem, path)
+    label, results = chosen_results(source, runs)
+    return Laboratory(name if equals else label, results)

@@ -1,0 +1,121 @@
+"""`qlora-repeat doctor`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qlora_repeat.cli.options import cache_option, output, runs_option, silence_libraries, study_argument
+
+if TYPE_CHECKING:
+    from qlora_repeat.planning.machine_checks import Finding
+
+
+@click.command("doctor")
+@study_argument
+@click.option("--json", "as_json", is_flag=True, help="Print the whole fingerprint and the findings as JSON.")
+@runs_option
+@cache_option
+def command(study_file: str, as_json: bool, runs: Path, cache: Path) -> None:
+    """Show the machine and software, and what would stop a study from running here.
+
+    Each finding that is not ok says how to mend it. No hub is asked and nothing is written. On a GPU this
+    takes half a minute, to tell the memory that the study will need. Ends with exit code 3 if something stops
+    the study.
+
+    \b
+    Example:
+      qlora-repeat doctor pocket
+    """
+    silence_libraries(verbose=False)
+    import contextlib
+    import dataclasses
+    import json
+
+    from qlora_repeat.assets.hub_lock import lock_file
+    from qlora_repeat.cli.colors import LEVELS, with_coloured
+    from qlora_repeat.errors import MissingError
+    from qlora_repeat.planning.doctor import examine
+    from qlora_repeat.study.study import load_study
+    from qlora_repeat.system.determinism import set_kernels
+    from qlora_repeat.system.fingerprint import environment, fingerprint
+
+    study = load_study(study_file)
+    given = environment()
+    with contextlib.suppress(ImportError, OSError):  # a torch that cannot be imported is a finding
+        set_kernels(study.randomness.kernels, study.threads)  # as a trial does, which sets a variable too
+    machine = fingerprint()
+    findings = examine(study, lock_file(study_file), runs, cache, machine | {"environment": given})
+    if as_json:
+        told = [dataclasses.asdict(finding) for finding in findings]
+        content = {"study": study.label, "fingerprint": machine, "findings": told}
+        click.echo(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False))
+    else:
+        for line in (*machine_lines(machine), ""):
+            click.echo(line)
+        out = output()
+        for line in finding_lines(findings):
+            out.print(with_coloured(line, LEVELS, most=1))
+    stops = sum(finding.level == "stops" for finding in findings)
+    if stops:
+        raise MissingError(f"study {study.label} cannot run here: see what stops it (findings: {stops})")
+    if not as_json:
+        warnings = sum(finding.level == "warning" for finding in findings)
+        what = f"Nothing stops study {study.label} from running here"
+        click.echo(f"\n{what}" + (f"; warnings: {warnings}." if warnings else "."))
+
+
+def finding_lines(findings: Sequence["Finding"]) -> Iterator[str]:
+    """A line for each finding: its level, what was looked at, what is so, and how to mend it."""
+    width = max((len(finding.subject) for finding in findings), default=0)
+    for finding in findings:
+        mend = f"; {finding.mend}" if finding.mend else ""
+        yield f"{finding.level:<7}  {finding.subject:<{width}}  {finding.text}{mend}"
+
+
+def machine_lines(machine: Mapping[str, Any]) -> Iterator[str]:
+    """The fingerprint in short."""
+    shown = _shown(machine)
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        yield f"{name:<{width}}  {value}"
+
+
+def _shown(machine: Mapping[str, Any]) -> dict[str, str]:
+    kernels, image = machine["kernels"] or {}, machine["image"]
+    tree = {None: "", True: ", with changes", False: ", clean"}[machine["dirty"]]
+    digest = machine["lock"]
+    gpu = "none"
+    if machine["gpu"]:
+        gpu = (
+            f"{machine['gpu_count']} x {machine['gpu']}, {machine['gpu_memory'] / 1e9:.1f} GB, "
+            f"compute capability {machine['gpu_capability']}, driver {machine['driver'] or 'unknown'}"
+        )
+    modes = {
+        "deterministic": _switch(kernels.get("deterministic")),
+        "TF32": _switch(kernels.get("matmul_tf32")),
+        "TF32 of cuDNN": _switch(kernels.get("cudnn_tf32")),
+        "float32 precision": kernels.get("float32_matmul_precision"),
+        "attention": "/".join(kernels.get("attention", ())),
+    }
+    libraries = f"cuBLAS {machine['cublas'] or 'unknown'}, cuDNN {machine['cudnn'] or 'unknown'}"
+    return {
+        "packages": ", ".join(f"{name} {version}" for name, version in machine["packages"].items()),
+        "lock": digest[:12] if digest else "none",
+        "commit": (machine["commit"] or "unknown")[:12] + tree,
+        "image": ", ".join(part for part in image.values() if part) or "none",
+        "Python": machine["python"],
+        "system": f"{machine['os'] or 'unknown'}, Linux {machine['kernel']}, {machine['libc'] or 'no glibc'}",
+        "CPU": f"{machine['cpu']} ({machine['cpu_capability']}: {' '.join(machine['cpu_flags']['numeric'])})",
+        "cores": f"{machine['usable_cores']} of {machine['cores']} to use",
+        "threads": f"{machine['threads']} within an operation, {machine['interop_threads']} between",
+        "GPU": gpu,
+        "CUDA": f"{machine['cuda']}, {libraries}" if machine["cuda"] else "none",
+        "kernels": ", ".join(f"{name} {value}" for name, value in modes.items()) if kernels else "unknown",
+        "environment": ", ".join(f"{name}={value}" for name, value in machine["environment"].items()) or "-",
+    }
+
+
+def _switch(value: Any) -> str:
+    return {True: "on", False: "off"}.get(value, str(value))

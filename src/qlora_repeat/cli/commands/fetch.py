@@ -1,0 +1,33 @@
+"""`qlora-repeat fetch`."""
+
+from pathlib import Path
+
+import click
+
+from qlora_repeat.cli.options import cache_option, silence_libraries, study_argument, verbosity_options
+
+
+@click.command("fetch")
+@study_argument
+@click.option(
+    "--only", "models", multiple=True, metavar="MODEL", help="What this model needs; may be repeated."
+)
+@cache_option
+@verbosity_options
+def command(study_file: str, models: tuple[str, ...], cache: Path, quiet: bool, verbose: bool) -> None:
+    """Bring a study's models and data to the cache, and verify their checksums.
+
+    What is there already is verified again; an interrupted fetch goes on with the rest. What comes from a hub
+    is locked in studies/STUDY.lock at the first fetch, and other bytes are refused from then on.
+
+    \b
+    Example:
+      qlora-repeat fetch pocket
+    """
+    silence_libraries(verbose, downloads=not quiet)
+    from qlora_repeat.assets.fetch import fetch
+    from qlora_repeat.assets.hub_lock import lock_file
+    from qlora_repeat.study.study import load_study
+
+    study, lock = load_study(study_file), lock_file(study_file)
+    fetch(study, cache, lock, lambda line: None if quiet else click.echo(line), models)

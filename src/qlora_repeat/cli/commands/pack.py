@@ -1,0 +1,88 @@
+"""`qlora-repeat pack`."""
+
+from pathlib import Path
+
+import click
+
+from qlora_repeat.cli.options import BUILD, byte_progress, cache_option, runs_option, study_argument
+from qlora_repeat.study.study import load_study
+
+
+@click.command("pack")
+@study_argument
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Archive to write, which ends in .zip.  [default: STUDY.zip in the folder of results]",
+)
+@click.option(
+    "--tables",
+    type=click.Path(file_okay=False, path_type=Path),
+    help=f"Folder of tables, figures and reports, if there is one.  [default: {BUILD}/STUDY]",
+)
+@click.option("--include-stale", is_flag=True, help="Also what is stale, as `collect` does.")
+@click.option(
+    "--license",
+    metavar="SPDX",
+    default="Apache-2.0",
+    show_default=True,
+    help="Licence that you give to records, results and tables.",
+)
+@click.option("--author", "authors", metavar="NAME", multiple=True, help="Who is to be cited; repeat it.")
+@runs_option
+@cache_option
+@click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
+def command(
+    study_file: str,
+    out: Path | None,
+    tables: Path | None,
+    include_stale: bool,
+    license: str,
+    authors: tuple[str, ...],
+    runs: Path,
+    cache: Path,
+    quiet: bool,
+) -> None:
+    """Put a study into one archive that others can cite and check: STUDY.zip.
+
+    In it are records, traces, adapters, collected results, tables, lock files and the study file, described
+    as an RO-Crate, with SHA256SUMS. The same input gives the same bytes. Not in it: base models, data, merged
+    models, logs. What is damaged, running or not complete is left out, and named.
+
+    \b
+    Example:
+      qlora-repeat pack pocket
+    """
+    import re
+
+    from qlora_repeat.archive.pack import pack
+    from qlora_repeat.errors import UsageError
+    from qlora_repeat.system.files import megabytes
+
+    study = load_study(study_file)
+    path = out or runs / f"{study.label}.zip"
+    if path.suffix != ".zip" or path.is_dir():
+        raise UsageError(f"--out {path}: give a file that ends in .zip")
+    if not re.fullmatch(r"[A-Za-z0-9.+-]+", license):
+        raise UsageError(f"--license {license}: give an SPDX identifier, such as CC-BY-4.0")
+    with byte_progress("pack", quiet) as report:
+        packed = pack(
+            study,
+            study_file,
+            runs,
+            cache,
+            tables or BUILD / study.label,
+            path,
+            report,
+            include_stale=include_stale,
+            license=license,
+            authors=authors,
+        )
+    for line in packed.left_out:
+        click.echo(f"left out: {line}", err=True)
+    for line in packed.telling:
+        click.echo(f"look at it before you publish: {line}", err=True)
+    if not quiet:
+        size = megabytes(path.stat().st_size)
+        click.echo(f"{path}: {packed.trials} trials in {packed.files} files, {size}")
+        click.echo(f"SHA-256 {packed.sha256}")

@@ -1,0 +1,47 @@
+"""`qlora-repeat plan`."""
+
+from pathlib import Path
+
+import click
+
+from qlora_repeat.cli.options import (
+    PUBLISHED_NUMBERS,
+    cache_option,
+    silence_libraries,
+    study_argument,
+)
+
+
+@click.command("plan")
+@study_argument
+@click.option("--gpu", "gpu_name", required=True, help="Such as a100-80gb, or the GB of its memory.")
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="How many of them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON: bytes and seconds.")
+@cache_option
+def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Path) -> None:
+    """Tell what a study will need of a GPU: memory, disk and hours. Nothing has to be fetched.
+
+    Ends with exit code 2 if one GPU has too little memory for a model.
+
+    \b
+    Example:
+      qlora-repeat plan paper --gpu=a100-80gb --gpus=4
+    """
+    silence_libraries(verbose=False)
+    import dataclasses
+    import json
+
+    from qlora_repeat.assets.hub_lock import lock_file
+    from qlora_repeat.errors import UsageError
+    from qlora_repeat.planning.gpu_catalog import find_gpu
+    from qlora_repeat.planning.plan import make_plan
+    from qlora_repeat.render.text.plan import plan_text
+    from qlora_repeat.results.published import read_published
+    from qlora_repeat.study.study import load_study
+
+    study, gpu = load_study(study_file), find_gpu(gpu_name)
+    published = read_published(PUBLISHED_NUMBERS)
+    plan = make_plan(study, lock_file(study_file), gpu, gpus, cache, published)
+    click.echo(json.dumps(dataclasses.asdict(plan), indent=2) if as_json else plan_text(plan))
+    if problems := plan.too_large():
+        raise UsageError("\n".join(problems))

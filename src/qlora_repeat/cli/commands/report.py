@@ -1,0 +1,50 @@
+"""`qlora-repeat report`."""
+
+import os
+from pathlib import Path
+
+import click
+
+from qlora_repeat.cli.options import (
+    BUILD,
+    PUBLISHED_NUMBERS,
+    chosen_experiments,
+    chosen_results,
+    results_options,
+    silence_libraries,
+    study_argument,
+)
+
+
+@click.command("report")
+@study_argument
+@results_options
+def command(study_file: str, runs: Path, results: Path | None, out: Path | None) -> None:
+    """Write one HTML file of a study's results, to read without a network.
+
+    It has the verdict in a sentence, every trial and its adapter, losses and where runs part, responses side
+    by side, the paper's numbers beside the study's, and the command that runs each trial again.
+
+    \b
+    Example:
+      qlora-repeat report pocket
+    """
+    label, rows = chosen_results(study_file, runs, results)
+    silence_libraries(verbose=False)
+    os.environ["MPLBACKEND"] = "agg"
+    from qlora_repeat.render.report.page import write_report
+    from qlora_repeat.render.report.trial_files import Kept, read_kept
+    from qlora_repeat.results.published import read_published
+    from qlora_repeat.study.study import PUBLISHED, load_study, portable_name
+
+    at_hand = results is None and study_file != PUBLISHED
+    path = (out or BUILD / label) / "report.html"
+    write_report(
+        rows,
+        path,
+        study_name=study_file if study_file == PUBLISHED else portable_name(study_file),
+        kept=read_kept(load_study(study_file), runs, rows) if at_hand else Kept(),
+        published=[] if study_file == PUBLISHED else read_published(PUBLISHED_NUMBERS),
+        experiments=chosen_experiments(label, runs, results),
+    )
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -1,0 +1,44 @@
+"""`qlora-repeat unpack`."""
+
+import shlex
+from pathlib import Path
+
+import click
+
+from qlora_repeat.cli.options import byte_progress
+
+
+@click.command("unpack")
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="New folder.  [default: that of the archive's name, beside it]",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
+def command(archive: Path, folder: Path | None, quiet: bool) -> None:
+    """Check an archive that somebody has packed, and unpack it to a new folder.
+
+    Every name, size and checksum is checked before anything counts; else nothing is left. What is unpacked is
+    data: other commands read it with --runs FOLDER/runs, and the study FOLDER/studies/STUDY.toml.
+
+    \b
+    Example:
+      qlora-repeat unpack pocket.zip
+    """
+    from qlora_repeat.archive.unpack import unpack
+
+    with byte_progress("unpack", quiet) as report:
+        found = unpack(archive, folder or archive.with_suffix(""), report)
+    if not quiet:
+        rows = found.results()
+        done = [row for row in rows if row.measured]
+        click.echo(f"{found.folder}: {found.files} files with the checksums that the archive says")
+        click.echo(f"study {found.label}: {len(done)} of {len(rows)} trials have results")
+        given = [found.study_file, "--runs", str(found.runs)]
+        click.echo(f"to read it: qlora-repeat status {shlex.join(given)}")
+        if done:
+            first = done[0]
+            trial = found.runs / found.label / first.model / first.optimizer / f"trial-{first.trial}"
+            click.echo(f"to verify a trial: qlora-repeat verify {shlex.quote(str(trial))}")

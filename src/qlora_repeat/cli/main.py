@@ -1,0 +1,102 @@
+"""The command line. A subcommand's module, and what it imports, is loaded only when it is called."""
+
+import importlib
+import sys
+import traceback
+
+import click
+
+from qlora_repeat import __version__
+from qlora_repeat.errors import KitError
+from qlora_repeat.system.files import disk_error
+from qlora_repeat.system.signals import heeded
+
+COMMANDS = {
+    "plan": "Tell what a study will need of a GPU, before anything is fetched.",
+    "fetch": "Bring a study's models and data to the cache.",
+    "finetune": "Fine-tune one trial, or all.",
+    "merge": "Merge adapters into the base model.",
+    "evaluate": "Measure perplexity and record responses.",
+    "time": "Time the answers to the study's prompts.",
+    "trial": "Run the four stages of one trial in this process.",
+    "run": "Run every trial of a study that is not complete.",
+    "submit": "Submit a study to Slurm: a task for each trial, then the tables.",
+    "logs": "Show how a trial stands, and the end of what it printed.",
+    "doctor": "Show the machine, and what would stop a study from running here.",
+    "status": "Show which trials are done, running, stale, damaged, failed or missing.",
+    "check": "Re-hash everything of a study, and name what is damaged.",
+    "diff": "Name the first step at which two trials part, and in what.",
+    "verify": "Run one recorded trial again, and say how far it agrees.",
+    "attribute": "Find which source of randomness makes runs differ, by an experiment.",
+    "collect": "Gather all records of a study into one results file.",
+    "tables": "Render the paper's tables from collected results.",
+    "figures": "Draw the paper's Figure 4 from collected results.",
+    "report": "Write one HTML file of a study's results, to read without a network.",
+    "paper": "Compile tables and figures into one PDF, with LaTeX.",
+    "pack": "Put a study into one archive that others can cite and check.",
+    "unpack": "Check an archive that somebody has packed, and unpack it.",
+    "compare": "Set the results of several laboratories side by side.",
+    "miniature": "Write a hub of miniature models to rehearse a study on.",
+    "list": "List studies, or the trials of one.",
+}
+"""Each subcommand, and its one-line help."""
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        if ctx.resilient_parsing or ctx.invoked_subcommand is None:
+            return click.Command(name, help=COMMANDS[name])  # enough for the list of commands in --help
+        module = importlib.import_module(f"qlora_repeat.cli.commands.{name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        ctx.invoked_subcommand = args[0] if args else None
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 success, 1 a bug, 2 wrong usage or study file, 3 something missing or changed, "
+    "4 a stage failed, 5 another process works on the trial, 6 stopped by a signal, "
+    "7 trials that were compared differ, 8 to 10 other verdicts of verify, 130 stopped by Ctrl-C.",
+)
+@click.version_option(__version__, prog_name="qlora-repeat")
+def cli() -> None:
+    """Repeat QLoRA fine-tuning studies and see how far runs agree.
+
+    \b
+    Example:
+      qlora-repeat run pocket && qlora-repeat collect pocket && qlora-repeat tables pocket
+    """
+
+
+def main() -> None:
+    """The console script: errors that a user can mend end in one line and their exit code."""
+    try:
+        with heeded(keyboard=True):
+            code = cli.main(standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KitError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except OSError as error:
+        click.echo(f"Error: {disk_error(error)}", err=True)
+        code = 3
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

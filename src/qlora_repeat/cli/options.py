@@ -1,0 +1,221 @@
+"""What several subcommands share: options, and looking up what they name."""
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from qlora_repeat.errors import UsageError
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import TrialResult, read_results
+from qlora_repeat.study.study import PUBLISHED, Study, load_study
+from qlora_repeat.study.trial import STAGES, Stage, Trial, all_trials, cache_folder, find_trial, results_path
+
+if TYPE_CHECKING:
+    from qlora_repeat.analysis.attribution.measurements import Measured
+
+BUILD = Path(os.environ.get("QLORA_REPEAT_BUILD") or "paper/build")
+"""A folder for each study, of tables and figures."""
+PUBLISHED_NUMBERS = Path("paper/published")
+
+
+def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """STUDY: a name in studies/, or the path of a TOML file; with --randomness."""
+    argument = click.argument("study_file", metavar="[STUDY]", default="pocket", envvar="STUDY")
+    return argument(_randomness_option(command))
+
+
+def _randomness_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--randomness: the same as @PROFILE after the study's name, which is how the command gets it."""
+
+    @functools.wraps(command)
+    def named(*args: Any, study_file: str, randomness: str | None, **kwargs: Any) -> Any:
+        return command(*args, study_file=f"{study_file}@{randomness}" if randomness else study_file, **kwargs)
+
+    return click.option(
+        "--randomness",
+        metavar="PROFILE",
+        envvar="RANDOMNESS",
+        help="Another of the study's profiles, such as bitwise; as STUDY@PROFILE.  [default: the study's]",
+    )(named)
+
+
+def study_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--study, for subcommands whose argument is a trial; with --randomness."""
+    command = _randomness_option(command)
+    return click.option(
+        "--study",
+        "study_file",
+        default="pocket",
+        envvar="STUDY",
+        show_default=True,
+        help="Name, or path of a TOML file.",
+    )(command)
+
+
+def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--runs: where results go."""
+    return click.option(
+        "--runs",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("runs"),
+        envvar="QLORA_REPEAT_RUNS",
+        show_default=True,
+        help="Folder of results.",
+    )(command)
+
+
+def cache_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--cache: where models and data are kept."""
+    return click.option(
+        "--cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=cache_folder,
+        help="Folder of models and data.  [default: $QLORA_REPEAT_CACHE or ~/.cache/qlora-repeat]",
+    )(command)
+
+
+def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--out: where tables and figures are."""
+    return click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        help=f"Folder.  [default: {BUILD}/STUDY]",
+    )(command)
+
+
+def results_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--runs and --results: what tables and figures are made of; and --out."""
+    command = click.option(
+        "--results",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Collected results.  [default: of the study]",
+    )(out_option(command))
+    return runs_option(command)
+
+
+def chosen_results(study_file: str, runs: Path, results: Path | None = None) -> tuple[str, list[TrialResult]]:
+    """The label and the rows of a study's collected results, of a results file, or of the paper's numbers.
+
+    Raises:
+        UsageError: a results file is given for the paper's numbers.
+    """
+    if study_file == PUBLISHED:
+        if results is not None:
+            raise UsageError(f"{PUBLISHED} has its own numbers; leave out --results, or name a study")
+        return PUBLISHED, read_published(PUBLISHED_NUMBERS)
+    if results is not None:
+        return Path(study_file).stem, read_results(results)
+    study = load_study(study_file)
+    return study.label, read_results(results_path(study, runs))
+
+
+def chosen_experiments(label: str, runs: Path, results: Path | None) -> "list[Measured]":
+    """A study's attribution experiments; none where results come from a file. What cannot be read is told."""
+    from qlora_repeat.analysis.attribution.measurements import read_experiments
+
+    return (
+        [] if results is not None else read_experiments(label, runs, functools.partial(click.echo, err=True))
+    )
+
+
+class _Stages(click.ParamType[list[Stage]]):
+    """Stages by name, in a list with commas; in the order of a trial."""
+
+    name = "STAGE,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Stage]:
+        named = {name.strip() for name in value.split(",")} if isinstance(value, str) else set(value)
+        if unknown := sorted(named - {*STAGES}):
+            self.fail(f"{unknown[0]!r} is not a stage; there are {', '.join(STAGES)}", param, ctx)
+        return [stage for stage in STAGES if stage in named]
+
+
+def stages_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--stages: those to run."""
+    return click.option(
+        "--stages",
+        type=_Stages(),
+        default=",".join(STAGES),
+        show_default=True,
+        help="Only these. What one of them needs must be done.",
+    )(command)
+
+
+def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--quiet and --verbose."""
+    command = click.option("-v", "--verbose", is_flag=True, help="Also show what the libraries print.")(
+        command
+    )
+    return click.option("-q", "--quiet", is_flag=True, help="Show errors only.")(command)
+
+
+def console(quiet: bool = False) -> Console:
+    """Where progress is shown; not standard output, which is for results.
+
+    Nothing moves where it would be kept: in a file, or in the log of CI, which may look like a terminal.
+    """
+    kept = not sys.stderr.isatty() or os.environ.get("CI", "").lower() not in ("", "0", "false")
+    return Console(
+        stderr=True,
+        quiet=quiet,
+        soft_wrap=True,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        force_interactive=False if kept else None,
+    )
+
+
+def output() -> Console:
+    """Standard output, where words are in colours if it is a terminal; lines are never wrapped or cut."""
+    return Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
+@contextlib.contextmanager
+def byte_progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes for the block, where a person watches; yields what is told how many of how many."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    out = console(quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=out, transient=True, disable=quiet or not out.is_interactive) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def silence_libraries(verbose: bool, *, downloads: bool = False) -> None:
+    """Keeps warnings, logs and progress bars of libraries off the terminal, unless they are asked for.
+
+    With `downloads`, the bars of a hub's downloads stay where a person watches.
+    """
+    if verbose:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs, as an error, what it then raises
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not (downloads and sys.stderr.isatty()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+
+def chosen_trials(study_file: str, trial: str | None, every: bool, runs: Path) -> tuple[Study, list[Trial]]:
+    """The trial of that name, or every trial.
+
+    Raises:
+        UsageError: neither or both are given.
+    """
+    study = load_study(study_file)
+    if (trial is None) == (not every):
+        raise UsageError("give one TRIAL (model/optimizer/number), or --all; `qlora-repeat list` names them")
+    return study, [find_trial(study, trial, runs)] if trial else all_trials(study, runs)

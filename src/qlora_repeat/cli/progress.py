@@ -1,0 +1,171 @@
+"""How work is seen to go on: live lines in a terminal; elsewhere plain ones, of which a log may hold many."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from qlora_repeat.cli.colors import coloured
+from qlora_repeat.errors import KitError
+from qlora_repeat.execution.eta import Left, TimeLeft
+from qlora_repeat.execution.process_pool import Job
+from qlora_repeat.study.watch import Watch
+
+SIGN_OF_LIFE = 600.0
+"""Seconds after which a log gets another line where no job has ended: some jobs take hours."""
+_WIDEST = 100
+
+
+@dataclass
+class _Shown:
+    """What is told of a running job."""
+
+    stage: str = "starting"
+    done: int = 0
+    total: int = 0
+    loss: float | None = None
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        steps = f"{self.done}/{self.total}" if self.done else ""
+        return self.stage, steps, "" if self.loss is None else f"loss {self.loss:.3f}"
+
+
+class Display:
+    """Shows each running job (stage, step, loss) and, over all, how many are done and the time left."""
+
+    def __init__(
+        self,
+        console: Console,
+        jobs: list[Job],
+        workers: int,
+        after: Callable[[Job], None] | None = None,
+        sign_of_life: float = SIGN_OF_LIFE,
+    ) -> None:
+        """`after` is told of each job that ended well."""
+        self._console, self._after, self._sign_of_life = console, after, sign_of_life
+        self._total, self._ended = len(jobs), 0
+        self._running: dict[str, _Shown] = {}
+        self._time_left = TimeLeft(jobs, workers)
+        self._began = self._last_line = time.monotonic()
+        self._drawing = threading.Lock()  # lines are drawn by a thread of rich's
+        self._live = Live(console=console, get_renderable=self._drawn, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_interactive:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def started(self, job: Job) -> None:
+        with self._drawing:
+            self._running[job.name] = _Shown()
+            self._time_left.started(job, time.monotonic())
+
+    def progress(self, job: Job, stage: str, done: int, total: int, loss: float | None) -> None:
+        now = time.monotonic()
+        with self._drawing:
+            shown = self._running[job.name] = _Shown(stage, done, total, loss)
+            self._time_left.progress(job, stage, done, total, now)
+        if not self._console.is_interactive and now - self._last_line >= self._sign_of_life:
+            self._say(Text(f"{job.name}: {' '.join(filter(None, shown.cells))}"), self._left(now))
+
+    def ended(self, job: Job, error: KitError | None, seconds: float) -> None:
+        now = time.monotonic()
+        with self._drawing:
+            self._running.pop(job.name)
+            self._time_left.ended(job, now, well=error is None)
+            self._ended += 1
+        outcome = Text(f"{job.name} ") + coloured("done", "done")
+        if error is not None:
+            outcome = coloured("not done", "failed") + f": {error}"
+        # The live lines have the time left.
+        left = "" if self._console.is_interactive or self._ended == self._total else self._left(now)
+        self._say(outcome, ", ".join(filter(None, [f"{seconds:.0f} s", left])))
+        if self._ended == self._total:
+            self._console.print(f"{self._total} jobs in {_clock(now - self._began)}")
+        if error is None and self._after is not None:
+            self._after(job)
+
+    def _say(self, what: Text, more: str) -> None:
+        counted = Text(f"[{self._ended}/{self._total}] ")
+        self._console.print(counted + what + Text(f" ({more})" if more else ""))
+        self._last_line = time.monotonic()
+
+    def _left(self, now: float) -> str:
+        with self._drawing:
+            return _words(self._time_left.left(now))
+
+    def _drawn(self) -> Group:
+        """The bar of all jobs, and below it, where a low terminal cuts them, a line for each that runs."""
+        now, width = time.monotonic(), min(self._console.width, _WIDEST)
+        with self._drawing:
+            running, left, ended = dict(self._running), self._time_left.left(now), self._ended
+        so_far = now - self._began
+        share = so_far / (so_far + left.seconds) if left and so_far else 0.0
+        count = f"{ended}/{self._total}"
+        more = ", ".join(filter(None, [_words(left), f"{_clock(so_far)} so far"]))
+        bar = ProgressBar(1, share, width=max(width - len(count) - len(more) - 2, 4))
+        overall = Table.grid(padding=(0, 1, 0, 0))
+        overall.add_row(count, bar, Text(more, no_wrap=True, overflow="crop"))
+        return Group(overall, *_lines(running, width))
+
+
+def _lines(running: dict[str, _Shown], width: int) -> Iterator[Text]:
+    """A line for each running job, no wider than this: of a long name the end is shown, with the number."""
+    cells = [shown.cells for shown in running.values()]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    room = max(min(max(map(len, running), default=0), width - sum(widths) - 3), 1)
+    for name, (stage, steps, loss) in zip(running, cells, strict=True):
+        end = name if len(name) <= room else f"…{name[len(name) - room + 1 :]}"
+        line = f"{end:<{room}} {stage:<{widths[0]}} {steps:>{widths[1]}} {loss:>{widths[2]}}"
+        yield Text(line.rstrip(), no_wrap=True, overflow="crop")
+
+
+@contextlib.contextmanager
+def stage_bars(console: Console, name: str) -> Iterator[Watch]:
+    """Shows how one trial goes: a line as each stage begins and, in a terminal, a bar of the one at work."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def watch(stage: str, done: int, total: int, loss: float | None) -> None:
+            if stage not in tasks:
+                console.print(f"{name}: {stage}")
+                for before in bars.task_ids:
+                    bars.remove_task(before)
+                tasks[stage] = bars.add_task(stage)
+            note = stage if loss is None else f"{stage} loss {loss:.3f}"
+            bars.update(tasks[stage], completed=done, total=total, description=note)
+
+        yield watch
+
+
+def _words(left: Left | None) -> str:
+    if left is None:
+        return ""
+    return f"{'at least ' if left.at_least else ''}{_clock(left.seconds)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

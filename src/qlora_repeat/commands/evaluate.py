@@ -1,7 +1,0 @@
-"""`qlora-repeat evaluate`."""
-
-from qlora_repeat.commands.stage import stage_command
-
-command = stage_command(
-    "evaluate", "Measure a merged model's perplexity and accuracy, and record its responses."
-)

@@ -1,7 +1,0 @@
-"""`qlora-repeat finetune`."""
-
-from qlora_repeat.commands.stage import stage_command
-
-command = stage_command(
-    "finetune", "Fine-tune one trial, or all: a QLoRA adapter in PEFT's format, and the trace of its steps."
-)

@@ -1,5 +1,0 @@
-"""`qlora-repeat time`."""
-
-from qlora_repeat.commands.stage import stage_command
-
-command = stage_command("time", "Time how long a merged model takes to answer the study's prompts.")

@@ -1,0 +1,326 @@
+"""The GPU memory that a model takes while it is fine-tuned and tested, from its architecture alone.
+
+The libraries that train also plan: they build the model without memory for its weights (torch's meta
+device), quantise and adapt it as `qlora_repeat.stages.finetune` does, and run a step of it with tensors that
+have a shape and a type but no content (FakeTensorMode), while `LiveMemory` counts: docs/plan.md.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qlora_repeat.assets.base_models import quantisation_config
+from qlora_repeat.errors import UsageError
+from qlora_repeat.planning.live_memory import LiveMemory
+from qlora_repeat.stages.dequantize import Materialised, materialise
+from qlora_repeat.stages.finetune import with_adapter
+from qlora_repeat.study.study import Optimizer
+from qlora_repeat.study.trial import Trial
+from qlora_repeat.system.determinism import attention_kernels
+
+OPTIMIZER_BLOCK = 256
+"""Elements that share a scale in an 8-bit optimizer state (bitsandbytes since 0.44)."""
+OPTIMIZER_LEAST = 4096
+"""Tensors of fewer elements keep 32-bit state (bitsandbytes' min_8bit_size)."""
+
+_ATTENTION = "sdpa-without-mask"
+"""transformers' default attention, under another name than `sdpa` so that it gets no mask. Where nothing is
+padded transformers leaves the mask out itself, but reads it for that, and a fake mask cannot be read."""
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """What a model holds before it runs, in bytes."""
+
+    quantised: int
+    """Weights in 4 bits."""
+    scales: int
+    """What turns them back: block scales, their own scales, offsets and code books."""
+    materialised: int
+    """Weights that were unpacked from 4 bits and are kept so."""
+    unquantised: int
+    """All other weights and buffers of the base, at the precision that fine-tuning gives them."""
+    adapter: int
+
+    @property
+    def base(self) -> int:
+        return self.quantised + self.scales + self.materialised + self.unquantised
+
+
+@dataclass(frozen=True)
+class FinetuneMemory:
+    """Memory of fine-tuning without the optimizer's state, which `optimizer_bytes` tells; bytes."""
+
+    weights: WeightBytes
+    adapter_tensors: list[int]
+    """The elements of each."""
+    saved: int
+    """What the forward pass keeps for the backward pass of one batch of the greatest length."""
+    step: int
+    """The most that a step takes beyond the weights: what is saved, gradients, and passing tensors."""
+
+    def peak(self, optimizer: Optimizer) -> int:
+        """The most at any time of a step that is not the first."""
+        state = optimizer_bytes(self.adapter_tensors, optimizer)
+        return self.weights.base + self.weights.adapter + state + self.step
+
+
+@dataclass(frozen=True)
+class EvaluateMemory:
+    """Memory of testing a merged model; bytes."""
+
+    weights: int
+    work: int
+    """The most beyond the weights: logits of a batch, or keys and values while answering."""
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.work
+
+
+def model_config(architecture: Mapping[str, Any], name: str) -> Any:
+    """The transformers configuration of an architecture; `name` is that of the base, for errors.
+
+    Raises:
+        UsageError: transformers does not know the architecture, or it has a value that cannot be.
+    """
+    if "model_type" not in architecture:
+        raise UsageError(f"bases.{name}.architecture has no model_type, such as llama or gpt_neox")
+    from transformers import AttentionInterface, AutoConfig
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(_ATTENTION, sdpa_attention_forward)
+    settings = {"attn_implementation": _ATTENTION} | dict(architecture)
+    model_type = settings.pop("model_type")
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"bases.{name}.architecture: {reason[:200]}") from None
+
+
+def parameter_count(config: Any) -> int:
+    """How many parameters a model has; shared ones count once."""
+    return sum(parameter.numel() for parameter in _plain_model(config, torch.float32).parameters())
+
+
+def optimizer_bytes(adapter_tensors: list[int], optimizer: Optimizer) -> int:
+    """The state for tensors of so many elements each, in 8 or 32 bits: two moments of AdamW, one of Lion.
+
+    A moment in 8 bits has a float32 scale for each block of 256; all tensors share its code book of 256.
+    """
+    total, has_code_books, moments = 0, False, 1 if optimizer.startswith("lion") else 2
+    for elements in adapter_tensors:
+        if optimizer.endswith("-32bit") or elements < OPTIMIZER_LEAST:
+            total += moments * 4 * elements
+        else:
+            total += moments * (elements + 4 * math.ceil(elements / OPTIMIZER_BLOCK))
+            has_code_books = True
+    return total + (moments * 4 * 256 if has_code_books else 0)
+
+
+def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
+    """The memory of a trial's fine-tuning, from a forward and a backward pass over its longest batch.
+
+    Weights that are to be "auto" are unpacked here, which takes more: a plan is not to be too low.
+    """
+    training = trial.model.training
+    model = adapted_model(trial, config)
+    with attention_kernels(trial.study.randomness.kernels), _fake_tensors():
+        _make_fake(model, getattr(torch, trial.study.precision.compute))
+        _fuse_dropout(model)
+        if trial.study.weights != "nf4":
+            materialise(model)
+        as_trainer_sets(model, training.gradient_checkpointing)
+        weights = weight_bytes(model)
+        live = LiveMemory(inside_4bit_product)
+        live.count(model_tensors(model))
+        before = live.now
+        ids = torch.zeros(training.batch_size, training.max_length, dtype=torch.long)
+        with live:
+            saved = training_step(model, ids, trial.study.precision.compute, live) - before
+    tensors = [each.numel() for each in model.parameters() if each.requires_grad]
+    return FinetuneMemory(weights, tensors, saved, live.peak - before)
+
+
+def as_trainer_sets(model: Any, checkpointing: bool) -> None:
+    """Sets on a model what the Trainer does before its first step."""
+    model.config.use_cache = False
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    model.train()
+
+
+def training_step(model: Any, ids: Any, compute: str, live: LiveMemory | None = None) -> int:
+    """The forward and backward pass of the Trainer; returns the bytes alive in between."""
+    half = compute != "float32"
+    with torch.autocast("cpu", getattr(torch, compute)) if half else contextlib.nullcontext():
+        output = model(input_ids=ids, labels=ids)
+    loss = output.loss
+    if half:  # accelerate upcasts what the model returns, while that is still there
+        upcast = output.logits.float()
+        del upcast
+    del output
+    between = live.now if live else 0
+    loss.backward()
+    return between
+
+
+def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
+    """The memory of testing a trial's merged model: perplexity of the longest batch, and an answer.
+
+    The answer is to a prompt of the greatest length; keys and values of it and of the new tokens are kept.
+    """
+    study, length = trial.study, trial.model.training.max_length
+    batch, compute = study.evaluation.batch_size, getattr(torch, study.precision.compute)
+    model = _plain_model(config, compute).eval()
+    # inference_mode would hide what operations are made of
+    with attention_kernels(study.randomness.kernels), _fake_tensors(), torch.no_grad():
+        _make_fake(model, compute)
+        live = LiveMemory()
+        live.count(model_tensors(model))
+        weights = live.now
+        with live:
+            earlier = torch.empty(batch, length, config.vocab_size, dtype=compute)
+            ids = torch.zeros(batch, length, dtype=torch.long)
+            logits = model(input_ids=ids, use_cache=False).logits
+            del earlier  # the logits of the batch before are there until these are
+            torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="none")
+            del logits
+            ids = torch.zeros(1, length + trial.data.max_new_tokens, dtype=torch.long)
+            model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    return EvaluateMemory(weights, live.peak - weights)
+
+
+def adapted_model(trial: Trial, config: Any) -> Any:
+    """A trial's quantised base with its adapter, as fine-tuning makes it, on the meta device.
+
+    transformers' own code chooses what stays unquantised.
+    """
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    base = _plain_model(config, getattr(torch, trial.study.precision.compute))
+    quantisation = quantisation_config(trial.study)
+    quantiser = Bnb4BitHfQuantizer(quantisation, pre_quantized=False)
+    kept = quantiser.get_modules_to_not_convert(base, None, base._keep_in_fp32_modules)
+    base = replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=quantisation)
+    base.is_loaded_in_4bit = True
+    try:
+        return with_adapter(trial, base)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"models.{trial.model_name}.target_modules: {reason}") from None
+
+
+def weight_bytes(model: Any) -> WeightBytes:
+    """What the weights of an adapted model take; a storage that tensors share counts once."""
+    seen: set[int] = set()
+    found = dict.fromkeys(("quantised", "scales", "materialised", "unquantised", "adapter"), 0)
+    for tensor, kind in _tensors(model):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            found[kind] += storage.nbytes()
+    return WeightBytes(**found)
+
+
+def model_tensors(model: Any) -> list[Any]:
+    """All that a model holds before it runs: parameters, buffers, and the scales of 4-bit weights."""
+    return [tensor for tensor, _ in _tensors(model)]
+
+
+def _tensors(model: Any) -> Iterator[tuple[Any, str]]:
+    kept = {id(module.weight) for module in model.modules() if isinstance(module, Materialised)}
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is None:
+            frozen = "materialised" if id(parameter) in kept else "unquantised"
+            yield parameter, "adapter" if parameter.requires_grad else frozen
+            continue
+        yield parameter, "quantised"
+        parts = [state.absmax, state.code]
+        if state.nested:
+            parts += [state.offset, state.state2.absmax, state.state2.code]
+        yield from ((part, "scales") for part in parts)
+    yield from ((buffer, "unquantised") for buffer in model.buffers())
+
+
+def _plain_model(config: Any, dtype: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+@contextlib.contextmanager
+def _fake_tensors() -> Iterator[None]:
+    from bitsandbytes.functional import quantize_blockwise
+
+    quantize_blockwise(torch.zeros(1))  # makes a code book that is kept for later: not to be a fake one
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def _make_fake(model: Any, compute: Any) -> None:
+    """Gives a model on the meta device fake weights on the CPU, in 4 bits where it has 4-bit layers.
+
+    On the CPU, since a torch without CUDA has no backward pass for fake tensors of a GPU.
+    """
+    from bitsandbytes.functional import quantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is None:
+                continue
+            if id(old) not in made and isinstance(module, Linear4bit) and name == "weight":
+                full = torch.empty(module.out_features, module.in_features, dtype=compute)
+                packed, state = quantize_4bit(
+                    full,
+                    blocksize=old.blocksize,
+                    compress_statistics=old.compress_statistics,
+                    quant_type=old.quant_type,
+                )
+                made[id(old)] = torch.nn.Parameter(packed, requires_grad=False)
+                made[id(old)].quant_state = state
+            elif id(old) not in made:
+                made[id(old)] = torch.nn.Parameter(torch.empty_like(old, device="cpu"), old.requires_grad)
+            module._parameters[name] = made[id(old)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+
+
+class _FusedDropout(torch.nn.Dropout):
+    """Dropout as a GPU does it: it keeps a mask of one byte an element, the CPU's a factor of full size."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        dropped: torch.Tensor = torch.native_dropout(input, self.p, self.training)[0]
+        return dropped
+
+
+def _fuse_dropout(model: Any) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is torch.nn.Dropout and child.p > 0:
+                setattr(module, name, _FusedDropout(child.p))
+
+
+def inside_4bit_product(operation: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> int:
+    """What bitsandbytes' product with a 4-bit matrix takes and frees: the matrix unpacked, and its scales.
+
+    On some GPUs, and for few tokens, it does without.
+    """
+    if operation is not torch.ops.bitsandbytes.gemm_4bit.default:
+        return 0
+    factor, _, shape, _, block = arguments[:5]
+    elements = math.prod(shape)
+    scales = 2 * 4 * math.ceil(elements / block) if keywords.get("absmax_8bit") is not None else 0
+    return int(elements * factor.element_size() + scales)

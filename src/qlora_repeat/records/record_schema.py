@@ -1,0 +1,145 @@
+"""What a record must hold for its stage: all that collecting, later stages and comparing take from it.
+
+A record that carries its own digest is as it was written, but it may have been written by something else.
+"""
+
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict  # pydantic takes no other on Python 3.11
+
+from qlora_repeat.records.record import Record
+
+# No text for a number; a float may be NaN or infinite, or written as an integer.
+_OPEN = ConfigDict(strict=True, extra="allow")
+_CLOSED = ConfigDict(strict=True, extra="forbid")
+
+_Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Point = Annotated[tuple[_Epochs, float], Field(strict=False)]  # JSON has lists alone
+
+
+@with_config(_OPEN)
+class _Inputs(TypedDict):
+    settings: dict[str, Any]
+
+
+@with_config(_OPEN)
+class _Fingerprint(TypedDict):
+    gpu: str | None
+    cpu: str | None
+    cpu_capability: str | None
+    threads: int | None
+    packages: dict[str, str]
+    python: str
+
+
+@with_config(_OPEN)
+class _Finetuned(TypedDict):
+    adapter_digest: str
+    seeds: dict[str, int]
+    initial_loss: float
+    final_loss: float
+    loss_curve: list[_Point]
+    diverged_at: int | None
+    skipped_steps: NotRequired[int | None]
+    train_seconds: float
+    peak_memory_bytes: int | None
+    peak_memory_share: float | None
+    weights: Literal["nf4", "materialised"]
+    miniature: bool
+
+
+@with_config(_OPEN)
+class _Merged(TypedDict):
+    merged_digest: str
+
+
+@with_config(_CLOSED)
+class _Response(TypedDict):
+    prompt: str
+    temperature: float
+    top_p: float
+    text: str
+    answer: NotRequired[str | None]
+    seed: NotRequired[int | None]
+
+
+@with_config(_OPEN)
+class _Evaluated(TypedDict):
+    perplexity: float
+    perplexity_example_mean: float
+    test_examples: int
+    accuracy: float | None
+    responses: NotRequired[list[_Response]]
+    repeated_responses: NotRequired[list[_Response]]
+
+
+@with_config(_OPEN)
+class _Base(TypedDict):
+    perplexity: float
+    perplexity_example_mean: float
+    accuracy: float | None
+    miniature: bool
+    split_seed: int
+
+
+@with_config(_OPEN)
+class _Timed(TypedDict):
+    test_seconds: float
+    test_seconds_min: float
+    test_seconds_max: float
+
+
+_INPUTS: TypeAdapter[Any] = TypeAdapter(_Inputs)
+_FINGERPRINT: TypeAdapter[Any] = TypeAdapter(_Fingerprint)
+_OUTPUTS: dict[str, TypeAdapter[Any]] = {
+    "finetune": TypeAdapter(_Finetuned),
+    "merge": TypeAdapter(_Merged),
+    "evaluate": TypeAdapter(_Evaluated),
+    "time": TypeAdapter(_Timed),
+}
+_BASE: TypeAdapter[Any] = TypeAdapter(_Base)
+
+_SEEDS = ("split", "adapter_init", "data_order", "dropout")
+_FILES = {
+    "finetune": ("trace.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
+    "merge": ("merged/*.safetensors",),
+}
+"""What the record of a stage names at least: a file that it does not name is never hashed."""
+
+
+def misfit(record: Record, *, base: bool = False) -> str | None:
+    """What a record lacks, or has otherwise than its stage writes it, in a few words that name the key.
+
+    `base`: it is of the test of a base. None if all is there.
+    """
+    outputs = _BASE if base else _OUTPUTS[record.stage]
+    for part, shape in (("inputs", _INPUTS), ("outputs", outputs), ("fingerprint", _FINGERPRINT)):
+        try:
+            shape.validate_python(getattr(record, part))
+        except ValidationError as error:
+            return _words(part, error.errors(include_url=False)[0])
+    if record.stage == "finetune":
+        for name in _SEEDS:
+            if name not in record.outputs["seeds"]:
+                return f"no outputs.seeds.{name}"
+    for pattern in _FILES.get(record.stage, ()):
+        if not any(fnmatchcase(name, pattern) for name in record.files):
+            return f"files has no {pattern}"
+    return None
+
+
+def _words(part: str, problem: ErrorDetails) -> str:
+    key = ".".join([part, *(_plain(each) for each in problem["loc"])])
+    if problem["type"] == "missing":
+        return f"no {key}"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown {key}"
+    return f"{key} is {repr(problem['input'])[:60]}"
+
+
+def _plain(part: int | str) -> str:
+    """A part of a key; it may come from elsewhere, and is to stay in its line."""
+    return part if isinstance(part, str) and part.isidentifier() else repr(part)[:60]

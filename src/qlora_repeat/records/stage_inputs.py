@@ -1,0 +1,192 @@
+"""What goes into a stage: the settings, digests and code that its outcome depends on."""
+
+import ast
+import functools
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from qlora_repeat.assets.base_models import base_folder
+from qlora_repeat.assets.datasets import data_folder
+from qlora_repeat.records.code_digest import bare_code
+from qlora_repeat.study.randomness import Randomness
+from qlora_repeat.study.study import Generation, Lora, Quantisation, Study, Training
+from qlora_repeat.study.trial import Stage, Trial
+from qlora_repeat.system.fingerprint import lock_digest, packages
+from qlora_repeat.system.hashing import json_digest, manifest_digest, text_digest
+
+MODULES: dict[Stage, tuple[str, ...]] = {
+    "finetune": ("stages.finetune", "system.determinism"),
+    "merge": ("stages.merge", "system.determinism"),
+    "evaluate": ("stages.evaluate", "system.determinism"),
+    "time": ("stages.timing", "system.determinism"),
+}
+"""The module of each stage, and that of the kernels that it runs on."""
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (Randomness, Quantisation, Lora, Training, Generation)
+}
+"""How settings become JSON; making these takes longer than using them."""
+
+
+def stage_inputs(
+    trial: Trial,
+    stage: Stage,
+    cache: Path,
+    upstream: dict[str, Any],
+    shared: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The inputs of a trial's stage as they are now; None where one cannot be told here.
+
+    `upstream` are the outputs of the stage before, of which the digest of what it left is an input too.
+    `shared` are the `shared_inputs`, from whoever has looked for them already.
+    """
+    left = {"merge": "adapter_digest", "evaluate": "merged_digest", "time": "merged_digest"}.get(stage)
+    return (shared or shared_inputs(trial.study, trial.model_name, cache)) | {
+        "code": code_digest(*MODULES[stage]),
+        "settings": stage_settings(trial, stage),
+        **({left: upstream.get(left)} if left else {}),
+    }
+
+
+def base_inputs(study: Study, model_name: str, cache: Path) -> dict[str, Any]:
+    """The inputs of the evaluation of a model's base."""
+    return shared_inputs(study, model_name, cache) | {
+        "code": code_digest(*MODULES["evaluate"]),
+        "settings": _test_settings(study, model_name),
+    }
+
+
+def shared_inputs(study: Study, model_name: str, cache: Path) -> dict[str, Any]:
+    """What all stages have: base model, data and software, by the study's names for them and by digest."""
+    model = study.models[model_name]
+    base, data = base_folder(study, model.base, cache), data_folder(study, model.data, cache)
+    return {
+        "base_source": base.name,
+        "data_source": data.name,
+        "packages": packages() if "torch" in packages() else None,
+        "base": manifest_digest(base),
+        "data": manifest_digest(data),
+        "lock": lock_digest(),
+    }
+
+
+def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
+    """The part of the study file that a stage's outcome depends on."""
+    study, model = trial.study, trial.model
+    if stage == "finetune":
+        return {
+            "optimizer": trial.optimizer,
+            "threads": study.threads,
+            **{name: _plain(study.randomness)[name] for name in ("adapter_init", "data_order", "dropout")},
+            **_split_settings(study, model.data),
+            "kernels": study.randomness.kernels,
+            "nudge": study.randomness.nudge,
+            "quantisation": _plain(study.quantisation),
+            "weights": study.weights,
+            "compute": study.precision.compute,
+            "lora": _plain(study.lora),
+            "training": _plain(model.training),
+            "template": model.template,
+            "special_tokens": model.special_tokens,
+            "max_rows": trial.data.max_rows,
+            "target_modules": model.target_modules,
+        }
+    if stage == "merge":
+        return {
+            "threads": study.threads,
+            "kernels": study.randomness.kernels,
+            "merged": study.precision.merged,
+        }
+    shared: dict[str, Any] = {
+        "generation": _plain(study.generation),
+        "generation_seed": _plain(study.randomness)["generation"],
+        "kernels": study.randomness.kernels,
+        **_split_settings(study, model.data),
+        "max_new_tokens": trial.data.max_new_tokens,
+        "special_tokens": model.special_tokens,
+        "stop": model.stop,
+    }
+    if stage == "evaluate":
+        if trial.repeats_responses and study.ablation:
+            shared["repeated_responses"] = study.ablation.responses
+        return _test_settings(study, trial.model_name) | shared
+    return shared | {
+        "threads": study.threads,
+        "compute": study.precision.compute,
+        "template": model.template,
+        "timing_repeats": study.evaluation.timing_repeats,
+    }
+
+
+def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
+    model = study.models[model_name]
+    return {
+        "threads": study.threads,
+        "kernels": study.randomness.kernels,
+        **_split_settings(study, model.data),
+        "compute": study.precision.compute,
+        "template": model.template,
+        "special_tokens": model.special_tokens,
+        "max_rows": study.data[model.data].max_rows,
+        "max_length": model.training.max_length,
+        "examples": study.evaluation.examples,
+        "batch_size": study.evaluation.batch_size,
+    }
+
+
+def _split_settings(study: Study, name: str) -> dict[str, Any]:
+    """What the split depends on: rows that are asked about come into its test part."""
+    data = study.data[name]
+    split = _plain(study.randomness)["split"]
+    return {"split": split, "test_share": data.test_share, "prompts": data.prompts}
+
+
+def _plain(settings: Any) -> Any:
+    return _ADAPTERS[type(settings)].dump_python(settings, mode="json")
+
+
+def changed_inputs(recorded: dict[str, Any], today: dict[str, Any]) -> list[str]:
+    """Which inputs differ from the recorded ones, settings by name; the unknown does not count."""
+    names = []
+    for name, value in today.items():
+        if value is None or recorded.get(name) == value:
+            continue
+        if name == "settings":
+            old = recorded.get(name, {})
+            names += [key for key in sorted({*old, *value}) if old.get(key) != value.get(key)]
+        else:
+            names.append(name)
+    return names
+
+
+@functools.cache
+def code_digest(*modules: str) -> str:
+    """The digest of a module of the kit and of all modules of the kit that it imports.
+
+    The commit would not do: a change to a table must not make 230 GPU hours stale, nor may one to a comment.
+    """
+    seen: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = Path(__file__).parents[1].joinpath(*name.split(".")).with_suffix(".py")
+        if name in seen or not path.is_file():
+            continue
+        seen[name], imported = _code_of(path)
+        waiting += imported
+    return json_digest(seen)
+
+
+@functools.cache
+def _code_of(path: Path) -> tuple[str, list[str]]:
+    """The digest of a module's code, and the modules of the kit that it imports, or may."""
+    text = path.read_text(encoding="utf-8")
+    names = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [each.name for each in node.names]
+    kit = "qlora_repeat."
+    return text_digest(bare_code(text)), [name.removeprefix(kit) for name in names if name.startswith(kit)]

@@ -1,0 +1,99 @@
+"""How the trials of a study stand, for people."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from tabulate import tabulate
+
+from qlora_repeat.execution.run_trial import StageState, State, base_state, failure_of, stage_states, state_of
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import Stage, Trial, base_tests
+from qlora_repeat.system.garbage import no_search
+
+BASE = "base"
+"""What stands where a trial has its optimizer, in the names of tests of a base."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a trial stands."""
+
+    trial: Trial
+    stages: dict[Stage, StageState]
+    state: State
+    """Of the trial as a whole."""
+
+
+@no_search()  # records have no cycles
+def standings(trials: Sequence[Trial], cache: Path, *, rehash: bool = True) -> list[Standing]:
+    """How trials stand; `rehash` as in `stage_states`."""
+    found = [(trial, stage_states(trial, cache, rehash=rehash)) for trial in trials]
+    return [Standing(trial, stages, state_of(trial, stages)) for trial, stages in found]
+
+
+def study_states(study: Study, runs: Path, cache: Path, trials: Sequence[Standing]) -> dict[str, list[State]]:
+    """For each model how the tests of its base stand, by its name, and the trials of each arm."""
+    arms: dict[str, list[State]] = {}
+    for each in trials:
+        arms.setdefault(f"{each.trial.model_name}/{each.trial.optimizer}", []).append(each.state)
+    states: dict[str, list[State]] = {}
+    for model in study.models:
+        tests = [base_state(study, model, number, runs, cache).state for number in base_tests(study)]
+        names = [f"{model}/{optimizer}" for optimizer in study.optimizers]
+        states |= {f"{model}/{BASE}": tests, **{name: arms[name] for name in names}}
+    return states
+
+
+def status_table(states: dict[str, list[State]], width: int | None = None) -> str:
+    """A row for each arm and each model's base; in parts, one below the other, if `width` is too narrow."""
+    most = max(map(len, states.values()))
+    each = most
+    if width is not None:
+        room = width - max(map(len, states))
+        each = max(room // (2 + max(len(state) for row in states.values() for state in row)), 1)
+    parts = []
+    for first in range(0, most, each):
+        rows = [[arm, *row[first : first + each]] for arm, row in states.items() if len(row) > first]
+        headers = ["", *map(str, range(first + 1, min(first + each, most) + 1))]
+        parts.append(tabulate(rows, headers=headers, disable_numparse=True))
+    return "\n\n".join(parts)
+
+
+def summary(states: dict[str, list[State]]) -> str:
+    """How many trials stand how, and how many tests of bases, in a line."""
+    kinds = {"trials": list[State](), "tests of bases": list[State]()}
+    for arm, row in states.items():
+        kinds["tests of bases" if arm.endswith(f"/{BASE}") else "trials"] += row
+    return "; ".join(f"{len(row)} {what}: {_counted(row)}" for what, row in kinds.items())
+
+
+def _counted(states: Sequence[State]) -> str:
+    return ", ".join(f"{count} {state}" for state in get_args(State) if (count := states.count(state)))
+
+
+def explanations(trials: Sequence[Standing]) -> list[str]:
+    """A line for each trial that failed or is stale, and each damaged stage: why."""
+    lines = []
+    for each in trials:
+        trial, stages = each.trial, each.stages.values()
+        if each.state == "failed":
+            more = f"; see {trial.log}" if trial.log.is_file() else ""
+            lines.append(f"{trial.name} failed: {failure_of(trial)}{more}")
+        elif each.state == "stale":
+            changes = {change for stage in stages for change in stage.changed}
+            lines.append(f"{trial.name} is stale, changed since: {', '.join(sorted(changes))}")
+        elif each.state == "damaged":
+            lines += [f"{trial.name} is damaged: {stage.damage}" for stage in stages if stage.damage]
+    return lines
+
+
+def base_damages(study: Study, runs: Path, cache: Path) -> list[str]:
+    """A line for each test of a base whose record is damaged."""
+    states = {
+        f"{model}/base/{number}": base_state(study, model, number, runs, cache)
+        for model in study.models
+        for number in base_tests(study)
+    }
+    return [f"{name} is damaged: {state.damage}" for name, state in states.items() if state.damage]

@@ -1,0 +1,113 @@
+"""The trace of a fine-tuning: one line for the untrained adapter (step 0), and one per optimizer step.
+
+Numbers are exact, as hexadecimal floats (``float.fromhex`` and C's ``%a``), so that equal lines mean equal
+bits; those that are not finite are ``nan``, ``inf`` and ``-inf``.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.system.files import parse_json
+
+_FLOATS = ("loss", "gradient_norm", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step: what it saw and computed, and the adapter that it left."""
+
+    step: int
+    """From 1; 0 is the adapter before any update, and has nothing but its digest."""
+    epoch: float | None = None
+    """Epochs done after this step."""
+    examples: list[int] | None = None
+    """The places, in the train part, of the rows in the batch."""
+    tokens: int | None = None
+    """In the batch, without padding."""
+    loss: float | None = None
+    gradient_norm: float | None = None
+    """Of the adapter's gradients, before clipping; of the scaled ones' true size."""
+    learning_rate: float | None = None
+    """Of this step's update."""
+    skipped: bool = False
+    """Whether the gradient scaler skipped the update, since gradients overflowed."""
+    adapter: str | None = None
+    """The digest of the adapter after this step, where it was taken."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss is not finite."""
+        return self.loss is not None and not math.isfinite(self.loss)
+
+
+def trace_line(step: Step) -> str:
+    """The step as a line of the trace, without what it does not have."""
+    content: dict[str, Any] = {name: value for name, value in vars(step).items() if value is not None}
+    if not step.skipped:
+        del content["skipped"]
+    content |= {name: float(content[name]).hex() for name in _FLOATS if name in content}
+    return json.dumps(content) + "\n"
+
+
+def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
+    """Reads a trace; of one that is `unfinished`, without a last line of which only a part is written.
+
+    Raises:
+        MissingError: there is no such file.
+        UsageError: a line is not a step, or steps do not follow each other from 0; names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingError(f"{path}: there is no trace; the trial has not been fine-tuned") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a readable trace ({error})") from None
+    if unfinished:
+        text = text[: text.rfind("\n") + 1]
+    steps = []
+    for place, line in enumerate(text.splitlines()):
+        try:
+            step = _parse(line)
+            if step.step != place:
+                raise ValueError(f"step {step.step} where {place} is due")
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise UsageError(f"{path}:{place + 1}: not a step of a trace ({error})") from None
+        steps.append(step)
+    return steps
+
+
+def _parse(line: str) -> Step:
+    content = parse_json(line.encode())
+    if unknown := content.keys() - _FITS.keys():
+        raise ValueError(f"unknown key {min(unknown)!r}")
+    for name, value in content.items():
+        if not _FITS[name](value):
+            raise ValueError(f"{name} is {value!r}"[:100])
+    return Step(**content | {name: float.fromhex(content[name]) for name in _FLOATS if name in content})
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 100 and value.isascii() and value.isprintable()
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "step": _whole,
+    "epoch": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "examples": lambda value: isinstance(value, list) and all(map(_whole, value)),
+    "tokens": _whole,
+    "loss": _short,
+    "gradient_norm": _short,
+    "learning_rate": _short,
+    "skipped": lambda value: value is True,
+    "adapter": _short,
+}
+"""What the values of a line must be; floats are texts."""

@@ -1,0 +1,232 @@
+"""The charts of a report: which there are, of which values, and what is said beside them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qlora_repeat.render.report.content import ArmRow
+from qlora_repeat.render.report.trial_files import Kept, key_of
+from qlora_repeat.render.report.vega import Specification, every_point, lines, ratios
+from qlora_repeat.results.arms import base_perplexities, by_model, distinct
+from qlora_repeat.results.number_format import number
+from qlora_repeat.results.trial_result import TrialResult
+
+MOST_POINTS = 240
+"""Of a curve: of a longer one each point is the mean of so many steps that no more are drawn."""
+_DECADES = 10.0
+"""Values that span so large a factor are on a log scale."""
+_FAR = 3.0
+"""A base model's value is drawn where it is no further from the points than so often their range."""
+_LARGEST = 1e30
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, with what a reader needs to know beside it."""
+
+    title: str
+    description: str
+    """What is seen, for those who do not see it."""
+    specification: Specification
+    notes: list[str]
+
+
+def perplexity_charts(rows: Sequence[ArmRow]) -> list[Chart]:
+    """Of each model: the perplexity of every trial, by optimizer, with the base model's."""
+    charts = []
+    for own in _of_models(rows):
+        points = [
+            (
+                row.arm.optimizer,
+                cell.trial.trial,
+                cell.trial.perplexity,
+                cell.adapter or "",
+                cell.digest or "",
+            )
+            for row in own
+            for cell in row.cells
+            if cell.trial.measured and _is_drawn(cell.trial.perplexity)
+        ]
+        if not points:
+            continue
+        values = [perplexity for _, _, perplexity, _, _ in points if perplexity is not None]
+        before = [value for value in base_perplexities([row.arm for row in own])[:1] if _is_drawn(value)]
+        base = [value for value in before if _is_near(value, values)]
+        hidden = sum(not _is_drawn(trial.perplexity) for row in own for trial in row.arm.done)
+        title = own[0].arm.title
+        notes = [f"{hidden} not shown: not finite."] if hidden else []
+        if before and not base:
+            notes.append("The model before fine-tuning is beyond the axis.")
+        charts.append(
+            Chart(
+                title=title,
+                description=f"Perplexity of each trial of {title}, by optimizer: {_range(values)}"
+                + (f"; {number(before[0])} before fine-tuning." if before else "."),
+                specification=every_point(
+                    points,
+                    [row.arm.optimizer for row in own],
+                    base[0] if base else None,
+                    log=_spans_decades([*values, *base]),
+                ),
+                notes=notes,
+            )
+        )
+    return charts
+
+
+def loss_charts(rows: Sequence[ArmRow], kept: Kept) -> list[Chart]:
+    """Of each arm: the loss of every run, by step, or by epoch where there are no traces."""
+    return [chart for row in rows if (chart := _loss_chart(row, kept)) is not None]
+
+
+def distance_charts(rows: Sequence[ArmRow], kept: Kept) -> list[Chart]:
+    """Of each arm: how far the loss of each run is from that of the first, by step, relative to it."""
+    return [chart for row in rows if (chart := _distance_chart(row, kept)) is not None]
+
+
+def beside_the_paper(rows: Sequence[ArmRow], published: Sequence[ArmRow]) -> Chart | None:
+    """The perplexity of every trial relative to its base model's, ours and the paper's."""
+    points = [
+        (row.arm.trials[0].counterpart or row.arm.model, row.arm.optimizer, whose, trial.trial, ratio)
+        for whose, own in (("here", rows), ("paper", published))
+        for row in own
+        for trial in row.arm.done
+        if (ratio := _to_base(trial)) is not None
+    ]
+    here = {model for model, _, whose, _, _ in points if whose == "here"}
+    points = [each for each in points if each[0] in here]
+    if not any(whose == "paper" for _, _, whose, _, _ in points):
+        return None
+    titles = {row.arm.model: row.arm.title for row in published}
+    named = [
+        (titles.get(model, model), f"{optimizer}, {whose}", run, ratio)
+        for model, optimizer, whose, run, ratio in points
+    ]
+    columns = [
+        f"{optimizer}, {whose}"
+        for optimizer in distinct(row.arm.optimizer for row in rows)
+        for whose in ("paper", "here")
+    ]
+    return Chart(
+        title="Perplexity relative to the base model's",
+        description="Of each trial, in the paper and here: below 1 fine-tuning has helped, above it harmed.",
+        specification=ratios(named, columns),
+        notes=distinct(
+            f"Here {row.arm.title} stands in for {titles[model]}."
+            for row in rows
+            if (model := row.arm.trials[0].counterpart) in titles and row.arm.model != model
+        ),
+    )
+
+
+def _loss_chart(row: ArmRow, kept: Kept) -> Chart | None:
+    traced = any(key_of(trial) in kept.traces for trial in row.arm.done)
+    curves = {trial.trial: _curve(trial, kept, traced) for trial in row.arm.done}
+    longest = max((len(points) for points in curves.values()), default=0)
+    if longest == 0:
+        return None
+    every = math.ceil(longest / MOST_POINTS)
+    points = [
+        (run, place, loss)
+        for run, curve in curves.items()
+        for place, loss in _thinned(curve, every)
+        if _is_drawn(loss)
+    ]
+    if not points:
+        return None
+    unit = "step" if traced else "epoch"
+    parted = [(cell.parting.step, cell.trial.trial) for cell in row.cells if cell.parting]
+    first = min(parted, default=None)
+    losses = [loss for _, _, loss in points]
+    runs = list(curves)
+    said = f" Runs first part at step {first[0]} (run {first[1]})." if first and traced else ""
+    notes = [f"Each point is the mean loss of {every} steps."] if every > 1 else []
+    if not traced:
+        notes.append(
+            "Traces are not at hand: the points are those collected, and where runs part is not known."
+        )
+    return Chart(
+        title=row.name,
+        description=f"Loss of {row.name} by {unit}, {len(runs)} run{'' if len(runs) == 1 else 's'}: "
+        f"{_range(losses)}.{said}",
+        specification=lines(
+            points,
+            unit,
+            "loss",
+            runs,
+            first[0] if first and traced else None,
+            log=_spans_decades(losses),
+        ),
+        notes=notes,
+    )
+
+
+def _distance_chart(row: ArmRow, kept: Kept) -> Chart | None:
+    """None where no loss differs: a log scale has no zero, and the grid says so already."""
+    curves = [curve for trial in row.arm.done if (curve := _curve(trial, kept, traced=True))]
+    runs = [trial.trial for trial in row.arm.done if key_of(trial) in kept.traces]
+    points = [
+        (run, step, abs(loss - first) / abs(first))
+        for run, curve in zip(runs[1:], curves[1:], strict=True)
+        for (step, loss), (_, first) in zip(curve, curves[0], strict=False)
+        if _is_drawn(loss) and _is_drawn(first) and first and loss != first
+    ]
+    if not points:
+        return None
+    every = math.ceil(len(curves[0]) / MOST_POINTS)
+    drawn = [point for point in points if point[1] % every == 0] or points
+    values = [distance for _, _, distance in drawn]
+    return Chart(
+        title=row.name,
+        description=f"Relative difference of the loss of each run of {row.name} from that of run {runs[0]}, "
+        f"by step: {_range(values)}.",
+        specification=lines(drawn, "step", "difference", runs[1:], None, log=True),
+        notes=[f"One step in {every} is shown."] if every > 1 else [],
+    )
+
+
+def _curve(trial: TrialResult, kept: Kept, traced: bool) -> list[tuple[float, float]]:
+    """A run's losses: of each step, or those that were collected."""
+    if not traced:
+        return [(epoch, loss) for epoch, loss in trial.loss_curve]
+    steps = kept.traces.get(key_of(trial), [])
+    return [(step.step, step.loss) for step in steps if step.loss is not None]
+
+
+def _thinned(curve: Sequence[tuple[float, float]], every: int) -> list[tuple[float, float]]:
+    """Means of so many points; not finite where one is not."""
+    parts = [curve[start : start + every] for start in range(0, len(curve), every)]
+    return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]
+
+
+def _of_models(rows: Sequence[ArmRow]) -> list[list[ArmRow]]:
+    models = by_model(row.arm for row in rows)
+    return [[row for row in rows if row.arm.model == model] for model in models]
+
+
+def _to_base(trial: TrialResult) -> float | None:
+    if trial.perplexity is None or not trial.base_perplexity:
+        return None
+    ratio = trial.perplexity / trial.base_perplexity
+    return ratio if _is_drawn(ratio) and ratio > 0 else None
+
+
+def _is_near(value: float, values: Sequence[float]) -> bool:
+    """Whether a value can be drawn without pressing the others together; on a log scale any can."""
+    if _spans_decades(values) or len(values) == 1:
+        return True
+    low, high = min(values), max(values)
+    return low - _FAR * (high - low) <= value <= high + _FAR * (high - low)
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) >= _DECADES
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{number(min(values))} to {number(max(values))}"
+
+
+def _is_drawn(value: float | None) -> bool:
+    """Whether a chart can show it."""
+    return value is not None and abs(value) < _LARGEST  # false also where it is not a number

@@ -1,0 +1,237 @@
+"""What a report says, before any layout: the verdict, arms and their trials, responses, how to run again."""
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+from qlora_repeat.analysis.trial_diff import MEANINGS
+from qlora_repeat.render.report.differences import Span, differences
+from qlora_repeat.render.report.trial_files import Kept, Parting
+from qlora_repeat.results.arm_statistics import ArmStatistics, arm_statistics
+from qlora_repeat.results.arms import Arm, distinct, group_arms
+from qlora_repeat.results.number_format import number
+from qlora_repeat.results.trial_result import Response, TrialResult
+from qlora_repeat.study.study import PUBLISHED
+
+COLOURS = 8
+"""So many adapters of an arm have a colour of their own; further ones share the last."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A trial in the grid of arms and trials."""
+
+    trial: TrialResult
+    adapter: str | None
+    """A letter for each different adapter of the arm, A for the most frequent."""
+    colour: int
+    """Of the letter, from 0."""
+    parting: Parting | None
+    command: str
+    """What runs it again and says how far it agrees; or what runs it, where it has no values."""
+
+    @property
+    def parts(self) -> str | None:
+        """Where it leaves the first trial, in words."""
+        return None if self.parting is None else f"step {self.parting.step}, in {self.parting.kind}"
+
+    @property
+    def perplexity(self) -> str | None:
+        return number(self.trial.perplexity)
+
+    @property
+    def digest(self) -> str | None:
+        return self.trial.adapter_digest[:8] if self.trial.adapter_digest else None
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """An arm with its trials."""
+
+    arm: Arm
+    cells: list[Cell]
+    adapters: int
+    """How many different ones there are."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.title}, {self.arm.optimizer}"
+
+    @property
+    def says(self) -> str:
+        """How far its trials agree."""
+        known = sum(cell.adapter is not None for cell in self.cells)
+        if known == 0:
+            return "no adapter yet"
+        if known == 1:
+            return "one adapter: nothing to compare it with"
+        if self.adapters == 1:
+            return f"all {known} alike in every bit"
+        return f"{self.adapters} different adapters in {known} trials"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one run responded."""
+
+    run: int
+    spans: list[Span]
+    same: bool
+    """Whether it is what the first run responded."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """The responses of an arm's runs to one prompt at one sampling setting, side by side."""
+
+    arm: str
+    prompt: str
+    sampling: str
+    answers: list[Answer]
+
+    @property
+    def texts(self) -> int:
+        """How many different responses there are."""
+        return len({"".join(span.text for span in answer.spans) for answer in self.answers})
+
+
+def arm_rows(results: Sequence[TrialResult], kept: Kept, study_name: str) -> list[ArmRow]:
+    """Each arm with its trials, in the results' order; `study_name` is what commands call the study."""
+    rows = []
+    for arm in group_arms(results):
+        counted = Counter(trial.adapter_digest for trial in arm.done if trial.adapter_digest)
+        places = {digest: place for place, (digest, _) in enumerate(counted.most_common())}
+        cells = []
+        for trial in arm.trials:
+            place = places.get(trial.adapter_digest or "")
+            cells.append(
+                Cell(
+                    trial=trial,
+                    adapter=None if place is None else _letter(place),
+                    colour=min(place or 0, COLOURS - 1),
+                    parting=kept.parting(arm.done, trial) if trial.measured else None,
+                    command=_command(trial, study_name),
+                )
+            )
+        rows.append(ArmRow(arm, cells, len(counted)))
+    return rows
+
+
+def verdict(rows: Sequence[ArmRow]) -> list[str]:
+    """Whether trials repeat, in a sentence; then how far they are apart, and which ended badly."""
+    trials = [trial for row in rows for trial in row.arm.trials]
+    done = [trial for row in rows for trial in row.arm.done]
+    compared = [row for row in rows if sum(cell.adapter is not None for cell in row.cells) > 1]
+    repeat = [row for row in compared if row.adapters == 1]
+    if not compared:
+        sentence = _by_perplexity(rows)
+    elif len(repeat) == len(compared):
+        sentence = f"{_each(len(compared))} repeated: its trials gave one adapter, alike in every bit."
+    elif not repeat:
+        sentence = f"{_none(len(compared))} repeated: {_apart(compared)}."
+    else:
+        others = [row for row in compared if row not in repeat]
+        sentence = (
+            f"{len(repeat)} of {len(compared)} arms repeated, alike in every bit "
+            f"({'; '.join(row.name for row in repeat)}); in the others {_apart(others)}."
+        )
+    found = arm_statistics(trials)
+    return [sentence, *_spread(found), *_ended_badly(found), *_not_done(len(done), len(trials))]
+
+
+def _by_perplexity(rows: Sequence[ArmRow]) -> str:
+    """Where there are no adapters: equal numbers are not yet equal models, but other numbers are others."""
+    found = [values for row in rows if len(values := row.arm.values(lambda trial: trial.perplexity)) > 1]
+    if not found:
+        return "Nothing can be said yet about repeatability: no arm has two trials to compare."
+    apart = sum(len(set(values)) == len(values) for values in found)
+    return (
+        f"In {apart} of {len(found)} arms no two runs have the same perplexity; "
+        "whether any gave the same adapter is not known."
+    )
+
+
+def _apart(rows: Sequence[ArmRow]) -> str:
+    different = sum(row.adapters for row in rows)
+    adapters = sum(cell.adapter is not None for row in rows for cell in row.cells)
+    if different == adapters:
+        return f"all {adapters} adapters differ from the others of their arm"
+    return f"{adapters} trials gave {different} different adapters"
+
+
+def _spread(arms: Sequence[ArmStatistics]) -> list[str]:
+    """The standard deviations of perplexity, each relative to its mean."""
+    summaries = [arm.measures.get("perplexity") for arm in arms]
+    shares = [each.cv for each in summaries if each is not None and each.cv is not None]
+    if not shares:
+        return []
+    low, high = (_percent(share) for share in (min(shares), max(shares)))
+    span = low if low == high else f"{low} to {high}"
+    return [f"Perplexities of an arm spread by {span} (standard deviation relative to the mean)."]
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
+
+
+def _ended_badly(arms: Sequence[ArmStatistics]) -> list[str]:
+    worse = [arm.worse_than_base for arm in arms if arm.worse_than_base]
+    if not worse:
+        return []
+    count, of = sum(each.count for each in worse), sum(each.of for each in worse)
+    return [f"{count or 'None'} of {of} trials ended worse than their base model was before fine-tuning."]
+
+
+def _not_done(done: int, trials: int) -> list[str]:
+    return [] if done == trials else [f"{trials - done} of {trials} trials have no values yet."]
+
+
+def _each(count: int) -> str:
+    return "The only arm with trials to compare" if count == 1 else f"Each of the {count} arms"
+
+
+def _none(count: int) -> str:
+    return "The only arm with trials to compare has not" if count == 1 else f"None of the {count} arms"
+
+
+def meanings(rows: Sequence[ArmRow]) -> list[str]:
+    """What it means to part in this or that, for what there is."""
+    kinds = distinct(cell.parting.kind for row in rows for cell in row.cells if cell.parting)
+    return [f"{kind}: {meaning}" for kind, meaning in MEANINGS.items() if kind in kinds]
+
+
+def questions(rows: Sequence[ArmRow]) -> list[Question]:
+    """The responses of each arm, by prompt and sampling setting, each beside the first run's."""
+    found = []
+    for row in rows:
+        asked: dict[tuple[str, float, float], list[tuple[int, Response]]] = {}
+        for trial in row.arm.done:
+            for response in trial.responses:
+                key = (response.prompt, response.temperature, response.top_p)
+                asked.setdefault(key, []).append((trial.trial, response))
+        for (prompt, temperature, top_p), given in asked.items():
+            first = given[0][1].text
+            answers = [
+                Answer(run, differences(first, response.text), response.text == first)
+                for run, response in given
+            ]
+            sampling = f"temperature {temperature:g}, top-p {top_p:g}"
+            found.append(Question(row.name, prompt, sampling, answers))
+    return found
+
+
+def _command(trial: TrialResult, study_name: str) -> str:
+    name = f"{trial.model}/{trial.optimizer}/{trial.trial}"
+    if trial.study == PUBLISHED:
+        return ""
+    verb = "verify" if trial.measured else "trial"
+    return f"qlora-repeat {verb} {shlex.quote(name)} --study {shlex.quote(study_name)}"
+
+
+def _letter(place: int) -> str:
+    """A to Z, then AA, AB."""
+    rounds, letter = divmod(place, len(ascii_uppercase))
+    return (ascii_uppercase[rounds - 1] if rounds else "") + ascii_uppercase[letter]

@@ -1,0 +1,195 @@
+"""The report as HTML: one file, with style, scripts and data inside, that asks no network for anything."""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from qlora_repeat import __version__
+from qlora_repeat.analysis.attribution.measurements import Measured
+from qlora_repeat.analysis.claims.claims import RULES, judge
+from qlora_repeat.errors import UsageError
+from qlora_repeat.render.figures.collapse import draw_collapse
+from qlora_repeat.render.figures.drawing import drawing_settings
+from qlora_repeat.render.report.charts import (
+    Chart,
+    beside_the_paper,
+    distance_charts,
+    loss_charts,
+    perplexity_charts,
+)
+from qlora_repeat.render.report.content import ArmRow, arm_rows, meanings, questions, verdict
+from qlora_repeat.render.report.trial_files import Kept
+from qlora_repeat.render.tables.collapse import tested_models
+from qlora_repeat.render.tables.comparison import comparison_tables
+from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.render.tables.write import Heading, heading_levels
+from qlora_repeat.results.arms import group_arms, source_of
+from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.system.files import write_text
+from qlora_repeat.system.fingerprint import device_name, software_names
+
+_STATIC = resources.files("qlora_repeat.render.report") / "static"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure that stands still."""
+
+    title: str
+    svg: Markup
+    says: list[str]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The published numbers beside the study's."""
+
+    chart: Chart | None
+    tables: list[Table]
+
+
+def write_report(
+    results: list[TrialResult],
+    path: Path,
+    *,
+    study_name: str,
+    kept: Kept,
+    published: list[TrialResult],
+    experiments: Sequence[Measured] = (),
+) -> None:
+    """Writes the report. It is a pure function of what it is given: the same bytes for the same results.
+
+    Raises:
+        UsageError: there are no results, or two rows are of the same trial.
+    """
+    tables = make_tables(results)  # which says what is wrong with the results
+    rows = arm_rows(results, kept, study_name)
+    text = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            study=study_name,
+            sentences=verdict(rows),
+            source=source_of([row.arm for row in rows]),
+            rows=rows,
+            trials=max(len(row.cells) for row in rows),
+            meanings=meanings(rows),
+            perplexities=perplexity_charts(rows),
+            losses=loss_charts(rows, kept),
+            distances=distance_charts(rows, kept),
+            compared=_compared(results, rows, published),
+            questions=questions(rows),
+            experiments=[_experiment(measured) for measured in experiments],
+            collapse=_collapse(results),
+            claims=judge(results),
+            rules=RULES,
+            tables=tables,
+            fingerprints=_fingerprints(kept),
+            version=__version__,
+            style=Markup(_static("report.css")),
+            libraries=Markup(_static("libraries.js")),
+            script=Markup(_static("report.js")),
+            licences=_static("licences.txt"),
+            policy=_policy(),
+        )
+    )
+    write_text(path, text)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("qlora_repeat.render.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"data": _data, "headings": _headings}
+    return environment
+
+
+@cache
+def _static(name: str) -> str:
+    return (_STATIC / name).read_text(encoding="utf-8")
+
+
+def _policy() -> str:
+    """What a browser is to run and load: these two scripts, and nothing that a text may smuggle in."""
+    scripts = " ".join(f"'sha256-{_digest(_static(name))}'" for name in ("libraries.js", "report.js"))
+    return f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:"
+
+
+def _headings(table: Table) -> list[list[Heading]]:
+    """The rows of headings above a table's columns; the first column, of names, has none of them."""
+    count = len(table.columns)
+    return heading_levels(table, list(range(count)), [0] * count)
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _data(value: Any) -> Markup:
+    """As JSON inside of a script element, where only ``<`` could end it."""
+    return Markup(json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"))
+
+
+def _compared(
+    results: list[TrialResult], rows: list[ArmRow], published: list[TrialResult]
+) -> Compared | None:
+    """None where no arm has a counterpart."""
+    try:
+        tables = comparison_tables(results, published)
+    except UsageError:
+        return None
+    return Compared(beside_the_paper(rows, arm_rows(published, Kept(), "published")), tables)
+
+
+def _experiment(measured: Measured) -> Drawn:
+    # What it needs of scipy takes a second to import.
+    from qlora_repeat.analysis.attribution.decompose import attribute
+    from qlora_repeat.render.figures.attribution import draw_attribution
+    from qlora_repeat.render.text.attribution import sentences
+
+    found = attribute(measured)
+    return Drawn(measured.arm, _svg(draw_attribution(measured, found)), sentences(measured, found))
+
+
+def _collapse(results: list[TrialResult]) -> Drawn | None:
+    arms = group_arms(results)
+    if not tested_models(arms) or not any(trial.loss_curve for arm in arms for trial in arm.done):
+        return None
+    with drawing_settings():
+        return Drawn("The map of 8-bit state", _svg(draw_collapse(arms)), [])
+
+
+def _svg(figure: Figure) -> Markup:
+    """As a part of the page, with text as text."""
+    settings: dict[Any, Any] = {"svg.hashsalt": "report", "svg.fonttype": "none"}
+    written = io.StringIO()
+    with matplotlib.rc_context(settings):
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    text = written.getvalue()
+    return Markup(text[text.index("<svg") :])
+
+
+def _fingerprints(kept: Kept) -> list[tuple[str, str, list[str]]]:
+    """Device, software, and the trials that ran there, for each that differs."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for (model, optimizer, number), fingerprint in kept.fingerprints.items():
+        where = (device_name(fingerprint), software_names(fingerprint))
+        found.setdefault(where, []).append(f"{model}/{optimizer}/{number}")
+    return [(device, software, trials) for (device, software), trials in found.items()]

@@ -1,0 +1,248 @@
+"""The tables of a study, and of its comparison with another, written as LaTeX and as Markdown.
+
+A pure function of the results: no clock, no locale, no torch. What the tables say is decided in
+`table_content` and `comparison`, how they look in ``paper/templates``.
+"""
+
+import functools
+import itertools
+import math
+import textwrap
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import tabulate
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from qlora_repeat.analysis.attribution.measurements import Measured
+from qlora_repeat.render.escape import latex, markdown
+from qlora_repeat.render.tables.comparison import comparison_tables
+from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.render.tables.table import TABLE_FILE, Table
+from qlora_repeat.results.arms import distinct
+from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.system.files import write_text
+
+Format = Literal["latex", "markdown"]
+"""Of files with tables."""
+ENDINGS: dict[Format, str] = {"latex": ".tex", "markdown": ".md"}
+_PAGE = 100
+"""About so many digits of footnote size are as wide as the text on a page."""
+_TOGETHER = 6
+"""So many more still fit, where columns would otherwise be torn from those under the same heading."""
+_MARKDOWN_COLUMNS = 16
+"""A table of more columns is in parts in Markdown, too: one for each of its highest headings."""
+_PROSE_COLUMNS = 4
+"""So many columns of running text are still legible side by side."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading above columns `first` to `last` of a panel, counted from 1, the column of names."""
+
+    text: str
+    first: int
+    last: int
+    width: int
+    """Of these columns, in characters."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Columns of a table that fit on a page side by side."""
+
+    levels: list[list[Heading]]
+    rows: list[list[str]]
+    summary: list[list[str]]
+    lines: int
+    """About so many lines of a page keep it together, with the notes below the last one."""
+
+
+def collected_tables(
+    results: list[TrialResult],
+    others: list[TrialResult] | None = None,
+    experiments: Sequence[Measured] = (),
+) -> list[Table]:
+    """The tables of results; with `others`, also those that compare with them; S2 of each experiment.
+
+    Raises:
+        UsageError: there are no results, two rows of the same trial, or no arm to compare.
+    """
+    tables = make_tables(results)
+    if others is not None:
+        tables += comparison_tables(results, others)
+    return tables + [_experiment_table(measured) for measured in experiments]
+
+
+def render_tables(
+    results: list[TrialResult],
+    out: Path,
+    templates: Path,
+    others: list[TrialResult] | None = None,
+    experiments: Sequence[Measured] = (),
+    formats: Collection[Format] = get_args(Format),
+) -> list[Path]:
+    """Writes each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
+
+    With `others`, also those that compare `results` with them; with attribution `experiments`, S2 of each.
+    ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own. Tables in `out`, of
+    the same `formats`, that these results do not have any more are removed. Returns the files written.
+
+    Raises:
+        UsageError: as `collected_tables`.
+    """
+    tables = collected_tables(results, others, experiments)
+    studies = _names(results)
+    if others is not None:
+        studies = f"{studies}, compared with {_names(others)}"
+    arms = [measured.arm for measured in experiments]
+    tex, md = _latex_environment(templates), _markdown_environment(templates)
+    texts = {name: text for table in tables for name, text in table_texts(table, templates).items()}
+    texts["tables.md"] = md.get_template("tables.md.j2").render(tables=tables, studies=studies)
+    for name in ("tables.tex", "all.tex"):
+        texts[name] = tex.get_template(f"{name}.j2").render(tables=tables, studies=studies, experiments=arms)
+    endings = tuple(ENDINGS[each] for each in formats)
+    texts = {name: text for name, text in texts.items() if name.endswith(endings)}
+    for name, text in texts.items():
+        write_text(out / name, text)
+    for path in out.iterdir():
+        if TABLE_FILE.fullmatch(path.name) and path.name.endswith(endings) and path.name not in texts:
+            path.unlink()
+    return [out / name for name in texts]
+
+
+def _experiment_table(measured: Measured) -> Table:
+    # What it needs of scipy takes a second to import.
+    from qlora_repeat.analysis.attribution.decompose import attribute
+    from qlora_repeat.render.tables.attribution import attribution_table
+
+    return attribution_table(measured, attribute(measured))
+
+
+def table_texts(table: Table, templates: Path) -> dict[str, str]:
+    """One table by the names of its files: as LaTeX, to be put into a document, and as Markdown."""
+    tex, md = _latex_environment(templates), _markdown_environment(templates)
+    return {
+        f"{table.name}.tex": tex.get_template("table.tex.j2").render(table=table, panels=panels(table)),
+        f"{table.name}.md": md.get_template("table.md.j2").render(table=table),
+    }
+
+
+def _names(results: list[TrialResult]) -> str:
+    return ", ".join(distinct(result.study for result in results))
+
+
+@functools.cache
+def _markdown_environment(templates: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(templates),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"markdown": markdown, "grid": _markdown_grid}
+    return environment
+
+
+@functools.cache
+def _latex_environment(templates: Path) -> Environment:
+    """Like the Markdown one, but ``((* … *))``, ``((( … )))`` and ``((= … =))``: LaTeX needs the braces."""
+    environment = _markdown_environment(templates).overlay(
+        block_start_string="((*",
+        block_end_string="*))",
+        variable_start_string="(((",
+        variable_end_string=")))",
+        comment_start_string="((=",
+        comment_end_string="=))",
+    )
+    environment.filters = {**environment.filters, "latex": latex, "stacked": _stacked}
+    return environment
+
+
+def _markdown_grid(table: Table) -> str:
+    """The rows as a pipe table, or several. There is one row of headings, so those of a column are joined."""
+    places = list(range(len(table.columns)))
+    parts = [places]
+    if len(places) > _MARKDOWN_COLUMNS:
+        parts = [list(part) for _, part in itertools.groupby(places, lambda place: table.columns[place][0])]
+    return "\n\n".join(_markdown_part(table, part) for part in parts)
+
+
+def _markdown_part(table: Table, part: list[int]) -> str:
+    tabulate.WIDE_CHARS_MODE = False  # otherwise the padding depends on whether wcwidth is installed
+    return tabulate.tabulate(
+        [
+            [markdown(row[0]), *(markdown(row[place + 1]) for place in part)]
+            for row in table.rows + table.summary
+        ],
+        headers=[markdown(table.stub), *(markdown(", ".join(table.columns[place])) for place in part)],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["left", *("left" if table.prose else "right" for _ in part)],
+    )
+
+
+def _stacked(text: str, width: int) -> str:
+    """A heading for LaTeX, on several lines if it is wider than its columns."""
+    lines = [latex(line) for line in textwrap.wrap(text, max(width, 1))] or [""]
+    if len(lines) == 1:
+        return lines[0]
+    return r"\begin{tabular}[b]{@{}c@{}}" + r"\\".join(lines) + r"\end{tabular}"
+
+
+def panels(table: Table) -> list[Panel]:
+    """The table in parts as wide as a page of LaTeX, to be set below each other."""
+    body = table.rows + table.summary
+    room = _PAGE - 2 - max(len(row[0]) for row in body)
+    widths = [
+        room // _PROSE_COLUMNS
+        if table.prose
+        else 2 + max(len(headings[-1]), *(len(row[place]) for row in body))
+        for place, headings in enumerate(table.columns, 1)
+    ]
+    groups = _groups(table.columns, widths, room)
+    parts: list[list[int]] = [[]]
+    for group in groups:
+        if parts[-1] and sum(widths[place] for place in parts[-1] + group) > room:
+            parts.append([])
+        parts[-1] += group
+    notes = sum(math.ceil(len(note) / _PAGE) for note in table.notes)
+    return [
+        Panel(
+            levels=heading_levels(
+                table, part, [room // len(part) if table.prose else widths[place] for place in part]
+            ),
+            rows=[[row[0], *(row[place + 1] for place in part)] for row in table.rows],
+            summary=[[row[0], *(row[place + 1] for place in part)] for row in table.summary],
+            lines=len(body) + 12 + (notes if part is parts[-1] else 0),
+        )
+        for part in parts
+    ]
+
+
+def _groups(columns: list[tuple[str, ...]], widths: list[int], room: int) -> list[list[int]]:
+    """The columns that stay together: those under the highest headings that all have room, or none."""
+    places = range(len(columns))
+    for depth in range(1, len(columns[0])):
+        above = [headings[:depth] for headings in columns]
+        groups = [list(group) for _, group in itertools.groupby(places, above.__getitem__)]
+        if all(sum(widths[place] for place in group) <= room + _TOGETHER for group in groups):
+            return groups
+    return [[place] for place in places]
+
+
+def heading_levels(table: Table, part: list[int], widths: list[int]) -> list[list[Heading]]:
+    """The rows of headings above some of the columns; equal neighbours under the same heading are one."""
+    levels = []
+    for depth in range(1, len(table.columns[0]) + 1):
+        above = [table.columns[place][:depth] for place in part]
+        level, first = [], 0
+        for headings, group in itertools.groupby(above):
+            last = first + len(list(group))
+            level.append(Heading(headings[-1], first + 2, last + 1, sum(widths[first:last])))
+            first = last
+        levels.append(level)
+    return levels

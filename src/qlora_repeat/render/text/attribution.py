@@ -1,0 +1,170 @@
+"""What an attribution says, in words."""
+
+import math
+
+from qlora_repeat.analysis.attribution.decompose import (
+    MAIN,
+    Amplification,
+    Attribution,
+    Decomposition,
+    Precision,
+)
+from qlora_repeat.analysis.attribution.measurements import JOINT, NUDGE, OTHER, REPEAT, Measured
+from qlora_repeat.analysis.attribution.paired_statistics import Estimate
+from qlora_repeat.results.number_format import DASH, number
+from qlora_repeat.results.statistics import LEVEL
+
+_TITLES = {
+    REPEAT: "nothing (repeated)",
+    "adapter_init": "adapter init",
+    "data_order": "data order",
+    "dropout": "dropout",
+    "split": "split",
+    "kernels": "kernels and threads",
+    NUDGE: "one weight by one ulp",
+    JOINT: "all together",
+}
+
+
+def title(condition: str, measured: Measured) -> str:
+    """What is freed or changed in a condition, for people."""
+    if condition == OTHER:
+        return f"{measured.other.partition('-')[2].replace('bit', '-bit')} state"
+    return " × ".join(_TITLES.get(part, part) for part in condition.split(" × "))
+
+
+def sentences(measured: Measured, found: Attribution) -> list[str]:
+    """First, where there are problems, that it is not to be interpreted. Then which source explains most,
+    whether sources are additive, what becomes of a nudge, and what the state's precision does."""
+    told = [f"Not to be interpreted: {problem}" for problem in found.problems[:1]]
+    if (others := len(found.problems) - 1) > 0:
+        told[0] += f" (And {others} more such problem{'s' if others > 1 else ''}.)"
+    if (decomposition := found.decompositions.get(MAIN)) is not None:
+        told += [_sizes(measured, found), _largest(measured, decomposition), _additive(decomposition)]
+    elif measured.freed:
+        (effect,) = (effect for effect in found.effects if effect.condition == measured.freed[0])
+        told.append(
+            f"{title(measured.freed[0], measured).capitalize()} alone gives log perplexity a standard "
+            f"deviation of {number(effect.changes[MAIN].sd) or DASH}; what share that is, and whether "
+            "sources are additive, takes two sources or more to tell."
+        )
+    if found.amplification is not None:
+        told.append(_nudge(found.amplification, decomposition))
+    if found.precision is not None:
+        told.append(_precision(measured, found.precision))
+    return told
+
+
+def _sizes(measured: Measured, found: Attribution) -> str:
+    """What each source does alone, the largest first."""
+    medians = {effect.condition: effect.changes[MAIN].median for effect in found.effects}
+    known = {
+        name: math.inf if (size := medians[name]) is None or math.isnan(size) else size for name in medians
+    }
+    order = sorted(measured.freed, key=lambda source: known[source], reverse=True)
+    alone = ", ".join(f"{title(source, measured)} {number(known[source])}" for source in order)
+    return (
+        f"Freed alone, sources change log perplexity by, in the median: {alone}; all together "
+        f"{number(known[measured.together])}."
+    )
+
+
+def _largest(measured: Measured, found: Decomposition) -> str:
+    if found.largest is None:
+        return (
+            "Which source explains most cannot be told: with all sources freed, log perplexity is the "
+            "same, or it is not finite in all replicates but one."
+        )
+    order = sorted(measured.freed, key=lambda source: found.shares[source].value or 0, reverse=True)
+    first, *others = (f"{title(source, measured)} {in_percent(found.shares[source])}" for source in order)
+    lost = measured.replicates - found.replicates
+    without = f" ({lost} of {measured.replicates} replicates left out: not finite)" if lost else ""
+    begin = f"Of the variance of log perplexity with all sources freed{without}, "
+    if found.largest_in is None:
+        return f"{begin}{first} has the largest share; then {', '.join(others)}."
+    often = f"{percent(found.largest_in)} of bootstrap samples"
+    if found.largest_in >= LEVEL:
+        return f"{begin}{first} has the largest share, in {often}; then {', '.join(others)}."
+    return (
+        f"{begin}{found.replicates} replicates cannot tell which source has the largest share: "
+        f"{', '.join([first, *others])}; the first has the largest in {often}."
+    )
+
+
+def _additive(found: Decomposition) -> str:
+    if found.interactions.value is None:
+        return "Whether the sources are additive cannot be told: there is no finite spread to divide."
+    begin = {
+        "additive": "The sources are additive, as far as this matters",
+        "not additive": "The sources are not additive",
+        "cannot tell": f"Whether the sources are additive, {found.replicates} replicates cannot tell",
+    }[found.additive]
+    beside = (
+        f", and noise as a nudge makes it explains that with p = {found.above_floor:.2g}"
+        if found.above_floor is not None
+        else "; without a nudge, there is no noise to compare with"
+    )
+    sources = len(found.shares) - 1
+    taken = ", taken as of two sources at a time," if sources > 2 else ""
+    return f"{begin}: interactions{taken} have {in_percent(found.interactions)} of that variance{beside}."
+
+
+def _nudge(found: Amplification, decomposition: Decomposition | None) -> str:
+    if found.value_distance == 0:
+        return "One weight of the initial adapter moved by one unit in the last place changes nothing."
+    total = decomposition.total.get(NUDGE) if decomposition is not None else None
+    beside = (
+        f", {percent(total.value)} of the variance with all sources freed" if total and total.value else ""
+    )
+    return (
+        "One weight of the initial adapter moved by one unit in the last place (at most "
+        f"{found.one_ulp:.1e}) moves the final adapter by {found.value_distance:.1e}, at least "
+        f"{number(_rounded(found.factor))} times as far, and gives log perplexity a standard deviation "
+        f"of {number(found.sd) or DASH}{beside}."
+    )
+
+
+def _precision(measured: Measured, found: Precision) -> str:
+    told = (
+        f"With {found.other} and the same levels of all sources, log perplexity differs by "
+        f"{with_interval(found.mean)}"
+    )
+    if found.spread.value is None:
+        return f"{told}."
+    told += " in the mean"
+    return (
+        f"{told}, and its variance over {measured.replicates} replicates is {in_percent(found.spread)} of "
+        "the arm's own."
+    )
+
+
+def percent(value: float | None) -> str:
+    """A share: whole per cents from 10 % on, two digits below."""
+    if value is None:
+        return DASH
+    return f"{value:.0%}".replace("%", " %") if abs(value) >= 0.095 else f"{100 * value:.2g} %"
+
+
+def in_percent(found: Estimate) -> str:
+    """A share with its interval: ``74 % (31 to 117 %)``."""
+    if found.low is None or found.high is None:
+        return percent(found.value)
+    low, high = (percent(end).removesuffix(" %") for end in (found.low, found.high))
+    return f"{percent(found.value)} ({low} to {high} %)"
+
+
+def with_interval(found: Estimate) -> str:
+    """A number with its interval: ``0.022 (0.014 to 0.05)``."""
+    if found.low is None or found.high is None:
+        return number(found.value) or DASH
+    return f"{number(found.value)} ({number(found.low)} to {number(found.high)})"
+
+
+def _rounded(value: float) -> float:
+    """Two significant digits."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    return round(value, 1 - math.floor(math.log10(abs(value))))
+
+
+INTERVALS = f"In parentheses: {LEVEL:.0%} intervals.".replace("%", " %")

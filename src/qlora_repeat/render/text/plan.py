@@ -1,0 +1,129 @@
+"""A plan for people to read: three tables, and what they leave out."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from qlora_repeat.planning.gpu_catalog import PAPER_GPU
+from qlora_repeat.planning.plan import ArmPlan, ModelPlan, Plan
+
+GB = 1e9
+WEIGHTS = {
+    "nf4": 'Frozen weights stay in 4 bits while fine-tuning (weights = "nf4").',
+    "materialised": 'Frozen weights are unpacked once while fine-tuning (weights = "materialised").',
+    "auto": 'Frozen weights are planned as unpacked (weights = "auto"): a trial does that where they take at '
+    "most half of the memory that is free, and give the same bits. In 4 bits they take less.",
+}
+"""What the plan says of the frozen weights."""
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan; sizes in GB of 1e9 bytes."""
+    gpu, disk = plan.gpu, plan.disk
+    pace = (
+        f"assumed as fast as the paper's {PAPER_GPU}"
+        if gpu.bandwidth is None
+        else f"{gpu.bandwidth} GB/s, by that {gpu.speed:.2f} times as fast as the paper's {PAPER_GPU}"
+    )
+    parts = [
+        _prose(f"Study {plan.study} on {plan.gpus} x {gpu.name}: {gpu.memory / GB:.1f} GB each, {pace}."),
+        "GPU memory of fine-tuning on the longest batch, GB:",
+        _table(FINETUNE, [(model, arm) for model in plan.models for arm in model.arms]),
+        "GPU memory of testing the merged model, GB:",
+        _table(EVALUATE, plan.models),
+        _prose(WEIGHTS[plan.models[0].weights]),
+        _prose(
+            f"Peaks have {plan.context / GB:.1f} GB for the CUDA context, a nominal allowance, and nothing "
+            "for what torch's allocator holds beyond live tensors. Paper: its Table 3 (one A100), for models "
+            "of the same size. GB are 1e9 bytes."
+        ),
+        _prose(
+            f"Disk: {disk.bases / GB:.1f} GB for the bases (more where pickled weights are converted), "
+            f"{disk.quantised / GB:.1f} GB for their copies in 4 bits, "
+            f"{disk.merged / GB:.1f} GB for merged weights, {disk.adapters / GB:.2f} GB for adapters."
+        ),
+        "Time of fine-tuning, estimated:",
+        _table(HOURS, [arm for model in plan.models for arm in model.arms]),
+        _prose(_total(plan)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _total(plan: Plan) -> str:
+    if plan.gpu_hours is None or plan.wall_hours is None:
+        return "No model is as large as one of the paper's, so there is no time to estimate from."
+    gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
+    left_out = (
+        f" Without {plan.trials_without_estimate} trials of models of other sizes."
+        if plan.trials_without_estimate
+        else ""
+    )
+    return (
+        f"Total: {plan.gpu_hours:.1f} GPU hours; {plan.wall_hours:.1f} hours on {gpus}, each trial on one."
+        f"{left_out} From the paper's Tables 10 and 11, by number of steps and memory bandwidth. Loading, "
+        "merging, testing and the tests of the bases are left out; the paper has no times of them."
+    )
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(text, 100)
+
+
+Column = tuple[str, Callable[..., str]]
+
+
+def _table(columns: list[Column], rows: Sequence[Any]) -> str:
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    headers = [heading for heading, _ in columns]
+    return tabulate(cells, headers, disable_numparse=True, colalign=("left", *["right"] * (len(columns) - 1)))
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def _hours(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds / 3600:.2f}"
+
+
+def _finetune(heading: str, cell: Callable[[ModelPlan, ArmPlan], str]) -> Column:
+    return heading, lambda row: cell(*row)
+
+
+FINETUNE = [
+    _finetune("arm", lambda model, arm: f"{model.model}/{arm.optimizer}"),
+    _finetune("4-bit", lambda model, arm: _gb(model.base_quantised)),
+    _finetune("scales", lambda model, arm: _gb(model.base_scales)),
+    _finetune("unpacked", lambda model, arm: _gb(model.base_materialised)),
+    _finetune("other weights", lambda model, arm: _gb(model.base_unquantised)),
+    _finetune("adapter", lambda model, arm: _gb(model.adapter)),
+    _finetune("optimizer", lambda model, arm: _gb(arm.optimizer_state)),
+    _finetune("saved", lambda model, arm: _gb(model.saved)),
+    _finetune("passing", lambda model, arm: _gb(model.passing)),
+    _finetune("peak", lambda model, arm: _gb(arm.finetune_peak)),
+    _finetune("of GPU", lambda model, arm: _percent(arm.finetune_share)),
+    _finetune("paper", lambda model, arm: _percent(arm.paper_share)),
+]
+
+EVALUATE: list[Column] = [
+    ("model", lambda model: model.model),
+    ("parameters", lambda model: f"{model.parameters:,}"),
+    ("weights", lambda model: _gb(model.evaluate_weights)),
+    ("work", lambda model: _gb(model.evaluate_work)),
+    ("peak", lambda model: _gb(model.evaluate_peak)),
+    ("of GPU", lambda model: _percent(model.evaluate_share)),
+]
+
+HOURS: list[Column] = [
+    ("arm", lambda arm: f"{arm.model}/{arm.optimizer}"),
+    ("trials", lambda arm: str(arm.trials)),
+    ("steps", lambda arm: f"{arm.steps:,}"),
+    ("hours a trial", lambda arm: _hours(arm.train_seconds)),
+    ("hours", lambda arm: _hours(None if arm.train_seconds is None else arm.trials * arm.train_seconds)),
+]

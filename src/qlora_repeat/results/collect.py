@@ -1,0 +1,159 @@
+"""From the records of a study to its collected results."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.execution.run_trial import StageState, base_state, stage_states, state_of
+from qlora_repeat.records.record import Record
+from qlora_repeat.results.trial_result import Response, TrialResult
+from qlora_repeat.study.randomness import SOURCES, Randomness
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import STAGES, Stage, Trial, all_trials, base_tests
+from qlora_repeat.system.fingerprint import device_name, software_names
+from qlora_repeat.system.garbage import no_search
+
+_MEASURES: dict[Stage, tuple[str, ...]] = {
+    "finetune": (
+        "initial_loss", "final_loss", "diverged_at", "train_seconds", "peak_memory_bytes",
+        "peak_memory_share", "weights", "adapter_digest", "loss_curve", "miniature",
+    ),
+    "merge": (),
+    "evaluate": ("perplexity", "perplexity_example_mean", "test_examples", "accuracy"),
+    "time": ("test_seconds", "test_seconds_min", "test_seconds_max"),
+}  # fmt: skip
+_OF_BASE = ("perplexity", "perplexity_example_mean", "accuracy")
+
+
+@no_search()  # records have no cycles
+def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = False) -> list[TrialResult]:
+    """One row per trial that the study asks for; only those that are done, and so whole, bring values.
+
+    With `include_stale`, so do those that are stale but complete, and tests of a base that are stale where
+    none is done; the row says what has changed since. A trial whose stages are not of the same adapter and
+    merged model has no values: there would be no one model that they are of. One that was tested on another
+    split than its base, as where each trial draws its own, has no values of the base beside its own.
+    """
+    bases = {
+        model: list(counted_base_tests(study, model, runs, cache, include_stale=include_stale).values())
+        for model in study.models
+    }
+    rows = [
+        _result(trial, bases[trial.model_name], cache, include_stale) for trial in all_trials(study, runs)
+    ]
+    miniature = {row.model for row in rows if row.miniature}
+    return [
+        dataclasses.replace(row, model_title=f"miniature {row.model_title}")
+        if row.model in miniature
+        else row
+        for row in rows
+    ]
+
+
+def free_sources(randomness: Randomness) -> list[str]:
+    """What may make trials differ: sources without one seed for all, and kernels that need not repeat."""
+    found: list[str] = [source for source in SOURCES if not isinstance(getattr(randomness, source), int)]
+    return [*found, "kernels"] if randomness.kernels == "default" else found
+
+
+def counted_base_tests(
+    study: Study, model: str, runs: Path, cache: Path, *, include_stale: bool = False
+) -> dict[int, tuple[Record, list[str]]]:
+    """The records of those tests of a base that count, by number, each with what has changed since."""
+    states = {number: base_state(study, model, number, runs, cache) for number in base_tests(study)}
+    for wanted in ("done", "stale") if include_stale else ("done",):
+        tests = {
+            number: (state.record, state.changed)
+            for number, state in states.items()
+            if state.state == wanted and state.record
+        }
+        if tests:
+            return tests
+    return {}
+
+
+def _result(
+    trial: Trial, base: list[tuple[Record, list[str]]], cache: Path, include_stale: bool
+) -> TrialResult:
+    states = stage_states(trial, cache)
+    state = state_of(trial, states)
+    row: dict[str, Any] = {
+        "study": trial.study.label,
+        "task": trial.data.task,
+        "model": trial.model_name,
+        "model_title": trial.model.title,
+        "counterpart": trial.model.counterpart,
+        "optimizer": trial.optimizer,
+        "trial": trial.number,
+        "status": state,
+        "randomness": trial.study.profile,
+        "free_sources": free_sources(trial.study.randomness),
+    }
+    if base:
+        first = base[0][0].outputs
+        row |= {f"base_{name}": first[name] for name in _OF_BASE}
+        row["base_perplexities"] = [record.outputs["perplexity"] for record, _ in base]
+        row["stale_base_inputs"] = sorted({change for _, changed in base for change in changed})
+        row["miniature"] = first["miniature"]
+    counts = state == "done" or (state == "stale" and include_stale)
+    if counts and (changed := _changes(states)) is not None:
+        row |= _measured(states) | {"stale_inputs": changed}
+        if base and not _tested_alike(states, base[0][0]):
+            row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE)
+    return TrialResult(**row)
+
+
+def _tested_alike(states: dict[Stage, StageState], base: Record) -> bool:
+    """Whether a trial and its base were tested on the test part of the same split."""
+    trained = states["finetune"].record
+    return trained is not None and bool(trained.outputs["seeds"]["split"] == base.outputs["split_seed"])
+
+
+def _changes(states: dict[Stage, StageState]) -> list[str] | None:
+    """What has changed since a trial's records; None if one lacks, or they are not of the same model."""
+    if any(state.record is None or state.state not in ("done", "stale") for state in states.values()):
+        return None
+    changed = {change for state in states.values() for change in state.changed}
+    if changed & {"adapter_digest", "merged_digest"}:
+        return None
+    return sorted(changed - {f"the {stage} stage" for stage in STAGES})
+
+
+def _measured(states: dict[Stage, StageState]) -> dict[str, Any]:
+    records: dict[Stage, Record] = {
+        stage: state.record for stage, state in states.items() if state.record is not None
+    }
+    row = {name: records[stage].outputs[name] for stage, names in _MEASURES.items() for name in names}
+    trained = records["finetune"]
+    return row | {
+        "skipped_steps": trained.outputs.get("skipped_steps"),
+        "adapter_init_seed": trained.outputs["seeds"]["adapter_init"],
+        **{
+            name: [Response(**response) for response in records["evaluate"].outputs.get(name, [])]
+            for name in ("responses", "repeated_responses")
+        },
+        "device": device_name(trained.fingerprint),
+        "software": software_names(trained.fingerprint),
+        "finished": max(record.finished for record in records.values()),
+    }
+
+
+def distinct_adapters(results: Sequence[TrialResult]) -> list[str]:
+    """A line for each arm: how many of its trials' adapters differ, by digest."""
+    lines = []
+    arms = dict.fromkeys((row.model, row.optimizer) for row in results)
+    for model, optimizer in arms:
+        digests = [
+            row.adapter_digest
+            for row in results
+            if (row.model, row.optimizer) == (model, optimizer) and row.adapter_digest
+        ]
+        same = (
+            f"; {Counter(digests).most_common(1)[0][1]} are alike" if len(set(digests)) < len(digests) else ""
+        )
+        lines.append(
+            f"{model}/{optimizer}: {len(set(digests))} different adapters in {len(digests)} trials{same}"
+        )
+    return lines

@@ -1,0 +1,175 @@
+"""The numbers that the paper prints, from ``paper/published/``, as results of a study named ``published``."""
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import product
+from pathlib import Path
+from typing import TypeVar
+
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.results.trial_result import Response, TrialResult
+from qlora_repeat.study.study import PUBLISHED
+
+DOI = "10.1109/ACCESS.2024.3470850"
+CITATION = f"Alahmari et al., IEEE Access 2024, DOI {DOI}"
+"""The paper."""
+
+_MODELS = {
+    "gpt-neox-20b": ("GPT-NeoX-20B", "text-generation"),
+    "llama2-7b": ("Llama2-7B", "text-generation"),
+    "gpt-neoxt-chat-20b": ("GPT-NeoXT-chat-20B", "question-answering"),
+    "llama2-chat-7b": ("Llama2-chat-7B", "question-answering"),
+}
+"""Title and task of each model."""
+_OPTIMIZERS = ("adamw-8bit", "adamw-32bit")
+_RUNS = range(1, 8)
+
+_LETTERS = ("A", "B", "C", "D")
+_KINDS = ("words", "degenerate", "blank")
+
+Key = tuple[str, ...]
+_Value = TypeVar("_Value")
+
+
+def read_published(folder: Path) -> list[TrialResult]:
+    """The paper's 56 trials: Tables 1, 2, 3, 8, 9, 10 and 11, and the base perplexities of section IX.
+
+    A trial has its arm's value of Table 3, since the paper has no others. The paper gives one mean and
+    SD 0.0 for the seven tests of a base: those are seven equal values. What the paper does not say is null.
+
+    Raises:
+        MissingError: a file is not there.
+        UsageError: a file has other columns or rows than it should, or a value that is none; names the line.
+    """
+    quoting, chatting = list(_MODELS)[:2], list(_MODELS)[2:]
+    table_1, table_2 = (
+        _by_run(folder / name, models, ("perplexity",), _numbers)
+        for name, models in (("table-01.csv", quoting), ("table-02.csv", chatting))
+    )
+    table_8, table_9 = (
+        _by_run(folder / name, [model], ("instruction_1", "instruction_2"), _answers)
+        for name, model in zip(("table-08.csv", "table-09.csv"), chatting, strict=True)
+    )
+    table_10, table_11 = (
+        _by_run(folder / name, models, ("train_seconds", "test_seconds"), _numbers)
+        for name, models in (("table-10.csv", quoting), ("table-11.csv", chatting))
+    )
+    perplexities, answers, seconds = table_1 | table_2, table_8 | table_9, table_10 | table_11
+    memory = _read(
+        folder / "table-03.csv",
+        ("model", "optimizer"),
+        product(_MODELS, _OPTIMIZERS),
+        ("gpu_memory_percent",),
+        _numbers,
+    )
+    bases = _read(
+        folder / "base-perplexity.csv",
+        ("model",),
+        product(_MODELS),
+        ("mean", "sd", "tests"),
+        _tests,
+    )
+
+    results = []
+    for (model, (title, task)), optimizer, run in product(_MODELS.items(), _OPTIMIZERS, _RUNS):
+        key = (str(run), model, optimizer)
+        train, test = seconds[key]
+        results.append(
+            TrialResult(
+                study=PUBLISHED,
+                task=task,
+                model=model,
+                model_title=title,
+                optimizer=optimizer,
+                trial=run,
+                status="done",
+                counterpart=model,
+                perplexity=perplexities[key][0],
+                base_perplexity=bases[model,][0],
+                base_perplexities=bases[model,],
+                train_seconds=train,
+                test_seconds=test,
+                peak_memory_share=memory[model, optimizer][0] / 100,
+                responses=[_response(place, cell) for place, cell in enumerate(answers.get(key, []), 1)],
+                device="NVIDIA A100",  # section VII
+            )
+        )
+    return results
+
+
+def _response(place: int, cell: str) -> Response:
+    """What a cell of Table 8 or 9 stands for, at the settings that section VII calls the default."""
+    letter = cell if cell in _LETTERS else None
+    return Response(f"Instruction {place}", 1.0, 1.0, letter or f"({cell})", letter)
+
+
+def _by_run(
+    path: Path, models: list[str], columns: Key, parse: Callable[[list[str]], _Value]
+) -> dict[Key, _Value]:
+    """The values of each run, model and optimizer."""
+    keys = product(map(str, _RUNS), models, _OPTIMIZERS)
+    return _read(path, ("run", "model", "optimizer"), keys, columns, parse)
+
+
+def _read(
+    path: Path,
+    key_columns: Key,
+    keys: Iterable[Key],
+    value_columns: Key,
+    parse: Callable[[list[str]], _Value],
+) -> dict[Key, _Value]:
+    """What is parsed of each row, by what its first columns say: a row for each of `keys`, in any order."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file; paper/published holds the paper's numbers") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file in UTF-8") from None
+    header = key_columns + value_columns
+    if not lines or tuple(lines[0].split(",")) != header:
+        raise UsageError(f"{path}:1: expected the columns {','.join(header)}")
+    wanted, found = set(keys), dict[Key, _Value]()
+    for number, cells in enumerate((line.split(",") for line in lines[1:]), 2):
+        where, key = f"{path}:{number}", tuple(cells[: len(key_columns)])
+        if len(cells) != len(header):
+            raise UsageError(f"{where}: expected {len(header)} cells, found {len(cells)}")
+        if key not in wanted:
+            raise UsageError(f"{where}: the paper's table has no row of {','.join(key)}")
+        if key in found:
+            raise UsageError(f"{where}: a second row of {','.join(key)}")
+        try:
+            found[key] = parse(cells[len(key_columns) :])
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from None
+    if lacking := sorted(wanted - set(found)):
+        raise UsageError(f"{path}: no row of {','.join(lacking[0])} ({len(lacking)} rows are missing)")
+    return found
+
+
+def _numbers(cells: list[str]) -> list[float]:
+    return [_number(cell) for cell in cells]
+
+
+def _number(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        raise ValueError(f"expected a number, found {cell!r}") from None
+    if not 0 < value < math.inf:
+        raise ValueError(f"expected a finite number above 0, found {cell!r}")
+    return value
+
+
+def _tests(cells: list[str]) -> list[float]:
+    """The perplexity of a base in each test, from mean, SD and the number of tests."""
+    mean, deviation, tests = cells
+    if deviation != "0.0" or not tests.isdecimal():
+        raise ValueError(f"expected sd 0.0 and a whole number of tests, found {deviation} and {tests}")
+    return [_number(mean)] * int(tests)
+
+
+def _answers(cells: list[str]) -> list[str]:
+    for cell in cells:
+        if cell not in _LETTERS + _KINDS:
+            raise ValueError(f"expected {', '.join(_LETTERS + _KINDS)}; found {cell!r}")
+    return cells

@@ -1,0 +1,72 @@
+"""What a trial's files tell of how it goes: on a login node, while a compute node works on it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.execution.run_trial import failure_of
+from qlora_repeat.records.trace import read_trace
+from qlora_repeat.render.text.diff import printable
+from qlora_repeat.slurm.submit import jobs_folder
+from qlora_repeat.study.trial import STAGES, Trial
+from qlora_repeat.system.file_lock import live_owner
+from qlora_repeat.system.files import read_json
+
+_MOST_BYTES = 1_000_000
+"""Of the end of a file, which lines are taken from."""
+
+
+def trial_logs(trial: Trial, lines: int) -> Iterator[str]:
+    """How a trial stands, and so many lines of the end of each file that its processes wrote.
+
+    Raises:
+        MissingError: there is nothing of the trial yet.
+    """
+    job = _job_log(trial)
+    if not trial.folder.is_dir() and job is None:
+        raise MissingError(f"{trial.folder}: nothing is there yet; `qlora-repeat status` shows what is")
+    yield from _state(trial)
+    for path in (trial.log, job):
+        if path is not None and path.is_file():
+            yield f"--- {path}, {_when(path)}"
+            yield from _tail(path, lines)
+
+
+def _state(trial: Trial) -> Iterator[str]:
+    done = [stage for stage in STAGES if trial.record(stage).is_file()]
+    yield f"{trial.name}: {'finished: ' + ', '.join(done) if done else 'no stage is finished'}"
+    if (owner := live_owner(trial.lock)) is not None:
+        yield f"process {owner['pid']} on {owner['host']} works on it, or died there"
+    elif trial.failure.is_file():
+        yield f"failed: {printable(str(failure_of(trial)))}"
+    path = trial.unfinished / "trace.jsonl"
+    if path.is_file():
+        try:
+            last = read_trace(path, unfinished=True)[-1]
+        except (UsageError, IndexError):
+            return
+        loss = "" if last.loss is None else f", loss {last.loss:.4f}"
+        yield f"fine-tuning: step {last.step}{loss}, {_when(path)}"
+
+
+def _job_log(trial: Trial) -> Path | None:
+    """What the job on a cluster printed that was to run the trial last."""
+    folder = jobs_folder(trial.study, trial.runs)
+    if not (folder / "tasks.json").is_file():
+        return None
+    job = read_json(folder / "tasks.json", "delete it").get(trial.name)
+    return folder / f"{job}_0_log.out" if job else None
+
+
+def _when(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _tail(path: Path, lines: int) -> list[str]:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _MOST_BYTES))
+        text = file.read().decode("utf-8", errors="replace")
+    # A progress bar writes over its line again and again: what it wrote last is what stood there.
+    shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return [printable(line) for line in shown if line.strip()][-lines:]

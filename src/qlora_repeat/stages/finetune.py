@@ -1,0 +1,308 @@
+"""Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.assets.base_models import base_folder, check_base, hub_commit, is_miniature, load_tokenizer
+from qlora_repeat.assets.datasets import Example, batch_order
+from qlora_repeat.assets.quantized import load_frozen_base
+from qlora_repeat.assets.tokenized import encoded_part
+from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint
+from qlora_repeat.stages.legacy_qmap import split_optimizer
+from qlora_repeat.study.randomness import draw_seed, stream_seed, torch_stream
+from qlora_repeat.study.trial import Trial
+from qlora_repeat.study.watch import Report
+from qlora_repeat.system.determinism import named_operation
+from qlora_repeat.system.files import move_folder, new_folder, write_bytes
+from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.memory import reset_peak_memory
+from qlora_repeat.system.signals import defer
+
+CURVE_POINTS = 30
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A fine-tuning that is about to take its next step."""
+
+    adapted: Any
+    trainer: Any
+    unfinished: Unfinished
+    weights: dict[str, Any]
+    """How the frozen base stands in memory, for the record."""
+
+
+def finetune(
+    trial: Trial, cache: Path, report: Report, inputs: dict[str, Any], seeds: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """Fine-tunes one trial; leaves the adapter in PEFT's own format, and the trace.
+
+    Goes on from the last checkpoint of an earlier attempt with the same `inputs`, to the same bits as if it
+    had not been interrupted. `seeds` are used for those that the study would draw. Training goes on through
+    losses that are not finite, as in the paper; the first such step is reported as `diverged_at`.
+
+    Returns:
+        The record's outputs: adapter digest, seeds, losses, seconds of training, peak memory, frozen weights.
+
+    Raises:
+        StoppedError: this process was asked to stop; there is a checkpoint.
+        StageError: an operation has no deterministic form, and the study's profile wants it to.
+    """
+    begun = _begin(trial, cache, report, inputs, seeds)
+    adapted, trainer, unfinished = begun.adapted, begun.trainer, begun.unfinished
+    checkpoint = trainer.checkpoint
+    defer()
+    if trainer.done < len(trainer.order):
+        with named_operation(trial.model_name):
+            trainer.train()
+
+    folder = base_folder(trial.study, trial.model.base, cache)
+    _name_base(adapted, trial, folder)
+    with new_folder(unfinished.folder / "adapter") as adapter:
+        adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
+        (adapter / "README.md").unlink(missing_ok=True)  # an empty form, but for the base's path here
+    # From here on the files are no longer those that an older record names.
+    trial.record("finetune").unlink(missing_ok=True)
+    write_bytes(trial.trace, unfinished.trace.read_bytes())
+    move_folder(unfinished.folder / "adapter", trial.adapter)
+    outputs = _outputs(trial, trainer, unfinished, checkpoint)
+    return outputs | begun.weights | {"miniature": is_miniature(folder)}
+
+
+def first_steps(
+    trial: Trial, steps: int, cache: Path, report: Report, inputs: dict[str, Any], seeds: dict[str, int]
+) -> list[Step]:
+    """Fine-tunes as `finetune` does, but only so many steps; leaves no adapter.
+
+    Returns:
+        The trace, with the adapter's digest after the last of these steps.
+
+    Raises:
+        StoppedError, StageError: as `finetune`.
+    """
+    begun = _begin(trial, cache, report, inputs, seeds, steps)
+    if begun.trainer.done < begun.trainer.end:
+        with named_operation(trial.model_name):
+            begun.trainer.train()
+    return read_trace(begun.unfinished.trace)
+
+
+def _begin(
+    trial: Trial,
+    cache: Path,
+    report: Report,
+    inputs: dict[str, Any],
+    seeds: dict[str, int] | None,
+    steps: int | None = None,
+) -> _Begun:
+    """The model with its adapter and the trainer, as they were at the last checkpoint, if there is one."""
+    study, model = trial.study, trial.model
+    check_base(study, model.base, cache, weights=False)  # those, where they are read: by `load_frozen_base`
+    folder = base_folder(study, model.base, cache)
+    draw = functools.partial(draw_seeds, trial)
+    unfinished = begin(trial.unfinished, inputs, seeds, draw, study.digest_every)
+    seeds, checkpoint = unfinished.seeds, load_checkpoint(unfinished)
+    tokenizer = load_tokenizer(folder)
+    examples = encoded_part(study, trial.model_name, "train", cache, seeds["split"], tokenizer)
+    order = batch_order(
+        len(examples),
+        model.training.batch_size,
+        model.training.total_steps(len(examples)),
+        seeds["data_order"],
+    )
+    reset_peak_memory()
+    base = load_frozen_base(study, model.base, cache)
+    with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
+        adapted = with_adapter(trial, base)
+    if study.randomness.nudge:
+        nudge(adapted, trial.number)
+    if checkpoint:
+        _set_adapter(adapted, checkpoint)
+    weights = _set_frozen_weights(trial, adapted, examples, order)
+    trainer = _trainer(trial, adapted, tokenizer, examples, order, unfinished, checkpoint, report, steps)
+    return _Begun(adapted, trainer, unfinished, weights)
+
+
+def _set_frozen_weights(
+    trial: Trial, adapted: Any, examples: list[Example], order: list[list[int]]
+) -> dict[str, Any]:
+    import torch
+
+    from qlora_repeat.stages.dequantize import set_frozen_weights
+
+    batches = [(len(batch), max(len(examples[row].ids) for row in batch)) for batch in order]
+    cores = len(os.sched_getaffinity(0))
+    at_once = 1 if torch.cuda.is_available() else max(1, cores // trial.study.threads)
+    return set_frozen_weights(adapted, trial.study.weights, batches, at_once)
+
+
+def nudge(adapted: Any, number: int) -> None:
+    """Moves the weight of that number, from 1, in the adapter's first tensor by one ulp upwards."""
+    import torch
+
+    with torch.no_grad():
+        weights = next(value for value in adapted.parameters() if value.requires_grad).view(-1)
+        weight = weights[(number - 1) % weights.numel()]
+        weight.copy_(torch.nextafter(weight, torch.full_like(weight, math.inf)))
+
+
+def _outputs(
+    trial: Trial, trainer: Any, unfinished: Unfinished, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    steps = read_trace(trial.trace)
+    return {
+        "adapter_digest": weights_digest(trial.adapter),
+        "seeds": unfinished.seeds,
+        "steps": len(steps) - 1,
+        "initial_loss": steps[1].loss,
+        "final_loss": steps[-1].loss,
+        "loss_curve": loss_curve(steps),
+        "diverged_at": next((step.step for step in steps if step.diverged), None),
+        "skipped_steps": sum(step.skipped for step in steps),
+        "resumed_from": checkpoint.step if checkpoint else None,
+        "optimizer_state": _state_types(trainer.checkpoint),
+        # Without a GPU neither is there, whatever the study asks for.
+        "autocast": trainer.args.fp16 or trainer.args.bf16,
+        "loss_scaling": trainer.accelerator.scaler is not None,
+        **trainer.spent_so_far(),
+        **trainer.peak_memory(),
+    }
+
+
+def draw_seeds(trial: Trial) -> dict[str, int]:
+    """The seeds of a trial's sources, of which those that are "fresh" are new each time."""
+    profile, number = trial.study.randomness, trial.number
+    return {
+        "split": draw_seed(profile.split, "split", number),
+        "adapter_init": draw_seed(profile.adapter_init, "adapter_init", number),
+        "data_order": draw_seed(profile.data_order, "data_order", number),
+        "dropout": draw_seed(profile.dropout, "dropout", number),
+        "generation": draw_seed(profile.generation, "generation", number),
+    }
+
+
+def loss_curve(steps: Sequence[Step]) -> list[list[float]]:
+    """The loss in at most 30 points: [epochs done, mean loss of the steps since the last point]."""
+    points = [(step.epoch, step.loss) for step in steps if step.epoch is not None and step.loss is not None]
+    count = min(len(points), CURVE_POINTS)
+    ends = [len(points) * (point + 1) // count for point in range(count)]
+    parts = [points[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [[part[-1][0], sum(loss for _, loss in part) / len(part)] for part in parts]
+
+
+def with_adapter(trial: Trial, base: Any) -> Any:
+    """The frozen base with a new adapter, all but its 4-bit weights in float32, ready to be trained."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    lora = trial.study.lora
+    prepared = prepare_model_for_kbit_training(
+        base, use_gradient_checkpointing=trial.model.training.gradient_checkpointing
+    )
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=trial.model.target_modules,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(prepared, config)
+
+
+def _name_base(adapted: Any, trial: Trial, folder: Path) -> None:
+    """Lets the adapter say what its base is, for those who load it elsewhere: no path of this machine."""
+    named, hub = adapted.peft_config["default"], trial.study.bases[trial.model.base].hub
+    named.base_model_name_or_path = hub.repository if hub else trial.model.base
+    named.revision = hub_commit(folder)
+
+
+def _set_adapter(adapted: Any, checkpoint: Checkpoint) -> None:
+    import torch
+
+    parameters = dict(adapted.named_parameters())
+    with torch.no_grad():
+        for name, tensor in checkpoint.adapter.items():
+            parameters[name].copy_(tensor)
+
+
+def _trainer(
+    trial: Trial,
+    model: Any,
+    tokenizer: Any,
+    examples: list[Example],
+    order: list[list[int]],
+    unfinished: Unfinished,
+    checkpoint: Checkpoint | None,
+    report: Report,
+    steps: int | None,
+) -> Any:
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback
+
+    from qlora_repeat.stages.trainer import TracingTrainer
+
+    rows = [{"input_ids": example.ids, "labels": example.ids} for example in examples]
+    end = min(steps or len(order), len(order))
+    trainer = TracingTrainer(
+        model=model,
+        args=_arguments(trial, end - (checkpoint.step if checkpoint else 0)),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; masks no end-of-text token
+        order=order,
+        end=end,
+        state_map=split_optimizer(trial.optimizer)[1],
+        steps_per_epoch=math.ceil(len(examples) / trial.model.training.batch_size),
+        unfinished=unfinished,
+        checkpoint=checkpoint,
+        checkpoint_every=trial.study.checkpoint_every,
+        report=report,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(trial: Trial, steps: int) -> Any:
+    import torch
+    from transformers import TrainingArguments
+
+    training = trial.model.training
+    on_gpu, compute = torch.cuda.is_available(), trial.study.precision.compute
+    arguments = TrainingArguments(
+        output_dir=str(trial.unfinished / "trainer"),  # made, and left empty
+        save_strategy="no",
+        report_to="none",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        use_cpu=not on_gpu,
+        fp16=on_gpu and compute == "float16",
+        bf16=on_gpu and compute == "bfloat16",
+        optim=f"paged_{split_optimizer(trial.optimizer)[0].replace('-', '_')}",
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=1,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        max_steps=steps,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=on_gpu,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # otherwise a batch is as many times larger as GPUs are visible
+    return arguments
+
+
+def _state_types(last: Checkpoint) -> dict[str, int]:
+    """How many adapter tensors keep their first moment in which number format."""
+    moments = [value for name, value in last.optimizer.items() if name.endswith(":state1")]
+    types = [str(value.dtype).removeprefix("torch.") for value in moments]
+    return {name: types.count(name) for name in sorted(set(types))}

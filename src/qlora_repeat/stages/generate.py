@@ -1,0 +1,95 @@
+"""Responses of a model to the study's prompts (sections VII and VIII)."""
+
+import re
+from typing import Any
+
+from qlora_repeat.assets.datasets import Prompt
+from qlora_repeat.study.randomness import torch_stream
+from qlora_repeat.study.study import Model, Sampling, Study
+
+
+def respond(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    study: Study,
+    model_name: str,
+    sampling: Sampling,
+    seed: int,
+) -> str:
+    """One response, without the prompt, drawn from a stream of its own."""
+    import torch
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    wanted = study.models[model_name]
+    stop = wanted.stop
+    inputs = prompt_ids(tokenizer, prompt, wanted).to(model.device)
+    length = inputs["input_ids"].shape[1]
+
+    def stopped(ids: Any, scores: Any, **kwargs: Any) -> Any:
+        done = stop is not None and stop in tokenizer.decode(ids[0, length:])
+        return torch.full((ids.shape[0],), done, device=ids.device)
+
+    options: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": study.generation.top_k,
+    }
+    processors = [finite_scores]
+    if torch.are_deterministic_algorithms_enabled():
+        processors += [on_cpu(warper) for warper in warpers(**options)]
+        options = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    with torch_stream(seed), torch.inference_mode():
+        output = model.generate(
+            **inputs,
+            **options,
+            do_sample=True,
+            max_new_tokens=study.data[wanted.data].max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList([stopped]),
+        )
+    return cut(tokenizer, output[0, length:], wanted)
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt, wanted: Model) -> Any:
+    """What a model is fed for a prompt."""
+    return tokenizer(
+        prompt.fed, add_special_tokens=wanted.special_tokens, return_tensors="pt", return_token_type_ids=False
+    )
+
+
+def cut(tokenizer: Any, ids: Any, wanted: Model) -> str:
+    """The text of an answer's tokens, up to where the model is to stop."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text.partition(wanted.stop)[0] if wanted.stop else text
+
+
+def finite_scores(ids: Any, scores: Any) -> Any:
+    """Scores that can be sampled from at any temperature: a diverged model answers too, if not sensibly."""
+    return scores.nan_to_num(nan=0.0).clamp(-1e30, 1e30)
+
+
+def warpers(temperature: float, top_p: float, top_k: int) -> list[Any]:
+    """What `generate` itself does to scores for these options, in its order."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    found: list[Any] = []
+    if temperature != 1:
+        found.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        found.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        found.append(TopPLogitsWarper(top_p))
+    return found
+
+
+def on_cpu(warper: Any) -> Any:
+    """The warper, on the CPU: the sums that top-p takes have no deterministic form on a GPU."""
+    return lambda ids, scores: warper(ids.cpu(), scores.cpu()).to(scores.device)
+
+
+def answer_letter(response: str) -> str | None:
+    """The option that a response gives: its first A, B, C or D that stands alone, and is not the article."""
+    found = re.search(r"(?<![^\W_])(?:A(?!\s+[a-z])|[BCD])(?!['’]?[^\W_])", response)
+    return found[0] if found else None

@@ -1,0 +1,145 @@
+"""Merging an adapter into the base: W = W0 + BA x alpha/r (section VII; the paper leaves out alpha/r).
+
+Each sum is computed on the CPU in float32 from the base's own full-precision weights, and then rounded once
+to the study's format. Merging into 4-bit weights instead would round the adapter away in part. One tensor
+of the base at a time is in memory, and of its file what the system maps of it and can drop.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.assets.base_models import base_folder, check_base, load_tokenizer
+from qlora_repeat.errors import MissingError, StageError
+from qlora_repeat.study.trial import Trial
+from qlora_repeat.system.files import new_folder, read_json, write_json
+from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.safetensors_file import (
+    check_weights,
+    read_header,
+    read_weights,
+    stream_weights,
+    weight_files,
+)
+
+INDEX = "model.safetensors.index.json"
+
+
+def merge(trial: Trial, cache: Path) -> dict[str, Any]:
+    """Merges a trial's adapter and leaves a model that plain transformers loads.
+
+    Returns:
+        The record's outputs: the digest of the merged weights, and their size in bytes.
+
+    Raises:
+        StageError: the adapter changes weights that the base does not have.
+    """
+    study, base = trial.study, trial.model.base
+    check_base(study, base, cache)
+    source = base_folder(study, base, cache)
+    with new_folder(trial.merged) as folder:
+        merge_weights(source, trial.adapter, folder, study.precision.merged)
+        load_tokenizer(source).save_pretrained(folder)
+    size = sum(file.stat().st_size for file in trial.merged.glob("*.safetensors"))
+    return {"merged_digest": weights_digest(trial.merged), "merged_bytes": size}
+
+
+def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
+    """Writes the base with the adapter merged into it, its floating-point weights as `dtype`.
+
+    Raises:
+        MissingError: the files of one are not safetensors, or not an adapter.
+        StageError: the adapter changes weights that the base does not have.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    changes = _changes(adapter)
+    check_weights(base)
+    files: dict[str, str] = {}
+    merged_type = getattr(torch, dtype)
+
+    def merged(tensors: Any, name: str) -> Any:
+        weight = tensors.get_tensor(name)
+        if name in changes:
+            a, b, scale = changes.pop(name)
+            weight = weight.float() + (b.float() @ a.float()) * scale
+        return weight.to(merged_type) if weight.is_floating_point() else weight
+
+    for path in weight_files(base):
+        wanted = {
+            name: (dtype if getattr(torch, placed.dtype).is_floating_point else placed.dtype, placed.shape)
+            for name, placed in read_header(path).items()
+        }
+        with safe_open(path, framework="pt") as tensors:
+            stream_weights(folder / path.name, wanted, functools.partial(merged, tensors))
+        files |= dict.fromkeys(wanted, path.name)
+    if changes:
+        raise StageError(f"{adapter}: it changes {min(changes)}, which {base} does not have")
+    if (base / INDEX).is_file():
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
+    config = AutoConfig.from_pretrained(base)
+    config.dtype, config._name_or_path = merged_type, ""
+    config.save_pretrained(folder)
+    if (base / "generation_config.json").is_file():
+        shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+
+
+def _changes(adapter: Path) -> dict[str, tuple[Any, Any, float]]:
+    """The adapter's A, B and alpha/r by the name of the weight that they change."""
+    path = adapter / "adapter_config.json"
+    config = read_json(path, "fine-tune again")
+    try:
+        scale = config["lora_alpha"] / config["r"]
+    except (KeyError, TypeError, ZeroDivisionError):
+        raise MissingError(f"{path}: it has no numbers lora_alpha and r; fine-tune again") from None
+    path = adapter / "adapter_model.safetensors"
+    tensors = read_weights(path)
+    changes = {}
+    for name in tensors:
+        if ".lora_A." in name:
+            other = name.replace(".lora_A.", ".lora_B.")
+            if other not in tensors:
+                raise MissingError(f"{path}: it has no {other}; fine-tune again")
+            changed = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
+            changes[changed] = (tensors[name], tensors[other], scale)
+    return changes
+
+
+def require_merged(trial: Trial, cache: Path, digest: str) -> None:
+    """Builds a trial's merged model again if it has been deleted or damaged since it was recorded.
+
+    Raises:
+        StageError: the weights are not those that the merge stage recorded.
+    """
+    if _found(trial) == digest:
+        return
+    found = merge(trial, cache)["merged_digest"]
+    if found != digest:
+        delete_merged(trial)
+        raise StageError(
+            f"{trial.merged}: the weights have digest {found[:16]}, the merge record says {digest[:16]}; "
+            f"run `qlora-repeat merge {trial.name} --force` if this machine is to replace them"
+        )
+
+
+def _found(trial: Trial) -> str | None:
+    """The digest of the merged weights that are there, if they can be read."""
+    try:
+        return weights_digest(trial.merged) if (trial.merged / "config.json").is_file() else None
+    except MissingError:
+        return None
+
+
+def delete_merged(trial: Trial) -> None:
+    """Frees the disk that merged weights take. They vanish at once: a part of them would count as damaged."""
+    gone = trial.folder / f".{trial.merged.name}.deleted"
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(OSError):  # they are gone already, or the disk cannot be written
+        os.replace(trial.merged, gone)
+    shutil.rmtree(gone, ignore_errors=True)

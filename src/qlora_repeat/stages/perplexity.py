@@ -1,0 +1,88 @@
+"""Perplexity (equation 1) and exact-match accuracy of a model on examples, from the same logits."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_repeat.assets.datasets import Example
+
+
+@dataclass(frozen=True)
+class ExampleLoss:
+    """What a model makes of one example."""
+
+    row: int
+    tokens: int
+    """Predicted tokens: one fewer than the example has."""
+    loss: float
+    """Negative log-likelihood, in nats, summed over the predicted tokens."""
+    answered: bool | None
+    """Whether greedy decoding would give exactly the answer; None where there is no answer."""
+
+
+def example_losses(
+    model: Any, examples: list[Example], batch_size: int, pad_token_id: int, report: Callable[[int], None]
+) -> list[ExampleLoss]:
+    """The losses of examples, in their order.
+
+    Examples of like length share a batch, padded on the right, so that little is computed for padding. Logits
+    are upcast to float32 before the log-likelihood. `report` is told how many examples are done.
+    """
+    import torch
+
+    by_length = sorted(examples, key=lambda example: (len(example.ids), example.row))
+    losses: dict[int, ExampleLoss] = {}
+    for start in range(0, len(by_length), batch_size):
+        batch = by_length[start : start + batch_size]
+        longest = max(len(example.ids) for example in batch)
+        ids = torch.full((len(batch), longest), pad_token_id)
+        mask = torch.zeros_like(ids)
+        for place, example in enumerate(batch):
+            ids[place, : len(example.ids)] = torch.tensor(example.ids)
+            mask[place, : len(example.ids)] = 1
+        with torch.inference_mode():
+            logits = model(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+            ).logits
+            for place, example in enumerate(batch):
+                losses[example.row] = _loss(logits[place, : len(example.ids) - 1], example)
+        report(len(losses))
+    return [losses[example.row] for example in examples]
+
+
+def _loss(logits: Any, example: Example) -> ExampleLoss:
+    """One example from the logits that predict its second token onwards."""
+    import torch
+
+    targets = torch.tensor(example.ids[1:], device=logits.device)
+    each = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    answered = None
+    if example.answer_start < len(example.ids):
+        # Greedy decoding gives the answer exactly if each of its tokens is the likeliest in its place.
+        first = max(example.answer_start - 1, 0)
+        answered = bool((logits[first:].argmax(-1) == targets[first:]).all())
+    return ExampleLoss(example.row, len(targets), each.double().sum().item(), answered)
+
+
+def perplexity(losses: list[ExampleLoss]) -> float:
+    """exp(total negative log-likelihood / tokens): equation 1 over all examples; inf on overflow."""
+    return _exp(sum(loss.loss for loss in losses) / sum(loss.tokens for loss in losses))
+
+
+def mean_example_perplexity(losses: list[ExampleLoss]) -> float:
+    """The mean of the examples' own perplexities, in which long texts weigh no more than short ones."""
+    return sum(_exp(loss.loss / loss.tokens) for loss in losses) / len(losses)
+
+
+def accuracy(losses: list[ExampleLoss]) -> float | None:
+    """The share of examples answered exactly, or None where none has an answer."""
+    answered = [loss.answered for loss in losses if loss.answered is not None]
+    return sum(answered) / len(answered) if answered else None
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,224 @@
+"""A Trainer that keeps a trace of every step and checkpoints, and can go on from one to the same bits."""
+
+import time
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from qlora_repeat.records.trace import Step, trace_line
+from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, save_checkpoint
+from qlora_repeat.stages.legacy_qmap import set_state_map
+from qlora_repeat.study.randomness import stream_seed, torch_stream
+from qlora_repeat.study.watch import Report
+from qlora_repeat.system.hashing import tensors_digest
+from qlora_repeat.system.memory import peak_memory
+from qlora_repeat.system.signals import requested, stop_if_requested
+
+
+class TracingTrainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer on a given order of batches, from a given checkpoint on, to a given end.
+
+    Its own log rounds losses to four digits and hides those that are not finite; its own checkpoints are
+    pickled, and going on from one does not give the same bits. So neither is used.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        order: list[list[int]],
+        end: int,
+        state_map: str | None,
+        steps_per_epoch: int,
+        unfinished: Unfinished,
+        checkpoint: Checkpoint | None,
+        checkpoint_every: int,
+        report: Report,
+        **kwargs: Any,
+    ) -> None:
+        self.order, self.steps_per_epoch, self.report = order, steps_per_epoch, report
+        self.end, self.state_map = end, state_map
+        self.unfinished, self.checkpoint, self.checkpoint_every = unfinished, checkpoint, checkpoint_every
+        self.done = checkpoint.step if checkpoint else 0
+        self.spent = {"train_seconds": 0.0, "checkpoint_seconds": 0.0, "digest_seconds": 0.0}
+        if checkpoint:
+            self.spent |= checkpoint.spent
+        self.began: float | None = None
+        """When this part of the training began, or was last asked how long it took."""
+        super().__init__(*args, **kwargs)
+        self.add_callback(_Steps(self))
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps that are done, those before the checkpoint included."""
+        return self.done + int(self.state.global_step)
+
+    def get_train_dataloader(self) -> Any:
+        from torch.utils.data import DataLoader
+
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.order[self.done :],
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        set_state_map(_bare(optimizer), self.state_map)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        return super().create_scheduler(len(self.order), optimizer)  # however many of them are left
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with torch_stream(stream_seed(self.unfinished.seeds["dropout"], "dropout", self.step + 1)):
+            loss = super().training_step(*args, **kwargs)
+        self.loss = loss.item()
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.gradient_norm = float(norm)
+        return norm
+
+    def adapter_digest(self) -> str:
+        """The digest of the adapter as it is now, equal to that of the folder it would be saved to."""
+        # PEFT's own state dictionary goes through the whole quantised model: that takes far longer.
+        saved = {name.replace(".default.", "."): value for value, name in _names(self.model).items()}
+        return tensors_digest(saved)
+
+    def make_checkpoint(self) -> Checkpoint:
+        """The state after the last step."""
+        optimizer, names = _bare(self.optimizer), _names(self.model)
+        states = [(names[parameter], state) for parameter, state in optimizer.state.items()]
+        scaler = self.accelerator.scaler
+        return Checkpoint(
+            step=self.step,
+            adapter={name: _on_cpu(parameter) for parameter, name in names.items()},
+            optimizer={
+                f"{name}:{key}": _on_cpu(value)
+                for name, state in states
+                for key, value in state.items()
+                if key in _STATE
+            },
+            counters={name: int(state["step"]) for name, state in states},
+            learning_rates=[{key: group[key] for key in _RATES} for group in optimizer.param_groups],
+            scheduler=self.lr_scheduler.state_dict(),
+            scaler=scaler.state_dict() if scaler else None,
+            spent=self.spent_so_far()
+            | {"peak_memory_bytes": float(self.peak_memory()["peak_memory_bytes"] or 0)},
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Sets optimizer, schedule and scaler to what they were; the adapter is set before training."""
+        optimizer = _bare(self.optimizer)
+        for number, group in enumerate(optimizer.param_groups):
+            group |= checkpoint.learning_rates[number]
+            for place, parameter in enumerate(group["params"]):
+                name = _names(self.model)[parameter]
+                if name not in checkpoint.counters:
+                    continue  # every step until now was skipped
+                # The optimizer's own buffers are filled: they may be paged, as a loaded tensor is not.
+                optimizer.init_state(group, parameter, number, place)
+                state = optimizer.state[parameter]
+                state["step"] = checkpoint.counters[name]
+                for key in _STATE & state.keys():
+                    state[key].copy_(checkpoint.optimizer[f"{name}:{key}"])
+        self.lr_scheduler.load_state_dict(checkpoint.scheduler)
+        if checkpoint.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+
+    def spent_so_far(self) -> dict[str, float]:
+        """Seconds of training (all included), of checkpoints and of digests, over all parts of the run."""
+        if self.began is not None:
+            now = time.perf_counter()
+            self.spent["train_seconds"] += now - self.began
+            self.began = now
+        return {key: value for key, value in self.spent.items() if key.endswith("_seconds")}
+
+    def peak_memory(self) -> dict[str, float | int | None]:
+        """The peak over all parts of the run; see `qlora_repeat.system.memory.peak_memory`."""
+        found, before = peak_memory(), self.spent.get("peak_memory_bytes", 0)
+        if (peak := found["peak_memory_bytes"]) and peak < before:
+            share = found["peak_memory_share"]
+            return {"peak_memory_bytes": int(before), "peak_memory_share": share and share * before / peak}
+        return found
+
+
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """Writes the trace and checkpoints, and stops where asked to."""
+
+    def __init__(self, trainer: TracingTrainer) -> None:
+        self.trainer = trainer
+        self.learning_rate = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        self.trace = trainer.unfinished.trace.open("a", encoding="utf-8")
+        if trainer.checkpoint is None:
+            self._write(Step(0, adapter=trainer.adapter_digest()))
+        else:
+            trainer.restore(trainer.checkpoint)
+        trainer.began = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.learning_rate = kwargs["lr_scheduler"].get_last_lr()[0]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer, step = self.trainer, self.trainer.step
+        batch, last = trainer.order[step - 1], step == trainer.end
+        began = time.perf_counter()
+        # The first update tells optimizers apart before anything else does.
+        digested_here = step == 1 or last or step % trainer.unfinished.digest_every == 0
+        digest = trainer.adapter_digest() if digested_here else None
+        digested = time.perf_counter()
+        self._write(
+            Step(
+                step,
+                epoch=step / trainer.steps_per_epoch,
+                examples=batch,
+                tokens=sum(len(trainer.train_dataset[row]["input_ids"]) for row in batch),
+                loss=trainer.loss,
+                gradient_norm=trainer.gradient_norm,
+                learning_rate=self.learning_rate,
+                skipped=bool(trainer.accelerator.optimizer_step_was_skipped),
+                adapter=digest,
+            )
+        )
+        written = time.perf_counter()
+        asked = requested()  # once: whoever asks later does so of the next step
+        if asked or last or step % trainer.checkpoint_every == 0:
+            trainer.checkpoint = trainer.make_checkpoint()
+            save_checkpoint(trainer.unfinished, trainer.checkpoint, self.trace)
+        trainer.spent["digest_seconds"] += digested - began
+        trainer.spent["checkpoint_seconds"] += time.perf_counter() - written
+        if asked and not last:  # what remains after the last step is short
+            stop_if_requested(f"stopped after step {step} of {trainer.end}, with a checkpoint,")
+        trainer.report(step, trainer.end, trainer.loss)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trace.close()
+        self.trainer.spent_so_far()
+        self.trainer.began = None
+
+    def _write(self, step: Step) -> None:
+        self.trace.write(trace_line(step))
+        self.trace.flush()
+
+
+_STATE = {"state1", "state2", "absmax1", "absmax2", "unorm_vec"}
+"""What bitsandbytes keeps of a parameter, besides its count of updates and maps that are always the same."""
+_RATES = ("lr", "initial_lr")
+
+
+def _bare(optimizer: Any) -> Any:
+    """bitsandbytes' optimizer, which accelerate has wrapped."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _names(model: Any) -> dict[Any, str]:
+    return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _on_cpu(tensor: Any) -> Any:
+    return tensor.detach().cpu().clone().contiguous()

@@ -1,0 +1,365 @@
+"""Where and with what a stage ran: the fingerprint in each record.
+
+Records are published, so it has no host name, no user name and no path, and of the environment only variables
+that are known to matter; their values are withheld unless they are plain settings.
+"""
+
+import contextlib
+import functools
+import getpass
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.system.hashing import json_digest
+
+PACKAGES = (
+    "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors",
+    "numpy", "gguf", "reasoning-gym",
+)  # fmt: skip
+"""What can change a trial's bits."""
+
+ROOT = Path(__file__).resolve().parents[3]
+"""The checkout, where the kit runs from one."""
+
+WITHHELD = "(set, withheld)"
+"""Stands for the value of a variable that may hold a path, a name or anything but a plain setting."""
+
+_VARIABLES = re.compile(
+    r"(ACCELERATE|ATEN|BNB|CUBLAS|CUBLASLT|CUDA|CUDNN|DNNL|GOMP|KMP|MKL|OMP|ONEDNN|OPENBLAS)_\w+"
+    r"|(PYTORCH|TORCH)_\w+"
+    "|GLIBC_TUNABLES|HF_DATASETS_OFFLINE|HF_HUB_OFFLINE|LD_LIBRARY_PATH|LD_PRELOAD|NVIDIA_TF32_OVERRIDE"
+    "|PYTHONHASHSEED|TOKENIZERS_PARALLELISM|TRANSFORMERS_OFFLINE"
+)
+_SECRET = re.compile("AUTH|CREDENTIAL|KEY|PASSW|SECRET|TOKEN(?!IZERS_)")
+_PLAIN_VALUE = re.compile(r"[\w.,:;=+*|(){}\[\] -]{0,200}", re.ASCII)
+_NUMERIC_FLAGS = re.compile("sse4.*|avx.*|fma.*|f16c|amx_.*|asimd.*|fphp|sve.*|sme(?!p).*|i8mm|.*bf16.*")
+"""Instructions that kernels choose between, on x86 and ARM."""
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """The installed version of each package that matters."""
+    return {name: version for name in PACKAGES if (version := installed_version(name)) is not None}
+
+
+def installed_version(*names: str) -> str | None:
+    """The version of the first of these packages that is installed, or None."""
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+@functools.cache
+def lock_files() -> tuple[Path, ...]:
+    """The lock files of what is installed: that of the other build of torch is not among them.
+
+    Empty where torch is not installed, or the kit does not run from a checkout.
+    """
+    torch = installed_version("torch")
+    if torch is None:
+        return ()
+    paths = _lock_files_for("cpu" if torch.endswith("+cpu") else "cuda")
+    return paths if all(path.is_file() for path in paths) else ()
+
+
+def _lock_files_for(accelerator: str) -> tuple[Path, ...]:
+    return tuple(ROOT / "lockfiles" / f"{name}.txt" for name in ("runtime", "pocket", f"torch-{accelerator}"))
+
+
+@functools.cache
+def lock_digest(accelerator: str | None = None) -> str | None:
+    """The digest of what those lock files pin, or None where there are none.
+
+    It is that of `accelerator`, cpu or cuda, where one is named: for an image that is yet to be built.
+    """
+    paths = lock_files() if accelerator is None else _lock_files_for(accelerator)
+    lines = [line.strip() for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    return json_digest([line for line in lines if line and not line.startswith("#")]) if lines else None
+
+
+def fingerprint() -> dict[str, Any]:
+    """The machine and software of this process, for a record; what cannot be told here is None.
+
+    ``kernels`` is the state of torch's switches at this moment.
+    """
+    commit, dirty = _commit()
+    flags = _cpu_flags()
+    return {
+        "packages": packages(),
+        "lock": lock_digest(),
+        "commit": commit,
+        "dirty": dirty,
+        "image": {
+            "name": _no_path(os.environ.get("QLORA_REPEAT_IMAGE")),
+            "digest": _no_path(os.environ.get("QLORA_REPEAT_IMAGE_DIGEST")),
+            "apptainer": _last_part(os.environ.get("APPTAINER_CONTAINER")),
+            "base": _no_path(image_file().get("base")),
+        },
+        "python": platform.python_version(),
+        "os": _os_name(),
+        "kernel": platform.release(),
+        "libc": " ".join(platform.libc_ver()).strip() or None,
+        "machine": platform.machine(),
+        "cpu": cpu_model(),
+        "cpu_flags": {
+            "digest": json_digest(flags) if flags else None,
+            "numeric": [flag for flag in flags if _NUMERIC_FLAGS.fullmatch(flag)],
+        },
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)),
+        "cublas": installed_version("nvidia-cublas", "nvidia-cublas-cu12"),
+        "environment": environment(),
+        **_torch_state(),
+    }
+
+
+def _torch_state() -> dict[str, Any]:
+    """What torch tells of itself and of the first GPU; all None where it cannot be imported."""
+    try:
+        import torch
+    except (ImportError, OSError):  # OSError: a library that it loads is missing
+        names = ("threads", "interop_threads", "cpu_capability", "cuda", "cudnn", "gpu", "gpu_count")
+        return dict.fromkeys((*names, "gpu_capability", "gpu_memory", "driver", "kernels"))
+    state: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.version.cuda,
+        "cudnn": _told(lambda: torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "gpu": None,
+        "gpu_count": 0,
+        "gpu_capability": None,
+        "gpu_memory": None,
+        "driver": None,
+        "kernels": _kernels(),
+    }
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        state |= {
+            "gpu": torch.cuda.get_device_name(0),
+            "gpu_count": torch.cuda.device_count(),
+            "gpu_capability": f"{found.major}.{found.minor}",
+            "gpu_memory": found.total_memory,
+            "driver": driver_version(),
+        }
+    return state
+
+
+def _kernels() -> dict[str, Any]:
+    """Which kernels torch may choose, as it is set now."""
+    import torch
+
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    attention: dict[str, Callable[[], bool]] = {
+        "flash": cuda.flash_sdp_enabled,
+        "mem_efficient": cuda.mem_efficient_sdp_enabled,
+        "math": cuda.math_sdp_enabled,
+        "cudnn": cuda.cudnn_sdp_enabled,
+    }
+    return {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "cudnn_deterministic": cudnn.deterministic,
+        "cudnn_benchmark": cudnn.benchmark,
+        "mkldnn_deterministic": torch.backends.mkldnn.deterministic,
+        # torch refuses to tell these where both its older and its newer switches were used.
+        "matmul_tf32": _told(lambda: cuda.matmul.allow_tf32, "mixed"),
+        "cudnn_tf32": _told(lambda: cudnn.allow_tf32, "mixed"),
+        "float32_matmul_precision": _told(torch.get_float32_matmul_precision, "mixed"),
+        "float16_reduced_sums": _told(lambda: cuda.matmul.allow_fp16_reduced_precision_reduction),
+        "bfloat16_reduced_sums": _told(lambda: cuda.matmul.allow_bf16_reduced_precision_reduction),
+        "attention": [name for name, enabled in attention.items() if enabled()],
+        "cublas_workspace": environment().get("CUBLAS_WORKSPACE_CONFIG"),
+    }
+
+
+def _told(read: Callable[[], Any], otherwise: Any = None) -> Any:
+    try:
+        return read()
+    except (RuntimeError, AttributeError):
+        return otherwise
+
+
+def environment() -> dict[str, str]:
+    """The variables that can change a trial's bits or its seconds, and whether it may use a network.
+
+    Values are withheld that may hold a path, or hold the name of this host or user; secrets are not named.
+    """
+    return {
+        name: value if _is_plain(value) else WITHHELD
+        for name, value in sorted(os.environ.items())
+        if _VARIABLES.fullmatch(name) and not _SECRET.search(name)
+    }
+
+
+def _is_plain(value: str) -> bool:
+    names = "|".join(map(re.escape, _names_of_this_machine()))
+    named = re.search(rf"(?<![a-z0-9])({names})(?![a-z0-9])", value.lower()) if names else None
+    return _PLAIN_VALUE.fullmatch(value) is not None and named is None
+
+
+@functools.cache
+def _names_of_this_machine() -> frozenset[str]:
+    """The names of host and user, which no published value may hold; numbers are not recognisable as such."""
+    host = socket.gethostname().lower()
+    names = {host, host.partition(".")[0]}
+    # A container's user may have neither a home nor a name.
+    with contextlib.suppress(OSError, KeyError, ImportError, RuntimeError):
+        names.add(Path.home().name.lower())
+        names.add(getpass.getuser().lower())
+    return frozenset(name for name in names if name and not name.isdecimal())
+
+
+def _no_path(image: str | None) -> str | None:
+    """An image's name or digest as it is given, unless that is a path; then its last part."""
+    return _last_part(image) if image and image[0] in "/.~" else image or None
+
+
+def _last_part(path: str | None) -> str | None:
+    return path.rstrip("/").rpartition("/")[2] or None if path else None
+
+
+def device_name(found: dict[str, Any]) -> str:
+    """A fingerprint's device, for people."""
+    threads = f"{found['threads']} thread" + ("s" if found["threads"] != 1 else "")
+    return str(found["gpu"] or f"{found['cpu']}, {threads} ({found['cpu_capability']})")
+
+
+def machine_name(found: dict[str, Any]) -> str:
+    """A fingerprint's processor, for people: a GPU and its driver, or a CPU and the instructions in use."""
+    if found["gpu"]:
+        return f"{found['gpu']}, driver {found['driver']}"
+    return f"{found['cpu']} ({found['cpu_capability']})"
+
+
+def machine_digest(found: dict[str, Any]) -> str:
+    """A digest of what in a fingerprint may change bits and no study sets: processor, driver, packages."""
+    names = ("packages", "python", "libc", "cpu", "cpu_flags", "cpu_capability")
+    of_gpu = ("gpu", "gpu_capability", "driver", "cuda", "cudnn", "cublas")
+    return json_digest({name: found.get(name) for name in (*names, *of_gpu)})
+
+
+def software_names(found: dict[str, Any]) -> str:
+    """A fingerprint's software, for people."""
+    shown = ("torch", "transformers", "peft", "bitsandbytes")
+    return (
+        ", ".join(f"{name} {found['packages'].get(name, '?')}" for name in shown)
+        + f", Python {found['python']}"
+    )
+
+
+def fingerprint_differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """In what two fingerprints differ: (dotted key, value in `a`, value in `b`), sorted by key.
+
+    A key that one of them lacks counts as None there: the kit of an earlier day recorded fewer.
+    """
+    left, right = dict(_flat(a)), dict(_flat(b))
+    pairs = [(key, left.get(key), right.get(key)) for key in sorted({*left, *right})]
+    return [(key, old, new) for key, old, new in pairs if old != new]
+
+
+def _flat(content: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        pairs += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", value)]
+    return pairs
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The processor's name."""
+    return _cpu_line("model name") or platform.machine()
+
+
+def _cpu_flags() -> list[str]:
+    """The processor's abilities as the kernel names them, sorted."""
+    return sorted(set((_cpu_line("flags") or _cpu_line("Features") or "").split()))
+
+
+@functools.cache
+def _cpu_line(name: str) -> str | None:
+    """What the kernel says of the first processor under a name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else None
+
+
+@functools.cache
+def _os_name() -> str | None:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME")
+    except OSError:
+        return None
+
+
+@functools.cache
+def driver_version() -> str | None:
+    """The version of NVIDIA's kernel driver, or None where there is none."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        shown = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+        return shown[0] if shown else None
+    return driver_in(text)
+
+
+def driver_in(text: str) -> str | None:
+    """The version that ``/proc/driver/nvidia/version`` tells; the rest may name the host that built it."""
+    found = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def nvidia_smi(*arguments: str) -> list[str]:
+    """The lines that nvidia-smi answers, or none where it is not there or finds no GPU."""
+    try:
+        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+@functools.cache
+def image_file() -> dict[str, str]:
+    """What was written down when the image was built that this runs in; nothing outside of one."""
+    try:
+        found: dict[str, str] = json.loads((ROOT / "image.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The kit's commit, and whether its files are others; as Git says, or said when the image was built."""
+    if known := image_file().get("commit"):
+        commit, dirty, _ = known.partition("-dirty")
+        return commit, bool(dirty)
+    changes = _git("status", "--porcelain", "--", ".", ":!studies/*.lock")
+    return _git("rev-parse", "HEAD"), None if changes is None else bool(changes)
+
+
+@functools.cache
+def _git(*arguments: str) -> str | None:
+    """What Git says of the checkout; None outside one (an installed kit may be inside another repository)."""
+    if not (ROOT / "lockfiles").is_dir():
+        return None
+    # No lock of the repository: several trials ask at the same time.
+    command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
