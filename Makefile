@@ -121,9 +121,10 @@ submit: setup ## the study as jobs on Slurm; OPTIONS="--partition gpu --image ql
 test: setup ## run the tests
 	$(BIN)python -m pytest --numprocesses 2
 
-lint: setup ## check style and formatting
+lint: setup ## check style, formatting, and that each layer imports only from those below it
 	$(BIN)python -m ruff check
 	$(BIN)python -m ruff format --check
+	$(BIN)lint-imports --no-cache
 
 types: setup ## check types
 	$(BIN)python -m mypy src

@@ -1,33 +1,18 @@
 """Fixtures: the tiny study, its filled cache, and one run of it that tests may read but not change."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Hub, read_cache
-from hub_study import NOBODY, User, write_hub_study
-from tiny import fill_cache, write_study
+from support.checkout import copy_folder
+from support.finished import finish_study
+from support.hub_server import Hub, read_cache
+from support.hub_study import NOBODY, User, write_hub_study
+from support.laboratory import Lab, run
+from support.tiny import fill_cache, write_study
 
 from qlora_repeat.study.study import Study, load_study
-
-ROOT = Path(__file__).parents[1]
-
-
-def _has_latex() -> bool:
-    needed = ["IEEEtran.cls", "lmodern.sty", "longtable.sty", "booktabs.sty"]
-    if not shutil.which("pdflatex") or not shutil.which("kpsewhich"):
-        return False
-    found = subprocess.run(["kpsewhich", *needed], capture_output=True, text=True).stdout
-    return len(found.splitlines()) == len(needed)
-
-
-needs_latex = pytest.mark.skipif(
-    not _has_latex(), reason="LaTeX is not installed, or not all of its packages"
-)
 
 
 @pytest.fixture(scope="session")
@@ -48,21 +33,6 @@ def study_file(tmp_path: Path) -> Path:
 def study(study_file: Path) -> Study:
     """The tiny study."""
     return load_study(str(study_file))
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copies a folder for a test to change; large files, which no test writes into, are the same ones."""
-
-    def copy(file: str, copied: str) -> None:
-        (os.link if Path(file).stat().st_size > 100_000 else shutil.copy2)(file, copied)
-
-    shutil.copytree(source, target, symlinks=True, copy_function=copy)
-
-
-def kit(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Runs the command line as a user does, from the checkout."""
-    command = [str(Path(sys.executable).with_name("qlora-repeat")), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +84,16 @@ def copied(fetched: User, tmp_path: Path) -> User:
     """The same, for a test to change."""
     copy_folder(fetched.folder, tmp_path / "copied")
     return User(tmp_path / "copied", NOBODY)
+
+
+@pytest.fixture(scope="session")
+def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A lab whose study has finished, with results, tables and an archive; for tests to read."""
+    lab = Lab(tmp_path_factory.mktemp("finished"), cache)
+    write_study(lab.folder)
+    finish_study(load_study(str(lab.study)), lab.runs, cache)
+    assert lab.kit("collect").exit_code == 0
+    made = run("tables", lab.study, "--runs", lab.runs, "--out", lab.tables)
+    assert made.exit_code == 0, made.output
+    lab.pack()
+    return lab

@@ -1,0 +1,4 @@
+"""The experiment that asks which source of randomness makes trials differ.
+
+Read `experiment` first, then `decompose`.
+"""

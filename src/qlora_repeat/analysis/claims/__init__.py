@@ -1,0 +1,4 @@
+"""What the paper claims, and whether results support it; without torch.
+
+Read `claims` first.
+"""

@@ -1,0 +1,4 @@
+"""Sentences for the terminal and for pages: differences, verdicts, plans.
+
+Read `diff` first.
+"""

@@ -1,0 +1,415 @@
+"""What an attribution makes of outcomes in which a test has planted the causes."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+from support.checkout import ROOT, kit, needs_latex
+from support.made_attribution import FREED, Levels, additive, changed, interacting, made, outcome
+
+from qlora_repeat.analysis.attribution.control_checks import find_problems
+from qlora_repeat.analysis.attribution.decompose import MAIN, MEASURES, SIGNIFICANT, attribute
+from qlora_repeat.analysis.attribution.measurements import (
+    BASELINE,
+    JOINT,
+    NUDGE,
+    OTHER,
+    REPEAT,
+    Measured,
+    read_experiments,
+    read_measured,
+    write_attribution,
+)
+from qlora_repeat.analysis.attribution.paired_statistics import Estimate
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.render.figures.attribution import render_attribution_figure
+from qlora_repeat.render.pdf import compile_paper
+from qlora_repeat.render.tables.attribution import attribution_table
+from qlora_repeat.render.tables.write import render_tables, table_texts
+from qlora_repeat.render.text.attribution import percent, sentences
+from qlora_repeat.results.published import read_published
+
+TEMPLATES = ROOT / "paper" / "templates"
+
+
+def test_planted_variances_are_recovered() -> None:
+    found = attribute(made(additive, replicates=1000)).decompositions[MAIN]
+    assert [found.shares[source].value for source in FREED] == pytest.approx([0.9, 0.09, 0.01], abs=0.03)
+    assert [found.total[source].value for source in FREED] == pytest.approx([0.9, 0.09, 0.01], abs=0.05)
+    assert found.interactions.value == pytest.approx(0, abs=1e-6)
+
+
+def test_interactions_are_in_both_total_effects_and_half_in_each_share() -> None:
+    experiment = made(interacting, replicates=1000, draw=lambda generator: generator.uniform(-1.7, 1.7))
+    found = attribute(experiment).decompositions[MAIN]
+    for source, total, share in (
+        ("adapter_init", 0.99, 0.5),
+        ("data_order", 0.99, 0.5),
+        ("dropout", 0.01, 0.01),
+    ):
+        assert found.total[source].value == pytest.approx(total, abs=0.1)
+        assert found.shares[source].value == pytest.approx(share, abs=0.05)
+    assert found.interactions.value == pytest.approx(0.99, abs=0.1)
+    assert found.additive == "not additive"
+
+
+def test_seven_replicates_name_the_largest_source_and_find_the_sources_additive() -> None:
+    measured = made(additive)
+    found = attribute(measured)
+    decomposition = found.decompositions[MAIN]
+    assert (decomposition.largest, decomposition.additive) == ("adapter_init", "additive")
+    assert decomposition.largest_in is not None
+    assert decomposition.largest_in > 0.95
+    assert found.problems == []
+    sizes, first, second, third, fourth = sentences(measured, found)
+    assert sizes.startswith("Freed alone, sources change log perplexity by, in the median: adapter init ")
+    assert sizes.index("adapter init") < sizes.index("data order") < sizes.index("dropout")
+    assert "adapter init" in first
+    assert first.index("adapter init") < first.index("data order") < first.index("dropout")
+    assert second.startswith("The sources are additive")
+    assert "2,000 times as far" in third
+    assert fourth.startswith(
+        "With adamw-8bit and the same levels of all sources, log perplexity differs by 0.25"
+    )
+
+
+def test_four_replicates_have_no_intervals() -> None:
+    found = attribute(made(additive, replicates=4)).decompositions[MAIN]
+    assert {each.low for each in (*found.shares.values(), *found.total.values())} == {None}
+    assert found.largest_in is None
+    assert found.additive == "cannot tell"
+
+
+def test_small_interactions_of_few_replicates_are_not_called_any() -> None:
+    """The F test finds them, and without an interval nobody knows that they are small."""
+
+    def slightly(at: Levels) -> float:
+        return additive(at) + 1e-3 * at["adapter_init"] * at["data_order"]
+
+    few, usual = (attribute(made(slightly, replicates)).decompositions[MAIN] for replicates in (4, 7))
+    assert few.above_floor is not None
+    assert few.above_floor < SIGNIFICANT
+    assert (few.additive, usual.additive) == ("cannot tell", "additive")
+
+
+def test_an_interaction_of_three_is_told_at_least_whole_and_half_in_each_share() -> None:
+    def together(at: Levels) -> float:
+        return math.prod(at[source] for source in FREED)
+
+    experiment = made(together, replicates=1000, draw=lambda generator: generator.uniform(-1.7, 1.7))
+    found = attribute(experiment).decompositions[MAIN]
+    assert found.interactions.value == pytest.approx(2, abs=0.2)
+    assert [found.shares[source].value for source in FREED] == pytest.approx([0.5] * 3, abs=0.1)
+    assert any(
+        "one of three counts twice" in note
+        for note in attribution_table(experiment, attribute(experiment)).notes
+    )
+
+
+def test_a_source_that_is_the_largest_by_chance_is_not_named_as_such() -> None:
+    measured = made(lambda at: sum(at[source] for source in FREED))
+    found = attribute(measured)
+    largest_in = found.decompositions[MAIN].largest_in
+    assert largest_in is not None
+    assert 0.3 < largest_in < 0.95
+    assert "7 replicates cannot tell which source has the largest share" in sentences(measured, found)[1]
+
+
+def test_without_a_nudge_there_is_no_noise_to_compare_with() -> None:
+    measured = made(interacting)
+    kept = [each for each in measured.outcomes if each.condition != NUDGE]
+    measured = dataclasses.replace(measured, outcomes=kept)
+    told = sentences(measured, attribute(measured))[2]
+    assert "cannot tell" in told
+    assert told.endswith("without a nudge, there is no noise to compare with.")
+
+
+def test_one_observation_as_often_as_there_are_replicates_has_no_interval() -> None:
+    measured = made(additive, freed=[], noise=0.0)
+    found = attribute(measured).precision
+    assert found is not None
+    assert found.mean == Estimate(pytest.approx(0.25))
+    assert found.spread == Estimate(None)
+    assert "in the mean" not in sentences(measured, attribute(measured))[-1]
+
+
+def test_shares_sum_to_one_for_every_measure() -> None:
+    for found in attribute(made(interacting, pairs=True)).decompositions.values():
+        assert sum(share.value for share in found.shares.values()) == pytest.approx(1)
+    assert list(attribute(made(additive)).decompositions) == list(MEASURES)
+
+
+def test_sources_that_matter_only_together_are_not_additive_and_the_pair_is_named() -> None:
+    measured = made(interacting, pairs=True)
+    found = attribute(measured).decompositions[MAIN]
+    assert found.additive == "not additive"
+    assert found.pairs["adapter_init × data_order"].value == pytest.approx(found.interactions.value)
+    for name in ("adapter_init × dropout", "data_order × dropout"):
+        assert found.pairs[name].value == pytest.approx(0, abs=1e-6)
+    assert found.above_floor is not None
+    assert found.above_floor < 1e-6
+    assert sentences(measured, attribute(measured))[2].startswith("The sources are not additive: ")
+
+
+def test_what_is_no_more_than_a_nudge_would_do_is_not_above_the_floor() -> None:
+    found = attribute(made(additive, noise=1e-3, seed=3)).decompositions[MAIN]
+    assert found.above_floor is not None
+    assert found.above_floor > SIGNIFICANT
+    assert found.additive == "additive"
+
+
+def test_a_nudge_is_told_by_its_growth_and_beside_all_sources() -> None:
+    found = attribute(made(additive, noise=1e-2))
+    assert found.amplification is not None
+    assert found.amplification.factor == pytest.approx(2000)
+    assert found.amplification.sd == pytest.approx(1e-2 / math.sqrt(2), rel=0.6)
+    assert 0 < found.decompositions[MAIN].total[NUDGE].value < 1e-3
+
+
+def test_the_other_optimizer_is_compared_over_the_same_levels() -> None:
+    found = attribute(made(additive, noise=1e-3)).precision
+    assert found is not None
+    assert found.mean.value == pytest.approx(0.25, abs=2e-3)
+    assert found.spread.value == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("condition", "replicate", "changes", "words"),
+    [
+        (REPEAT, 1, {"first_step": 3, "first_kind": "loss"}, ["repetition", "step 3, in loss", "kernels"]),
+        (REPEAT, 1, {"adapter_digest": "other"}, ["other adapters after one trace"]),
+        (REPEAT, 1, {"perplexity": 7.0}, ["other perplexities with one adapter"]),
+        ("dropout", 4, {"seeds": {"split": 1}}, ["dropout 4 has another seed of split"]),
+        (
+            "dropout",
+            4,
+            {"first_step": 0, "first_kind": "init"},
+            ["dropout 4", "in init, at step 0", "gradient"],
+        ),
+        (NUDGE, 1, {"first_kind": "data"}, ["nudge 1 first differs in data"]),
+        (JOINT, 7, {"machine": "other", "device": "another CPU"}, ["2 kinds of machine", "another CPU"]),
+        (BASELINE, 3, {"optimizer": "sgd"}, ["adapter_init 3 has other optimizer than the baseline"]),
+        # What hides behind the first difference of the freed source.
+        ("adapter_init", 2, {"rows_digest": "x"}, ["adapter_init 2 has other rows in its steps"]),
+        ("adapter_init", 2, {"rates_digest": "x"}, ["adapter_init 2 has other learning rates"]),
+        ("adapter_init", 2, {"threads": 2}, ["adapter_init 2 has other number of threads"]),
+        ("data_order", 2, {"initial_digest": "x"}, ["data_order 2 has other initial adapter"]),
+        ("dropout", 5, {"kernels": "default"}, ["dropout 5 has other kind of kernels"]),
+        # Levels that are not what they are said to be.
+        ("adapter_init", 2, {"initial_digest": "x"}, ["another initial adapter than the trial that has all"]),
+        ("data_order", 2, {"rows_digest": "x"}, ["data_order 2 has other rows in its steps than the trial"]),
+        ("data_order", 2, {"rows_digest": "2 2"}, ["data_order 2 has the same rows in its steps"]),
+        (NUDGE, 2, {"initial_digest": "2 False"}, ["nudge 2 has the same initial adapter"]),
+    ],
+)
+def test_what_is_not_pinned_is_told(condition: str, replicate: int, changes: dict, words: list[str]) -> None:
+    measured = changed(made(additive), condition, replicate, **changes)
+    problems = find_problems(measured)
+    assert problems
+    assert all(word in problems[0] for word in words), problems
+    found = attribute(measured)
+    assert sentences(measured, found)[0].startswith("Not to be interpreted: ")
+    assert any("Not to be interpreted" in note for note in attribution_table(measured, found).notes)
+
+
+def test_a_level_that_is_drawn_twice_is_told() -> None:
+    measured = made(additive)
+    seeds = dict(measured.of(BASELINE)[0].seeds)
+    outcomes = [
+        dataclasses.replace(each, seeds=each.seeds | {"dropout": seeds["dropout"]})
+        if each.replicate == 2 and each.seeds["dropout"] == 2
+        else each
+        for each in measured.outcomes
+    ]
+    found = find_problems(dataclasses.replace(measured, outcomes=outcomes))
+    assert found == ["Two levels of dropout are the same seed."]
+
+
+def test_a_perplexity_that_is_not_a_number_repeats() -> None:
+    measured = made(additive)
+    for condition in (BASELINE, REPEAT):
+        measured = changed(measured, condition, 1, perplexity=math.nan)
+    assert find_problems(measured) == []
+
+
+def test_default_kernels_promise_no_repetition() -> None:
+    measured = changed(made(additive), REPEAT, 1, first_step=2, first_kind="loss", adapter_digest="other")
+    measured = changed(measured, OTHER, 2, first_step=1, first_kind="loss")
+    assert find_problems(measured)
+    outcomes = [dataclasses.replace(each, kernels="default") for each in measured.outcomes]
+    assert find_problems(dataclasses.replace(measured, kernels="default", outcomes=outcomes)) == []
+
+
+@pytest.mark.parametrize(("digest", "code"), [("another", 7), (None, 0)])
+def test_what_is_not_to_be_interpreted_ends_with_a_code_of_its_own(
+    digest: str | None, code: int, tmp_path: Path
+) -> None:
+    """A trial of the baseline that is not like its repetition."""
+    measured = made(additive)
+    if digest:
+        measured = changed(measured, REPEAT, 1, adapter_digest=digest, first_step=1, first_kind="loss")
+    path = tmp_path / "attribution.json"
+    write_attribution(measured, attribute(measured), [], path)
+    done = kit("attribute", "--results", path, "--out", tmp_path / "out")
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith("Not to be interpreted: ") == bool(code)
+
+
+def test_an_experiment_without_anything_amiss_has_no_problems() -> None:
+    assert find_problems(made(interacting, pairs=True)) == []
+
+
+@pytest.mark.parametrize("perplexity", [math.inf, math.nan])
+def test_a_replicate_without_finite_perplexity_is_left_out_and_told(perplexity: float) -> None:
+    measured = changed(made(additive), JOINT, 3, perplexity=perplexity, diverged_at=5)
+    found = attribute(measured)
+    assert found.decompositions[MAIN].replicates == 6
+    assert found.decompositions[MAIN].largest == "adapter_init"
+    assert found.decompositions["late loss"].replicates == 7
+    assert "(1 of 7 replicates left out: not finite)" in sentences(measured, found)[1]
+    table = attribution_table(measured, found)
+    assert any("not finite: all together 1" in note for note in table.notes)
+    assert any("are of 6 replicates" in note for note in table.notes)
+
+
+def test_without_two_finite_replicates_nothing_is_told_of_sources() -> None:
+    measured = made(additive)
+    for replicate in range(1, 7):
+        measured = changed(measured, "dropout", replicate, perplexity=math.inf)
+    found = attribute(measured)
+    assert found.decompositions[MAIN].additive == "cannot tell"
+    _, first, second, *_ = sentences(measured, found)
+    assert "cannot be told" in first
+    assert "cannot be told" in second
+
+
+def test_one_source_alone_has_a_spread_and_no_shares() -> None:
+    measured = made(additive, freed=["dropout"])
+    found = attribute(measured)
+    assert found.decompositions == {}
+    assert sentences(measured, found)[0].startswith("Dropout alone gives log perplexity a standard deviation")
+    assert attribution_table(measured, found).summary == []
+
+
+def test_a_baseline_alone_with_a_nudge_is_told_as_such() -> None:
+    measured = made(additive, freed=[])
+    kept = [each for each in measured.outcomes if each.condition in (BASELINE, REPEAT, NUDGE)]
+    measured = dataclasses.replace(measured, outcomes=kept)
+    (only,) = sentences(measured, attribute(measured))
+    assert only.startswith("One weight of the initial adapter")
+
+
+def test_the_table_has_a_row_for_each_condition_and_its_files_the_same_bytes() -> None:
+    measured = made(interacting, pairs=True)
+    found = attribute(measured)
+    table = attribution_table(measured, found)
+    assert [row[0] for row in table.rows][:2] == ["nothing (repeated)", "adapter init"]
+    assert len(table.rows) == len(measured.conditions) - 1
+    assert {len(row) for row in table.rows + table.summary} == {1 + len(table.columns)}
+    assert [row[0] for row in table.summary] == ["rest", "interactions"]
+    texts = table_texts(table, TEMPLATES)
+    assert sorted(texts) == ["table-S2-model-adamw-32bit.md", "table-S2-model-adamw-32bit.tex"]
+    assert "adapter init × data order" in texts["table-S2-model-adamw-32bit.md"]
+    assert texts == table_texts(attribution_table(measured, attribute(measured)), TEMPLATES)
+
+
+@needs_latex
+def test_tables_and_figures_of_two_arms_come_into_the_pdf_of_the_study(tmp_path: Path) -> None:
+    one = made(additive, pairs=True)
+    two = dataclasses.replace(one, optimizer="adamw-8bit+bitsandbytes-0.41.0")
+    before = compile_with_tables(tmp_path, [])
+    for measured in (one, two):
+        render_attribution_figure(measured, attribute(measured), tmp_path)
+    assert compile_with_tables(tmp_path, [one, two]) > before + 20_000
+    names = {path.name for path in tmp_path.glob("table-S2*.tex")}
+    assert names == {f"table-S2-{each.arm}.tex" for each in (one, two)}
+    assert "adapter init × data order" in (tmp_path / "tables.md").read_text()
+    compile_with_tables(tmp_path, [one])
+    assert [path.name for path in tmp_path.glob("table-S2*.tex")] == [f"table-S2-{one.arm}.tex"]
+
+
+def compile_with_tables(folder: Path, experiments: list[Measured]) -> int:
+    """The size of the PDF of the paper's tables and of these experiments."""
+    render_tables(read_published(ROOT / "paper" / "published"), folder, TEMPLATES, None, experiments)
+    return compile_paper(folder).stat().st_size
+
+
+def test_the_file_gives_back_what_was_measured(tmp_path: Path) -> None:
+    measured = changed(made(additive), JOINT, 3, perplexity=math.inf)
+    found = attribute(measured)
+    path = tmp_path / "attribution.json"
+    write_attribution(measured, found, sentences(measured, found), path)
+    assert read_measured(path) == measured
+    content = json.loads(path.read_text())
+    assert content["sentences"] == sentences(measured, found)
+    assert content["analysis"]["decompositions"][MAIN]["replicates"] == 6
+    assert "Infinity" not in path.read_text()
+
+
+def test_a_file_that_is_none_is_told_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "attribution.json"
+    with pytest.raises(MissingError, match=r"attribution\.json: not readable"):
+        read_measured(path)
+    measured = made(additive)
+    write_attribution(measured, attribute(measured), [], path)
+    content = json.loads(path.read_text())
+
+    def with_measured(**changes: object) -> str:
+        return json.dumps(content | {"measured": content["measured"] | changes})
+
+    lacking = [each for each in content["measured"]["outcomes"] if each["condition"] != "dropout"]
+    joint = max(each["replicate"] for each in content["measured"]["outcomes"] if each["condition"] == "joint")
+    cut = [
+        each
+        for each in content["measured"]["outcomes"]
+        if (each["condition"], each["replicate"]) != ("joint", joint)
+    ]
+    baseline = [
+        each for each in content["measured"]["outcomes"] if each["condition"] in ("baseline", "repeat")
+    ]
+    for text, words in (
+        ("[]", "not an attribution of format"),
+        (with_measured(freed=["../x"]), "it frees '../x'; sources are adapter_init, "),
+        (with_measured(pairs=[["dropout"]]), "a pair is not of two sources"),
+        (with_measured(one_ulp=0.0), "one_ulp is 0.0"),
+        (with_measured(model="x/../../evil"), "'x/../../evil' is no name of a model"),
+        (with_measured(freed=["dropout", "dropout"]), "frees a source twice"),
+        (with_measured(replicates=1), "fewer than two replicates"),
+        (with_measured(freed=[], outcomes=baseline), "nothing to compare with its baseline"),
+        (with_measured(outcomes=cut), "condition joint has the replicates "),
+        (json.dumps(content | {"format": 99}), "not an attribution of format"),
+        (with_measured(replicates="many"), r"measured\.replicates"),
+        (with_measured(outcomes=[{}]), r"measured\.outcomes\.0\."),
+        (with_measured(outcomes=lacking), "no condition dropout"),
+        (with_measured(replicates=8), "has the replicates"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=words):
+            read_measured(path)
+
+
+def test_a_file_that_is_none_does_not_keep_the_tables_from_being_made(tmp_path: Path) -> None:
+    measured = made(additive)
+    for name, text in (("one", "{}"), ("two", None)):
+        path = tmp_path / "made@attribute" / "model" / name / "attribution.json"
+        path.parent.mkdir(parents=True)
+        if text is None:
+            write_attribution(measured, attribute(measured), [], path)
+        else:
+            path.write_text(text)
+    told: list[str] = []
+    assert read_experiments("made", tmp_path, told.append) == [measured]
+    assert len(told) == 1
+    assert told[0].startswith("no table S2 or figure S2: ")
+    assert "one/attribution.json" in told[0]
+
+
+def test_per_cents_have_two_digits_or_are_whole() -> None:
+    shown = [percent(value) for value in (None, 0, 0.000123, 0.0949, 0.0951, 0.5, 1.234, -0.2)]
+    assert shown == ["—", "0 %", "0.012 %", "9.5 %", "10 %", "50 %", "123 %", "-20 %"]
+
+
+def test_an_outcome_without_a_positive_perplexity_has_no_logarithm() -> None:
+    assert math.isnan(dataclasses.replace(outcome(BASELINE, 1, 2.0), perplexity=0.0).log_perplexity)

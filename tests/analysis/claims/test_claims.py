@@ -1,0 +1,499 @@
+"""The paper's claims: each supported, not supported and untested by results that a test makes up."""
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.checkout import ROOT
+from support.made_results import table
+
+from qlora_repeat.analysis.claims.claims import CLAIMS, Judged, judge
+from qlora_repeat.render.tables.write import panels
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.statistics import FEWEST
+from qlora_repeat.results.trial_result import Response, TrialResult
+
+PUBLISHED = read_published(ROOT / "paper" / "published")
+KEYS = [claim.key for claim in CLAIMS]
+MODELS = {"text-generation": "Quoting", "question-answering": "Chatting"}
+WIDE = [21024.0, 3452.0, 3028.0, 5440.0, 1105.0, 790.0, 1780.0]
+NARROW = [8.039, 8.179, 8.257, 8.101, 8.391, 8.226, 8.703]
+LOW, HIGH = 0.1, 1.0
+FREE = ["adapter_init", "kernels"]
+
+Change = Callable[[TrialResult], dict[str, Any]]
+
+
+def trial(task: str, optimizer: str, number: int) -> TrialResult:
+    """A run as the paper tells of them: what it says differs does."""
+    narrow = optimizer == "adamw-8bit"
+    name = f"{optimizer} {number}"
+    answer = None if narrow or task == "text-generation" else "ABCD"[number % 4]
+    return TrialResult(
+        study="pocket",
+        task=task,
+        model=MODELS[task].lower(),
+        model_title=MODELS[task],
+        optimizer=optimizer,
+        trial=number,
+        status="done",
+        randomness="as-published",
+        free_sources=FREE,
+        perplexity=(WIDE if narrow else NARROW)[number - 1],
+        base_perplexity=14.35,
+        base_perplexities=[14.35] * 7,
+        accuracy=number / 100 if task == "question-answering" else None,
+        final_loss=number + (9.0 if narrow else 0.5),
+        train_seconds=number + (1000.0 if narrow else 1020.0),
+        test_seconds=1.4 + number / 1000 + (0.0 if narrow else 0.05),
+        peak_memory_bytes=2**30,
+        peak_memory_share=0.7627 if narrow else 0.7638,
+        adapter_digest=f"digest of {name}",
+        responses=[
+            Response(prompt, heat, heat, f"{prompt} {heat} {name}", answer)
+            for prompt in ("first", "second")
+            for heat in (HIGH, LOW)
+        ],
+        repeated_responses=[
+            Response(prompt, heat, heat, f"{prompt} {heat} {again if heat == HIGH else ''}", seed=again)
+            for prompt in ("first", "second")
+            for heat in (HIGH, LOW)
+            for again in range(FEWEST)
+            if number == 1
+        ],
+        device="NVIDIA A100",
+    )
+
+
+def lifelike(trials: int = 7) -> list[TrialResult]:
+    """Results that support all that the paper claims."""
+    return [
+        trial(task, optimizer, number)
+        for task in MODELS
+        for optimizer in ("adamw-8bit", "adamw-32bit")
+        for number in range(1, trials + 1)
+    ]
+
+
+def changed(change: Change, optimizer: str = "", task: str = "") -> list[TrialResult]:
+    """Those results with something changed in all runs, or in those of an optimizer or a task."""
+    return [
+        replace(row, **change(row)) if optimizer in row.optimizer and task in row.task else row
+        for row in lifelike()
+    ]
+
+
+def swapped(*names: str) -> list[TrialResult]:
+    """Those results with the values of 8-bit and 32-bit runs in each other's place."""
+    rows = {(row.task, row.optimizer, row.trial): row for row in lifelike()}
+    others = {"adamw-8bit": "adamw-32bit", "adamw-32bit": "adamw-8bit"}
+    return [
+        replace(row, **{name: getattr(rows[task, others[optimizer], number], name) for name in names})
+        for (task, optimizer, number), row in rows.items()
+    ]
+
+
+def said(row: TrialResult, heat: float, text: str) -> list[Response]:
+    """A run's responses, of which those at a temperature say this."""
+    return [
+        replace(response, text=text, answer=None) if response.temperature == heat else response
+        for response in row.responses
+    ]
+
+
+def again(row: TrialResult, text: Callable[[Response], str]) -> list[Response]:
+    """What a run says that is asked again and again, with this text."""
+    return [replace(response, text=text(response)) for response in row.repeated_responses]
+
+
+def verdicts(results: list[TrialResult]) -> dict[str, str]:
+    return {judged.claim.key: judged.verdict for judged in judge(results)}
+
+
+def found(results: list[TrialResult], key: str) -> Judged:
+    (judged,) = [judged for judged in judge(results) if judged.claim.key == key]
+    return judged
+
+
+def test_results_like_the_papers_support_all_of_its_claims() -> None:
+    assert len(set(KEYS)) == len(KEYS)
+    assert verdicts(lifelike()) == dict.fromkeys(KEYS, "supported")
+
+
+AGAINST: list[tuple[str, list[TrialResult]]] = [
+    ("runs-differ", changed(lambda row: {"perplexity": 9.0}, "32bit", "text-generation")),
+    ("no-two-agree", changed(lambda row: {"perplexity": 9.0 + row.trial // 2}, "32bit")),
+    ("weights-differ", changed(lambda row: {"adapter_digest": "abc"[row.trial % 3]}, "8bit")),
+    ("8-bit-higher", swapped("perplexity")),
+    ("8-bit-higher", changed(lambda row: {"perplexity": NARROW[row.trial - 1]})),
+    ("8-bit-wider", swapped("perplexity")),
+    ("8-bit-wider", changed(lambda row: {"perplexity": NARROW[row.trial - 1]})),
+    ("8-bit-collapse", changed(lambda row: {"perplexity": 13.95 + row.trial / 10}, "8bit")),
+    ("32-bit-improve", changed(lambda row: {"perplexity": row.trial + 7.35}, "32bit")),
+    ("bases-repeat", changed(lambda row: {"base_perplexities": [14.35] * 6 + [14.351]}, task="answering")),
+    ("losses-differ", changed(lambda row: {"final_loss": 2.5}, "32bit", "answering")),
+    ("8-bit-losses-higher", swapped("final_loss")),
+    ("responses-differ", changed(lambda row: {"responses": said(row, LOW, "same")}, "8bit", "generation")),
+    ("responses-differ", changed(lambda row: {"responses": said(row, HIGH, "same")}, "8bit", "generation")),
+    ("answers-differ", changed(lambda row: {"responses": said(row, HIGH, " same ")}, "8bit", "answering")),
+    ("accuracy-differs", changed(lambda row: {"accuracy": 0.25}, "32bit", "answering")),
+    ("32-bit-answers", swapped("responses")),
+    ("32-bit-answers", changed(lambda row: {"responses": said(row, HIGH, f"{row.trial}")})),
+    (
+        "asked-again",
+        changed(lambda row: {"repeated_responses": again(row, lambda each: f"{each.seed}")}),
+    ),
+    (
+        "asked-again",
+        changed(lambda row: {"repeated_responses": again(row, lambda each: "same")}),
+    ),
+    ("slower-training", swapped("train_seconds")),
+    ("slower-training", changed(lambda row: {"train_seconds": 1110.0 + row.trial}, "32bit", "answering")),
+    ("slower-test", swapped("test_seconds")),
+    ("slower-test", changed(lambda row: {"test_seconds": 1.46 + row.trial / 1000})),
+    ("more-memory", swapped("peak_memory_share")),
+    ("more-memory", changed(lambda row: {"peak_memory_share": 0.84}, "32bit", "answering")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "results"), AGAINST, ids=[f"{key}-{n}" for n, (key, _) in enumerate(AGAINST)]
+)
+def test_results_to_the_contrary_do_not_support_a_claim(key: str, results: list[TrialResult]) -> None:
+    judged = found(results, key)
+    assert judged.verdict == "not supported"
+    assert re.match(r"Not in \d of \d (arm|model|comparison)s?: ", judged.evidence)
+
+
+def test_there_are_results_against_each_claim() -> None:
+    assert {key for key, _ in AGAINST} == set(KEYS)
+
+
+NEEDS = {
+    "runs-differ": "perplexity",
+    "no-two-agree": "perplexity",
+    "weights-differ": "adapter_digest",
+    "8-bit-higher": "perplexity",
+    "8-bit-wider": "perplexity",
+    "8-bit-collapse": "base_perplexity",
+    "32-bit-improve": "base_perplexity",
+    "bases-repeat": "base_perplexities",
+    "losses-differ": "final_loss",
+    "8-bit-losses-higher": "final_loss",
+    "responses-differ": "responses",
+    "answers-differ": "responses",
+    "accuracy-differs": "accuracy",
+    "32-bit-answers": "responses",
+    "asked-again": "repeated_responses",
+    "slower-training": "train_seconds",
+    "slower-test": "test_seconds",
+    "more-memory": "peak_memory_share",
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_without_its_values_in_one_arm_a_claim_is_untested(key: str) -> None:
+    nothing = [] if NEEDS[key] in ("responses", "repeated_responses") else None
+    if key == "bases-repeat":  # which all arms of a model have
+        results = changed(lambda row: {"base_perplexities": [14.35]}, task="answering")
+    else:
+        lacking = "8bit" if key == "8-bit-collapse" else "32bit"
+        results = changed(lambda row: {NEEDS[key]: nothing}, lacking, "answering")
+    judged = found(results, key)
+    assert judged.verdict == "untested"
+    assert re.fullmatch(
+        r"1 of \d (arm|model|comparison)s? cannot tell: .*; to test it: make all STUDY=.*\.", judged.evidence
+    )
+    assert found(lifelike(), key).verdict == "supported"
+
+
+@pytest.mark.parametrize("status", ["missing", "done"])
+def test_without_any_values_everything_is_untested(status: str) -> None:
+    bare = [
+        TrialResult("pocket", row.task, row.model, row.model_title, row.optimizer, row.trial, status)
+        for row in lifelike()
+    ]
+    assert verdicts(bare) == dict.fromkeys(KEYS, "untested")
+    assert all("; to test it: make all STUDY=" in judged.evidence for judged in judge(bare))
+    assert verdicts([]) == dict.fromkeys(KEYS, "untested")
+
+
+@pytest.mark.parametrize("trials", [FEWEST - 1, FEWEST])
+def test_a_few_runs_test_no_claim_about_them(trials: int) -> None:
+    untested = {key for key, verdict in verdicts(lifelike(trials)).items() if verdict == "untested"}
+    assert untested == (set(KEYS) - {"bases-repeat", "asked-again"} if trials < FEWEST else set())
+    assert ("trials = 5 or more" in found(lifelike(trials), "runs-differ").evidence) == (trials < FEWEST)
+
+
+def test_runs_that_are_missing_are_to_be_run_again() -> None:
+    results = [replace(row, status="failed") if row.trial > 4 else row for row in lifelike()]
+    evidence = found(results, "runs-differ").evidence
+    assert (
+        evidence
+        == "4 of 4 arms cannot tell: 4 runs with a value, of 5 needed; to test it: make all STUDY=pocket."
+    )
+    stale = [
+        replace(row, status="stale", stale_inputs=["code"]) if row.trial > 4 else row for row in lifelike()
+    ]
+    assert verdicts(stale) == dict.fromkeys(KEYS, "supported")
+
+
+def like_the_first(rows: list[TrialResult], **changes: Any) -> list[TrialResult]:
+    """Every run of an arm as its first one is."""
+    first = {(row.model, row.optimizer): row for row in rows if row.trial == 1}
+    return [replace(first[row.model, row.optimizer], trial=row.trial, **changes) for row in rows]
+
+
+DIFFERING = {key for key in KEYS if "differ" in key} | {"no-two-agree", "8-bit-wider"}
+
+
+@pytest.mark.parametrize("free", [None, FREE, ["kernels"], [], ["adapter_init"], ["split"]], ids=str)
+@pytest.mark.parametrize("profile", [None, "bitwise"])
+def test_runs_that_are_all_the_same_never_support_that_runs_differ(
+    free: list[str] | None, profile: str | None
+) -> None:
+    alike = verdicts(like_the_first(lifelike(), free_sources=free, randomness=profile))
+    assert {key for key in DIFFERING if alike[key] == "supported"} == set()
+    told = (free is None and profile is None) or (free is not None and "adapter_init" in free)
+    assert {alike[key] for key in DIFFERING} == {"not supported" if told else "untested"}
+
+
+OF_SAMPLES = DIFFERING | {
+    "8-bit-higher", "8-bit-collapse", "32-bit-improve", "8-bit-losses-higher", "32-bit-answers",
+}  # fmt: skip
+
+
+def test_runs_with_the_same_seeds_are_one_run_where_they_agree() -> None:
+    pinned = {"free_sources": [], "randomness": "bitwise", "study": "pocket@bitwise@5-steps"}
+    results = like_the_first(lifelike(), **pinned)
+    # Times and memory of each run were measured all the same.
+    results = [
+        replace(row, train_seconds=own.train_seconds, test_seconds=own.test_seconds)
+        for row, own in zip(results, lifelike(), strict=True)
+    ]
+    untested = {key for key, verdict in verdicts(results).items() if verdict == "untested"}
+    assert untested == OF_SAMPLES | {"bases-repeat"}
+    evidence = found(results, "runs-differ").evidence
+    assert "7 runs with the same seeds, all alike" in evidence
+    assert evidence.endswith("to test it: make all STUDY=pocket@5-steps RANDOMNESS=as-published.")
+    assert found(results, "runs-differ").command.startswith("make all STUDY=pocket@bitwise@5-steps")
+
+
+def test_runs_that_differ_all_the_same_count() -> None:
+    results = [replace(row, free_sources=["kernels"], randomness="seeded") for row in lifelike()]
+    assert verdicts(results) == dict.fromkeys(KEYS, "supported")
+    two = [replace(row, perplexity=NARROW[max(row.trial, 2) - 1]) for row in results]
+    assert found(two, "runs-differ").verdict == "supported"
+    assert "7 runs with the same seeds, some alike" in found(two, "no-two-agree").evidence
+
+
+def test_results_without_a_word_on_seeds_are_to_be_collected_again() -> None:
+    alike = like_the_first(lifelike(), free_sources=None, randomness="bitwise")
+    assert found(alike, "runs-differ").evidence.endswith("to test it: qlora-repeat collect pocket.")
+
+
+@pytest.mark.parametrize(
+    ("source", "untested"),
+    [("split", OF_SAMPLES), ("generation", {"responses-differ", "answers-differ"})],
+)
+def test_runs_that_differ_in_more_than_their_fine_tuning_cannot_tell(source: str, untested: set[str]) -> None:
+    found_verdicts = verdicts([replace(row, free_sources=[*FREE, source]) for row in lifelike()])
+    assert {key for key, verdict in found_verdicts.items() if verdict == "untested"} == untested
+
+
+def test_runs_that_diverged_are_alike_and_worse_than_all_others() -> None:
+    results = [
+        replace(row, perplexity=(math.nan, math.inf)[row.trial % 2], final_loss=math.nan)
+        if row.optimizer == "adamw-8bit"
+        else row
+        for row in lifelike()
+    ]
+    of = verdicts(results)
+    assert (of["8-bit-collapse"], of["8-bit-higher"], of["8-bit-losses-higher"]) == ("supported",) * 3
+    assert (of["runs-differ"], of["losses-differ"]) == ("not supported",) * 2
+    assert of["8-bit-wider"] == "untested"
+    assert "fewer than 5 finite perplexities" in found(results, "8-bit-wider").evidence
+
+
+@pytest.mark.parametrize(("accuracy", "answered"), [(0.0, "no"), (1.0, "every")])
+def test_accuracies_that_are_none_or_all_do_not_tell(accuracy: float, answered: str) -> None:
+    judged = found(changed(lambda row: {"accuracy": accuracy}, "32bit", "answering"), "accuracy-differs")
+    assert judged.verdict == "untested"
+    assert f"Chatting 32-bit, {answered} question answered right in any run" in judged.evidence
+
+
+def test_memory_of_a_process_is_not_a_gpus() -> None:
+    judged = found(changed(lambda row: {"peak_memory_share": None}), "more-memory")
+    assert judged.verdict == "untested"
+    assert judged.evidence.endswith(
+        "no GPU, whose memory the claim is about; to test it: make all STUDY=paper, on a GPU."
+    )
+
+
+def test_one_optimizer_or_one_task_leaves_its_claims_untested() -> None:
+    plain = [row for row in lifelike() if row.optimizer == "adamw-32bit"]
+    of = verdicts(plain)
+    assert {key for key in KEYS if of[key] == "untested"} == {
+        *(key for key in KEYS if key.startswith("8-bit")),
+        *("32-bit-answers", "slower-training", "slower-test", "more-memory"),
+    }
+    assert "runs with one of the optimizers only" in found(plain, "8-bit-higher").evidence
+    quoting = [row for row in lifelike() if row.task == "text-generation"]
+    assert {key for key in KEYS if verdicts(quoting)[key] == "untested"} == {
+        "answers-differ", "accuracy-differs", "32-bit-answers",
+    }  # fmt: skip
+    assert found(quoting, "answers-differ").evidence == (
+        "No such arm in the results; to test it: make all STUDY=paper."
+    )
+
+
+def test_an_old_state_map_is_an_arm_of_its_own_beside_32_bits() -> None:
+    old = [
+        replace(row, optimizer="adamw-8bit+bitsandbytes-0.41.0", perplexity=NARROW[row.trial - 1])
+        for row in lifelike()
+        if row.optimizer == "adamw-8bit"
+    ]
+    judged = found([*lifelike(), *old], "8-bit-higher")
+    assert judged.verdict == "not supported"
+    assert judged.evidence == (
+        "Not in 2 of 4 comparisons: Quoting 8-bit, map of bitsandbytes 0.41.0 and Chatting 8-bit, map of "
+        "bitsandbytes 0.41.0, median 8.226 with 8 bits, 8.226 with 32, p 1; it holds in 2."
+    )
+
+
+VALUES = st.none() | st.sampled_from([0.0, 1.0, 2.5, 14.35, math.inf, math.nan]) | st.floats(0, 1e6)
+ROWS = st.builds(
+    lambda row, perplexity, final_loss, train_seconds, accuracy, free, status: replace(
+        row,
+        perplexity=perplexity,
+        final_loss=final_loss,
+        train_seconds=train_seconds,
+        accuracy=accuracy,
+        free_sources=free,
+        status=status,
+    ),
+    row=st.sampled_from(lifelike()),
+    perplexity=VALUES,
+    final_loss=VALUES,
+    train_seconds=VALUES,
+    accuracy=VALUES,
+    free=st.sampled_from([None, FREE, []]),
+    status=st.sampled_from(["done", "done", "done", "missing"]),
+)
+SOME = st.lists(ROWS, max_size=28, unique_by=lambda row: (row.model, row.optimizer, row.trial))
+
+
+@settings(deadline=None, max_examples=60)
+@given(SOME)
+def test_any_results_have_a_verdict_on_each_claim_with_a_sentence(results: list[TrialResult]) -> None:
+    judged = judge(results)
+    assert [each.claim.key for each in judged] == KEYS
+    for each in judged:
+        assert each.verdict in ("supported", "not supported", "untested")
+        assert each.evidence.endswith(".")
+        assert ("to test it: " in each.evidence) == (each.verdict == "untested")
+        assert "{" not in each.evidence + each.command
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.randoms(use_true_random=False))
+def test_the_order_and_the_numbers_of_runs_change_no_verdict(chance: random.Random) -> None:
+    pools = {
+        "perplexity": [7.0, 8.5, 14.35, 14.4, math.nan, chance.uniform(5, 50)],
+        "final_loss": [1.0, 2.0, chance.uniform(1, 2)],
+        "train_seconds": [1000.0, chance.uniform(1000, 1200)],
+        "accuracy": [0.0, chance.choice([0.0, 0.5])],
+        "adapter_digest": ["a", "b", f"{chance.random()}"],
+    }
+    mixed = {name: pool for name, pool in pools.items() if chance.random() < 0.7}
+    mixed |= {
+        "status": ["failed", *["done"] * 9],
+        "free_sources": [chance.choice([None, FREE, ["kernels"], []])],
+    }
+    results = [
+        replace(row, **{name: chance.choice(pool) for name, pool in mixed.items()}) for row in lifelike()
+    ]
+    shuffled = results.copy()
+    chance.shuffle(shuffled)
+    counts = {(row.model, row.optimizer): itertools.count(1) for row in results}
+    renumbered = [replace(row, trial=next(counts[row.model, row.optimizer])) for row in shuffled]
+    assert verdicts(renumbered) == verdicts(results)
+
+
+def test_what_the_papers_own_numbers_support() -> None:
+    of = verdicts(PUBLISHED)
+    assert {key for key in KEYS if of[key] == "not supported"} == {
+        "no-two-agree", "slower-training", "slower-test",
+    }  # fmt: skip
+    assert {key for key in KEYS if of[key] == "untested"} == {
+        "weights-differ", "losses-differ", "8-bit-losses-higher", "responses-differ", "accuracy-differs",
+        "asked-again",
+    }  # fmt: skip
+    evidence = found(PUBLISHED, "no-two-agree").evidence
+    assert "Llama2-7B 32-bit, 6 different perplexities in 7 runs (3.566 in 2)" in evidence
+    for judged in judge(PUBLISHED):
+        assert judged.command.startswith("make all STUDY=paper")
+        assert judged.verdict != "untested" or judged.evidence.endswith("; to test it: make all STUDY=paper.")
+
+
+def test_table_s4_has_a_row_for_each_claim_side_by_side() -> None:
+    made = table(lifelike(), "S4")
+    assert [row[0] for row in made.rows] == [str(number) for number in range(1, len(CLAIMS) + 1)]
+    for row, judged in zip(made.rows, judge(lifelike()), strict=True):
+        assert row[1:] == [
+            f"{judged.claim.words} ({judged.claim.where})",
+            judged.claim.rule,
+            f"{judged.verdict}. {judged.evidence}",
+            judged.command,
+        ]
+    assert made.prose
+    assert len(panels(made)) == 1
+    assert "Models: Quoting, Chatting." in made.notes
+    stale = [
+        replace(row, status="stale", stale_inputs=["code"]) if row.trial == 2 else row for row in lifelike()
+    ]
+    notes = table([*stale[:-1], replace(stale[-1], status="failed")], "S4").notes
+    assert any("changed since: code" in note for note in notes)
+    assert "Not in these verdicts: 1 of 28 trials: 1 failed." in notes
+
+
+def rows_in_docs(heading: str) -> dict[str, dict[str, str]]:
+    """The rows of a table in docs/claims.md, by number and heading; `heading` is one that it alone has."""
+    text = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    (found,) = [part for part in text.split("\n\n") if heading in part and part.startswith("| no. |")]
+    headings, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in found.strip().splitlines()
+    ]
+    return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
+
+
+def test_docs_have_each_claim_with_its_rule_and_command() -> None:
+    assert rows_in_docs("supported if") == {
+        str(number): {
+            "no.": str(number),
+            "claim": claim.words,
+            "where": claim.where,
+            "supported if": claim.rule,
+            "shown by": claim.command.format(study="STUDY"),
+        }
+        for number, claim in enumerate(CLAIMS, 1)
+    }
+
+
+def test_docs_have_the_verdicts_on_the_papers_numbers() -> None:
+    rows = rows_in_docs("with what")
+    for (number, row), judged in zip(rows.items(), judge(PUBLISHED), strict=True):
+        expected = {
+            "no.": number,
+            "claim": f"`{judged.claim.key}`",
+            "the paper's numbers": judged.verdict,
+            "with what": judged.evidence,
+        }
+        assert row | expected == row

@@ -1,0 +1,534 @@
+"""One bit anywhere: what is damaged is named, counts as not done, and gives no number."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.checkout import ROOT, copy_folder, kit
+from support.finished import finish_study
+from support.small_disk import needs_mount, on_small_disk
+
+from qlora_repeat.analysis.integrity import Checked, check
+from qlora_repeat.assets.base_models import base_folder
+from qlora_repeat.assets.datasets import data_folder
+from qlora_repeat.execution.run_trial import base_state, stage_states, trial_state
+from qlora_repeat.records.record import read_record, write_record
+from qlora_repeat.records.status import base_damages, explanations, standings, study_states
+from qlora_repeat.results.collect import collect
+from qlora_repeat.results.trial_result import write_results
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.trial import Trial, all_trials, base_record, find_trial, results_path
+from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.files import write_json
+from qlora_repeat.system.hashing import file_digest, json_digest
+
+NAME = "tiny-neox/adamw-8bit/1"
+NO_CACHE = Path("/nonexistent")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    """The tiny study, finished, its merged models kept: to be copied."""
+    from support.tiny import write_study
+
+    folder = tmp_path_factory.mktemp("finished")
+    study = load_study(str(write_study(folder, ("keep_merged = false", "keep_merged = true"))))
+    finish_study(study, folder / "runs", NO_CACHE)
+    return study, folder
+
+
+@pytest.fixture
+def trial(template: tuple[Study, Path], tmp_path: Path) -> Trial:
+    """A trial of such a study, to be damaged."""
+    study, folder = template
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    shutil.copy(folder / "tiny.toml", tmp_path)
+    return find_trial(study, NAME, tmp_path / "runs")
+
+
+def checked(trial: Trial, cache: Path = NO_CACHE) -> Checked:
+    return check(trial.study, trial.runs, cache, lambda done, total: None)
+
+
+def flip(path: Path, bit: int = 0) -> None:
+    """Flips a bit in place: all but the time of the change stays."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        (byte,) = file.read(1)
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def states(trial: Trial, *, rehash: bool = True) -> list[str]:
+    return [state.state for state in stage_states(trial, NO_CACHE, rehash=rehash).values()]
+
+
+ASKED = {"study", "task", "model", "model_title", "counterpart", "optimizer", "trial"}
+ASKED |= {"randomness", "free_sources"}
+ASKED |= {"status", "miniature"}
+"""What a row says of a trial, or of its base, without a measurement."""
+
+
+def numbers(trial: Trial) -> dict[str, Any]:
+    """What collect has measured of a trial."""
+    for row in collect(trial.study, trial.runs, NO_CACHE):
+        if (row.model, row.optimizer, row.trial) == (trial.model_name, trial.optimizer, trial.number):
+            return {
+                name: value
+                for name, value in dataclasses.asdict(row).items()
+                if name not in ASKED and not name.startswith("base_") and value not in (None, [])
+            }
+    raise AssertionError
+
+
+KEPT = [
+    "trace.jsonl",
+    "adapter/adapter_model.safetensors",
+    "adapter/adapter_config.json",
+    "merged/model.safetensors",
+    "merged/config.json",
+]
+RECORDS = [f"{stage}.json" for stage in ("finetune", "merge", "evaluate", "time")]
+AFTER = {
+    "finetune": ["damaged", "stale", "stale", "stale"],
+    "merge": ["done", "damaged", "stale", "stale"],
+    "evaluate": ["done", "done", "damaged", "done"],
+    "time": ["done", "done", "done", "damaged"],
+}
+
+
+def stage_of(name: str) -> str:
+    """The stage that left a file."""
+    return name.removesuffix(".json") if name in RECORDS else ("merge" if "merged" in name else "finetune")
+
+
+@pytest.fixture(scope="module")
+def lasting(template: tuple[Study, Path]) -> Trial:
+    """A trial that each example of a property damages and mends again."""
+    study, folder = template
+    few = dataclasses.replace(study, trials=1)
+    finish_study(few, folder / "lasting", NO_CACHE)
+    return find_trial(few, NAME, folder / "lasting")
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.sampled_from(KEPT + RECORDS), st.floats(0, 1, exclude_max=True))
+def test_one_bit_flipped_anywhere_is_never_done_and_gives_no_number(
+    lasting: Trial, name: str, place: float
+) -> None:
+    path = lasting.folder / name
+    bit = int(place * path.stat().st_size * 8)
+    assert states(lasting) == ["done"] * 4
+    flip(path, bit)
+    try:
+        assert states(lasting) == AFTER[stage_of(name)]
+        assert trial_state(lasting, NO_CACHE) == "damaged"
+        assert numbers(lasting) == {}
+        (line,) = explanations(standings([lasting], NO_CACHE))
+        assert line.startswith(f"{NAME} is damaged: {path}: ")
+        assert line.endswith("; `qlora-repeat run` does its stage again")
+        assert any(problem.startswith(f"{path}: ") for problem in checked(lasting).problems)
+    finally:
+        flip(path, bit)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(0, 1, exclude_max=True))
+def test_one_bit_flipped_in_the_test_of_a_base_gives_no_number(lasting: Trial, place: float) -> None:
+    study, runs = lasting.study, lasting.runs
+    path = base_record(study, "tiny-neox", 1, runs)
+    bit = int(place * path.stat().st_size * 8)
+    flip(path, bit)
+    try:
+        assert base_state(study, "tiny-neox", 1, runs, NO_CACHE).state == "damaged"
+        rows = [row for row in collect(study, runs, NO_CACHE) if row.model == "tiny-neox"]
+        assert {(row.base_perplexity, row.perplexity) for row in rows} == {(None, 8.25)}
+        assert base_damages(study, runs, NO_CACHE)[0].startswith(f"tiny-neox/base/1 is damaged: {path}: ")
+        assert checked(lasting).problems[0].startswith(f"{path}: ")
+    finally:
+        flip(path, bit)
+
+
+@pytest.mark.parametrize("name", KEPT + RECORDS)
+def test_a_file_cut_short_or_gone_is_seen_without_reading_it(name: str, trial: Trial) -> None:
+    path, stage = trial.folder / name, stage_of(name)
+    os.truncate(path, path.stat().st_size - 1)
+    assert states(trial, rehash=False) == AFTER[stage] == states(trial)
+    found = standings(all_trials(trial.study, trial.runs), NO_CACHE, rehash=False)
+    arms = study_states(trial.study, trial.runs, NO_CACHE, found)
+    assert "damaged" in arms[f"{trial.model_name}/{trial.optimizer}"]
+    (line,) = explanations(found)
+    assert line.startswith(f"{NAME} is damaged: {path}: ")
+    assert len(line.splitlines()) == 1
+    path.unlink()
+    expected = (
+        AFTER[stage] if name in KEPT else [state.replace("damaged", "missing") for state in AFTER[stage]]
+    )
+    assert states(trial, rehash=False) == expected == states(trial)
+    assert numbers(trial) == {}
+
+
+def test_merged_weights_that_were_deleted_are_no_damage(trial: Trial) -> None:
+    shutil.rmtree(trial.merged)
+    assert states(trial) == ["done"] * 4
+    assert checked(trial).problems == []
+
+
+@pytest.mark.parametrize("other", ["tiny-neox/adamw-8bit/2", "tiny-neox/adamw-32bit/1"])
+def test_the_record_of_another_trial_is_damage(other: str, trial: Trial) -> None:
+    record = find_trial(trial.study, other, trial.runs).record("time")
+    shutil.copy(record, trial.record("time"))
+    assert states(trial) == AFTER["time"]
+    shutil.copy(trial.record("evaluate"), trial.record("time"))
+    assert (
+        "not a record of this stage, but the evaluate stage of"
+        in explanations(standings([trial], NO_CACHE))[0]
+    )
+
+
+def test_a_whole_study_holds_what_its_records_say(trial: Trial) -> None:
+    found = checked(trial)
+    assert (found.trials, found.problems, found.notes, found.inputs) == (8, [], [], [])
+    assert numbers(trial)["perplexity"] == 8.25
+    paths = {looked.path for looked in found.files}
+    assert len(paths) == 8 * (len(KEPT) + len(RECORDS)) + 2
+    assert {trial.folder / name for name in KEPT + RECORDS} < paths
+
+
+def test_every_damaged_file_is_named_not_only_the_first(trial: Trial) -> None:
+    spoilt = [trial.folder / name for name in (*KEPT, "evaluate.json")]
+    for path in spoilt:
+        flip(path, 9)
+    problems = checked(trial).problems
+    assert sorted(problem.partition(": ")[0] for problem in problems) == sorted(map(str, spoilt))
+
+
+def rewrite(trial: Trial, **outputs: Any) -> None:
+    """Makes the finetune record say something else, as if the stage had written it."""
+    record = read_record(trial.record("finetune"))
+    assert record is not None
+    kept = {name: dataclasses.replace(file) for name, file in record.files.items()}
+    trace = trial.trace.read_bytes()
+    kept["trace.jsonl"] = dataclasses.replace(
+        kept["trace.jsonl"], sha256=file_digest(trial.trace), bytes=len(trace)
+    )
+    write_record(
+        trial.record("finetune"),
+        dataclasses.replace(record, outputs={**record.outputs, **outputs}, files=kept),
+    )
+
+
+@pytest.mark.parametrize(
+    ("outputs", "edit", "problem"),
+    [
+        ({"adapter_digest": "0" * 64}, None, "the record says 0000000000000000"),
+        ({"steps": 4}, None, "trace.jsonl: ends at step 3, the record says 4"),
+        ({}, lambda lines: lines[:-1], "trace.jsonl: ends at step 2, the record says 3"),
+        ({}, lambda lines: [], "trace.jsonl: ends at step none, the record says 3"),
+        ({}, lambda lines: lines[:1] + lines[2:], "trace.jsonl:2: not a step of a trace"),
+        ({}, lambda lines: [*lines[:-1], lines[-1].replace('"adapter": "', '"adapter": "x')], "last adapter"),
+    ],
+)
+def test_a_trace_or_adapter_that_the_record_does_not_speak_of_is_told(
+    outputs: dict[str, Any], edit: Callable[[list[str]], list[str]] | None, problem: str, trial: Trial
+) -> None:
+    if edit is not None:
+        lines = trial.trace.read_text().splitlines(keepends=True)
+        trial.trace.write_text("".join(edit(lines)))
+    rewrite(trial, **outputs)
+    found = checked(trial).problems[0]
+    assert found.startswith(f"{trial.folder}/")
+    assert problem in found
+    assert found.endswith(f"; `qlora-repeat finetune {NAME} --force` does it again")
+    assert states(trial)[0] == "done"  # so `qlora-repeat run` would not
+
+
+@pytest.fixture
+def unfinished(trial: Trial) -> Path:
+    """A fine-tuning in progress, in a trial that has nothing else."""
+    shutil.rmtree(trial.folder)
+    folder = trial.folder / "unfinished"
+    step = folder / "step-2"
+    step.mkdir(parents=True)
+    (folder / "trace.jsonl").write_text("a line\nanother\na torn li")
+    for name in ("adapter", "optimizer"):
+        (step / f"{name}.safetensors").write_text(name)
+    seal(folder / "start.json", {"inputs": "0" * 64, "seeds": {"dropout": 1}})
+    begun = b"a line\nanother\n"
+    seal(
+        step / "checkpoint.json",
+        {
+            "step": 2,
+            "files": {path.name: file_digest(path) for path in sorted(step.glob("*.safetensors"))},
+            "trace": {"bytes": len(begun), "sha256": sha256(begun)},
+        },
+    )
+    return folder
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def seal(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON with its own digest."""
+    write_json(path, {**content, "digest": json_digest(content)})
+
+
+def test_a_fine_tuning_in_progress_is_checked(trial: Trial, unfinished: Path) -> None:
+    found = checked(trial)
+    assert (found.trials, found.problems) == (8, [])
+    assert len([looked for looked in found.files if unfinished in looked.path.parents]) == 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "start.json",
+        "trace.jsonl",
+        "step-2/checkpoint.json",
+        "step-2/adapter.safetensors",
+        "step-2/optimizer.safetensors",
+    ],
+)
+@pytest.mark.parametrize("damage", [lambda path: flip(path, 20), lambda path: os.truncate(path, 3)])
+def test_damage_to_a_checkpoint_is_told(
+    name: str, damage: Callable[[Path], None], trial: Trial, unfinished: Path
+) -> None:
+    damage(unfinished / name)
+    (problem,) = checked(trial).problems
+    assert problem.startswith(f"{unfinished / name}: ")
+    assert "`qlora-repeat run`" in problem
+
+
+def test_a_damaged_checkpoint_beside_a_whole_one_tells_where_it_goes_on(
+    trial: Trial, unfinished: Path
+) -> None:
+    shutil.copytree(unfinished / "step-2", unfinished / "step-10")
+    (unfinished / "step-2" / "adapter.safetensors").unlink()
+    assert checked(trial).problems == []  # nothing goes on from an older one
+    flip(unfinished / "step-10" / "optimizer.safetensors")
+    problems = checked(trial).problems
+    assert all(problem.endswith("; `qlora-repeat run` begins this fine-tuning anew") for problem in problems)
+    assert len(problems) == 2
+    (unfinished / "step-2" / "adapter.safetensors").write_text("adapter")
+    (problem,) = checked(trial).problems
+    assert problem.startswith(f"{unfinished}/step-10/optimizer.safetensors: not the bytes")
+    assert problem.endswith("; `qlora-repeat run` goes on from step-2")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from torch import ones
+from qlora_repeat.stages.checkpoint import Checkpoint, begin, save_checkpoint
+
+begun = begin(Path(sys.argv[1]), {}, {"dropout": 1}, dict, 1)
+removed = 0
+
+def hook(event, arguments):
+    global removed
+    removed += event == "os.remove"
+    if event == "os.remove" and removed == 2:  # of three files
+        os.kill(os.getpid(), 9)
+
+with begun.trace.open("a") as trace:
+    for step in (9, 10):
+        trace.write("a line\\n")
+        weights = {"x": ones(9)}
+        save_checkpoint(begun, Checkpoint(step, weights, weights, {}, [], {}, None), trace)
+        sys.addaudithook(hook)
+"""
+
+
+def test_a_process_killed_while_it_deletes_an_older_checkpoint_leaves_no_damage(trial: Trial) -> None:
+    shutil.rmtree(trial.folder)
+    done = subprocess.run([sys.executable, "-c", KILLED, trial.unfinished], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    half = trial.unfinished / ".step-9.old"
+    assert len(list(half.iterdir())) == 2
+    found = checked(trial)
+    assert found.problems == []
+    assert found.notes == [f"{half}: left by a process that was killed; it can be deleted"]
+    assert trial.unfinished / "step-10" / "checkpoint.json" in {looked.path for looked in found.files}
+
+
+@pytest.mark.parametrize("gone", ["start.json", "trace.jsonl", "step-3/adapter.safetensors"])
+def test_checkpoints_of_what_is_done_are_no_damage(gone: str, trial: Trial) -> None:
+    """A process was killed while it removed them."""
+    step = trial.unfinished / "step-3"
+    step.mkdir(parents=True)
+    (step / "adapter.safetensors").write_text("adapter")
+    (step / "checkpoint.json").write_text("{")
+    shutil.copy(trial.trace, trial.unfinished)
+    (trial.unfinished / "start.json").write_text("{")
+    (trial.unfinished / gone).unlink()
+    found = checked(trial)
+    assert found.problems == []
+    assert found.notes == [f"{trial.unfinished}: left by a process that was killed; it can be deleted"]
+    (trial.unfinished / "trace.jsonl").write_text("another")  # one that is to be done again
+    assert len(checked(trial).problems) >= 1
+
+
+@pytest.mark.parametrize("name", ["trace.jsonl", "step-2/checkpoint.json", "step-2/adapter.safetensors"])
+def test_a_checkpoint_without_one_of_its_files_is_told(name: str, trial: Trial, unfinished: Path) -> None:
+    (unfinished / name).unlink()
+    (problem,) = checked(trial).problems
+    assert problem.startswith(f"{unfinished / name}: ")
+
+
+def test_a_checkpoint_that_leads_elsewhere_is_told(trial: Trial, unfinished: Path) -> None:
+    outside = trial.folder / "outside"
+    outside.write_text("x")
+    path = unfinished / "step-2" / "checkpoint.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    seal(path, {**content, "files": {"../../outside": file_digest(outside)}})
+    (problem,) = checked(trial).problems
+    assert problem.startswith(f"{unfinished / 'step-2' / 'outside'}: not the bytes that were recorded")
+
+
+def test_what_killed_processes_left_is_a_note(trial: Trial) -> None:
+    merged, record = trial.folder / ".merged.abc123", trial.folder / ".time.json.x1y2"
+    merged.mkdir()
+    (merged / ".half.json.zz").write_text("")
+    record.write_text("")
+    found = checked(trial)
+    assert found.problems == []
+    assert found.notes == [
+        f"{path}: left by a process that was killed; it can be deleted" for path in (merged, record)
+    ]
+
+
+def test_a_trial_that_a_process_works_on_is_left_alone(trial: Trial) -> None:
+    (trial.folder / ".adapter.abc123").mkdir()
+    flip(trial.trace)
+    with exclusive(trial.lock, trial.name):
+        found = checked(trial)
+    assert (found.trials, found.problems) == (7, [])
+    assert found.notes == [f"{NAME}: not checked, for a process works on it"]
+
+
+def test_results_that_are_not_of_these_records_are_a_note(trial: Trial) -> None:
+    path = results_path(trial.study, trial.runs)
+    write_results(collect(trial.study, trial.runs, NO_CACHE), path)
+    assert checked(trial).notes == []
+    path.write_text(path.read_text().replace("8.25", "8.26", 1))
+    note = f"{path}: not what the records give now; run `qlora-repeat collect` for this study"
+    assert checked(trial).notes == [note]
+    path.write_text("{")
+    assert checked(trial).notes[0].startswith(f"{path}:1: not a row of collected results")
+
+
+def test_bases_and_data_of_the_study_are_checked_where_they_are(
+    trial: Trial, cache: Path, tmp_path: Path
+) -> None:
+    copy_folder(cache, tmp_path / "cache")
+    study, own = trial.study, tmp_path / "cache"
+    finish_study(study, trial.runs, own)
+    found = checked(trial, own)
+    assert found.problems == []
+    weights = base_folder(study, "tiny-neox", own) / "model.safetensors"
+    rows = data_folder(study, "quotes", own)
+    assert {weights, *rows.glob("*.jsonl")} <= {looked.path for looked in found.inputs}
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()  # it is a link to the shared cache's
+    weights.write_bytes(content)
+    spoilt = sorted(rows.glob("*.jsonl"))[0]
+    flip(spoilt)
+    problems = checked(trial, own).problems
+    assert [problem.partition(" ")[0] for problem in problems] == [str(weights), str(spoilt)]
+    assert all("`qlora-repeat fetch`" in problem for problem in problems)
+
+
+def test_the_command_line_tells_problems_and_how_many_files_are_whole(trial: Trial, tmp_path: Path) -> None:
+    options = [tmp_path / "tiny.toml", "--runs", trial.runs, "--cache", tmp_path / "cache"]
+    whole = kit("check", *options)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert whole.stdout == "74 files of 8 trials hold what their records say, and 0 of models and data\n"
+    assert kit("check", *options, "--quiet").stdout == ""
+    flip(trial.trace)
+    (trial.folder / ".time.json.x1y2").write_text("")
+    spoilt = kit("check", *options)
+    assert spoilt.returncode == 3
+    first, second = spoilt.stdout.splitlines()
+    assert (
+        first == f"{trial.trace}: not the bytes that were recorded; `qlora-repeat run` does its stage again"
+    )
+    assert second.startswith("note: ")
+    assert spoilt.stderr == "Error: study tiny: damage in 1 of 74 files\n"
+    assert kit("check", *options, "--quiet").stdout == f"{first}\n"
+    collected = kit("collect", *options)
+    assert collected.returncode == 0
+    assert "7 of 8 trials done" in collected.stdout
+    assert collected.stderr == f"{NAME} is damaged: {first}\n"
+
+
+def test_a_study_without_results_has_nothing_to_check(study: Study, tmp_path: Path) -> None:
+    found = check(study, tmp_path / "runs", tmp_path / "cache", lambda done, total: None)
+    assert (found.trials, found.files, found.inputs, found.notes) == (0, [], [], [])
+
+
+def test_status_and_check_need_no_torch(trial: Trial, tmp_path: Path) -> None:
+    script = (
+        "import sys; from qlora_repeat.cli.main import main\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    options = ["--runs", str(trial.runs), "--cache", str(tmp_path / "cache")]
+    for command in ("check", "status"):
+        arguments = [command, str(tmp_path / "tiny.toml"), *options]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert {"torch", "numpy", "datasets", "transformers"} & set(done.stderr.split()) == set()
+
+
+CLOSED = """
+import subprocess, sys
+from pathlib import Path
+from support.finished import finish_study
+from qlora_repeat.study.study import load_study
+here, study, kit, cache = sys.argv[1:]
+finish_study(load_study(study), Path(here), Path(cache))
+Path(here, "tiny/tiny-neox/adamw-8bit/trial-1/time.json").unlink()
+subprocess.run(["mount", "-o", "remount,ro", here], check=True)
+options = ["--runs", here, "--cache", cache]
+for command in ("status", "check", "collect", "run"):
+    done = subprocess.run([kit, command, study, *options], capture_output=True, text=True)
+    print(done.returncode, done.stderr.strip() or done.stdout.splitlines()[-1])
+"""
+
+
+@needs_mount
+def test_results_that_cannot_be_written_can_be_looked_at(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    kit = Path(sys.executable).with_name("qlora-repeat")
+    disk = tmp_path / "disk"
+    done = on_small_disk(CLOSED, disk, 10, study_file, kit, cache)
+    assert done.returncode == 0, done.stderr
+    told = "Read-only file system; let it be written to, or set QLORA_REPEAT_RUNS (results) or " + (
+        "QLORA_REPEAT_CACHE (models and data) to another folder"
+    )
+    status, check, collect, begun, *_, run = done.stdout.splitlines()
+    assert status == "0 8 trials: 7 done, 1 missing; 2 tests of bases: 2 done"
+    assert check.startswith("0 73 files of 8 trials hold what their records say, and ")
+    assert collect == f"3 Error: {disk}/tiny/results.jsonl: {told}"
+    assert begun == "4 study tiny: 1 jobs, 1 at a time"
+    where = f"{disk}/tiny/tiny-neox/adamw-8bit/trial-1/log.txt"
+    assert run == f"Error: 1 of 1 jobs failed: tiny-neox/adamw-8bit/1: {where}: {told}"

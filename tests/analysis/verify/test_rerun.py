@@ -1,0 +1,299 @@
+"""Recorded trials of the tiny study that are run again: untouched, tampered with, interrupted, elsewhere."""
+
+import copy
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from support.checkout import copy_folder
+from support.tiny import write_study
+
+from qlora_repeat.analysis.verify.rerun import read_recorded, rerun_folder, run_again
+from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
+from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.records.record import keep, read_record, write_record
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import Stage, Trial, find_trial
+from qlora_repeat.system.hashing import folder_digests
+
+NAME = "tiny-neox/adamw-8bit/1"
+
+
+def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
+    """Ignores progress."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """A place with a study, and results of it."""
+
+    study: Path
+    runs: Path
+    scratch: Path
+    cache: Path
+
+    @property
+    def trial(self) -> Trial:
+        return find_trial(load_study(str(self.study)), NAME, self.runs)
+
+    def verify(self, *options: object, trial: object = NAME) -> Result:
+        from qlora_repeat.cli.commands.verify import command
+
+        where = ["--study", self.study, "--runs", self.runs, "--scratch", self.scratch, "--cache", self.cache]
+        return CliRunner().invoke(command, [str(each) for each in (trial, *where, *options, "--quiet")])
+
+    def verdict(self, *options: object, trial: object = NAME) -> dict[str, Any]:
+        result = self.verify(*options, "--json", trial=trial)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        verdict: dict[str, Any] = json.loads(result.stdout)
+        return verdict | {"exit": result.exit_code}
+
+
+@pytest.fixture(scope="session")
+def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """One trial, fine-tuned, merged and evaluated, with a fresh seed; for tests to read."""
+    folder = tmp_path_factory.mktemp("recorded")
+    lab = Lab(write_study(folder), folder / "runs", folder / "verify", cache)
+    run_stages(lab.trial, ["finetune", "merge", "evaluate"], cache, quiet)
+    return lab
+
+
+@pytest.fixture
+def lab(recorded: Lab, tmp_path: Path) -> Lab:
+    """A copy of it, for a test to change."""
+    copy_folder(recorded.runs, tmp_path / "runs")
+    return Lab(write_study(tmp_path), tmp_path / "runs", tmp_path / "verify", recorded.cache)
+
+
+def rewrite(trial: Trial, stage: Stage, inputs: dict[str, Any] | None = None, **outputs: Any) -> None:
+    """Changes a record as a forger would: its own digest, and those of files, fit again."""
+    record = read_record(trial.record(stage))
+    assert record is not None
+    forged = dataclasses.replace(
+        record,
+        inputs=record.inputs if inputs is None else inputs,
+        outputs=record.outputs | outputs,
+        files={name: keep(trial.folder / name) for name in record.files},
+    )
+    write_record(trial.record(stage), forged)
+
+
+def inputs_of(trial: Trial) -> dict[str, Any]:
+    record = read_record(trial.record("finetune"))
+    assert record is not None
+    return copy.deepcopy(record.inputs)
+
+
+def test_a_trial_run_again_is_bitwise_and_untouched(lab: Lab) -> None:
+    """Its adapter was drawn from a fresh seed, which the record has."""
+    before = folder_digests(lab.runs)
+    result = lab.verify()
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"tiny:{NAME}: bitwise\n")
+    assert "The same bits are to be expected: " in " ".join(result.stdout.split())
+    assert folder_digests(lab.runs) == before
+    page = next(lab.scratch.rglob("verdict.html")).read_text()
+    assert "bitwise" in page
+    assert "<svg" in page
+
+
+def test_settings_are_those_of_the_record_and_not_of_today(lab: Lab) -> None:
+    text = lab.study.read_text()
+    lab.study.write_text(
+        text.replace("learning_rate = 1e-3", "learning_rate = 5e-3").replace("r = 8", "r = 4")
+    )
+    assert lab.verdict()["verdict"] == "bitwise"
+
+
+def test_first_steps_are_quick_and_say_what_they_cannot_tell(lab: Lab) -> None:
+    verdict = lab.verdict("--steps", 2)
+    assert (verdict["verdict"], verdict["exit"], verdict["steps"]) == ("bitwise", 0, 2)
+    assert "steps 3 to 3, the adapter and its perplexity" in verdict["cannot_tell"][0]
+
+
+def test_an_evaluation_can_be_verified_alone(lab: Lab) -> None:
+    verdict = lab.verdict("--stages", "evaluate")
+    assert (verdict["verdict"], verdict["scope"]) == ("bitwise", "evaluation"), verdict["why"]
+    assert "was taken as recorded" in verdict["cannot_tell"][0]
+
+
+def test_a_perplexity_that_the_adapter_does_not_have_is_different(lab: Lab) -> None:
+    rewrite(lab.trial, "evaluate", perplexity=12.5)
+    verdict = lab.verdict("--stages", "evaluate")
+    assert (verdict["verdict"], verdict["exit"]) == ("different", 7)
+    assert "Nothing in settings, seeds or fingerprints explains it: the test." in verdict["why"]
+
+
+def test_a_seed_that_does_not_give_the_recorded_adapter_is_different(lab: Lab) -> None:
+    record = json.loads((lab.trial.folder / "finetune.json").read_text())
+    seeds = record["outputs"]["seeds"]
+    rewrite(lab.trial, "finetune", seeds=seeds | {"adapter_init": seeds["adapter_init"] + 1})
+    without_tolerance(lab)
+    verdict = lab.verdict("--steps", 3)
+    assert (verdict["verdict"], verdict["exit"]) == ("different", 7)
+    assert verdict["divergence"]["kind"] == "init"
+
+
+def test_a_trace_of_another_adapter_contradicts_the_record(lab: Lab) -> None:
+    trace = lab.trial.trace
+    lines = trace.read_text().splitlines(keepends=True)
+    lines[-1] = lines[-1].replace('"adapter": "', '"adapter": "0')
+    trace.write_text("".join(lines))
+    rewrite(lab.trial, "finetune")
+    assert "the last step of its trace says 0" in contradicted(lab)
+
+
+def without_tolerance(lab: Lab) -> None:
+    """What is not the same bits is then out of tolerance, however near another seed happened to come."""
+    names = ("first_loss", "loss", "adapter", "perplexity")
+    strict = "\n".join(["[tolerance.adamw-8bit]", *(f"{name} = 0.0" for name in names), "\n[quantisation]\n"])
+    lab.study.write_text(lab.study.read_text().replace("[quantisation]\n", strict))
+
+
+def contradicted(lab: Lab) -> str:
+    """The reason for a verdict that no re-run is needed for."""
+    verdict = lab.verdict()
+    assert (verdict["verdict"], verdict["exit"], verdict["steps"]) == ("different", 7, 0)
+    assert verdict["why"][-2:] == ["What was recorded contradicts itself.", "It was not run again."]
+    return str(verdict["why"][0])
+
+
+def test_a_seed_that_was_chosen_for_its_result_contradicts_its_setting(lab: Lab) -> None:
+    record = read_record(lab.trial.record("finetune"))
+    assert record is not None
+    rewrite(lab.trial, "finetune", seeds=record.outputs["seeds"] | {"data_order": 1337})
+    assert contradicted(lab) == "The seed of data_order is not the one that its setting gives."
+
+
+def test_an_output_that_the_trace_does_not_give_contradicts_it(lab: Lab) -> None:
+    rewrite(lab.trial, "finetune", loss_curve=[[1.0, 2.0]])
+    assert contradicted(lab) == "The record's loss_curve is not that of the trace."
+
+
+def test_an_adapter_that_is_scaled_otherwise_contradicts_its_settings(lab: Lab) -> None:
+    path = lab.trial.adapter / "adapter_config.json"
+    path.write_text(path.read_text().replace('"lora_alpha": 32', '"lora_alpha": 64'))
+    rewrite(lab.trial, "finetune")
+    assert contradicted(lab) == "The adapter's configuration has another lora_alpha than its settings, 32."
+
+
+def test_a_trace_that_lacks_its_numbers_contradicts_what_fine_tuning_writes(lab: Lab) -> None:
+    lines = [json.loads(line) for line in lab.trial.trace.read_text().splitlines()]
+    del lines[2]["loss"]
+    lab.trial.trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rewrite(lab.trial, "finetune")
+    assert contradicted(lab) == "Step 2 of the trace has no loss."
+
+
+def test_a_forged_response_is_different(lab: Lab) -> None:
+    record = read_record(lab.trial.record("evaluate"))
+    assert record is not None
+    forged = copy.deepcopy(record.outputs["responses"])
+    forged[0]["text"] = "It repeats."
+    rewrite(lab.trial, "evaluate", responses=forged)
+    verdict = lab.verdict("--stages", "evaluate")
+    assert verdict["verdict"] == "different"
+    assert "The same merged model gave other losses of test examples, or other responses." in verdict["why"]
+
+
+def test_new_seeds_make_another_trial_of_the_arm(lab: Lab) -> None:
+    without_tolerance(lab)
+    verdict = lab.verdict("--new-seeds")
+    assert (verdict["verdict"], verdict["exit"]) == ("inconclusive", 10)
+    assert verdict["divergence"]["kind"] == "init"
+    assert "adapter_init" in [each["key"] for each in verdict["explanations"]]
+    assert "at least 5 other recorded trials" in verdict["settle"][0]
+
+
+def test_somebody_elses_folder_can_be_verified(lab: Lab, tmp_path: Path) -> None:
+    shutil.move(lab.trial.folder, tmp_path / "theirs")
+    assert lab.verdict("--steps", 1, trial=tmp_path / "theirs")["verdict"] == "bitwise"
+
+
+def test_without_the_recorded_data_it_is_inconclusive(lab: Lab) -> None:
+    rewrite(lab.trial, "finetune", inputs_of(lab.trial) | {"data": "0" * 64})
+    verdict = lab.verdict()
+    assert (verdict["verdict"], verdict["exit"]) == ("inconclusive", 10)
+    assert "Data quotes here has digest" in verdict["why"][0]
+
+
+def test_a_re_run_is_not_verified_by_itself(lab: Lab) -> None:
+    """Nothing of it would be computed, and it could be cleared."""
+    assert lab.verdict("--steps", 1)["verdict"] == "bitwise"
+    inside = next(lab.scratch.rglob("trial-1"))
+    shutil.copytree(lab.trial.folder, inside, dirs_exist_ok=True)
+    assert "is itself a re-run" in str(failure(lab, trial=inside))
+
+
+def test_what_verify_has_not_begun_is_neither_trusted_nor_cleared(lab: Lab) -> None:
+    recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch, "first steps")
+    with rerun_folder(recorded, lab.cache, "first steps", 1, False) as (again, _):
+        folder = again.runs
+    shutil.rmtree(folder)
+    shutil.copytree(lab.runs, folder)
+    assert "not begun by verify" in str(failure(lab, "--steps", 1))
+    assert (folder / "tiny").is_dir()
+
+
+def test_killed_half_way_it_goes_on(lab: Lab) -> None:
+    recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch)
+
+    def stop(stage: str, done: int, total: int, loss: float | None) -> None:
+        if loss is not None and done == 2:
+            raise StoppedError("enough")
+
+    with (
+        rerun_folder(recorded, lab.cache, "whole", None, False) as (again, seeds),
+        pytest.raises(StoppedError),
+    ):
+        run_again(recorded, again, seeds, lab.cache, stop)
+    assert list(lab.scratch.rglob("step-2"))
+    assert lab.verdict()["verdict"] == "bitwise"
+    content = json.loads(next(lab.scratch.rglob("finetune.json")).read_text())
+    assert content["outputs"]["resumed_from"] == 2
+
+
+def test_one_that_has_its_verdict_is_run_anew(lab: Lab) -> None:
+    assert lab.verdict("--steps", 1)["verdict"] == "bitwise"
+    first = next(lab.scratch.rglob("step-1"))
+    (first / "left").touch()
+    assert lab.verdict("--steps", 1)["verdict"] == "bitwise"
+    assert not (first / "left").exists()
+
+
+def failure(lab: Lab, *options: object, trial: object = NAME) -> KitError:
+    result = lab.verify(*options, trial=trial)
+    assert isinstance(result.exception, KitError), result.output
+    return result.exception
+
+
+def test_two_verifications_at_once_say_who_is_first(lab: Lab) -> None:
+    recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch, "first steps")
+    with rerun_folder(recorded, lab.cache, "first steps", 1, False):
+        assert isinstance(failure(lab, "--steps", 1), BusyError)
+        assert lab.verdict("--steps", 2)["verdict"] == "bitwise", "another question, in a folder of its own"
+
+
+def test_what_cannot_be_verified_is_told_in_a_line(lab: Lab) -> None:
+    assert "no trace.jsonl here" in str(failure(lab, trial="tiny-neox/adamw-8bit/2"))
+    assert "numbers its trials" in str(failure(lab, trial="tiny-neox/adamw-8bit/9"))
+    assert isinstance(failure(lab, "--steps", 1, "--new-seeds"), UsageError)
+    adapter = lab.trial.adapter / "adapter_model.safetensors"
+    content = bytearray(adapter.read_bytes())
+    content[-1] ^= 1
+    adapter.unlink()  # which is a link to that of the others
+    adapter.write_bytes(content)
+    error = failure(lab, "--steps", 1)
+    assert isinstance(error, MissingError)
+    assert "adapter_model.safetensors: not the bytes that were recorded" in str(error)
+
+
+def test_a_record_without_a_setting_is_told_in_a_line(lab: Lab) -> None:
+    inputs = inputs_of(lab.trial)
+    del inputs["settings"]["lora"]
+    rewrite(lab.trial, "finetune", inputs)
+    assert "not settings of a trial (no setting 'lora')" in str(failure(lab, "--steps", 1))

@@ -1,0 +1,239 @@
+"""The verdict on re-runs that differ from what was recorded in a known way."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.made_traces import changed, trace
+
+from qlora_repeat.analysis.adapter_distance import Distance
+from qlora_repeat.analysis.trial_diff import Difference, Side, TrialDiff, first_divergence
+from qlora_repeat.analysis.verify.verdict import Kind, judge, without_rerun
+from qlora_repeat.records.record import Record
+from qlora_repeat.records.trace import Step
+from qlora_repeat.render.text.verdict import EXIT_CODES, exit_code, verdict_json, verdict_text
+from qlora_repeat.study.study import Tolerance
+
+TOLERANCE = Tolerance(first_loss=1e-6, loss=1e-4, adapter=1e-2, perplexity=1e-4)
+ARM = [10.0, 10.2, 9.9, 10.1, 10.3, 9.8, 10.05]
+THREADS = Difference("fingerprint", "finetune", "threads", 1, 2)
+SEED = Difference("seed", "finetune", "adapter_init", 1, 2)
+RATE = Difference("setting", "finetune", "training.learning_rate", 2e-4, 2.02e-4)
+ATTENTION = Difference("fingerprint", "finetune", "kernels.attention", ["flash", "math"], ["math"])
+CODE = Difference("input", "finetune", "code", "a", "b")
+ORDER = Difference("seed", "finetune", "data_order", 1, 2)
+VISIBLE = Difference("fingerprint", "finetune", "environment.CUDA_VISIBLE_DEVICES", "0", None)
+TESTED_ELSEWHERE = Difference("fingerprint", "evaluate", "threads", 1, 2)
+COMMIT = Difference("fingerprint", "finetune", "commit", "a", "b")
+
+
+def side(steps: list[Step], perplexity: float | None) -> Side:
+    def record(stage: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> Record:
+        found = {"gpu": None, "kernels": {"deterministic": False}}
+        return Record(stage, "m/o/1", {"settings": {}} | inputs, outputs, {}, found, "", "", 1.0)
+
+    return Side(
+        "side",
+        Path(),
+        steps,
+        True,
+        {
+            "finetune": record("finetune", {}, {"adapter_digest": "a"}),
+            "merge": record("merge", {"adapter_digest": "a"}, {"merged_digest": "m"}),
+            "evaluate": record("evaluate", {"merged_digest": "m"}, {"perplexity": perplexity}),
+        },
+    )
+
+
+def diff(
+    rerun: list[Step],
+    *differences: Difference,
+    perplexity: float | None = 10.0,
+    claimed: float = 10.0,
+    recorded: list[Step] | None = None,
+) -> TrialDiff:
+    recorded = recorded or trace(10)
+    return TrialDiff(
+        side(recorded, claimed), side(rerun, perplexity), first_divergence(recorded, rerun), None,
+        list(differences), [], [],
+    )  # fmt: skip
+
+
+def gpu(found: TrialDiff) -> TrialDiff:
+    """The same, on a GPU with the kernels that it chooses itself."""
+    for side in (found.first, found.second):
+        for record in side.records.values():
+            record.fingerprint["gpu"] = "A100"
+    return found
+
+
+def noisy(size: float) -> list[Step]:
+    """A trace whose losses are off by so much of their value, from step 2 on."""
+    return [
+        dataclasses.replace(step, loss=step.loss * (1 + size)) if step.step > 1 and step.loss else step
+        for step in trace(10)
+    ]
+
+
+def other_init(size: float) -> list[Step]:
+    return changed(noisy(size), 0, adapter="another")
+
+
+CASES: dict[str, tuple[TrialDiff, Kind]] = {
+    "the same": (diff(trace(10)), "bitwise"),
+    "the same, another commit": (diff(trace(10), COMMIT), "bitwise"),
+    "noise": (diff(noisy(1e-5), perplexity=10.0001), "within tolerance"),
+    "noise, other threads": (diff(noisy(1e-5), THREADS), "within tolerance"),
+    "another last digit of the perplexity": (diff(trace(10), perplexity=10.000001), "within tolerance"),
+    "one weight by one ulp": (diff(other_init(1e-6)), "within tolerance"),
+    "an update that nothing explains": (diff(changed(trace(10), 10, adapter="another")), "different"),
+    "an update, and another commit alone": (diff(changed(trace(10), 1, adapter="x"), COMMIT), "different"),
+    "an update that a seed does not explain": (diff(changed(trace(10), 1, adapter="x"), SEED), "different"),
+    "an update, which other threads of the test do not explain": (
+        diff(changed(trace(10), 1, adapter="x"), TESTED_ELSEWHERE),
+        "different",
+    ),
+    "only the perplexity, tested elsewhere": (
+        diff(trace(10), TESTED_ELSEWHERE, perplexity=10.1),
+        "statistically consistent",
+    ),
+    "an update, other threads": (diff(changed(trace(10), 1, adapter="x"), THREADS), "within tolerance"),
+    "an update, a GPU's default kernels": (gpu(diff(changed(trace(10), 1, adapter="x"))), "within tolerance"),
+    "far, for no reason": (diff(noisy(1e-2)), "different"),
+    "far, and another commit alone": (diff(noisy(1e-2), COMMIT), "different"),
+    "far, other threads, in the interval": (
+        diff(noisy(1e-2), THREADS, perplexity=10.1),
+        "statistically consistent",
+    ),
+    "far, other threads, out of the interval": (diff(noisy(1e-2), THREADS, perplexity=14.0), "different"),
+    "another initial adapter for no reason": (diff(other_init(1e-2), perplexity=10.1), "different"),
+    "another seed": (diff(other_init(1e-2), SEED, perplexity=10.1), "statistically consistent"),
+    "another seed, out of the interval": (diff(other_init(1e-2), SEED, perplexity=14.0), "different"),
+    "another seed does not explain arithmetic": (diff(noisy(1e-2), SEED, perplexity=10.1), "different"),
+    "other rows": (diff(changed(trace(10), 4, examples=[9])), "different"),
+    "other rows, though threads differ": (diff(changed(trace(10), 4, examples=[9]), THREADS), "different"),
+    "another learning rate": (diff(changed(trace(10), 1, learning_rate=3e-4), RATE), "different"),
+    "another learning rate, which threads do not explain": (
+        diff(changed(trace(10), 1, learning_rate=3e-4), THREADS),
+        "different",
+    ),
+    "another seed of the order explains all that follows": (
+        diff(changed(noisy(1e-2), 1, examples=[9]), ORDER, perplexity=10.1),
+        "statistically consistent",
+    ),
+    "other kernels": (diff(noisy(1e-2), ATTENTION, perplexity=10.1), "statistically consistent"),
+    "another code of the kit": (diff(noisy(1e-2), CODE, perplexity=10.1), "inconclusive"),
+    "a GPU's default kernels": (gpu(diff(noisy(1e-2), perplexity=10.1)), "statistically consistent"),
+    "other GPUs to choose from explain nothing": (diff(noisy(1e-2), VISIBLE, perplexity=10.1), "different"),
+    "a recorded perplexity that no other trial has": (
+        diff(noisy(1e-2), THREADS, perplexity=10.1, claimed=3.0),
+        "different",
+    ),
+    "the first loss alone": (diff(changed(trace(10), 1, loss=3.0001)), "different"),
+    "only the perplexity": (diff(trace(10), perplexity=10.5), "different"),
+    "a step skipped": (diff(changed(trace(10), 5, skipped=True)), "different"),
+    "it diverged": (diff(changed(trace(10), 9, loss=math.nan), THREADS, perplexity=math.nan), "inconclusive"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_verdict_is(case: str) -> None:
+    compared, kind = CASES[case]
+    verdict = judge(compared, ARM, TOLERANCE)
+    assert verdict.kind == kind, verdict.why
+    assert json.loads(verdict_json("study:m/o/1", verdict, []))["verdict"] == kind
+    text = verdict_text("study:m/o/1", verdict)
+    assert text.startswith(f"study:m/o/1: {kind}\n")
+    assert exit_code(verdict, "bitwise") == EXIT_CODES[kind]
+
+
+@pytest.mark.parametrize(
+    ("relative", "kind"),
+    [(1e-3, "within tolerance"), (0.5, "different"), (None, "different"), (math.nan, "different")],
+)
+def test_an_adapter_must_be_near_whatever_the_losses_are(relative: float | None, kind: Kind) -> None:
+    """The last update shows in no loss."""
+    rerun = changed(trace(10), 10, adapter="another")
+    apart = Distance(values=8, equal=0, largest=0.1, l2=0.1, relative=relative)
+    compared = dataclasses.replace(diff(rerun, THREADS, perplexity=14.0), distances={"all": apart})
+    looser = dataclasses.replace(TOLERANCE, perplexity=1.0)
+    assert judge(compared, ARM, looser).kind == kind
+
+
+def test_adapters_of_other_tensors_are_different() -> None:
+    unlike = dataclasses.replace(diff(trace(10)), unlike=["the adapters have other tensors: only one has x"])
+    assert judge(unlike, ARM, TOLERANCE).kind == "different"
+
+
+def test_responses_that_the_same_model_does_not_give_are_different() -> None:
+    assert judge(diff(trace(10)), ARM, TOLERANCE, unlike_tests=True).kind == "different"
+    assert judge(diff(trace(10), THREADS), ARM, TOLERANCE, unlike_tests=True).kind == "within tolerance"
+
+
+def test_losses_that_are_not_finite_agree_with_themselves() -> None:
+    steps = changed(trace(10), 9, loss=math.nan)
+    later = changed(steps, 10, adapter="another")
+    assert judge(diff(later, THREADS, recorded=steps), ARM, TOLERANCE).kind == "within tolerance"
+
+
+@pytest.mark.parametrize(
+    ("arm", "settle"), [(ARM[:4], "at least 5 other recorded trials"), ([10.0] * 7, "seeds are fresh")]
+)
+def test_without_a_spread_to_compare_with_it_is_inconclusive_and_says_what_would_settle(
+    arm: list[float], settle: str
+) -> None:
+    verdict = judge(diff(noisy(1e-2), THREADS, perplexity=10.1), arm, TOLERANCE)
+    assert verdict.kind == "inconclusive"
+    assert settle in verdict.settle[0]
+
+
+def test_first_steps_do_not_decide_what_statistics_would() -> None:
+    verdict = judge(diff(noisy(1e-2), THREADS, perplexity=None), ARM, TOLERANCE, scope="first steps")
+    assert verdict.kind == "inconclusive"
+    assert "only 10 steps were run" in verdict.cannot_tell[0]
+
+
+def test_it_says_where_both_perplexities_must_lie() -> None:
+    verdict = judge(diff(noisy(1e-2), THREADS, perplexity=10.1), ARM, TOLERANCE)
+    assert "both perplexities, 10 and 10.1, are in the 99.8% prediction interval" in verdict.why[-1].lower()
+
+
+def test_an_update_between_two_digests_is_told_as_one_of_several_steps() -> None:
+    sparse = [dataclasses.replace(step, adapter=None) if step.step in (2, 3) else step for step in trace(10)]
+    verdict = judge(diff(changed(sparse, 4, adapter="x"), recorded=sparse), ARM, TOLERANCE)
+    assert verdict.why[0].startswith("One of steps 2 to 4 had the same loss")
+
+
+def test_it_says_of_which_updates_no_digest_tells() -> None:
+    sparse = [dataclasses.replace(step, adapter=None) if step.step in (2, 3) else step for step in trace(10)]
+    late = dataclasses.replace(sparse[4], loss=sparse[4].loss * (1 + 1e-6))
+    verdict = judge(diff([*sparse[:4], late, *sparse[5:]], recorded=sparse), ARM, TOLERANCE)
+    assert verdict.kind == "within tolerance"
+    assert verdict.cannot_tell[0].startswith(
+        "whether the updates of steps 2 to 3 were the recorded optimizer's"
+    )
+
+
+def test_files_that_contradict_each_other_are_different_whatever_the_re_run_gives() -> None:
+    verdict = without_rerun([], ["The adapter has another digest."], TOLERANCE, "whole")
+    assert verdict.kind == "different"
+    assert verdict.why[0] == "The adapter has another digest."
+
+
+def test_it_says_whether_bits_are_to_be_expected() -> None:
+    same, other = judge(diff(noisy(1e-5)), ARM, TOLERANCE), judge(diff(noisy(1e-5), THREADS), ARM, TOLERANCE)
+    assert same.bits_expected
+    assert "Bits were expected to be the same, and are not." in same.why
+    assert not other.bits_expected
+    assert other.expectation == "The same bits are not to be expected, because of: threads."
+
+
+def test_a_weaker_verdict_can_be_accepted() -> None:
+    verdict = judge(diff(noisy(1e-5)), ARM, TOLERANCE)
+    assert exit_code(verdict, "bitwise") == 8
+    assert exit_code(verdict, "within tolerance") == exit_code(verdict, "statistically consistent") == 0
+    different = judge(diff(noisy(1e-2)), ARM, TOLERANCE)
+    assert exit_code(different, "statistically consistent") == 7

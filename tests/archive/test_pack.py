@@ -1,0 +1,632 @@
+"""Archives of the tiny study: packed, checked, unpacked elsewhere, run again; and those of strangers."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from support.checkout import ROOT, copy_folder
+from support.laboratory import Lab, failure, run
+from support.made_attribution import additive, made
+from support.tiny import write_study
+
+from qlora_repeat.analysis.attribution.decompose import attribute
+from qlora_repeat.analysis.attribution.measurements import write_attribution
+from qlora_repeat.archive.pack import pack
+from qlora_repeat.archive.unpack import opened, unpack
+from qlora_repeat.archive.zip_file import CRATE, SUMS, text_entry, write_archive
+from qlora_repeat.errors import MissingError, StoppedError, UsageError
+from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.records.record import read_record, write_record
+from qlora_repeat.results.trial_result import read_results
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import STAGES, find_trial
+from qlora_repeat.system.hashing import folder_digests
+from qlora_repeat.system.signals import heeded
+
+FIRST = "tiny-neox/adamw-8bit/1"
+FOLDER = "runs/tiny/tiny-neox/adamw-8bit/trial-1"
+Files = dict[str, bytes]
+
+
+def quiet(done: int, total: int) -> None:
+    """Ignores progress."""
+
+
+@pytest.fixture
+def lab(finished: Lab, tmp_path: Path) -> Lab:
+    """A copy of it, for a test to change."""
+    copy_folder(finished.folder, tmp_path / "lab")
+    return Lab(tmp_path / "lab", finished.cache)
+
+
+@pytest.fixture
+def files(finished: Lab) -> Files:
+    """What is in the archive."""
+    with zipfile.ZipFile(finished.archive) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_same_input_gives_the_same_bytes(lab: Lab, tmp_path: Path) -> None:
+    first = lab.pack()
+    for path in lab.folder.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        path.chmod(0o700)
+    assert lab.pack() == first
+    copy_folder(lab.folder, tmp_path / "elsewhere" / "deeper")
+    there = Lab(tmp_path / "elsewhere" / "deeper", lab.cache)
+    there.archive.unlink()
+    assert there.pack() == first
+
+
+def test_another_input_gives_other_bytes(lab: Lab) -> None:
+    first = lab.pack()
+    assert lab.pack("--author", "A. Author", "--license", "CC-BY-4.0") != first
+
+
+def test_entries_are_sorted_stored_and_without_a_clock(finished: Lab) -> None:
+    with zipfile.ZipFile(finished.archive) as archive:
+        infos = archive.infolist()
+    assert [info.filename for info in infos] == sorted(info.filename for info in infos)
+    assert {info.date_time for info in infos} == {(1980, 1, 1, 0, 0, 0)}
+    assert {info.external_attr >> 16 for info in infos} == {stat.S_IFREG | 0o644}
+    assert {info.compress_type for info in infos} == {zipfile.ZIP_STORED}
+
+
+def test_nothing_of_the_machine_is_in_it(lab: Lab) -> None:
+    trial = lab.runs / FOLDER.removeprefix("runs/")
+    for name in ("log.txt", "failed.json", "adapter/.netrc", "adapter/notes.txt"):
+        (trial / name).write_text("hunter2")
+    for name in ("all.log", ".env"):
+        (lab.tables / name).write_text("hunter2")
+    result = lab.kit("pack")
+    assert result.exit_code == 0
+    assert f"left out: {lab.tables / 'all.log'}: neither a table" in result.output
+    content = lab.archive.read_bytes()
+    assert b"hunter2" not in content
+    for path in (lab.folder, lab.cache, ROOT, Path.home()):
+        assert f"{path}/".encode() not in content
+    with zipfile.ZipFile(lab.archive) as archive:
+        assert not [name for name in archive.namelist() if "merged/" in name]
+
+
+def test_a_file_that_names_a_folder_is_told(lab: Lab) -> None:
+    assert "before you publish" not in lab.kit("pack").output
+    lab.study.write_text(f"# Models are in {lab.cache}/bases\n" + lab.study.read_text())
+    assert (
+        "look at it before you publish: studies/tiny.toml names a folder of this machine"
+        in lab.kit("pack").output
+    )
+
+
+def test_its_crate_describes_each_file_and_each_trial(finished: Lab, files: Files) -> None:
+    from rocrate.rocrate import ROCrate
+
+    crate = ROCrate(finished.archive)
+    described = {unquote(entity.id): entity for entity in crate.get_by_type("File")}
+    assert described.keys() | {CRATE} == files.keys()
+    for name, entity in described.items():
+        if name != SUMS:
+            assert entity["sha256"] == hashlib.sha256(files[name]).hexdigest()
+            assert entity["contentSize"] == str(len(files[name]))
+    root = crate.root_dataset
+    assert (root["datePublished"], root["license"].id) == (
+        "2026-01-01",
+        "https://spdx.org/licenses/Apache-2.0",
+    )
+    assert "tiny study" in root["name"]
+    assert "8 of 8 trials" in root["description"]
+    assert root["citation"].id == "https://doi.org/10.1109/ACCESS.2024.3470850"
+    actions = {action["name"]: action for action in root["mentions"]}
+    assert len(actions) == 8 + 2, "trials, and tests of bases"
+    first = actions[f"Trial {FIRST}"]
+    assert first.type == "CreateAction"
+    assert first["instrument"]["name"] == "qlora-repeat"
+    assert [entity.id for entity in first["object"]] == [
+        "#base/tiny-neox",
+        "#data/quotes",
+        "studies/tiny.toml",
+    ]
+    assert {unquote(entity.id).removeprefix(f"{FOLDER}/") for entity in first["result"]} == {
+        *(f"{stage}.json" for stage in STAGES),
+        "trace.jsonl",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+
+
+def test_authors_and_licence_are_those_that_are_given(lab: Lab) -> None:
+    lab.pack("--author", "A. Author", "--author", "B. Author", "--license", "CC-BY-4.0")
+    with zipfile.ZipFile(lab.archive) as archive:
+        graph = {entity["@id"]: entity for entity in json.loads(archive.read(CRATE))["@graph"]}
+        assert "LICENSE" not in archive.namelist(), "which is the kit's"
+    authors = [graph[author["@id"]]["name"] for author in graph["./"]["author"]]
+    assert authors == ["A. Author", "B. Author"]
+    assert graph[graph["./"]["license"]["@id"]]["name"] == "CC-BY-4.0"
+    assert isinstance(failure(lab.kit("pack", "--license", "my own")), UsageError)
+
+
+def test_it_is_checked_without_the_kit(finished: Lab, tmp_path: Path) -> None:
+    with zipfile.ZipFile(finished.archive) as archive:
+        archive.extractall(tmp_path)
+    command = ["sha256sum", "--check", "--strict", "--quiet", SUMS]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (tmp_path / FOLDER / "trace.jsonl").write_text("{}\n")
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 1
+
+
+def test_unpacked_elsewhere_it_gives_the_same_results_and_tables(finished: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    told = run("unpack", finished.archive, "--to", folder)
+    assert told.exit_code == 0, told.output
+    assert "study tiny: 8 of 8 trials have results" in told.output
+    before = folder_digests(folder)
+    given = (folder / "studies/tiny.toml", "--runs", folder / "runs")
+    states = run("status", *given, "--cache", finished.cache).output
+    assert "8 trials: 8 done; 2 tests of bases: 2 done" in states
+    collected = run("collect", *given, "--cache", finished.cache)
+    assert "8 of 8 trials done" in collected.output
+    assert run("tables", *given, "--out", folder / "tables").exit_code == 0
+    assert folder_digests(folder) == before, "collected and rendered again, it is what was packed"
+
+
+def test_results_of_an_attribution_are_in_it(lab: Lab) -> None:
+    measured = made(additive)
+    path = lab.runs / "tiny@attribute" / "tiny-neox" / "adamw-32bit" / "attribution.json"
+    write_attribution(measured, attribute(measured), [], path)
+    (path.parent / "attribution-no-nudge.json").write_text("{}")
+    result = lab.kit("pack")
+    assert "left out: " in result.output
+    assert "attribution-no-nudge.json: not an attribution" in result.output
+    with zipfile.ZipFile(lab.archive) as archive:
+        found = [name for name in archive.namelist() if "@attribute" in name]
+    assert found == ["runs/tiny@attribute/tiny-neox/adamw-32bit/attribution.json"]
+
+
+def test_the_studys_own_lock_file_is_in_it(lab: Lab) -> None:
+    lab.study.with_suffix(".lock").write_text("{}\n")
+    lab.pack()
+    with opened(lab.archive) as theirs:
+        assert (theirs.folder / "studies/tiny.lock").read_text() == "{}\n"
+        assert (theirs.folder / "studies/tiny.toml").read_bytes() == lab.study.read_bytes()
+        locked = (ROOT / "lockfiles").glob("*.txt")
+        assert {path.name: path.read_bytes() for path in (theirs.folder / "lockfiles").iterdir()} == {
+            path.name: path.read_bytes() for path in locked
+        }
+        found = json.loads((theirs.folder / "fingerprints.json").read_text())
+        assert sum(len(each["stages"]) for each in found) == 8 * len(STAGES) + 2
+
+
+def test_what_does_not_count_is_left_out_and_named(lab: Lab) -> None:
+    neox = lab.runs / "tiny/tiny-neox"
+    adapter = neox / "adamw-8bit/trial-1/adapter/adapter_config.json"
+    adapter.write_text(adapter.read_text().replace("8", "9"))
+    (neox / "adamw-8bit/trial-2/time.json").unlink()
+    (neox / "adamw-32bit/trial-1/evaluate.json").unlink()
+    (neox / "adamw-32bit/trial-1/failed.json").write_text('{"error": "no luck"}')
+    shutil.copy(holding(lab), neox / "adamw-32bit/trial-2/lock.json")
+    assert "not what the records give now; run `qlora-repeat collect`" in str(failure(lab.kit("pack")))
+    assert lab.kit("collect").exit_code == 0
+    assert "not what the collected results give; run `qlora-repeat tables`" in str(failure(lab.kit("pack")))
+    shutil.rmtree(lab.tables)
+    result = lab.kit("pack")
+    assert result.exit_code == 0, result.output
+    told = [line for line in result.output.splitlines() if line.startswith("left out: ")]
+    assert len(told) == 4
+    assert f"left out: {FIRST} is damaged: {adapter}: not the bytes that were recorded" in told[0]
+    assert told[1].startswith("left out: tiny-neox/adamw-32bit/1 failed: no luck")
+    assert told[2] == "left out: tiny-neox/adamw-32bit/2 is running"
+    assert told[3] == "left out: 1 of 8 trials are missing, or not complete"
+    with opened(lab.archive) as theirs:
+        rows = theirs.results()
+        states = [(row.status, row.measured) for row in rows]
+        assert {path.parts[-3] for path in theirs.runs.rglob("trial-*/finetune.json")} == {
+            "adamw-8bit",
+            "adamw-32bit",
+        }
+    assert states == [
+        *((state, False) for state in ("damaged", "missing", "failed", "running")),
+        *[("done", True)] * 4,
+    ]
+    assert not list(Path(theirs.folder).parent.glob(f"{theirs.folder.name}*")), "it was there for the block"
+
+
+def holding(lab: Lab) -> Path:
+    """A lock that this process holds, as a file to be copied."""
+    from qlora_repeat.system.file_lock import exclusive
+
+    path = lab.folder / "held.json"
+    with exclusive(lab.folder / "lock.json", "a test"):
+        shutil.copy(lab.folder / "lock.json", path)
+    return path
+
+
+def test_what_is_stale_is_taken_on_request(lab: Lab) -> None:
+    text = lab.study.read_text()
+    lab.study.write_text(text.replace("learning_rate = 1e-3", "learning_rate = 5e-3"))
+    shutil.rmtree(lab.tables)
+    (lab.runs / "tiny/results.jsonl").unlink()
+    result = lab.kit("pack")
+    assert result.output.count("left out: tiny-neox/") == 4
+    assert "4 trials in" in result.output
+    result = lab.kit("pack", "--include-stale")
+    assert "8 trials in" in result.output
+    with opened(lab.archive) as theirs:
+        assert [row.stale_inputs for row in theirs.results()] == [["training"]] * 4 + [[]] * 4
+
+
+def test_a_study_without_results_is_refused(lab: Lab) -> None:
+    shutil.rmtree(lab.runs / "tiny")
+    lab.archive.unlink()
+    error = failure(lab.kit("pack"))
+    assert str(error) == "study tiny: no trial to pack: 8 missing; `qlora-repeat status` says why"
+    assert not lab.archive.exists()
+    assert isinstance(failure(lab.kit("pack", "--out", lab.folder / "tiny.toml")), UsageError)
+    assert lab.study.read_text().startswith("# See tiny.py")
+
+
+def test_a_link_is_not_packed(lab: Lab) -> None:
+    trace = lab.runs / FOLDER.removeprefix("runs/") / "trace.jsonl"
+    trace.rename(lab.folder / "moved.jsonl")
+    trace.symlink_to(lab.folder / "moved.jsonl")
+    assert "trace.jsonl: not a plain file" in str(failure(lab.kit("pack")))
+
+
+def stopping(done: int, total: int) -> None:
+    """Half way, the scheduler asks this process to stop."""
+    if done > total / 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_stopped_half_way_it_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+    study = load_study(str(lab.study))
+    before = lab.archive.read_bytes()
+    there = sorted(lab.runs.iterdir())
+    for path in (lab.archive, lab.runs / "new.zip"):
+        with pytest.raises(StoppedError), heeded(keyboard=False):
+            pack(study, str(lab.study), lab.runs, lab.cache, lab.tables, path, stopping)
+    assert sorted(lab.runs.iterdir()) == there
+    assert lab.archive.read_bytes() == before
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(StoppedError), heeded(keyboard=False):
+        unpack(lab.archive, tmp_path / "theirs", stopping)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_folder_that_is_there_is_not_overwritten(lab: Lab) -> None:
+    before = folder_digests(lab.runs)
+    error = failure(run("unpack", lab.archive))
+    assert isinstance(error, UsageError)
+    assert str(error) == f"{lab.runs / 'tiny'}: is there already; unpack to another folder, by --to"
+    (lab.folder / "link").symlink_to("nowhere")
+    assert isinstance(failure(run("unpack", lab.archive, "--to", lab.folder / "link")), UsageError)
+    assert folder_digests(lab.runs) == before
+
+
+# Archives of strangers. Each of these changes one thing, and makes all else fit it again.
+
+
+def fitting(files: Files) -> Files:
+    """The files with checksums and description that fit them."""
+    files = {name: content for name, content in files.items() if name != SUMS}
+    crate = json.loads(files[CRATE])
+    known = {unquote(entity["@id"]): entity for entity in crate["@graph"] if entity["@type"] == "File"}
+    for name, entity in known.items():
+        if name not in files and name != SUMS:
+            crate["@graph"].remove(entity)
+    for name in files.keys() - {CRATE}:
+        if name not in known:
+            crate["@graph"].append(known.setdefault(name, {"@id": name, "@type": "File"}))
+        content = files[name]
+        known[name] |= {"sha256": hashlib.sha256(content).hexdigest(), "contentSize": str(len(content))}
+    files[CRATE] = json.dumps(crate).encode()
+    sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    return files | {SUMS: sums.encode()}
+
+
+def zipped(path: Path, files: Files, change: Callable[[zipfile.ZipInfo], None] = lambda info: None) -> Path:
+    """A zip of these files, as anybody can make one; `change` what is said of each."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o100644 << 16
+            change(info)
+            archive.writestr(info, content)
+    return path
+
+
+def refused(path: Path, beside: Path) -> str:
+    """The reason for which an archive is refused, once nothing is left of it."""
+    before = sorted(beside.rglob("*"))
+    error = failure(run("unpack", path, "--to", beside / "theirs"))
+    assert isinstance(error, MissingError)
+    assert sorted(beside.rglob("*")) == before
+    assert str(failure(run("check", path))) == str(error)
+    return str(error)
+
+
+def test_a_zip_that_somebody_made_of_the_same_files_is_as_good(files: Files, tmp_path: Path) -> None:
+    assert fitting(files).keys() == files.keys()
+    found = unpack(zipped(tmp_path / "a.zip", fitting(files)), tmp_path / "theirs", quiet)
+    assert (found.label, found.files) == ("tiny", len(files))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../escaped.json",
+        "/tmp/escaped.json",
+        "runs/../../escaped.json",
+        "runs/tiny/../escaped.json",
+        "runs\\..\\escaped.json",
+        "C:/escaped.json",
+        "runs//escaped.json",
+        "./runs/tiny/escaped.json",
+        "runs/tiny/",
+        "runs/tiny/.hidden.json",
+        "runs/tiny/-rf.json",
+        "runs/tiny/line\nbreak.json",
+        "runs/tiny/\N{RIGHT-TO-LEFT OVERRIDE}nosj.json",
+        "runs/tiny/" + "long" * 200 + ".json",
+        "runs/tiny/code.py",
+        "runs/tiny/weights.pkl",
+        "paper/templates/table.md.j2",
+        "studies/tiny.py",
+        "pyproject.toml",
+        "conftest.py",
+        "",
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_refused(name: str, files: Files, tmp_path: Path) -> None:
+    assert "is not the name of a file that it may hold" in refused(
+        zipped(tmp_path / "a.zip", fitting(files | {name: b"{}"})), tmp_path
+    )
+
+
+def test_a_name_that_is_cut_when_it_is_read_is_refused(files: Files, tmp_path: Path) -> None:
+    path = zipped(
+        tmp_path / "a.zip", fitting(files | {"runs/tiny/a.jsonXpy": b"{}", "runs/tiny/a.json": b"{}"})
+    )
+    path.write_bytes(path.read_bytes().replace(b"a.jsonXpy", b"a.json\0py"))
+    assert "is not the name" in refused(path, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFDIR])
+def test_what_is_no_file_is_refused(kind: int, files: Files, tmp_path: Path) -> None:
+    def change(info: zipfile.ZipInfo) -> None:
+        if info.filename == f"{FOLDER}/trace.jsonl":
+            info.external_attr = (kind | 0o777) << 16
+
+    theirs = fitting(files | {f"{FOLDER}/trace.jsonl": b"/etc/passwd"})
+    assert "is a link, or something else that is no file" in refused(
+        zipped(tmp_path / "a.zip", theirs, change), tmp_path
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_is_there_twice_is_refused(files: Files, tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", files)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.md", "another")
+    assert "readme.md is there 2 times" in refused(path, tmp_path)
+    apart = fitting(files | {"runs/tiny/A.json": b"1", "runs/tiny/a.json": b"2"})
+    assert "runs/tiny/a.json is there 2 times" in refused(zipped(tmp_path / "b.zip", apart), tmp_path)
+    both = fitting(files | {"runs/tiny/a.json": b"1", "runs/tiny/a.json/b.json": b"2"})
+    assert "runs/tiny/a.json is a file and a folder" in refused(zipped(tmp_path / "c.zip", both), tmp_path)
+
+
+def test_a_bomb_is_refused(files: Files, tmp_path: Path) -> None:
+    """One that is compressed, and one whose files are larger than all of it."""
+
+    def change(info: zipfile.ZipInfo) -> None:
+        info.compress_type = zipfile.ZIP_DEFLATED
+
+    zeros = fitting(files | {"runs/tiny/zeros.json": bytes(10**8)})
+    path = zipped(tmp_path / "a.zip", zeros, change)
+    assert path.stat().st_size < 10**6
+    assert "so that its size is only a claim" in refused(path, tmp_path)
+    path = zipped(tmp_path / "b.zip", fitting(files | {"runs/tiny/zeros.json": bytes(10**6)}))
+    content = path.read_bytes()
+    claim = (10**6).to_bytes(4, "little")
+    path.write_bytes(content.replace(claim, (10**9).to_bytes(4, "little")))
+    assert "its files claim 1,000," in refused(path, tmp_path)
+
+
+def test_an_encrypted_file_is_refused(files: Files, tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", files)
+    content = bytearray(path.read_bytes())
+    central = content.rindex(b"PK\x01\x02")
+    content[central + 8] |= 1
+    path.write_bytes(content)
+    assert "is encrypted or compressed" in refused(path, tmp_path)
+
+
+def test_what_is_listed_is_there_and_what_is_there_is_listed(files: Files, tmp_path: Path) -> None:
+    trace = f"{FOLDER}/trace.jsonl"
+    less = {name: content for name, content in files.items() if name != trace}
+    assert f"{trace}' is listed in {SUMS}, and not there" in refused(
+        zipped(tmp_path / "a.zip", less), tmp_path
+    )
+    more = files | {"runs/tiny/more.json": b"{}"}
+    assert f"more.json is not listed in {SUMS}" in refused(zipped(tmp_path / "b.zip", more), tmp_path)
+    listed = more | {
+        SUMS: files[SUMS] + f"{hashlib.sha256(b'{}').hexdigest()}  runs/tiny/more.json\n".encode()
+    }
+    assert f"more.json' is a file that {CRATE} does not describe" in refused(
+        zipped(tmp_path / "c.zip", listed), tmp_path
+    )
+    for name in (SUMS, CRATE):
+        lacking = {each: content for each, content in files.items() if each != name}
+        assert f"it has no {name}" in refused(zipped(tmp_path / f"{name}.zip", lacking), tmp_path)
+    for number, sums in enumerate((b"no sums\n", files[SUMS] * 2, "\N{BULLET}".encode())):
+        refused(zipped(tmp_path / f"{number}.zip", files | {SUMS: sums}), tmp_path)
+
+
+def test_other_bytes_than_were_packed_are_refused(files: Files, tmp_path: Path) -> None:
+    changed = files | {f"{FOLDER}/trace.jsonl": files[f"{FOLDER}/trace.jsonl"].replace(b"1", b"2")}
+    assert f"trace.jsonl has other bytes than {SUMS} says" in refused(
+        zipped(tmp_path / "a.zip", changed), tmp_path
+    )
+    readme = fitting(files)
+    crate = readme[CRATE].replace(hashlib.sha256(files["README.md"]).hexdigest().encode(), b"0" * 64)
+    sums = readme[SUMS].replace(
+        hashlib.sha256(readme[CRATE]).hexdigest().encode(), hashlib.sha256(crate).hexdigest().encode()
+    )
+    other = readme | {CRATE: crate, SUMS: sums}
+    assert f"{CRATE} says otherwise of README.md than it is" in refused(
+        zipped(tmp_path / "b.zip", other), tmp_path
+    )
+
+
+@pytest.mark.parametrize("crate", [b"{}", b"[]", b'{"@graph": 3}', b"{", b"[" * 100_000, b'{"@graph": [1]}'])
+def test_a_description_that_is_none_is_refused(crate: bytes, files: Files, tmp_path: Path) -> None:
+    sums = files[SUMS].replace(
+        hashlib.sha256(files[CRATE]).hexdigest().encode(), hashlib.sha256(crate).hexdigest().encode()
+    )
+    theirs = files | {CRATE: crate, SUMS: sums}
+    assert "not an archive as `qlora-repeat pack` writes it" in refused(
+        zipped(tmp_path / "a.zip", theirs), tmp_path
+    )
+
+
+def test_what_is_no_archive_is_refused(finished: Lab, tmp_path: Path) -> None:
+    content = finished.archive.read_bytes()
+    for number, part in enumerate((b"", b"PK", content[:-30], content[: len(content) // 2], content[1000:])):
+        path = tmp_path / f"{number}.zip"
+        path.write_bytes(part)
+        refused(path, tmp_path)
+    assert "no such archive" in refused(tmp_path / "none.zip", tmp_path)
+    (tmp_path / "folder.zip").mkdir()
+    assert "no such archive" in refused(tmp_path / "folder.zip", tmp_path)
+
+
+def test_a_byte_that_is_another_is_refused_or_of_no_account(finished: Lab, tmp_path: Path) -> None:
+    """Anywhere in the archive: what is unpacked is what was packed, or nothing."""
+    content = finished.archive.read_bytes()
+    with opened(finished.archive) as found:
+        whole = folder_digests(found.folder)
+    generator = random.Random(7)
+    directory = content.index(b"PK\x01\x02")
+    places = [generator.randrange(len(content)) for _ in range(50)]
+    places += [generator.randrange(directory, len(content)) for _ in range(50)]
+    kept = 0
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= generator.randrange(1, 256)
+        (tmp_path / "a.zip").write_bytes(changed)
+        with contextlib.suppress(MissingError), opened(tmp_path / "a.zip") as found:
+            assert folder_digests(found.folder) == whole, place
+            kept += 1
+    assert kept < len(places) / 2
+
+
+def test_an_archive_whose_parts_do_not_fit_is_told_by_check(
+    finished: Lab, files: Files, tmp_path: Path
+) -> None:
+    told = run("check", finished.archive, "--cache", finished.cache)
+    assert told.exit_code == 0
+    assert told.output == (
+        f"{finished.archive}: {len(files)} files with the checksums that it says; records of 8 trials fit "
+        "their files, and the collected results fit the records\n"
+    )
+    better = files["runs/tiny/results.jsonl"].replace(b'"perplexity": 8.25', b'"perplexity": 7.25', 1)
+    trace = files[f"{FOLDER}/trace.jsonl"].replace(b'"step": 1', b'"step": 2')
+    for name, content, words in (
+        ("runs/tiny/results.jsonl", better, f"{FIRST} has other results than its records"),
+        (f"{FOLDER}/trace.jsonl", trace, f"{FOLDER}/trace.jsonl: not the bytes that were recorded"),
+        (f"{FOLDER}/evaluate.json", None, f"{FIRST} has results, but no records"),
+        (f"{FOLDER}/finetune.json", b"{}", f"{FOLDER}/finetune.json: not a readable record"),
+    ):
+        theirs = {**files, name: content or b""}
+        if content is None:
+            del theirs[name]
+        path = zipped(tmp_path / "a.zip", fitting(theirs))
+        result = run("check", path, "--cache", finished.cache)
+        assert isinstance(result.exception, MissingError)
+        assert f"{path}: " in result.output
+        assert words in result.output
+        assert "/tmp/qlora-repeat-" not in result.output
+
+
+def test_a_study_file_of_a_stranger_is_told_in_a_line(files: Files, tmp_path: Path) -> None:
+    for number, text in enumerate((b"name = 3", b"a = " + b"[" * 100_000, b"\xff")):
+        path = zipped(tmp_path / f"{number}.zip", fitting(files | {"studies/tiny.toml": text}))
+        assert isinstance(failure(run("check", path)), UsageError)
+        assert isinstance(failure(run("verify", f"{path}:{FIRST}")), UsageError)
+
+
+@pytest.fixture(scope="session")
+def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A lab with one trial that has really run, packed."""
+    lab = Lab(tmp_path_factory.mktemp("recorded"), cache)
+    write_study(lab.folder)
+    trial = find_trial(load_study(str(lab.study)), FIRST, lab.runs)
+    run_stages(trial, STAGES, cache, lambda stage, done, total, loss: None)
+    assert "before you publish" not in lab.kit("pack").output, "records, trace, adapter"
+    return lab
+
+
+def test_an_unpacked_trial_is_run_again_to_the_same_bits(recorded: Lab, tmp_path: Path) -> None:
+    """With the study that is in the archive, by somebody who has only that."""
+    unpack(recorded.archive, tmp_path / "theirs", quiet)
+    before = folder_digests(tmp_path / "theirs")
+    where = ["--cache", recorded.cache, "--scratch", tmp_path / "scratch", "--quiet"]
+    result = run("verify", tmp_path / "theirs" / FOLDER, *where)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert result.stdout.startswith(f"tiny:{FIRST}: bitwise\n")
+    assert folder_digests(tmp_path / "theirs") == before
+    told = read_results(tmp_path / "theirs/runs/tiny/results.jsonl")[0]
+    page = next((tmp_path / "scratch").rglob("verdict.json"))
+    assert json.loads(page.read_text())["verdict"] == "bitwise"
+    again = next((tmp_path / "scratch").rglob("evaluate.json"))
+    assert json.loads(again.read_text())["outputs"]["perplexity"] == told.perplexity
+
+
+def test_a_trial_in_an_archive_can_be_named(recorded: Lab, tmp_path: Path) -> None:
+    where = ["--cache", recorded.cache, "--scratch", tmp_path, "--quiet", "--steps", 1]
+    result = run("verify", f"{recorded.archive}:{FIRST}", *where)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert result.stdout.startswith(f"tiny:{FIRST}: bitwise\n")
+    error = failure(run("verify", f"{recorded.archive}:tiny-neox/adamw-8bit/2", *where))
+    assert "no finetune.json there" in str(error)
+    assert "numbers its trials" in str(failure(run("verify", f"{recorded.archive}:tiny-neox/adamw-8bit/9")))
+
+
+def test_a_forged_number_is_found_by_running_it_again(recorded: Lab, tmp_path: Path) -> None:
+    """All checksums, records and results fit each other."""
+    forger = Lab(tmp_path / "forger", recorded.cache)
+    copy_folder(recorded.folder, forger.folder)
+    path = forger.runs / FOLDER.removeprefix("runs/") / "evaluate.json"
+    record = read_record(path)
+    assert record is not None
+    write_record(path, dataclasses.replace(record, outputs=record.outputs | {"perplexity": 12.5}))
+    forger.pack()
+    assert run("check", forger.archive, "--cache", forger.cache).exit_code == 0
+    where = ["--cache", forger.cache, "--scratch", tmp_path / "scratch", "--quiet"]
+    result = run("verify", f"{forger.archive}:{FIRST}", "--stages", "evaluate", *where)
+    assert result.exit_code == 7
+    assert result.stdout.startswith(f"tiny:{FIRST}: different\n")
+
+
+def test_a_file_that_changes_while_it_is_packed_is_noticed(tmp_path: Path) -> None:
+    from qlora_repeat.archive.zip_file import Entry
+    from qlora_repeat.records.record import keep
+
+    source, path = tmp_path / "trace.jsonl", tmp_path / "a.zip"
+    source.write_text("1\n")
+    entry = Entry("runs/tiny/trace.jsonl", source, keep(source))
+    source.write_text("2\n")
+    with pytest.raises(MissingError, match="changed while it was packed"):
+        write_archive(path, [entry, text_entry("README.md", "")], quiet)
+    assert list(tmp_path.iterdir()) == [source]

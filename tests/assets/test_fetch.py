@@ -1,0 +1,277 @@
+"""Fetching from a hub, once and again: what is locked, and what interrupts it."""
+
+import json
+import os
+import pickle
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.hub_server import Hub
+from support.hub_study import MODEL, PICKLED, QUESTIONS, QUOTER, QUOTES, SHARD, User, write_hub_study
+
+from qlora_repeat.system.hashing import file_digest
+
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+def test_the_first_fetch_locks_commit_sizes_and_sha256_of_every_file(fetched: User) -> None:
+    lock = fetched.locked()
+    assert set(lock) == {MODEL, QUOTES, PICKLED, QUESTIONS}
+    for name, kind in ((MODEL, "models"), (PICKLED, "models"), (QUOTES, "datasets"), (QUESTIONS, "datasets")):
+        snapshot = fetched.snapshot(name, kind)
+        assert lock[name]["commit"] == snapshot.name
+        assert lock[name]["files"] == {
+            path.relative_to(snapshot).as_posix(): {"size": path.stat().st_size, "digest": file_digest(path)}
+            for path in snapshot.rglob("*")
+            if path.is_file()
+        }
+    assert {"config.json", "tokenizer.json", SHARD} <= set(lock[MODEL]["files"])
+
+
+def test_a_hub_cache_that_was_filled_by_hand_is_locked_alike(
+    fetched: User, hub_home: Path, user: User
+) -> None:
+    user.fetch(HF_HOME=str(hub_home), **OFFLINE)
+    assert user.locked() == fetched.locked()
+
+
+def test_a_second_fetch_needs_no_hub(copied: User) -> None:
+    before = copied.lock.read_bytes()
+    assert [line.partition(" (")[0] for line in copied.fetch()] == [
+        "data quotes: there, verified",
+        "data questions: there, verified",
+        "base llama: there, verified",
+        "base neox: there, verified",
+    ]
+    assert copied.lock.read_bytes() == before
+
+
+def test_the_locked_commit_is_fetched_though_the_branch_has_moved(
+    reader: User, hub: Hub, fetched: User
+) -> None:
+    model = hub.repositories[f"models/{MODEL}"]
+    first = model.branches["main"]
+    second = model.commit({"generation_config.json": b"{}"})
+    shutil.copy(fetched.lock, reader.lock)
+    reader.fetch(*QUOTER)
+    assert reader.commit() == first != second
+    assert reader.lock.read_bytes() == fetched.lock.read_bytes()
+
+
+def test_without_a_lock_the_branch_is_followed(reader: User, hub: Hub) -> None:
+    second = hub.repositories[f"models/{MODEL}"].commit({"generation_config.json": b"{}"})
+    reader.fetch(*QUOTER)
+    assert reader.commit() == reader.locked()[MODEL]["commit"] == second
+    assert (reader.base() / "generation_config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        (SHARD, pickle.dumps({"weight": 1}), "not a safetensors file (it is a pickle, which could run code)"),
+        (
+            SHARD,
+            b"\xff" * 8,
+            "not a safetensors file (its header would have 18,446,744,073,709,551,615 bytes",
+        ),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"lm_head.weight": "../../../../secret.safetensors"}}',
+            "'lm_head.weight' is to be in '../../../../secret.safetensors', which is not a safetensors file",
+        ),
+    ],
+    ids=["pickle", "header", "index"],
+)
+def test_weights_that_are_not_what_they_are_named_are_refused(
+    file: str, content: bytes, reason: str, reader: User, hub: Hub
+) -> None:
+    hub.repositories[f"models/{MODEL}"].commit({file: content})
+    told = reader.refused(*QUOTER)
+    assert told.startswith(f"{MODEL}: {file}: {reason}")
+    assert told.endswith("; the study file must name another revision of it")
+    assert not list((reader.cache / "bases").iterdir())
+
+
+def test_a_lost_lock_is_written_again_from_what_was_fetched(copied: User, fetched: User) -> None:
+    copied.lock.unlink()
+    copied.fetch()
+    assert copied.locked() == fetched.locked()
+
+
+def test_what_was_made_from_another_commit_than_is_locked_is_refused_with_a_way_out(
+    copied: User, hub: Hub
+) -> None:
+    lock = copied.locked()
+    lock[MODEL]["commit"] = other = hub.repositories[f"models/{MODEL}"].commit({"README.md": b"new"})
+    copied.lock.write_text(json.dumps(lock))
+    told = copied.refused(*QUOTER)
+    assert told == (
+        f"{copied.base()}: not made from what {copied.lock} has for {MODEL}; "
+        f"delete the folder and run {copied.again()}"
+    )
+    shutil.rmtree(copied.base())
+    copied.fetch(*QUOTER, HF_ENDPOINT=hub.url)
+    assert copied.commit() == other
+
+
+# A lock that does not fit, cannot be read, or cannot be written.
+
+
+def test_a_lock_at_another_revision_is_told_before_the_hub_is_asked(
+    user: User, hub: Hub, fetched: User
+) -> None:
+    shutil.copy(fetched.lock, user.lock)
+    write_hub_study(user.folder, (f'"{MODEL}", revision = "main"', f'"{MODEL}", revision = "v2"'))
+    assert user.refused(*QUOTER, code=2) == (
+        f"{user.lock}: {MODEL} is locked at revision main, the study asks for v2; "
+        "delete that entry if the study is right"
+    )
+    assert hub.requests == []
+
+
+def test_a_lock_that_cannot_be_read_is_told(user: User, hub: Hub) -> None:
+    user.lock.write_text("{")
+    told = user.refused(code=2)
+    assert told.startswith(f"{user.lock}: not a readable lock file (")
+    assert told.endswith("; delete it to lock anew")
+    assert hub.requests == []
+
+
+def test_a_lock_that_cannot_be_written_is_told_before_anything_is_downloaded(user: User, hub: Hub) -> None:
+    path = user.study / "small.lock"  # below a file, where not even root can write
+    told = user.refused(*QUOTER, QLORA_REPEAT_LOCK=str(path))
+    assert told == f"{path}: cannot be written (its folder is a file); set QLORA_REPEAT_LOCK to another path"
+    assert hub.requests == []
+
+
+def test_a_lock_that_has_it_all_needs_no_writing(copied: User, hub: Hub) -> None:
+    shutil.rmtree(copied.base())
+    folder = copied.folder / "read-only"
+    folder.mkdir()
+    copied.lock.rename(folder / "small.lock")
+    folder.chmod(0o555)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user may write into read-only folders")
+    copied.fetch(*QUOTER, HF_ENDPOINT=hub.url, QLORA_REPEAT_LOCK=str(folder / "small.lock"))
+
+
+# Interruptions, disks, and others at work.
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def others(hub: Hub) -> list[str]:
+    """The model's files but the held shard."""
+    repository = hub.repositories[f"models/{MODEL}"]
+    return [name for name in repository.commits[repository.branches["main"]] if name != SHARD]
+
+
+def test_a_fetch_that_is_killed_goes_on_with_the_rest(reader: User, hub: Hub) -> None:
+    hub.hold(SHARD)
+    process = reader.start(*QUOTER)
+    wait_until(lambda: len(list(reader.home.glob("hub/models--*/snapshots/*/*"))) == len(others(hub)))
+    process.kill()
+    process.communicate()
+    hub.release(SHARD)
+    reader.fetch(*QUOTER)
+    assert {name: hub.asked_for(name) for name in others(hub)} == dict.fromkeys(others(hub), 1)
+    assert hub.asked_for(SHARD) == 2
+
+
+def test_what_a_killed_fetch_left_half_written_is_removed(copied: User) -> None:
+    left = copied.base().with_name(f".{copied.base().name}.x1y2z3")
+    copied.base().rename(left)
+    other = copied.cache / "bases" / ".mine"
+    other.mkdir()
+    copied.fetch(*QUOTER)
+    assert copied.base().is_dir()
+    assert not left.exists()
+    assert other.is_dir()
+
+
+def test_a_connection_that_breaks_is_taken_up_again(reader: User, hub: Hub, fetched: User) -> None:
+    hub.broken.append(SHARD)
+    reader.fetch(*QUOTER)
+    assert hub.asked_for(SHARD) == 2
+    assert reader.locked()[MODEL] == fetched.locked()[MODEL]
+
+
+def test_the_rest_of_a_half_filled_cache_is_fetched_from_a_hub_that_lists_no_files(
+    copied: User, hub: Hub, fetched: User
+) -> None:
+    """Where a hub refuses the list, huggingface_hub returns an incomplete snapshot in silence."""
+    hub.lists_files = False
+    shutil.rmtree(copied.base())
+    shutil.rmtree(copied.snapshot(MODEL).parents[1] / "trees")
+    (copied.snapshot(MODEL) / SHARD).resolve().unlink()
+    copied.fetch(*QUOTER, HF_ENDPOINT=hub.url)
+    assert hub.asked_for(SHARD) == 1
+    assert copied.locked() == fetched.locked()
+
+
+def test_of_two_fetches_at_once_one_is_told_to_wait(reader: User, hub: Hub) -> None:
+    hub.hold(SHARD)
+    first = reader.start(*QUOTER)
+    wait_until(lambda: hub.asked_for(SHARD) == 1)
+    told = reader.refused(*QUOTER, code=5)
+    assert told.startswith(f"the cache {reader.cache}: process {first.pid} on ")
+    hub.release(SHARD)
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode == 0, errors
+    assert reader.fetch(*QUOTER)[-1].startswith("base llama: there, verified")
+
+
+@pytest.mark.parametrize(("file", "variable"), [(SHARD, "HF_HOME"), ("quotes.jsonl", "QLORA_REPEAT_CACHE")])
+def test_a_disk_that_is_too_small_is_told_before_anything_is_downloaded(
+    file: str, variable: str, copied: User, hub: Hub
+) -> None:
+    lock = copied.locked()
+    lock[MODEL if file == SHARD else QUOTES]["files"][file]["size"] = 10**18
+    copied.lock.write_text(json.dumps(lock))
+    shutil.rmtree(copied.cache)
+    (copied.snapshot(MODEL) / SHARD).unlink()
+    told = copied.refused(*QUOTER, HF_ENDPOINT=hub.url)
+    folder = copied.home / "hub" if file == SHARD else copied.cache
+    assert told.startswith(f"{folder}: 1,000,000,000,")
+    assert told.endswith(f"; free some, or set {variable} to a folder on a larger disk")
+    assert hub.requests == []
+
+
+# A part of a study.
+
+
+def test_only_one_models_base_and_data_are_fetched(user: User) -> None:
+    told = user.fetch(*QUOTER)
+    assert [line.partition(" (")[0].partition(";")[0] for line in told] == [
+        "data quotes: missing",
+        "base llama: missing",
+        "data quotes: fetched, verified",
+        "base llama: fetched, verified",
+    ]
+    assert set(user.locked()) == {MODEL, QUOTES}
+    names = sorted(path.name for path in (user.home / "hub").glob("*--*"))
+    assert names == ["datasets--acme--quotes", "models--acme--small-llama"]
+
+
+def test_only_a_model_that_there_is(user: User, hub: Hub) -> None:
+    told = user.refused("--only", "quoter", "--only", "quotes", code=2)
+    assert told == "model 'quotes': study small has quoter, solver"
+    assert hub.requests == []
+
+
+def test_data_that_do_not_fit_the_study_are_told_and_not_locked(user: User, hub: Hub) -> None:
+    write_hub_study(user.folder, ('quote = "quote"', 'quote = "text"'))
+    assert user.refused(*QUOTER, code=2) == (
+        f"{QUOTES}, quotes.jsonl: no column 'text'; it has quote, author, tags. Correct columns"
+    )
+    assert not user.lock.exists()
+    write_hub_study(user.folder)
+    user.fetch(*QUOTER)

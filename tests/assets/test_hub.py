@@ -1,0 +1,300 @@
+"""What a hub refuses, or its cache lacks: one line that names the repository and what to do."""
+
+import json
+import shutil
+from collections.abc import Callable
+
+import pytest
+from support.hub_server import Hub
+from support.hub_study import MODEL, NOBODY, QUOTER, QUOTES, SHARD, User, write_hub_study
+
+from qlora_repeat.assets.base_models import check_base
+from qlora_repeat.errors import MissingError
+from qlora_repeat.study.study import load_study
+
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+TOKEN = {"HF_TOKEN": "hf_valid"}
+
+
+def gated(hub: Hub) -> None:
+    hub.gated[f"models/{MODEL}"] = "files"
+
+
+def gated_altogether(hub: Hub) -> None:
+    hub.gated[f"models/{MODEL}"] = "everything"
+
+
+def gated_data(hub: Hub) -> None:
+    hub.gated[f"datasets/{QUOTES}"] = "files"
+
+
+def without_access(hub: Hub) -> None:
+    gated(hub)
+    hub.tokens["hf_valid"] = set()
+
+
+def overloaded(hub: Hub) -> None:
+    hub.status = 503
+
+
+def forbidding(hub: Hub) -> None:
+    hub.status = 403
+
+
+def portal(hub: Hub) -> None:
+    hub.portal = b"<html>Please accept our terms</html>"
+
+
+def without_repository(hub: Hub) -> None:
+    del hub.repositories[f"models/{MODEL}"]
+
+
+def without_branch(hub: Hub) -> None:
+    del hub.repositories[f"models/{MODEL}"].branches["main"]
+
+
+def without_weights(hub: Hub) -> None:
+    model = hub.repositories[f"models/{MODEL}"]
+    files = model.commits[model.branches["main"]]
+    model.commit({name: b"" for name in files if name.endswith(".safetensors")})
+
+
+def without_a_shard(hub: Hub) -> None:
+    hub.repositories[f"models/{MODEL}"].commit({SHARD: b""})
+
+
+def without_tokenizer(hub: Hub) -> None:
+    hub.repositories[f"models/{MODEL}"].commit({"tokenizer.json": b""})
+
+
+def without_rows(hub: Hub) -> None:
+    hub.repositories[f"datasets/{QUOTES}"].commit({"quotes.jsonl": b"", "README.md": b"none"})
+
+
+def well(hub: Hub) -> None:
+    pass
+
+
+GATED = "MODEL: gated: ask for access at HUB/MODEL, set HF_TOKEN to a token of that account, and run AGAIN"
+NO_CONNECTION = (
+    "DATA: main is not in CACHE, and http://127.0.0.1:9 cannot be reached "
+    "(ConnectError: [Errno 111] Connection refused); with a connection and without HF_HUB_OFFLINE, "
+    "run AGAIN; or copy a filled cache here and set HF_HOME to it"
+)
+REFUSALS: dict[str, tuple[Callable[[Hub], None], dict[str, str], str]] = {
+    "gated files": (gated, {}, GATED),
+    "gated altogether": (gated_altogether, {}, GATED),
+    "gated data": (gated_data, {}, "DATA: gated: ask for access at HUB/datasets/DATA, set HF_TOKEN to a"),
+    "no access": (
+        without_access, TOKEN,
+        "MODEL: the account of HF_TOKEN has no access: ask for it at HUB/MODEL, and run AGAIN",
+    ),
+    "wrong token": (
+        gated, {"HF_TOKEN": "hf_wrong"},
+        "DATA: the hub does not accept the token: set HF_TOKEN to a valid one, and run AGAIN",
+    ),
+    "forbidden": (
+        forbidding, {},
+        "DATA: the hub answered 403: set HF_TOKEN to a token that may read it, and run AGAIN",
+    ),
+    "overloaded": (overloaded, {}, "DATA: the hub answered 503; later, run AGAIN"),
+    "no repository": (
+        without_repository, TOKEN,
+        "MODEL: there is no such repository, or it is private: see HUB/MODEL; a private one needs HF_TOKEN",
+    ),
+    "no repository, no token": (
+        without_repository, {},
+        "MODEL: there is no such repository, or it is private: see HUB/MODEL; a private one needs HF_TOKEN",
+    ),
+    "no revision": (without_branch, {}, "MODEL: no revision main; correct the study file"),
+    "no weights": (
+        without_weights, {},
+        "MODEL: revision main has no weights (model*.safetensors, pytorch_model*.bin); correct the",
+    ),
+    "no shard": (without_a_shard, {}, f"MODEL: revision main has no {SHARD}; correct the study file"),
+    "no tokenizer": (without_tokenizer, {}, "MODEL: revision main has no tokenizer (tokenizer.json, "),
+    "no rows": (without_rows, {}, "DATA: revision main has no file that matches '*.jsonl'; correct"),
+    "unreachable": (well, {"HF_ENDPOINT": NOBODY}, NO_CONNECTION),
+    "offline": (well, OFFLINE, "DATA: main is not in CACHE, and HF_HUB_OFFLINE is set; with a"),
+    "a portal": (portal, {}, "DATA: main is not in CACHE, and HUB does not answer as a hub does (JSON"),
+    "no address": (
+        well, {"HF_ENDPOINT": "hub.example"},
+        "DATA: main is not in CACHE, and hub.example cannot be reached (",
+    ),
+    "no folder": (
+        well, {"HF_HOME": "/dev/null/home"},
+        "DATA: /dev/null/home/token: Not a directory; set HF_HOME to a folder that can be written and has",
+    ),
+}  # fmt: skip
+
+
+def spelt_out(words: str, user: User, hub: Hub) -> str:
+    """A message of the table, as that user reads it."""
+    said = {"MODEL": MODEL, "DATA": QUOTES, "HUB/": f"{hub.url}/", "HUB ": f"{hub.url} "}
+    for name, value in (said | {"CACHE": str(user.home / "hub"), "AGAIN": user.again()}).items():
+        words = words.replace(name, value)
+    return words
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_is_told_in_one_line_with_what_to_do(name: str, user: User, hub: Hub) -> None:
+    prepare, environment, words = REFUSALS[name]
+    hub.tokens["hf_valid"] = {f"models/{MODEL}"}
+    prepare(hub)
+    told = user.refused(*QUOTER, **environment)
+    assert told.startswith(spelt_out(words, user, hub))
+    assert not list(user.cache.glob("*/*")), "told before anything was fetched"
+    assert not user.lock.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["gated files", "no access", "overloaded", "unreachable", "offline", "no repository"]
+)
+def test_a_refusal_of_what_is_locked_and_half_there_is_told_alike(name: str, copied: User, hub: Hub) -> None:
+    prepare, environment, words = REFUSALS[name]
+    prepare(hub)
+    hub.tokens.setdefault("hf_valid", set())
+    shutil.rmtree(copied.base())
+    (copied.snapshot(MODEL) / SHARD).resolve().unlink()
+    shutil.rmtree(copied.snapshot(MODEL).parents[1] / "trees")
+    told = copied.refused(*QUOTER, **{"HF_ENDPOINT": hub.url, **environment})
+    here = words.replace("DATA", "MODEL").replace("main is not in CACHE", f"CACHE lacks {SHARD}")
+    assert told.startswith(spelt_out(here, copied, hub))
+
+
+def test_a_refusal_in_the_middle_is_told_alike_and_the_next_fetch_goes_on(reader: User, hub: Hub) -> None:
+    hub.forbidden.append(SHARD)
+    assert reader.refused(*QUOTER) == (
+        f"{MODEL}: the hub answered 403: set HF_TOKEN to a token that may read it, and run {reader.again()}"
+    )
+    hub.forbidden.clear()
+    reader.fetch(*QUOTER)
+    assert hub.asked_for("config.json") == 1
+
+
+def test_a_token_with_access_fetches_a_gated_repository(reader: User, hub: Hub) -> None:
+    gated_altogether(hub)
+    hub.tokens["hf_valid"] = {f"models/{MODEL}"}
+    assert "base llama: fetched, verified" in reader.fetch(*QUOTER, **TOKEN)
+
+
+def test_a_commit_that_has_gone_is_told_as_such(user: User, hub: Hub, fetched: User) -> None:
+    shutil.copy(fetched.lock, user.lock)
+    repository = hub.repositories[f"models/{MODEL}"]
+    gone = repository.branches["main"]
+    repository.commit({"README.md": b"history rewritten"})
+    del repository.commits[gone]
+    told = user.refused(*QUOTER)
+    assert told == (
+        f"{MODEL}: commit {gone} is locked, but not there any more: see {hub.url}/{MODEL}; "
+        "to lock anew, delete its entry of the lock file"
+    )
+
+
+def test_a_name_that_no_repository_can_have_is_told(user: User) -> None:
+    write_hub_study(user.folder, (MODEL, "acme/small--llama"))
+    assert user.refused(*QUOTER, code=2) == (
+        "acme/small--llama: no repository can have this name; correct the study file"
+    )
+
+
+# A cache that holds something else, or not all.
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("config.json", "told by the hub"), (SHARD, "told by the hub"), (SHARD, "locked")]
+)
+def test_other_bytes_than_expected_are_refused_and_the_way_out_works(
+    name: str, known: str, reader: User, hub: Hub, fetched: User
+) -> None:
+    if known == "locked":
+        shutil.copy(fetched.lock, reader.lock)
+    hub.changed[name] = lambda body: body[:-2] + body[:1] * 2
+    told = reader.refused(*QUOTER)
+    path = reader.snapshot(MODEL) / name
+    assert told.startswith(f"{path}: not the bytes that {MODEL} has at ")
+    assert told.endswith(f"; delete it and {path.resolve()}, and run {reader.again()}")
+    assert not (reader.cache / "bases").exists()
+    hub.changed.clear()
+    path.resolve().unlink()
+    path.unlink()
+    reader.fetch(*QUOTER)
+    assert reader.locked()[MODEL] == fetched.locked()[MODEL]
+
+
+def test_a_commit_with_other_files_than_are_locked_is_refused(reader: User, hub: Hub, fetched: User) -> None:
+    shutil.copy(fetched.lock, reader.lock)
+    model = hub.repositories[f"models/{MODEL}"]
+    files = model.commits[model.branches["main"]]
+    files["config.json"] += b" "
+    assert f"config.json: not the bytes that {MODEL} has at " in reader.refused(*QUOTER)
+    del files["tokenizer.json"]
+    shutil.rmtree(reader.home)
+    told = reader.refused(*QUOTER)
+    assert told.startswith(f"{MODEL}: ")
+    assert "tokenizer.json is locked, but not there any more" in told
+    assert "delete its entry of the lock file" in told
+
+
+def without(name: str) -> Callable[[User], None]:
+    return lambda user: (user.snapshot(MODEL) / name).unlink()
+
+
+def with_a_dangling(name: str) -> Callable[[User], None]:
+    return lambda user: (user.snapshot(MODEL) / name).resolve().unlink()
+
+
+HALVES = {
+    "a shard, with a lock": (without(SHARD), "the lock", SHARD),
+    "a shard": (without(SHARD), "file names", SHARD),
+    "what a shard's link leads to": (with_a_dangling(SHARD), "file names", SHARD),
+    "the configuration": (without("config.json"), "file names", "config.json"),
+    "the index": (without("model.safetensors.index.json"), "file names", "model.safetensors.index.json"),
+    "the tokenizer": (without("tokenizer.json"), "file names", "tokenizer (tokenizer.json, "),
+    "a file that few have": (
+        without("generation_config.json"),
+        "the list of files",
+        "generation_config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_what_a_half_filled_cache_lacks_is_named(half: str, copied: User) -> None:
+    spoil, knowing, lacking = HALVES[half]
+    shutil.rmtree(copied.base())
+    spoil(copied)
+    before = copied.locked()
+    if knowing != "the lock":
+        del before[MODEL]
+        copied.lock.write_text(json.dumps(before))
+        folder = copied.snapshot(MODEL).parents[1]
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(copied.snapshot(MODEL).name)  # as a download of the branch does
+        if knowing == "file names":
+            shutil.rmtree(folder / "trees")
+    told = copied.refused(*QUOTER, **OFFLINE)
+    assert told.startswith(f"{MODEL}: {copied.home / 'hub'} lacks {lacking}")
+    assert f"; with a connection and without HF_HUB_OFFLINE, run {copied.again()}; or copy a filled" in told
+    assert copied.locked() == before
+
+
+def test_a_hub_cache_that_was_deleted_is_told_and_fetched_again(copied: User, hub: Hub) -> None:
+    before = copied.lock.read_bytes()
+    shutil.rmtree(copied.home)
+    told = copied.refused(*QUOTER, **OFFLINE)
+    assert told.startswith(f"{MODEL}: {copied.home / 'hub'} lacks config.json, ")
+    assert f"without HF_HUB_OFFLINE, run {copied.again()}" in told
+    told_lines = copied.fetch(*QUOTER, HF_ENDPOINT=hub.url)
+    assert told_lines[0].startswith("data quotes: there, verified")
+    assert told_lines[-1] == "base llama: fetched, verified"
+    assert copied.lock.read_bytes() == before
+
+
+def test_a_hub_cache_that_was_moved_is_found_again_where_hf_home_says(copied: User) -> None:
+    moved = copied.home.rename(copied.folder / "elsewhere")
+    study = load_study(str(copied.study))
+    with pytest.raises(MissingError, match="leads to a file of the hub's cache that is gone; set HF_HOME if"):
+        check_base(study, "llama", copied.cache)
+    copied.fetch(*QUOTER, HF_HOME=str(moved), **OFFLINE)
+    check_base(study, "llama", copied.cache)

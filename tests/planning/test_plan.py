@@ -1,0 +1,223 @@
+"""A study's plan: hours and disk by hand, GPUs by name, and the command as a user meets it."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.checkout import ROOT, kit
+from support.tiny import write_study
+
+from qlora_repeat.assets.hub_lock import LockFile, Pin, PinnedFile
+from qlora_repeat.errors import UsageError
+from qlora_repeat.planning.gpu_catalog import GPUS, find_gpu, large_enough
+from qlora_repeat.planning.plan import (
+    CONTEXT_BYTES,
+    Plan,
+    disk_plan,
+    make_plan,
+    makespan,
+    train_examples,
+    train_seconds,
+)
+from qlora_repeat.render.text.plan import plan_text
+from qlora_repeat.results.published import read_published
+from qlora_repeat.study.data_sources import Hub
+from qlora_repeat.study.study import Study, load_study
+
+PUBLISHED = read_published(ROOT / "paper/published")
+A100 = find_gpu("a100-80gb")
+
+
+@pytest.fixture(scope="module")
+def only_llama() -> Study:
+    """The paper's study with one of its models."""
+    study = load_study("paper")
+    return dataclasses.replace(study, models={"llama2-7b": study.models["llama2-7b"]})
+
+
+@pytest.fixture(scope="module")
+def llama(only_llama: Study, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Its plan for two of the paper's GPUs, with nothing fetched or locked."""
+    nowhere = tmp_path_factory.mktemp("nowhere")
+    return make_plan(only_llama, LockFile(nowhere / "none.lock"), A100, 2, nowhere, PUBLISHED)
+
+
+def test_a_gpu_is_found_by_name_whatever_the_case() -> None:
+    assert find_gpu("A100-80GB") is find_gpu("a100-80gb")
+    assert find_gpu("a100-80gb").speed == 1
+    assert find_gpu("a100-40gb").speed < 1 < find_gpu("h100-80gb").speed
+
+
+def test_a_number_is_so_many_gb_at_the_speed_of_the_papers_gpu() -> None:
+    gpu = find_gpu("24")
+    assert (gpu.memory, gpu.speed, gpu.name) == (24_000_000_000, 1, "24 GB")
+    assert find_gpu("0.5").memory == 500_000_000
+
+
+@pytest.mark.parametrize("text", ["a10", "", "0", "-24", "nan", "inf", "1e9", "24GB"])
+def test_an_unknown_gpu_is_told_the_known_ones_in_one_line(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_gpu(text)
+    assert len(str(caught.value).splitlines()) == 1
+    assert [gpu.name for gpu in GPUS if gpu.name not in str(caught.value)] == []
+
+
+def test_gpus_that_are_large_enough_are_those_with_the_memory() -> None:
+    assert large_enough(0) == [gpu.name for gpu in GPUS]
+    assert large_enough(find_gpu("h200-141gb").memory) == ["h200-141gb", "b200-180gb"]
+    assert large_enough(10**12) == []
+
+
+def test_the_last_of_many_jobs_ends_when_no_job_is_divided() -> None:
+    assert makespan([3, 3, 3], 2) == 6
+    assert makespan([1, 1, 4], 2) == 5
+    assert makespan([4, 1, 1], 2) == 4
+    assert makespan([2], 8) == 2
+    assert makespan([1, 2, 3], 1) == 6
+
+
+def test_eighty_per_cent_of_the_rows_are_trained_on() -> None:
+    data = load_study("paper").data
+    assert {name: train_examples(each) for name, each in data.items()} == {
+        "quotes": 2508 - 502,
+        "instructions": 24926 - 4986,
+    }
+    assert train_examples(dataclasses.replace(data["quotes"], max_rows=100)) == 100
+    assert train_examples(dataclasses.replace(data["quotes"], max_rows=5000)) == 2006
+
+
+def test_time_follows_the_steps_and_the_memory_bandwidth() -> None:
+    rows = [row for row in PUBLISHED if (row.model, row.optimizer) == ("gpt-neox-20b", "adamw-32bit")]
+    mean = sum(row.train_seconds or 0 for row in rows) / 7
+    usual = train_seconds(rows, 6018, A100)
+    assert usual == pytest.approx(mean)
+    assert train_seconds(rows, 3009, A100) == pytest.approx(usual / 2)
+    assert train_seconds(rows, 6018, find_gpu("a100-40gb")) == pytest.approx(usual * 2039 / 1555)
+
+
+def test_hours_of_the_papers_study_are_those_of_the_papers_tables(llama: Plan) -> None:
+    printed = [row.train_seconds or math.nan for row in PUBLISHED if row.model == "llama2-7b"]
+    assert llama.gpu_hours == pytest.approx(sum(printed) / 3600)
+    assert llama.wall_hours is not None
+    assert llama.wall_hours == pytest.approx(sum(printed) / 3600 / 2, rel=1e-3)
+    assert llama.trials_without_estimate == 0
+
+
+def test_the_parts_of_a_peak_are_all_of_it(llama: Plan) -> None:
+    (model,) = llama.models
+    weights = model.base_quantised + model.base_scales + model.base_unquantised + model.adapter
+    for arm in model.arms:
+        parts = weights + arm.optimizer_state + model.saved + model.passing + CONTEXT_BYTES
+        assert arm.finetune_peak == parts
+        assert arm.finetune_share == parts / A100.memory
+    assert model.evaluate_peak == model.evaluate_weights + model.evaluate_work + CONTEXT_BYTES
+    # The tables of rotary frequencies come on top of the parameters.
+    assert 2 * model.parameters < model.evaluate_weights < 2.001 * model.parameters
+
+
+def test_disk_has_the_download_and_the_merged_weights_of_trials_that_run_at_once(
+    llama: Plan, only_llama: Study, tmp_path: Path
+) -> None:
+    assert llama.disk.bases == 2 * 6_738_415_616
+    assert llama.disk.merged == 2 * 2 * 6_738_415_616  # on two GPUs
+    assert llama.disk.adapters == 14 * 4 * 32 * 2 * (4096 * 8 + 8 * 4096)
+    lock = LockFile(tmp_path / "study.lock")
+    hub = only_llama.bases["llama2-7b"].hub
+    assert isinstance(hub, Hub)
+    files = {name: PinnedFile(size, "0" * 64) for name, size in (("weights", 5), ("tokenizer", 6))}
+    lock.add(hub, Pin("model", hub.revision, "0" * 40, files))
+    keeping = dataclasses.replace(only_llama, keep_merged=True)
+    assert disk_plan(keeping, lock, llama.models, 2) == dataclasses.replace(
+        llama.disk, bases=11, merged=14 * 2 * 6_738_415_616
+    )
+
+
+def test_the_page_shows_what_the_command_shows(llama: Plan) -> None:
+    page = (ROOT / "docs/plan.md").read_text(encoding="utf-8")
+    lines = [line for line in plan_text(llama).splitlines() if line.startswith("llama2-7b")]
+    assert len(lines) == 5  # an arm's memory and its hours, twice, and the test
+    shown = [re.sub(r"\s+", " ", line) for line in page.splitlines()]
+    assert [line for line in lines if re.sub(r"\s+", " ", line).rstrip() not in shown] == []
+
+
+def test_a_gpu_that_is_too_small_is_refused_for_each_model_with_those_that_do(llama: Plan) -> None:
+    small = find_gpu("a10-24gb")
+    assert dataclasses.replace(llama, gpu=small).too_large() == []
+    refused = dataclasses.replace(llama, gpu=find_gpu("15")).too_large()
+    assert refused == [
+        f"model llama2-7b: testing the merged model needs 15.2 GB on one GPU, 15 GB has 15.0; enough have "
+        f"{', '.join(gpu.name for gpu in GPUS)}"
+    ]
+    assert (
+        "none of the known ones"
+        in dataclasses.replace(
+            llama, gpu=find_gpu("1"), models=[dataclasses.replace(llama.models[0], evaluate_peak=10**12)]
+        ).too_large()[0]
+    )
+
+
+Place = Callable[..., list[str]]
+
+
+@pytest.fixture
+def place(cache: Path, study_file: Path) -> Place:
+    """The command for the tiny study, whose models are in the cache."""
+    return lambda *options: ["plan", str(study_file), "--cache", str(cache), *options]
+
+
+def test_a_study_without_the_papers_models_has_memory_and_no_hours(study: Study, cache: Path) -> None:
+    plan = make_plan(study, LockFile(cache / "none.lock"), find_gpu("t4-16gb"), 3, cache, PUBLISHED)
+    text = plan_text(plan)
+    assert text.startswith("Study tiny on 3 x t4-16gb: 16.1 GB each, 300 GB/s, by that 0.15 times")
+    assert "no time to estimate from" in text
+    arms = [line.split() for line in text.splitlines() if line.startswith("tiny-neox/adamw-8bit ")]
+    assert [arm[-1] for arm in arms] == ["-", "-"]  # nothing of the paper's beside it, no hours
+
+
+def test_too_small_a_gpu_ends_in_exit_code_2_and_a_line_for_each_model_after_the_plan(place: Place) -> None:
+    done = kit(*place("--gpu", "0.5", "--json"))
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first.startswith("Error: model tiny-neox: ")
+    assert second.startswith("model tiny-llama-chat: ")
+    plan = json.loads(done.stdout)
+    assert (plan["study"], plan["gpus"], plan["gpu"]["memory"]) == ("tiny", 1, 500_000_000)
+    assert [model["model"] for model in plan["models"]] == ["tiny-neox", "tiny-llama-chat"]
+    for model in plan["models"]:
+        assert [arm["optimizer"] for arm in model["arms"]] == ["adamw-8bit", "adamw-32bit"]
+        assert model["arms"][0]["finetune_peak"] < model["arms"][1]["finetune_peak"]
+    assert (plan["gpu_hours"], plan["trials_without_estimate"]) == (None, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ([], 2, "Missing option '--gpu'"),
+        (["--gpu", "a10"], 2, "GPU 'a10' is not known"),
+        (["--gpu", "24", "--gpus", "0"], 2, "--gpus"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(place: Place, options: list[str], code: int, words: str) -> None:
+    done = kit(*place(*options))
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_base_without_an_architecture_is_to_be_fetched(study_file: Path, tmp_path: Path) -> None:
+    done = kit("plan", study_file, "--gpu", "24", "--cache", tmp_path)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "[bases.tiny-neox.architecture]" in done.stderr
+    assert "run `qlora-repeat fetch` for this study" in done.stderr
+
+
+def test_a_mistake_in_the_study_file_is_told(tmp_path: Path) -> None:
+    path = write_study(tmp_path, ("trials = 2", "trials = 0"))
+    done = kit("plan", path, "--gpu", "24")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"

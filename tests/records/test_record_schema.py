@@ -1,0 +1,190 @@
+"""Records of another shape than a stage writes: damaged, named with the key, and no harm to other trials."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from support.checkout import kit
+from support.finished import finish_study
+
+from qlora_repeat.execution.run_trial import stage_states
+from qlora_repeat.records.record import Record, read_record, write_record
+from qlora_repeat.records.record_schema import misfit
+from qlora_repeat.records.status import base_damages
+from qlora_repeat.results.collect import collect
+from qlora_repeat.results.trial_result import Response
+from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.trial import Trial, base_record, find_trial
+
+NAME = "tiny-neox/adamw-8bit/1"
+NO_CACHE = Path("/nonexistent")
+RESPONSE = {"prompt": "p", "temperature": 1, "top_p": 0.5, "text": "t", "answer": None, "seed": 3}
+GONE = object()
+"""Stands for a key that is not there."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    """The tiny study, finished; each test mends what it spoils."""
+    from support.tiny import write_study
+
+    folder = tmp_path_factory.mktemp("finished")
+    study = load_study(str(write_study(folder, ("keep_merged = false", "keep_merged = true"))))
+    finish_study(study, folder, NO_CACHE)
+    return study, folder
+
+
+@pytest.fixture
+def trial(runs: tuple[Study, Path]) -> Trial:
+    return find_trial(runs[0], NAME, runs[1])
+
+
+@pytest.fixture
+def rewrite(trial: Trial) -> Any:
+    """Writes a value into a record, at a dotted key, with a digest that fits; all is as it was afterwards."""
+    before: dict[Path, bytes] = {}
+
+    def rewritten(path: Path, key: str, value: Any) -> None:
+        before.setdefault(path, path.read_bytes())
+        record = read_record(path)
+        assert record is not None
+        content = dict(vars(record))
+        *above, last = key.split("|")
+        within = content
+        for part in above:
+            within[part] = dict(within[part])
+            within = within[part]
+        if value is GONE:
+            del within[last]
+        else:
+            within[last] = value
+        write_record(path, Record(**content))
+
+    yield rewritten
+    for path, text in before.items():
+        path.write_bytes(text)
+
+
+Rewrite = Callable[[Path, str, Any], None]
+
+MISFITS: list[tuple[str, str, Any, str]] = [
+    ("finetune", "outputs|seeds", GONE, "no outputs.seeds"),
+    ("finetune", "outputs|seeds", [1], "outputs.seeds is [1]"),
+    ("finetune", "outputs|seeds|split", GONE, "no outputs.seeds.split"),
+    ("finetune", "outputs|seeds|dropout", 1.5, "outputs.seeds.dropout is 1.5"),
+    ("finetune", "outputs|seeds|a\nb", "7", "outputs.seeds.'a\\nb' is '7'"),
+    ("finetune", "outputs|adapter_digest", None, "outputs.adapter_digest is None"),
+    ("finetune", "outputs|final_loss", "nan", "outputs.final_loss is 'nan'"),
+    ("finetune", "outputs|loss_curve", [[1.0]], "no outputs.loss_curve.0.1"),
+    ("finetune", "outputs|loss_curve", [[math.nan, 2.0]], "outputs.loss_curve.0.0 is nan"),
+    ("finetune", "outputs|diverged_at", True, "outputs.diverged_at is True"),
+    ("finetune", "outputs|miniature", 0, "outputs.miniature is 0"),
+    ("finetune", "files", {}, "files has no trace.jsonl"),
+    ("finetune", "files|adapter/adapter_model.safetensors", GONE, "files has no adapter/adapter_model.saf"),
+    ("finetune", "files|adapter/adapter_config.json", GONE, "files has no adapter/adapter_config.json"),
+    ("finetune", "fingerprint", {}, "no fingerprint.gpu"),
+    ("finetune", "fingerprint|packages", ["torch"], "fingerprint.packages is ['torch']"),
+    ("merge", "outputs|merged_digest", 3, "outputs.merged_digest is 3"),
+    ("merge", "files|merged/model.safetensors", GONE, "files has no merged/*.safetensors"),
+    ("merge", "inputs|settings", None, "inputs.settings is None"),
+    ("evaluate", "outputs|perplexity", GONE, "no outputs.perplexity"),
+    ("evaluate", "outputs|perplexity", "7", "outputs.perplexity is '7'"),
+    ("evaluate", "outputs|accuracy", False, "outputs.accuracy is False"),
+    ("evaluate", "outputs|responses", [{**RESPONSE, "mood": 1}], "unknown outputs.responses.0.mood"),
+    ("evaluate", "outputs|repeated_responses", [{"prompt": "p"}], "no outputs.repeated_responses.0."),
+    ("evaluate", "inputs|settings", GONE, "no inputs.settings"),
+    ("time", "outputs|test_seconds_max", None, "outputs.test_seconds_max is None"),
+    ("time", "fingerprint|python", GONE, "no fingerprint.python"),
+]
+
+
+@pytest.mark.parametrize(("stage", "key", "value", "words"), MISFITS)
+def test_a_record_of_another_shape_is_damaged_and_takes_no_other_trial_with_it(
+    stage: Any, key: str, value: Any, words: str, trial: Trial, rewrite: Rewrite
+) -> None:
+    path = trial.record(stage)
+    rewrite(path, key, value)
+    state = stage_states(trial, NO_CACHE)[stage]
+    assert (state.state, state.record) == ("damaged", None)
+    assert state.damage is not None
+    assert state.damage.startswith(f"{path}: not as its stage writes it ({words}")
+    assert state.damage.endswith("); `qlora-repeat run` does its stage again")
+    assert len(state.damage.splitlines()) == 1
+    rows = collect(trial.study, trial.runs, NO_CACHE)
+    assert [row.status for row in rows] == ["damaged"] + ["done"] * 7
+    assert rows[0].perplexity is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("outputs|miniature", GONE, "no outputs.miniature"),
+        ("outputs|split_seed", "6", "outputs.split_seed is '6'"),
+        ("outputs|perplexity_example_mean", [], "outputs.perplexity_example_mean is []"),
+        ("inputs|settings", 1, "inputs.settings is 1"),
+    ],
+)
+def test_a_test_of_a_base_of_another_shape_gives_no_number(
+    key: str, value: Any, words: str, trial: Trial, rewrite: Rewrite
+) -> None:
+    path = base_record(trial.study, "tiny-neox", 1, trial.runs)
+    rewrite(path, key, value)
+    assert base_damages(trial.study, trial.runs, NO_CACHE) == [
+        f"tiny-neox/base/1 is damaged: {path}: not as its stage writes it ({words}); "
+        "`qlora-repeat run` does its stage again"
+    ]
+    rows = [row for row in collect(trial.study, trial.runs, NO_CACHE) if row.model == "tiny-neox"]
+    assert {(row.status, row.base_perplexity, row.perplexity) for row in rows} == {("done", None, 8.25)}
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value"),
+    [
+        ("finetune", "outputs|final_loss", math.nan),
+        ("finetune", "outputs|train_seconds", 3),
+        ("finetune", "outputs|loss_curve", [[0, math.inf], [1.5, 2]]),
+        ("finetune", "outputs|diverged_at", 2),
+        ("finetune", "outputs|skipped_steps", None),
+        ("finetune", "outputs|novelty", {"a": 1}),
+        ("evaluate", "outputs|perplexity", math.inf),
+        ("evaluate", "outputs|responses", [RESPONSE]),
+        ("time", "fingerprint|gpu", "A GPU"),
+    ],
+)
+def test_what_a_stage_may_write_is_no_damage(
+    stage: Any, key: str, value: Any, trial: Trial, rewrite: Rewrite
+) -> None:
+    rewrite(trial.record(stage), key, value)
+    record = read_record(trial.record(stage))
+    assert record is not None
+    assert misfit(record) is None
+    (row, *_) = collect(trial.study, trial.runs, NO_CACHE)
+    assert row.status == "done"
+
+
+def test_responses_are_what_a_row_of_results_takes(trial: Trial, rewrite: Rewrite) -> None:
+    assert RESPONSE.keys() == get_type_hints(Response).keys()
+    rewrite(trial.record("evaluate"), "outputs|responses", [RESPONSE])
+    (row, *_) = collect(trial.study, trial.runs, NO_CACHE)
+    assert row.responses == [Response(**RESPONSE)]  # type: ignore[arg-type]
+
+
+def test_the_commands_name_it_in_a_line(trial: Trial, rewrite: Rewrite, tmp_path: Path) -> None:
+    rewrite(trial.record("finetune"), "outputs|seeds", GONE)
+    line = f"{trial.record('finetune')}: not as its stage writes it (no outputs.seeds); "
+    options = [trial.runs / "tiny.toml", "--runs", trial.runs, "--cache", tmp_path]
+    for command, code in (("status", 0), ("check", 3), ("collect", 0)):
+        done = kit(command, *options)
+        assert done.returncode == code, done.stderr
+        assert line in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_shapes_are_light() -> None:
+    script = "import sys, qlora_repeat.records.record_schema; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert {"torch", "numpy", "transformers", "datasets"} & set(done.stdout.split()) == set()

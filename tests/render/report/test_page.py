@@ -1,0 +1,242 @@
+"""What a report says: its sentences, its grid of adapters, where runs part, what its responses differ in."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.checkout import kit
+from support.finished import finish_study
+from support.made_report import traced, trial
+
+from qlora_repeat.errors import UsageError
+from qlora_repeat.records.trace import Step
+from qlora_repeat.render.report.charts import MOST_POINTS, beside_the_paper, loss_charts, perplexity_charts
+from qlora_repeat.render.report.content import arm_rows, questions, verdict
+from qlora_repeat.render.report.differences import differences
+from qlora_repeat.render.report.page import write_report
+from qlora_repeat.render.report.trial_files import Kept
+from qlora_repeat.results.collect import collect
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import Response, TrialResult
+from qlora_repeat.study.study import Study
+
+PUBLISHED = Path("paper/published")
+
+
+def said(*results: TrialResult) -> str:
+    return " ".join(verdict(arm_rows(results, Kept(), "mine")))
+
+
+class Elements(HTMLParser):
+    """What elements a page has, and the kinds of its scripts that are not data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.scripts: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        if tag == "script" and dict(attrs).get("type") != "application/json":
+            self.scripts.append(dict(attrs).get("type"))
+
+
+def markup(text: str) -> str:
+    """The page without its scripts and style."""
+    return re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
+
+
+def test_the_verdict_is_of_adapters_and_not_of_numbers() -> None:
+    assert "The only arm with trials to compare repeated: its trials gave one adapter" in said(
+        trial(1), trial(2)
+    )
+    apart = said(trial(1, "one", perplexity=9.0), trial(2, "two", perplexity=9.0))
+    assert "has not repeated: all 2 adapters differ" in apart
+    mixed = said(trial(1), trial(2), *(trial(n, f"{n}", optimizer="adamw-32bit") for n in (1, 2)))
+    assert mixed.startswith(
+        "1 of 2 arms repeated, alike in every bit (NeoX, 8-bit); in the others all 2 adapters"
+    )
+    some = said(trial(1, "one"), trial(2, "one"), trial(3, "two"))
+    assert "3 trials gave 2 different adapters" in some
+
+
+def test_the_verdict_says_what_there_is_not() -> None:
+    assert "Nothing can be said yet" in said(trial(1), trial(2, None))
+    assert "1 of 2 trials have no values yet" in said(trial(1), trial(2, None))
+    assert "whether any gave the same adapter is not known" in said(
+        *(trial(n, None, status="done", perplexity=9.0 + n) for n in (1, 2))
+    )
+    assert "1 of 2 trials ended worse than their base" in said(trial(1), trial(2, perplexity=math.nan))
+
+
+def test_the_most_frequent_adapter_is_a() -> None:
+    (row,) = arm_rows([trial(1, "x"), trial(2, "y"), trial(3, "y"), trial(4, None)], Kept(), "mine")
+    assert [cell.adapter for cell in row.cells] == ["B", "A", "A", None]
+    assert row.cells[0].command == "qlora-repeat verify neox/adamw-8bit/1 --study mine"
+    assert row.cells[3].command == "qlora-repeat trial neox/adamw-8bit/4 --study mine"
+
+
+def test_more_adapters_than_letters_are_told_apart() -> None:
+    (row,) = arm_rows([trial(n, f"{n}") for n in range(1, 61)], Kept(), "mine")
+    assert len({cell.adapter for cell in row.cells}) == 60
+
+
+def test_runs_part_where_their_traces_do() -> None:
+    kept = traced({1: [3.0, 2.0, 1.0], 2: [3.0, 2.0, 1.0], 3: [3.0, 2.5, 1.0]})
+    (row,) = arm_rows([trial(1), trial(2), trial(3, "other")], kept, "mine")
+    assert [cell.parts for cell in row.cells] == [None, None, "step 2, in loss"]
+    (chart,) = loss_charts([row], kept)
+    assert "first part at step 2 (run 3)" in chart.description
+    assert "step 2" in json.dumps(chart.specification)
+
+
+def test_a_long_curve_is_thinned_to_its_means() -> None:
+    kept = traced({1: [float(n % 2) for n in range(10 * MOST_POINTS)]})
+    (chart,) = loss_charts(arm_rows([trial(1)], kept, "mine"), kept)
+    rows = chart.specification["data"]["rows"]
+    assert len(rows) == MOST_POINTS
+    assert {loss for _, _, loss in rows} == {0.5}
+    assert chart.notes == ["Each point is the mean loss of 10 steps."]
+
+
+def test_what_is_not_finite_is_left_out_of_charts_and_counted() -> None:
+    rows = arm_rows([trial(1), trial(2, perplexity=math.inf)], Kept(), "mine")
+    (chart,) = perplexity_charts(rows)
+    assert len(chart.specification["data"]["rows"]) == 1
+    assert chart.notes == ["1 not shown: not finite."]
+
+
+def test_values_over_decades_are_on_a_log_scale() -> None:
+    def scale(*perplexities: float) -> str:
+        results = [trial(n, perplexity=value) for n, value in enumerate(perplexities, 1)]
+        (chart,) = perplexity_charts(arm_rows(results, Kept(), "mine"))
+        return json.dumps(chart.specification["layer"][-1]["encoding"]["y"]["scale"])
+
+    assert "log" in scale(9.0, 900.0)
+    assert "log" not in scale(9.0, 10.0)
+
+
+def test_a_base_far_off_does_not_press_the_points_together() -> None:
+    def notes(base: float) -> tuple[bool, list[str]]:
+        results = [trial(n, base_perplexity=base) for n in (1, 2, 3)]
+        (chart,) = perplexity_charts(arm_rows(results, Kept(), "mine"))
+        return str(base) in json.dumps(chart.specification), chart.notes
+
+    assert notes(13.5) == (True, [])
+    assert notes(1300.5) == (False, ["The model before fine-tuning is beyond the axis."])
+
+
+def test_only_what_has_a_counterpart_is_set_beside_the_paper() -> None:
+    published = arm_rows(read_published(PUBLISHED), Kept(), "published")
+    assert beside_the_paper(arm_rows([trial(1)], Kept(), "mine"), published) is None
+    counterpart = published[0].arm.model
+    chart = beside_the_paper(arm_rows([trial(1, counterpart=counterpart)], Kept(), "mine"), published)
+    assert chart is not None
+    assert chart.notes == [f"Here NeoX stands in for {published[0].arm.title}."]
+    shown = chart.specification["data"]["rows"]
+    assert sum(arm.endswith("here") for _, arm, _, _ in shown) == 1
+    assert sum(arm.endswith("paper") for _, arm, _, _ in shown) == 14
+
+
+def test_responses_are_beside_each_other_with_what_differs() -> None:
+    def answers(number: int, text: str) -> TrialResult:
+        return trial(number, responses=[Response("Say", 0.1, 0.1, text)])
+
+    rows = arm_rows([answers(1, "to be or"), answers(2, "to be or"), answers(3, "to bee or")], Kept(), "mine")
+    (question,) = questions(rows)
+    assert question.texts == 2
+    assert [answer.same for answer in question.answers] == [True, True, False]
+    assert [span.text for span in question.answers[2].spans if span.differs] == ["bee"]
+
+
+@given(st.text(), st.text())
+def test_spans_are_all_of_a_text_and_mark_nothing_in_an_equal_one(first: str, other: str) -> None:
+    assert "".join(span.text for span in differences(first, other)) == other
+    assert not any(span.differs for span in differences(first, first))
+
+
+@given(st.text(alphabet="ab \n", min_size=1), st.text(alphabet="ab \n"))
+def test_long_texts_too(first: str, other: str) -> None:
+    long = "word " * 1500
+    spans = differences(long + first, long + other)
+    assert "".join(span.text for span in spans) == long + other
+    assert not any(span.differs for span in differences(long + first, long + first))
+
+
+def test_a_report_of_a_finished_study(study: Study, study_file: Path, cache: Path, tmp_path: Path) -> None:
+    """From records as they are on disk, by the command; twice the same bytes."""
+    runs = tmp_path / "runs"
+    finish_study(study, runs, cache)
+    for command in ("collect", "report"):
+        options = ["--cache", cache] if command == "collect" else ["--out", tmp_path]
+        done = kit(command, study_file, "--runs", runs, *options)
+        assert done.returncode == 0, done.stderr
+    first = (tmp_path / "report.html").read_bytes()
+    assert kit("report", study_file, "--runs", runs, "--out", tmp_path).returncode == 0
+    assert (tmp_path / "report.html").read_bytes() == first
+    text = first.decode()
+    assert "all 8 adapters differ from the others of their arm" in text
+    assert f"qlora-repeat verify tiny-neox/adamw-8bit/1 --study {study_file.name}" in text
+    assert str(tmp_path) not in text, "a report is published"
+    assert set(re.findall(r"""\b(?:src|href)=["']?(.)""", markup(text))) == {"#"}, (
+        "nothing is loaded from elsewhere"
+    )
+    rows = collect(study, runs, cache)
+    assert len(rows) == text.count('<button type="button" class="copy"')
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
+    results = [
+        trial(n, model_title=hostile, responses=[Response(hostile, 1, 1, hostile + str(n))]) for n in (1, 2)
+    ]
+    path = tmp_path / "report.html"
+    write_report(results, path, study_name=hostile, kept=Kept(), published=read_published(PUBLISHED))
+    text = path.read_text()
+    seen = Elements()
+    seen.feed(text)
+    assert seen.scripts == [None, None], "the page's own"
+    assert "img" not in seen.names
+    assert "{{ 7 * 7 }}" in markup(text)
+
+
+def test_a_study_at_the_papers_size_stays_small(tmp_path: Path) -> None:
+    """56 trials with traces of 4,000 steps and long responses: a mail can have it."""
+    text = "It is a truth that not one word of this is true. " * 20
+    results = [
+        trial(
+            number,
+            f"{model}-{optimizer}-{number}",
+            model=model,
+            optimizer=optimizer,
+            responses=[
+                Response(f"prompt {n}", temperature, 1, f"{number} {text}")
+                for n in range(4)
+                for temperature in (0.1, 1)
+            ],
+        )
+        for model in "abcd"
+        for optimizer in ("adamw-8bit", "adamw-32bit")
+        for number in range(1, 8)
+    ]
+    steps = {
+        (row.model, row.optimizer, row.trial): [
+            Step(0),
+            *(Step(n, loss=3 + math.sin(n * row.trial)) for n in range(1, 4001)),
+        ]
+        for row in results
+    }
+    path = tmp_path / "report.html"
+    write_report(results, path, study_name="big", kept=Kept(steps), published=[])
+    assert path.stat().st_size < 3e6
+
+
+def test_no_results_are_told_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no collected results"):
+        write_report([], tmp_path / "r.html", study_name="mine", kept=Kept(), published=[])
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,189 @@
+"""Table S3: an old map of 8-bit state beside today's and 32-bit state; and the study that it is for."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from scipy.stats import binomtest
+from support.checkout import ROOT
+from support.made_results import trial
+
+from qlora_repeat.assets.datasets import data_folder
+from qlora_repeat.render.tables.collapse import collapse_share, collapse_tables
+from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.results.arms import group_arms
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.stages.finetune import draw_seeds
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import Trial, all_trials
+
+OLD, TODAY, PLAIN = "adamw-8bit+bitsandbytes-0.41.0", "adamw-8bit", "adamw-32bit"
+BASE = 94.0
+STABLE = [50.0, 50.5, 51.0, 49.5, 52.0, 48.0, 50.2]
+
+
+def arm(optimizer: str, perplexities: list[float], **changes: Any) -> list[TrialResult]:
+    """Trials of these perplexities, changed as asked."""
+    return [
+        trial(
+            **{
+                "model": "rate",
+                "model_title": "Rate",
+                "optimizer": optimizer,
+                "trial": number,
+                "perplexity": perplexity,
+                "base_perplexity": BASE,
+                "base_perplexities": [BASE],
+                "final_loss": 4.0 + number,
+            }
+            | changes
+        )
+        for number, perplexity in enumerate(perplexities, 1)
+    ]
+
+
+def study(old: list[float], today: list[float], plain: list[float]) -> list[TrialResult]:
+    return [*arm(OLD, old), *arm(TODAY, today), *arm(PLAIN, plain)]
+
+
+def table(results: list[TrialResult]) -> Table:
+    (made,) = [made for made in make_tables(results) if made.number == "S3"]
+    return made
+
+
+def cells(results: list[TrialResult], optimizer: str) -> dict[str, str]:
+    """What the table says of an optimizer, by the names of rows."""
+    made = table(results)
+    place = [headings[1] for headings in made.columns].index(optimizer)
+    return {row[0]: row[1 + place] for row in made.rows}
+
+
+def test_a_collapse_is_counted_with_its_interval_beside_the_stable_arms() -> None:
+    results = study([120.0, 93.9, 300.0, 94.1, 1200.0, 99.0, math.inf], STABLE, STABLE)
+    old = cells(results, "8-bit, map of bitsandbytes 0.41.0")
+    interval = binomtest(6, 7).proportion_ci(method="wilson")
+    assert (old["runs"], old["collapsed"]) == ("7", "6 of 7")
+    assert old["collapsed: 95 % interval"] == f"{100 * interval.low:.0f} %–{100 * interval.high:.0f} %"
+    assert (old["perplexity: median"], old["perplexity: range"]) == ("120", "93.9–inf")
+    assert old["final loss: median"] == "8"
+    assert [cells(results, name)["collapsed"] for name in ("8-bit", "32-bit")] == ["0 of 7"] * 2
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "collapsed"),
+    [(93.0, 0), (94.0, 0), (94.1, 1), (math.inf, 1), (math.nan, 1)],
+)
+def test_collapsed_is_above_the_base_or_not_finite(perplexity: float, collapsed: int) -> None:
+    (only,) = group_arms(arm(OLD, [perplexity]))
+    found = collapse_share(only)
+    assert found and (found.count, found.of) == (collapsed, 1)
+
+
+def test_a_trial_without_a_base_beside_it_is_not_counted() -> None:
+    alone = arm(OLD, STABLE[:2], base_perplexity=None)
+    assert collapse_share(group_arms(alone)[0]) is None
+    assert cells(alone, "8-bit, map of bitsandbytes 0.41.0")["collapsed"] == "—"
+
+
+def test_the_rule_is_stated_under_the_table() -> None:
+    (rule,) = [note for note in table(study(STABLE, STABLE, STABLE)).notes if note.startswith("Collapsed")]
+    assert "a perplexity above the base's own before fine-tuning, or not finite" in rule
+    assert "Wilson" in rule
+
+
+def test_an_old_map_is_compared_with_todays_and_that_with_32_bit_state() -> None:
+    wild = [50 * math.exp(40 * (math.log(each) - math.log(50))) for each in STABLE]
+    results = study(wild, STABLE, list(reversed(STABLE)))
+    old, today, plain = (
+        cells(results, name) for name in ("8-bit, map of bitsandbytes 0.41.0", "8-bit", "32-bit")
+    )
+    assert [each["spread, beside that of"] for each in (old, today, plain)] == ["8-bit", "32-bit", "—"]
+    assert float(old["ratio of spreads"]) == pytest.approx(40, rel=1e-2)
+    assert float(old["equal spread: p"]) < 0.05
+    assert (today["ratio of spreads"], today["equal spread: p"]) == ("1", "1")
+    assert plain["ratio of spreads"] == plain["equal spread: p"] == "—"
+    low, high = map(float, old["ratio: 95 % interval"].split("–"))
+    assert 1 < low < 40 < high
+
+
+def test_p_values_are_adjusted_for_the_tests_of_all_models() -> None:
+    wild = [50 * math.exp(5 * (math.log(each) - math.log(50))) for each in STABLE]
+    one = study(wild, STABLE, STABLE)
+    three = [
+        replace(row, model=f"rate-{place}", model_title=f"Rate {place}") for place in range(3) for row in one
+    ]
+    alone, among = (
+        float(cells(results, "8-bit, map of bitsandbytes 0.41.0")["equal spread: p"])
+        for results in (one, three)
+    )
+    assert among == pytest.approx(min(1, 3 * alone), rel=0.05), (
+        "six tests instead of two, three of them alike"
+    )
+
+
+def test_trials_that_are_not_there_or_stale_are_told() -> None:
+    results = study(STABLE, STABLE, STABLE)
+    results[0] = replace(results[0], status="failed", perplexity=None)
+    results[1] = replace(results[1], diverged_at=12)
+    results[2] = replace(results[2], status="stale", stale_inputs=["code"])
+    results[7:12] = [replace(row, status="missing") for row in results[7:12]]
+    old, today = (cells(results, name) for name in ("8-bit, map of bitsandbytes 0.41.0", "8-bit"))
+    assert (old["runs"], old["diverged"], old["collapsed"]) == ("6", "1 of 6", "0 of 6")
+    assert (today["runs"], old["equal spread: p"]) == ("2", "—"), "two trials are too few for a test"
+    notes = table(results).notes
+    assert any("changed since: code" in note and "map of bitsandbytes 0.41.0 run 3" in note for note in notes)
+    assert any(note.startswith("No value (—) from 6 of 21 trials: 1 failed, 5 missing") for note in notes)
+
+
+def test_an_old_map_alone_has_a_table_without_comparison() -> None:
+    old = cells(arm(OLD, STABLE), "8-bit, map of bitsandbytes 0.41.0")
+    assert old["collapsed"] == "0 of 7"
+    assert old["ratio of spreads"] == "—"
+
+
+def test_by_the_same_rule_the_papers_8_bit_trials_collapsed_and_its_32_bit_trials_did_not() -> None:
+    arms = group_arms(read_published(ROOT / "paper" / "published"))
+    shares = {(arm.model, arm.optimizer): collapse_share(arm) for arm in arms}
+    counts = {key: share and (share.count, share.of) for key, share in shares.items()}
+    for model in {arm.model for arm in arms}:
+        assert counts[model, "8-bit"] == ((5, 7) if model == "llama2-chat-7b" else (7, 7))
+        assert counts[model, "32-bit"] == (0, 7)
+
+
+def test_only_models_with_an_old_map_are_in_it_and_without_any_there_is_none() -> None:
+    other = arm(TODAY, STABLE, model="other", model_title="Other")
+    assert {headings[0] for headings in table([*other, *arm(OLD, STABLE)]).columns} == {"Rate"}
+    assert collapse_tables(group_arms([*other, *arm(PLAIN, STABLE)])) == []
+    assert collapse_tables(group_arms(read_published(ROOT / "paper" / "published"))) == []
+
+
+def test_the_study_differs_in_learning_rate_and_optimizer_alone() -> None:
+    collapse, pocket = load_study("collapse"), load_study("pocket")
+    assert collapse.optimizers == [OLD, TODAY, PLAIN]
+    assert len(all_trials(collapse, ROOT)) == 3 * 3 * 7
+    models = list(collapse.models.values())
+    assert [model.training.learning_rate for model in models] == [2e-4, 5e-4, 1e-3]
+    alike = {
+        repr(replace(model, title="", training=replace(model.training, learning_rate=1.0)))
+        for model in models
+    }
+    assert len(alike) == 1
+    seeds = {
+        optimizer: [draw_seeds(Trial(collapse, "smollm2-135m-2e-4", optimizer, n, ROOT)) for n in (1, 2)]
+        for optimizer in collapse.optimizers
+    }
+    assert seeds[OLD] == seeds[TODAY] == seeds[PLAIN], "trial i of every arm draws the same adapter"
+    assert seeds[OLD][0]["adapter_init"] != seeds[OLD][1]["adapter_init"]
+    for model in models:
+        assert data_folder(collapse, model.data, ROOT) == data_folder(pocket, "quotes", ROOT)
+        assert collapse.bases[model.base] == pocket.bases[model.base]
+
+
+def test_the_paper_can_be_run_with_the_old_map_too() -> None:
+    study_file = (ROOT / "studies" / "paper.toml").read_text(encoding="utf-8")
+    assert f"qlora-repeat run paper@{OLD}" in study_file
+    paper = load_study(f"paper@{OLD}")
+    assert {trial.optimizer for trial in all_trials(paper, ROOT)} == {OLD}

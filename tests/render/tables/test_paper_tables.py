@@ -1,0 +1,408 @@
+"""Tables 1 to 11 from results that a test makes up."""
+
+import itertools
+import math
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.checkout import ROOT, needs_latex
+from support.made_results import (
+    HOSTILE,
+    MODELS,
+    ORDINARY,
+    QUESTIONS,
+    QUOTES,
+    TEMPLATES,
+    compile_cleanly,
+    missing,
+    study,
+    table,
+    trial,
+)
+
+from qlora_repeat.errors import UsageError
+from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.render.tables.write import panels, render_tables
+from qlora_repeat.results.trial_result import Response, write_results
+
+
+def summary(made: Table) -> dict[str, list[str]]:
+    return {row[0]: row[1:] for row in made.summary}
+
+
+def test_tables_have_the_papers_numbers_and_order(tmp_path: Path) -> None:
+    written = [path.name for path in render_tables(study(), tmp_path, TEMPLATES)]
+    expected = [*(f"{number:02}" for number in range(1, 12)), "S1", "S1b", "S4"]
+    numbers = [f"table-{number}.{kind}" for number in expected for kind in ("tex", "md")]
+    assert written == [*numbers, "tables.md", "tables.tex", "all.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
+    headings = re.findall(
+        r"^\*\*Table (\w+)\.\*\*", (tmp_path / "tables.md").read_text(encoding="utf-8"), re.M
+    )
+    assert headings == [number.lstrip("0") for number in expected]
+    assert re.findall(r"table-\w+", (tmp_path / "tables.tex").read_text(encoding="utf-8")) == [
+        name.removesuffix(".tex") for name in numbers[::2]
+    ]
+
+
+def test_perplexity_has_a_column_for_each_model_and_optimizer_and_a_row_for_each_run() -> None:
+    made = table(study(), "1")
+    assert made.columns == [
+        (title, bits) for title in ("GPT-NeoX-20B", "Llama2-7B") for bits in ("8-bit", "32-bit")
+    ]
+    assert [row[0] for row in made.rows] == list("1234567")
+    assert made.rows[0][1:] == ["233,812.79", "3.568", "233,812.79", "3.568"]
+    assert "pocket" in made.source
+    assert "NVIDIA A100" in made.source
+    assert "2026-01-01 to 2026-01-07" in made.source
+    assert "torch 2.13.0" in made.source
+
+
+def test_summary_is_that_of_the_statistics_module() -> None:
+    values = [3.5671, 3.5614, 3.3792, 12.4713]
+    found = summary(table([trial(trial=n, perplexity=value) for n, value in enumerate(values, 1)], "1"))
+    assert found["mean"] == [f"{statistics.mean(values):.3f}"]
+    assert found["SD"] == [f"{statistics.stdev(values):.3f}"]
+    assert found["range"] == ["3.379–12.471"]
+    assert found["n"] == ["4"]
+    assert found["base"] == ["7.04"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (3.567, "3.567"),
+        (233812.79, "233,812.79"),
+        (3.47, "3.47"),
+        (3.5671, "3.567"),
+        (985.00031, "985.000"),
+        (999.9996, "1,000.00"),
+        (21024.0, "21,024"),
+        (38347.2, "38,347.2"),
+        (38347.256, "38,347.26"),
+        (1.2e30, "1.200e+30"),
+        (0.00021, "0.00021"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+    ],
+)
+def test_numbers_are_readable_at_any_size(value: float, shown: str) -> None:
+    assert table([trial(perplexity=value)], "1").rows == [["1", shown]]
+
+
+@given(st.floats(0.01, 1e7, exclude_max=True))
+def test_numbers_have_their_own_decimals_or_fewer(value: float) -> None:
+    shown = table([trial(perplexity=value)], "1").rows[0][1]
+    decimals = len(shown.partition(".")[2])
+    assert float(shown.replace(",", "")) == round(value, decimals)
+    assert decimals <= (2 if value >= 1000 else 3)
+    exact = Decimal(repr(value))
+    if exact == round(exact, 2):
+        assert Decimal(shown.replace(",", "")) == exact
+        assert decimals == 0 or not shown.endswith("0")
+
+
+def test_a_small_deviation_is_not_shown_as_none() -> None:
+    apart = summary(table([trial(trial=1), trial(trial=2, perplexity=3.5670001)], "1"))
+    same = summary(table([trial(trial=1), trial(trial=2)], "1"))
+    assert apart["SD"] == ["7.1e-08"]
+    assert same["SD"] == ["0"]
+
+
+def test_a_diverged_trial_stays_and_is_named() -> None:
+    made = table([trial(trial=1), trial(trial=2, perplexity=math.inf, diverged_at=12)], "1")
+    assert [row[1] for row in made.rows] == ["3.567", "inf"]
+    found = summary(made)
+    assert (found["mean"], found["SD"], found["range"], found["n"]) == (
+        ["inf"],
+        ["nan"],
+        ["3.567–inf"],
+        ["2"],
+    )
+    assert any("GPT-NeoX-20B 8-bit run 2 (from step 12)" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("status", ["failed", "stale", "running"])
+def test_a_trial_that_is_not_done_is_a_dash_with_a_note(status: str) -> None:
+    results = [trial(trial=1), trial(trial=2, status=status), missing(trial=3)]
+    for number in ("1", "4", "10"):
+        made = table(results, number)
+        assert [set(row[1:]) == {"—"} for row in made.rows] == [False, True, True]
+        counted = ", ".join(sorted(("1 missing", f"1 {status}"), key=lambda one: one[2:]))
+        assert made.notes[-1] == f"No value (—) from 2 of 3 trials: {counted}."
+    assert summary(table(results, "1"))["n"] == ["1"]
+    assert summary(table(results, "1"))["SD"] == ["—"]
+
+
+STALE = {"status": "stale", "stale_inputs": ["code", "lock"]}
+
+
+def test_stale_trials_that_were_asked_for_have_values_and_a_footnote() -> None:
+    results = [
+        trial(trial=1),
+        trial(trial=2, perplexity=4.5, **STALE),
+        trial(trial=3, perplexity=5.5, **STALE),
+        trial(trial=4, perplexity=6.5, **(STALE | {"stale_inputs": ["alpha"]})),
+        trial(trial=1, optimizer="adamw-32bit", **STALE),
+    ]
+    notes = [
+        "Not of today's settings (changed since: code, lock): GPT-NeoX-20B 8-bit run 2, 3; "
+        "GPT-NeoX-20B 32-bit run 1.",
+        "Not of today's settings (changed since: alpha): GPT-NeoX-20B 8-bit run 4.",
+    ]
+    made = table(results, "1")
+    assert [row[1] for row in made.rows] == ["3.567", "4.5", "5.5", "6.5"]
+    assert summary(made)["n"] == ["4", "1"]
+    assert summary(made)["mean"][0] == f"{statistics.mean([3.567, 4.5, 5.5, 6.5]):.3f}"
+    assert all([note for note in one.notes if "today" in note] == notes for one in make_tables(results))
+
+
+def test_a_footnote_names_only_the_stale_trials_that_a_table_uses() -> None:
+    results = [trial(trial=1), trial(trial=2, test_seconds=None, train_seconds=None, **STALE)]
+    assert any("today" in note for note in table(results, "1").notes)
+    assert not any("today" in note for note in table(results, "10").notes)
+    assert table(results, "10").notes[-1] == (
+        "No value (—) from 1 of 2 trials: 1 stale, but without this value."
+    )
+    assert not any("today" in note for one in make_tables([trial()]) for note in one.notes)
+
+
+def test_a_stale_base_has_a_footnote_where_it_is_shown() -> None:
+    results = [trial(trial=1, stale_base_inputs=["code"]), trial(trial=2, stale_base_inputs=["code"])]
+    note = "Not of today's settings (changed since: code): GPT-NeoX-20B before fine-tuning."
+    assert note in table(results, "1").notes
+    assert note not in table(results, "10").notes
+
+
+def test_footnotes_of_stale_trials_are_in_both_files(tmp_path: Path) -> None:
+    render_tables([trial(**STALE)], tmp_path, TEMPLATES)
+    for name in ("table-01.md", "table-01.tex", "table-04.md", "table-10.tex"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert re.search(r"settings \(changed since: code, lock\): GPT-NeoX-20B 8-bit run 1\.", text), name
+
+
+def test_the_profile_of_randomness_is_told_with_the_source() -> None:
+    assert "Study: pocket. Randomness: bitwise. Device:" in table([trial(randomness="bitwise")], "1").source
+    both = [trial(randomness="bitwise"), missing(trial=2, randomness="seeded")]
+    assert all("Randomness: bitwise; seeded." in made.source for made in make_tables(both))
+    assert not any("Randomness" in made.source for made in make_tables([trial()]))
+
+
+def test_a_value_that_a_done_trial_lacks_is_noted() -> None:
+    made = table([trial(trial=1), trial(trial=2, test_seconds=None)], "10")
+    assert [row[2] for row in made.rows] == ["1.46", "—"]
+    assert made.notes[-1] == "No value (—) from 1 of 2 trials: 1 done, but without this value."
+
+
+def test_complete_tables_have_no_note_of_missing_trials() -> None:
+    assert not any("No value" in note for made in make_tables(study()) for note in made.notes)
+
+
+def test_a_study_without_any_finished_trial_has_dashes() -> None:
+    made = make_tables([missing(trial=number) for number in (1, 2)])
+    assert [one.number for one in made] == ["1", "3", "10", "S4"]
+    assert made[0].rows == [["1", "—"], ["2", "—"]]
+    assert made[0].notes[-1] == "No value (—) from 2 of 2 trials: 2 missing."
+
+
+def test_memory_is_a_share_of_the_gpu_where_known_and_otherwise_resident() -> None:
+    gpu = [trial(trial=n, peak_memory_share=share) for n, share in ((1, 0.7627), (2, 0.7629))]
+    assert table(gpu, "3").rows == [["GPT-NeoX-20B", "76.28"]]
+    assert table(gpu, "3").columns == [("8-bit (% of GPU)",)]
+    cpu = [trial(trial=1), trial(trial=2, peak_memory_bytes=1400 * 2**20)]
+    assert table(cpu, "3").rows == [["GPT-NeoX-20B", "1,050.0"]]
+    assert table(cpu, "3").columns == [("8-bit (MiB)",)]
+    assert "resident" in table(cpu, "3").caption
+    assert table([*gpu, trial(trial=3)], "3").columns == [("8-bit (MiB)",)]
+
+
+def test_responses_are_those_of_the_highest_temperature_after_their_prompt() -> None:
+    responses = [
+        Response("Your silence will", 0.1, 0.1, " be cold"),
+        Response("Your silence will", 1.0, 1.0, " be warm"),
+        Response("Your silence will", 1.0, 0.5, " be second"),
+    ]
+    made = table([trial(responses=responses)], "4")
+    assert made.rows == [["1", "Your silence will be warm"]]
+    assert "temperature 1, top-p 1" in made.caption
+
+
+def test_a_long_response_is_cut_and_noted() -> None:
+    made = table([trial(responses=[Response("p", 1.0, 1.0, "x" * 401)])], "4")
+    assert made.rows == [["1", "p" + "x" * 400 + "…"]]
+    assert any("400" in note for note in made.notes)
+
+
+def test_third_prompts_are_not_shown() -> None:
+    three = [Response(f"prompt {number}", 1.0, 1.0, " x") for number in (1, 2, 3)]
+    assert [made.number for made in make_tables([trial(responses=three)])] == ["1", "3", "4", "6", "10", "S4"]
+
+
+def test_answers_are_letters_or_beginnings() -> None:
+    responses = [
+        Response(QUESTIONS[0], 1.0, 1.0, " The answer is D", "D"),
+        Response(QUESTIONS[1], 1.0, 1.0, " the person who is most popular"),
+    ]
+    qa = {"task": "question-answering", "model": "chat", "model_title": "Chat"}
+    made = table([trial(**qa, responses=responses), trial(**qa, trial=2, responses=[])], "8")
+    assert made.columns == [("8-bit", "Instruction 1"), ("8-bit", "Instruction 2")]
+    assert made.rows == [["1", "D", "the person who is mo…"], ["2", "—", "—"]]
+    assert any(note.startswith("Instruction 1: If you have no keyboarding") for note in made.notes)
+
+
+def test_seconds_are_grouped_by_optimizer_as_in_the_paper() -> None:
+    made = table(study(), "10")
+    assert made.columns[:3] == [
+        ("8-bit", "GPT-NeoX-20B", "train (s)"),
+        ("8-bit", "GPT-NeoX-20B", "test (s)"),
+        ("8-bit", "Llama2-7B", "train (s)"),
+    ]
+    assert made.rows[0][1:3] == ["38,226.91", "7.41"]
+
+
+def test_third_models_have_a_letter_and_their_columns() -> None:
+    more = {task: titles | {f"third-{task}": f"Third {task}"} for task, titles in MODELS.items()}
+    made = {one.number: one for one in make_tables(study(models=more))}
+    assert " ".join(made) == "1 2 3 4 5 5b 6 7 7b 8 9 9b 10 11 S1 S1b S4"
+    assert len(made["1"].columns) == 6
+    assert made["7b"].name == "table-07b"
+    assert "Third question-answering" in made["9b"].caption
+
+
+def test_a_task_without_models_has_no_tables() -> None:
+    only = {"question-answering": MODELS["question-answering"]}
+    assert " ".join(made.number for made in make_tables(study(models=only))) == "2 3 8 9 11 S1 S1b S4"
+
+
+def test_other_optimizers_are_shown_by_name() -> None:
+    results = [trial(optimizer=name) for name in ("sgd", "adamw-8bit", "lion-8bit")]
+    assert table(results, "1").columns == [("GPT-NeoX-20B", name) for name in ("sgd", "8-bit", "lion-8bit")]
+
+
+def test_several_devices_are_all_named() -> None:
+    made = table([trial(trial=1), trial(trial=2, device="NVIDIA H100")], "1")
+    assert "Device: NVIDIA A100; NVIDIA H100." in made.source
+
+
+def test_models_of_the_same_title_are_told_apart() -> None:
+    made = table([trial(model="a"), trial(model="b")], "1")
+    assert made.columns == [("GPT-NeoX-20B (a)", "8-bit"), ("GPT-NeoX-20B (b)", "8-bit")]
+
+
+def test_results_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no collected results"):
+        render_tables([], tmp_path, TEMPLATES)
+    with pytest.raises(UsageError, match="2 rows are of trial gpt-neox-20b/adamw-8bit/1"):
+        render_tables([trial(), trial()], tmp_path, TEMPLATES)
+
+
+def test_tables_of_an_earlier_render_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("table-05b.tex", "table-02.md", "table-notes.md", "notes.md", "tables.pdf"):
+        (tmp_path / name).write_text("old", encoding="utf-8")
+    render_tables([trial()], tmp_path, TEMPLATES)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {"table-notes.md", "notes.md", "tables.pdf", "table-01.md"} <= left
+    assert not {"table-05b.tex", "table-02.md"} & left
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=ANY_TEXT, title=ANY_TEXT)
+def test_markdown_rows_have_as_many_cells_as_their_heading(tmp_path: Path, text: str, title: str) -> None:
+    responses = [Response(QUOTES[0], 1.0, 1.0, text), Response(text, 1.0, 1.0, text)]
+    odd = trial(
+        task="question-answering", model="m", model_title=title, study=text, device=text, responses=responses
+    )
+    results = [trial(responses=responses), odd]
+    render_tables(results, tmp_path, TEMPLATES)
+    for made in make_tables(results):
+        lines = (tmp_path / f"{made.name}.md").read_text(encoding="utf-8").split("\n")
+        rows = [line for line in lines if line.startswith("|")]
+        assert lines[0].startswith(f"**Table {made.number}.**")
+        assert len(rows) == 2 + len(made.rows) + len(made.summary)
+        assert {row.count("|") for row in rows} == {2 + len(made.columns)}
+
+
+def test_wide_tables_are_set_in_panels_that_keep_groups_together() -> None:
+    more = {"text-generation": {f"m{n}": f"Model {n}" for n in range(5)}}
+    made = table(study(models=more), "1")
+    parts = panels(made)
+    assert [[heading.text for heading in part.levels[0]] for part in parts] == [
+        ["Model 0", "Model 1"],
+        ["Model 2", "Model 3"],
+        ["Model 4"],
+    ]
+    assert [heading.last - heading.first + 1 for part in parts for heading in part.levels[0]] == [2] * 5
+    together = [
+        [row[0], *itertools.chain(*(part.rows[n][1:] for part in parts))] for n, row in enumerate(made.rows)
+    ]
+    assert together == made.rows
+    assert len(panels(table(study(), "1"))) == 1
+
+
+def test_the_same_results_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
+    write_results(study(tuple(text for text in HOSTILE if "\ud800" not in text)), tmp_path / "results.jsonl")
+    script = (
+        "import sys; from pathlib import Path; from qlora_repeat.results.trial_result import read_results;"
+        "from qlora_repeat.render.tables.write import render_tables;"
+        "render_tables(read_results(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]));"
+        "assert 'torch' not in sys.modules"
+    )
+    made = []
+    places = (
+        ("UTC", "C", "1"),
+        ("Pacific/Kiritimati", "de_DE.UTF-8", "2"),
+        ("America/Los_Angeles", "POSIX", "3"),
+    )
+    for zone, locale, seed in places:
+        out = tmp_path / locale
+        settled = {"TZ": zone, "LC_ALL": locale, "LANG": locale, "PYTHONHASHSEED": seed, "PYTHONUTF8": "0"}
+        subprocess.run(
+            [sys.executable, "-c", script, tmp_path / "results.jsonl", out, TEMPLATES],
+            check=True,
+            env=os.environ | settled | {"PYTHONPATH": str(ROOT / "src")},
+        )
+        made.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert made[0] == made[1] == made[2]
+
+
+def test_a_whole_study_takes_less_than_a_second_of_cpu(tmp_path: Path) -> None:
+    began = time.process_time()
+    render_tables(study(HOSTILE), tmp_path, TEMPLATES)
+    assert time.process_time() - began < 1
+
+
+@needs_latex
+def test_latex_compiles_whatever_models_say(tmp_path: Path) -> None:
+    titles = {"gpt-neox-20b": "GPT-NeoX-20B", "odd": "[Odd] * model_with & a title " + "longer" * 6}
+    models = MODELS | {"text-generation": titles}
+    drawn = "".join(
+        map(chr, [*range(0x21, 0x7F), *range(0xA1, 0x180), *range(0x2010, 0x2040), 0x20AC, 0x2122])
+    )
+    results = study(
+        (*HOSTILE, *ORDINARY, *(drawn[start : start + 60] for start in range(0, len(drawn), 60))),
+        models=models,
+    )
+    results[3] = replace(results[3], status="failed")
+    results[5] = replace(results[5], perplexity=math.nan, diverged_at=3)
+    render_tables(results, tmp_path, TEMPLATES)
+    compile_cleanly(tmp_path)
+    if shutil.which("pdftotext"):
+        subprocess.run(["pdftotext", "-layout", "all.pdf"], cwd=tmp_path, check=True)
+        text = (tmp_path / "all.txt").read_text(encoding="utf-8")
+        for shown in ("\\input{/etc/passwd}", "--- --", "$x^2$", "<U+4E2D>", "\\u{202e}evil", '"straight"'):
+            assert shown in text

@@ -1,0 +1,106 @@
+"""Tables and figure compiled into one PDF."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.checkout import ROOT, kit, needs_latex
+
+from qlora_repeat.errors import MissingError, StageError
+from qlora_repeat.render.figures.write import render_figures
+from qlora_repeat.render.pdf import compile_paper
+from qlora_repeat.render.tables.write import render_tables
+from qlora_repeat.results.trial_result import TrialResult
+
+RESULTS = [
+    TrialResult(
+        "po$c_ket", "text-generation", "neox", "NeoX", "adamw-8bit", run, "done", perplexity=3.5,
+        loss_curve=[[1.0, 2.0], [2.0, 1.5]],
+    )
+    for run in (1, 2)
+]  # fmt: skip
+
+
+def rendered(folder: Path) -> Path:
+    render_tables(RESULTS, folder, ROOT / "paper" / "templates")
+    return folder
+
+
+def document(folder: Path, body: str, kind: str = "article") -> Path:
+    (folder / "all.tex").write_text(
+        f"\\documentclass{{{kind}}}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    )
+    return folder
+
+
+def test_without_latex_one_line_names_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = kit("paper", "--out", document(tmp_path, "text"))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("Error: pdflatex: not installed; install the Debian packages ")
+    assert {"texlive-publishers", "lmodern"} <= set(done.stderr.split())
+    assert len(done.stderr.splitlines()) == 1
+
+
+@needs_latex
+def test_tables_and_figure_become_a_pdf_of_the_same_bytes_in_any_folder(tmp_path: Path) -> None:
+    made = []
+    for name in ("one", "another/folder"):
+        folder = rendered(tmp_path / name)
+        render_figures(RESULTS, folder)
+        before = {path.name for path in folder.iterdir()}
+        made.append(compile_paper(folder).read_bytes())
+        assert {path.name for path in folder.iterdir()} - before == {"all.pdf"}
+    assert made[0] == made[1]
+    if shutil.which("pdftotext"):
+        subprocess.run(["pdftotext", "-layout", folder / "all.pdf"], check=True)
+        text = (folder / "all.txt").read_text(encoding="utf-8")
+        assert "Tables and Figures of Study po$c_ket" in text
+        assert re.search(r"TABLE 1\.\s+Perplexity", text)
+        assert re.search(r"Fig\. 4\.\s+Loss", text)
+        assert "8-bit: final loss by run" in text
+
+
+@needs_latex
+def test_without_a_figure_the_tables_are_compiled(tmp_path: Path) -> None:
+    path = compile_paper(rendered(tmp_path))
+    bare = path.stat().st_size
+    render_figures(RESULTS, tmp_path)
+    assert compile_paper(tmp_path).stat().st_size > bare + 5000
+
+
+@needs_latex
+def test_what_latex_lacks_is_named_with_the_packages(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"LaTeX lacks nonesuch\.cls; install the Debian packages texlive"):
+        compile_paper(document(tmp_path, "text", kind="nonesuch"))
+
+
+@needs_latex
+def test_a_table_that_is_gone_is_no_lack_of_latex(tmp_path: Path) -> None:
+    (rendered(tmp_path) / "table-01.tex").unlink()
+    with pytest.raises(StageError, match=r"LaTeX fails: .*File `\./table-01\.tex' not found"):
+        compile_paper(tmp_path)
+
+
+@needs_latex
+def test_an_error_is_told_in_one_line_and_its_log_kept_until_it_is_mended(tmp_path: Path) -> None:
+    with pytest.raises(StageError) as caught:
+        compile_paper(document(tmp_path, "\\nonesuch"))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/all.tex: LaTeX fails: ./all.tex:3: Undefined control sequence.")
+    assert message.endswith(f"see {tmp_path}/all.log")
+    assert len(message.splitlines()) == 1
+    assert (tmp_path / "all.log").is_file()
+    assert not (tmp_path / "all.pdf").exists()
+    compile_paper(document(tmp_path, "mended"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.pdf", "all.tex"]
+
+
+@needs_latex
+def test_latex_runs_until_references_are_settled(tmp_path: Path) -> None:
+    pages = "\\pageref{here}\\newpage\\label{here}"
+    settled = compile_paper(document(tmp_path, pages)).read_bytes
+    expected = compile_paper(document(tmp_path, "2\\newpage")).read_bytes
+    assert len(settled()) == pytest.approx(len(expected()), rel=0.2)

@@ -1,0 +1,88 @@
+"""Every command that the README shows is run: here, on a study of seconds, or by the test that is named."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.checkout import ROOT
+from support.tiny import write_study
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRIAL, TINY = "smollm2-135m/adamw-8bit", "tiny-neox/adamw-8bit"
+
+HERE = [
+    "make all",
+    "make run TRIAL=smollm2-135m/adamw-8bit/1 RANDOMNESS=bitwise",
+    "make verify TRIAL=smollm2-135m/adamw-8bit/1 RANDOMNESS=bitwise",
+    "qlora-repeat pack pocket",
+    "qlora-repeat check pocket.zip",
+    "qlora-repeat unpack pocket.zip",
+    "qlora-repeat verify pocket/runs/pocket/smollm2-135m/adamw-8bit/trial-3",
+    "make all RANDOMNESS=bitwise",
+    "make tables STUDY=published",
+    "make plan STUDY=paper GPU=a100-80gb",
+]
+"""Run in this order, one going on where another has ended."""
+ELSEWHERE = {
+    "make test": "test_readme_commands.py",  # this is part of it
+    "make attribute": "test_attribute.py",
+    "make bench": "test_speed.py",  # the plain script on a tiny model; the whole takes half an hour
+    "make paper": "test_pdf.py",
+    "make rehearsal": "test_rehearsal.py",
+    "qlora-repeat run collapse": "test_state_map.py",
+    "make image docker-all STUDY=paper": "test_image.py",
+    "make sif apptainer-all STUDY=paper": "test_image.py",  # of one script; Apptainer itself is tried by hand
+    "qlora-repeat submit paper --partition gpu --gpus a100:1 --image qlora-repeat.sif": "test_slurm.py",
+}
+
+
+def shown() -> list[str]:
+    """The commands that stand in blocks of their own, or begin a sentence of what was found."""
+    blocks = re.findall(r"^ {4}(?:\.venv/bin/)?((?:make|qlora-repeat) .+?)(?:  +#.*)?$", README, re.MULTILINE)
+    spoken = re.findall(r"`((?:make|qlora-repeat) [^`]+)`", README.replace("\n", " "))
+    return list(dict.fromkeys(command.strip() for command in [*blocks, *spoken]))
+
+
+def test_every_command_is_run_somewhere() -> None:
+    assert sorted(set(shown()) - {*HERE, *ELSEWHERE, "make help"}) == []
+    assert sorted({*HERE, *ELSEWHERE} - set(shown())) == []
+    for name in ELSEWHERE.values():
+        assert (ROOT / "tests" / name).is_file()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    write_study(folder, ("trials = 2", "trials = 1"), ("\nsteps = 3", "\nsteps = 2"))
+    return folder
+
+
+@pytest.mark.parametrize("command", HERE)
+def test_it_does_what_it_says(command: str, folder: Path, cache: Path) -> None:
+    study = str(folder / "tiny.toml")
+    words = shlex.split(command.replace(TRIAL, TINY).replace("trial-3", "trial-1"))
+    if words[0] == "make":
+        given = [] if "STUDY=" in command else [f"STUDY={study}"]
+        words += [*given, f"KIT_PYTHON={sys.executable}", f"OUT={folder / 'out'}"]
+    else:
+        words[0] = str(Path(sys.executable).with_name("qlora-repeat"))
+        packed = folder / "pocket"
+        words = [
+            word.replace("pocket/runs/pocket", f"{packed}/runs/tiny").replace(
+                "pocket.zip", f"{folder}/pocket.zip"
+            )
+            for word in words
+        ]
+        if words[1] == "pack":
+            words[2:] = [study, "--out", str(folder / "pocket.zip")]
+    environment = os.environ | {"QLORA_REPEAT_RUNS": str(folder / "runs"), "QLORA_REPEAT_CACHE": str(cache)}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    if command == "make all":
+        assert (folder / "out" / "report.html").is_file() and (folder / "out" / "table-01.md").is_file()
+    if "verify" in words:
+        assert ": bitwise\n" in done.stdout

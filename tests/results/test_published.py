@@ -1,0 +1,237 @@
+"""The paper's numbers as data: against its text where there is one, and against each other."""
+
+import os
+import re
+import shutil
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import pytest
+from support.checkout import ROOT
+
+from qlora_repeat.errors import KitError, MissingError, UsageError
+from qlora_repeat.results.number_formats import LARGEST, agreement, lies_on, read_perplexities
+from qlora_repeat.results.published import read_published
+from qlora_repeat.results.trial_result import TrialResult, read_results, write_results
+from qlora_repeat.study.study import load_study
+
+FOLDER = ROOT / "paper" / "published"
+OPTIMIZERS = ("adamw-8bit", "adamw-32bit")
+QUOTING = ("gpt-neox-20b", "llama2-7b")
+CHATTING = ("gpt-neoxt-chat-20b", "llama2-chat-7b")
+
+
+@pytest.fixture(scope="module")
+def results() -> list[TrialResult]:
+    return read_published(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def paper() -> str:
+    """The paper as plain text, with the cells of tables between tabs."""
+    path = os.environ.get("QLORA_REPEAT_PAPER_TEXT")
+    if not path:
+        pytest.skip("QLORA_REPEAT_PAPER_TEXT does not name a file with the paper's text")
+    return Path(path).read_text(encoding="utf-8")
+
+
+def printed(paper: str, number: int) -> list[list[str]]:
+    """The rows of one of the paper's tables, below its headings."""
+    below = paper.split(f"\nTABLE {number} ", 1)[1].split("\n")[1:]
+    rows = [[cell.strip() for cell in line.split("\t")] for line in below if "\t" in line]
+    wanted = 4 if number == 3 else 7
+    is_row = re.compile(r"(GPT|Llama)\S+-\d+B$" if number == 3 else r"[1-7]$")
+    return [row for row in rows if is_row.match(row[0])][:wanted]
+
+
+def cells(name: str) -> dict[tuple[str, ...], list[str]]:
+    """What a file says, as text: the values of each run, model and optimizer."""
+    lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    keys = sum(column in ("run", "model", "optimizer") for column in lines[0].split(","))
+    rows = [line.split(",") for line in lines[1:]]
+    return {tuple(row[:keys]): row[keys:] for row in rows}
+
+
+@pytest.mark.parametrize(("number", "models"), [(1, QUOTING), (2, CHATTING)])
+def test_perplexities_are_those_of_the_paper(paper: str, number: int, models: tuple[str, str]) -> None:
+    found = {
+        (row[0], model, optimizer): [value]
+        for row in printed(paper, number)
+        for (model, optimizer), value in zip(product(models, OPTIMIZERS), row[1:5], strict=True)
+    }
+    assert len(found) == 28
+    assert cells(f"table-{number:02}.csv") == found
+
+
+@pytest.mark.parametrize(("number", "models"), [(10, QUOTING), (11, CHATTING)])
+def test_seconds_are_those_of_the_paper(paper: str, number: int, models: tuple[str, str]) -> None:
+    found = {
+        (row[0], model, optimizer): row[1 + 2 * place : 3 + 2 * place]
+        for row in printed(paper, number)
+        for place, (optimizer, model) in enumerate(product(OPTIMIZERS, models))
+    }
+    assert len(found) == 28
+    assert cells(f"table-{number}.csv") == found
+
+
+def test_memory_is_that_of_the_paper(paper: str) -> None:
+    found = {
+        (row[0].lower(), optimizer): [value]
+        for row in printed(paper, 3)
+        for optimizer, value in zip(OPTIMIZERS, row[1:3], strict=True)
+    }
+    assert {key[0] for key in found} == {"gpt-neox-20b", "llama2-7b", "gpt-neoxt-chat-20b", "llama2-chat-7b"}
+    assert cells("table-03.csv") == found
+
+
+@pytest.mark.parametrize(("number", "model"), [(8, CHATTING[0]), (9, CHATTING[1])])
+def test_answers_are_those_of_the_paper(paper: str, number: int, model: str) -> None:
+    ours = cells(f"table-{number:02}.csv")
+    rows = printed(paper, number)
+    assert len(rows) * len(OPTIMIZERS) == len(ours) == 14
+    latin = str.maketrans("АВС", "ABC")  # the text has some letters as Cyrillic ones
+    for row in rows:
+        theirs = [cell.translate(latin) for cell in row[1:5]]
+        if theirs[0] and not theirs[1]:  # like the heading above it, one cell holds both instructions'
+            theirs[1] = theirs[0]
+        kinds = ours[row[0], model, "adamw-8bit"] + ours[row[0], model, "adamw-32bit"]
+        for cell, kind in zip(theirs, kinds, strict=True):
+            if re.fullmatch("[ABCD]?", cell):
+                assert kind == (cell or "blank")
+            elif kind == "words":
+                assert re.fullmatch("[A-Za-z ]+", cell)
+                assert max(Counter(cell.split()).values()) == 1
+            else:
+                assert kind == "degenerate"
+
+
+def test_base_perplexities_are_those_of_the_paper(paper: str) -> None:
+    text = paper.split("SECTION IX.")[1].split("SECTION X.")[0]
+    number = r"(\d+\.\d+) ± (\d+\.\d+)"
+    llama = re.findall(rf"for (Llama2-7B\S*)-hf for (seven) test runs is {number}", text)
+    neox = re.search(
+        rf"for (GPT\S+) and (GPT\S+) for (seven) test runs are {number} and {number} respectively", text
+    )
+    assert neox
+    first, second, tests, *values = neox.groups()
+    found = {
+        (name.lower().replace("llama2-7b-chat", "llama2-chat-7b"),): [mean, deviation, {"seven": "7"}[count]]
+        for name, count, mean, deviation in [
+            *llama,
+            (first, tests, *values[:2]),
+            (second, tests, *values[2:]),
+        ]
+    }
+    assert cells("base-perplexity.csv") == found
+
+
+def test_there_is_a_row_for_each_trial_as_a_study_has_them(results: list[TrialResult]) -> None:
+    study = load_study("paper")
+    arms = [
+        (name, model.title, study.data[model.data].task, optimizer, run)
+        for name, model in study.models.items()
+        for optimizer in study.optimizers
+        for run in range(1, study.trials + 1)
+    ]
+    assert len(arms) == 56
+    assert [(row.model, row.model_title, row.task, row.optimizer, row.trial) for row in results] == arms
+    for row in results:
+        assert (row.study, row.status, row.counterpart) == ("published", "done", row.model)
+        assert row.software is row.finished is row.adapter_digest is row.peak_memory_bytes is None
+        assert row.base_perplexities == [row.base_perplexity] * 7
+
+
+def test_rows_hold_what_the_files_say(results: list[TrialResult]) -> None:
+    for row in results:
+        quotes = row.model in QUOTING
+        key = (str(row.trial), row.model, row.optimizer)
+        assert [str(row.perplexity)] == [
+            str(float(text)) for text in cells(f"table-{'01' if quotes else '02'}.csv")[key]
+        ]
+        assert [row.train_seconds, row.test_seconds] == [
+            float(text) for text in cells(f"table-{10 if quotes else 11}.csv")[key]
+        ]
+        assert row.peak_memory_share is not None
+        assert 100 * row.peak_memory_share == pytest.approx(float(cells("table-03.csv")[key[1:]][0]))
+        answers = [] if quotes else cells(f"table-0{8 + CHATTING.index(row.model)}.csv")[key]
+        assert [response.answer or response.text.strip("()") for response in row.responses] == answers
+        assert all(response.answer in (None, *"ABCD") for response in row.responses)
+
+
+def test_rows_are_collected_results(results: list[TrialResult], tmp_path: Path) -> None:
+    write_results(results, tmp_path / "results.jsonl")
+    assert read_results(tmp_path / "results.jsonl") == results
+
+
+def printed_perplexities(model: str) -> list[str]:
+    return [
+        each.text
+        for each in read_perplexities(FOLDER)
+        if each.model == model and each.optimizer in OPTIMIZERS
+    ]
+
+
+def test_gpt_neox_perplexities_are_float16_numbers_and_exponentials_of_such_but_one() -> None:
+    texts = printed_perplexities("gpt-neox-20b")
+    assert len(texts) == 14
+    assert [text for text in texts if not lies_on(text, "float16")] == []
+    assert [text for text in texts if not lies_on(text, "exp-float16")] == ["3452"]
+    assert agreement(texts, "float16").chance < 1e-7
+    assert agreement(texts, "exp-float16").chance < 1e-13
+
+
+def test_gpt_neoxt_chat_perplexities_are_bfloat16_numbers_and_exponentials_of_such_but_one() -> None:
+    texts = printed_perplexities("gpt-neoxt-chat-20b")
+    assert len(texts) == 14
+    for name, chance in (("bfloat16", 1e-15), ("exp-bfloat16", 1e-22)):
+        assert [text for text in texts if not lies_on(text, name)] == ["14680"]
+        assert agreement(texts, name).chance < chance
+    assert lies_on("14680", "float16")
+    assert lies_on("16.625", "exp-bfloat16"), "the base of section IX, too"
+
+
+def test_llama_perplexities_are_on_none_of_these_grids() -> None:
+    for model in ("llama2-7b", "llama2-chat-7b"):
+        texts = printed_perplexities(model)
+        assert len(texts) == 14
+        for name in ("float16", "bfloat16", "exp-float16", "exp-bfloat16"):
+            assert agreement(texts, name).chance > 0.1
+        assert max(map(float, texts)) > LARGEST["float16"]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "error", "words"),
+    [
+        ("table-01.csv", ",8.039\n", "\n", UsageError, ":3: expected 4 cells, found 3"),
+        ("table-01.csv", ",8.179\n", ",8,179\n", UsageError, ":7: expected 4 cells, found 5"),
+        ("table-02.csv", ",6.531\n", ",?\n", UsageError, ":3: expected a number, found '?'"),
+        ("table-02.csv", ",3824", ",nan", UsageError, ":2: expected a finite number above 0"),
+        ("table-11.csv", ",9.74\n", ",0\n", UsageError, ":2: expected a finite number above 0, found '0'"),
+        ("table-03.csv", "7b,adamw-32bit", "7b,adamw-8bit", UsageError, ":5: a second row of llama2-7b,"),
+        ("table-10.csv", "7,llama2-7b,adamw-32bit,1329.74,1.49\n", "", UsageError, ": no row of 7,llama2-"),
+        ("table-10.csv", "7,llama2-7b,adamw-32bit", "8,llama2-7b,adamw-32bit", UsageError, ":29: the paper"),
+        ("table-08.csv", "A,C", "A,E", UsageError, ":7: expected A, B, C, D, words, "),
+        ("table-09.csv", "instruction_2", "instruction", UsageError, ":1: expected the columns run,model,"),
+        ("base-perplexity.csv", "7.04,0.0", "7.04,0.1", UsageError, ":3: expected sd 0.0 and a whole number"),
+        ("table-08.csv", None, None, MissingError, ": no such file"),
+        ("table-08.csv", "A,C", "A,\udcff", UsageError, ": not a text file in UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_as_it_should_be_is_named_with_its_line(
+    name: str, old: str | None, new: str, error: type[KitError], words: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "published"
+    shutil.copytree(FOLDER, folder)
+    path = folder / name
+    if old is None:
+        path.unlink()
+    else:
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(error) as raised:
+        read_published(folder)
+    assert str(raised.value).startswith(f"{path}")
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,159 @@
+"""A study on a real Slurm: what is queued, stopped, preempted, failed, and rendered at the end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+from support.checkout import ROOT, kit
+from support.slurm_cluster import slurm
+from support.tiny import write_study
+
+from qlora_repeat.records.record import read_record
+from qlora_repeat.slurm.queue import read_queue
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import Trial, all_trials, find_trial
+
+pytestmark = pytest.mark.slurm
+
+KIT = Path(sys.executable).with_name("qlora-repeat")
+LONG = ("\nsteps = 3", "\nsteps = 150")
+SMALL = ["--memory", "1.5", "--time", "20"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with slurm(tmp_path_factory.mktemp("slurm") / "state"):
+        yield
+
+
+def wait(what: Callable[[], bool], seconds: float = 240) -> None:
+    """Until something is so; looked at often, so that what lasts a second is seen."""
+    ends = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < ends, subprocess.run(
+            ["squeue", "-r"], capture_output=True, text=True
+        ).stdout
+        time.sleep(0.2)
+
+
+def empty() -> bool:
+    queue = read_queue()
+    return queue is not None and not queue.waiting_or_running
+
+
+def submit_command(study: Path, runs: Path, cache: Path, *options: object) -> list[str]:
+    where = ["--runs", runs, "--cache", cache, "--out", runs / "out"]
+    return [str(KIT), "submit", *map(str, [study, *where, *SMALL, *options])]
+
+
+def submit(study: Path, runs: Path, cache: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    command = submit_command(study, runs, cache, *options)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def job_of(told: str, name: str) -> str:
+    (line,) = [line for line in told.splitlines() if line.startswith(f"{name}: job ")]
+    return line.rpartition(" ")[2]
+
+
+def process_of(job: str) -> int:
+    """submitit's process of an array's task, which the command runs below."""
+    array, task = job.split("_")
+    wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = set((folder / "environ").read_bytes().split(b"\0"))
+            if b"submitit.core._submit" in command and b"srun" not in command[0] and wanted <= environment:
+                found.append(int(folder.name))
+    (number,) = found
+    return number
+
+
+def digest(trial: Trial) -> str:
+    record = read_record(trial.record("finetune"))
+    assert record is not None
+    return str(record.outputs["adapter_digest"])
+
+
+def test_two_submissions_at_once_run_each_trial_once_and_tables_come_last(
+    cache: Path, tmp_path: Path
+) -> None:
+    """Also where a trial fails: its log says why, and it alone is submitted again."""
+    study_file, runs = write_study(tmp_path, ("trials = 2", "trials = 1")), tmp_path / "runs"
+    study = load_study(str(study_file))
+    names = [trial.name for trial in all_trials(study, runs)]
+    broken = find_trial(study, names[0], runs)
+    (broken.folder / "trace.jsonl").mkdir(parents=True)
+    command = submit_command(study_file, runs, cache, "--concurrent", 1)
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=300) for process in both]
+    for process, (_, error) in zip(both, told, strict=True):
+        assert process.returncode == 0 or "process " in error, error  # another process submits
+    queued = [line.split(": job ")[0] for out, _ in told for line in out.splitlines() if ": job " in line]
+    assert sorted(name for name in queued if name in names) == sorted(names)
+    again = submit(study_file, runs, cache).stdout
+    assert "queued already, as job" in again and again.count(": job ") == 1, "that of the tables"
+
+    most = 0
+    while not empty():
+        queue = read_queue()
+        most = max(most, len(queue.on_a_node) if queue else 0)
+        time.sleep(0.2)
+    assert most == 1, "a task at a time"
+    status = kit("status", study_file, "--runs", runs, "--cache", cache).stdout
+    assert f"{broken.name} failed: " in status and status.count("failed: ") == 1
+    logs = kit("logs", broken.name, "--study", study_file, "--runs", runs).stdout
+    assert f"{broken.trace}" in logs
+    assert (runs / "out" / "table-01.md").stat().st_size > 100
+
+    (broken.folder / "trace.jsonl").rmdir()
+    repaired = submit(study_file, runs, cache).stdout
+    assert job_of(repaired, broken.name) and repaired.count(": job ") == 2, "itself, and the tables"
+    wait(empty)
+    assert "every trial is done; nothing is submitted" in submit(study_file, runs, cache).stdout
+
+
+def test_what_was_cancelled_or_preempted_goes_on_to_the_same_bits(cache: Path, tmp_path: Path) -> None:
+    study_file = write_study(tmp_path, LONG, ("trials = 2", "trials = 1"))
+    study = load_study(f"{study_file}@bitwise")
+    undisturbed = find_trial(study, "tiny-neox/adamw-8bit/1", tmp_path / "undisturbed")
+    alone = ["--study", study_file, "--randomness", "bitwise", "--cache", cache, "--runs"]
+    done = kit("finetune", undisturbed.name, *alone, undisturbed.runs)
+    assert done.returncode == 0, done.stderr
+
+    runs = tmp_path / "runs"
+    trial = find_trial(study, undisturbed.name, runs)
+    told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
+    job = job_of(told, trial.name)
+
+    def told_of(words: str) -> int:
+        log = kit("logs", trial.name, *alone[:4], "--runs", runs, "--lines", 1000).stdout
+        return log.count(words)
+
+    wait(lambda: any(trial.unfinished.glob("step-*")))
+    os.kill(process_of(job), signal.SIGUSR1)  # as Slurm does before the limit; scancel does so several times
+    wait(lambda: told_of("Starting with JobEnvironment") == 2)
+    assert told_of("by SIGUSR1") == 1
+    wait(lambda: told_of(f"{trial.name}: finetune") == 2)
+    # What is more urgent takes the node: SIGTERM, a grace time, and the task is queued again.
+    urgent = ["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    wait(lambda: told_of("Starting with JobEnvironment") == 3)
+    assert told_of("by SIGTERM") == 1
+    subprocess.run(["scancel", job], check=True)
+    wait(lambda: job not in (getattr(read_queue(), "waiting_or_running", {job})))
+    told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
+    assert job_of(told, trial.name) != job
+    wait(empty)
+    assert digest(trial) == digest(undisturbed)
+    told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
+    assert "every trial is done; nothing is submitted" in told, "also the bases, tested beside the trials"

@@ -1,0 +1,139 @@
+"""Steps that a gradient scaler skips, losses that are not finite, and all ways of training gone on with."""
+
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny import write_study
+
+from qlora_repeat.errors import StoppedError
+from qlora_repeat.execution.run_trial import run_base, run_stages
+from qlora_repeat.records.record import read_record
+from qlora_repeat.records.trace import read_trace
+from qlora_repeat.results.collect import collect
+from qlora_repeat.stages import finetune
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import STAGES, Trial, find_trial
+
+NAME = "tiny-neox/adamw-8bit/1"
+
+
+def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
+    """Ignores progress."""
+
+
+def outputs(trial: Trial) -> dict[str, Any]:
+    record = read_record(trial.record("finetune"))
+    assert record is not None
+    return record.outputs
+
+
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives every fine-tuning a gradient scaler, as float16 does on a GPU: one that begins far too high."""
+    make = finetune._trainer
+
+    def with_scaler(*arguments: Any) -> Any:
+        trainer = make(*arguments)
+        accelerator = trainer.accelerator
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22, growth_interval=2)
+        accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+        return trainer
+
+    monkeypatch.setattr(finetune, "_trainer", with_scaler)
+
+
+@pytest.fixture
+def trial(cache: Path, tmp_path: Path) -> Trial:
+    replacements = (("\nsteps = 3", "\nsteps = 6"), ('adapter_init = "fresh"', "adapter_init = 7"))
+    return find_trial(load_study(str(write_study(tmp_path, *replacements))), NAME, tmp_path / "runs")
+
+
+@pytest.mark.usefixtures("scaled")
+def test_a_step_that_the_scaler_skips_is_marked_and_changes_nothing(trial: Trial, cache: Path) -> None:
+    run_stages(trial, ["finetune"], cache, quiet)
+    steps = read_trace(trial.trace)
+    skipped = [step.step for step in steps if step.skipped]
+    assert skipped
+    assert skipped[0] == 1
+    assert len(skipped) < 6, "the scale comes down"
+    for before, after in itertools.pairwise(steps):
+        assert (before.adapter == after.adapter) == after.skipped
+        assert math.isfinite(after.loss or 0)
+    assert outputs(trial)["skipped_steps"] == len(skipped)
+    assert outputs(trial)["diverged_at"] is None
+    assert outputs(trial)["loss_scaling"]
+
+
+@pytest.mark.usefixtures("scaled")
+@pytest.mark.parametrize("stop", [2, 4])
+def test_the_scaler_goes_on_from_a_checkpoint(stop: int, trial: Trial, cache: Path, tmp_path: Path) -> None:
+    run_stages(trial, ["finetune"], cache, quiet)
+    other = find_trial(trial.study, NAME, tmp_path / "others")
+
+    def watch(stage: str, done: int, total: int, loss: float | None) -> None:
+        if loss is not None and done == stop:
+            raise StoppedError("enough")
+
+    with pytest.raises(StoppedError):
+        run_stages(other, ["finetune"], cache, watch)
+    run_stages(other, ["finetune"], cache, quiet)
+    assert outputs(other)["resumed_from"] == stop
+    assert other.trace.read_bytes() == trial.trace.read_bytes()
+
+
+def test_a_diverged_trial_ends_is_marked_and_stays_in_the_results(cache: Path, tmp_path: Path) -> None:
+    study = load_study(str(write_study(tmp_path, ("learning_rate = 1e-3", "learning_rate = 1e30"))))
+    trial = find_trial(study, NAME, tmp_path / "runs")
+    run_base(study, "tiny-neox", 1, trial.runs, cache, quiet)
+    run_stages(trial, STAGES, cache, quiet)
+    steps = read_trace(trial.trace)
+    first = next(step.step for step in steps if step.diverged)
+    assert 1 < first < len(steps)
+    assert outputs(trial)["diverged_at"] == first
+    assert json.loads(trial.trace.read_text().splitlines()[first])["loss"] in ("nan", "inf")
+    row = collect(study, trial.runs, cache)[0]
+    assert (row.status, row.diverged_at) == ("done", first)
+    assert row.perplexity is not None
+    assert not math.isfinite(row.perplexity)
+
+
+WAYS = {
+    "linear": 'schedule = "linear"',
+    "cosine, warmed up, decaying": 'schedule = "cosine"|warmup_steps = 2|weight_decay = 0.1',
+    "batches, epochs, the last batch in part": "batch_size = 7|steps = 0",
+    "gradient checkpointing": "gradient_checkpointing = true",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_goes_on_to_the_same_bits_however_it_is_trained(way: str, cache: Path, tmp_path: Path) -> None:
+    text = write_study(
+        tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"), ("\nsteps = 3", "\nsteps = 6")
+    )
+    content = text.read_text()
+    for change in WAYS[way].split("|"):
+        key = change.partition(" = ")[0]
+        new = "epochs = 1.4" if change == "steps = 0" else change
+        content, count = re.subn(rf"(?m)^{key} = .*$", new, content, count=1)
+        assert count
+    text.write_text(content)
+    study = load_study(str(text))
+    whole, stopped = (find_trial(study, NAME, tmp_path / runs) for runs in ("whole", "stopped"))
+    run_stages(whole, ["finetune"], cache, quiet)
+
+    def watch(stage: str, done: int, total: int, loss: float | None) -> None:
+        if loss is not None and done == total - 2:
+            raise StoppedError("enough")
+
+    with pytest.raises(StoppedError):
+        run_stages(stopped, ["finetune"], cache, watch)
+    run_stages(stopped, ["finetune"], cache, quiet)
+    assert outputs(stopped)["resumed_from"]
+    assert outputs(stopped)["adapter_digest"] == outputs(whole)["adapter_digest"]
+    assert stopped.trace.read_bytes() == whole.trace.read_bytes()

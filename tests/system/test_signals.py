@@ -1,0 +1,114 @@
+"""Requests to stop, from a scheduler or the keyboard, at moments that are not convenient."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.checkout import ROOT
+
+from qlora_repeat.errors import StoppedError
+from qlora_repeat.execution.run_trial import run_base, run_stages
+from qlora_repeat.stages import evaluate, finetune
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import all_trials
+from qlora_repeat.system.signals import heeded, held_back
+
+KIT = str(Path(sys.executable).with_name("qlora-repeat"))
+LATE = """
+import sys, time
+from qlora_repeat.errors import StoppedError
+from qlora_repeat.system.signals import heeded
+print("there", flush=True)
+sys.stdin.read()
+try:
+    with heeded(keyboard=False):
+        time.sleep(60)
+except StoppedError as error:
+    print(error)
+"""
+TWICE = """
+import os, signal
+from qlora_repeat.errors import StoppedError
+from qlora_repeat.system.signals import heeded
+try:
+    with heeded(keyboard=False):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            print("cleaned up")
+except StoppedError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_comes_before_it_is_heeded_is_not_lost(number: signal.Signals) -> None:
+    with held_back():
+        process = subprocess.Popen(
+            [sys.executable, "-c", LATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(number)
+    assert process.communicate("")[0] == f"stopped by {number.name}\n"
+    assert process.returncode == 0
+
+
+def test_a_second_signal_does_not_disturb_the_cleaning_up_after_the_first() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
+    assert done.stdout == "cleaned up\nstopped by SIGTERM\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGTERM, 6, "Error: stopped by SIGTERM"),
+        (signal.SIGUSR1, 6, "Error: stopped by SIGUSR1"),
+        (signal.SIGINT, 130, "Stopped."),
+    ],
+)
+def test_any_command_that_is_asked_to_stop_says_so_in_a_line(
+    number: signal.Signals, code: int, line: str, tmp_path: Path
+) -> None:
+    study = tmp_path / "slow.toml"
+    os.mkfifo(study)
+    process = subprocess.Popen(
+        [KIT, "run", study],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell ignores Ctrl-C, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    with study.open("w"):  # which waits until the command reads the study, and keeps it from its end
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert [each for each in errors.splitlines() if each] == [line]
+
+
+@pytest.mark.parametrize("what", ["trial", "base"])
+def test_a_stop_that_a_library_made_an_error_of_its_own_of_is_a_stop(
+    what: str, cache: Path, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers does while it loads weights: seen as a trial that failed."""
+
+    def load(*arguments: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except StoppedError as error:
+            raise RuntimeError("issues during automatic conversion") from error
+
+    monkeypatch.setattr(finetune, "load_frozen_base", load)
+    monkeypatch.setattr(evaluate, "load_full", load)
+    trial = all_trials(study, tmp_path / "runs")[0]
+    with pytest.raises(StoppedError, match="by SIGTERM"), heeded(keyboard=False):
+        if what == "trial":
+            run_stages(trial, ["finetune"], cache, lambda *told: None)
+        else:
+            run_base(study, trial.model_name, 1, trial.runs, cache, lambda *told: None)
+    assert not trial.failure.exists()
