@@ -1,6 +1,6 @@
 """The plain script: QLoRA with transformers' Trainer, peft and bitsandbytes, as their documents show it.
 
-What `benchmarks/speed.py` compares the kit with. One call is one trial in a process of its own: quantise the
+What `benchmarks/speed.py` compares the kit with. One call is one trial in a process of its own: quantize the
 base while loading it, train, save, merge by peft, measure perplexity one example at a time, answer prompts.
 There is no trace, no checkpoint and no record; nothing is slower than its authors would write it.
 
@@ -80,7 +80,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     data = datasets.load_dataset("json", data_files={"train": args.train, "test": args.test})
-    quantised = AutoModelForCausalLM.from_pretrained(
+    quantized = AutoModelForCausalLM.from_pretrained(
         args.base,
         dtype=torch.float32,
         quantization_config=BitsAndBytesConfig(
@@ -90,7 +90,7 @@ def main() -> None:
             bnb_4bit_compute_dtype=torch.float32,
         ),
     )
-    prepared = prepare_model_for_kbit_training(quantised, use_gradient_checkpointing=False)
+    prepared = prepare_model_for_kbit_training(quantized, use_gradient_checkpointing=False)
     lora = LoraConfig(
         r=8, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )
@@ -139,7 +139,7 @@ def main() -> None:
     part("train")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     trainer.model.save_pretrained(f"{args.out}/adapter")
-    del trainer, quantised, prepared
+    del trainer, quantized, prepared
 
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(base, f"{args.out}/adapter").merge_and_unload()

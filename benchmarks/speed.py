@@ -156,13 +156,13 @@ def trials_and_arm(bench: Bench) -> None:
 def same_bits(bench: Bench, single: Path, many: Path) -> None:
     """Proves by digest that each way gave the adapter of the plain path: 4 bits, no copy, alone."""
     for study, runs in ((single, "runs"), (many, "arm")):
-        shutil.rmtree(bench.folder / "cache" / "quantised")
+        shutil.rmtree(bench.folder / "cache" / "quantized")
         kit(bench, "finetune", f"{ARM}/2", "--study", f"{study}@nf4", runs="plain")
         wanted = record(bench, f"{study}@nf4", 2, "finetune", "plain")["adapter_digest"]
         numbers = (1, 2, 3) if study == single else range(1, 8)
         found = [record(bench, study, number, "finetune", runs) for number in numbers]
         assert {each["adapter_digest"] for each in found} == {wanted}, "the bits are not the same"
-        assert {each["weights"] for each in found} == {"materialised"}
+        assert {each["weights"] for each in found} == {"materialized"}
         print(f"{len(found)} trials have the adapter of the plain path: {wanted[:16]}", flush=True)
 
 
@@ -235,7 +235,7 @@ def compare_workers(bench: Bench) -> None:
 def compare_steps(bench: Bench) -> None:
     """Seconds of a step with weights in 4 bits and unpacked, by threads; in turns, the least of three."""
     for threads in dict.fromkeys((1, bench.cores)):
-        study, found = bench.study(threads), {"nf4": list[float](), "materialised": list[float]()}
+        study, found = bench.study(threads), {"nf4": list[float](), "materialized": list[float]()}
         for _ in range(3):
             for weights, seconds in found.items():
                 kit(bench, "finetune", f"{ARM}/1", "--force", "--study", f"{study}@{weights}", runs="steps")

@@ -64,7 +64,7 @@ def main(study_name: str = "pocket@bitwise@nf4", trial_name: str = "smollm2-135m
     # The products are the same with unpacked weights, and there the counter sees all of them. It has a run of
     # its own, since it takes time that would be counted above.
     counter = FlopCounterMode(display=False)
-    finetuned(dataclasses.replace(study, weights="materialised"), trial_name, counter)
+    finetuned(dataclasses.replace(study, weights="materialized"), trial_name, counter)
     billions = counter.get_total_flops() / 1e9
     rate = billions / found["matrix products"]
     print(f"matrix products: {billions / steps:.1f} GFLOP a step, at {rate:.0f} GFLOP/s; ", end="")

@@ -1,4 +1,4 @@
-// Writes the one file of other people's code that a report has, and their licences.
+// Writes the one file of other people's code that a report has, and their licenses.
 import { build } from "esbuild";
 import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 
@@ -20,13 +20,13 @@ for (const path of Object.keys(metafile.inputs)) {
   const found = path.match(/.*node_modules\/((?:@[^/]+\/)?[^/]+)\//);
   if (found) names.add(found[1]);
 }
-const licences = new Map(); // a licence's text, and the packages that have it
+const licenses = new Map(); // a license's text, and the packages that have it
 for (const name of [...names].sort()) {
   const home = `node_modules/${name}`;
   const { version, license } = JSON.parse(readFileSync(`${home}/package.json`, "utf8"));
   const file = readdirSync(home).find((each) => /^licen[cs]e/i.test(each));
   const text = file ? readFileSync(`${home}/${file}`, "utf8").replaceAll(/[ \r]+$/gm, "").trim() : license;
-  licences.set(text, [...(licences.get(text) ?? []), `${name} ${version}`]);
+  licenses.set(text, [...(licenses.get(text) ?? []), `${name} ${version}`]);
 }
-const texts = [...licences].map(([text, packages]) => `${packages.join(", ")}\n\n${text}\n`);
-writeFileSync(`${folder}/licences.txt`, texts.join(`\n${"-".repeat(80)}\n\n`));
+const texts = [...licenses].map(([text, packages]) => `${packages.join(", ")}\n\n${text}\n`);
+writeFileSync(`${folder}/licenses.txt`, texts.join(`\n${"-".repeat(80)}\n\n`));

@@ -13,7 +13,7 @@ from qlora_repeat.assets.base_models import (
     base_folder,
     check_base,
     load_full,
-    load_quantised,
+    load_quantized,
     load_tokenizer,
 )
 from qlora_repeat.assets.dataset_builders import corpus_rows
@@ -62,7 +62,7 @@ def test_converted_weights_are_those_of_the_gguf_file(pocket: Study, smollm: Pat
 
 @pytest.mark.parametrize("precision", ["full", "nf4"])
 def test_the_converted_model_knows_english(pocket: Study, smollm: Path, precision: str) -> None:
-    model = load_full(smollm, "float32") if precision == "full" else load_quantised(pocket, smollm).eval()
+    model = load_full(smollm, "float32") if precision == "full" else load_quantized(pocket, smollm).eval()
     tokenizer = load_tokenizer(smollm)
 
     def loss(text: str) -> float:

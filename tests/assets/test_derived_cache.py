@@ -1,4 +1,4 @@
-"""What the cache keeps of work that gives the same each time: quantised bases, token ids."""
+"""What the cache keeps of work that gives the same each time: quantized bases, token ids."""
 
 import dataclasses
 import errno
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlora_repeat.assets.base_models import base_folder, load_quantised, load_tokenizer
+from qlora_repeat.assets.base_models import base_folder, load_quantized, load_tokenizer
 from qlora_repeat.assets.datasets import encode, part_rows
 from qlora_repeat.assets.derived_cache import has_copy, keep_copy
-from qlora_repeat.assets.quantized import load_frozen_base, quantised_folder
+from qlora_repeat.assets.quantized import load_frozen_base, quantized_folder
 from qlora_repeat.assets.tokenized import encoded_part
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.study import Study
@@ -27,14 +27,14 @@ def own(study: Study, cache: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-neox"])
 @pytest.mark.parametrize("double", [True, False])
-def test_a_copy_in_4_bits_is_byte_for_byte_what_quantising_gives(
+def test_a_copy_in_4_bits_is_byte_for_byte_what_quantizing_gives(
     base: str, double: bool, study: Study, own: Path
 ) -> None:
-    study = dataclasses.replace(study, quantisation=dataclasses.replace(study.quantisation, double=double))
+    study = dataclasses.replace(study, quantization=dataclasses.replace(study.quantization, double=double))
     made = load_frozen_base(study, base, own)
-    assert has_copy(quantised_folder(study, base, own))
+    assert has_copy(quantized_folder(study, base, own))
     copied = load_frozen_base(study, base, own)
-    plain = load_quantised(study, base_folder(study, base, own))
+    plain = load_quantized(study, base_folder(study, base, own))
     wanted = plain.state_dict()
     for model in (made, copied):
         found = model.state_dict()
@@ -46,13 +46,13 @@ def test_a_copy_in_4_bits_is_byte_for_byte_what_quantising_gives(
 
 
 def test_other_settings_have_other_copies(study: Study, own: Path) -> None:
-    base, other = next(iter(study.bases)), dataclasses.replace(study.quantisation, double=False)
+    base, other = next(iter(study.bases)), dataclasses.replace(study.quantization, double=False)
     half = dataclasses.replace(study.precision, compute="bfloat16")
     folders = {
-        quantised_folder(each, base, own)
+        quantized_folder(each, base, own)
         for each in (
             study,
-            dataclasses.replace(study, quantisation=other),
+            dataclasses.replace(study, quantization=other),
             dataclasses.replace(study, precision=half),
         )
     }
@@ -65,7 +65,7 @@ def test_a_copy_that_was_damaged_is_made_anew(
 ) -> None:
     base = next(iter(study.bases))
     load_frozen_base(study, base, own)
-    folder = quantised_folder(study, base, own)
+    folder = quantized_folder(study, base, own)
     path = folder / "model.safetensors"
     content = path.read_bytes()
     if how == "flipped":
@@ -84,7 +84,7 @@ def test_a_copy_that_was_damaged_is_made_anew(
     assert has_copy(folder)
 
 
-def test_a_base_that_was_changed_is_not_quantised(study: Study, cache: Path, tmp_path: Path) -> None:
+def test_a_base_that_was_changed_is_not_quantized(study: Study, cache: Path, tmp_path: Path) -> None:
     base = next(iter(study.bases))
     folder = base_folder(study, base, tmp_path)
     folder.parent.mkdir(parents=True)
@@ -95,7 +95,7 @@ def test_a_base_that_was_changed_is_not_quantised(study: Study, cache: Path, tmp
     weights.write_bytes((source / weights.name).read_bytes()[:-2] + b"ab")
     with pytest.raises(MissingError, match=r"model\.safetensors was changed"):
         load_frozen_base(study, base, tmp_path)
-    assert not (tmp_path / "quantised").exists()
+    assert not (tmp_path / "quantized").exists()
 
 
 def test_a_full_disk_costs_a_copy_and_nothing_else(
@@ -105,7 +105,7 @@ def test_a_full_disk_costs_a_copy_and_nothing_else(
         (folder / "half").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    folder = own / "quantised" / "base"
+    folder = own / "quantized" / "base"
     keep_copy(folder, write)
     assert "no copy was kept (No space left on device)" in capsys.readouterr().err
     assert list(folder.parent.iterdir()) == []
@@ -114,7 +114,7 @@ def test_a_full_disk_costs_a_copy_and_nothing_else(
 def test_of_two_that_keep_a_copy_at_once_the_first_stays(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = own / "quantised" / "base"
+    folder = own / "quantized" / "base"
 
     def write(new: Path) -> None:
         keep_copy(folder, lambda other: (other / "model").write_text("first"))

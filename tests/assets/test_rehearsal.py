@@ -73,7 +73,7 @@ def test_the_study_file_was_cut_short_and_else_unmodified(runs: Path, results: l
         asked = vars(trial.model.training)
         assert settings["training"] == {name: value for name, value in asked.items() if name != "max_steps"}
         assert settings["lora"] == vars(STUDY.lora)
-        assert settings["quantisation"] == vars(STUDY.quantisation)
+        assert settings["quantization"] == vars(STUDY.quantization)
     assert {len(row.loss_curve) for row in results} == {min(steps, 30)}
     assert {row.loss_curve[-1][0] for row in results} == {3.0}
 

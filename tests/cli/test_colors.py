@@ -1,4 +1,4 @@
-"""Colours of what commands say: in a terminal, never in a pipe, and never all that tells something."""
+"""Colors of what commands say: in a terminal, never in a pipe, and never all that tells something."""
 
 import re
 import shutil
@@ -9,11 +9,11 @@ from typing import get_args
 import pytest
 from support.checkout import ROOT
 from support.finished import finish_study
-from support.terminal import environment, has_colours, in_terminal, kit_command, lines, moves
+from support.terminal import environment, has_colors, in_terminal, kit_command, lines, moves
 from support.tiny import write_study
 
 from qlora_repeat.analysis.verify.verdict import Kind
-from qlora_repeat.cli.colors import LEVELS, STATES, VERDICTS, with_coloured
+from qlora_repeat.cli.colors import LEVELS, STATES, VERDICTS, with_colored
 from qlora_repeat.execution.run_trial import State
 from qlora_repeat.planning.machine_checks import Level
 from qlora_repeat.study.study import load_study
@@ -59,31 +59,31 @@ def piped(command: str, folder: Path, **variables: str) -> str:
     return done.stdout
 
 
-def test_every_word_has_a_colour() -> None:
+def test_every_word_has_a_color() -> None:
     for words, kind in ((STATES, State), (LEVELS, Level), (VERDICTS, Kind)):
         assert set(words) == set(get_args(kind))
 
 
-def test_status_has_the_same_words_with_colours_and_without(mixed: Path) -> None:
+def test_status_has_the_same_words_with_colors_and_without(mixed: Path) -> None:
     study = load_study(str(mixed / "tiny.toml"))
     running = find_trial(study, "tiny-llama-chat/adamw-8bit/2", mixed / "runs")
     with exclusive(running.lock, running.name):
-        coloured, plain = (
+        colored, plain = (
             in_terminal([kit_command(), "status", *options(mixed)], 100, variables=variables)
             for variables in ({}, {"NO_COLOR": "1"})
         )
         in_a_pipe = piped("status", mixed)
-    assert lines(coloured) == lines(plain) == [line for line in in_a_pipe.splitlines() if line]
-    assert (has_colours(coloured), "\x1b" in plain, "\x1b" in in_a_pipe) == (True, False, False)
+    assert lines(colored) == lines(plain) == [line for line in in_a_pipe.splitlines() if line]
+    assert (has_colors(colored), "\x1b" in plain, "\x1b" in in_a_pipe) == (True, False, False)
     assert (
         "8 trials: 3 done, 1 running, 1 stale, 1 damaged, 1 failed, 1 missing; 2 tests of bases: 2 done"
-        in (lines(coloured))
+        in (lines(colored))
     )
-    shown = dict(re.findall(r"(\x1b\[\d+m)(\w+)\x1b\[0m", coloured))
+    shown = dict(re.findall(r"(\x1b\[\d+m)(\w+)\x1b\[0m", colored))
     assert set(shown.values()) <= set(STATES)
     assert len(shown) > 3
-    (told,) = (line for line in coloured.splitlines() if "this one is not" in line)
-    assert told.count("\x1b") == 2, "the state has a colour, and no word of what went wrong"
+    (told,) = (line for line in colored.splitlines() if "this one is not" in line)
+    assert told.count("\x1b") == 2, "the state has a color, and no word of what went wrong"
 
 
 def test_status_in_a_narrow_terminal_is_in_parts(tmp_path: Path) -> None:
@@ -104,13 +104,13 @@ def test_status_in_a_narrow_terminal_is_in_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", LOOKING)
-def test_no_colour_in_a_pipe_or_where_none_is_wanted(command: str, mixed: Path) -> None:
+def test_no_color_in_a_pipe_or_where_none_is_wanted(command: str, mixed: Path) -> None:
     assert "\x1b" not in piped(command, mixed)
-    assert has_colours(piped(command, mixed, FORCE_COLOR="1"))
-    assert not has_colours(piped(command, mixed, FORCE_COLOR="1", NO_COLOR="1"))
+    assert has_colors(piped(command, mixed, FORCE_COLOR="1"))
+    assert not has_colors(piped(command, mixed, FORCE_COLOR="1", NO_COLOR="1"))
 
 
-def test_check_and_doctor_have_colours_in_a_terminal(mixed: Path, tmp_path: Path) -> None:
+def test_check_and_doctor_have_colors_in_a_terminal(mixed: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     finish_study(load_study(str(write_study(whole))), whole / "runs", NO_CACHE)
@@ -121,7 +121,7 @@ def test_check_and_doctor_have_colours_in_a_terminal(mixed: Path, tmp_path: Path
     assert not moves(doctor)
 
 
-def test_a_verdict_is_coloured_where_it_stands_and_nowhere_else() -> None:
+def test_a_verdict_is_colored_where_it_stands_and_nowhere_else() -> None:
     text = "tiny:different/adamw-8bit/1: within tolerance\n\nTwo losses are different, not bitwise."
-    (span,) = with_coloured(text, VERDICTS, most=1).spans
+    (span,) = with_colored(text, VERDICTS, most=1).spans
     assert text[span.start : span.end] == "within tolerance"

@@ -1,4 +1,4 @@
-"""What a person sees of a run: in terminals of several widths, in logs, in CI, without colours."""
+"""What a person sees of a run: in terminals of several widths, in logs, in CI, without colors."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT
-from support.terminal import environment, has_colours, in_terminal, kit_command, lines, moves
+from support.terminal import environment, has_colors, in_terminal, kit_command, lines, moves
 from support.tiny import write_study
 
 RUN = """
@@ -102,10 +102,10 @@ def test_jobs_that_have_ended_are_lines_above_the_live_ones() -> None:
     assert found(drawn, r"2/3 ━+.* \d:\d\d:\d\d left, 0:00:\d\d so far ?"), "a trial has ended"
 
 
-def test_without_colours_it_is_drawn_all_the_same() -> None:
-    coloured, plain = draw(), draw(NO_COLOR="1")
-    assert (has_colours(coloured), has_colours(plain)) == (True, False)
-    assert moves(coloured) and moves(plain)
+def test_without_colors_it_is_drawn_all_the_same() -> None:
+    colored, plain = draw(), draw(NO_COLOR="1")
+    assert (has_colors(colored), has_colors(plain)) == (True, False)
+    assert moves(colored) and moves(plain)
     assert found(lines(plain), r"2/3 ━+.* so far ?")
 
 
@@ -130,9 +130,9 @@ def test_a_pipe_gets_lines_without_any_escape_code() -> None:
     assert "\x1b" not in piped()
 
 
-def test_a_pipe_whose_reader_wants_colours_gets_these_alone() -> None:
+def test_a_pipe_whose_reader_wants_colors_gets_these_alone() -> None:
     written = piped(FORCE_COLOR="1")
-    assert has_colours(written) and not moves(written)
+    assert has_colors(written) and not moves(written)
     assert lines(written) and not found(lines(written), ".*━.*")
 
 

@@ -10,7 +10,7 @@ import bitsandbytes
 import pytest
 import torch
 
-from qlora_repeat.assets.base_models import load_full, load_quantised
+from qlora_repeat.assets.base_models import load_full, load_quantized
 from qlora_repeat.assets.datasets import Example
 from qlora_repeat.assets.prepare import save_plain
 from qlora_repeat.errors import UsageError
@@ -28,7 +28,7 @@ from qlora_repeat.planning.memory_estimate import (
     training_step,
     weight_bytes,
 )
-from qlora_repeat.stages.dequantize import materialise
+from qlora_repeat.stages.dequantize import materialize
 from qlora_repeat.stages.finetune import with_adapter
 from qlora_repeat.stages.perplexity import example_losses
 from qlora_repeat.study.study import Optimizer, Study, load_study
@@ -61,7 +61,7 @@ def changed(name: str, **settings: Any) -> Trial:
         elif key == "compute":
             study["precision"] = dataclasses.replace(PAPER.precision, compute=value)
         elif key == "double":
-            study["quantisation"] = dataclasses.replace(PAPER.quantisation, double=value)
+            study["quantization"] = dataclasses.replace(PAPER.quantization, double=value)
         elif key in ("profile", "weights"):
             study[key] = value
         elif key == "test_batch":
@@ -110,7 +110,7 @@ def test_weights_take_what_the_same_model_takes_once_it_is_loaded(
 ) -> None:
     config = saved_model(tmp_path, SMALL[name])
     trial = changed(name, double=double)
-    real, planned = with_adapter(trial, load_quantised(trial.study, tmp_path)), adapted_model(trial, config)
+    real, planned = with_adapter(trial, load_quantized(trial.study, tmp_path)), adapted_model(trial, config)
     assert finetune_memory(trial, config).weights == weight_bytes(real)
     # Tensor by tensor: the same ones in 4 bits, and all others of the same shape and type.
     true = dict(real.named_parameters())
@@ -128,15 +128,15 @@ def test_weights_that_are_unpacked_and_a_step_with_them_take_what_is_planned(
 ) -> None:
     config = saved_model(tmp_path, SMALL[name])
     trial = changed(
-        name, weights="materialised", dropout=0.0, max_length=64, batch_size=2, gradient_checkpointing=False
+        name, weights="materialized", dropout=0.0, max_length=64, batch_size=2, gradient_checkpointing=False
     )
     planned = finetune_memory(trial, config)
-    model = with_adapter(trial, load_quantised(trial.study, tmp_path))
+    model = with_adapter(trial, load_quantized(trial.study, tmp_path))
     in_4_bits = weight_bytes(model)
-    materialise(model)
+    materialize(model)
     assert planned.weights == weight_bytes(model)
-    assert (planned.weights.quantised, planned.weights.scales) == (0, 0)
-    assert planned.weights.materialised == 4 * in_4_bits.quantised  # float16
+    assert (planned.weights.quantized, planned.weights.scales) == (0, 0)
+    assert planned.weights.materialized == 4 * in_4_bits.quantized  # float16
     as_trainer_sets(model, False)
     ids = torch.zeros(2, 64, dtype=torch.long)
     live = LiveMemory(inside_4bit_product)
@@ -162,7 +162,7 @@ def test_bytes_of_4_bits_and_scales_are_those_of_their_layout(name: str, tmp_pat
     blocks = [-(-size // 64) for size in sizes]
     # A byte for each block of 64, a float32 for each 256 of those, an offset, code books of 16 and of 256.
     scales = sum(each + 4 * -(-each // 256) + 4 + 4 * 16 + 4 * 256 for each in blocks)
-    assert (weights.quantised, weights.scales) == (sum(sizes) // 2, scales)
+    assert (weights.quantized, weights.scales) == (sum(sizes) // 2, scales)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_steps_peak_is_that_of_a_real_step_as_torch_profiles_it(
         batch_size=2,
     )
     planned = finetune_memory(trial, config)
-    model = with_adapter(trial, load_quantised(trial.study, tmp_path))
+    model = with_adapter(trial, load_quantized(trial.study, tmp_path))
     as_trainer_sets(model, checkpointing)
     ids = torch.zeros(2, 64, dtype=torch.long)
     live = LiveMemory(inside_4bit_product)

@@ -109,7 +109,7 @@ def test_hours_of_the_papers_study_are_those_of_the_papers_tables(llama: Plan) -
 
 def test_the_parts_of_a_peak_are_all_of_it(llama: Plan) -> None:
     (model,) = llama.models
-    weights = model.base_quantised + model.base_scales + model.base_unquantised + model.adapter
+    weights = model.base_quantized + model.base_scales + model.base_unquantized + model.adapter
     for arm in model.arms:
         parts = weights + arm.optimizer_state + model.saved + model.passing + CONTEXT_BYTES
         assert arm.finetune_peak == parts

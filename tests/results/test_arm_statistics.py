@@ -14,7 +14,7 @@ from qlora_repeat.results.arm_statistics import (
     study_statistics,
     write_statistics,
 )
-from qlora_repeat.results.statistics import compare_spreads, holm, share, summarise
+from qlora_repeat.results.statistics import compare_spreads, holm, share, summarize
 from qlora_repeat.results.trial_result import TrialResult
 
 
@@ -29,9 +29,9 @@ def test_each_arm_has_the_statistics_of_its_own_trials() -> None:
     assert (first.optimizer, first.trials, second.optimizer, second.trials) == (
         "adamw-8bit", 7, "adamw-32bit", 2,
     )  # fmt: skip
-    assert first.measures["perplexity"] == summarise(PERPLEXITIES)
-    assert second.measures["perplexity"] == summarise([7.0, 8.0])
-    assert first.measures["train_seconds"] == summarise([1319.09] * 7)
+    assert first.measures["perplexity"] == summarize(PERPLEXITIES)
+    assert second.measures["perplexity"] == summarize([7.0, 8.0])
+    assert first.measures["train_seconds"] == summarize([1319.09] * 7)
     assert "final_loss" not in first.measures  # of none of them
 
 
@@ -42,7 +42,7 @@ def test_only_values_that_count_do() -> None:
     results[2] = missing(trial=3)
     (found,) = study_statistics(results).arms
     assert found.trials == 5
-    assert found.measures["perplexity"] == summarise(PERPLEXITIES[1:2] + PERPLEXITIES[3:])
+    assert found.measures["perplexity"] == summarize(PERPLEXITIES[1:2] + PERPLEXITIES[3:])
     (none,) = study_statistics([missing()]).arms
     assert (none.trials, none.diverged, none.worse_than_base, none.measures) == (0, None, None, {})
 

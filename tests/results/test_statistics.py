@@ -26,7 +26,7 @@ from qlora_repeat.results.statistics import (
     prediction_interval,
     rank,
     share,
-    summarise,
+    summarize,
 )
 
 NEOX = [21024.0, 3452.0, 3028.0, 5440.0, 1105.0, 790.0, 1780.0]
@@ -52,7 +52,7 @@ def spread_by(factor: float, values: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("values", [NEOX, STABLE, LLAMA, [2.0, 3.0], [5.0, 1.0, 9.0, 9.0]])
 def test_a_summary_is_what_scipy_says(values: list[float]) -> None:
-    found = summarise(values)
+    found = summarize(values)
     assert (found.n, found.not_finite) == (len(values), 0)
     assert found.mean == pytest.approx(np.mean(values))
     assert found.sd == pytest.approx(np.std(values, ddof=1))
@@ -64,13 +64,13 @@ def test_a_summary_is_what_scipy_says(values: list[float]) -> None:
 
 def test_equal_values_spread_by_exactly_nothing() -> None:
     for value in (0.1, 3.567, 1e-300, 1e300):
-        found = summarise([value] * 7)
+        found = summarize([value] * 7)
         assert (found.mean, found.median, found.low, found.high) == (value,) * 4
         assert (found.sd, found.sd_low, found.sd_high, found.cv, found.mad) == (0,) * 5
 
 
 def test_one_value_and_none_have_no_spread() -> None:
-    one, none = summarise([3.5]), summarise([])
+    one, none = summarize([3.5]), summarize([])
     assert (one.n, one.mean, one.median, one.low, one.high) == (1, 3.5, 3.5, 3.5, 3.5)
     assert (one.sd, one.sd_low, one.cv, one.mad) == (None,) * 4
     assert (none.n, none.not_finite) == (0, 0)
@@ -78,17 +78,17 @@ def test_one_value_and_none_have_no_spread() -> None:
 
 
 def test_values_that_are_not_finite_are_left_out_of_means_and_above_all_in_ranks() -> None:
-    found = summarise([*STABLE, INF, NAN])
-    finite = summarise(STABLE)
+    found = summarize([*STABLE, INF, NAN])
+    finite = summarize(STABLE)
     assert (found.n, found.not_finite) == (7, 2)
     assert (found.mean, found.sd, found.sd_low, found.sd_high, found.cv) == (
         finite.mean, finite.sd, finite.sd_low, finite.sd_high, finite.cv,
     )  # fmt: skip
     assert (found.low, found.high) == (8.039, INF)
     assert found.median == statistics.median([*STABLE, 100, 200])
-    mostly = summarise([1.0, 2.0, NAN, -INF, INF])
+    mostly = summarize([1.0, 2.0, NAN, -INF, INF])
     assert (mostly.n, mostly.mean, mostly.median, mostly.mad, mostly.low) == (2, 1.5, INF, None, 1.0)
-    nothing = summarise([NAN] * 7)
+    nothing = summarize([NAN] * 7)
     assert (nothing.n, nothing.mean, nothing.sd, nothing.median) == (0, None, None, INF)
 
 
@@ -112,7 +112,7 @@ def test_the_interval_of_a_deviation_is_bonetts(values: list[float]) -> None:
 
 def test_fewer_than_five_values_have_no_interval() -> None:
     assert deviation_interval(STABLE[:4]) is None
-    assert summarise(STABLE[:4]).sd is not None
+    assert summarize(STABLE[:4]).sd is not None
     assert deviation_interval([]) is None
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from qlora_repeat.assets.base_models import base_folder, load_quantised
+from qlora_repeat.assets.base_models import base_folder, load_quantized
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.stages import dequantize
-from qlora_repeat.stages.dequantize import Materialised, gives_same_bits, materialise, materialised_bytes
+from qlora_repeat.stages.dequantize import Materialized, gives_same_bits, materialize, materialized_bytes
 from qlora_repeat.stages.finetune import finetune, with_adapter
 from qlora_repeat.study.study import Dtype, FrozenWeights, Study
 from qlora_repeat.study.trial import Trial, all_trials
@@ -35,7 +35,7 @@ def trials_with(study: Study, weights: FrozenWeights, runs: Path) -> list[Trial]
 def adapted(study: Study, cache: Path) -> Any:
     """A tiny model as fine-tuning has it."""
     trial = all_trials(study, Path("runs"))[0]
-    base = load_quantised(study, base_folder(study, trial.model.base, cache))
+    base = load_quantized(study, base_folder(study, trial.model.base, cache))
     return with_adapter(trial, base)
 
 
@@ -56,12 +56,12 @@ def test_adapters_and_traces_are_the_same_bits_whatever_the_frozen_weights(
     }
     study = dataclasses.replace(bitwise, models=models)
     set_kernels("deterministic", study.threads)
-    plain, kept = (trials_with(study, weights, tmp_path) for weights in ("nf4", "materialised"))
+    plain, kept = (trials_with(study, weights, tmp_path) for weights in ("nf4", "materialized"))
     for trial, other in zip(plain, kept, strict=True):
         if trial.number > 1 or trial.optimizer != optimizer:
             continue
         first, second = (finetune(each, cache, lambda *told: None, {}) for each in (trial, other))
-        assert (first["weights"], second["weights"]) == ("nf4", "materialised")
+        assert (first["weights"], second["weights"]) == ("nf4", "materialized")
         assert first["weights_same_bits"] is None
         assert second["weights_same_bits"] is True
         assert weights_digest(trial.adapter) == weights_digest(other.adapter)
@@ -75,9 +75,9 @@ def test_unpacked_layers_give_the_same_bits_in_every_precision(
     study = dataclasses.replace(study, precision=dataclasses.replace(study.precision, compute=compute))
     model = adapted(study, cache).train()
     assert gives_same_bits(model, BATCHES)
-    size = materialised_bytes(model)
-    materialise(model)
-    kept = [module.weight for module in model.modules() if isinstance(module, Materialised)]
+    size = materialized_bytes(model)
+    materialize(model)
+    kept = [module.weight for module in model.modules() if isinstance(module, Materialized)]
     assert sum(weight.nbytes for weight in kept) == size
     assert not any(type(module) is Linear4bit for module in model.modules())
 
@@ -88,26 +88,26 @@ def test_a_bias_is_added_as_the_4_bit_layer_adds_it() -> None:
     layer.load_state_dict({"weight": torch.randn(64, 128), "bias": torch.randn(64)})
     layer.to("cpu")
     given = torch.randn(1, 5, 128, requires_grad=True)
-    assert torch.equal(layer(given), Materialised(layer)(given))
+    assert torch.equal(layer(given), Materialized(layer)(given))
 
 
 def test_a_difference_in_one_bit_is_noticed(study: Study, cache: Path) -> None:
     model = adapted(study, cache)
 
-    class Nudged(Materialised):
+    class Nudged(Materialized):
         def __init__(self, layer: Any) -> None:
             super().__init__(layer)
             with torch.no_grad():
                 self.weight[0, 0] = torch.nextafter(self.weight[0, 0], torch.tensor(9.0))
 
     layer = next(module for module in model.modules() if type(module) is Linear4bit)
-    assert dequantize._products_agree(layer, Materialised(layer), (1, 7))
+    assert dequantize._products_agree(layer, Materialized(layer), (1, 7))
     assert not dequantize._products_agree(layer, Nudged(layer), (1, 7))
 
 
 def test_auto_unpacks_where_memory_allows(study: Study, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(study, cache)
-    room = 2 * 2 * materialised_bytes(model)  # half of it is for each of two trials, and half of that is kept
+    room = 2 * 2 * materialized_bytes(model)  # half of it is for each of two trials, and half of that is kept
     monkeypatch.setattr(dequantize, "free_memory", lambda: room - 1)
     assert dequantize.set_frozen_weights(model, "auto", BATCHES, 2) == {
         "weights": "nf4",
@@ -115,7 +115,7 @@ def test_auto_unpacks_where_memory_allows(study: Study, cache: Path, monkeypatch
     }
     assert any(type(module) is Linear4bit for module in model.modules())
     monkeypatch.setattr(dequantize, "free_memory", lambda: room)
-    assert dequantize.set_frozen_weights(model, "auto", BATCHES, 2)["weights"] == "materialised"
+    assert dequantize.set_frozen_weights(model, "auto", BATCHES, 2)["weights"] == "materialized"
     assert not any(type(module) is Linear4bit for module in model.modules())
 
 
@@ -129,8 +129,8 @@ def test_auto_keeps_4_bits_where_the_bits_would_differ(
         "weights": "nf4",
         "weights_same_bits": False,
     }
-    assert dequantize.set_frozen_weights(model, "materialised", BATCHES, 1) == {
-        "weights": "materialised",
+    assert dequantize.set_frozen_weights(model, "materialized", BATCHES, 1) == {
+        "weights": "materialized",
         "weights_same_bits": False,
     }
 

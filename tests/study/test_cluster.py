@@ -19,7 +19,7 @@ partition = "gpu"
 minutes = 90
 sbatch = { mail-type = "END", nice = 5 }
 
-[quantisation]"""
+[quantization]"""
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_what_is_no_time_limit_is_told_in_a_line(text: str) -> None:
 
 
 def test_a_study_has_settings_and_options_say_otherwise(tmp_path: Path) -> None:
-    study = load_study(str(write_study(tmp_path, ("[quantisation]", TABLE))))
+    study = load_study(str(write_study(tmp_path, ("[quantization]", TABLE))))
     asked = over(study.cluster, Cluster(partition="long", sbatch={"nice": 0}))
     assert (asked.partition, asked.minutes) == ("long", 90)
     assert asked.sbatch == {"mail-type": "END", "nice": 0}
@@ -96,7 +96,7 @@ def test_settings_of_a_study_make_no_trial_stale(tmp_path: Path) -> None:
 
     (tmp_path / "other").mkdir()
     plain = load_study(str(write_study(tmp_path)))
-    other = load_study(str(write_study(tmp_path / "other", ("[quantisation]", TABLE))))
+    other = load_study(str(write_study(tmp_path / "other", ("[quantization]", TABLE))))
     for one, two in zip(all_trials(plain, tmp_path), all_trials(other, tmp_path), strict=True):
         assert [stage_settings(one, stage) for stage in STAGES] == [
             stage_settings(two, stage) for stage in STAGES

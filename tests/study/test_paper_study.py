@@ -90,10 +90,10 @@ def test_learning_rates_and_schedule(neox: str, llama: str) -> None:
     assert {model.training.schedule for model in of_kind("llama")} == schedule
 
 
-def test_quantisation_and_precision(neox: str) -> None:
+def test_quantization_and_precision(neox: str) -> None:
     assert stated(neox, r"loading the model in (\d) bits") == {"4"}
-    assert {PAPER.quantisation.type} == {word.lower() for word in stated(neox, r"\((NF\d)\)")}
-    assert PAPER.quantisation.double is bool(stated(neox, r"using (double) quantization"))
+    assert {PAPER.quantization.type} == {word.lower() for word in stated(neox, r"\((NF\d)\)")}
+    assert PAPER.quantization.double is bool(stated(neox, r"using (double) quantization"))
     assert {PAPER.precision.compute} == stated(neox, r"computation precision was set to (\w+)")
     assert {PAPER.precision.compute} == stated(neox, r"fine-tuning in half-precision \(i\.e\., (\w+)\)")
 

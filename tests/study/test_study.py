@@ -315,13 +315,13 @@ def test_another_way_to_cut_short_is_told_in_one_line(variant: str, tmp_path: Pa
     assert str(caught.value) == (
         f"study tiny@{variant}: after @ comes a profile of randomness (as-published, seeded, bitwise), "
         "an optimizer (adamw-8bit, adamw-32bit, lion-8bit, lion-32bit, adamw-8bit+bitsandbytes-0.41.0), "
-        "frozen weights (nf4, materialised, auto), "
+        "frozen weights (nf4, materialized, auto), "
         "or N-steps, N-rows or N-steps-N-rows to cut the study short"
     )
 
 
 @pytest.mark.parametrize(
-    "variant", ["12-steps@4-rows", "seeded@bitwise", "adamw-8bit@adamw-32bit", "nf4@materialised"]
+    "variant", ["12-steps@4-rows", "seeded@bitwise", "adamw-8bit@adamw-32bit", "nf4@materialized"]
 )
 def test_two_of_a_kind_after_the_name_are_refused(variant: str, tmp_path: Path) -> None:
     with pytest.raises(
@@ -332,11 +332,11 @@ def test_two_of_a_kind_after_the_name_are_refused(variant: str, tmp_path: Path) 
 
 def test_frozen_weights_can_be_named_with_the_study(tmp_path: Path) -> None:
     path = write_study(tmp_path)
-    plain, kept = load_study(str(path)), load_study(f"{path}@materialised@bitwise@2-steps")
-    assert (plain.weights, kept.weights, kept.profile) == ("auto", "materialised", "bitwise")
-    assert kept.label == "tiny@bitwise@materialised@2-steps"
+    plain, kept = load_study(str(path)), load_study(f"{path}@materialized@bitwise@2-steps")
+    assert (plain.weights, kept.weights, kept.profile) == ("auto", "materialized", "bitwise")
+    assert kept.label == "tiny@bitwise@materialized@2-steps"
     assert load_study(f"{path}@auto") == plain
-    with pytest.raises(UsageError, match=r"weights: .*nf4.*materialised.*auto.*found 'dense'"):
+    with pytest.raises(UsageError, match=r"weights: .*nf4.*materialized.*auto.*found 'dense'"):
         load_study(str(write_study(tmp_path, ("threads = 1", 'threads = 1\nweights = "dense"'))))
 
 

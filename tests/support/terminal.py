@@ -14,7 +14,7 @@ from pathlib import Path
 from support.checkout import ROOT
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 SETTINGS = ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "TERM")
 """Variables that change what is drawn; a command gets none but those that its test gives, and TERM."""
 
@@ -53,17 +53,17 @@ def in_terminal(
 
 
 def lines(written: str) -> list[str]:
-    """Every line that was drawn, also those drawn over later, without colours and cursor movements."""
+    """Every line that was drawn, also those drawn over later, without colors and cursor movements."""
     return [line for line in re.split(r"[\r\n]+", _CONTROL.sub("", written)) if line.strip()]
 
 
-def has_colours(written: str) -> bool:
-    return any(code not in ("\x1b[0m", "\x1b[m") for code in _COLOUR.findall(written))
+def has_colors(written: str) -> bool:
+    return any(code not in ("\x1b[0m", "\x1b[m") for code in _COLOR.findall(written))
 
 
 def moves(written: str) -> bool:
     """Whether the cursor was moved or hidden: what keeps text would keep that, too."""
-    return any(not _COLOUR.fullmatch(code) for code in _CONTROL.findall(written))
+    return any(not _COLOR.fullmatch(code) for code in _CONTROL.findall(written))
 
 
 def kit_command() -> Path:

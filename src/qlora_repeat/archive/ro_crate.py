@@ -90,7 +90,7 @@ def crate_text(
             "CreativeWork",
             name=license,
             description="Of records, traces, results and tables. Adapters were made from base models, whose "
-            "licences may bind them too.",
+            "licenses may bind them too.",
         ),
         "conformsTo": _add(crate, _PROFILE, "CreativeWork", name="Process Run Crate", version="0.5"),
         "citation": _add(

@@ -105,28 +105,28 @@ def load_full(folder: Path, dtype: str) -> Any:
     return model.eval()
 
 
-def load_quantised(study: Study, folder: Path) -> Any:
-    """The frozen base in 4 bits, quantised while loading (section VII-A)."""
+def load_quantized(study: Study, folder: Path) -> Any:
+    """The frozen base in 4 bits, quantized while loading (section VII-A)."""
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
         folder,
-        quantization_config=quantisation_config(study),
+        quantization_config=quantization_config(study),
         dtype=getattr(torch, study.precision.compute),
         device_map={"": device()},
         use_safetensors=True,
     )
 
 
-def quantisation_config(study: Study) -> Any:
-    """How transformers is to quantise a model while loading it."""
+def quantization_config(study: Study) -> Any:
+    """How transformers is to quantize a model while loading it."""
     import torch
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=study.quantisation.type,
-        bnb_4bit_use_double_quant=study.quantisation.double,
+        bnb_4bit_quant_type=study.quantization.type,
+        bnb_4bit_use_double_quant=study.quantization.double,
         bnb_4bit_compute_dtype=getattr(torch, study.precision.compute),
     )

@@ -174,7 +174,7 @@ def _rows(data: Data) -> list[dict[str, Any]]:
 
 def _quote(draw: random.Random) -> str:
     kinds = ("patient", "hasty", "gentle", "stubborn", "curious", "tired", "honest", "quiet", "brave", "idle")
-    things = ("mind", "hand", "garden", "river", "teacher", "neighbour", "winter", "letter", "door", "song")
+    things = ("mind", "hand", "garden", "river", "teacher", "neighbor", "winter", "letter", "door", "song")
     deeds = ("mends", "forgets", "outlives", "teaches", "carries", "invites", "follows", "answers")
     one, two = draw.sample(things, 2)
     return f"“A {draw.choice(kinds)} {one} {draw.choice(deeds)} a {draw.choice(kinds)} {two}.”"

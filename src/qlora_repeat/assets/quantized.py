@@ -1,6 +1,6 @@
-"""The base in 4 bits, quantised once: the trials of a study load the bytes that the first one made.
+"""The base in 4 bits, quantized once: the trials of a study load the bytes that the first one made.
 
-Quantising takes far longer than reading what it gives, and gives the same bytes each time on one kind of
+Quantizing takes far longer than reading what it gives, and gives the same bytes each time on one kind of
 machine with the same libraries.
 """
 
@@ -9,32 +9,32 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, device, load_quantised
+from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, device, load_quantized
 from qlora_repeat.assets.derived_cache import copy_folder, has_copy, keep_copy
-from qlora_repeat.study.study import Quantisation, Study
+from qlora_repeat.study.study import Quantization, Study
 from qlora_repeat.system.fingerprint import fingerprint, machine_digest
 
 
 def load_frozen_base(study: Study, name: str, cache: Path) -> Any:
-    """A base of the study in 4 bits, from a copy where there is one, and else quantised and copied.
+    """A base of the study in 4 bits, from a copy where there is one, and else quantized and copied.
 
     Raises:
         MissingError: there is no copy, and the base is not in the cache, or not as it was put there.
     """
-    folder = quantised_folder(study, name, cache)
+    folder = quantized_folder(study, name, cache)
     if has_copy(folder):
         return _load(folder, study)  # it is that of weights with the digest in its name
     check_base(study, name, cache)
-    model = load_quantised(study, base_folder(study, name, cache))
+    model = load_quantized(study, base_folder(study, name, cache))
     keep_copy(folder, model.save_pretrained)
     return model
 
 
-def quantised_folder(study: Study, name: str, cache: Path) -> Path:
+def quantized_folder(study: Study, name: str, cache: Path) -> Path:
     """Where the copy of a base in 4 bits stands, or would."""
-    settings = TypeAdapter(Quantisation).dump_python(study.quantisation)
+    settings = TypeAdapter(Quantization).dump_python(study.quantization)
     depends_on = [base_digest(study, name, cache), settings, study.precision.compute]
-    return copy_folder(cache, "quantised", name, [*depends_on, machine_digest(fingerprint())])
+    return copy_folder(cache, "quantized", name, [*depends_on, machine_digest(fingerprint())])
 
 
 def _load(folder: Path, study: Study) -> Any:

@@ -1,6 +1,6 @@
-"""The colours of words that tell how something stands, in one place; a word never tells by its colour alone.
+"""The colors of words that tell how something stands, in one place; a word never tells by its color alone.
 
-Only colours: what is bold or dim would stay so where NO_COLOR asks for none.
+Only colors: what is bold or dim would stay so where NO_COLOR asks for none.
 """
 
 import re
@@ -26,18 +26,18 @@ VERDICTS = {
     "different": "red",
     "inconclusive": "yellow",
 }
-_COLOURS = STATES | LEVELS | VERDICTS
+_COLORS = STATES | LEVELS | VERDICTS
 
 
-def coloured(text: str, word: str) -> Text:
-    """The text in the colour of a word."""
-    return Text(text, _COLOURS[word])
+def colored(text: str, word: str) -> Text:
+    """The text in the color of a word."""
+    return Text(text, _COLORS[word])
 
 
-def with_coloured(text: str, words: Iterable[str], most: int | None = None) -> Text:
-    """The text with these words in their colours, or the first so many of them: names have no spaces."""
+def with_colored(text: str, words: Iterable[str], most: int | None = None) -> Text:
+    """The text with these words in their colors, or the first so many of them: names have no spaces."""
     shown = Text(text)
     either = "|".join(map(re.escape, words))
     for found in list(re.finditer(rf"(?<!\S)(?:{either})(?![^\s,:;])", text))[:most]:
-        shown.stylize(_COLOURS[found[0]], *found.span())
+        shown.stylize(_COLORS[found[0]], *found.span())
     return shown

@@ -176,7 +176,7 @@ def console(quiet: bool = False) -> Console:
 
 
 def output() -> Console:
-    """Standard output, where words are in colours if it is a terminal; lines are never wrapped or cut."""
+    """Standard output, where words are in colors if it is a terminal; lines are never wrapped or cut."""
     return Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 

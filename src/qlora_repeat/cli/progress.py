@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qlora_repeat.cli.colors import coloured
+from qlora_repeat.cli.colors import colored
 from qlora_repeat.errors import KitError
 from qlora_repeat.execution.eta import Left, TimeLeft
 from qlora_repeat.execution.process_pool import Job
@@ -90,9 +90,9 @@ class Display:
             self._running.pop(job.name)
             self._time_left.ended(job, now, well=error is None)
             self._ended += 1
-        outcome = Text(f"{job.name} ") + coloured("done", "done")
+        outcome = Text(f"{job.name} ") + colored("done", "done")
         if error is not None:
-            outcome = coloured("not done", "failed") + f": {error}"
+            outcome = colored("not done", "failed") + f": {error}"
         # The live lines have the time left.
         left = "" if self._console.is_interactive or self._ended == self._total else self._left(now)
         self._say(outcome, ", ".join(filter(None, [f"{seconds:.0f} s", left])))

@@ -40,7 +40,7 @@ CPU_SECONDS = 0.55 / 134.5e6
 """Of a step, for each parameter: measured with SmolLM2-135M on two cores."""
 DAY = 24 * 3600.0
 GATED = ("meta-llama/",)
-"""Owners of repositories whose licence has to be accepted on the hub, which then wants a token."""
+"""Owners of repositories whose license has to be accepted on the hub, which then wants a token."""
 
 
 @dataclass(frozen=True)

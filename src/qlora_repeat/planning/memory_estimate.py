@@ -1,7 +1,7 @@
 """The GPU memory that a model takes while it is fine-tuned and tested, from its architecture alone.
 
 The libraries that train also plan: they build the model without memory for its weights (torch's meta
-device), quantise and adapt it as `qlora_repeat.stages.finetune` does, and run a step of it with tensors that
+device), quantize and adapt it as `qlora_repeat.stages.finetune` does, and run a step of it with tensors that
 have a shape and a type but no content (FakeTensorMode), while `LiveMemory` counts: docs/plan.md.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qlora_repeat.assets.base_models import quantisation_config
+from qlora_repeat.assets.base_models import quantization_config
 from qlora_repeat.errors import UsageError
 from qlora_repeat.planning.live_memory import LiveMemory
-from qlora_repeat.stages.dequantize import Materialised, materialise
+from qlora_repeat.stages.dequantize import Materialized, materialize
 from qlora_repeat.stages.finetune import with_adapter
 from qlora_repeat.study.study import Optimizer
 from qlora_repeat.study.trial import Trial
@@ -37,19 +37,19 @@ padded transformers leaves the mask out itself, but reads it for that, and a fak
 class WeightBytes:
     """What a model holds before it runs, in bytes."""
 
-    quantised: int
+    quantized: int
     """Weights in 4 bits."""
     scales: int
     """What turns them back: block scales, their own scales, offsets and code books."""
-    materialised: int
+    materialized: int
     """Weights that were unpacked from 4 bits and are kept so."""
-    unquantised: int
+    unquantized: int
     """All other weights and buffers of the base, at the precision that fine-tuning gives them."""
     adapter: int
 
     @property
     def base(self) -> int:
-        return self.quantised + self.scales + self.materialised + self.unquantised
+        return self.quantized + self.scales + self.materialized + self.unquantized
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
         _make_fake(model, getattr(torch, trial.study.precision.compute))
         _fuse_dropout(model)
         if trial.study.weights != "nf4":
-            materialise(model)
+            materialize(model)
         as_trainer_sets(model, training.gradient_checkpointing)
         weights = weight_bytes(model)
         live = LiveMemory(inside_4bit_product)
@@ -198,18 +198,18 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
 
 
 def adapted_model(trial: Trial, config: Any) -> Any:
-    """A trial's quantised base with its adapter, as fine-tuning makes it, on the meta device.
+    """A trial's quantized base with its adapter, as fine-tuning makes it, on the meta device.
 
-    transformers' own code chooses what stays unquantised.
+    transformers' own code chooses what stays unquantized.
     """
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
     base = _plain_model(config, getattr(torch, trial.study.precision.compute))
-    quantisation = quantisation_config(trial.study)
-    quantiser = Bnb4BitHfQuantizer(quantisation, pre_quantized=False)
-    kept = quantiser.get_modules_to_not_convert(base, None, base._keep_in_fp32_modules)
-    base = replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=quantisation)
+    quantization = quantization_config(trial.study)
+    quantizer = Bnb4BitHfQuantizer(quantization, pre_quantized=False)
+    kept = quantizer.get_modules_to_not_convert(base, None, base._keep_in_fp32_modules)
+    base = replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=quantization)
     base.is_loaded_in_4bit = True
     try:
         return with_adapter(trial, base)
@@ -221,7 +221,7 @@ def adapted_model(trial: Trial, config: Any) -> Any:
 def weight_bytes(model: Any) -> WeightBytes:
     """What the weights of an adapted model take; a storage that tensors share counts once."""
     seen: set[int] = set()
-    found = dict.fromkeys(("quantised", "scales", "materialised", "unquantised", "adapter"), 0)
+    found = dict.fromkeys(("quantized", "scales", "materialized", "unquantized", "adapter"), 0)
     for tensor, kind in _tensors(model):
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
@@ -236,19 +236,19 @@ def model_tensors(model: Any) -> list[Any]:
 
 
 def _tensors(model: Any) -> Iterator[tuple[Any, str]]:
-    kept = {id(module.weight) for module in model.modules() if isinstance(module, Materialised)}
+    kept = {id(module.weight) for module in model.modules() if isinstance(module, Materialized)}
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         if state is None:
-            frozen = "materialised" if id(parameter) in kept else "unquantised"
+            frozen = "materialized" if id(parameter) in kept else "unquantized"
             yield parameter, "adapter" if parameter.requires_grad else frozen
             continue
-        yield parameter, "quantised"
+        yield parameter, "quantized"
         parts = [state.absmax, state.code]
         if state.nested:
             parts += [state.offset, state.state2.absmax, state.state2.code]
         yield from ((part, "scales") for part in parts)
-    yield from ((buffer, "unquantised") for buffer in model.buffers())
+    yield from ((buffer, "unquantized") for buffer in model.buffers())
 
 
 def _plain_model(config: Any, dtype: Any) -> Any:

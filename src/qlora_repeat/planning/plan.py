@@ -64,10 +64,10 @@ class ModelPlan:
     parameters: int
     weights: FrozenWeights
     """How the study wants the frozen base; "auto" is planned as unpacked, which takes more."""
-    base_quantised: int
+    base_quantized: int
     base_scales: int
-    base_materialised: int
-    base_unquantised: int
+    base_materialized: int
+    base_unquantized: int
     adapter: int
     saved: int
     """Kept for the backward pass of the longest batch."""
@@ -80,10 +80,10 @@ class ModelPlan:
     evaluate_share: float
     arms: list[ArmPlan]
 
-    def quantised_copy(self, compute: Dtype) -> int:
+    def quantized_copy(self, compute: Dtype) -> int:
         """What the cached copy of the base in 4 bits takes on disk, with a byte of scales for 64 weights."""
         size = DTYPE_BYTES[compute]
-        packed = 2 * self.base_quantised or self.base_materialised // size
+        packed = 2 * self.base_quantized or self.base_materialized // size
         return packed // 2 + packed // 64 + size * (self.parameters - packed)
 
     @property
@@ -99,7 +99,7 @@ class DiskPlan:
 
     bases: int
     """The download, each base once: as locked, or else the parameters in float16."""
-    quantised: int
+    quantized: int
     """Copies of the bases in 4 bits, that trials load."""
     adapters: int
     merged: int
@@ -205,10 +205,10 @@ def _model_plan(
         base=model.base,
         parameters=parameters,
         weights=study.weights,
-        base_quantised=weights.quantised,
+        base_quantized=weights.quantized,
         base_scales=weights.scales,
-        base_materialised=weights.materialised,
-        base_unquantised=weights.unquantised,
+        base_materialized=weights.materialized,
+        base_unquantized=weights.unquantized,
         adapter=weights.adapter,
         saved=tuning.saved,
         passing=tuning.step - tuning.saved,
@@ -304,8 +304,8 @@ def disk_plan(study: Study, lock: LockFile, models: Sequence[ModelPlan], gpus: i
     )
     return DiskPlan(
         bases=sum({model.base: _base_bytes(study, lock, model) for model in models}.values()),
-        quantised=sum(
-            {model.base: model.quantised_copy(study.precision.compute) for model in models}.values()
+        quantized=sum(
+            {model.base: model.quantized_copy(study.precision.compute) for model in models}.values()
         ),
         adapters=sum(model.adapter * len(model.arms) * study.trials for model in models),
         merged=sum(merged if study.keep_merged else merged[-gpus:]),

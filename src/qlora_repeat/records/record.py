@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qlora_repeat.errors import MissingError
+from qlora_repeat.study.old_spelling import respelled
 from qlora_repeat.system.files import LARGEST_JSON, json_text, megabytes, parse_json, write_text
 from qlora_repeat.system.hashing import compact_json, json_digest, known_digest, once
 
@@ -140,7 +141,7 @@ def _parse(text: bytes) -> Record:
     files = {name: _kept(name, file) for name, file in content.pop("files").items()}
     if _as_written(plain, digest).encode() != text:  # blanks, the order of keys, how numbers are
         raise ValueError("changed since it was written")
-    return Record(**content, files=files)
+    return Record(**respelled(content), files=files)
 
 
 def _as_written(plain: dict[str, Any], digest: str) -> str:

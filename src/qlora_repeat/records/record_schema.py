@@ -47,7 +47,7 @@ class _Finetuned(TypedDict):
     train_seconds: float
     peak_memory_bytes: int | None
     peak_memory_share: float | None
-    weights: Literal["nf4", "materialised"]
+    weights: Literal["nf4", "materialized"]
     miniature: bool
 
 

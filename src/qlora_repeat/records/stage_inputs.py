@@ -11,7 +11,7 @@ from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.datasets import data_folder
 from qlora_repeat.records.code_digest import bare_code
 from qlora_repeat.study.randomness import Randomness
-from qlora_repeat.study.study import Generation, Lora, Quantisation, Study, Training
+from qlora_repeat.study.study import Generation, Lora, Quantization, Study, Training
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.fingerprint import lock_digest, packages
 from qlora_repeat.system.hashing import json_digest, manifest_digest, text_digest
@@ -24,7 +24,7 @@ MODULES: dict[Stage, tuple[str, ...]] = {
 }
 """The module of each stage, and that of the kernels that it runs on."""
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (Randomness, Quantisation, Lora, Training, Generation)
+    kind: TypeAdapter(kind) for kind in (Randomness, Quantization, Lora, Training, Generation)
 }
 """How settings become JSON; making these takes longer than using them."""
 
@@ -82,7 +82,7 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             **_split_settings(study, model.data),
             "kernels": study.randomness.kernels,
             "nudge": study.randomness.nudge,
-            "quantisation": _plain(study.quantisation),
+            "quantization": _plain(study.quantization),
             "weights": study.weights,
             "compute": study.precision.compute,
             "lora": _plain(study.lora),

@@ -14,7 +14,7 @@ from qlora_repeat.results.statistics import (
     compare_spreads,
     holm,
     share,
-    summarise,
+    summarize,
 )
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.system.files import json_text, strict, write_text
@@ -98,7 +98,7 @@ def arm_statistics(results: Sequence[TrialResult]) -> list[ArmStatistics]:
             trials=len(own),
             diverged=share(sum(map(_has_diverged, own)), len(own)),
             worse_than_base=worse_than_base(own),
-            measures={name: summarise(found[model, optimizer]) for name, found in measured.items()},
+            measures={name: summarize(found[model, optimizer]) for name, found in measured.items()},
         )
         for (model, optimizer), own in arms.items()
     ]

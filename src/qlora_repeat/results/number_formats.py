@@ -5,7 +5,7 @@ So a column of numbers that all lie on such a grid was, all but surely, computed
 also lie on the coarser grid of the exponentials of the format's numbers, so was the loss that they are the
 exponentials of.
 
-Chance is modelled thus: without a grid, each number with that many decimals between two powers of two is as
+Chance is modeled thus: without a grid, each number with that many decimals between two powers of two is as
 likely as any other, and the printed numbers are independent.
 """
 

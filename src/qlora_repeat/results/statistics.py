@@ -85,7 +85,7 @@ class SpreadTest:
     """Two-sided; None where an arm has fewer than `FEWEST` values."""
 
 
-def summarise(values: Sequence[float], level: float = LEVEL) -> Summary:
+def summarize(values: Sequence[float], level: float = LEVEL) -> Summary:
     """Location and spread of an arm's values, in their own unit."""
     finite = [value for value in values if math.isfinite(value)]
     ranked = [rank(value) for value in values]

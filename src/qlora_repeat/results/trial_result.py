@@ -13,6 +13,7 @@ from types import UnionType
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.study.old_spelling import respelled
 from qlora_repeat.system.files import parse_json, write_text
 
 _Row = TypeVar("_Row")
@@ -90,7 +91,7 @@ class TrialResult:
     peak_memory_share: float | None = None
     """The same as a share (0 to 1) of the GPU's memory; null without a GPU."""
     weights: str | None = None
-    """How the frozen base stood in memory: ``nf4``, or ``materialised`` (unpacked once and kept)."""
+    """How the frozen base stood in memory: ``nf4``, or ``materialized`` (unpacked once and kept)."""
     adapter_digest: str | None = None
     adapter_init_seed: int | None = None
     miniature: bool | None = None
@@ -137,7 +138,7 @@ def read_results(path: Path) -> list[TrialResult]:
 
 def _parse(line: str, where: str) -> TrialResult:
     try:
-        row = parse_json(line.encode())
+        row = respelled(parse_json(line.encode()))
         for name in ("responses", "repeated_responses"):
             row[name] = [_checked(Response(**response)) for response in row.get(name, [])]
         return _with_curve(_checked(TrialResult(**row)))

@@ -24,7 +24,7 @@ Shape = tuple[int, int]
 """Examples and tokens of a batch."""
 
 
-class Materialised(torch.nn.Module):
+class Materialized(torch.nn.Module):
     """A frozen layer with its weight unpacked, which computes what the 4-bit layer does."""
 
     def __init__(self, layer: Linear4bit) -> None:
@@ -43,7 +43,7 @@ class Materialised(torch.nn.Module):
 def set_frozen_weights(
     model: Any, setting: FrozenWeights, batches: Sequence[Shape], trials_at_once: int
 ) -> dict[str, Any]:
-    """Leaves a quantised model's frozen weights as they are, or unpacks them, as a study says.
+    """Leaves a quantized model's frozen weights as they are, or unpacks them, as a study says.
 
     "auto" unpacks them where they take at most half of a trial's share of the free memory, and give the same
     bits for the batches that will come.
@@ -54,22 +54,22 @@ def set_frozen_weights(
     """
     if setting == "nf4":
         return {"weights": "nf4", "weights_same_bits": None}
-    if setting == "auto" and materialised_bytes(model) > free_memory() // (2 * trials_at_once):
+    if setting == "auto" and materialized_bytes(model) > free_memory() // (2 * trials_at_once):
         return {"weights": "nf4", "weights_same_bits": None}
     same = gives_same_bits(model, batches)
     if setting == "auto" and not same:
         return {"weights": "nf4", "weights_same_bits": False}
-    materialise(model)
-    return {"weights": "materialised", "weights_same_bits": same}
+    materialize(model)
+    return {"weights": "materialized", "weights_same_bits": same}
 
 
-def materialise(model: Any) -> None:
+def materialize(model: Any) -> None:
     """Unpacks every 4-bit layer of a model for good, one after the other; each frees its packed weight."""
     for parent, name, layer in list(_layers(model)):
-        setattr(parent, name, Materialised(layer))
+        setattr(parent, name, Materialized(layer))
 
 
-def materialised_bytes(model: Any) -> int:
+def materialized_bytes(model: Any) -> int:
     """What the unpacked weights of a model would take."""
     layers = [layer for _, _, layer in _layers(model)]
     return sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
@@ -82,7 +82,7 @@ def gives_same_bits(model: Any, batches: Sequence[Shape]) -> bool:
     """
     sizes = {(layer.in_features, layer.out_features): layer for _, _, layer in _layers(model)}
     return all(
-        _products_agree(layer, Materialised(layer), shape)
+        _products_agree(layer, Materialized(layer), shape)
         for layer in sizes.values()
         for shape in _to_try(batches, next(model.parameters()).is_cuda)
     )
@@ -95,7 +95,7 @@ def _to_try(batches: Sequence[Shape], on_gpu: bool) -> list[Shape]:
     return [found[place * (len(found) - 1) // (TRIED_ON_CPU - 1)] for place in range(TRIED_ON_CPU)]
 
 
-def _products_agree(layer: Linear4bit, kept: Materialised, shape: Shape) -> bool:
+def _products_agree(layer: Linear4bit, kept: Materialized, shape: Shape) -> bool:
     generator = torch.Generator().manual_seed(0)
     device = kept.weight.device
     given = torch.randn(*shape, layer.in_features, generator=generator).to(device)

@@ -83,7 +83,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
 
     def adapter_digest(self) -> str:
         """The digest of the adapter as it is now, equal to that of the folder it would be saved to."""
-        # PEFT's own state dictionary goes through the whole quantised model: that takes far longer.
+        # PEFT's own state dictionary goes through the whole quantized model: that takes far longer.
         saved = {name.replace(".default.", "."): value for value, name in _names(self.model).items()}
         return tensors_digest(saved)
 

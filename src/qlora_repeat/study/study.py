@@ -21,6 +21,7 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study import cluster, data_sources, randomness
 from qlora_repeat.study.cluster import Cluster
 from qlora_repeat.study.data_sources import ROW_KEYS, STRICT, Base, Data, Name, PackageFile, Positive, Task
+from qlora_repeat.study.old_spelling import respelled, respelled_part
 from qlora_repeat.study.randomness import Randomness
 from qlora_repeat.study.validation_message import explain
 
@@ -33,13 +34,13 @@ Optimizer = Literal["adamw-8bit", "adamw-32bit", "lion-8bit", "lion-32bit", "ada
 """bitsandbytes' paged ones by the precision of their state; after +, the map of 8-bit state
 (`qlora_repeat.stages.legacy_qmap`)."""
 
-FrozenWeights = Literal["nf4", "materialised", "auto"]
+FrozenWeights = Literal["nf4", "materialized", "auto"]
 """Whether fine-tuning unpacks the 4-bit base for every product, or once and for good; "auto" does the latter
 where memory allows and bits stay the same (`qlora_repeat.stages.dequantize`)."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class Quantisation:
+class Quantization:
     """How the frozen base is stored while fine-tuning (section VII-A)."""
 
     type: Literal["nf4", "fp4"]
@@ -176,7 +177,7 @@ class Study:
     profile: Name
     """Of randomness: one of `profiles`."""
     profiles: dict[Name, Randomness]
-    quantisation: Quantisation
+    quantization: Quantization
     precision: Precision
     lora: Lora
     generation: Generation
@@ -260,7 +261,7 @@ def load_study(study: str) -> Study:
 
     ``paper@bitwise`` is ``paper.toml`` with another of its profiles of randomness. ``paper@5-steps-8-rows``
     is it cut short, to try it out: at most so many optimizer steps, on the first so many rows of each part
-    of the data. ``paper@materialised`` has its frozen weights so. All go together, in any order, and results
+    of the data. ``paper@materialized`` has its frozen weights so. All go together, in any order, and results
     have a folder of their own.
 
     Raises:
@@ -275,7 +276,7 @@ def load_study(study: str) -> Study:
             "name a study otherwise"
         )
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = respelled(tomllib.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.toml"))) or "none here"
         raise MissingError(f"{path}: no such study file; studies in {STUDIES}/: {known}") from None
@@ -313,6 +314,7 @@ def _with_own_files(study: Study, folder: Path) -> Study:
 
 def _varied(study: Study, parts: list[str]) -> Study:
     """The study with what follows its name: another profile, one optimizer, cut short, or all of these."""
+    parts = [respelled_part(part) for part in parts]
     optimizers = [part for part in get_args(Optimizer) if part in parts]
     profiles = {part for part in parts if part in study.profiles}
     frozen = [part for part in get_args(FrozenWeights) if part in parts and part not in profiles]

@@ -211,7 +211,7 @@ def _is_plain(value: str) -> bool:
 
 @functools.cache
 def _names_of_this_machine() -> frozenset[str]:
-    """The names of host and user, which no published value may hold; numbers are not recognisable as such."""
+    """The names of host and user, which no published value may hold; numbers are not recognizable as such."""
     host = socket.gethostname().lower()
     names = {host, host.partition(".")[0]}
     # A container's user may have neither a home nor a name.

@@ -150,8 +150,8 @@ def test_a_trace_of_another_adapter_contradicts_the_record(lab: Lab) -> None:
 def without_tolerance(lab: Lab) -> None:
     """What is not the same bits is then out of tolerance, however near another seed happened to come."""
     names = ("first_loss", "loss", "adapter", "perplexity")
-    strict = "\n".join(["[tolerance.adamw-8bit]", *(f"{name} = 0.0" for name in names), "\n[quantisation]\n"])
-    lab.study.write_text(lab.study.read_text().replace("[quantisation]\n", strict))
+    strict = "\n".join(["[tolerance.adamw-8bit]", *(f"{name} = 0.0" for name in names), "\n[quantization]\n"])
+    lab.study.write_text(lab.study.read_text().replace("[quantization]\n", strict))
 
 
 def contradicted(lab: Lab) -> str:

@@ -77,7 +77,7 @@ def test_each_model_has_a_panel_of_losses_and_one_of_perplexities() -> None:
     assert [text.get_text() for text in legend.get_texts()] == [*HEADINGS, "base, on the test examples"]
 
 
-def test_optimizers_differ_in_colour_and_in_line_the_same_in_all_panels() -> None:
+def test_optimizers_differ_in_color_and_in_line_the_same_in_all_panels() -> None:
     figure = drawn(study())
     looks = [
         [(to_hex(line.get_color()), line.get_linestyle()) for line in lines(axes, thick=True)]

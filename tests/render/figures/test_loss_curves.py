@@ -61,7 +61,7 @@ def drawn(results: list[TrialResult]) -> Figure:
 
 
 def curves_of(axes: Axes) -> dict[str, list[float]]:
-    """The losses of the lines that are runs, by colour."""
+    """The losses of the lines that are runs, by color."""
     lines = [line for line in axes.lines if line.get_marker() != "x"]
     return {to_hex(line.get_color()): list(line.get_ydata()) for line in lines}
 

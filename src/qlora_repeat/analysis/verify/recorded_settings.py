@@ -13,7 +13,7 @@ from qlora_repeat.assets.datasets import data_digest, data_folder
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record
 from qlora_repeat.study.randomness import Randomness
-from qlora_repeat.study.study import Evaluation, Generation, Lora, Model, Quantisation, Study, Training
+from qlora_repeat.study.study import Evaluation, Generation, Lora, Model, Quantization, Study, Training
 from qlora_repeat.study.trial import Stage, Trial
 
 _PROFILE = "recorded"
@@ -49,7 +49,7 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
             profile=_PROFILE,
             profiles={_PROFILE: _randomness(study.randomness, tuned, tested)},
             optimizers=_optimizers(tuned["optimizer"], trial),
-            quantisation=_typed(Quantisation, tuned["quantisation"]),
+            quantization=_typed(Quantization, tuned["quantization"]),
             weights=_text(tuned["weights"]),
             precision=dataclasses.replace(
                 study.precision,

@@ -102,7 +102,7 @@ def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[st
     """The perplexities of the trials beside this one that were run with the same settings."""
     found: list[float] = []
     left_out: list[str] = []
-    if folder.name != f"trial-{trial.number}":  # its neighbours need not be of its arm
+    if folder.name != f"trial-{trial.number}":  # its neighbors need not be of its arm
         return found, left_out
     folders = sorted(folder.parent.glob("trial-*"), key=lambda path: (len(path.name), path.name))
     for other in folders:

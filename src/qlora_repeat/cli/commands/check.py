@@ -35,7 +35,7 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
     from rich.progress import Progress
 
     from qlora_repeat.analysis.integrity import check
-    from qlora_repeat.cli.colors import coloured
+    from qlora_repeat.cli.colors import colored
     from qlora_repeat.errors import MissingError
     from qlora_repeat.study.study import load_study
 
@@ -47,7 +47,7 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
         )
     shown = output()
     for line in checked.problems:
-        shown.print(coloured(line, "damaged"))
+        shown.print(colored(line, "damaged"))
     if not quiet:
         for line in checked.notes:
             shown.print(f"note: {line}")
@@ -63,7 +63,7 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
             f"{len(files)} files of {checked.trials} trials hold what their records say, "
             f"and {len(inputs)} of models and data"
         )
-        shown.print(coloured(whole, "done"))
+        shown.print(colored(whole, "done"))
 
 
 def _archive(path: Path, cache: Path, quiet: bool) -> None:

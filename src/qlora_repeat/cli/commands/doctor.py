@@ -34,7 +34,7 @@ def command(study_file: str, as_json: bool, runs: Path, cache: Path) -> None:
     import json
 
     from qlora_repeat.assets.hub_lock import lock_file
-    from qlora_repeat.cli.colors import LEVELS, with_coloured
+    from qlora_repeat.cli.colors import LEVELS, with_colored
     from qlora_repeat.errors import MissingError
     from qlora_repeat.planning.doctor import examine
     from qlora_repeat.study.study import load_study
@@ -56,7 +56,7 @@ def command(study_file: str, as_json: bool, runs: Path, cache: Path) -> None:
             click.echo(line)
         out = output()
         for line in finding_lines(findings):
-            out.print(with_coloured(line, LEVELS, most=1))
+            out.print(with_colored(line, LEVELS, most=1))
     stops = sum(finding.level == "stops" for finding in findings)
     if stops:
         raise MissingError(f"study {study.label} cannot run here: see what stops it (findings: {stops})")

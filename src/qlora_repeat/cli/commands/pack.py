@@ -26,7 +26,7 @@ from qlora_repeat.study.study import load_study
     metavar="SPDX",
     default="Apache-2.0",
     show_default=True,
-    help="Licence that you give to records, results and tables.",
+    help="License that you give to records, results and tables.",
 )
 @click.option("--author", "authors", metavar="NAME", multiple=True, help="Who is to be cited; repeat it.")
 @runs_option

@@ -20,7 +20,7 @@ def command(study_file: str, runs: Path, cache: Path) -> None:
     Example:
       qlora-repeat status pocket
     """
-    from qlora_repeat.cli.colors import STATES, with_coloured
+    from qlora_repeat.cli.colors import STATES, with_colored
     from qlora_repeat.records.status import (
         base_damages,
         explanations,
@@ -36,6 +36,6 @@ def command(study_file: str, runs: Path, cache: Path) -> None:
     trials = standings(all_trials(study, runs), cache, rehash=False)
     states = study_states(study, runs, cache, trials)
     table = status_table(states, out.width if out.is_terminal else None)
-    out.print(with_coloured(f"{table}\n\n{summary(states)}", STATES))
+    out.print(with_colored(f"{table}\n\n{summary(states)}", STATES))
     for line in base_damages(study, runs, cache) + explanations(trials):
-        out.print(with_coloured(line, STATES, most=1))
+        out.print(with_colored(line, STATES, most=1))

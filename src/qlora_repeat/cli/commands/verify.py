@@ -107,7 +107,7 @@ def command(
     from qlora_repeat.analysis.verify.rerun import RERUNS, read_recorded
     from qlora_repeat.analysis.verify.verdict import tolerance_of, without_rerun
     from qlora_repeat.assets.hub_lock import lock_file
-    from qlora_repeat.cli.colors import VERDICTS, with_coloured
+    from qlora_repeat.cli.colors import VERDICTS, with_colored
     from qlora_repeat.render.text.verdict import exit_code, verdict_json, verdict_text
 
     recorded = read_recorded(named, folder, scratch or cache / RERUNS, scope)
@@ -125,7 +125,7 @@ def command(
     if as_json:
         click.echo(verdict_json(name, verdict, recorded.left_out))
     else:
-        output().print(with_coloured(verdict_text(name, verdict), VERDICTS, most=1))
+        output().print(with_colored(verdict_text(name, verdict), VERDICTS, most=1))
         if page is not None:
             click.echo(f"\n{page}: both loss curves")
     context.exit(exit_code(verdict, accept))

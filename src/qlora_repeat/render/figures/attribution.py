@@ -12,8 +12,8 @@ from qlora_repeat.analysis.attribution.decompose import MAIN, Attribution, chang
 from qlora_repeat.analysis.attribution.measurements import BASELINE, JOINT, NUDGE, OTHER, REPEAT, Measured
 from qlora_repeat.analysis.attribution.paired_statistics import Values, half_deviation
 from qlora_repeat.render.figures.drawing import (
-    COLOURS,
-    GREY,
+    COLORS,
+    GRAY,
     LINE,
     MEDIUM,
     SMALL,
@@ -102,12 +102,12 @@ def _draw_conditions(axes: Axes, measured: Measured, shown: list[tuple[str, Valu
     axes.set_xlabel(
         f"change of log perplexity from the same replicate of the baseline{remark}", fontsize=MEDIUM
     )
-    axes.axvline(0, color=GREY, linewidth=0.5, zorder=0)
+    axes.axvline(0, color=GRAY, linewidth=0.5, zorder=0)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_yticks(range(len(shown)), [title(name, measured) for name, _ in shown])
     axes.tick_params(axis="y", length=0)
     beside = axes.get_yaxis_transform()
-    axes.text(1.02, -0.5, "SD", transform=beside, fontsize=SMALL, va="bottom", color=GREY)
+    axes.text(1.02, -0.5, "SD", transform=beside, fontsize=SMALL, va="bottom", color=GRAY)
     for place, (name, values) in enumerate(shown):
         if place:
             axes.axhline(place - 0.5, color="#dddddd", linewidth=0.4, zorder=0)
@@ -117,7 +117,7 @@ def _draw_conditions(axes: Axes, measured: Measured, shown: list[tuple[str, Valu
             "linestyle": "none",
             "markersize": 3.2,
             "markeredgewidth": 0.5,
-            "color": _colour(name),
+            "color": _color(name),
         }
         axes.plot(values[known], heights[known], marker="o", markerfacecolor="white", **looks)
         if not known.all():
@@ -132,12 +132,12 @@ def _offsets(count: int) -> Values:
     return (np.arange(count) - (count - 1) / 2) * 0.68 / max(count, 2)
 
 
-def _colour(condition: str) -> str:
+def _color(condition: str) -> str:
     if condition == JOINT:
-        return COLOURS[0]
+        return COLORS[0]
     if condition in (NUDGE, OTHER, REPEAT):
-        return COLOURS[1]
-    return COLOURS[4] if " × " in condition else COLOURS[2]
+        return COLORS[1]
+    return COLORS[4] if " × " in condition else COLORS[2]
 
 
 def _symlog_ticks(reach: float, around: float) -> list[tuple[float, str]]:
@@ -157,7 +157,7 @@ def _draw_sums(axes: Axes, measured: Measured) -> None:
     both = np.concatenate([joint[known], sums[known], [0.0]])
     margin = 0.1 * float(np.ptp(both)) or 1.0
     low, high = float(both.min()) - margin, float(both.max()) + margin
-    axes.plot([low, high], [low, high], color=GREY, linewidth=0.5, zorder=0)
+    axes.plot([low, high], [low, high], color=GRAY, linewidth=0.5, zorder=0)
     for place in np.flatnonzero(known):
         axes.text(
             float(sums[place]),
@@ -166,7 +166,7 @@ def _draw_sums(axes: Axes, measured: Measured) -> None:
             fontsize=MEDIUM,
             ha="center",
             va="center",
-            color=COLOURS[0],
+            color=COLORS[0],
         )
     ticks = linear_ticks(low, high)
     for set_limits, set_ticks in ((axes.set_xlim, axes.set_xticks), (axes.set_ylim, axes.set_yticks)):

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qlora_repeat.render.figures.drawing import (
-    COLOURS,
-    GREY,
+    COLORS,
+    GRAY,
     LARGE,
     LINE,
     MEDIUM,
@@ -46,7 +46,7 @@ _SPREAD = 0.5
 """Of the room between two arms, for the dots of one beside each other."""
 _DASHES: tuple[Any, ...] = ((0, (5, 1, 1.2, 1)), (0, (4, 1.2)), "-", (0, (1.2, 1)))
 _MARKERS = ("o", "s", "^", "D")
-_BASE: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 0.9, "zorder": 1}
+_BASE: dict[str, Any] = {"color": GRAY, "linestyle": (0, (1, 1.5)), "linewidth": 0.9, "zorder": 1}
 
 
 @drawing_settings()
@@ -84,8 +84,8 @@ def draw_collapse(arms: list[Arm]) -> Figure:
 
 def _style(place: int) -> dict[str, Any]:
     """Of an old map, today's, and 32-bit state, in this order: vermilion, blue and black."""
-    colours = (*COLOURS[1:3], COLOURS[0], *COLOURS[3:])
-    return {"color": colours[place % len(colours)], "linestyle": _DASHES[place % len(_DASHES)]}
+    colors = (*COLORS[1:3], COLORS[0], *COLORS[3:])
+    return {"color": colors[place % len(colors)], "linestyle": _DASHES[place % len(_DASHES)]}
 
 
 def _marker(place: int) -> str:
@@ -160,20 +160,20 @@ def _draw_perplexities(axes: Axes, own: list[Arm], optimizers: list[str], scale:
     labels = []
     for place, arm in enumerate(own):
         look = optimizers.index(arm.optimizer)
-        colour = _style(look)["color"]
+        color = _style(look)["color"]
         found = arm.values(lambda trial: trial.perplexity)
         across = [place + _SPREAD * ((at + 0.5) / len(found) - 0.5) for at in range(len(found))]
         dots = [(x, scale.clip(y)) for x, y in zip(across, found, strict=True) if math.isfinite(y)]
         axes.plot(
-            [x for x, _ in dots], [y for _, y in dots], _marker(look), markersize=3, color=colour,
+            [x for x, _ in dots], [y for _, y in dots], _marker(look), markersize=3, color=color,
             markeredgewidth=0, alpha=0.85, clip_on=False,
         )  # fmt: skip
         middle = statistics.median(map(rank, found)) if found else math.inf
         if math.isfinite(middle):
-            axes.plot([place - 0.36, place + 0.36], [scale.clip(middle)] * 2, color=colour, linewidth=1.2)
+            axes.plot([place - 0.36, place + 0.36], [scale.clip(middle)] * 2, color=color, linewidth=1.2)
         crosses = [x for x, y in zip(across, found, strict=True) if not math.isfinite(y)]
         axes.plot(
-            crosses, [0.96] * len(crosses), "x", transform=axes.get_xaxis_transform(), color=colour,
+            crosses, [0.96] * len(crosses), "x", transform=axes.get_xaxis_transform(), color=color,
             markersize=4, markeredgewidth=1.2, clip_on=False,
         )  # fmt: skip
         share = collapse_share(arm)

@@ -1,4 +1,4 @@
-"""What all figures have in common: sizes, colours, letters, and how they are written.
+"""What all figures have in common: sizes, colors, letters, and how they are written.
 
 No clock, no locale, no user's settings of matplotlib. Lengths are in points (1/72 inch); no letter is smaller
 than 6 points where the figure is as wide as the page.
@@ -44,9 +44,9 @@ DOTS_PER_INCH = 300
 _SLACK = 0.96
 """Of a line's width is used: letters of the PNG are as wide as whole dots, those of the PDF are not."""
 
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Those of Okabe and Ito, which everybody can tell apart, but for yellow, which is faint on white."""
-GREY = "#505050"
+GRAY = "#505050"
 BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.65, "pad": 0.4}
 """Of letters that reach over something."""
 _UNDATED: dict[str, dict[str, Any]] = {

@@ -52,7 +52,7 @@ class Curve:
 
     @property
     def marked(self) -> list[int]:
-        """The points with a marker: some, and those without a neighbour, which no line would show."""
+        """The points with a marker: some, and those without a neighbor, which no line would show."""
         shown = [False, *map(_is_finite, (loss for _, loss in self.points)), False]
         every = _MARKED if len(self.points) > 2 * _MARKED else 1
         return [

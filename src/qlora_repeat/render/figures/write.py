@@ -18,8 +18,8 @@ from qlora_repeat.errors import MissingError
 from qlora_repeat.render.figures.collapse import draw_collapse
 from qlora_repeat.render.figures.drawing import (
     BACKGROUND,
-    COLOURS,
-    GREY,
+    COLORS,
+    GRAY,
     LARGE,
     LINE,
     MEDIUM,
@@ -47,8 +47,8 @@ _LEAST_HEIGHT = 80.0
 _BAR_SHARE = 0.64
 """Of the axis, for the longest bar; the rest is for its value."""
 _LEGEND_COLUMNS = 10
-# As these cycles and that of colours have different lengths, 280 runs differ in colour, line or marker, and
-# neighbours in all three.
+# As these cycles and that of colors have different lengths, 280 runs differ in color, line or marker, and
+# neighbors in all three.
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1, 1.2, 1)), (0, (2.2, 0.8)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X")
 
@@ -117,7 +117,7 @@ def draw_figure(arms: list[Arm]) -> Figure:
 
 
 def _style(place: int) -> dict[str, Any]:
-    cycles = {"color": COLOURS, "linestyle": _DASHES, "marker": _MARKERS}
+    cycles = {"color": COLORS, "linestyle": _DASHES, "marker": _MARKERS}
     return {name: cycle[place % len(cycle)] for name, cycle in cycles.items()}
 
 
@@ -195,14 +195,14 @@ def _draw_curves(axes: Axes, curves: list[Curve], scale: Scale, epochs: float, h
             **_style(place),
         )
     if not any(curve.points for curve in curves):
-        axes.text(0.5, 0.5, "no curves", transform=axes.transAxes, ha="center", fontsize=SMALL, color=GREY)
+        axes.text(0.5, 0.5, "no curves", transform=axes.transAxes, ha="center", fontsize=SMALL, color=GRAY)
     broken = [(place, curve) for place, curve in enumerate(curves) if curve.breaks]
     for line, (place, curve) in enumerate(broken):
         level = 1 - min(LINE, height / len(broken)) * (line + 0.5) / height
         _draw_breaks(axes, curve, _style(place)["color"], level, epochs)
 
 
-def _draw_breaks(axes: Axes, curve: Curve, colour: str, level: float, epochs: float) -> None:
+def _draw_breaks(axes: Axes, curve: Curve, color: str, level: float, epochs: float) -> None:
     """A cross wherever the loss ceases to be finite, on a line of the run's own."""
     axes.plot(
         curve.breaks,
@@ -212,7 +212,7 @@ def _draw_breaks(axes: Axes, curve: Curve, colour: str, level: float, epochs: fl
         marker="x",
         markersize=4,
         markeredgewidth=1.2,
-        color=colour,
+        color=color,
         zorder=4,
     )
     early = curve.breaks[0] < epochs / 2
@@ -242,18 +242,18 @@ def _draw_bars(axes: Axes, curves: list[Curve], scale: Scale) -> None:
     axes.minorticks_off()
     start = scale.low if scale.log else 0
     for place, curve in enumerate(curves):
-        colour = _style(place)["color"]
+        color = _style(place)["color"]
         if curve.last:
             end = scale.clip(curve.last[0])
-            axes.barh(place, end - start, left=start, height=0.72, color=colour, edgecolor="k", linewidth=0.4)
+            axes.barh(place, end - start, left=start, height=0.72, color=color, edgecolor="k", linewidth=0.4)
             if place % every == 0:
                 _note_bar(axes, place, end, _value(curve.last[0]))
         elif curve.points:
             at_edge = axes.get_yaxis_transform()
-            axes.plot(0.03, place, "x", transform=at_edge, markersize=4, markeredgewidth=1.2, color=colour)
+            axes.plot(0.03, place, "x", transform=at_edge, markersize=4, markeredgewidth=1.2, color=color)
             _note_bar(axes, place, scale.low, f"diverged ({_value(curve.points[-1][1])})", offset=8)
         else:
-            _note_bar(axes, place, scale.low, curve.lack or "", color=GREY, style="italic")
+            _note_bar(axes, place, scale.low, curve.lack or "", color=GRAY, style="italic")
 
 
 def _note_bar(axes: Axes, place: int, end: float, text: str, offset: float = 2, **looks: Any) -> None:

@@ -15,8 +15,8 @@ from qlora_repeat.results.number_format import number
 from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
-COLOURS = 8
-"""So many adapters of an arm have a colour of their own; further ones share the last."""
+COLORS = 8
+"""So many adapters of an arm have a color of their own; further ones share the last."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Cell:
     trial: TrialResult
     adapter: str | None
     """A letter for each different adapter of the arm, A for the most frequent."""
-    colour: int
+    color: int
     """Of the letter, from 0."""
     parting: Parting | None
     command: str
@@ -110,7 +110,7 @@ def arm_rows(results: Sequence[TrialResult], kept: Kept, study_name: str) -> lis
                 Cell(
                     trial=trial,
                     adapter=None if place is None else _letter(place),
-                    colour=min(place or 0, COLOURS - 1),
+                    color=min(place or 0, COLORS - 1),
                     parting=kept.parting(arm.done, trial) if trial.measured else None,
                     command=_command(trial, study_name),
                 )

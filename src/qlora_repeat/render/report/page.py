@@ -102,7 +102,7 @@ def write_report(
             style=Markup(_static("report.css")),
             libraries=Markup(_static("libraries.js")),
             script=Markup(_static("report.js")),
-            licences=_static("licences.txt"),
+            licenses=_static("licenses.txt"),
             policy=_policy(),
         )
     )

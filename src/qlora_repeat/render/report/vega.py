@@ -1,6 +1,6 @@
 """Charts as Vega-Lite specifications.
 
-Colours of text and lines are the page's (``currentColor``), so that they follow dark mode and print.
+Colors of text and lines are the page's (``currentColor``), so that they follow dark mode and print.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 Specification = dict[str, Any]
 
 _PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F"]
-"""Told apart also by most people who see few colours, on white and on black."""
+"""Told apart also by most people who see few colors, on white and on black."""
 _ONCE: Specification = {"data": {"values": [{}]}}
 """For what is drawn once, and not for each point."""
 
@@ -191,7 +191,7 @@ def _shown(field: str, form: str | None = None, title: str | None = None) -> dic
 
 
 def _styled(specification: Specification) -> Specification:
-    """With the page's colours."""
+    """With the page's colors."""
     text = {"labelColor": "currentColor", "titleColor": "currentColor", "titleFontWeight": "normal"}
     lines = {
         "gridColor": "currentColor",

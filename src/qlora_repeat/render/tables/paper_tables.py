@@ -137,7 +137,7 @@ def _frozen_weights(arms: list[Arm]) -> list[str]:
 
 _FROZEN = {
     "nf4": "in 4 bits, unpacked for each product",
-    "materialised": "unpacked from 4 bits once and kept",
+    "materialized": "unpacked from 4 bits once and kept",
 }
 
 

@@ -21,7 +21,7 @@ _COMPARED = ("spread", "of 32-bit", "ratio", "95 % interval", "p", "Holm")
 
 
 def statistics_tables(arms: list[Arm]) -> list[Table]:
-    """Table S1, where an arm has two values to summarise; and S1b, where an 8-bit arm can be compared."""
+    """Table S1, where an arm has two values to summarize; and S1b, where an 8-bit arm can be compared."""
     found = study_statistics([trial for arm in arms for trial in arm.trials])
     tables = []
     if any(each.n + each.not_finite > 1 for arm in found.arms for each in arm.measures.values()):

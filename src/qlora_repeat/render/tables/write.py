@@ -235,7 +235,7 @@ def _groups(columns: list[tuple[str, ...]], widths: list[int], room: int) -> lis
 
 
 def heading_levels(table: Table, part: list[int], widths: list[int]) -> list[list[Heading]]:
-    """The rows of headings above some of the columns; equal neighbours under the same heading are one."""
+    """The rows of headings above some of the columns; equal neighbors under the same heading are one."""
     levels = []
     for depth in range(1, len(table.columns[0]) + 1):
         above = [table.columns[place][:depth] for place in part]

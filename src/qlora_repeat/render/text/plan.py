@@ -12,7 +12,7 @@ from qlora_repeat.planning.plan import ArmPlan, ModelPlan, Plan
 GB = 1e9
 WEIGHTS = {
     "nf4": 'Frozen weights stay in 4 bits while fine-tuning (weights = "nf4").',
-    "materialised": 'Frozen weights are unpacked once while fine-tuning (weights = "materialised").',
+    "materialized": 'Frozen weights are unpacked once while fine-tuning (weights = "materialized").',
     "auto": 'Frozen weights are planned as unpacked (weights = "auto"): a trial does that where they take at '
     "most half of the memory that is free, and give the same bits. In 4 bits they take less.",
 }
@@ -41,7 +41,7 @@ def plan_text(plan: Plan) -> str:
         ),
         _prose(
             f"Disk: {disk.bases / GB:.1f} GB for the bases (more where pickled weights are converted), "
-            f"{disk.quantised / GB:.1f} GB for their copies in 4 bits, "
+            f"{disk.quantized / GB:.1f} GB for their copies in 4 bits, "
             f"{disk.merged / GB:.1f} GB for merged weights, {disk.adapters / GB:.2f} GB for adapters."
         ),
         "Time of fine-tuning, estimated:",
@@ -98,10 +98,10 @@ def _finetune(heading: str, cell: Callable[[ModelPlan, ArmPlan], str]) -> Column
 
 FINETUNE = [
     _finetune("arm", lambda model, arm: f"{model.model}/{arm.optimizer}"),
-    _finetune("4-bit", lambda model, arm: _gb(model.base_quantised)),
+    _finetune("4-bit", lambda model, arm: _gb(model.base_quantized)),
     _finetune("scales", lambda model, arm: _gb(model.base_scales)),
-    _finetune("unpacked", lambda model, arm: _gb(model.base_materialised)),
-    _finetune("other weights", lambda model, arm: _gb(model.base_unquantised)),
+    _finetune("unpacked", lambda model, arm: _gb(model.base_materialized)),
+    _finetune("other weights", lambda model, arm: _gb(model.base_unquantized)),
     _finetune("adapter", lambda model, arm: _gb(model.adapter)),
     _finetune("optimizer", lambda model, arm: _gb(arm.optimizer_state)),
     _finetune("saved", lambda model, arm: _gb(model.saved)),

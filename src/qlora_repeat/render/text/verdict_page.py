@@ -50,13 +50,13 @@ def _curves(recorded: Sequence[float | None], rerun: Sequence[float | None], ver
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(7, 4), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-        for losses, colour, style, label in (
+        for losses, color, style, label in (
             (recorded, _RECORDED, "-", "recorded"),
             (rerun, _AGAIN, (0, (3, 2)), "re-run"),
         ):
             points = [(step, loss) for step, loss in enumerate(losses, 1) if _finite(loss)]
             if points:
-                above.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=label)
+                above.plot(*zip(*points, strict=True), color=color, linestyle=style, label=label)
         apart = [
             (step, abs(other - one) / abs(one))
             for step, (one, other) in enumerate(zip(recorded, rerun, strict=False), 1)
