@@ -113,7 +113,6 @@ def test_responses_are_recorded_for_each_prompt_and_sampling(trial: Trial) -> No
     settings = [(response["temperature"], response["top_p"]) for response in responses]
     assert settings == [(1.0, 1.0), (0.1, 0.1)] * 2
     assert len({response["prompt"] for response in responses}) == 2
-    assert 0 <= outputs(trial, "evaluate")["responses_alone"] <= len(responses)
 
 
 def test_the_trace_has_every_step(trial: Trial) -> None:

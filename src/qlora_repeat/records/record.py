@@ -5,9 +5,7 @@ flipped in any of them is noticed.
 """
 
 import datetime
-import functools
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.old_spelling import respelled
 from qlora_repeat.system.files import LARGEST_JSON, json_text, megabytes, parse_json, write_text
-from qlora_repeat.system.hashing import compact_json, json_digest, known_digest, once
+from qlora_repeat.system.hashing import json_digest, known_digest, once
 
 FORMAT = 2
 
@@ -139,41 +137,9 @@ def _parse(text: bytes) -> Record:
         if type(content[name]) not in kinds:
             raise ValueError(f"{name} is {str(content[name])[:60]!r}")
     files = {name: _kept(name, file) for name, file in content.pop("files").items()}
-    if _as_written(plain, digest).encode() != text:  # blanks, the order of keys, how numbers are
+    if json_text({**plain, "digest": digest}).encode() != text:  # blanks, the order of keys, how numbers are
         raise ValueError("changed since it was written")
     return Record(**respelled(content), files=files)
-
-
-def _as_written(plain: dict[str, Any], digest: str) -> str:
-    """What `_text` writes of a parsed record, but quicker: `status` spends much of its time on this."""
-    parts = {name: _indented(value, "\n  ") for name, value in plain.items() if name != "fingerprint"}
-    parts |= {
-        "digest": _encoded(digest),
-        "fingerprint": _remembered(compact_json(plain["fingerprint"])),
-    }
-    return "{\n" + ",\n".join(f'  "{name}": {parts[name]}' for name in sorted(parts)) + "\n}\n"
-
-
-@functools.lru_cache(maxsize=16)
-def _remembered(fingerprint: str) -> str:
-    """A fingerprint as it stands in a record: a third of it, and alike in most records of a study."""
-    return _indented(json.loads(fingerprint), "\n  ")
-
-
-def _indented(value: Any, start: str) -> str:
-    """A parsed JSON value as `json_text` writes it; `start` begins the line that it is on."""
-    if isinstance(value, dict | list) and value:
-        inner = start + "  "
-        if isinstance(value, list):
-            return f"[{inner}" + f",{inner}".join([_indented(each, inner) for each in value]) + f"{start}]"
-        lines = [f"{_encoded(name)}: {_indented(each, inner)}" for name, each in sorted(value.items())]
-        return f"{{{inner}" + f",{inner}".join(lines) + f"{start}}}"
-    if type(value) is int or (type(value) is float and math.isfinite(value)):
-        return repr(value)  # as the encoder, which takes long to begin
-    return _encoded(value)
-
-
-_encoded = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _kept(name: str, file: Any) -> KeptFile:

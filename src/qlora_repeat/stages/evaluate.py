@@ -7,13 +7,21 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder, check_base, is_miniature, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import Prompt, study_prompts
 from qlora_repeat.assets.tokenized import encoded_part
-from qlora_repeat.stages.generate import answer_letter
-from qlora_repeat.stages.generate_batch import Asked, respond_batch
+from qlora_repeat.stages.generate import answer_letter, respond
 from qlora_repeat.stages.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.study.randomness import draw_seed, recorded_or_drawn, stream_seed
-from qlora_repeat.study.study import Study
+from qlora_repeat.study.study import Sampling, Study
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.watch import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to answer: how to sample the response, and the seed of its random stream."""
+
+    prompt: Prompt
+    sampling: Sampling
+    seed: int
 
 
 def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -> dict[str, Any]:
@@ -22,8 +30,7 @@ def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -
     `seeds` are those of the fine-tuning's record.
 
     Returns:
-        The record's outputs: what `measure_losses` gives, the responses at each sampling, and how many of
-        them were not drawn together with others.
+        The record's outputs: what `measure_losses` returns, and the responses at each sampling.
     """
     study = trial.study
     model = load_full(trial.merged, study.precision.compute)
@@ -32,14 +39,13 @@ def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -
     prompts = study_prompts(study, trial.model_name, cache, seeds["split"])
     seed = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     outputs["generation_seed"] = seed
-    once = asked_once(trial, prompts, seed)
-    again = asked_again(trial, prompts) if trial.repeats_responses else []
-    answers = respond_batch(model, tokenizer, [*once, *again], study, trial.model_name)
-    responses = [_response(one, text) for one, text in zip([*once, *again], answers.texts, strict=True)]
-    outputs["responses"] = responses[: len(once)]
+
+    def responses(requests: list[Request]) -> list[dict[str, Any]]:
+        return [_response(model, tokenizer, study, trial.model_name, request) for request in requests]
+
+    outputs["responses"] = responses(_requests(trial, prompts, seed))
     if trial.repeats_responses:
-        outputs["repeated_responses"] = responses[len(once) :]
-    outputs["responses_alone"] = answers.alone
+        outputs["repeated_responses"] = responses(_repeated_requests(trial, prompts))
     return outputs
 
 
@@ -78,10 +84,10 @@ def measure_losses(
     }
 
 
-def asked_once(trial: Trial, prompts: list[Prompt], seed: int) -> list[Asked]:
-    """Each prompt at each sampling, each from a stream of its own."""
+def _requests(trial: Trial, prompts: list[Prompt], seed: int) -> list[Request]:
+    """Return each prompt at each sampling, each with its own random stream."""
     return [
-        Asked(
+        Request(
             prompt,
             sampling,
             stream_seed(seed, "generation", number, sampling.temperature, sampling.top_p),
@@ -91,24 +97,26 @@ def asked_once(trial: Trial, prompts: list[Prompt], seed: int) -> list[Asked]:
     ]
 
 
-def asked_again(trial: Trial, prompts: list[Prompt]) -> list[Asked]:
-    """The same of one model again and again, each from entropy of its own (section IX)."""
+def _repeated_requests(trial: Trial, prompts: list[Prompt]) -> list[Request]:
+    """Return the same requests several times, each with a fresh seed (section IX)."""
     ablation = trial.study.ablation
     assert ablation is not None, "only a study with ablation asks for this"
     return [
-        Asked(prompt, sampling, draw_seed("fresh", "generation", trial.number))
+        Request(prompt, sampling, draw_seed("fresh", "generation", trial.number))
         for prompt in prompts
         for sampling in trial.study.generation.samplings
         for _ in range(ablation.responses)
     ]
 
 
-def _response(asked: Asked, text: str) -> dict[str, Any]:
+def _response(model: Any, tokenizer: Any, study: Study, model_name: str, request: Request) -> dict[str, Any]:
+    prompt, sampling = request.prompt, request.sampling
+    text = respond(model, tokenizer, prompt, study, model_name, sampling, request.seed)
     return {
-        "prompt": asked.prompt.shown,
-        "temperature": asked.sampling.temperature,
-        "top_p": asked.sampling.top_p,
+        "prompt": prompt.shown,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
         "text": text,
-        "answer": answer_letter(text) if asked.prompt.has_options else None,
-        "seed": asked.seed,
+        "answer": answer_letter(text) if prompt.has_options else None,
+        "seed": request.seed,
     }

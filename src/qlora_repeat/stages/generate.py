@@ -5,7 +5,7 @@ from typing import Any
 
 from qlora_repeat.assets.datasets import Prompt
 from qlora_repeat.study.randomness import torch_stream
-from qlora_repeat.study.study import Model, Sampling, Study
+from qlora_repeat.study.study import Sampling, Study
 
 
 def respond(
@@ -23,7 +23,9 @@ def respond(
 
     wanted = study.models[model_name]
     stop = wanted.stop
-    inputs = prompt_ids(tokenizer, prompt, wanted).to(model.device)
+    inputs = tokenizer(
+        prompt.fed, add_special_tokens=wanted.special_tokens, return_tensors="pt", return_token_type_ids=False
+    ).to(model.device)
     length = inputs["input_ids"].shape[1]
 
     def stopped(ids: Any, scores: Any, **kwargs: Any) -> Any:
@@ -49,20 +51,8 @@ def respond(
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=StoppingCriteriaList([stopped]),
         )
-    return cut(tokenizer, output[0, length:], wanted)
-
-
-def prompt_ids(tokenizer: Any, prompt: Prompt, wanted: Model) -> Any:
-    """What a model is fed for a prompt."""
-    return tokenizer(
-        prompt.fed, add_special_tokens=wanted.special_tokens, return_tensors="pt", return_token_type_ids=False
-    )
-
-
-def cut(tokenizer: Any, ids: Any, wanted: Model) -> str:
-    """The text of an answer's tokens, up to where the model is to stop."""
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    return text.partition(wanted.stop)[0] if wanted.stop else text
+    text: str = tokenizer.decode(output[0, length:], skip_special_tokens=True)
+    return text.partition(stop)[0] if stop else text
 
 
 def finite_scores(ids: Any, scores: Any) -> Any:

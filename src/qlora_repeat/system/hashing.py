@@ -21,13 +21,8 @@ def text_digest(text: str) -> str:
 
 
 def json_digest(value: Any) -> str:
-    """The digest of a JSON value, whatever the order of its keys."""
-    return text_digest(compact_json(value))
-
-
-def compact_json(value: Any) -> str:
-    """The text of a JSON value that its digest is of: keys sorted, and no blanks."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Return the SHA-256 digest of a value as compact JSON with sorted keys."""
+    return text_digest(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
 def file_digest(path: Path) -> str:
