@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.records.record import Record, read_record, write_record
-from qlora_repeat.records.stage_inputs import MODULES, code_digest
+from qlora_repeat.records.stage_inputs import MODULES
 from qlora_repeat.records.trace import read_trace, trace_line
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.system.files import write_text

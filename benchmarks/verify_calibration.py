@@ -27,8 +27,9 @@ from qlora_repeat.analysis.trial_diff import Side, compare_trials, read_side
 from qlora_repeat.analysis.verify.rerun import Recorded, compared, read_recorded, rerun_folder, run_again
 from qlora_repeat.analysis.verify.verdict import judge
 from qlora_repeat.execution.run_trial import run_stages
-from qlora_repeat.records.stage_inputs import code_digest
+from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.stages import evaluate, finetune, merge
+from qlora_repeat.study.randomness import draw_seeds
 from qlora_repeat.study.study import Study, Tolerance, load_study
 from qlora_repeat.study.trial import Trial, cache_folder
 
@@ -101,7 +102,7 @@ def swapped_rows(kind: str, number: int) -> Iterator[None]:
         return
     part_rows = finetune.part_rows
     study = load_study(STUDY)
-    seeds = finetune.draw_seeds(Trial(study, MODEL, OPTIMIZER, number, Path()))
+    seeds = draw_seeds(study.randomness, number)
 
     def swapped(study: Study, name: str, part: Any, cache: Path, seed: int) -> list[Any]:
         rows = list(part_rows(study, name, part, cache, seed))
@@ -208,7 +209,7 @@ def rerun_side(kind: str, own: Recorded, study: Study, runs: Path) -> Side:
         with rerun_folder(own, cache, "whole", None, False) as (again, seeds):
             return run_again(own, again, seeds, cache, lambda *told: None)
     trial = rerun_trial(kind, study, number, runs)
-    fresh = finetune.draw_seeds(dataclasses.replace(trial, number=number + 10_000))
+    fresh = draw_seeds(trial.study.randomness, number + 10_000)
     seeds = own.seeds
     if kind == "new seeds":
         return run_one(trial, fresh)
@@ -273,7 +274,10 @@ def run(work: Path, trials: int, noise_trials: int, workers: int) -> None:
             ("recorded", record, range(1, trials + 1)),
             ("verdicts", rerun, range(1, trials + 1)),
         ):
-            path, code = work / f"{name}.jsonl", code_digest("verify", "verdict")
+            path, code = (
+                work / f"{name}.jsonl",
+                code_digest("analysis.verify.rerun", "analysis.verify.verdict"),
+            )
             done = {line["trial"] for line in read_lines(path)}
             if any(line["code"] != code for line in read_lines(path)):
                 raise SystemExit(f"{path}: of other code than today's; give another folder")

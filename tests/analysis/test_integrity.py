@@ -21,9 +21,9 @@ from support.small_disk import needs_mount, on_small_disk
 from qlora_repeat.analysis.integrity import Checked, check
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.datasets import data_folder
-from qlora_repeat.execution.run_trial import base_state, stage_states, trial_state
 from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.records.status import base_damages, explanations, standings, study_states
+from qlora_repeat.records.trial_state import base_state, stage_states, trial_state
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import write_results
 from qlora_repeat.study.study import Study, load_study
@@ -335,7 +335,7 @@ from pathlib import Path
 from torch import ones
 from qlora_repeat.stages.checkpoint import Checkpoint, begin, save_checkpoint
 
-begun = begin(Path(sys.argv[1]), {}, {"dropout": 1}, dict, 1)
+begun = begin(Path(sys.argv[1]), {}, {"dropout": 1}, 1)
 removed = 0
 
 def hook(event, arguments):

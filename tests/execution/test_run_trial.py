@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import encode, part_rows, study_prompts
 from qlora_repeat.errors import StageError, StoppedError
-from qlora_repeat.execution.run_trial import run_base, run_stages, stage_states, trial_state
+from qlora_repeat.execution.run_trial import run_base, run_stages
 from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.records.trial_state import stage_states, trial_state
 from qlora_repeat.stages.evaluate import measure_losses
 from qlora_repeat.stages.generate import respond
 from qlora_repeat.stages.merge import delete_merged, merge_weights
@@ -359,7 +360,8 @@ import shutil, sys
 from pathlib import Path
 from qlora_repeat.errors import StageError, StoppedError
 from qlora_repeat.records.record import read_record, write_record
-from qlora_repeat.execution.run_trial import run_stages, stage_states, trial_state
+from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.records.trial_state import stage_states, trial_state
 from qlora_repeat.study.study import load_study
 from qlora_repeat.study.trial import STAGES, find_trial
 here, study, cache = map(Path, sys.argv[1:])

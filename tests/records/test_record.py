@@ -1,17 +1,23 @@
 """Records, and how they tell that a stage is stale."""
 
+import ast
 import importlib.util
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.laboratory import Lab
 
 import qlora_repeat
 from qlora_repeat.errors import MissingError
@@ -225,14 +231,19 @@ def package(tmp_path: Path) -> Path:
 
 def digests(package: Path) -> dict[str, str]:
     """The digest of each stage's code in a copy of the kit."""
-    spec = importlib.util.spec_from_file_location(
-        "inputs_of_the_copy", package / "records" / "stage_inputs.py"
-    )
+    code_digest = code_digest_of(package)
+    return {stage: code_digest(*modules) for stage, modules in MODULES.items()}
+
+
+def code_digest_of(package: Path) -> Callable[..., str]:
+    """The function of a copy of the kit that digests the code of that copy."""
+    spec = importlib.util.spec_from_file_location("of_the_copy", package / "records" / "code_digest.py")
     assert spec is not None
     assert spec.loader is not None
-    inputs: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(inputs)
-    return {stage: inputs.code_digest(*modules) for stage, modules in MODULES.items()}
+    copy: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    digest: Callable[..., str] = copy.code_digest
+    return digest
 
 
 @pytest.mark.parametrize(
@@ -331,6 +342,72 @@ def test_modules_are_followed_however_they_are_imported(package: Path) -> None:
         (package / "render" / "deep.py").write_text("VALUE = 2\n")
         after = digests(package)
         assert [stage for stage in before if before[stage] != after[stage]] == ["time"], line
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ("from qlora_repeat.records.gone import VALUE", "qlora_repeat.records.gone"),
+        ("from qlora_repeat.records import gone", "qlora_repeat.records.gone"),
+        ("import qlora_repeat.gone", "qlora_repeat.gone"),
+    ],
+)
+def test_a_module_that_does_not_exist_is_an_error(line: str, missing: str, package: Path) -> None:
+    (package / "stages" / "timing.py").write_text(f"def late():\n    {line}\n")
+    with pytest.raises(ModuleNotFoundError, match=rf"^{missing}: the kit has no such module$"):
+        digests(package)
+
+
+def test_a_name_of_a_module_that_does_not_exist_is_an_error(package: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"^qlora_repeat.stages.gone: "):
+        code_digest_of(package)("stages.gone")
+
+
+def test_packages_have_no_code_of_their_own() -> None:
+    """Their `__init__` files are in no digest, so that a change to code there would make nothing stale."""
+    for path in PACKAGE.rglob("__init__.py"):
+        if path.parent != PACKAGE:
+            (docstring,) = ast.parse(path.read_text(encoding="utf-8")).body
+            assert isinstance(docstring, ast.Expr), path
+            assert isinstance(docstring.value, ast.Constant), path
+
+
+STALE = {
+    "finetune": {
+        "finetune": ["code"],
+        "merge": ["the finetune stage"],
+        "evaluate": ["the merge stage"],
+        "time": ["the merge stage"],
+    },
+    "merge": {"merge": ["code"], "evaluate": ["the merge stage"], "time": ["the merge stage"]},
+    "evaluate": {"evaluate": ["code"]},
+    "timing": {"time": ["code"]},
+}
+"""What a change to the module of a stage makes stale, and why."""
+
+
+@pytest.mark.parametrize("module", STALE)
+def test_a_changed_line_in_a_stage_makes_its_records_stale(module: str, package: Path, finished: Lab) -> None:
+    path = package / "stages" / f"{module}.py"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("\n    return ", "\n    assert True\n    return ", 1)
+    )
+    script = """
+import json, sys
+from pathlib import Path
+from qlora_repeat.records.trial_state import stage_states
+from qlora_repeat.study.study import load_study
+from qlora_repeat.study.trial import find_trial
+study, runs, cache = sys.argv[1:]
+trial = find_trial(load_study(study), "tiny-neox/adamw-8bit/1", Path(runs))
+states = stage_states(trial, Path(cache))
+print(json.dumps({stage: state.changed for stage, state in states.items() if state.state != "done"}))
+"""
+    where = [str(each) for each in (finished.study, finished.runs, finished.cache)]
+    command = [sys.executable, "-c", script, *where]
+    environment = os.environ | {"PYTHONPATH": str(package.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == STALE[module]
 
 
 def test_where_the_kit_stands_makes_nothing_stale(package: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from support.checkout import kit
 from support.finished import finish_study
 
-from qlora_repeat.execution.run_trial import stage_states
 from qlora_repeat.records.record import Record, read_record, write_record
 from qlora_repeat.records.record_schema import misfit
 from qlora_repeat.records.status import base_damages
+from qlora_repeat.records.trial_state import stage_states
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import Response
 from qlora_repeat.study.study import Study, load_study

@@ -9,7 +9,8 @@ from support.tiny import write_study
 from qlora_repeat.analysis.trial_diff import first_divergence
 from qlora_repeat.execution.run_trial import run_stages
 from qlora_repeat.records.trace import Step, read_trace
-from qlora_repeat.stages.finetune import draw_seeds, first_steps
+from qlora_repeat.stages.finetune import first_steps
+from qlora_repeat.study.randomness import draw_seeds
 from qlora_repeat.study.study import load_study
 from qlora_repeat.study.trial import Trial, find_trial
 
@@ -62,7 +63,9 @@ def test_the_first_steps_are_those_of_the_whole(cache: Path, tmp_path: Path) -> 
         assert total == 3
         told.append(done)
 
-    steps: list[Step] = first_steps(begun, 3, cache, report, {}, draw_seeds(whole))
+    steps: list[Step] = first_steps(
+        begun, 3, cache, report, {}, draw_seeds(whole.study.randomness, whole.number)
+    )
     assert steps == read_trace(whole.trace)[:4]
     assert told == [1, 2, 3]
     assert not begun.adapter.exists()

@@ -11,9 +11,14 @@ from qlora_repeat.assets.base_models import base_folder, load_full, load_tokeniz
 from qlora_repeat.assets.datasets import study_prompts
 from qlora_repeat.errors import StageError
 from qlora_repeat.stages.generate import respond
-from qlora_repeat.study.randomness import Kernels
 from qlora_repeat.study.study import Study
-from qlora_repeat.system.determinism import WORKSPACE, named_operation, prepare_environment, set_kernels
+from qlora_repeat.system.determinism import (
+    WORKSPACE,
+    Kernels,
+    named_operation,
+    prepare_environment,
+    set_kernels,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from qlora_repeat.archive.unpack import Unpacked
 from qlora_repeat.assets.base_models import base_folder, check_base
 from qlora_repeat.assets.datasets import ROWS, data_folder, read_rows
 from qlora_repeat.errors import KitError, MissingError
-from qlora_repeat.execution.run_trial import has_ended, stage_record
 from qlora_repeat.records.record import Record, damaged_file
 from qlora_repeat.records.trace import read_trace
+from qlora_repeat.records.trial_state import has_ended, stage_record
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import TrialResult, read_results
 from qlora_repeat.stages.checkpoint import begins_so, checkpoint_folders, read_sealed

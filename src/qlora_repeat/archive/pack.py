@@ -12,9 +12,9 @@ from qlora_repeat.archive.ro_crate import Run, crate_text
 from qlora_repeat.archive.zip_file import CRATE, Entry, Report, is_known, text_entry, write_archive
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import KitError, MissingError
-from qlora_repeat.execution.run_trial import stage_record
 from qlora_repeat.records.record import KeptFile, Record, keep
 from qlora_repeat.records.status import base_damages, explanations, standings
+from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.results.arm_statistics import statistics_text
 from qlora_repeat.results.collect import collect, counted_base_tests
 from qlora_repeat.results.trial_result import TrialResult, read_results, results_text

@@ -7,7 +7,7 @@ Importing must touch no model, no device and no generator that a trial relies on
 import gc
 import logging
 
-from qlora_repeat.system.garbage import no_search
+from qlora_repeat.system.memory import no_search
 
 disabled = logging.root.manager.disable
 logging.disable(logging.WARNING)  # what libraries lack that nothing here needs is no news to who runs a study
@@ -29,7 +29,8 @@ with no_search():
     import qlora_repeat.stages.merge
     import qlora_repeat.stages.timing
     import qlora_repeat.stages.trainer  # noqa: F401
-    from qlora_repeat.records.stage_inputs import MODULES, code_digest
+    from qlora_repeat.records.code_digest import code_digest
+    from qlora_repeat.records.stage_inputs import MODULES
     from qlora_repeat.system.fingerprint import lock_digest, packages
 
 # What was imported stays: no search needs to go through it, nor write to the memory that forked trials share.

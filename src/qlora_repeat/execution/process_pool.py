@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError, UsageError
-from qlora_repeat.execution.run_trial import base_state, run_base, run_stages, stage_states
+from qlora_repeat.execution.run_trial import run_base, run_stages
 from qlora_repeat.records.record import now
+from qlora_repeat.records.trial_state import base_state, stage_states
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial, all_trials, base_record, base_tests, find_trial
 from qlora_repeat.system.files import disk_error, write_json

@@ -1,13 +1,67 @@
-"""Python code without what does nothing: comments, docstrings, blank lines, spaces at line ends."""
+"""The digest of the kit's code that a stage runs: without comments, docstrings, blank lines and layout."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
 from collections.abc import Iterator
 from itertools import accumulate
+from pathlib import Path
 
+from qlora_repeat.system.hashing import json_digest, text_digest
+
+KIT = "qlora_repeat"
+_FOLDER = Path(__file__).parents[1]
 _BLANK_LINES = re.compile(r"[ \t\f]*\n(?:[ \t\f]*\n)*")
+
+
+@functools.cache
+def code_digest(*modules: str) -> str:
+    """Return the digest of modules of the kit, and of all modules of the kit that they import.
+
+    Not the commit: a change to a table must not make 230 GPU hours stale, nor may one to a comment.
+
+    Raises:
+        ModuleNotFoundError: the kit has no module of that name; a record without it would never go stale.
+    """
+    seen: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen[name], imported = _code_of(name)
+            waiting += imported
+    return json_digest(seen)
+
+
+@functools.cache
+def _code_of(module: str) -> tuple[str, list[str]]:
+    """The digest of a module's code, and the modules of the kit that it imports."""
+    path = _file(module)
+    if not path.is_file():
+        raise ModuleNotFoundError(f"{KIT}.{module}: the kit has no such module")
+    text = path.read_text(encoding="utf-8")
+    imported: list[str] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            imported += _imported_from(node)
+        elif isinstance(node, ast.Import):
+            imported += [each.name for each in node.names if each.name.startswith(f"{KIT}.")]
+    return text_digest(bare_code(text)), [name.removeprefix(f"{KIT}.") for name in imported]
+
+
+def _imported_from(node: ast.ImportFrom) -> list[str]:
+    """The modules of the kit that a `from` import names; of a package, its modules."""
+    found = node.module or ""
+    if not found.startswith(f"{KIT}."):
+        return []
+    is_package = _file(found.removeprefix(f"{KIT}.")).with_suffix("").is_dir()
+    return [f"{found}.{each.name}" for each in node.names] if is_package else [found]
+
+
+def _file(module: str) -> Path:
+    return _FOLDER.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def bare_code(text: str) -> str:

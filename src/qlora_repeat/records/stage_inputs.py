@@ -1,7 +1,5 @@
 """What goes into a stage: the settings, digests and code that its outcome depends on."""
 
-import ast
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +7,12 @@ from pydantic import TypeAdapter
 
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.datasets import data_folder
-from qlora_repeat.records.code_digest import bare_code
+from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.study.randomness import Randomness
 from qlora_repeat.study.study import Generation, Lora, Quantization, Study, Training
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.fingerprint import lock_digest, packages
-from qlora_repeat.system.hashing import json_digest, manifest_digest, text_digest
+from qlora_repeat.system.hashing import manifest_digest
 
 MODULES: dict[Stage, tuple[str, ...]] = {
     "finetune": ("stages.finetune", "system.determinism"),
@@ -158,35 +156,3 @@ def changed_inputs(recorded: dict[str, Any], today: dict[str, Any]) -> list[str]
         else:
             names.append(name)
     return names
-
-
-@functools.cache
-def code_digest(*modules: str) -> str:
-    """The digest of a module of the kit and of all modules of the kit that it imports.
-
-    The commit would not do: a change to a table must not make 230 GPU hours stale, nor may one to a comment.
-    """
-    seen: dict[str, str] = {}
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        path = Path(__file__).parents[1].joinpath(*name.split(".")).with_suffix(".py")
-        if name in seen or not path.is_file():
-            continue
-        seen[name], imported = _code_of(path)
-        waiting += imported
-    return json_digest(seen)
-
-
-@functools.cache
-def _code_of(path: Path) -> tuple[str, list[str]]:
-    """The digest of a module's code, and the modules of the kit that it imports, or may."""
-    text = path.read_text(encoding="utf-8")
-    names = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
-        elif isinstance(node, ast.Import):
-            names += [each.name for each in node.names]
-    kit = "qlora_repeat."
-    return text_digest(bare_code(text)), [name.removeprefix(kit) for name in names if name.startswith(kit)]

@@ -7,10 +7,10 @@ from typing import get_args
 
 from tabulate import tabulate
 
-from qlora_repeat.execution.run_trial import StageState, State, base_state, failure_of, stage_states, state_of
+from qlora_repeat.records.trial_state import StageState, State, base_state, failure_of, stage_states, state_of
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial, base_tests
-from qlora_repeat.system.garbage import no_search
+from qlora_repeat.system.memory import no_search
 
 BASE = "base"
 """What stands where a trial has its optimizer, in the names of tests of a base."""

@@ -6,7 +6,7 @@ bits; those that are not finite are ``nan``, ``inf`` and ``-inf``.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.system.files import parse_json
 
+CURVE_POINTS = 30
 _FLOATS = ("loss", "gradient_norm", "learning_rate")
 
 
@@ -79,6 +80,15 @@ def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
             raise UsageError(f"{path}:{place + 1}: not a step of a trace ({error})") from None
         steps.append(step)
     return steps
+
+
+def loss_curve(steps: Sequence[Step]) -> list[list[float]]:
+    """The loss in at most 30 points: [epochs done, mean loss of the steps since the last point]."""
+    points = [(step.epoch, step.loss) for step in steps if step.epoch is not None and step.loss is not None]
+    count = min(len(points), CURVE_POINTS)
+    ends = [len(points) * (point + 1) // count for point in range(count)]
+    parts = [points[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [[part[-1][0], sum(loss for _, loss in part) / len(part)] for part in parts]
 
 
 def _parse(line: str) -> Step:

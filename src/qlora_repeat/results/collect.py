@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.execution.run_trial import StageState, base_state, stage_states, state_of
 from qlora_repeat.records.record import Record
+from qlora_repeat.records.trial_state import StageState, base_state, stage_states, state_of
 from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.randomness import SOURCES, Randomness
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES, Stage, Trial, all_trials, base_tests
 from qlora_repeat.system.fingerprint import device_name, software_names
-from qlora_repeat.system.garbage import no_search
+from qlora_repeat.system.memory import no_search
 
 _MEASURES: dict[Stage, tuple[str, ...]] = {
     "finetune": (

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.execution.run_trial import failure_of
 from qlora_repeat.records.trace import read_trace
+from qlora_repeat.records.trial_state import failure_of
 from qlora_repeat.render.text.diff import printable
 from qlora_repeat.slurm.submit import jobs_folder
 from qlora_repeat.study.trial import STAGES, Trial

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -57,27 +56,26 @@ class Unfinished:
         return self.folder / "trace.jsonl"
 
 
-def begin(
-    folder: Path,
-    inputs: dict[str, Any],
-    seeds: dict[str, int] | None,
-    draw: Callable[[], dict[str, int]],
-    digest_every: int,
-) -> Unfinished:
-    """Takes up what is in a folder, if it has these inputs and can be read; otherwise starts it anew.
+def reopen(folder: Path, inputs: dict[str, Any], seeds: dict[str, int] | None) -> Unfinished | None:
+    """Return the fine-tuning in a folder, with the seeds that it began with, to resume it.
 
-    A fine-tuning that is taken up keeps the seeds that it began with, which must be `seeds` if these are
-    given. Without them, `draw` gives those of a new start.
+    None if there is none, it cannot be read, or it has other inputs, or other seeds than `seeds` where these
+    are given.
     """
     start = read_sealed(folder / "start.json")
-    wanted = json_digest(inputs)
-    if start is None or start["inputs"] != wanted or seeds not in (None, start["seeds"]):
-        if (folder / "trace.jsonl").exists():
-            print(f"{folder}: begun anew, since it has other settings, data, code or seeds", file=sys.stderr)
-        shutil.rmtree(folder, ignore_errors=True)
-        start = {"inputs": wanted, "seeds": seeds or draw(), "digest_every": digest_every}
-        write_sealed(folder / "start.json", start)
+    if start is None or start["inputs"] != json_digest(inputs) or seeds not in (None, start["seeds"]):
+        return None
     return Unfinished(folder, start["seeds"], start["digest_every"])
+
+
+def begin(folder: Path, inputs: dict[str, Any], seeds: dict[str, int], digest_every: int) -> Unfinished:
+    """Start a fine-tuning in a folder, in place of whatever is there."""
+    if (folder / "trace.jsonl").exists():
+        print(f"{folder}: begun anew, since it has other settings, data, code or seeds", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    start = {"inputs": json_digest(inputs), "seeds": seeds, "digest_every": digest_every}
+    write_sealed(folder / "start.json", start)
+    return Unfinished(folder, seeds, digest_every)
 
 
 def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: IO[str]) -> None:

@@ -1,9 +1,7 @@
 """Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
 
-import functools
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,10 @@ from qlora_repeat.assets.base_models import base_folder, check_base, hub_commit,
 from qlora_repeat.assets.datasets import Example, batch_order
 from qlora_repeat.assets.quantized import load_frozen_base
 from qlora_repeat.assets.tokenized import encoded_part
-from qlora_repeat.records.trace import Step, read_trace
-from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint
+from qlora_repeat.records.trace import Step, loss_curve, read_trace
+from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
 from qlora_repeat.stages.legacy_qmap import split_optimizer
-from qlora_repeat.study.randomness import draw_seed, stream_seed, torch_stream
+from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.watch import Report
 from qlora_repeat.system.determinism import named_operation
@@ -23,8 +21,6 @@ from qlora_repeat.system.files import move_folder, new_folder, write_bytes
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.memory import reset_peak_memory
 from qlora_repeat.system.signals import defer
-
-CURVE_POINTS = 30
 
 
 @dataclass(frozen=True)
@@ -105,8 +101,10 @@ def _begin(
     study, model = trial.study, trial.model
     check_base(study, model.base, cache, weights=False)  # those, where they are read: by `load_frozen_base`
     folder = base_folder(study, model.base, cache)
-    draw = functools.partial(draw_seeds, trial)
-    unfinished = begin(trial.unfinished, inputs, seeds, draw, study.digest_every)
+    unfinished = reopen(trial.unfinished, inputs, seeds)
+    if unfinished is None:
+        drawn = seeds or draw_seeds(study.randomness, trial.number)
+        unfinished = begin(trial.unfinished, inputs, drawn, study.digest_every)
     seeds, checkpoint = unfinished.seeds, load_checkpoint(unfinished)
     tokenizer = load_tokenizer(folder)
     examples = encoded_part(study, trial.model_name, "train", cache, seeds["split"], tokenizer)
@@ -173,27 +171,6 @@ def _outputs(
         **trainer.spent_so_far(),
         **trainer.peak_memory(),
     }
-
-
-def draw_seeds(trial: Trial) -> dict[str, int]:
-    """The seeds of a trial's sources, of which those that are "fresh" are new each time."""
-    profile, number = trial.study.randomness, trial.number
-    return {
-        "split": draw_seed(profile.split, "split", number),
-        "adapter_init": draw_seed(profile.adapter_init, "adapter_init", number),
-        "data_order": draw_seed(profile.data_order, "data_order", number),
-        "dropout": draw_seed(profile.dropout, "dropout", number),
-        "generation": draw_seed(profile.generation, "generation", number),
-    }
-
-
-def loss_curve(steps: Sequence[Step]) -> list[list[float]]:
-    """The loss in at most 30 points: [epochs done, mean loss of the steps since the last point]."""
-    points = [(step.epoch, step.loss) for step in steps if step.epoch is not None and step.loss is not None]
-    count = min(len(points), CURVE_POINTS)
-    ends = [len(points) * (point + 1) // count for point in range(count)]
-    parts = [points[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    return [[part[-1][0], sum(loss for _, loss in part) / len(part)] for part in parts]
 
 
 def with_adapter(trial: Trial, base: Any) -> Any:

@@ -15,10 +15,10 @@ from typing import Literal, get_args
 from pydantic.dataclasses import dataclass
 
 from qlora_repeat.study.data_sources import STRICT, Seed
+from qlora_repeat.system.determinism import Kernels
 
 Source = Literal["split", "adapter_init", "data_order", "dropout", "generation"]
 SOURCES: tuple[Source, ...] = get_args(Source)
-Kernels = Literal["default", "deterministic"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -59,6 +59,11 @@ def draw_seed(setting: Setting, source: Source, trial: int) -> int:
     if isinstance(setting, PerTrial):
         return stream_seed(setting.per_trial, source, "trial", trial)
     return setting
+
+
+def draw_seeds(profile: Randomness, trial: int) -> dict[str, int]:
+    """Return the seeds of a trial's sources; those that are "fresh" are new each time."""
+    return {source: draw_seed(getattr(profile, source), source, trial) for source in SOURCES}
 
 
 def recorded_or_drawn(setting: Setting, source: Source, trial: int, recorded: dict[str, int]) -> int:

@@ -10,10 +10,11 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 from qlora_repeat.errors import StageError
-from qlora_repeat.study.randomness import Kernels
 
+Kernels = Literal["default", "deterministic"]
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
 

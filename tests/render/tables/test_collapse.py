@@ -16,9 +16,9 @@ from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult
-from qlora_repeat.stages.finetune import draw_seeds
+from qlora_repeat.study.randomness import draw_seeds
 from qlora_repeat.study.study import load_study
-from qlora_repeat.study.trial import Trial, all_trials
+from qlora_repeat.study.trial import all_trials
 
 OLD, TODAY, PLAIN = "adamw-8bit+bitsandbytes-0.41.0", "adamw-8bit", "adamw-32bit"
 BASE = 94.0
@@ -172,8 +172,7 @@ def test_the_study_differs_in_learning_rate_and_optimizer_alone() -> None:
     }
     assert len(alike) == 1
     seeds = {
-        optimizer: [draw_seeds(Trial(collapse, "smollm2-135m-2e-4", optimizer, n, ROOT)) for n in (1, 2)]
-        for optimizer in collapse.optimizers
+        optimizer: [draw_seeds(collapse.randomness, n) for n in (1, 2)] for optimizer in collapse.optimizers
     }
     assert seeds[OLD] == seeds[TODAY] == seeds[PLAIN], "trial i of every arm draws the same adapter"
     assert seeds[OLD][0]["adapter_init"] != seeds[OLD][1]["adapter_init"]

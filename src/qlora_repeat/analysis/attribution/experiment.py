@@ -34,13 +34,14 @@ from qlora_repeat.analysis.attribution.measurements import (
 )
 from qlora_repeat.analysis.trial_diff import first_divergence
 from qlora_repeat.errors import BusyError, MissingError, UsageError
-from qlora_repeat.execution.run_trial import stage_states
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.records.trial_state import stage_states
 from qlora_repeat.stages.legacy_qmap import split_optimizer
-from qlora_repeat.study.randomness import Kernels, PerTrial, Randomness, Setting, Source, stream_seed
+from qlora_repeat.study.randomness import PerTrial, Randomness, Setting, Source, stream_seed
 from qlora_repeat.study.study import Optimizer, Study
 from qlora_repeat.study.trial import Stage, Trial
+from qlora_repeat.system.determinism import Kernels
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.fingerprint import machine_digest, machine_name, software_names
 from qlora_repeat.system.hashing import json_digest

@@ -10,7 +10,7 @@ from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Side
 from qlora_repeat.records.stage_inputs import stage_settings
-from qlora_repeat.stages.finetune import loss_curve
+from qlora_repeat.records.trace import loss_curve
 from qlora_repeat.study.randomness import SOURCES, draw_seed
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.files import read_json

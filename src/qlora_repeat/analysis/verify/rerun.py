@@ -18,13 +18,14 @@ from qlora_repeat.analysis.verify.consistency import APART, contradictions, plai
 from qlora_repeat.analysis.verify.recorded_settings import recorded_trial
 from qlora_repeat.analysis.verify.verdict import Scope
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.execution.run_trial import failure_noted, run_stages, stage_record
+from qlora_repeat.execution.run_trial import failure_noted, run_stages
 from qlora_repeat.records.record import Record, now
 from qlora_repeat.records.stage_inputs import stage_inputs
+from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.stages.checkpoint import read_sealed, write_sealed
-from qlora_repeat.stages.finetune import draw_seeds, first_steps
+from qlora_repeat.stages.finetune import first_steps
 from qlora_repeat.stages.merge import delete_merged, merge
-from qlora_repeat.study.randomness import SOURCES
+from qlora_repeat.study.randomness import SOURCES, draw_seeds
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.study.watch import Watch
 from qlora_repeat.system.determinism import prepare_environment, set_kernels
@@ -159,7 +160,7 @@ def rerun_folder(
         here = json_digest([stage_inputs(again, stage, cache, {}) for stage in _STAGES] + [fingerprint()])
         if begun is None or begun["here"] != here or list(scratch.rglob(VERDICT)):
             shutil.rmtree(scratch, ignore_errors=True)
-            seeds = draw_seeds(again) if new_seeds else recorded.seeds
+            seeds = draw_seeds(again.study.randomness, again.number) if new_seeds else recorded.seeds
             scratch.mkdir(parents=True)
             write_sealed(marker, {"here": here, "seeds": seeds})
         else:

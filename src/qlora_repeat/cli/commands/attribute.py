@@ -21,7 +21,7 @@ from qlora_repeat.cli.options import (
 if TYPE_CHECKING:
     from qlora_repeat.analysis.attribution.experiment import Condition, Experiment
     from qlora_repeat.analysis.attribution.measurements import Measured
-    from qlora_repeat.study.randomness import Kernels
+    from qlora_repeat.system.determinism import Kernels
 
 
 @click.command("attribute")
