@@ -28,7 +28,8 @@ from recording import print_shares  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 from tiny import fill_cache, tiny_text  # noqa: E402
 
-from qlora_repeat.study.study import Optimizer, load_study  # noqa: E402
+from qlora_repeat.study.loading import load_study  # noqa: E402
+from qlora_repeat.study.study import Optimizer  # noqa: E402
 from qlora_repeat.study.trial import Trial  # noqa: E402
 
 SIZES = (125, 250, 500, 1000)

@@ -34,7 +34,8 @@ from qlora_repeat.cli.commands.stage import require_fetched
 from qlora_repeat.cli.options import silence_libraries
 from qlora_repeat.records.record import read_record
 from qlora_repeat.stages.perplexity import ExampleLoss, example_losses, perplexity
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, cache_folder, find_trial
 from qlora_repeat.system.determinism import set_kernels
 

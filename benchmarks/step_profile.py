@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import qlora_repeat.execution.preload  # noqa: F401
 from qlora_repeat.stages.finetune import finetune
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import cache_folder, find_trial
 from qlora_repeat.system.determinism import set_kernels
 

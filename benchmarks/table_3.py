@@ -26,7 +26,7 @@ from qlora_repeat.planning.gpu_catalog import PAPER_GPU, find_gpu
 from qlora_repeat.planning.memory_estimate import evaluate_memory, finetune_memory, model_config
 from qlora_repeat.planning.plan import CONTEXT_BYTES
 from qlora_repeat.results.published import read_published
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import Trial
 
 STUDY = load_study("paper")

@@ -29,8 +29,9 @@ from qlora_repeat.analysis.verify.verdict import judge
 from qlora_repeat.execution.run_trial import run_stages
 from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.stages import evaluate, finetune, merge
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import draw_seeds
-from qlora_repeat.study.study import Study, Tolerance, load_study
+from qlora_repeat.study.study import Study, Tolerance
 from qlora_repeat.study.trial import Trial, cache_folder
 
 STUDY = "benchmarks/calibration.toml"

@@ -12,7 +12,8 @@ from support.hub_study import NOBODY, User, write_hub_study
 from support.laboratory import Lab, run
 from support.tiny import fill_cache, write_study
 
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 
 
 @pytest.fixture(scope="session")

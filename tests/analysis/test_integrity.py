@@ -26,7 +26,8 @@ from qlora_repeat.records.status import base_damages, explanations, standings, s
 from qlora_repeat.records.trial_state import base_state, stage_states, trial_state
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import write_results
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial, all_trials, base_record, find_trial, results_path
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import write_json
@@ -502,7 +503,7 @@ CLOSED = """
 import subprocess, sys
 from pathlib import Path
 from support.finished import finish_study
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 here, study, kit, cache = sys.argv[1:]
 finish_study(load_study(study), Path(here), Path(cache))
 Path(here, "tiny/tiny-neox/adamw-8bit/trial-1/time.json").unlink()

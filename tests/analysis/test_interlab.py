@@ -175,7 +175,7 @@ def other_lab(lab: Lab, folder: Path) -> Lab:
     from support.tiny import write_study
 
     from qlora_repeat.records.record import read_record, write_record
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
     from qlora_repeat.study.trial import all_trials
 
     there = Lab(folder, lab.cache)
@@ -215,7 +215,7 @@ def test_other_settings_are_found_in_the_records(finished: Lab, tmp_path: Path) 
     shutil.rmtree(there.runs)
     from support.finished import finish_study
 
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
 
     finish_study(load_study(str(there.study)), there.runs, there.cache)
     there.pack()

@@ -9,7 +9,8 @@ from support.laboratory import run
 from support.tiny import fill_cache
 
 from qlora_repeat.results.trial_result import read_results
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 
 ARCHIVE = ROOT / "tests" / "data" / "packed-with-old-spelling.zip"
 TRIAL = "tiny-neox/adamw-8bit/1"

@@ -30,7 +30,7 @@ from qlora_repeat.errors import MissingError, StoppedError, UsageError
 from qlora_repeat.execution.run_trial import run_stages
 from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.results.trial_result import read_results
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES, find_trial
 from qlora_repeat.system.hashing import folder_digests
 from qlora_repeat.system.signals import heeded

@@ -21,7 +21,8 @@ from qlora_repeat.assets.package_files import locate
 from qlora_repeat.assets.prepare import fetch_base
 from qlora_repeat.assets.pretrain import VOCABULARY, pretraining_texts
 from qlora_repeat.errors import MissingError
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.system.hashing import weights_digest
 
 

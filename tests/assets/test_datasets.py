@@ -29,7 +29,8 @@ from qlora_repeat.assets.datasets import (
 from qlora_repeat.assets.prepare import prepare_data
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Row
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 
 NAMES = ["quotes", "instructions"]
 PARTS: list[Part] = ["train", "test"]

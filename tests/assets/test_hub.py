@@ -10,7 +10,7 @@ from support.hub_study import MODEL, NOBODY, QUOTER, QUOTES, SHARD, User, write_
 
 from qlora_repeat.assets.base_models import check_base
 from qlora_repeat.errors import MissingError
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 TOKEN = {"HF_TOKEN": "hf_valid"}

@@ -35,6 +35,20 @@ def test_a_pin_that_another_process_added_first_stays(tmp_path: Path) -> None:
     assert lock.pin(HUB) == PIN
 
 
+def test_pins_that_came_with_the_kit_are_read_and_copied_with_the_first_new_one(tmp_path: Path) -> None:
+    shipped, other = tmp_path / "kit" / "small.lock", Hub("acme/other", "main")
+    LockFile(shipped).add(HUB, PIN)
+    before = shipped.read_bytes()
+    lock = LockFile(tmp_path / "small.lock", shipped=shipped)
+    assert lock.pin(HUB) == PIN
+    assert not lock.path.exists()
+    lock.add(other, PIN)
+    shipped.unlink()
+    assert lock.pin(HUB) == lock.pin(other) == PIN
+    shipped.write_bytes(before)
+    assert LockFile(shipped).pin(other) is None
+
+
 def test_the_order_of_adding_leaves_no_trace(tmp_path: Path) -> None:
     other = Hub("acme/other", "main")
     one, two = LockFile(tmp_path / "one.lock"), LockFile(tmp_path / "two.lock")

@@ -15,7 +15,8 @@ from qlora_repeat.assets.datasets import part_rows, study_prompts
 from qlora_repeat.assets.miniature import write_hub
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import Hub
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.system.hashing import folder_digests
 
 PAPER = load_study("paper")

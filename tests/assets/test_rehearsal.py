@@ -13,7 +13,7 @@ from support.checkout import ROOT
 from support.slurm_cluster import slurm
 
 from qlora_repeat.results.trial_result import TrialResult, read_results
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import all_trials
 
 STUDY = load_study("paper")

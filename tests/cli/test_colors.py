@@ -16,7 +16,7 @@ from qlora_repeat.analysis.verify.verdict import Kind
 from qlora_repeat.cli.colors import LEVELS, STATES, VERDICTS, with_colored
 from qlora_repeat.planning.machine_checks import Level
 from qlora_repeat.records.trial_state import State
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import find_trial
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import write_json

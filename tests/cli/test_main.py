@@ -14,7 +14,7 @@ from support.tiny import write_study
 
 from qlora_repeat import __version__
 from qlora_repeat.cli.main import COMMANDS, cli
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import all_trials
 
 HEAVY = {"torch", "transformers", "datasets", "bitsandbytes", "peft", "accelerate", "numpy", "matplotlib"}
@@ -117,7 +117,11 @@ def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Pa
         ("run STUDY --jobs 0", 2, "--jobs"),
         ("run STUDY --jobs many", 2, "--jobs"),
         ("status STUDY --runs STUDY", 2, "is a file"),
-        ("status nonesuch", 3, "studies/nonesuch.toml: no such study file; studies in studies/: "),
+        (
+            "status nonesuch",
+            3,
+            "nonesuch: no such study file; looked for nonesuch.toml, studies/nonesuch.toml",
+        ),
         ("list nonesuch", 3, "no such study file"),
         ("run nonesuch", 3, "no such study file"),
         ("fetch nonesuch", 3, "no such study file"),

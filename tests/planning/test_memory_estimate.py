@@ -31,7 +31,8 @@ from qlora_repeat.planning.memory_estimate import (
 from qlora_repeat.stages.dequantize import materialize
 from qlora_repeat.stages.finetune import with_adapter
 from qlora_repeat.stages.perplexity import example_losses
-from qlora_repeat.study.study import Optimizer, Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Optimizer, Study
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.determinism import attention_kernels
 

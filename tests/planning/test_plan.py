@@ -26,7 +26,8 @@ from qlora_repeat.planning.plan import (
 from qlora_repeat.render.text.plan import plan_text
 from qlora_repeat.results.published import read_published
 from qlora_repeat.study.data_sources import Hub
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 
 PUBLISHED = read_published(ROOT / "paper/published")
 A100 = find_gpu("a100-80gb")

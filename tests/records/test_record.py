@@ -396,7 +396,7 @@ def test_a_changed_line_in_a_stage_makes_its_records_stale(module: str, package:
 import json, sys
 from pathlib import Path
 from qlora_repeat.records.trial_state import stage_states
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import find_trial
 study, runs, cache = sys.argv[1:]
 trial = find_trial(load_study(study), "tiny-neox/adamw-8bit/1", Path(runs))

@@ -17,7 +17,8 @@ from qlora_repeat.records.status import base_damages
 from qlora_repeat.records.trial_state import stage_states
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import Response
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial, base_record, find_trial
 
 NAME = "tiny-neox/adamw-8bit/1"

@@ -7,7 +7,7 @@ import pytest
 from support.checkout import ROOT, kit
 
 from qlora_repeat.cli.main import COMMANDS
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import find_trial
 
 PAGES = [

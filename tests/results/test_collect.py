@@ -14,8 +14,9 @@ from qlora_repeat.records.record import Record, read_record, write_record
 from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
 from qlora_repeat.results.collect import collect, free_sources
 from qlora_repeat.results.trial_result import TrialResult, read_results
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import PerTrial, Randomness
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES, Trial, all_trials, base_record, find_trial
 
 FIRST = "tiny-neox/adamw-8bit/1"

@@ -14,7 +14,7 @@ from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.results.number_formats import LARGEST, agreement, lies_on, read_perplexities
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult, read_results, write_results
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 
 FOLDER = ROOT / "paper" / "published"
 OPTIMIZERS = ("adamw-8bit", "adamw-32bit")

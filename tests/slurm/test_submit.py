@@ -17,7 +17,7 @@ from support.tiny import write_study
 
 from qlora_repeat.records.record import read_record
 from qlora_repeat.slurm.queue import read_queue
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import Trial, all_trials, find_trial
 
 pytestmark = pytest.mark.slurm

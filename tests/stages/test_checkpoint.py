@@ -20,7 +20,7 @@ from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.stages.checkpoint import read_sealed
 from qlora_repeat.stages.trainer import TracingTrainer
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import Trial, find_trial
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.signals import heeded

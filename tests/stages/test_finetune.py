@@ -10,8 +10,8 @@ from qlora_repeat.analysis.trial_diff import first_divergence
 from qlora_repeat.execution.run_trial import run_stages
 from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.stages.finetune import first_steps
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import draw_seeds
-from qlora_repeat.study.study import load_study
 from qlora_repeat.study.trial import Trial, find_trial
 
 SEVERAL = ("\nsteps = 3", "\nsteps = 4")

@@ -17,7 +17,7 @@ from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.results.collect import collect
 from qlora_repeat.stages import finetune
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES, Trial, find_trial
 
 NAME = "tiny-neox/adamw-8bit/1"

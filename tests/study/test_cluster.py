@@ -11,7 +11,7 @@ from qlora_repeat.cli.main import cli
 from qlora_repeat.errors import UsageError
 from qlora_repeat.slurm.queue import partition_minutes
 from qlora_repeat.study.cluster import Cluster, minutes_of, over, read_user_file
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 
 TABLE = """
 [cluster]

@@ -9,7 +9,8 @@ from support.checkout import ROOT, copy_folder, kit
 from support.tiny import write_study
 
 from qlora_repeat.records.record import read_record
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES, find_trial
 
 BLOCKS = re.findall(

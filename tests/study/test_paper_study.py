@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from qlora_repeat.study.study import Model, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Model
 
 PAPER = load_study("paper")
 NEOX = PAPER.models["gpt-neox-20b"]

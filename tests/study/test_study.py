@@ -8,8 +8,9 @@ import pytest
 from support.hub_study import write_hub_study
 from support.tiny import tiny_text, write_study
 
-from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study.study import Study, load_study, portable_name, study_path
+from qlora_repeat.errors import UsageError
+from qlora_repeat.study.loading import load_study, portable_name, study_path
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import study_folder
 
 POCKET = "pocket"
@@ -189,18 +190,6 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.toml"
     path.write_bytes(content)
     complaint(path)
-
-
-@pytest.mark.parametrize("name", ["nonesuch", "elsewhere/nonesuch.toml"])
-def test_an_unknown_study_is_told_which_studies_there_are(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("studies").mkdir()
-    for known in ("small", "large"):
-        Path(f"studies/{known}.toml").touch()
-    with pytest.raises(MissingError, match=r"nonesuch\.toml: no such study file; .*: large, small$"):
-        load_study(name)
 
 
 def test_a_study_is_given_by_path_too(study_file: Path) -> None:

@@ -12,7 +12,8 @@ from qlora_repeat.assets.dataset_builders import corpus_rows, rows_digest
 from qlora_repeat.assets.package_files import locate
 from qlora_repeat.assets.prepare import prepare_data, save_plain
 from qlora_repeat.study.data_sources import Data
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.system.files import new_folder, write_json
 from qlora_repeat.system.hashing import MANIFEST, folder_digests
 

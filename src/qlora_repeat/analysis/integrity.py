@@ -15,7 +15,8 @@ from qlora_repeat.records.trial_state import has_ended, stage_record
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import TrialResult, read_results
 from qlora_repeat.stages.checkpoint import begins_so, checkpoint_folders, read_sealed
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import (
     STAGES,
     Trial,

@@ -15,7 +15,7 @@ from qlora_repeat.archive.unpack import Unpacked, opened
 from qlora_repeat.errors import UsageError
 from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.results.trial_result import TrialResult, read_results
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import Stage, all_trials
 
 DECADE = 10.0

@@ -18,7 +18,8 @@ from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.results.arm_statistics import statistics_text
 from qlora_repeat.results.collect import collect, counted_base_tests
 from qlora_repeat.results.trial_result import TrialResult, read_results, results_text
-from qlora_repeat.study.study import Study, study_path
+from qlora_repeat.study.loading import study_path
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import (
     STAGES,
     Trial,
@@ -28,8 +29,8 @@ from qlora_repeat.study.trial import (
     statistics_path,
 )
 from qlora_repeat.system.files import json_text
-from qlora_repeat.system.fingerprint import ROOT
 from qlora_repeat.system.hashing import file_digest, json_digest
+from qlora_repeat.system.package_data import ROOT, kit_path
 
 KIT_LICENSE = "Apache-2.0"
 """Whose text is the kit's LICENSE."""
@@ -95,7 +96,7 @@ def pack(
         text_entry("fingerprints.json", _fingerprints(chosen.runs)),
         text_entry("README.md", _readme(study)),
     ]
-    if (pins := lock_file(study_file).path).is_file():
+    if (pins := lock_file(study_file).current).is_file():
         entries.append(_file(pins, f"studies/{study.name}.lock"))
     for found in (_attributions(study, runs, left_out), _tables(tables, left_out)):
         entries += found
@@ -179,7 +180,7 @@ def _check_tables(folder: Path, results: list[TrialResult]) -> None:
     from qlora_repeat.render.tables.paper_tables import make_tables
     from qlora_repeat.render.tables.write import table_texts
 
-    templates = ROOT / "paper" / "templates"
+    templates = kit_path("paper/templates")
     if not templates.is_dir() or not folder.is_dir():
         return
     for table in make_tables(results):
@@ -208,7 +209,7 @@ def _file(path: Path, name: str, kept: KeptFile | None = None) -> Entry:
 
 
 def _of_kit(license: str) -> Iterator[Entry]:
-    """The lock files of packages, and how to cite the kit and the paper; none outside of a checkout."""
+    """Yield the lock files of packages, and how to cite the kit and the paper; none outside of a checkout."""
     wanted = [ROOT / "CITATION.cff", *sorted((ROOT / "lockfiles").glob("*.txt"))]
     if license == KIT_LICENSE:
         wanted.append(ROOT / "LICENSE")

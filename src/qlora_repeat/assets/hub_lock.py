@@ -18,10 +18,11 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from qlora_repeat.errors import BusyError, MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub, Sha256
-from qlora_repeat.study.study import study_path
+from qlora_repeat.study.loading import study_path
 from qlora_repeat.study.validation_message import explain
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import write_json
+from qlora_repeat.system.package_data import in_wheel
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 COMMIT = r"^[0-9a-f]{40}$"
@@ -68,6 +69,13 @@ class LockFile:
     path: Path
     study: str = "STUDY"
     """The study as it was given, for the commands that errors name."""
+    shipped: Path | None = None
+    """The lock file that came with the kit; read until `path` is written."""
+
+    @property
+    def current(self) -> Path:
+        """The file that is read."""
+        return self.shipped if self.shipped and not self.path.exists() else self.path
 
     def pin(self, hub: Hub) -> Pin | None:
         """The pin of a repository, or None.
@@ -137,7 +145,7 @@ class LockFile:
 
     def _read(self) -> dict[str, Pin]:
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = self.current.read_text(encoding="utf-8")
             return TypeAdapter(dict[str, Pin]).validate_json(text)
         except (FileNotFoundError, NotADirectoryError):
             return {}
@@ -145,19 +153,23 @@ class LockFile:
             reason = explain(error, [])
         except (OSError, UnicodeDecodeError) as error:
             reason = str(error)
-        raise UsageError(f"{self.path}: not a readable lock file ({reason}); delete it to lock anew")
+        raise UsageError(f"{self.current}: not a readable lock file ({reason}); delete it to lock anew")
 
 
 def lock_file(study: str) -> LockFile:
-    """The lock file of a study given by name or path: beside it, or where $QLORA_REPEAT_LOCK says.
+    """Return the lock file of a study given by name or path.
 
-    That is a file, or a folder if it ends with a slash: where a study file is that cannot be written beside.
+    It is beside the study file. That of a study that an installed kit brings is in the current folder, and
+    starts as a copy of the lock file that the kit has for it. $QLORA_REPEAT_LOCK names another file, or with
+    a slash at its end another folder.
     """
-    given = os.environ.get("QLORA_REPEAT_LOCK")
-    path = study_path(study).with_suffix(".lock")
+    beside = study_path(study).with_suffix(".lock")
+    given, installed = os.environ.get("QLORA_REPEAT_LOCK"), in_wheel(beside)
     if given:
-        path = Path(given, path.name) if given.endswith("/") else Path(given)
-    return LockFile(path, shlex.quote(study))
+        path = Path(given, beside.name) if given.endswith("/") else Path(given)
+    else:
+        path = Path(beside.name) if installed else beside
+    return LockFile(path, shlex.quote(study), beside if installed and beside.is_file() else None)
 
 
 def read_source(path: Path) -> Pin | None:

@@ -1,11 +1,13 @@
 """Files that installed Python packages carry, found without importing these, or the user's own; verified."""
 
 import importlib.util
+import shlex
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.data_sources import PackageFile
 from qlora_repeat.system.hashing import file_digest
+from qlora_repeat.system.package_data import kit_path
 
 
 def package_folder(package: str, import_name: str) -> Path:
@@ -17,8 +19,8 @@ def package_folder(package: str, import_name: str) -> Path:
     spec = importlib.util.find_spec(import_name) if import_name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise MissingError(
-            f"package {package} is not installed; `make setup` installs it, "
-            f"or `pip install --no-deps --require-hashes -r lockfiles/pocket.txt`"
+            f"package {package} is not installed; install it with `python -m pip install --no-deps "
+            f"--require-hashes -r {shlex.quote(str(kit_path('lockfiles/pocket.txt')))}`"
         )
     return Path(next(iter(spec.submodule_search_locations)))
 

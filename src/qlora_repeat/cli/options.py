@@ -16,15 +16,19 @@ from rich.console import Console
 from qlora_repeat.errors import UsageError
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult, read_results
-from qlora_repeat.study.study import PUBLISHED, Study, load_study
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import PUBLISHED, Study
 from qlora_repeat.study.trial import STAGES, Stage, Trial, all_trials, cache_folder, find_trial, results_path
+from qlora_repeat.system.package_data import kit_path
 
 if TYPE_CHECKING:
     from qlora_repeat.analysis.attribution.measurements import Measured
 
 BUILD = Path(os.environ.get("QLORA_REPEAT_BUILD") or "paper/build")
 """A folder for each study, of tables and figures."""
-PUBLISHED_NUMBERS = Path("paper/published")
+PUBLISHED_NUMBERS = kit_path("paper/published")
+TEMPLATES = kit_path("paper/templates")
+"""Of tables."""
 
 
 def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:

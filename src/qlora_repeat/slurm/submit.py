@@ -23,7 +23,8 @@ from qlora_repeat.planning.plan import DTYPE_BYTES, Plan
 from qlora_repeat.slurm.queue import Queue, cluster_name, partition_minutes, read_queue
 from qlora_repeat.slurm.task import ImageFile, Task
 from qlora_repeat.study.cluster import Cluster
-from qlora_repeat.study.study import Study, split_name, study_path
+from qlora_repeat.study.loading import split_name, study_path
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES, all_trials, base_lock, base_tests, study_folder
 from qlora_repeat.system.file_lock import exclusive, remove_ended
 from qlora_repeat.system.files import read_json, write_json

@@ -1,31 +1,22 @@
-"""A study: everything that one TOML file asks for, read into typed, frozen dataclasses.
+"""A study: everything that one TOML file asks for, as typed, frozen dataclasses; `loading` reads it.
 
 Section numbers in the field notes are those of the paper (Alahmari et al., IEEE Access 2024). A table
 ``[models.NAME.training]`` overrides single keys of ``[training]`` for that model, as the paper does for
 learning rate, schedule and length.
 """
 
-import json
 import math
-import re
 import string
-import tomllib
-from dataclasses import field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from dataclasses import field
+from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study import cluster, data_sources, randomness
 from qlora_repeat.study.cluster import Cluster
-from qlora_repeat.study.data_sources import ROW_KEYS, STRICT, Base, Data, Name, PackageFile, Positive, Task
-from qlora_repeat.study.old_spelling import respelled, respelled_part
+from qlora_repeat.study.data_sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, Task
 from qlora_repeat.study.randomness import Randomness
-from qlora_repeat.study.validation_message import explain
 
-STUDIES = Path("studies")
 PUBLISHED = "published"
 """The name of the paper's own numbers, where results of a study go by its name; no study has it."""
 
@@ -234,169 +225,3 @@ def _check_template(key: str, template: str, task: Task) -> None:
     if found != [(name, "", None) for name in wanted]:
         listed = ", then ".join(f"{{{name}}}" for name in wanted)
         raise ValueError(f"{key} must have {listed}, and no others")
-
-
-def study_path(study: str) -> Path:
-    """The file of a study given by name (``pocket``) or by path (``elsewhere/mine.toml``)."""
-    name = split_name(study)[0]
-    return Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
-
-
-def split_name(study: str) -> tuple[str, list[str]]:
-    """The name or path of a study's file, and what follows after each @."""
-    folder, slash, last = study.rpartition("/")
-    name, *parts = last.split("@")
-    return folder + slash + name, parts
-
-
-def portable_name(study: str) -> str:
-    """What others call the study: its name if its file is in ``studies``, else that of its file."""
-    path, parts = study_path(study), split_name(study)[1]
-    inside = path.resolve().parent == STUDIES.resolve()
-    return "@".join([path.stem if inside else path.name, *parts])
-
-
-def load_study(study: str) -> Study:
-    """Reads and checks a study file.
-
-    ``paper@bitwise`` is ``paper.toml`` with another of its profiles of randomness. ``paper@5-steps-8-rows``
-    is it cut short, to try it out: at most so many optimizer steps, on the first so many rows of each part
-    of the data. ``paper@materialized`` has its frozen weights so. All go together, in any order, and results
-    have a folder of their own.
-
-    Raises:
-        MissingError: there is no such file; names the studies that there are.
-        UsageError: the file is not TOML, a key is unknown, missing or out of range; what follows @ is none of
-            the above; or it is named like the paper's numbers.
-    """
-    path = study_path(study)
-    if path.stem == PUBLISHED:
-        raise UsageError(
-            f"{study}: this is the name of the paper's own numbers, which only `tables` and `paper` take; "
-            "name a study otherwise"
-        )
-    try:
-        content = respelled(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.toml"))) or "none here"
-        raise MissingError(f"{path}: no such study file; studies in {STUDIES}/: {known}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not a readable TOML file: {error}") from None
-    try:
-        # As JSON: there, strict means that no text passes for a number, while a table may become a dataclass.
-        as_json = json.dumps(_with_shared_training(_with_named_optimizers(content)), default=_refuse)
-        loaded = TypeAdapter(Study).validate_json(as_json)
-    except ValidationError as error:
-        raise UsageError(f"{path}: {explain(error, _known_keys())}") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from None
-    if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
-        raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
-    return _varied(_with_own_files(loaded, path.parent), split_name(study)[1])
-
-
-def _with_own_files(study: Study, folder: Path) -> Study:
-    """The study with the paths of files of no package, which its file tells from where it is."""
-
-    def found(file: PackageFile | None) -> PackageFile | None:
-        own = file is not None and file.package is None
-        return replace(file, file=str(folder / file.file)) if file is not None and own else file
-
-    return replace(
-        study,
-        bases={
-            name: replace(base, gguf=found(base.gguf), tokenizer=found(base.tokenizer))
-            for name, base in study.bases.items()
-        },
-        data={name: replace(data, file=found(data.file)) for name, data in study.data.items()},
-    )
-
-
-def _varied(study: Study, parts: list[str]) -> Study:
-    """The study with what follows its name: another profile, one optimizer, cut short, or all of these."""
-    parts = [respelled_part(part) for part in parts]
-    optimizers = [part for part in get_args(Optimizer) if part in parts]
-    profiles = {part for part in parts if part in study.profiles}
-    frozen = [part for part in get_args(FrozenWeights) if part in parts and part not in profiles]
-    cuts = {part for part in parts if part not in (*study.profiles, *optimizers, *frozen)}
-    if max(len(profiles), len(optimizers), len(frozen), len(cuts)) > 1:
-        raise UsageError(
-            f"study {'@'.join([study.name, *parts])}: give one profile, one optimizer, one cut and "
-            "one kind of frozen weights at most"
-        )
-    for cut in cuts:
-        study = _cut_short(study, cut)
-    for weights in frozen:
-        if weights != study.weights:
-            study = replace(study, weights=weights, variant=_joined(weights, study.variant))
-    for optimizer in optimizers:
-        if study.optimizers != [optimizer]:
-            study = replace(study, optimizers=[optimizer], variant=_joined(optimizer, study.variant))
-    for profile in profiles:
-        if profile != study.profile:
-            study = replace(study, profile=profile, variant=_joined(profile, study.variant))
-    return study
-
-
-def _joined(*parts: str) -> str:
-    return "@".join(filter(None, parts))
-
-
-def _cut_short(study: Study, variant: str) -> Study:
-    found = re.fullmatch(r"([1-9]\d*)-steps(?:-([1-9]\d*)-rows)?|([1-9]\d*)-rows", variant)
-    if found is None:
-        raise UsageError(
-            f"study {study.name}@{variant}: after @ comes a profile of randomness "
-            f"({', '.join(study.profiles)}), an optimizer ({', '.join(get_args(Optimizer))}), "
-            f"frozen weights ({', '.join(get_args(FrozenWeights))}), "
-            "or N-steps, N-rows or N-steps-N-rows to cut the study short"
-        )
-    steps, rows = int(found[1] or 0), int(found[2] or found[3] or 0)  # 0: as many as the file says
-    models, data = dict(study.models), dict(study.data)
-    for name, model in study.models.items() if steps else ():
-        most = min(steps, model.training.max_steps or steps)
-        models[name] = replace(model, training=replace(model.training, max_steps=most))
-    for name, each in study.data.items() if rows else ():
-        data[name] = replace(each, max_rows=min(rows, each.max_rows or rows))
-    return replace(study, models=models, data=data, variant=variant)
-
-
-def _refuse(value: object) -> None:
-    raise ValueError(f"{value} is not a text, number, list or table")
-
-
-def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
-    """Gives every model a complete [training] of its own, before validation."""
-    shared = content.pop("training", {})
-    models = content.get("models")
-    if isinstance(shared, dict) and isinstance(models, dict):
-        for model in models.values():
-            if isinstance(model, dict) and isinstance(model.get("training", {}), dict):
-                own = model.get("training", {})
-                other = {"steps": "epochs", "epochs": "steps"}
-                kept = {key: value for key, value in shared.items() if other.get(key) not in own}
-                model["training"] = kept | own
-    return content
-
-
-def _with_named_optimizers(content: dict[str, Any]) -> dict[str, Any]:
-    """Gives an optimizer with a ``state_map`` the name of its arm, before validation."""
-    if not isinstance(content.get("optimizers"), list):
-        return content
-    names = []
-    for place, table in enumerate(content["optimizers"]):
-        if isinstance(table, dict) and sorted(table) != ["optimizer", "state_map"]:
-            raise ValueError(f"optimizers.{place}: give optimizer and state_map, or a name alone")
-        names.append(f"{table['optimizer']}+{table['state_map']}" if isinstance(table, dict) else table)
-    return content | {"optimizers": names}
-
-
-def _known_keys() -> list[str]:
-    found = [
-        *globals().values(),
-        *vars(data_sources).values(),
-        *vars(randomness).values(),
-        *vars(cluster).values(),
-    ]
-    kinds = [kind for kind in found if isinstance(kind, type) and is_dataclass(kind)]
-    return sorted({item.name for kind in kinds for item in fields(kind)})

@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.system.hashing import json_digest
+from qlora_repeat.system.package_data import ROOT
 
 PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors",
     "numpy", "gguf", "reasoning-gym",
 )  # fmt: skip
 """What can change a trial's bits."""
-
-ROOT = Path(__file__).resolve().parents[3]
-"""The checkout, where the kit runs from one."""
 
 WITHHELD = "(set, withheld)"
 """Stands for the value of a variable that may hold a path, a name or anything but a plain setting."""

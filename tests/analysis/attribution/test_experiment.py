@@ -40,8 +40,9 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_trial import run_stages
 from qlora_repeat.records.stage_inputs import stage_settings
 from qlora_repeat.render.text.attribution import sentences
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import Source, draw_seed, stream_seed
-from qlora_repeat.study.study import Study, load_study
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial
 
 SHORT = ("\nsteps = 3", "\nsteps = 2"), ("examples = 6", "examples = 4")

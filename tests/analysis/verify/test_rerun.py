@@ -16,7 +16,7 @@ from qlora_repeat.analysis.verify.rerun import read_recorded, rerun_folder, run_
 from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
 from qlora_repeat.execution.run_trial import run_stages
 from qlora_repeat.records.record import keep, read_record, write_record
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import Stage, Trial, find_trial
 from qlora_repeat.system.hashing import folder_digests
 

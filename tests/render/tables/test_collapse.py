@@ -16,8 +16,8 @@ from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import draw_seeds
-from qlora_repeat.study.study import load_study
 from qlora_repeat.study.trial import all_trials
 
 OLD, TODAY, PLAIN = "adamw-8bit+bitsandbytes-0.41.0", "adamw-8bit", "adamw-32bit"

@@ -231,7 +231,7 @@ def test_a_study_is_compared_from_the_command_line(tmp_path: Path) -> None:
         assert model in table
     refused = kit("tables", "pocket", "--runs", runs, "--out", tmp_path / "out", "--compare", "nonesuch")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (3, 1)
-    assert "studies/nonesuch.toml: no such study file" in refused.stderr
+    assert "nonesuch: no such study file" in refused.stderr
 
 
 def test_make_hands_the_comparison_on() -> None:

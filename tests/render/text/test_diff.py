@@ -367,7 +367,7 @@ def test_what_cannot_be_read_is_named_in_one_line(
     ("given", "code", "words"),
     [
         ("tiny-neox/adamw-8bit/3", 2, "numbers its trials 1 to 2"),
-        ("nonesuch:tiny-neox/adamw-8bit/1", 3, "nonesuch.toml: no such study file"),
+        ("nonesuch:tiny-neox/adamw-8bit/1", 3, "nonesuch: no such study file"),
         ("elsewhere/trial-1", 3, "elsewhere/trial-1: no such folder; give that of a trial, or its name"),
         ("tiny-neox", 2, "a trial is named model/optimizer/number"),
     ],

@@ -9,6 +9,7 @@ import click
 from qlora_repeat.cli.commands.diff import DIFFERENT
 from qlora_repeat.cli.options import (
     BUILD,
+    TEMPLATES,
     cache_option,
     console,
     out_option,
@@ -95,7 +96,7 @@ def command(
     silence_libraries(verbose)
     from qlora_repeat.analysis.attribution.experiment import DEFAULT, conditions, make_experiment, measure
     from qlora_repeat.analysis.attribution.measurements import read_measured
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
 
     if results is not None:
         _report(context, read_measured(results), None, out or BUILD / Path(study_file).stem, quiet)
@@ -204,7 +205,7 @@ def _report(
     if file is not None:
         write_attribution(measured, found, words, file)
         paths.append(file)
-    for name, text in table_texts(attribution_table(measured, found), Path("paper/templates")).items():
+    for name, text in table_texts(attribution_table(measured, found), TEMPLATES).items():
         write_text(folder / name, text)
         paths.append(folder / name)
     paths += render_attribution_figure(measured, found, folder)

@@ -37,7 +37,7 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
     from qlora_repeat.analysis.integrity import check
     from qlora_repeat.cli.colors import colored
     from qlora_repeat.errors import MissingError
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
 
     study, out = load_study(study_file), console(quiet)
     with Progress(console=out, transient=True, disable=not out.is_interactive) as bars:

@@ -28,7 +28,7 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
     from qlora_repeat.results.arm_statistics import write_statistics
     from qlora_repeat.results.collect import collect
     from qlora_repeat.results.trial_result import write_results
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
     from qlora_repeat.study.trial import all_trials, results_path, statistics_path
 
     study = load_study(study_file)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qlora_repeat.cli.options import BUILD, chosen_results, out_option, runs_option
+from qlora_repeat.cli.options import BUILD, TEMPLATES, chosen_results, out_option, runs_option
 
 if TYPE_CHECKING:
     from qlora_repeat.analysis.interlab import Laboratory
@@ -44,7 +44,7 @@ def command(laboratories: tuple[str, ...], runs: Path, out: Path | None, as_json
     folder = out or BUILD / "laboratories"
     for line in sentences(arms):
         click.echo(printable(line))
-    for name, text in table_texts(laboratory_table(found, arms), Path("paper/templates")).items():
+    for name, text in table_texts(laboratory_table(found, arms), TEMPLATES).items():
         write_text(folder / name, text)
         click.echo(folder / name)
 

@@ -46,7 +46,7 @@ def command(
 def _side(given: str, study_file: str, runs: Path) -> "Side":
     from qlora_repeat.analysis.trial_diff import read_side
     from qlora_repeat.errors import MissingError
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
     from qlora_repeat.study.trial import find_trial
 
     if Path(given).is_dir():

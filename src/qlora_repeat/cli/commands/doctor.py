@@ -37,7 +37,7 @@ def command(study_file: str, as_json: bool, runs: Path, cache: Path) -> None:
     from qlora_repeat.cli.colors import LEVELS, with_colored
     from qlora_repeat.errors import MissingError
     from qlora_repeat.planning.doctor import examine
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
     from qlora_repeat.system.determinism import set_kernels
     from qlora_repeat.system.fingerprint import environment, fingerprint
 

@@ -27,7 +27,7 @@ def command(study_file: str, models: tuple[str, ...], cache: Path, quiet: bool, 
     silence_libraries(verbose, downloads=not quiet)
     from qlora_repeat.assets.fetch import fetch
     from qlora_repeat.assets.hub_lock import lock_file
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
 
     study, lock = load_study(study_file), lock_file(study_file)
     fetch(study, cache, lock, lambda line: None if quiet else click.echo(line), models)

@@ -14,14 +14,14 @@ def command(study_file: str | None) -> None:
     Example:
       qlora-repeat list pocket
     """
-    from qlora_repeat.study.study import STUDIES, load_study
+    from qlora_repeat.study.loading import known_studies, load_study
     from qlora_repeat.study.trial import all_trials
 
     if study_file is not None:
         for trial in all_trials(load_study(study_file), Path("runs")):
             click.echo(trial.name)
         return
-    for path in sorted(STUDIES.glob("*.toml")):
+    for name, path in known_studies().items():
         study = load_study(str(path))
         count = len(study.models) * len(study.optimizers) * study.trials
-        click.echo(f"{path.stem}: {study.title}, {count} trials")
+        click.echo(f"{name}: {study.title}, {count} trials")

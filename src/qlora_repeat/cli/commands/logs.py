@@ -24,7 +24,7 @@ def command(trial: str, lines: int, study_file: str, runs: Path) -> None:
       qlora-repeat logs smollm2-135m/adamw-8bit/3
     """
     from qlora_repeat.slurm.logs import trial_logs
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
     from qlora_repeat.study.trial import find_trial
 
     study = load_study(study_file)

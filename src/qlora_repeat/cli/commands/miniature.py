@@ -27,7 +27,7 @@ def command(study_file: str, out: Path) -> None:
     """
     silence_libraries(False)
     from qlora_repeat.assets.miniature import write_hub
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
 
     study = load_study(study_file)
     write_hub(study, out)

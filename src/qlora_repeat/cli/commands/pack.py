@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import BUILD, byte_progress, cache_option, runs_option, study_argument
-from qlora_repeat.study.study import load_study
+from qlora_repeat.study.loading import load_study
 
 
 @click.command("pack")

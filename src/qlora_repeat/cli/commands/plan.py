@@ -37,7 +37,7 @@ def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Pat
     from qlora_repeat.planning.plan import make_plan
     from qlora_repeat.render.text.plan import plan_text
     from qlora_repeat.results.published import read_published
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
 
     study, gpu = load_study(study_file), find_gpu(gpu_name)
     published = read_published(PUBLISHED_NUMBERS)

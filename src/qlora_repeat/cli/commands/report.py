@@ -35,7 +35,8 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     from qlora_repeat.render.report.page import write_report
     from qlora_repeat.render.report.trial_files import Kept, read_kept
     from qlora_repeat.results.published import read_published
-    from qlora_repeat.study.study import PUBLISHED, load_study, portable_name
+    from qlora_repeat.study.loading import load_study, portable_name
+    from qlora_repeat.study.study import PUBLISHED
 
     at_hand = results is None and study_file != PUBLISHED
     path = (out or BUILD / label) / "report.html"

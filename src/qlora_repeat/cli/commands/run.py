@@ -51,7 +51,7 @@ def command(
     from qlora_repeat.cli.commands.stage import require_fetched, run_all
     from qlora_repeat.execution.process_pool import choose_gpus
     from qlora_repeat.results.collect import collect, distinct_adapters
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
 
     study = load_study(study_file)
     if gpus is not None:

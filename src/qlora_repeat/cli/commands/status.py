@@ -29,7 +29,7 @@ def command(study_file: str, runs: Path, cache: Path) -> None:
         study_states,
         summary,
     )
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
     from qlora_repeat.study.trial import all_trials
 
     study, out = load_study(study_file), output()

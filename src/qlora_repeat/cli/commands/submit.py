@@ -80,7 +80,7 @@ def command(
     silence_libraries(verbose=False)
     from qlora_repeat.slurm.submit import make_request, submit
     from qlora_repeat.study.cluster import Cluster, minutes_of, over, read_user_file
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
 
     study = load_study(study_file)
     kind, number = _gpus(gpus)

@@ -7,6 +7,7 @@ import click
 
 from qlora_repeat.cli.options import (
     BUILD,
+    TEMPLATES,
     chosen_experiments,
     chosen_results,
     output,
@@ -80,7 +81,7 @@ def command(
         click.echo("\n\n\n".join(texts))
     written = [each for each in ENDINGS if each in formats or not formats]
     if written:
-        paths = render_tables(rows, folder, Path("paper/templates"), others, experiments, written)
+        paths = render_tables(rows, folder, TEMPLATES, others, experiments, written)
         tail = "; tables.md has all tables to read" if "markdown" in written else ""
         click.echo(f"{folder}: {len(paths)} files{tail}")
 

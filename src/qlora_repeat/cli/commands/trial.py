@@ -52,7 +52,7 @@ def command(
     from qlora_repeat.assets.hub_lock import lock_file
     from qlora_repeat.cli.commands.stage import require_fetched, run_base_here, run_here
     from qlora_repeat.records.record import read_record
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
 
     study = load_study(study_file)
     model, _, kind = trial.rpartition("/")

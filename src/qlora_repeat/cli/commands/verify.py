@@ -139,7 +139,7 @@ def _named(context: click.Context, given: str, study_file: str, runs: Path) -> "
     from qlora_repeat.archive.unpack import opened, study_of
     from qlora_repeat.errors import MissingError
     from qlora_repeat.records.record import read_record
-    from qlora_repeat.study.study import load_study
+    from qlora_repeat.study.loading import load_study
     from qlora_repeat.study.trial import find_trial
 
     archive, _, name = given.rpartition(":")
