@@ -85,8 +85,9 @@ status: setup ## show what is done, stale, damaged or missing
 check: setup ## re-hash all that the study's records name, and its models and data
 verify: setup ## run TRIAL again from its records, and say how far it agrees; OPTIONS="--steps 10"
 	@$(KIT) verify "$(or $(TRIAL),$(error verify needs TRIAL=model/optimizer/number))" --study "$(NAMED)" $(OPTIONS)
-list: setup ## show the study's trials
-collect status check list:
+list: setup ## show the study and its trials
+	@$(KIT) show "$(NAMED)"
+collect status check:
 	$(KIT) $@ "$(NAMED)"
 tables figures report:
 	$(KIT) $@ "$(NAMED)" $(TO) $(if $(filter tables,$@),$(COMPARED))

@@ -7,4 +7,4 @@ import accelerate, bitsandbytes, click, datasets, jinja2, matplotlib, peft, tabu
 print('torch', torch.__version__)
 "
 ! command -v cc gcc g++ >/dev/null || { echo 'a compiler is in the image'; exit 1; }
-qlora-repeat list pocket
+qlora-repeat show pocket

@@ -195,7 +195,7 @@ def other_lab(lab: Lab, folder: Path) -> Lab:
 def test_archives_of_two_laboratories_become_a_table(finished: Lab, tmp_path: Path) -> None:
     there = other_lab(finished, tmp_path / "there")
     out = tmp_path / "out"
-    result = run("compare", f"Tampa={finished.archive}", f"Oslo={there.archive}", "--out", out)
+    result = run("interlab", f"Tampa={finished.archive}", f"Oslo={there.archive}", "--out", out)
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.output.splitlines()[-2:] == [f"{out}/table-S5.tex", f"{out}/table-S5.md"]
     assert "adapters that more than one has, bit for bit: 2" in result.output
@@ -203,7 +203,7 @@ def test_archives_of_two_laboratories_become_a_table(finished: Lab, tmp_path: Pa
     assert "| Tiny NeoX 8-bit" in text
     assert "Tampa: Study: tiny." in text
     assert r"\caption[Repeatability within" in (out / "table-S5.tex").read_text()
-    shown = json.loads(run("compare", f"Tampa={finished.archive}", f"Oslo={there.archive}", "--json").output)
+    shown = json.loads(run("interlab", f"Tampa={finished.archive}", f"Oslo={there.archive}", "--json").output)
     assert shown[0]["laboratories"][1]["mean"] == 8.25 + 3 / 16
     assert shown[0]["pooled"]["laboratories"] == 2
 
@@ -219,7 +219,7 @@ def test_other_settings_are_found_in_the_records(finished: Lab, tmp_path: Path) 
 
     finish_study(load_study(str(there.study)), there.runs, there.cache)
     there.pack()
-    result = run("compare", f"a={finished.archive}", f"b={there.archive}", "--out", tmp_path / "out")
+    result = run("interlab", f"a={finished.archive}", f"b={there.archive}", "--out", tmp_path / "out")
     assert "tiny-neox/adamw-8bit: 2 laboratories, not pooled: not the same training; " in result.output
     assert "tiny-llama-chat/adamw-8bit: within a laboratory" in result.output, "it has a rate of its own"
 
@@ -229,15 +229,15 @@ def test_results_files_studies_and_the_papers_numbers_can_be_compared(finished: 
 
     published = read_published(ROOT / "paper" / "published")
     write_results([dataclasses.replace(row, study="paper") for row in published], tmp_path / "Oslo.jsonl")
-    result = run("compare", "published", tmp_path / "Oslo.jsonl", "--out", tmp_path / "out")
+    result = run("interlab", "published", tmp_path / "Oslo.jsonl", "--out", tmp_path / "out")
     assert result.exit_code == 0, (result.output, result.exception)
     assert "llama2-7b/adamw-32bit: within a laboratory" in result.output
     result = run(
-        "compare", finished.study, f"b={finished.archive}", "--runs", finished.runs, "--out", tmp_path
+        "interlab", finished.study, f"b={finished.archive}", "--runs", finished.runs, "--out", tmp_path
     )
     assert "bit for bit: 2" in result.output
-    assert isinstance(failure(run("compare", "published", tmp_path / "none.zip")), MissingError)
-    assert isinstance(failure(run("compare", "published", tmp_path / "none.jsonl")), MissingError)
+    assert isinstance(failure(run("interlab", "published", tmp_path / "none.zip")), MissingError)
+    assert isinstance(failure(run("interlab", "published", tmp_path / "none.jsonl")), MissingError)
 
 
 def test_the_same_laboratories_give_the_same_bytes_and_names_are_only_text(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_the_same_laboratories_give_the_same_bytes_and_names_are_only_text(tmp_p
     given = (f"<b>|\\input{{x}}={tmp_path / 'a.jsonl'}", f"\x1b[2J={tmp_path / 'b.jsonl'}")
     texts = []
     for folder in ("one", "two"):
-        assert run("compare", *given, "--out", tmp_path / folder).exit_code == 0
+        assert run("interlab", *given, "--out", tmp_path / folder).exit_code == 0
         texts.append([path.read_bytes() for path in sorted((tmp_path / folder).iterdir())])
     assert texts[0] == texts[1]
     markdown, latex = texts[0]

@@ -13,7 +13,7 @@ from support.checkout import ROOT, kit
 from support.tiny import write_study
 
 from qlora_repeat import __version__
-from qlora_repeat.cli.main import COMMANDS, cli
+from qlora_repeat.cli.main import COMMANDS, GROUPS, HIDDEN, cli
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import all_trials
 
@@ -48,7 +48,7 @@ def test_examples_are_of_trials_and_studies_that_there_are_and_can_be_typed(comm
             name, called, rest = cli.resolve_command(context, words)
             assert called is not None
             parsed = called.make_context(name, list(rest), parent=context)
-        named = ("study_file", "trial", "first", "second", "compare", "archive")
+        named = ("name", "study_file", "trial", "first", "second", "compare", "archive")
         given = {str(parsed.params[key]) for key in named if parsed.params.get(key)}
         given |= set(parsed.params.get("laboratories", ()))
         assert given and {name for name in given if not name.endswith(".zip")} <= set(known)
@@ -58,7 +58,8 @@ def test_help_lists_every_subcommand_and_the_exit_codes() -> None:
     shown = kit("--help")
     assert shown.returncode == 0
     assert "Example:" in shown.stdout
-    assert [command for command in COMMANDS if f"\n  {command} " not in shown.stdout] == []
+    assert [name for name in COMMANDS if f"\n  {name} " not in shown.stdout] == [*HIDDEN]
+    assert [title for title in GROUPS if f"\n{title}:\n" not in shown.stdout] == []
     for code in ("0", "2", "3", "4", "5", "130"):
         assert f" {code} " in shown.stdout.partition("Exit codes:")[2]
 
@@ -72,8 +73,8 @@ def test_version() -> None:
     "arguments",
     [
         ["--help"],
-        ["list"],
-        ["list", "STUDY"],
+        ["show"],
+        ["show", "STUDY"],
         ["status", "STUDY"],
         ["collect", "STUDY"],
         ["fetch", "--help"],
@@ -86,7 +87,7 @@ def test_version() -> None:
         ["plan", "--help"],
         ["pack", "--help"],
         ["unpack", "--help"],
-        ["compare", "--help"],
+        ["interlab", "--help"],
         ["tables", "published", "--compare", "published", "--out", "OUT"],
     ],
     ids=" ".join,
@@ -122,7 +123,7 @@ def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Pa
             3,
             "nonesuch: no such study file; looked for nonesuch.toml, studies/nonesuch.toml",
         ),
-        ("list nonesuch", 3, "no such study file"),
+        ("show nonesuch", 3, "no such study file"),
         ("run nonesuch", 3, "no such study file"),
         ("fetch nonesuch", 3, "no such study file"),
         ("tables nonesuch", 3, "no such study file"),
@@ -137,9 +138,9 @@ def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Pa
         ("pack STUDY --out RUNS", 2, "--out RUNS: give a file that ends in .zip"),
         ("unpack RUNS/none.zip", 3, "RUNS/none.zip: no such archive; `qlora-repeat pack` writes one"),
         ("unpack STUDY --to RUNS", 2, "RUNS: is there already; unpack to another folder, by --to"),
-        ("compare", 2, "Missing argument '[NAME=]RESULTS...'"),
-        ("compare published", 2, "give the results of at least two laboratories to compare"),
-        ("compare published a=RUNS/none.jsonl", 3, "RUNS/none.jsonl: no collected results"),
+        ("interlab", 2, "Missing argument '[NAME=]RESULTS...'"),
+        ("interlab published", 2, "give the results of at least two laboratories to compare"),
+        ("interlab published a=RUNS/none.jsonl", 3, "RUNS/none.jsonl: no collected results"),
         ("check RUNS/none.zip", 3, "RUNS/none.zip: no such archive"),
         ("paper --out RUNS", 3, "RUNS/all.tex: no tables to compile; run `qlora-repeat tables"),
         ("finetune", 2, "give one TRIAL (model/optimizer/number), or --all"),
@@ -168,7 +169,7 @@ def test_a_mistake_ends_in_its_exit_code_and_one_line(
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "status", "collect", "tables", "figures", "paper", "fetch", "run"]
+    "command", ["show", "status", "collect", "tables", "figures", "paper", "fetch", "run"]
 )
 def test_every_subcommand_tells_a_mistake_in_the_study_file(command: str, tmp_path: Path) -> None:
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
@@ -202,9 +203,11 @@ def test_a_study_that_has_not_run_has_a_row_for_each_trial(study_file: Path, tmp
 
 
 def test_list_names_the_studies_and_the_trials(study_file: Path) -> None:
-    assert "pocket: pocket study, 56 trials" in kit("list").stdout.splitlines()
-    assert kit("list", study_file).stdout.splitlines()[0] == "tiny-neox/adamw-8bit/1"
-    assert len(kit("list", study_file).stdout.splitlines()) == 8
+    assert "pocket: pocket study, 56 trials (studies/pocket.toml)" in kit("show").stdout.splitlines()
+    head, _, trials = kit("show", study_file).stdout.partition("\n\n")
+    assert head.splitlines()[0] == f"tiny: tiny study, 8 trials ({study_file})"
+    assert trials.splitlines()[0] == "tiny-neox/adamw-8bit/1"
+    assert len(trials.splitlines()) == 8
 
 
 def test_the_study_may_come_from_the_environment(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

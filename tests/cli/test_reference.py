@@ -45,7 +45,7 @@ def test_it_has_a_chapter_and_an_example_for_every_command(written: str) -> None
     for name, chapter in zip(COMMANDS, chapters[1:], strict=True):
         assert f"\n    qlora-repeat {name} [OPTIONS]" in chapter
         assert chapter.count(f"\n    qlora-repeat {name} ") > 1, "an example"
-        assert "\n- `--" in chapter or name == "list"
+        assert "\n- `--" in chapter or name == "show"
 
 
 def test_it_tells_of_nothing_on_this_machine(written: str) -> None:

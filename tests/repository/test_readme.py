@@ -54,7 +54,7 @@ def test_links_lead_somewhere(page) -> None:
 
 
 def test_commands_that_need_no_model_run() -> None:
-    for arguments in (["list"], ["list", "pocket"], ["status", "pocket"], ["--version"]):
+    for arguments in (["show"], ["show", "pocket"], ["status", "pocket"], ["--version"]):
         done = kit(*arguments)
         assert done.returncode == 0, done.stderr
         assert done.stdout

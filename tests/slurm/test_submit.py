@@ -111,7 +111,7 @@ def test_two_submissions_at_once_run_each_trial_once_and_tables_come_last(
     assert most == 1, "a task at a time"
     status = kit("status", study_file, "--runs", runs, "--cache", cache).stdout
     assert f"{broken.name} failed: " in status and status.count("failed: ") == 1
-    logs = kit("logs", broken.name, "--study", study_file, "--runs", runs).stdout
+    logs = kit("status", broken.name, "--study", study_file, "--runs", runs).stdout
     assert f"{broken.trace}" in logs
     assert (runs / "out" / "table-01.md").stat().st_size > 100
 
@@ -136,7 +136,7 @@ def test_what_was_cancelled_or_preempted_goes_on_to_the_same_bits(cache: Path, t
     job = job_of(told, trial.name)
 
     def told_of(words: str) -> int:
-        log = kit("logs", trial.name, *alone[:4], "--runs", runs, "--lines", 1000).stdout
+        log = kit("status", trial.name, *alone[:4], "--runs", runs, "--lines", 1000).stdout
         return log.count(words)
 
     wait(lambda: any(trial.unfinished.glob("step-*")))

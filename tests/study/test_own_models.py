@@ -54,7 +54,10 @@ def test_the_pocket_study_takes_it(block: str, tmp_path: Path) -> None:
         assert {model.training.learning_rate for model in study.models.values()} == {3e-4}
     else:
         assert len(study.models) == len(pocket.models) + 1
-    assert kit("list", tmp_path / "mine.toml").stdout.count("\n") == len(study.models) * 2 * 7
+    assert (
+        kit("show", tmp_path / "mine.toml").stdout.partition("\n\n")[2].count("\n")
+        == len(study.models) * 2 * 7
+    )
 
 
 def tiny_block(block: str) -> str:

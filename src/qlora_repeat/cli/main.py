@@ -11,40 +11,51 @@ from qlora_repeat.errors import KitError
 from qlora_repeat.system.files import disk_error
 from qlora_repeat.system.signals import heeded
 
-COMMANDS = {
-    "plan": "Tell what a study will need of a GPU, before anything is fetched.",
-    "fetch": "Bring a study's models and data to the cache.",
-    "finetune": "Fine-tune one trial, or all.",
-    "merge": "Merge adapters into the base model.",
-    "evaluate": "Measure perplexity and record responses.",
-    "time": "Time the answers to the study's prompts.",
-    "trial": "Run the four stages of one trial in this process.",
-    "run": "Run every trial of a study that is not complete.",
-    "submit": "Submit a study to Slurm: a task for each trial, then the tables.",
-    "logs": "Show how a trial stands, and the end of what it printed.",
-    "doctor": "Show the machine, and what would stop a study from running here.",
-    "status": "Show which trials are done, running, stale, damaged, failed or missing.",
-    "check": "Re-hash everything of a study, and name what is damaged.",
-    "diff": "Name the first step at which two trials part, and in what.",
-    "verify": "Run one recorded trial again, and say how far it agrees.",
-    "attribute": "Find which source of randomness makes runs differ, by an experiment.",
-    "collect": "Gather all records of a study into one results file.",
-    "tables": "Render the paper's tables from collected results.",
-    "figures": "Draw the paper's Figure 4 from collected results.",
-    "report": "Write one HTML file of a study's results, to read without a network.",
-    "paper": "Compile tables and figures into one PDF, with LaTeX.",
-    "pack": "Put a study into one archive that others can cite and check.",
-    "unpack": "Check an archive that somebody has packed, and unpack it.",
-    "compare": "Set the results of several laboratories side by side.",
-    "miniature": "Write a hub of miniature models to rehearse a study on.",
-    "list": "List studies, or the trials of one.",
+GROUPS = {
+    "Run a study": {
+        "plan": "Estimate memory, disk and hours on a GPU, before anything is fetched.",
+        "fetch": "Fetch a study's models and data into the cache.",
+        "run": "Run every trial that is not complete, then write tables, figures and report.",
+        "trial": "Run the four stages of one trial in this process.",
+        "finetune": "Fine-tune one trial, or all.",
+        "merge": "Merge adapters into the base model.",
+        "evaluate": "Measure perplexity and record responses.",
+        "time": "Time the responses to the study's prompts.",
+        "submit": "Submit a study to Slurm: one task for each trial, then the tables.",
+    },
+    "Inspect": {
+        "show": "List the studies, or show one study and its trials.",
+        "status": "Show which trials are done, running, stale, damaged, failed or missing.",
+        "doctor": "Show the machine, and what would stop a study from running here.",
+    },
+    "Results": {
+        "collect": "Gather all records of a study into one results file.",
+        "tables": "Render the paper's tables from collected results.",
+        "figures": "Draw the paper's Figure 4 from collected results.",
+        "report": "Write one HTML file of a study's results, to read without a network.",
+        "paper": "Compile tables and figures into one PDF, with LaTeX.",
+    },
+    "Compare and explain": {
+        "diff": "Find the first step at which two trials differ, and in what.",
+        "verify": "Run one recorded trial again, and say how far it agrees.",
+        "attribute": "Find which source of randomness makes trials differ, by an experiment.",
+        "interlab": "Compare the results of several laboratories.",
+    },
+    "Share": {
+        "pack": "Pack a study into one archive that others can cite and check.",
+        "check": "Re-hash all files of a study or an archive, and name what is damaged.",
+        "unpack": "Check an archive, and unpack it.",
+    },
 }
-"""Each subcommand, and its one-line help."""
+"""The subcommands by purpose, each with its one-line help."""
+HIDDEN = {"miniature": "Write a hub of miniature models, to rehearse a study on a CPU."}
+"""Subcommands that `--help` leaves out: `make rehearsal` uses them."""
+COMMANDS = {name: help for group in [*GROUPS.values(), HIDDEN] for name, help in group.items()}
 
 
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [name for name in COMMANDS if name not in HIDDEN]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
@@ -61,26 +72,31 @@ class _Lazy(click.Group):
         ctx.invoked_subcommand = args[0] if args else None
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+
 
 @click.command(
     cls=_Lazy,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 success, 1 a bug, 2 wrong usage or study file, 3 something missing or changed, "
     "4 a stage failed, 5 another process works on the trial, 6 stopped by a signal, "
-    "7 trials that were compared differ, 8 to 10 other verdicts of verify, 130 stopped by Ctrl-C.",
+    "7 compared trials differ, 8 to 10 other verdicts of verify, 130 stopped by Ctrl-C.",
 )
 @click.version_option(__version__, prog_name="qlora-repeat")
 def cli() -> None:
-    """Repeat QLoRA fine-tuning studies and see how far runs agree.
+    """Repeat QLoRA fine-tuning studies, and measure how far their trials agree.
 
     \b
     Example:
-      qlora-repeat run pocket && qlora-repeat collect pocket && qlora-repeat tables pocket
+      qlora-repeat run pocket && qlora-repeat tables pocket --format terminal
     """
 
 
 def main() -> None:
-    """The console script: errors that a user can mend end in one line and their exit code."""
+    """The console script: an error that a user can fix ends in one line and its exit code."""
     try:
         with heeded(keyboard=True):
             code = cli.main(standalone_mode=False)

@@ -221,5 +221,5 @@ def chosen_trials(study_file: str, trial: str | None, every: bool, runs: Path) -
     """
     study = load_study(study_file)
     if (trial is None) == (not every):
-        raise UsageError("give one TRIAL (model/optimizer/number), or --all; `qlora-repeat list` names them")
+        raise UsageError("give one TRIAL (model/optimizer/number), or --all; `qlora-repeat show` lists them")
     return study, [find_trial(study, trial, runs)] if trial else all_trials(study, runs)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.main import COMMANDS, cli
+from qlora_repeat.cli.main import COMMANDS, GROUPS, cli
 from qlora_repeat.system.files import write_text
 
 PAGE = Path("docs/commands.md")
@@ -38,10 +38,9 @@ def _introduction() -> Iterator[str]:
         "Written by `python -m qlora_repeat.cli.reference` from what the commands themselves say with "
         "`--help`. What STUDY and TRIAL may be is in the [README](../README.md#the-command-line)."
     )
-    yield "\n".join(
-        ["| command | what it does |", "|:--|:--|"]
-        + [f"| [`{name}`](#{name}) | {short} |" for name, short in COMMANDS.items()]
-    )
+    for title, commands in GROUPS.items():
+        rows = [f"| [`{name}`](#{name}) | {short} |" for name, short in commands.items()]
+        yield "\n".join([f"| {title} | |", "|:--|:--|", *rows])
     yield from _paragraphs(cli.help)
     yield _filled(str(cli.epilog))
 

@@ -139,7 +139,7 @@ def test_latex_compiles(rendered: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-@pytest.mark.parametrize("command", ["list", "status", "collect", "fetch", "run"])
+@pytest.mark.parametrize("command", ["show", "status", "collect", "fetch", "run"])
 def test_other_commands_say_which_ones_take_it(command: str) -> None:
     done = kit(command, "published")
     assert (done.returncode, done.stdout) == (2, "")
@@ -152,7 +152,7 @@ def test_no_study_file_has_the_name(tmp_path: Path) -> None:
     path = tmp_path / "published.toml"
     shutil.copy(ROOT / "studies" / "pocket.toml", path)
     path.write_text(path.read_text(encoding="utf-8").replace('"pocket"', '"published"'), encoding="utf-8")
-    for command in ("list", "tables"):
+    for command in ("show", "tables"):
         done = kit(command, path)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"Error: {path}: ")

@@ -4,22 +4,53 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.options import cache_option, output, runs_option, study_argument
+from qlora_repeat.cli.options import cache_option, output, runs_option, study_option
 
 
 @click.command("status")
-@study_argument
+@click.argument("name", metavar="[STUDY|TRIAL]", required=False)
+@study_option
+@click.option(
+    "--lines",
+    type=click.IntRange(1),
+    default=40,
+    show_default=True,
+    help="For a TRIAL: show this many lines from the end of each log.",
+)
 @runs_option
 @cache_option
-def command(study_file: str, runs: Path, cache: Path) -> None:
-    """Show each arm's trials: done, running, stale, damaged, failed or missing; and why.
+def command(name: str | None, study_file: str, lines: int, runs: Path, cache: Path) -> None:
+    """Show which trials of a study are done, running, stale, damaged, failed or missing, and why.
 
-    Quick: files are looked at by size; `qlora-repeat check` reads them.
+    For a TRIAL, named model/optimizer/number, show its state, its last step, and the end of its log and of
+    the log of its job on a cluster. File contents are not read: `qlora-repeat check` does that.
 
     \b
-    Example:
+    Examples:
       qlora-repeat status pocket
+      qlora-repeat status smollm2-135m/adamw-8bit/3 --study pocket
     """
+    if name is not None and _is_trial(name):
+        _show_trial(study_file, name, lines, runs)
+    else:
+        _, at, profile = study_file.partition("@")  # of --randomness
+        _show_study(study_file if name is None else f"{name}{at}{profile}", runs, cache)
+
+
+def _is_trial(name: str) -> bool:
+    return name.count("/") == 2 and not name.partition("@")[0].endswith(".toml")
+
+
+def _show_trial(study_file: str, name: str, lines: int, runs: Path) -> None:
+    from qlora_repeat.slurm.logs import trial_logs
+    from qlora_repeat.study.loading import load_study
+    from qlora_repeat.study.trial import find_trial
+
+    for line in trial_logs(find_trial(load_study(study_file), name, runs), lines):
+        click.echo(line)
+
+
+def _show_study(study_file: str, runs: Path, cache: Path) -> None:
     from qlora_repeat.cli.colors import STATES, with_colored
     from qlora_repeat.records.status import (
         base_damages,

@@ -1,4 +1,4 @@
-"""`qlora-repeat compare`."""
+"""`qlora-repeat interlab`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from qlora_repeat.analysis.interlab import Laboratory
 
 
-@click.command("compare")
+@click.command("interlab")
 @click.argument("laboratories", metavar="[NAME=]RESULTS...", nargs=-1, required=True)
 @runs_option
 @out_option
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON, and write nothing.")
 def command(laboratories: tuple[str, ...], runs: Path, out: Path | None, as_json: bool) -> None:
-    """Set what several laboratories measured side by side: Table S5.
+    """Compare what several laboratories measured: Table S5.
 
-    RESULTS are an archive of `pack` (.zip), a results file (.jsonl), a study's name, or `published`. For each
-    arm, the table has the spread within laboratories (repeatability), that of runs of any laboratory
-    (reproducibility), and how many adapters are the same bits in several. By default it goes to
-    paper/build/laboratories.
+    RESULTS is an archive made by `pack` (.zip), a results file (.jsonl), a study's name, or `published`. For
+    each arm, the table shows the spread within laboratories (repeatability), the spread between trials of
+    any laboratory (reproducibility), and how many adapters are bitwise equal in several. The table goes to
+    paper/build/laboratories, unless --out names another folder.
 
     \b
     Example:
-      qlora-repeat compare tampa.zip oslo.zip
+      qlora-repeat interlab tampa.zip oslo.zip
     """
     import dataclasses
 
