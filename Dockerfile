@@ -1,4 +1,4 @@
-# The kit, with everything that its lock files pin; `make image` builds it, docs/cluster.md shows its use.
+# The kit, with everything that its lock files pin; `make image` builds it, see docs/howto/run-on-a-cluster.md.
 #
 # BASE_IMAGE    a base with the libraries of a GPU's driver interface; torch brings its own CUDA.
 #               `make base-image` says whether its tag still has this digest

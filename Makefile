@@ -1,7 +1,7 @@
 # From a clean checkout to tables and figures: `make all`. Every target: `make help`.
 #
 #   STUDY        a study in studies/, or the path of a TOML file; cut short: paper@12-steps-4-rows
-#   RANDOMNESS   another of the study's profiles: as-published, seeded or bitwise (docs/method.md)
+#   RANDOMNESS   another of the study's profiles: as-published, seeded or bitwise (docs/explanation/method.md)
 #   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
 #   OPTIONS      more options for `verify` and `submit`, such as "--stages evaluate"
 #   COMPARE      what tables also compare with: published (the paper's numbers), a study, or a results file
@@ -14,7 +14,7 @@
 #   ACCELERATOR  which build of torch .venv gets: cpu, cuda, or auto (cuda where nvidia-smi works)
 #   PYTHON       the Python that .venv is made from, or several to try
 #   ENGINE, IMAGE, SIF, BASE_IMAGE, SNAPSHOT, RESULTS, CACHE, BUILD_OPTIONS, CONTAINER_OPTIONS
-#                what images are made of and run with (docs/cluster.md)
+#                what images are made of and run with (docs/howto/run-on-a-cluster.md)
 #   KIT_PYTHON   the Python of an environment that has the kit already (its full path): .venv is then not used
 STUDY ?= pocket
 REHEARSAL ?= $(CURDIR)/runs/rehearsal

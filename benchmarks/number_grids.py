@@ -1,4 +1,4 @@
-"""Do the perplexities of the paper's Tables 1 and 2 lie on the grids of half precision? For docs/findings.md.
+"""Do the perplexities of the paper's Tables 1 and 2 lie on the grids of half precision? For the findings.
 
     python benchmarks/number_grids.py
 

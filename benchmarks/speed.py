@@ -217,7 +217,7 @@ def report_losses(alone: list[float], tokens: int, batched: list[ExampleLoss]) -
         flush=True,
     )
     assert mean < 5e-4, "the mean loss is not the same"
-    assert max(relative) < LOSS_BOUND, "an example's loss differs by more than docs/speed.md says"
+    assert max(relative) < LOSS_BOUND, "an example's loss differs by more than the document on speed says"
 
 
 def compare_workers(bench: Bench) -> None:

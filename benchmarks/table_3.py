@@ -1,4 +1,4 @@
-"""Which settings would take the GPU memory of the paper's Table 3? For docs/plan.md; some minutes, no GPU.
+"""Which settings would take the GPU memory of the paper's Table 3? Some minutes, no GPU.
 
     python benchmarks/table_3.py
 

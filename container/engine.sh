@@ -18,5 +18,5 @@ find_engine() { # docker may be installed without its daemon
 }
 
 require_apptainer() {
-	command -v apptainer >/dev/null || { echo "apptainer: not found; see docs/cluster.md" >&2; exit 3; }
+	command -v apptainer >/dev/null || { echo "apptainer: not found; see docs/howto/run-on-a-cluster.md" >&2; exit 3; }
 }

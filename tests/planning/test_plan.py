@@ -138,7 +138,7 @@ def test_disk_has_the_download_and_the_merged_weights_of_trials_that_run_at_once
 
 
 def test_the_page_shows_what_the_command_shows(llama: Plan) -> None:
-    page = (ROOT / "docs/plan.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/explanation/memory-and-time.md").read_text(encoding="utf-8")
     lines = [line for line in plan_text(llama).splitlines() if line.startswith("llama2-7b")]
     assert len(lines) == 5  # an arm's memory and its hours, twice, and the test
     shown = [re.sub(r"\s+", " ", line) for line in page.splitlines()]

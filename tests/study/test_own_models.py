@@ -1,4 +1,4 @@
-"""What docs/extending.md adds to a study: few lines, of the pocket study and of one that is trained here."""
+"""What the how-to guide adds to a study: few lines, of the pocket study and of one that is trained here."""
 
 import difflib
 import re
@@ -13,9 +13,8 @@ from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES, find_trial
 
-BLOCKS = re.findall(
-    r"^```toml\n(.*?)^```", (ROOT / "docs/extending.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
-)
+GUIDE = ROOT / "docs/howto/use-your-own-model-and-data.md"
+BLOCKS = re.findall(r"^```toml\n(.*?)^```", GUIDE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 MODEL, DATASET, OPTIMIZER = BLOCKS
 MOST_LINES = 20
 

@@ -262,5 +262,5 @@ def _description(study: Study, runs: Sequence[Run]) -> str:
         f"{trials} of {asked} trials of study {study.label}, in randomness profile {study.profile}: records, "
         "traces, adapters, collected results, tables and figures, lock files and the study file, as "
         "`qlora-repeat pack` collects them. Base models and data are named by digest, and not in it; nor are "
-        "merged models, which are built from base and adapter. docs/package.md of the kit says more."
+        "merged models, which are built from base and adapter. The kit's documents say more."
     )

@@ -2,7 +2,8 @@
 
 The libraries that train also plan: they build the model without memory for its weights (torch's meta
 device), quantize and adapt it as `qlora_repeat.stages.finetune` does, and run a step of it with tensors that
-have a shape and a type but no content (FakeTensorMode), while `LiveMemory` counts: docs/plan.md.
+have a shape and a type but no content (FakeTensorMode), while `LiveMemory` counts:
+docs/explanation/memory-and-time.md.
 """
 
 import contextlib

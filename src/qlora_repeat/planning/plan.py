@@ -1,6 +1,6 @@
 """What a study will need on a GPU: memory, disk and hours, told before anything is fetched.
 
-docs/plan.md says how each number comes about, and which of them are estimates.
+docs/explanation/memory-and-time.md says how each number comes about, and which of them are estimates.
 """
 
 import heapq

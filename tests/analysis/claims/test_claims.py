@@ -465,8 +465,8 @@ def test_table_s4_has_a_row_for_each_claim_side_by_side() -> None:
 
 
 def rows_in_docs(heading: str) -> dict[str, dict[str, str]]:
-    """The rows of a table in docs/claims.md, by number and heading; `heading` is one that it alone has."""
-    text = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    """The rows of the table in docs/explanation/claims.md that alone has a heading, by number and heading."""
+    text = (ROOT / "docs" / "explanation" / "claims.md").read_text(encoding="utf-8")
     (found,) = [part for part in text.split("\n\n") if heading in part and part.startswith("| no. |")]
     headings, _, *rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in found.strip().splitlines()

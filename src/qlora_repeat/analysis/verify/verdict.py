@@ -25,7 +25,7 @@ DEFAULT_TOLERANCES = {
     "32bit": Tolerance(first_loss=1e-6, loss=5e-5, adapter=5e-3, perplexity=4e-5),
 }
 """By the precision of optimizer state; measured with AdamW. Noise has no largest value: some trials amplify
-any. These hold for most; see docs/verify.md."""
+any. These hold for most; see docs/reference/verdicts.md."""
 LEVEL = 0.998
 """Of the prediction interval, in which two perplexities must lie, the recorded and the re-run's.
 

@@ -172,7 +172,7 @@ def _asked(request: "Request", *, planned: bool) -> str:
     )
     basis = ""
     if request.estimated:
-        basis = "time and memory: the largest task's, by the plan (docs/plan.md), where they are not given\n"
+        basis = "time and memory: the largest task's, by `qlora-repeat plan`, where they are not given\n"
     elif planned:
         basis = "time and memory are not planned, for the bases are not fetched: give --time and --memory\n"
     first = "; ".join(request.array["setup"])

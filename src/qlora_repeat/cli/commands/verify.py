@@ -87,8 +87,7 @@ def command(
     in theirs.zip:smollm2-135m/adamw-8bit/3. Settings and seeds are those of its records; only where models
     and data come from is told by the study file: of an archive, or a folder that one was unpacked to, by its
     own unless --study says otherwise. Nothing of the recorded trial is changed. Exit codes: 0 bitwise, 7
-    different, 8 within tolerance, 9 statistically consistent, 10 inconclusive; docs/verify.md says what each
-    means.
+    different, 8 within tolerance, 9 statistically consistent, 10 inconclusive.
 
     \b
     Example:
