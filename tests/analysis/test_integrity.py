@@ -523,7 +523,7 @@ def test_results_that_cannot_be_written_can_be_looked_at(
     disk = tmp_path / "disk"
     done = on_small_disk(CLOSED, disk, 10, study_file, kit, cache)
     assert done.returncode == 0, done.stderr
-    told = "Read-only file system; let it be written to, or set QLORA_REPEAT_RUNS (results) or " + (
+    told = "Read-only file system; make it writable, or set QLORA_REPEAT_RUNS (results) or " + (
         "QLORA_REPEAT_CACHE (models and data) to another folder"
     )
     status, check, collect, begun, *_, run = done.stdout.splitlines()

@@ -75,12 +75,12 @@ def test_without_a_lock_the_branch_is_followed(reader: User, hub: Hub) -> None:
         (
             SHARD,
             b"\xff" * 8,
-            "not a safetensors file (its header would have 18,446,744,073,709,551,615 bytes",
+            "not a safetensors file (its header has 18,446,744,073,709,551,615 bytes",
         ),
         (
             "model.safetensors.index.json",
             b'{"weight_map": {"lm_head.weight": "../../../../secret.safetensors"}}',
-            "'lm_head.weight' is to be in '../../../../secret.safetensors', which is not a safetensors file",
+            "'lm_head.weight' is mapped to '../../../../secret.safetensors', which is not a safetensors file",
         ),
     ],
     ids=["pickle", "header", "index"],
@@ -241,7 +241,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_downloaded(
     told = copied.refused(*QUOTER, HF_ENDPOINT=hub.url)
     folder = copied.home / "hub" if file == SHARD else copied.cache
     assert told.startswith(f"{folder}: 1,000,000,000,")
-    assert told.endswith(f"; free some, or set {variable} to a folder on a larger disk")
+    assert told.endswith(f"; free some space, or set {variable} to a folder on a larger disk")
     assert hub.requests == []
 
 

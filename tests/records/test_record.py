@@ -147,7 +147,7 @@ def test_a_record_of_another_shape_is_refused(changes: dict[str, Any], reason: s
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     text = sealed().replace(b'  "seconds": 1.25,\n', b'  "seconds": 9.25,\n  "seconds": 1.25,\n')
     (tmp_path / "evaluate.json").write_bytes(text)
-    assert "key 'seconds' stands there twice" in refusal(tmp_path / "evaluate.json")
+    assert "key 'seconds' appears twice" in refusal(tmp_path / "evaluate.json")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_an_adapter_is_merged_by_the_papers_sum(base: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ('{"r": 2, "lora_alpha": 4, "r": 1}', "key 'r' stands there twice"),
+        ('{"r": 2, "lora_alpha": 4, "r": 1}', "key 'r' appears twice"),
         ("[" * 100_000, "nested too deeply"),
         ("", "Expecting value"),
         ("[]", "it has no numbers lora_alpha and r"),
@@ -110,7 +110,7 @@ def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> No
 def test_a_base_whose_index_leads_elsewhere_is_refused(base: Path, tmp_path: Path) -> None:
     index = base / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"layer.weight": "../elsewhere.safetensors"}}))
-    with pytest.raises(MissingError, match=f"^{index}: 'layer.weight' is to be in"):
+    with pytest.raises(MissingError, match=f"^{index}: 'layer.weight' is mapped to"):
         merged(base, adapter(tmp_path), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there, and JSON from elsewhere."""
+"""Files and folders are written completely or not at all; untrusted JSON is checked."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from qlora_repeat.system.files import disk_error, new_folder, parse_json, read_j
 FAILURES = [OSError, ValueError, KeyboardInterrupt, SystemExit, MemoryError]
 
 
-def test_a_file_is_written_with_its_folders_for_all_to_read(tmp_path: Path) -> None:
+def test_a_file_is_created_with_its_folders_and_readable_by_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.txt"
     write_text(path, "ő\r\n\u2028🙂\n")
     assert path.read_bytes() == "ő\r\n\u2028🙂\n".encode()
@@ -25,7 +25,7 @@ def test_a_file_is_written_with_its_folders_for_all_to_read(tmp_path: Path) -> N
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_json_is_for_people_and_diff(tmp_path: Path) -> None:
+def test_json_is_indented_sorted_and_not_escaped(tmp_path: Path) -> None:
     write_json(tmp_path / "file.json", {"b": ["é"], "a": None})
     text = (tmp_path / "file.json").read_text(encoding="utf-8")
     assert text == '{\n  "a": null,\n  "b": [\n    "é"\n  ]\n}\n'
@@ -56,8 +56,8 @@ def test_json_is_read(text: str, value: object, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b'{"a": 1, "b": 2, "a": 1}', "key 'a' stands there twice"),
-        (b'[{"x": {"a": 1, "\\u0061": 2}}]', "key 'a' stands there twice"),
+        (b'{"a": 1, "b": 2, "a": 1}', "key 'a' appears twice"),
+        (b'[{"x": {"a": 1, "\\u0061": 2}}]', "key 'a' appears twice"),
         (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
         (b"\xff{}", "'utf-8' codec can't decode"),
@@ -67,24 +67,20 @@ def test_json_is_read(text: str, value: object, tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_json_that_readers_could_take_differently_or_never_end_with_is_refused(
-    content: bytes, reason: str, tmp_path: Path
-) -> None:
+def test_ambiguous_invalid_or_endless_json_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(content)
     with pytest.raises(MissingError) as caught:
         read_json(path, "fetch it again")
-    assert str(caught.value).startswith(f"{path}: not readable ({reason}")
+    assert str(caught.value).startswith(f"{path}: cannot be read ({reason}")
     assert str(caught.value).endswith("); fetch it again")
     with pytest.raises(ValueError, match=reason):
         parse_json(content)
 
 
-def test_json_that_is_not_there_or_endless_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_or_too_large_json_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.json"
-    with pytest.raises(MissingError, match=r"not readable \(No such file or directory\); fetch it"):
+    with pytest.raises(MissingError, match=r"cannot be read \(No such file or directory\); fetch it"):
         read_json(path, "fetch it")
     monkeypatch.setattr(files, "LARGEST_JSON", 3)
     path.write_text("1234")
@@ -110,7 +106,7 @@ WRITERS = {
 @needs_mount
 @pytest.mark.parametrize("disk", DISKS)
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_disk_that_takes_no_more_is_named_and_leaves_what_was_there(
+def test_a_full_or_read_only_disk_is_named_and_the_old_content_stays(
     disk: str, writer: str, tmp_path: Path
 ) -> None:
     number, reason, spoil = DISKS[disk]
@@ -135,14 +131,14 @@ assert (here / "old" / "old" if (here / "old").is_dir() else here / "old").read_
 """
     done = on_small_disk(script, tmp_path, 1)
     assert done.returncode == 0, done.stderr
-    advice = "free some space there" if disk == "full" else "let it be written to"
+    advice = "free some space there" if disk == "full" else "make it writable"
     assert done.stdout == (
         f"{number} {tmp_path}/old: {reason}; {advice}, or set QLORA_REPEAT_RUNS (results) "
         "or QLORA_REPEAT_CACHE (models and data) to another folder\n"
     )
 
 
-def test_an_error_of_another_file_keeps_its_own_name(tmp_path: Path) -> None:
+def test_an_error_in_another_file_names_that_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, new_folder(tmp_path / "folder"):
         (tmp_path / "elsewhere").read_text()
     assert disk_error(caught.value) == f"{tmp_path}/elsewhere: No such file or directory"
@@ -150,7 +146,7 @@ def test_an_error_of_another_file_keeps_its_own_name(tmp_path: Path) -> None:
 
 
 @needs_mount
-def test_a_write_to_an_open_file_names_the_folder_of_the_work(tmp_path: Path) -> None:
+def test_an_error_without_a_file_names_the_given_folder(tmp_path: Path) -> None:
     script = """
 import pathlib, sys
 from qlora_repeat.system.files import disk_error
@@ -166,7 +162,7 @@ except OSError as error:
     assert nameless.startswith("No space left on device; free some space there, or set QLORA_")
 
 
-def test_a_file_that_grows_too_large_leaves_the_old_text(tmp_path: Path) -> None:
+def test_a_file_over_the_size_limit_leaves_the_old_text(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "old")
     script = (
@@ -197,7 +193,7 @@ def test_an_interruption_leaves_the_old_text(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_in_the_way_of_a_file_stays(tmp_path: Path) -> None:
+def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.mkdir()
     with pytest.raises(IsADirectoryError):
@@ -205,7 +201,7 @@ def test_a_folder_in_the_way_of_a_file_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_reader_sees_one_text_or_the_other(tmp_path: Path) -> None:
+def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "a" * 200_000)
     script = (
@@ -233,7 +229,7 @@ def test_a_killed_writer_leaves_the_old_text(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_complete(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder"
     with new_folder(path) as folder:
         (folder / "below").mkdir()
@@ -272,7 +268,7 @@ def test_a_folder_replaces_the_old_one_and_all_its_files(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("existed", [False, True])
-def test_a_failing_block_leaves_what_was_there(
+def test_a_failing_block_leaves_the_old_folder(
     failure: type[BaseException], existed: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "folder"

@@ -1,4 +1,4 @@
-"""Digests of files and of weights."""
+"""Digests of files and weights."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ TENSORS = {
 
 
 def expected() -> str:
-    """From the tensors in memory."""
+    """Return the digest computed from the tensors in memory."""
     return json_digest(
         {
             name: [
@@ -44,7 +44,7 @@ def expected() -> str:
     )
 
 
-def test_weights_have_one_digest_however_they_are_spread_over_files(tmp_path: Path) -> None:
+def test_the_digest_of_weights_does_not_depend_on_how_they_are_split_into_files(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     save_file(TENSORS, tmp_path / "one" / "model.safetensors", metadata={"format": "pt"})
@@ -54,23 +54,23 @@ def test_weights_have_one_digest_however_they_are_spread_over_files(tmp_path: Pa
     assert weights_digest(tmp_path / "one") == weights_digest(tmp_path / "two") == expected()
 
 
-def test_a_tensor_in_two_files_has_no_digest(tmp_path: Path) -> None:
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(MissingError, match="'x' is in another file too"):
         weights_digest(tmp_path)
 
 
-def test_no_weights_have_no_digest(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="there are no weights"):
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="it has no weights"):
         weights_digest(tmp_path)
     (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(MissingError, match=r"adapter_model\.bin: pickled weights are not read"):
         weights_digest(tmp_path)
 
 
-def test_a_change_right_after_a_digest_was_taken_is_seen(tmp_path: Path) -> None:
-    """Also within one tick of the clock, and where the old times are set again."""
+def test_a_change_right_after_a_digest_is_noticed(tmp_path: Path) -> None:
+    """Also within one tick of the clock, and if the old times are restored."""
     path = tmp_path / "file"
     path.write_bytes(b"0000")
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
@@ -82,12 +82,12 @@ def test_a_change_right_after_a_digest_was_taken_is_seen(tmp_path: Path) -> None
         assert known_digest(path) == hashlib.sha256(content).hexdigest() == file_digest(path)
 
 
-def test_a_file_that_stays_the_same_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing, "_SETTLED", -(10**18))  # as if it had been written long ago
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     found = known_digest(path), weights_digest(tmp_path)
-    monkeypatch.setattr(Path, "open", None)  # it cannot be read any more
+    monkeypatch.setattr(Path, "open", None)  # it can no longer be read
     assert (known_digest(path), weights_digest(tmp_path)) == found
     monkeypatch.undo()
     content = json.loads(path.read_bytes()[8:].split(b"}}")[0].decode() + "}}")
@@ -98,7 +98,7 @@ def test_a_file_that_stays_the_same_is_read_once(tmp_path: Path, monkeypatch: py
     assert weights_digest(tmp_path) != found[1]
 
 
-def test_a_manifest_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_manifest_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing, "_SETTLED", -(10**18))  # as if it had been written long ago
     assert manifest_digest(tmp_path) is None
     manifest = tmp_path / "manifest.json"

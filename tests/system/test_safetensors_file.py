@@ -1,4 +1,4 @@
-"""Safetensors files: read as safetensors reads them, and refused where they could do harm."""
+"""Safetensors files are read as safetensors reads them, and refused if they could do harm."""
 
 import json
 import pickle
@@ -36,18 +36,18 @@ TENSORS = {
 
 
 def written(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """A file with that header (its text, or what is to be one), and that data."""
+    """Return a file of a header (bytes, or a value to encode) and data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
 def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: Any) -> dict[str, Any]:
-    """What a header says of a tensor."""
+    """Return a tensor's entry in a header."""
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
 
 
 def refusal(content: bytes) -> str:
-    """Why such a file is refused; the reason is told in one line that names it."""
+    """Return the reason why a file is refused, which is one line that names the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         path.write_bytes(content)
@@ -77,7 +77,7 @@ def test_weights_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(safetensors_file._TYPES))
-def test_every_type_is_known_by_torchs_name(kind: str, tmp_path: Path) -> None:
+def test_every_type_has_torchs_name(kind: str, tmp_path: Path) -> None:
     size, name = safetensors_file._TYPES[kind]
     path = tmp_path / "model.safetensors"
     path.write_bytes(written({"x": entry(kind, [3], [0, 3 * size])}, bytes(range(3 * size))))
@@ -88,47 +88,47 @@ def test_every_type_is_known_by_torchs_name(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "its header would have 0 bytes, where 0 are the most"),
-        (b"1234567", "where 0 are the most"),
-        (written({}, length=3), "where 2 are the most"),
-        (written(b"{}", length=2**63), "its header would have 9,223,372,036,854,775,808 bytes, where 2 are"),
+        (b"", "its header has 0 bytes, expected at most 0"),
+        (b"1234567", "expected at most 0"),
+        (written({}, length=3), "expected at most 2"),
+        (written(b"{}", length=2**63), "its header has 9,223,372,036,854,775,808 bytes, expected at most 2"),
         (written(b""), "it has no header"),
         (written(b"[]"), "it has no header"),
         (written(b' {"x": 1}'), "it has no header"),
         (written(b"{"), "Expecting property name"),
         (written(b"{" + b"\xff}"), "codec can't decode"),
         (written(b'{"x":' * 100_000), "nested too deeply"),
-        (written(b'{"x": 1, "x": 2}'), "key 'x' stands there twice"),
+        (written(b'{"x": 1, "x": 2}'), "key 'x' appears twice"),
         (
             written(
                 b'{"x": {"dtype": "F32", "dtype": "F16", "shape": [1], "data_offsets": [0, 4]}}', b"0000"
             ),
-            "key 'dtype' stands there twice",
+            "key 'dtype' appears twice",
         ),
-        (written({"__metadata__": {"format": 1}}), "its __metadata__ are not texts"),
-        (written({"__metadata__": "pt"}), "its __metadata__ are not texts"),
-        (written({"x": [1]}), "'x' has not just dtype, shape and data_offsets"),
-        (written({"x": entry(more=1)}, b"0000"), "'x' has not just dtype, shape and data_offsets"),
-        (written({"x": {"dtype": "F32", "shape": [1]}}, b"0000"), "'x' has not just dtype"),
+        (written({"__metadata__": {"format": 1}}), "its __metadata__ is not an object of strings"),
+        (written({"__metadata__": "pt"}), "its __metadata__ is not an object of strings"),
+        (written({"x": [1]}), "'x': expected exactly the keys dtype, shape and data_offsets"),
+        (written({"x": entry(more=1)}, b"0000"), "'x': expected exactly the keys dtype, shape"),
+        (written({"x": {"dtype": "F32", "shape": [1]}}, b"0000"), "'x': expected exactly the keys dtype"),
         (written({"x": entry("object")}, b"0000"), "'x' has the unknown dtype 'object'"),
         (written({"x": entry(["F32"])}, b"0000"), "'x' has the unknown dtype"),
-        (written({"x": entry(shape=[-1, -1])}, b"0000"), "'x' has no shape of whole numbers"),
-        (written({"x": entry(shape=[1.0])}, b"0000"), "'x' has no shape of whole numbers"),
-        (written({"x": entry(shape=[True])}, b"0000"), "'x' has no shape of whole numbers"),
-        (written({"x": entry(shape=[1] * 1000)}, b"0000"), "'x' has no shape of whole numbers"),
-        (written({"x": entry(offsets=[0, 4, 8])}, b"0000"), "'x' has not two data_offsets"),
-        (written({"x": entry(offsets=[-4, 0])}, b"0000"), "'x' has not two data_offsets"),
-        (written({"x": entry(offsets=[4, 0])}, b"0000"), "'x' has -4 bytes, which is not what its shape"),
-        (written({"x": entry(shape=[2**40, 2**40])}, b"0000"), "'x' has 4 bytes, which is not what"),
-        (written({"x": entry()}), "the tensors end at byte 73, the file at 69"),
-        (written({"x": entry()}, b"00000000"), "the tensors end at byte 73, the file at 77"),
-        (written({"x": entry(offsets=[4, 8])}, b"00000000"), "'x' begins at byte 73, where 69 is due"),
-        (written({"x": entry(), "y": entry()}, b"0000"), "'y' begins at byte 130, where 134 is due"),
+        (written({"x": entry(shape=[-1, -1])}, b"0000"), "'x': its shape is not a list of whole numbers"),
+        (written({"x": entry(shape=[1.0])}, b"0000"), "'x': its shape is not a list of whole numbers"),
+        (written({"x": entry(shape=[True])}, b"0000"), "'x': its shape is not a list of whole numbers"),
+        (written({"x": entry(shape=[1] * 1000)}, b"0000"), "'x': its shape is not a list of whole numbers"),
+        (written({"x": entry(offsets=[0, 4, 8])}, b"0000"), "'x': its data_offsets are not two whole"),
+        (written({"x": entry(offsets=[-4, 0])}, b"0000"), "'x': its data_offsets are not two whole numbers"),
+        (written({"x": entry(offsets=[4, 0])}, b"0000"), "'x' has -4 bytes, which does not match its shape"),
+        (written({"x": entry(shape=[2**40, 2**40])}, b"0000"), "'x' has 4 bytes, which does not match"),
+        (written({"x": entry()}), "the tensors end at byte 73, the file at byte 69"),
+        (written({"x": entry()}, b"00000000"), "the tensors end at byte 73, the file at byte 77"),
+        (written({"x": entry(offsets=[4, 8])}, b"00000000"), "'x' begins at byte 73, expected byte 69"),
+        (written({"x": entry(), "y": entry()}, b"0000"), "'y' begins at byte 130, expected byte 134"),
         (written({"x": entry(), "y": entry(offsets=[8, 12])}, b"0" * 12), "'y' begins at byte"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_a_file_whose_header_does_not_hold_is_refused(content: bytes, reason: str) -> None:
+def test_a_file_with_an_invalid_header_is_refused(content: bytes, reason: str) -> None:
     assert reason in refusal(content)
 
 
@@ -137,19 +137,19 @@ def test_a_header_of_more_than_100_mb_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:  # a file with a hole: it takes no disk
         file.write(struct.pack("<Q", 150_000_000))
         file.truncate(200_000_000)
-    with pytest.raises(MissingError, match="would have 150,000,000 bytes, where 100,000,000 are the most"):
+    with pytest.raises(MissingError, match="has 150,000,000 bytes, expected at most 100,000,000"):
         read_header(path)
 
 
 class Harm:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return Path.touch, (Path("harm-was-done"),)
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_under_the_name_of_safetensors_is_named_as_one(
+def test_a_pickle_named_safetensors_is_recognized(
     protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -157,7 +157,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_named_as_one(
     assert not (tmp_path / "harm-was-done").exists()
 
 
-def test_torchs_archives_are_named_as_pickles(tmp_path: Path) -> None:
+def test_archives_of_torch_are_recognized_as_pickles(tmp_path: Path) -> None:
     torch.save(TENSORS, tmp_path / "model.bin")
     assert refusal((tmp_path / "model.bin").read_bytes()) == "it is a pickle, which could run code"
     with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
@@ -174,11 +174,11 @@ def test_pickled_weights_in_place_of_safetensors_are_refused_by_name(name: str, 
         assert str(caught.value).startswith(f"{tmp_path / name}: pickled weights are not read")
 
 
-def test_no_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=f"^{tmp_path}: there are no weights"):
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=f"^{tmp_path}: it has no weights"):
         weight_files(tmp_path)
     save_file(TENSORS, tmp_path / "model.safetensors")
-    with pytest.raises(MissingError, match=r"other.safetensors: there is no such file"):
+    with pytest.raises(MissingError, match=r"other.safetensors: the file is missing"):
         read_weights(tmp_path / "other.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(MissingError, match=r"folder.safetensors: not a safetensors file \(Is a directory\)"):
@@ -191,18 +191,18 @@ INDEX = "model.safetensors.index.json"
 @pytest.mark.parametrize(
     ("index", "reason"),
     [
-        ({"weight_map": {"a": "../outside/model.safetensors"}}, "'a' is to be in '../outside/model.safetens"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "'a' is to be in '/etc/passwd'"),
-        ({"weight_map": {"a": "other.safetensors"}}, "'a' is to be in 'other.safetensors', which is not a"),
-        ({"weight_map": {"a": "pytorch_model.bin"}}, "'a' is to be in 'pytorch_model.bin', which is not a"),
-        ({"weight_map": {"a": ["model.safetensors"]}}, "'a' is to be in"),
+        ({"weight_map": {"a": "../outside/model.safetensors"}}, "'a' is mapped to '../outside/model.safe"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "'a' is mapped to '/etc/passwd'"),
+        ({"weight_map": {"a": "other.safetensors"}}, "'a' is mapped to 'other.safetensors', which is not a"),
+        ({"weight_map": {"a": "pytorch_model.bin"}}, "'a' is mapped to 'pytorch_model.bin', which is not a"),
+        ({"weight_map": {"a": ["model.safetensors"]}}, "'a' is mapped to"),
         ({"weight_map": ["a"]}, "not an index of weights"),
         ([], "not an index of weights"),
-        (b'{"weight_map": {}, "weight_map": {"a": "model.safetensors"}}', "key 'weight_map' stands there tw"),
-        (b"\x80", "not readable"),
+        (b'{"weight_map": {}, "weight_map": {"a": "model.safetensors"}}', "key 'weight_map' appears tw"),
+        (b"\x80", "cannot be read"),
     ],
 )
-def test_an_index_that_leads_elsewhere_is_refused(index: Any, reason: str, tmp_path: Path) -> None:
+def test_an_index_that_names_other_files_is_refused(index: Any, reason: str, tmp_path: Path) -> None:
     for folder in (tmp_path / "base", tmp_path / "outside"):
         folder.mkdir()
         save_file(TENSORS, folder / "model.safetensors")
@@ -232,7 +232,7 @@ HEADERS = st.dictionaries(
 
 @settings(deadline=None, max_examples=200)
 @given(HEADERS | st.binary(max_size=30), st.binary(max_size=16), st.integers(-2, 2))
-def test_what_is_accepted_safetensors_reads_too(header: Any, data: bytes, off: int) -> None:
+def test_safetensors_reads_every_accepted_file(header: Any, data: bytes, off: int) -> None:
     content = written(header, data)
     length = max(int.from_bytes(content[:8], "little") + off, 0)
     content = struct.pack("<Q", length) + content[8:]
@@ -251,7 +251,7 @@ def test_what_is_accepted_safetensors_reads_too(header: Any, data: bytes, off: i
 
 @settings(deadline=None, max_examples=200)
 @given(st.data())
-def test_a_file_cut_short_or_with_other_bits_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
+def test_a_truncated_or_corrupted_file_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save_file(TENSORS, path)
@@ -269,10 +269,10 @@ def test_a_file_cut_short_or_with_other_bits_is_read_or_refused_in_one_line(data
             assert len(str(error).splitlines()) == 1
 
 
-def test_what_safetensors_refuses_besides_is_told_alike(
+def test_other_errors_of_safetensors_have_the_same_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Should it know a reason that this check does not."""
+    """Such as an error that this check does not know."""
     save_file(TENSORS, tmp_path / "model.safetensors")
 
     def refuse(path: Path) -> None:
@@ -283,7 +283,7 @@ def test_what_safetensors_refuses_besides_is_told_alike(
         read_weights(tmp_path / "model.safetensors")
 
 
-def test_a_file_written_tensor_by_tensor_is_read_as_it_was(tmp_path: Path) -> None:
+def test_a_file_written_tensor_by_tensor_has_the_same_tensors(tmp_path: Path) -> None:
     tensors = {
         "scalar": torch.tensor(2.5, dtype=torch.float64),
         "none": torch.zeros(0, 4, dtype=torch.int8),

@@ -1,4 +1,4 @@
-"""SHA-256 digests of files, of JSON values and of weights, as lower-case hexadecimal."""
+"""Return SHA-256 digests of files, JSON values and weights, as lower-case hexadecimal text."""
 
 import hashlib
 import json
@@ -12,27 +12,35 @@ from qlora_repeat.system.safetensors_file import tensor_digests, weight_files
 
 _Found = TypeVar("_Found")
 MANIFEST = "manifest.json"
-"""In each folder of the cache: the digests of its files."""
+"""The file in each folder of the cache that lists the digests of the other files."""
+_SETTLED = 2_000_000_000
+"""Nanoseconds. A younger file can change again within one tick of the clock, with the same times."""
+_found: dict[tuple[Any, ...], Any] = {}
 
 
 def text_digest(text: str) -> str:
-    """The digest of a text in UTF-8."""
+    """Return the digest of a text in UTF-8."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def json_digest(value: Any) -> str:
-    """Return the SHA-256 digest of a value as compact JSON with sorted keys."""
+    """Return the digest of a value as compact JSON with sorted keys."""
     return text_digest(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
 def file_digest(path: Path) -> str:
-    """The digest of a file's bytes."""
+    """Return the digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def known_digest(path: Path) -> str:
+    """Return the digest of a file's bytes, which this process reads once while the file stays the same."""
+    return once(file_digest, path)
+
+
 def manifest_digest(folder: Path) -> str | None:
-    """The digest of what the manifest of a folder of the cache names, or None if that has none."""
+    """Return the digest of the value of a folder's manifest, or None if it has no readable one."""
     try:
         return once(_json_file_digest, folder / MANIFEST)
     except (OSError, ValueError):
@@ -43,19 +51,8 @@ def _json_file_digest(path: Path) -> str:
     return json_digest(json.loads(path.read_text("utf-8")))
 
 
-def known_digest(path: Path) -> str:
-    """The same, but this process reads a file once only, while it stays the same file."""
-    return once(file_digest, path)
-
-
-_found: dict[tuple[Any, ...], Any] = {}
-
-_SETTLED = 2_000_000_000
-"""Nanoseconds. Within a tick of its file system's clock a file can change again, and its times don't tell."""
-
-
 def once(compute: Callable[[Path], _Found], path: Path) -> _Found:
-    """What a function finds in a file, remembered as long as neither the file's size nor its times change."""
+    """Return `compute(path)`, computed once in this process while the file keeps its size and times."""
     key, began = (compute, *_identity(path)), time.time_ns()
     if key in _found:
         remembered: _Found = _found[key]
@@ -72,30 +69,32 @@ def _identity(path: Path) -> tuple[Any, ...]:
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """The digest of each file below a folder, by its path there."""
+    """Return the digest of each file below a folder, by its path relative to the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 def weights_digest(folder: Path) -> str:
-    """The digest of the weights in a folder of safetensors files: names, types, shapes and values.
+    """Return the digest of the weights in a folder of safetensors files: names, types, shapes and values.
 
-    Independent of how the weights are spread over files and of what the files' headers say besides.
+    It does not depend on how the weights are split into files, nor on other entries of the headers.
 
     Raises:
-        MissingError: there are no such files, one is not as it should be, or two have a tensor of one name.
+        MissingError: the folder has no weights, a file is invalid, or two files have a tensor of one name.
     """
     digests: dict[str, list[Any]] = {}
     for path in weight_files(folder):
         found = once(tensor_digests, path)
-        if twice := digests.keys() & found.keys():
-            raise MissingError(f"{path}: {min(twice)!r} is in another file too; make or fetch {folder} again")
+        if repeated := digests.keys() & found.keys():
+            raise MissingError(
+                f"{path}: {min(repeated)!r} is in another file too; make or fetch {folder} again"
+            )
         digests |= found
     return json_digest(digests)
 
 
 def tensors_digest(tensors: dict[str, Any]) -> str:
-    """The digest of weights in memory: that of the folder that they would be saved to."""
+    """Return the `weights_digest` that these tensors would have in a file."""
     import torch
 
     digests = {}

@@ -350,7 +350,7 @@ def test_the_file_gives_back_what_was_measured(tmp_path: Path) -> None:
 
 def test_a_file_that_is_none_is_told_in_a_line(tmp_path: Path) -> None:
     path = tmp_path / "attribution.json"
-    with pytest.raises(MissingError, match=r"attribution\.json: not readable"):
+    with pytest.raises(MissingError, match=r"attribution\.json: cannot be read"):
         read_measured(path)
     measured = made(additive)
     write_attribution(measured, attribute(measured), [], path)
