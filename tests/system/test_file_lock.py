@@ -1,4 +1,4 @@
-"""One process at a time: locks that are held, left behind, and fought for."""
+"""Locks let one process in at a time: locks that are held, left behind, or contended."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ while got < 25:
     time.sleep(0.001)
 """
 
-# Each child dies inside: all but the first find a dead process's lock.
+# Each child dies inside, so all but the first find the lock of a dead process.
 HEIRS = """
 import os, pathlib, random, signal, sys, time
 from qlora_repeat.system import file_lock
@@ -78,7 +78,7 @@ while got < 25:
         sys.exit(1)
     got += status == -signal.SIGKILL
 """
-# Waits for no turn, so that it ends at once where it may not go in.
+# Does not wait for its turn, so that it ends at once if it may not enter.
 OVERTAKER = """
 import pathlib, sys
 from qlora_repeat.system import file_lock
@@ -97,14 +97,14 @@ def python(script: str, *arguments: Path, within: tuple[str, ...] = ()) -> "subp
 
 
 def says_held(process: "subprocess.Popen[str]", seconds: float) -> bool:
-    """Whether a holder tells that it holds its lock, within so many seconds."""
+    """Return whether a holder prints that it holds its lock, within a number of seconds."""
     assert process.stdout is not None
     return bool(select.select([process.stdout], [], [], seconds)[0]) and process.stdout.readline() == "held\n"
 
 
 @pytest.fixture
 def hold() -> Iterator[Hold]:
-    """Starts a process that holds a lock until its input ends."""
+    """Start a process that holds a lock until its input ends."""
     started = []
 
     def start(path: Path, script: str = HOLDER, within: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
@@ -120,7 +120,7 @@ def hold() -> Iterator[Hold]:
 
 
 def race(script: str, folder: Path) -> list[tuple[int, str]]:
-    """How three processes that start together end, and what they print."""
+    """Return the exit codes and outputs of three processes that start together."""
     racers = [python(script, folder / "lock.json", folder / "inside") for _ in range(3)]
     for racer in racers:
         assert racer.stdin is not None
@@ -129,14 +129,14 @@ def race(script: str, folder: Path) -> list[tuple[int, str]]:
 
 
 def owner_of(path: Path) -> dict[str, Any]:
-    """What this process writes into a lock."""
+    """Return what this process writes into a lock."""
     with exclusive(path, "the thing"):
         owner: dict[str, Any] = json.loads(path.read_text())
     return owner
 
 
 def refusal(path: Path) -> str:
-    """What is said when the lock is asked for, in one line; it stays as it is."""
+    """Return the message when the lock is requested, which is one line; the lock does not change."""
     before = path.read_bytes()
     words = refused(path)
     assert path.read_bytes() == before
@@ -152,14 +152,14 @@ def refused(path: Path) -> str:
 
 
 def leave_behind(path: Path, hold: Hold) -> "subprocess.Popen[str]":
-    """Lets a process take a lock and die with it."""
+    """Let a process take a lock and die."""
     holder = hold(path)
     holder.kill()
     holder.wait()
     return holder
 
 
-def test_a_lock_names_its_owner_and_is_gone_afterwards(tmp_path: Path) -> None:
+def test_a_lock_names_its_owner_and_is_removed_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "lock.json"
     with exclusive(path, "the thing"):
         assert json.loads(path.read_text())["pid"] == os.getpid()
@@ -168,7 +168,7 @@ def test_a_lock_names_its_owner_and_is_gone_afterwards(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_failing_block_gives_the_lock_back(tmp_path: Path) -> None:
+def test_a_failing_block_releases_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
     with pytest.raises(ZeroDivisionError), exclusive(path, "the thing"):
         _ = 1 / 0
@@ -196,10 +196,8 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, hold: Hold) ->
     assert not path.exists()
 
 
-def test_the_lock_of_a_dead_process_that_nobody_has_waited_for_is_taken_over(
-    tmp_path: Path, hold: Hold
-) -> None:
-    """Such as one in a container, whose first process waits for no orphans."""
+def test_the_lock_of_a_zombie_is_taken_over(tmp_path: Path, hold: Hold) -> None:
+    """Such as a process in a container whose first process does not wait for orphans."""
     path = tmp_path / "lock.json"
     holder = hold(path)
     holder.kill()
@@ -208,7 +206,7 @@ def test_the_lock_of_a_dead_process_that_nobody_has_waited_for_is_taken_over(
         pass
 
 
-def test_a_process_that_has_the_number_of_a_dead_one_does_not_hold_its_lock(tmp_path: Path) -> None:
+def test_a_process_with_the_pid_of_a_dead_one_does_not_hold_its_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
     write_json(path, owner_of(path) | {"pid": os.getppid(), "started": 1})
     with exclusive(path, "the thing"):
@@ -216,10 +214,10 @@ def test_a_process_that_has_the_number_of_a_dead_one_does_not_hold_its_lock(tmp_
 
 
 @pytest.mark.parametrize("may_signal", [True, False])
-def test_a_process_that_is_hidden_from_this_user_counts_as_alive(
+def test_a_process_hidden_from_this_user_counts_as_alive(
     may_signal: bool, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """/proc mounted with hidepid shows a user only their own; a signal tells that there is one."""
+    """With hidepid, /proc shows a user only their own processes; a signal shows that another exists."""
     path = tmp_path / "lock.json"
     holder = leave_behind(path, hold)
 
@@ -236,12 +234,12 @@ def test_a_process_that_is_hidden_from_this_user_counts_as_alive(
     [
         ({"host": "elsewhere"}, "elsewhere works on it"),
         ({"host": "elsewhere", "boot": "another"}, "elsewhere works on it"),
-        ({"namespaces": []}, "(out of sight: another container or user, or before a restart) works on it"),
+        ({"namespaces": []}, "(in another container, of another user, or from before a restart) works on it"),
         ({"boot": "another", "machine": "another"}, "before a restart) works on it"),
         ({"pid": 2**70}, "works on it"),
     ],
 )
-def test_a_lock_that_cannot_be_judged_from_here_is_refused_with_the_command_that_clears_it(
+def test_a_lock_of_unknown_state_is_refused_with_the_command_that_removes_it(
     owner: dict[str, Any], where: str, tmp_path: Path, hold: Hold
 ) -> None:
     path = tmp_path / "two  words & 'more'" / "lock.json"
@@ -254,7 +252,7 @@ def test_a_lock_that_cannot_be_judged_from_here_is_refused_with_the_command_that
     assert where in words
     assert live_owner(path) == json.loads(path.read_text())
     advice, _, command = words.partition(": rm ")
-    assert advice.endswith("; wait, stop that process, or if it is no more")
+    assert advice.endswith("; wait, stop that process, or if it no longer exists")
     subprocess.run(["sh", "-c", f"rm {command}"], check=True, cwd="/", stdin=subprocess.DEVNULL)
     with exclusive(path, "the thing"):
         pass
@@ -263,14 +261,14 @@ def test_a_lock_that_cannot_be_judged_from_here_is_refused_with_the_command_that
 @pytest.mark.parametrize(
     ("outside_containers", "machine", "taken"), [(True, None, True), (True, "", False), (False, None, False)]
 )
-def test_the_lock_of_before_a_restart_is_taken_over_where_the_machine_is_known_for_certain(
+def test_a_lock_from_before_a_restart_is_taken_over_if_the_machine_is_certain(
     outside_containers: bool,
     machine: str | None,
     taken: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By its machine-id, which containers on several machines may have from one image."""
+    """The machine-id identifies it; containers on several machines may share the id of one image."""
     path = tmp_path / "lock.json"
     namespace = str(Path("/proc/self/ns/pid").readlink())
     monkeypatch.setattr(file_lock, "FIRST_PID_NAMESPACE", namespace if outside_containers else "pid:[1]")
@@ -281,12 +279,13 @@ def test_the_lock_of_before_a_restart_is_taken_over_where_the_machine_is_known_f
             assert json.loads(path.read_text())["pid"] == os.getpid()
         assert list(tmp_path.iterdir()) == []
     else:
-        assert "before a restart) works on it; wait, stop that process, or if it is no more: rm" in refusal(
-            path
+        assert (
+            "before a restart) works on it; wait, stop that process, or if it no longer exists: rm"
+            in refusal(path)
         )
 
 
-def test_a_machine_id_is_not_shown(tmp_path: Path) -> None:
+def test_a_lock_does_not_contain_the_machine_id(tmp_path: Path) -> None:
     path = Path("/etc/machine-id")
     if not path.is_file() or not (identity := path.read_text().strip()):
         pytest.skip("this machine has no id")
@@ -299,7 +298,7 @@ UNSHARE = ("unshare", "--user", "--map-root-user", "--kill-child", "--fork")
 @pytest.mark.parametrize(
     "namespace", [("--pid", "--mount-proc"), ("--pid",), ("--net",), ("--time",)], ids=" ".join
 )
-def test_a_process_in_another_container_is_not_taken_for_dead(
+def test_a_process_in_another_container_does_not_count_as_dead(
     namespace: tuple[str, ...], tmp_path: Path, hold: Hold
 ) -> None:
     within = (*UNSHARE, *namespace)
@@ -310,8 +309,9 @@ def test_a_process_in_another_container_is_not_taken_for_dead(
     pid = json.loads(path.read_text())["pid"]
     command = f"rm {path}"
     assert refusal(path) == (
-        f"the thing: process {pid} on {socket.gethostname()} (out of sight: another container or user, "
-        f"or before a restart) works on it; wait, stop that process, or if it is no more: {command}"
+        f"the thing: process {pid} on {socket.gethostname()} (in another container, of another user, "
+        "or from before a restart) works on it; wait, stop that process, "
+        f"or if it no longer exists: {command}"
     )
     holder.communicate("")
     assert refusal(path).endswith(command)
@@ -324,24 +324,22 @@ def test_a_process_in_another_container_is_not_taken_for_dead(
         stdin=subprocess.DEVNULL,
     )
     assert other.stdout == ""
-    assert f"if it is no more: {command}" in other.stderr
+    assert f"if it no longer exists: {command}" in other.stderr
 
 
 @pytest.mark.parametrize(
     "content", ["", "null", "[]", "{}", '{"pid": 1, "host": "a\\nb"}', "[" * 9999, '{"pid": 1']
 )
-def test_a_lock_that_cannot_be_read_is_respected_and_named(content: str, tmp_path: Path) -> None:
+def test_an_unreadable_lock_is_respected_and_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
     path.write_text(content)
     assert refusal(path) == (
-        f"the thing: its lock is unreadable, so who works on it is unknown; if nobody does: rm {path}"
+        f"the thing: its lock cannot be read, so its owner is unknown; if no process works on it: rm {path}"
     )
     assert live_owner(path) is not None
 
 
-def test_a_lock_that_was_cleared_by_hand_and_taken_by_another_stays_that_ones(
-    tmp_path: Path, hold: Hold
-) -> None:
+def test_a_lock_removed_by_hand_and_taken_by_another_process_stays(tmp_path: Path, hold: Hold) -> None:
     path = tmp_path / "lock.json"
     with exclusive(path, "the thing"):
         path.unlink()
@@ -351,20 +349,20 @@ def test_a_lock_that_was_cleared_by_hand_and_taken_by_another_stays_that_ones(
     assert owner["pid"] == holder.pid
 
 
-def test_a_lock_that_was_cleared_by_hand_needs_no_giving_back(tmp_path: Path) -> None:
+def test_a_lock_removed_by_hand_causes_no_error(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
     with exclusive(path, "the thing"):
         path.unlink()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_but_the_lock_stands_in_the_folder_while_it_is_held(tmp_path: Path) -> None:
+def test_a_held_lock_leaves_no_other_file_in_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
     with exclusive(path, "the thing"):
         assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_killed_processes_left_behind_is_removed_with_the_next_lock(tmp_path: Path, hold: Hold) -> None:
+def test_the_next_lock_removes_files_left_by_killed_processes(tmp_path: Path, hold: Hold) -> None:
     path = tmp_path / "lock.json"
     holder = hold(path)
     alive, dead = tmp_path / ".lock.json.alive", tmp_path / ".lock.json.dead"
@@ -380,8 +378,8 @@ def test_what_killed_processes_left_behind_is_removed_with_the_next_lock(tmp_pat
     assert set(tmp_path.iterdir()) == {alive, elsewhere, tmp_path / ".other.json.dead"}
 
 
-def test_a_process_killed_before_its_lock_is_whole_leaves_nothing_that_stops_others(tmp_path: Path) -> None:
-    """Killed when the file that is to be the lock is written, and before it is one."""
+def test_a_process_killed_while_it_takes_a_lock_does_not_block_others(tmp_path: Path) -> None:
+    """It is killed after it wrote the file, and before the file becomes the lock."""
     path = tmp_path / "lock.json"
     script = """
 import os, pathlib, signal, sys
@@ -399,7 +397,7 @@ with exclusive(pathlib.Path(sys.argv[1]), "the thing"):
 
 
 @pytest.mark.parametrize("failure", [errno.EEXIST, errno.EIO])
-def test_a_link_that_is_made_though_nfs_reports_a_failure_is_a_lock(
+def test_a_link_counts_although_nfs_reports_a_failure(
     failure: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
@@ -415,8 +413,8 @@ def test_a_link_that_is_made_though_nfs_reports_a_failure_is_a_lock(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_system_call_that_locks_a_file_is_made(tmp_path: Path) -> None:
-    """A file system may refuse them, or say yes to two machines."""
+def test_no_system_call_locks_a_file(tmp_path: Path) -> None:
+    """A file system may refuse them, or grant them to two machines."""
     if not (strace := shutil.which("strace")):
         pytest.skip("no strace here")
     path, calls = tmp_path / "lock.json", tmp_path / "calls"
@@ -430,19 +428,19 @@ def test_no_system_call_that_locks_a_file_is_made(tmp_path: Path) -> None:
     assert "LK" not in told  # F_SETLK, F_OFD_SETLKW and the like
 
 
-def test_a_folder_that_takes_no_lock_is_named_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_hold_a_lock_is_named_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "file" / "lock.json"  # below a file, where not even root can write
     path.parent.write_text("")
     with pytest.raises(MissingError) as caught, exclusive(path, "the thing"):
         pass
     assert str(caught.value) == (
-        f"{path}: no lock can be made (File exists); "
-        f"its folder must be writable, not full, and on a file system that has hard links"
+        f"{path}: cannot create a lock (File exists); "
+        f"its folder must be writable, not full, and on a file system with hard links"
     )
 
 
 @pytest.mark.parametrize("call", ["fsync", "link"])
-def test_a_disk_that_is_full_is_told_and_nothing_is_left(
+def test_a_full_disk_is_reported_and_nothing_is_left(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
@@ -451,13 +449,13 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, full)
-    words = rf"{path}: no lock can be made \(No space left on device\); "
+    words = rf"{path}: cannot create a lock \(No space left on device\); "
     with pytest.raises(MissingError, match=words), exclusive(path, "the thing"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_the_block_is_not_taken_for_one_of_the_lock(tmp_path: Path) -> None:
+def test_an_error_in_the_block_is_not_reported_as_one_of_the_lock(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError), exclusive(tmp_path / "lock.json", "the thing"):
         tmp_path.read_text()
 
@@ -474,7 +472,7 @@ def test_only_one_of_several_processes_takes_over_from_a_dead_one(tmp_path: Path
 
 
 @pytest.mark.parametrize(("released", "look"), [(False, 1), (False, 2), (False, 3), (True, 1)])
-def test_two_processes_that_find_no_owner_do_not_both_get_in(
+def test_two_processes_that_find_no_owner_do_not_both_enter(
     released: bool, look: int, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
@@ -488,7 +486,7 @@ def test_two_processes_that_find_no_owner_do_not_both_get_in(
     judged = file_lock._holder
 
     def overtaken(where: Path) -> object:
-        """This process finds that nobody alive holds the lock, and then another one is faster."""
+        """This process finds that no live process holds the lock, and then another one is faster."""
         nonlocal looks, taken, other_is_inside
         if owner.poll() is None:
             owner.communicate("")  # it gives the lock back just before it is looked at
@@ -508,7 +506,7 @@ def test_two_processes_that_find_no_owner_do_not_both_get_in(
     except BusyError as error:
         assert other_is_inside
         assert f"process {others[0].pid} on" in str(error)
-        assert path.stat().st_ctime_ns == taken, "the other's lock was moved or made anew"
+        assert path.stat().st_ctime_ns == taken, "the other's lock was moved or replaced"
     finally:
         for other in others:
             other.kill()
@@ -528,7 +526,7 @@ def test_a_lock_that_another_host_takes_while_a_dead_one_is_removed_is_put_back(
         nonlocal looks
         looks += 1
         found = judged(where)
-        if looks == 2:  # somebody clears the lock by hand, and goes on with the trial on another host
+        if looks == 2:  # somebody removes the lock by hand, and resumes the trial on another host
             path.unlink()
             write_json(path, owner_of(tmp_path / "other.json") | {"host": "elsewhere"})
         return found
@@ -539,7 +537,7 @@ def test_a_lock_that_another_host_takes_while_a_dead_one_is_removed_is_put_back(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_turn_that_another_process_does_not_give_back_is_told(
+def test_a_turn_that_another_process_keeps_is_reported(
     tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
@@ -549,14 +547,14 @@ def test_a_turn_that_another_process_does_not_give_back_is_told(
         words = refusal(path)
     assert words == (
         "the thing: the process that worked on it is dead, but its lock cannot be removed "
-        f"(Address already in use); try again, or: rm {path}"
+        f"(Address already in use); try again, or run: rm {path}"
     )
     with exclusive(path, "the thing"):
         pass
 
 
 @pytest.mark.parametrize("same", ["link", "mount"])
-def test_those_who_see_the_folder_at_another_path_wait_for_their_turn_too(same: str, tmp_path: Path) -> None:
+def test_processes_that_see_the_folder_at_another_path_take_turns_too(same: str, tmp_path: Path) -> None:
     folder, seen = tmp_path / "folder", tmp_path / "seen"
     folder.mkdir()
     script = "import pathlib; from qlora_repeat.system import file_lock; file_lock.TURN_SECONDS = 0\n"
@@ -592,19 +590,19 @@ def test_those_who_see_the_folder_at_another_path_wait_for_their_turn_too(same: 
 
 
 def slurm_job(monkeypatch: pytest.MonkeyPatch, job: str, restarts: str = "") -> None:
-    """Makes this process one of a job of Slurm."""
+    """Make this process part of a Slurm job."""
     for name, value in (("CLUSTER_NAME", "big"), ("JOB_ID", job), ("RESTART_COUNT", restarts)):
         monkeypatch.setenv(f"SLURM_{name}", value)
 
 
 def left_on_a_node(path: Path) -> dict[str, Any]:
-    """A lock as this process would take it, had it run on another host that is out of reach now."""
+    """Write the lock that this process would take on another host, which cannot be reached now."""
     owner = owner_of(path) | {"host": "node17", "namespaces": ["pid:[1]"]}
     write_json(path, owner)
     return owner
 
 
-def test_the_lock_of_a_job_before_it_was_queued_again_is_taken_over_on_another_node(
+def test_the_lock_of_a_requeued_job_is_taken_over_on_another_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
@@ -617,20 +615,20 @@ def test_the_lock_of_a_job_before_it_was_queued_again_is_taken_over_on_another_n
         assert json.loads(path.read_text())["slurm"] == {"cluster": "big", "job": "41", "restarts": "1"}
 
 
-def test_a_lock_is_removed_once_its_job_has_ended_and_no_other(
+def test_only_the_lock_of_a_job_that_has_ended_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
     assert not remove_ended(path, b"", set(), "big"), "there is none"
     left_on_a_node(path)
-    assert not remove_ended(path, path.read_bytes(), set(), "big"), "nobody knows whether it lives"
+    assert not remove_ended(path, path.read_bytes(), set(), "big"), "its state is unknown"
     path.unlink()
     slurm_job(monkeypatch, "41")
     left_on_a_node(path)
     content = path.read_bytes()
     assert not remove_ended(path, content, {"40", "41"}, "big"), "the job is still there"
     assert not remove_ended(path, content, {"40"}, "small"), "a job of another cluster"
-    assert not remove_ended(path, content + b" ", {"40"}, "big"), "of a job that has begun since"
+    assert not remove_ended(path, content + b" ", {"40"}, "big"), "of a job that started since"
     assert remove_ended(path, content, {"40"}, "big")
     with exclusive(path, "the thing"):
         pass

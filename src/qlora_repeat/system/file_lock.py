@@ -1,7 +1,7 @@
-"""One process per trial: a lock file that names its owner.
+"""Let one process at a time work on a trial, by a lock file that names its owner.
 
-It needs no flock, which NFS and its like do not always keep. The lock is a hard link, which is made whole or
-not at all there too; its content tells who holds it; and only a lock of this host's dead is ever removed.
+It does not use flock, which NFS and similar file systems do not always support. The lock is a hard link,
+which appears completely or not at all on those too. Only a lock whose owner has died on this host is removed.
 """
 
 import contextlib
@@ -23,27 +23,29 @@ from typing import Any, Literal
 from qlora_repeat.errors import BusyError, MissingError
 
 TURN_SECONDS = 10.0
-"""How long a process waits for another that is removing the same dead lock."""
+"""How long a process waits for another one that is removing the same dead lock."""
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
-"""The one outside of all containers: Linux gives it this number at every start."""
+"""The namespace outside all containers, which has this number in Linux after every start."""
+_JOB_KEYS = ("cluster", "job")
 _NAMESPACES = ("net", "pid", "time")  # an old kernel has no time namespaces
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """What a lock says, and what that is worth."""
+    """The content of a lock, and whether its owner is alive."""
 
     owner: dict[str, Any]
-    state: Literal["alive", "dead", "unjudged", "unreadable"]
+    state: Literal["alive", "dead", "unknown", "unreadable"]
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Holds a lock for the block. A lock whose owner has died on this host is taken over.
+    """Hold a lock during the block. A lock whose owner has died on this host is taken over.
 
     Raises:
-        BusyError: another process holds it; says which, and what clears the lock if that one may be dead.
-        MissingError: the folder takes no lock: read-only, full, or without hard links.
+        BusyError: another process holds it; names the process, and the command that removes the lock if that
+            process may be dead.
+        MissingError: the folder cannot hold a lock (read-only, full, or no hard links).
     """
     ours = (json.dumps(_this_process(), indent=2, sort_keys=True) + "\n").encode()
     try:
@@ -52,38 +54,39 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             _take(path, ours, what)
         except OSError as error:
             raise MissingError(
-                f"{path}: no lock can be made ({error.strerror}); its folder must be writable, not full, "
-                f"and on a file system that has hard links"
+                f"{path}: cannot create a lock ({error.strerror}); its folder must be writable, not full, "
+                f"and on a file system with hard links"
             ) from None
         _clear_leftovers(path)
         yield
     finally:
-        # If somebody cleared ours by hand, it is another's by now. One left behind is soon a dead process's.
+        # If somebody removed ours by hand, the lock may belong to another process now. If this fails, the
+        # lock stays, and soon its owner is dead.
         with contextlib.suppress(OSError):
             if path.read_bytes() == ours:
                 path.unlink()
 
 
 def live_owner(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock; None if nobody does, or its owner has died on this host."""
+    """Return the owner of a lock, or None if there is no lock or its owner has died on this host."""
     holder = _holder(path)
     return None if holder is None or holder.state == "dead" else holder.owner
 
 
 def remove_ended(path: Path, content: bytes, alive: Collection[str], cluster: str | None) -> bool:
-    """Removes a lock of this user's whose job of Slurm is not among the jobs that are alive; whether it did.
+    """Remove a lock of this user whose Slurm job has ended, and return whether it was removed.
 
-    Only for who knows all of this user's jobs on the cluster, and has read the lock's content before: a job
-    that has begun since is not among them.
+    Args:
+        path: the lock.
+        content: its bytes, read before the jobs were listed: a lock taken since then stays.
+        alive: all jobs of this user on the cluster.
+        cluster: the cluster's name.
     """
     holder = _holder(path)
     job = holder.owner.get("slurm") if holder is not None else None
-    if (
-        not isinstance(job, dict)
-        or not job.get("job")
-        or job["job"] in alive
-        or job.get("cluster") != cluster
-    ):
+    if not isinstance(job, dict) or not job.get("job"):
+        return False
+    if job["job"] in alive or job.get("cluster") != cluster:
         return False
     try:
         if path.stat().st_uid != os.getuid() or path.read_bytes() != content:
@@ -103,7 +106,7 @@ def _take(path: Path, ours: bytes, what: str) -> None:
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
-        for _ in range(100):  # in most cases once; again when a lock has just been given back or removed
+        for _ in range(100):  # usually once; again if a lock has just been released or removed
             if _linked(mine, path, ours):
                 return
             holder = _holder(path)
@@ -112,20 +115,20 @@ def _take(path: Path, ours: bytes, what: str) -> None:
             if holder is not None:
                 with _turn(path, what):
                     _remove_dead(path, mine.with_name(f"{mine.name}.dead"))
-        raise BusyError(f"{what}: {path} cannot be taken, it comes and goes; try again")
+        raise BusyError(f"{what}: the lock {path} keeps changing; try again")
     finally:
-        # Not kept as long as the lock: by a second name, an NFS client might show one that has been removed.
+        # Removed at once: with a second name, an NFS client might show a lock that was removed.
         with contextlib.suppress(OSError):
             mine.unlink()
 
 
 def _linked(mine: Path, path: Path, ours: bytes) -> bool:
-    """Makes `path` a name of the file `mine`; False if another process's lock is there."""
+    """Make `path` a name of the file `mine`, and return False if another process's lock is there."""
     try:
         os.link(mine, path)
     except OSError as error:
-        # NFS may report a failure for a link that it has made, its first answer being lost. The content shows
-        # it better than the number of links, which the client may remember from before.
+        # NFS may report a failure for a link that it has made, if its first answer is lost. The content is
+        # better evidence than the number of links, of which the client may remember an old value.
         with contextlib.suppress(OSError):
             if path.read_bytes() == ours:
                 return True
@@ -137,12 +140,12 @@ def _linked(mine: Path, path: Path, ours: bytes) -> bool:
 
 @contextlib.contextmanager
 def _turn(path: Path, what: str) -> Iterator[None]:
-    """One process of this host at a time, by names of sockets: no files, and gone with their process.
+    """Let one process of this host at a time run the block, by socket names, which end with their process.
 
-    A folder has two: containers see it at different paths, and some file systems number it anew.
+    A folder has two names: containers see it at different paths, and some file systems change its number.
 
     Raises:
-        BusyError: others keep the turn for too long, or this process may have no sockets.
+        BusyError: others take too long, or this process cannot open sockets.
     """
     folder = path.parent.stat()
     deadline = time.monotonic() + TURN_SECONDS
@@ -154,13 +157,13 @@ def _turn(path: Path, what: str) -> Iterator[None]:
         except OSError as error:
             raise BusyError(
                 f"{what}: the process that worked on it is dead, but its lock cannot be removed "
-                f"({error.strerror}); try again, or: {_removal(path)}"
+                f"({error.strerror}); try again, or run: {_removal(path)}"
             ) from None
         yield
 
 
 def _bound(name: str, deadline: float) -> socket.socket:
-    """A socket of this name, once no other process has one."""
+    """Return a socket of this name, as soon as no other process has one."""
     while True:
         taken = socket.socket(socket.AF_UNIX)
         try:
@@ -175,9 +178,10 @@ def _bound(name: str, deadline: float) -> socket.socket:
 
 
 def _remove_dead(path: Path, aside: Path) -> None:
-    """Removes a lock whose owner is dead. Only in this process's turn: else another may just have taken it.
+    """Remove a lock whose owner is dead, in this process's turn, so that no other on this host takes it.
 
-    Another host still may, if somebody cleared it there: so it is moved aside, and put back if it is alive.
+    Another host may take it at the same time, if somebody removed it there. So the lock is moved aside first,
+    and put back if its owner turns out to be alive.
     """
     holder = _holder(path)
     if holder is None or holder.state != "dead":
@@ -192,7 +196,7 @@ def _remove_dead(path: Path, aside: Path) -> None:
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Removes the private files of processes that were killed while they took this lock."""
+    """Remove the private files of processes that were killed while they took this lock."""
     with contextlib.suppress(OSError):
         for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
             holder = _holder(left)
@@ -201,21 +205,18 @@ def _clear_leftovers(path: Path) -> None:
 
 
 def _refusal(path: Path, holder: _Holder, what: str) -> BusyError:
-    pid, host = holder.owner["pid"], holder.owner["host"]
     if holder.state == "unreadable":
         return BusyError(
-            f"{what}: its lock is unreadable, so who works on it is unknown; if nobody does: {_removal(path)}"
+            f"{what}: its lock cannot be read, so its owner is unknown; "
+            f"if no process works on it: {_removal(path)}"
         )
+    process = f"process {holder.owner['pid']} on {holder.owner['host']}"
     if holder.state == "alive":
-        return BusyError(f"{what}: process {pid} on {host} works on it; wait, or stop that process")
-    hidden = (
-        " (out of sight: another container or user, or before a restart)"
-        if host == socket.gethostname()
-        else ""
-    )
+        return BusyError(f"{what}: {process} works on it; wait, or stop that process")
+    if holder.owner["host"] == socket.gethostname():
+        process += " (in another container, of another user, or from before a restart)"
     return BusyError(
-        f"{what}: process {pid} on {host}{hidden} works on it; "
-        f"wait, stop that process, or if it is no more: {_removal(path)}"
+        f"{what}: {process} works on it; wait, stop that process, or if it no longer exists: {_removal(path)}"
     )
 
 
@@ -224,13 +225,13 @@ def _removal(path: Path) -> str:
 
 
 def _holder(path: Path) -> _Holder | None:
-    """Whose lock a file is; None if it is not there."""
+    """Return who holds a lock, or None if there is no lock."""
     owner = None
     try:
         with path.open("rb") as file:
             owner = json.loads(file.read(10_000))
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESTALE):  # the latter from NFS: it has just been removed
+        if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: NFS, and it has just been removed
             return None
     except (ValueError, RecursionError):
         pass
@@ -240,39 +241,40 @@ def _holder(path: Path) -> _Holder | None:
         and isinstance(owner.get("host"), str)
         and owner["host"].isprintable()
     ):
-        return _Holder(owner, _judged(owner))
-    return _Holder({"pid": "unknown", "host": "a host unknown"}, "unreadable")
+        return _Holder(owner, _owner_state(owner))
+    return _Holder({"pid": "unknown", "host": "an unknown host"}, "unreadable")
 
 
-def _judged(owner: dict[str, Any]) -> Literal["alive", "dead", "unjudged"]:
-    """Whether the owner of a lock lives, where that is certain.
+def _owner_state(owner: dict[str, Any]) -> Literal["alive", "dead", "unknown"]:
+    """Return whether the owner of a lock is alive.
 
-    Whoever judges shares its namespaces: that of pids, so that a number means the same process; that of the
-    network, so that all who judge it take turns; that of time, so that they read the same start.
+    It is known only to a process in the same namespaces: of pids, so that a number means the same process; of
+    the network, so that processes that remove locks take turns; of time, so that start times are comparable.
     """
     here = _this_process()
     ours, theirs = here["slurm"], owner.get("slurm")
-    if ours and isinstance(theirs, dict) and _of_one_job(ours, theirs) and ours != theirs:
-        return "dead"  # the same job before it was queued again, on whatever node
+    same_job = ours and isinstance(theirs, dict) and all(ours[key] == theirs.get(key) for key in _JOB_KEYS)
+    if same_job and ours != theirs:
+        return "dead"  # the job before it was requeued, on any node
     if not here["namespaces"] or any(owner.get(key) != here[key] for key in ("host", "namespaces")):
-        return "unjudged"
+        return "unknown"
     if owner.get("boot") == here["boot"]:
         try:
             started = _start_ticks(owner["pid"])
         except (OSError, OverflowError):
-            return "unjudged"
+            return "unknown"
         return "alive" if started is not None and started == owner.get("started") else "dead"
-    # An earlier start of this machine, if its id says so; that of a container's image may be on two machines.
+    # From before a restart of this machine, if its id says so. Containers may share the id of their image.
     outside = FIRST_PID_NAMESPACE in here["namespaces"]
-    return "dead" if outside and here["machine"] and owner.get("machine") == here["machine"] else "unjudged"
+    return "dead" if outside and here["machine"] and owner.get("machine") == here["machine"] else "unknown"
 
 
 def _this_process() -> dict[str, Any]:
-    """What tells this process from all others: of other machines, containers, and starts of this machine."""
+    """Return what identifies this process across machines, containers and restarts."""
     pid = os.getpid()
     namespaces: list[str] = []
     boot, started = "", None
-    # Where /proc is of another pid namespace than this process, its numbers mean others: nothing is known.
+    # If /proc belongs to another pid namespace, its numbers mean other processes, and nothing is known.
     with contextlib.suppress(OSError):
         if str(Path("/proc/self").readlink()) == str(pid):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -287,23 +289,19 @@ def _this_process() -> dict[str, Any]:
         "pid": pid,
         "started": started,
         "token": secrets.token_hex(8),
-        "slurm": slurm_job(),
+        "slurm": _slurm_job(),
     }
 
 
-def slurm_job() -> dict[str, str] | None:
-    """The job of Slurm that this process belongs to, and how often it was queued again."""
+def _slurm_job() -> dict[str, str] | None:
+    """Return the Slurm job of this process, and how often it was requeued."""
     names = {"cluster": "SLURM_CLUSTER_NAME", "job": "SLURM_JOB_ID", "restarts": "SLURM_RESTART_COUNT"}
     found = {key: os.environ.get(name, "") for key, name in names.items()}
     return found if found["job"] else None
 
 
-def _of_one_job(ours: dict[str, str], theirs: dict[str, Any]) -> bool:
-    return all(ours[key] == theirs.get(key) for key in ("cluster", "job"))
-
-
 def _machine() -> str:
-    """A digest of the machine's id, which itself is not to be shown (machine-id(5)); empty if it has none."""
+    """Return a digest of the machine's id, which is confidential (machine-id(5)), or "" if it has none."""
     try:
         identity = Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
     except OSError:
@@ -314,12 +312,12 @@ def _machine() -> str:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """When a process started, in ticks since the machine did (proc(5)); None if it is no more, or a zombie.
+    """Return when a process started, in ticks since the machine started (proc(5)); None if it has ended.
 
-    With the number it identifies a process: a number alone may belong to a later one by now.
+    The pid and the start identify a process; a later process may have the same pid.
 
     Raises:
-        PermissionError: it is there, but /proc hides it from this user.
+        PermissionError: the process exists, but /proc hides it from this user.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
