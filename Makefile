@@ -19,7 +19,7 @@
 STUDY ?= pocket
 REHEARSAL ?= $(CURDIR)/runs/rehearsal
 ACCELERATOR ?= auto
-PYTHON ?= python3.11 python3.12 python3
+PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -147,7 +147,7 @@ help: ## show this list
 # of the torch build inside, and asking for another makes .venv anew; `auto` accepts the one that is there.
 
 # What a Python needs; a name may be a shim for a version that is not there.
-FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 
 ifeq ($(filter auto cpu cuda,$(ACCELERATOR)),)
 $(error ACCELERATOR is auto, cpu or cuda, not "$(ACCELERATOR)")
@@ -159,7 +159,7 @@ endif
 .venv/.packages: lockfiles/install.sh $(wildcard lockfiles/*.txt)
 	@for python in $(PYTHON) none; do "$$python" -c '$(FITS)' 2>/dev/null && break; done
 	if [ "$$python" = none ]; then
-		echo "No Python 3.11 or 3.12 with venv (Debian: python3-venv); tried $(PYTHON)." \
+		echo "No Python 3.11, 3.12, 3.13 or 3.14 with venv (Debian: python3-venv); tried $(PYTHON)." \
 			"Name one: make PYTHON=/path/to/python3" >&2
 		exit 1
 	fi

@@ -493,7 +493,9 @@ def test_more_threads_than_cores_are_told() -> None:
 
 def test_a_python_that_nothing_is_locked_for_is_told() -> None:
     assert text(python_findings())[0].startswith("ok 3.1")
-    assert text(python_findings((3, 13, 1)))[0].startswith("warning 3.13.1; packages are locked and tested")
+    assert text(python_findings((3, 15, 0)))[0].startswith(
+        "warning 3.15.0; packages are locked for 3.11 to 3.14"
+    )
 
 
 def test_code_that_records_could_not_name_is_told() -> None:

@@ -39,13 +39,13 @@ class Finding:
 def python_findings(version: tuple[int, ...] = sys.version_info[:3]) -> Iterator[Finding]:
     """Whether the lock files are for this Python."""
     shown = ".".join(map(str, version))
-    if (3, 11) <= version[:2] <= (3, 12):
+    if (3, 11) <= version[:2] <= (3, 14):
         yield Finding("ok", "Python", shown)
     else:
         yield Finding(
             "warning",
             "Python",
-            f"{shown}; packages are locked and tested for 3.11 and 3.12",
+            f"{shown}; packages are locked for 3.11 to 3.14",
             "delete .venv and run `make setup PYTHON=python3.11`",
         )
 
