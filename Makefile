@@ -41,7 +41,8 @@ COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 .PHONY: verify attribute status check list rehearsal bench test lint types lock web clean help
 .PHONY: image sif docker-all apptainer-all image-test sif-test base-image submit
 
-all: setup ## the whole study: trials, results file, tables, figures, report (also where some trials failed)
+##@ Run a study
+all: setup ## run the whole study: trials, results, tables, figures, report
 	@status=0
 	$(RUN) || status=$$?
 	[ $$status -ne 6 ] && [ $$status -lt 128 ] || exit $$status # stopped, to be gone on with
@@ -51,39 +52,46 @@ all: setup ## the whole study: trials, results file, tables, figures, report (al
 	$(KIT) report "$(NAMED)" $(TO)
 	exit $$status
 
-setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if the lock files or pyproject.toml are newer than it
+setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if lock files or pyproject.toml are newer than it
 
-plan: setup ## tell what the study will need of a GPU: memory, disk, hours (GPU=a100-80gb)
+plan: setup ## estimate memory, disk and hours (GPU=a100-80gb), before anything is fetched
 	@$(KIT) plan "$(NAMED)" $(if $(GPU),--gpu "$(GPU)") $(if $(GPUS),--gpus "$(GPUS)")
 
-doctor: setup ## show the machine, and what would stop the study from running here
-	@$(KIT) doctor "$(NAMED)"
-
-fetch: setup ## get the study's models and data, and verify them
+fetch: setup ## fetch the study's models and data, and verify them
 	$(KIT) fetch "$(NAMED)"
 
 finetune: fetch ## train the adapters
 merge: finetune ## merge the adapters into the base models
-evaluate: merge ## perplexity and responses
-time: evaluate ## time and memory of inference
+evaluate: merge ## measure perplexity, record responses
+time: evaluate ## time the responses to the prompts
 finetune merge evaluate time:
 	$(KIT) $@ $(or $(TRIAL),--all) --study "$(NAMED)"
 
-run: setup ## fetch, then every stage of every trial that lacks it, several trials at once
+run: setup ## fetch, then run what is missing, several trials at once
 	$(RUN)
 
+rehearsal: setup ## run the paper's whole study on miniature models, offline: minutes
+	@export HF_HOME="$(REHEARSAL)/hub" HF_HUB_OFFLINE=1 QLORA_REPEAT_CACHE="$(REHEARSAL)/cache"
+	export QLORA_REPEAT_RUNS="$(REHEARSAL)" QLORA_REPEAT_LOCK="$(REHEARSAL)/paper.lock"
+	$(KIT) miniature paper --out "$$HF_HOME"
+	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows RANDOMNESS=$(RANDOMNESS) TRIAL= OUT="$(REHEARSAL)/tables"
+
+##@ Look at results
 collect: setup ## gather the trials' records in one results file
-tables: setup ## write the paper's tables from the results file; STUDY=published: the paper's numbers
-figures: setup ## draw the paper's figure from the results file
-report: setup ## write one HTML file of the results, to read without a network
-paper: tables ## one PDF of the tables and the figure; needs LaTeX
+tables: setup ## write the paper's tables; STUDY=published: of the paper's own numbers
+figures: setup ## draw the paper's Figure 4
+report: setup ## write one HTML file, to read without a network
+paper: tables ## make one PDF of tables and figure; needs LaTeX
 	@$(KIT) figures "$(NAMED)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
 	$(KIT) paper "$(NAMED)" $(TO)
-attribute: setup ## find which source of randomness makes the runs of an arm differ, by an experiment
+##@ Inspect and compare
+attribute: setup ## find which source of randomness makes trials differ, by an experiment
 	$(KIT) attribute "$(NAMED)" $(ARM) $(FREED) $(if $(JOBS),--jobs $(JOBS)) $(TO)
+doctor: setup ## show the machine, and what would stop the study here
+	@$(KIT) doctor "$(NAMED)"
 status: setup ## show what is done, stale, damaged or missing
-check: setup ## re-hash all that the study's records name, and its models and data
-verify: setup ## run TRIAL again from its records, and say how far it agrees; OPTIONS="--steps 10"
+check: setup ## re-hash everything, and name what is damaged
+verify: setup ## run TRIAL again, and say how far it agrees (OPTIONS="--steps 10")
 	@$(KIT) verify "$(or $(TRIAL),$(error verify needs TRIAL=model/optimizer/number))" --study "$(NAMED)" $(OPTIONS)
 list: setup ## show the study and its trials
 	@$(KIT) show "$(NAMED)"
@@ -92,37 +100,27 @@ collect status check:
 tables figures report:
 	$(KIT) $@ "$(NAMED)" $(TO) $(if $(filter tables,$@),$(COMPARED))
 
-rehearsal: setup ## the paper's study whole, on miniature models, offline, on a CPU: minutes
-	@export HF_HOME="$(REHEARSAL)/hub" HF_HUB_OFFLINE=1 QLORA_REPEAT_CACHE="$(REHEARSAL)/cache"
-	export QLORA_REPEAT_RUNS="$(REHEARSAL)" QLORA_REPEAT_LOCK="$(REHEARSAL)/paper.lock"
-	$(KIT) miniature paper --out "$$HF_HOME"
-	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows RANDOMNESS=$(RANDOMNESS) TRIAL= OUT="$(REHEARSAL)/tables"
-
-bench: setup ## compare the kit with a plain script, in time and memory; half an hour on two cores
-	@$(BIN)python -m pip install --disable-pip-version-check -qq --no-deps --require-hashes -r lockfiles/bench.txt
-	$(BIN)python benchmarks/speed.py
-
+##@ Clusters and containers
 image: ## build the image for Docker or Podman
 	@container/build.sh docker $(BUILD_OPTIONS)
 sif: ## build the image for Apptainer
 	@container/build.sh apptainer $(BUILD_OPTIONS)
-docker-all: ## `make all` in the image of Docker or Podman
+docker-all: ## run `make all` in the image of Docker or Podman
 	@container/run.sh docker $(INSIDE)
-apptainer-all: ## `make all` in Apptainer's image
+apptainer-all: ## run `make all` in Apptainer's image
 	@container/run.sh apptainer $(INSIDE)
-image-test: ## try the image without a network: its packages, and one trial of the pocket study
+image-test: ## try the image offline: its packages, and one trial of the pocket study
 	@container/try.sh docker $(TRIAL)
-sif-test: ## the same with Apptainer's
+sif-test: ## try Apptainer's image offline
 	@container/try.sh apptainer $(TRIAL)
-base-image: ## whether the base image's tag still has the pinned digest; UPDATE=--update pins its new one
-	@$(firstword $(foreach python,$(PYTHON),$(shell command -v $(python)))) container/base_image.py $(UPDATE)
-submit: setup ## the study as jobs on Slurm; OPTIONS="--partition gpu --image qlora-repeat.sif"
+submit: setup ## submit the study to Slurm (OPTIONS="--partition gpu --image qlora-repeat.sif")
 	@$(KIT) submit "$(NAMED)" $(TO) $(OPTIONS)
 
+##@ Develop
 test: setup ## run the tests
 	$(BIN)python -m pytest --numprocesses 2
 
-lint: setup ## check style, formatting, and that each layer imports only from those below it
+lint: setup ## check style, formatting, and the import contracts of the layers
 	$(BIN)python -m ruff check
 	$(BIN)python -m ruff format --check
 	$(BIN)lint-imports --no-cache
@@ -130,10 +128,17 @@ lint: setup ## check style, formatting, and that each layer imports only from th
 types: setup ## check types
 	$(BIN)python -m mypy src
 
-lock: setup ## write the lock files anew; UPGRADE=--upgrade takes newer versions
+bench: setup ## compare the kit with a plain script; half an hour on two cores
+	@$(BIN)python -m pip install --disable-pip-version-check -qq --no-deps --require-hashes -r lockfiles/bench.txt
+	$(BIN)python benchmarks/speed.py
+
+lock: setup ## write the lock files (UPGRADE=--upgrade takes newer versions)
 	$(BIN)python lockfiles/refresh.py $(UPGRADE)
 
-web: ## make the scripts of a report from lockfiles/web; needs npm
+base-image: ## check the base image's pinned digest (UPDATE=--update pins the new one)
+	@$(firstword $(foreach python,$(PYTHON),$(shell command -v $(python)))) container/base_image.py $(UPDATE)
+
+web: ## bundle the report's scripts from lockfiles/web; needs npm
 	cd lockfiles/web && npm ci --silent && npm run --silent build
 
 clean: ## remove build output and caches; results and .venv stay
@@ -141,7 +146,8 @@ clean: ## remove build output and caches; results and .venv stay
 	find src tests -name __pycache__ -prune -exec rm -r {} +
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@ / { printf "%s%s\n", separator, substr($$0, 5); separator = "\n" }
+	/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The environment. Each stamp is made last, so that an interrupted set-up starts over. .packages holds the name
 # of the torch build inside, and asking for another makes .venv anew; `auto` accepts the one that is there.
