@@ -28,15 +28,17 @@ HERE = [
 ]
 """Run in this order, one going on where another has ended."""
 ELSEWHERE = {
-    "make test": "test_readme_commands.py",  # this is part of it
-    "make attribute": "test_attribute.py",
-    "make bench": "test_speed.py",  # the plain script on a tiny model; the whole takes half an hour
-    "make paper": "test_pdf.py",
-    "make rehearsal": "test_rehearsal.py",
-    "qlora-repeat run collapse": "test_state_map.py",
-    "make image docker-all STUDY=paper": "test_image.py",
-    "make sif apptainer-all STUDY=paper": "test_image.py",  # of one script; Apptainer itself is tried by hand
-    "qlora-repeat submit paper --partition gpu --gpus a100:1 --image qlora-repeat.sif": "test_slurm.py",
+    "make test": "repository/test_readme_commands.py",  # this is part of it
+    "make attribute": "analysis/attribution/test_experiment.py",
+    "make bench": "repository/test_speed.py",  # the plain script alone, on a tiny model
+    "make paper": "render/test_pdf.py",
+    "make rehearsal": "assets/test_rehearsal.py",
+    "qlora-repeat run collapse": "stages/test_legacy_qmap.py",
+    "make image docker-all STUDY=paper": "repository/test_image.py",
+    "make sif apptainer-all STUDY=paper": "repository/test_image.py",  # Apptainer by hand
+    "qlora-repeat submit paper --partition gpu --gpus a100:1 --image qlora-repeat.sif": (
+        "slurm/test_submit.py"
+    ),
 }
 
 
