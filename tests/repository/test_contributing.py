@@ -1,7 +1,8 @@
-"""CONTRIBUTING.md and CHANGELOG.md tell of what there is."""
+"""CONTRIBUTING.md, CHANGELOG.md and `make help` tell of what there is."""
 
 import re
 import subprocess
+import tomllib
 
 from support.checkout import ROOT
 
@@ -14,7 +15,24 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 def test_every_folder_has_its_place() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     folders = {f"{path.split('/')[0]}/" for path in listed.splitlines() if "/" in path and path[0] != "."}
-    assert sorted(folder for folder in folders if f"| `{folder}" not in CONTRIBUTING) == []
+    assert sorted(folder for folder in folders if f"`{folder}" not in CONTRIBUTING) == []
+
+
+def test_the_drawing_shows_the_layers_that_lint_checks() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (layers,) = (contract["layers"] for contract in rules["contracts"] if contract["type"] == "layers")
+    drawn = re.findall(r"^ {4}([a-z]+(?: \| [a-z]+)*)  +[A-Z].+\.$", CONTRIBUTING, re.MULTILINE)
+    assert drawn == layers
+
+
+def test_make_help_shows_every_target_under_a_heading() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    groups = listed.strip().split("\n\n")
+    shown = [re.findall(r"^  make ([\w-]+) +\S", group, re.MULTILINE) for group in groups]
+    assert all(not group.startswith(" ") and targets for group, targets in zip(groups, shown, strict=True))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = " ".join(re.findall(r"^\.PHONY: ([a-z].*)$", makefile, re.MULTILINE)).split()
+    assert sorted(name for names in shown for name in names) == sorted(targets)
 
 
 def test_the_changelog_begins_with_this_version() -> None:
