@@ -29,13 +29,13 @@ from tabulate import tabulate  # noqa: E402
 from tiny import fill_cache, tiny_text  # noqa: E402
 
 from qlora_repeat.study.loading import load_study  # noqa: E402
-from qlora_repeat.study.study import Optimizer  # noqa: E402
+from qlora_repeat.study.optimizers import OptimizerName  # noqa: E402
 from qlora_repeat.study.trial import Trial  # noqa: E402
 
 SIZES = (125, 250, 500, 1000)
 """Trials."""
 MODELS = 5
-OPTIMIZERS = get_args(Optimizer)
+OPTIMIZERS = get_args(OptimizerName)
 REPEATS = 3
 """Of each command, of which the quickest counts: nothing that disturbs it makes it quicker."""
 POINTS = 30

@@ -13,7 +13,7 @@ from support.checkout import ROOT
 from support.laboratory import Lab, failure, run
 from support.made_results import missing, trial
 
-from qlora_repeat.analysis.interlab import Arm, Laboratory, compare_laboratories
+from qlora_repeat.analysis.interlab import SharedArm, compare_laboratories, laboratory
 from qlora_repeat.analysis.interlab_statistics import reproducibility
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.render.tables.interlab import laboratory_table, sentences
@@ -32,9 +32,9 @@ def rows(perplexities: list[float], letter: str, **changes: Any) -> list[TrialRe
     ]
 
 
-def compared(*results: list[TrialResult]) -> Arm:
+def compared(*results: list[TrialResult]) -> SharedArm:
     laboratories = [
-        Laboratory(name, own) for name, own in zip(("Tampa", "Oslo", "Lima"), results, strict=False)
+        laboratory(name, own) for name, own in zip(("Tampa", "Oslo", "Lima"), results, strict=False)
     ]
     (arm,) = compare_laboratories(laboratories)
     return arm
@@ -42,7 +42,7 @@ def compared(*results: list[TrialResult]) -> Arm:
 
 def made(*results: list[TrialResult]) -> Table:
     laboratories = [
-        Laboratory(name, own) for name, own in zip(("Tampa", "Oslo", "Lima"), results, strict=False)
+        laboratory(name, own) for name, own in zip(("Tampa", "Oslo", "Lima"), results, strict=False)
     ]
     return laboratory_table(laboratories, compare_laboratories(laboratories))
 
@@ -147,8 +147,8 @@ def test_arms_that_one_laboratory_lacks_are_dashes_there() -> None:
 
 
 def test_laboratories_that_cannot_be_compared_are_told() -> None:
-    one = Laboratory("Tampa", rows(TAMPA, "a"))
-    other = Laboratory("Oslo", rows(OSLO, "b", model="llama2-7b"))
+    one = laboratory("Tampa", rows(TAMPA, "a"))
+    other = laboratory("Oslo", rows(OSLO, "b", model="llama2-7b"))
     with pytest.raises(UsageError, match="at least two"):
         compare_laboratories([one])
     with pytest.raises(
@@ -158,11 +158,11 @@ def test_laboratories_that_cannot_be_compared_are_told() -> None:
     with pytest.raises(UsageError, match="Tampa has gpt-neox-20b/adamw-8bit; Oslo has llama2-7b/adamw-8bit"):
         compare_laboratories([one, other])
     with pytest.raises(UsageError, match="Oslo: 2 rows are of trial gpt-neox-20b/adamw-8bit/1"):
-        compare_laboratories([one, Laboratory("Oslo", [trial(), trial()])])
+        compare_laboratories([one, laboratory("Oslo", [trial(), trial()])])
 
 
 def test_it_is_said_in_words() -> None:
-    same = [Laboratory(name, rows(TAMPA, "a")) for name in ("Tampa", "Oslo")]
+    same = [laboratory(name, rows(TAMPA, "a")) for name in ("Tampa", "Oslo")]
     assert sentences(compare_laboratories(same)) == [
         "gpt-neox-20b/adamw-8bit: within a laboratory s_r = 0.241, in any of 2 s_R = 0.241; "
         "adapters that more than one has, bit for bit: 7"

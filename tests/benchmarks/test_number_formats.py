@@ -4,18 +4,21 @@ import random
 
 import pytest
 import torch
-from scipy.stats import binom
-
-from qlora_repeat.results.number_formats import (
+from number_formats import (
+    BASE,
     FORMATS,
+    LARGEST,
     agreement,
     at_least,
     grid,
     lies_on,
     losses_of,
+    read_perplexities,
     share_on,
     sources,
 )
+from scipy.stats import binom
+from support.checkout import ROOT
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -83,3 +86,39 @@ def test_numbers_of_a_grid_agree_with_it_however_printed_and_others_do_not() -> 
     others = [agreement([f"{draw.uniform(8, 16):.3f}" for _ in range(7)], "float16") for _ in range(40)]
     assert sum(one.chance < 0.05 for one in others) <= 5
     assert all(one.found < 7 for one in others)
+
+
+def printed_perplexities(model: str) -> list[str]:
+    return [
+        each.text
+        for each in read_perplexities(ROOT / "paper" / "published")
+        if each.model == model and each.optimizer != BASE
+    ]
+
+
+def test_gpt_neox_perplexities_are_float16_numbers_and_exponentials_of_such_but_one() -> None:
+    texts = printed_perplexities("gpt-neox-20b")
+    assert len(texts) == 14
+    assert [text for text in texts if not lies_on(text, "float16")] == []
+    assert [text for text in texts if not lies_on(text, "exp-float16")] == ["3452"]
+    assert agreement(texts, "float16").chance < 1e-7
+    assert agreement(texts, "exp-float16").chance < 1e-13
+
+
+def test_gpt_neoxt_chat_perplexities_are_bfloat16_numbers_and_exponentials_of_such_but_one() -> None:
+    texts = printed_perplexities("gpt-neoxt-chat-20b")
+    assert len(texts) == 14
+    for name, chance in (("bfloat16", 1e-15), ("exp-bfloat16", 1e-22)):
+        assert [text for text in texts if not lies_on(text, name)] == ["14680"]
+        assert agreement(texts, name).chance < chance
+    assert lies_on("14680", "float16")
+    assert lies_on("16.625", "exp-bfloat16"), "the base of section IX, too"
+
+
+def test_llama_perplexities_are_on_none_of_these_grids() -> None:
+    for model in ("llama2-7b", "llama2-chat-7b"):
+        texts = printed_perplexities(model)
+        assert len(texts) == 14
+        for name in ("float16", "bfloat16", "exp-float16", "exp-bfloat16"):
+            assert agreement(texts, name).chance > 0.1
+        assert max(map(float, texts)) > LARGEST["float16"]

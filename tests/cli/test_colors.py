@@ -12,7 +12,7 @@ from support.finished import finish_study
 from support.terminal import environment, has_colors, in_terminal, kit_command, lines, moves
 from support.tiny import write_study
 
-from qlora_repeat.analysis.verify.verdict import Kind
+from qlora_repeat.analysis.verify.verdict import VerdictKind
 from qlora_repeat.cli.colors import LEVELS, STATES, VERDICTS, with_colored
 from qlora_repeat.planning.machine_checks import Level
 from qlora_repeat.records.trial_state import State
@@ -60,7 +60,7 @@ def piped(command: str, folder: Path, **variables: str) -> str:
 
 
 def test_every_word_has_a_color() -> None:
-    for words, kind in ((STATES, State), (LEVELS, Level), (VERDICTS, Kind)):
+    for words, kind in ((STATES, State), (LEVELS, Level), (VERDICTS, VerdictKind)):
         assert set(words) == set(get_args(kind))
 
 

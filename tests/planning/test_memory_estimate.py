@@ -32,7 +32,8 @@ from qlora_repeat.stages.dequantize import materialize
 from qlora_repeat.stages.finetune import with_adapter
 from qlora_repeat.stages.perplexity import example_losses
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.study import Optimizer, Study
+from qlora_repeat.study.optimizers import OptimizerName
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.determinism import attention_kernels
 
@@ -175,7 +176,7 @@ def test_bytes_of_4_bits_and_scales_are_those_of_their_layout(name: str, tmp_pat
         ("lion-32bit", bitsandbytes.optim.PagedLion32bit),
     ],
 )
-def test_optimizer_state_takes_what_the_real_optimizers_state_takes(name: Optimizer, kind: Any) -> None:
+def test_optimizer_state_takes_what_the_real_optimizers_state_takes(name: OptimizerName, kind: Any) -> None:
     elements = [4095, 4096, 4097, 10_000, 65_536, 120_000]
     tensors = [torch.nn.Parameter(torch.randn(each)) for each in elements]
     optimizer = kind(tensors, lr=1e-3)

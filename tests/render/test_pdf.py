@@ -12,6 +12,7 @@ from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.render.figures.write import render_figures
 from qlora_repeat.render.pdf import compile_paper
 from qlora_repeat.render.tables.write import render_tables
+from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.trial_result import TrialResult
 
 RESULTS = [
@@ -24,7 +25,7 @@ RESULTS = [
 
 
 def rendered(folder: Path) -> Path:
-    render_tables(RESULTS, folder, ROOT / "paper" / "templates")
+    render_tables(group_arms(RESULTS), folder, ROOT / "paper" / "templates")
     return folder
 
 
@@ -49,7 +50,7 @@ def test_tables_and_figure_become_a_pdf_of_the_same_bytes_in_any_folder(tmp_path
     made = []
     for name in ("one", "another/folder"):
         folder = rendered(tmp_path / name)
-        render_figures(RESULTS, folder)
+        render_figures(group_arms(RESULTS), folder)
         before = {path.name for path in folder.iterdir()}
         made.append(compile_paper(folder).read_bytes())
         assert {path.name for path in folder.iterdir()} - before == {"all.pdf"}
@@ -67,7 +68,7 @@ def test_tables_and_figure_become_a_pdf_of_the_same_bytes_in_any_folder(tmp_path
 def test_without_a_figure_the_tables_are_compiled(tmp_path: Path) -> None:
     path = compile_paper(rendered(tmp_path))
     bare = path.stat().st_size
-    render_figures(RESULTS, tmp_path)
+    render_figures(group_arms(RESULTS), tmp_path)
     assert compile_paper(tmp_path).stat().st_size > bare + 5000
 
 

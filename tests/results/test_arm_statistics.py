@@ -9,23 +9,23 @@ import pytest
 from support.made_results import PERPLEXITIES, arm, missing, study, trial
 
 from qlora_repeat.results.arm_statistics import (
-    Comparison,
-    reference_of,
+    SpreadComparison,
     study_statistics,
     write_statistics,
 )
+from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.statistics import compare_spreads, holm, share, summarize
 from qlora_repeat.results.trial_result import TrialResult
 
 
-def comparison(results: list[TrialResult], measure: str = "perplexity") -> Comparison:
-    (found,) = [each for each in study_statistics(results).comparisons if each.measure == measure]
+def comparison(results: list[TrialResult], measure: str = "perplexity") -> SpreadComparison:
+    (found,) = [each for each in study_statistics(group_arms(results)).comparisons if each.measure == measure]
     return found
 
 
 def test_each_arm_has_the_statistics_of_its_own_trials() -> None:
     results = arm("adamw-8bit", PERPLEXITIES) + arm("adamw-32bit", [7.0, 8.0])
-    first, second = study_statistics(results).arms
+    first, second = study_statistics(group_arms(results)).arms
     assert (first.optimizer, first.trials, second.optimizer, second.trials) == (
         "adamw-8bit", 7, "adamw-32bit", 2,
     )  # fmt: skip
@@ -40,10 +40,10 @@ def test_only_values_that_count_do() -> None:
     results[0] = replace(results[0], status="stale")
     results[1] = replace(results[1], status="stale", stale_inputs=["code"])  # collected on request
     results[2] = missing(trial=3)
-    (found,) = study_statistics(results).arms
+    (found,) = study_statistics(group_arms(results)).arms
     assert found.trials == 5
     assert found.measures["perplexity"] == summarize(PERPLEXITIES[1:2] + PERPLEXITIES[3:])
-    (none,) = study_statistics([missing()]).arms
+    (none,) = study_statistics(group_arms([missing()])).arms
     assert (none.trials, none.diverged, none.worse_than_base, none.measures) == (0, None, None, {})
 
 
@@ -51,16 +51,16 @@ def test_diverged_trials_are_those_with_anything_not_finite() -> None:
     results = arm("adamw-8bit", [3.0, math.nan, 3.0, 3.0, 3.0])
     results[2] = replace(results[2], diverged_at=5)
     results[3] = replace(results[3], final_loss=math.inf)
-    (found,) = study_statistics(results).arms
+    (found,) = study_statistics(group_arms(results)).arms
     assert found.diverged == share(3, 5)
 
 
 def test_trials_worse_than_their_base_are_counted_beside_it() -> None:
     results = arm("adamw-8bit", [3.0, 7.04, 7.05, math.nan, 9.0], base_perplexity=7.04)
     results[4] = replace(results[4], base_perplexity=None)
-    (found,) = study_statistics(results).arms
+    (found,) = study_statistics(group_arms(results)).arms
     assert found.worse_than_base == share(2, 4)
-    (unknown,) = study_statistics([trial(base_perplexity=None)]).arms
+    (unknown,) = study_statistics(group_arms([trial(base_perplexity=None)])).arms
     assert unknown.worse_than_base is None
 
 
@@ -71,17 +71,16 @@ def test_an_8_bit_arm_is_compared_with_the_32_bit_arm_of_its_model() -> None:
     assert found.test == compare_spreads(wide, PERPLEXITIES)
     assert found.test.ratio == pytest.approx(3)
     assert found.p_holm == found.test.p
-    assert study_statistics(arm("adamw-8bit", wide)).comparisons == []
-    assert study_statistics(arm("adamw-8bit", wide) + arm("adamw-32bit", [3.0])).comparisons == []
+    assert study_statistics(group_arms(arm("adamw-8bit", wide))).comparisons == []
+    assert study_statistics(group_arms(arm("adamw-8bit", wide) + arm("adamw-32bit", [3.0]))).comparisons == []
 
 
 def test_an_old_state_map_is_compared_with_32_bit_too() -> None:
     old = "adamw-8bit+bitsandbytes-0.41.0"
-    assert [reference_of(name) for name in (old, "adamw-8bit", "adamw-32bit", "sgd")] == [
-        "adamw-32bit", "adamw-32bit", "adamw-32bit", "sgd",
-    ]  # fmt: skip
     results = [row for name in (old, "adamw-8bit", "adamw-32bit") for row in arm(name, PERPLEXITIES)]
-    found = [each for each in study_statistics(results).comparisons if each.measure == "perplexity"]
+    found = [
+        each for each in study_statistics(group_arms(results)).comparisons if each.measure == "perplexity"
+    ]
     assert [(each.optimizer, each.reference) for each in found] == [
         (old, "adamw-32bit"), ("adamw-8bit", "adamw-32bit"),
     ]  # fmt: skip
@@ -93,14 +92,16 @@ def test_p_values_are_adjusted_over_the_models_of_a_measure() -> None:
         own = {"model": f"model-{place}", "model_title": f"Model {place}"}
         results += arm("adamw-8bit", [value**factor for value in PERPLEXITIES], **own)
         results += arm("adamw-32bit", PERPLEXITIES, **own)
-    comparisons = study_statistics(results).comparisons
+    comparisons = study_statistics(group_arms(results)).comparisons
     for measure in ("perplexity", "train_seconds"):
         found = [each for each in comparisons if each.measure == measure]
         ps = [each.test.p for each in found]
         assert [each.p_holm for each in found] == holm([p for p in ps if p is not None])
     assert [each.p_holm for each in comparisons if each.measure == "train_seconds"] == [1, 1, 1]
     few = results[:4] + results[7:]  # four trials of the first arm: no test of it
-    adjusted = [each.p_holm for each in study_statistics(few).comparisons if each.measure == "perplexity"]
+    adjusted = [
+        each.p_holm for each in study_statistics(group_arms(few)).comparisons if each.measure == "perplexity"
+    ]
     assert adjusted[0] is None
     assert adjusted[1:] == holm([each.test.p or 0 for each in comparisons[1:3]])
 
@@ -116,8 +117,8 @@ def test_the_file_is_strict_json_of_the_same_bytes_each_time(tmp_path: Path) -> 
         *arm("adamw-32bit", [3.567] * 7, model="odd"),
         missing(model="none"),
     ]
-    write_statistics(results, tmp_path / "one.json")
-    write_statistics(results, tmp_path / "two.json")
+    write_statistics(group_arms(results), tmp_path / "one.json")
+    write_statistics(group_arms(results), tmp_path / "two.json")
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     found = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert list(found) == ["arms", "comparisons", "level", "methods"]

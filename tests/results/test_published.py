@@ -11,7 +11,6 @@ import pytest
 from support.checkout import ROOT
 
 from qlora_repeat.errors import KitError, MissingError, UsageError
-from qlora_repeat.results.number_formats import LARGEST, agreement, lies_on, read_perplexities
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult, read_results, write_results
 from qlora_repeat.study.loading import load_study
@@ -162,42 +161,6 @@ def test_rows_hold_what_the_files_say(results: list[TrialResult]) -> None:
 def test_rows_are_collected_results(results: list[TrialResult], tmp_path: Path) -> None:
     write_results(results, tmp_path / "results.jsonl")
     assert read_results(tmp_path / "results.jsonl") == results
-
-
-def printed_perplexities(model: str) -> list[str]:
-    return [
-        each.text
-        for each in read_perplexities(FOLDER)
-        if each.model == model and each.optimizer in OPTIMIZERS
-    ]
-
-
-def test_gpt_neox_perplexities_are_float16_numbers_and_exponentials_of_such_but_one() -> None:
-    texts = printed_perplexities("gpt-neox-20b")
-    assert len(texts) == 14
-    assert [text for text in texts if not lies_on(text, "float16")] == []
-    assert [text for text in texts if not lies_on(text, "exp-float16")] == ["3452"]
-    assert agreement(texts, "float16").chance < 1e-7
-    assert agreement(texts, "exp-float16").chance < 1e-13
-
-
-def test_gpt_neoxt_chat_perplexities_are_bfloat16_numbers_and_exponentials_of_such_but_one() -> None:
-    texts = printed_perplexities("gpt-neoxt-chat-20b")
-    assert len(texts) == 14
-    for name, chance in (("bfloat16", 1e-15), ("exp-bfloat16", 1e-22)):
-        assert [text for text in texts if not lies_on(text, name)] == ["14680"]
-        assert agreement(texts, name).chance < chance
-    assert lies_on("14680", "float16")
-    assert lies_on("16.625", "exp-bfloat16"), "the base of section IX, too"
-
-
-def test_llama_perplexities_are_on_none_of_these_grids() -> None:
-    for model in ("llama2-7b", "llama2-chat-7b"):
-        texts = printed_perplexities(model)
-        assert len(texts) == 14
-        for name in ("float16", "bfloat16", "exp-float16", "exp-bfloat16"):
-            assert agreement(texts, name).chance > 0.1
-        assert max(map(float, texts)) > LARGEST["float16"]
 
 
 @pytest.mark.parametrize(

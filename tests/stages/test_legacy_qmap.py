@@ -2,7 +2,7 @@
 
 import torch
 
-from qlora_repeat.stages.legacy_qmap import old_map, set_state_map, split_optimizer
+from qlora_repeat.stages.legacy_qmap import old_map, set_legacy_qmap
 
 
 def test_the_old_map_is_that_of_the_releases() -> None:
@@ -21,19 +21,14 @@ def test_todays_map_has_all_of_its_values() -> None:
     assert create_dynamic_map(signed=False)[255] == 1
 
 
-def test_an_arm_names_its_map() -> None:
-    assert split_optimizer("adamw-8bit+bitsandbytes-0.41.0") == ("adamw-8bit", "bitsandbytes-0.41.0")
-    assert split_optimizer("adamw-32bit") == ("adamw-32bit", None)
-
-
-def _second_moments(state_map: str | None) -> torch.Tensor:
+def _second_moments(legacy_qmap: str | None) -> torch.Tensor:
     """What 8-bit AdamW has kept of the squares of gradients 0 to 1 after a step, relative to the largest."""
     from bitsandbytes.functional import dequantize_blockwise
     from bitsandbytes.optim import PagedAdamW8bit
 
     weight = torch.nn.Parameter(torch.zeros(64, 64))
     optimizer = PagedAdamW8bit([weight], lr=1e-3)
-    set_state_map(optimizer, state_map)
+    set_legacy_qmap(optimizer, legacy_qmap)
     weight.grad = torch.linspace(0, 1, 4096).view(64, 64)
     optimizer.step()
     state = optimizer.state[weight]

@@ -14,7 +14,7 @@ from qlora_repeat.analysis.attribution.measurements import (
     NUDGE,
     OTHER,
     REPEAT,
-    Measured,
+    Measurements,
     Outcome,
     pair_name,
 )
@@ -43,7 +43,7 @@ def made(
     noise: float = 1e-6,
     seed: int = 1,
     draw: Callable[[np.random.Generator], float] = lambda generator: float(generator.normal()),
-) -> Measured:
+) -> Measurements:
     """An experiment on a model whose sources have levels that are drawn, and whose noise is a nudge's."""
     generator = np.random.default_rng(seed)
     first = [{source: draw(generator) for source in freed} for _ in range(replicates)]
@@ -61,7 +61,7 @@ def made(
             shaken = 0.0 if name in (BASELINE, REPEAT) else float(generator.normal(0, noise))
             value = 2.0 + model(at) + shaken + changes.get(name, 0.0)
             outcomes.append(outcome(name, place + 1, value, own))
-    return Measured(
+    return Measurements(
         study="made",
         model="model",
         model_title="Model",
@@ -116,7 +116,7 @@ def outcome(
     return Outcome(**content | changes)
 
 
-def changed(measured: Measured, condition: str, replicate: int, **changes: Any) -> Measured:
+def changed(measured: Measurements, condition: str, replicate: int, **changes: Any) -> Measurements:
     """The same, but for one trial."""
     outcomes = [
         dataclasses.replace(each, **changes)

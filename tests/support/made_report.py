@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from qlora_repeat.records.trace import Step
-from qlora_repeat.render.report.trial_files import Kept
+from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.results.trial_result import TrialResult
 
 
@@ -25,12 +25,12 @@ def trial(number: int, digest: str | None = "same", **changes: Any) -> TrialResu
     return replace(made, **changes)
 
 
-def traced(losses: dict[int, list[float]]) -> Kept:
+def traced(losses: dict[int, list[float]]) -> TrialFiles:
     steps = {
-        ("neox", "adamw-8bit", number): [
+        f"neox/adamw-8bit/{number}": [
             Step(0, adapter="start"),
             *(Step(place, loss=loss) for place, loss in enumerate(own, 1)),
         ]
         for number, own in losses.items()
     }
-    return Kept(steps)
+    return TrialFiles(steps)

@@ -12,6 +12,7 @@ from support.checkout import ROOT
 
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
+from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.trial_result import Response, TrialResult
 
 TEMPLATES = ROOT / "paper" / "templates"
@@ -85,7 +86,7 @@ def missing(**changes: Any) -> TrialResult:
 
 
 def table(results: list[TrialResult], number: str) -> Table:
-    return next(made for made in make_tables(results) if made.number == number)
+    return next(made for made in make_tables(group_arms(results)) if made.number == number)
 
 
 def study(

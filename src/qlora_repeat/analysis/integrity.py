@@ -1,11 +1,10 @@
-"""The check of a whole study, or of an archive: all that records name is read again and compared."""
+"""The check of a whole study: all that records name is read again and compared."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.archive.unpack import Unpacked
 from qlora_repeat.assets.base_models import base_folder, check_base
 from qlora_repeat.assets.datasets import ROWS, data_folder, read_rows
 from qlora_repeat.errors import KitError, MissingError
@@ -13,9 +12,8 @@ from qlora_repeat.records.record import Record, damaged_file
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import has_ended, stage_record
 from qlora_repeat.results.collect import collect
-from qlora_repeat.results.trial_result import TrialResult, read_results
+from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.stages.checkpoint import begins_so, checkpoint_folders, read_sealed
-from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import (
     STAGES,
@@ -78,14 +76,14 @@ def check(study: Study, runs: Path, cache: Path, report: Callable[[int, int], No
         if live_owner(trial.lock) is not None:
             notes.append(f"{trial.name}: not checked, for a process works on it")
         else:
-            found = list(_trial(trial))
+            found = list(check_trial(trial))
             if _is_left(trial):
                 notes.append(f"{trial.unfinished}: {_LEFT}")
             else:
                 found += _unfinished(trial.unfinished)
             trials, files = trials + bool(found), files + found
         report(done := done + 1, total)
-    files += _base_tests(study, runs)
+    files += check_base_tests(study, runs)
     for names, look in ((bases, _base), (data, _data)):
         for name in names:
             inputs += look(study, name, cache)
@@ -94,44 +92,8 @@ def check(study: Study, runs: Path, cache: Path, report: Callable[[int, int], No
     return Checked(trials, files, inputs, notes)
 
 
-def check_archive(unpacked: Unpacked, cache: Path) -> Checked:
-    """Checks an archive whose checksums fit: whether its records fit themselves, and all else fits them.
-
-    The collected results must be those that the records give. Whether records tell the truth is not looked
-    at: for that, `verify` runs trials again.
-    """
-    study = load_study(unpacked.study_file)
-    found = [list(_trial(trial)) for trial in all_trials(study, unpacked.runs)]
-    files = [looked for own in found for looked in own] + list(_base_tests(study, unpacked.runs))
-    path = results_path(study, unpacked.runs)
-    told, given = unpacked.results(), collect(study, unpacked.runs, cache, include_stale=True)
-    files += [Looked(path, f"{path}: {problem}") for problem in _unlike(told, given)] or [Looked(path)]
-    return Checked(trials=sum(map(bool, found)), files=files, inputs=[], notes=[])
-
-
-def _unlike(told: list[TrialResult], given: list[TrialResult]) -> Iterator[str]:
-    """In which trials the results that are told are not those that records give.
-
-    Of what is stale here, but was not where it was packed, the values must be the same.
-    """
-    rows = [{f"{row.model}/{row.optimizer}/{row.trial}": row for row in results} for results in (told, given)]
-    if len(rows[0]) < len(told):
-        yield "a trial has several rows"
-    for name in dict.fromkeys([*rows[0], *rows[1]]):
-        first, second = (own.get(name) for own in rows)
-        if first is None or second is None:
-            yield f"{name} is not of the study" if second is None else f"{name} has no row"
-        elif first.measured != second.measured:
-            yield f"{name} has {'results, but no records' if first.measured else 'records, but no results'}"
-        elif first.measured and repr(_as_done(first)) != repr(_as_done(second)):  # for NaN is not NaN
-            yield f"{name} has other results than its records"
-
-
-def _as_done(row: TrialResult) -> TrialResult:
-    return replace(row, status="done", stale_inputs=[], stale_base_inputs=[])
-
-
-def _trial(trial: Trial) -> Iterator[Looked]:
+def check_trial(trial: Trial) -> Iterator[Looked]:
+    """Read again what the records of a trial name."""
     for stage in STAGES:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is None:
@@ -229,7 +191,8 @@ def _checkpoint(folder: Path, trace: Path) -> Iterator[Looked]:
     yield Looked(trace, None if same else f"{trace}: not what {folder.name} goes on from")
 
 
-def _base_tests(study: Study, runs: Path) -> Iterator[Looked]:
+def check_base_tests(study: Study, runs: Path) -> Iterator[Looked]:
+    """Read again the records of the tests of bases."""
     for model in study.models:
         for number in base_tests(study):
             path = base_record(study, model, number, runs)

@@ -14,9 +14,9 @@ from qlora_repeat.system.fingerprint import fingerprint_differences
 if TYPE_CHECKING:
     from qlora_repeat.analysis.adapter_distance import Distance
 
-Kind = Literal["init", "data", "learning rate", "loss", "gradient", "skipped", "update"]
+DivergenceKind = Literal["init", "data", "learning rate", "loss", "gradient", "skipped", "update"]
 What = Literal["setting", "input", "seed", "fingerprint"]
-Verdict = Literal["alike", "alike as far as compared", "different"]
+Likeness = Literal["alike", "alike as far as compared", "different"]
 
 _COMPARED_STAGES: tuple[Stage, ...] = ("finetune", "evaluate")
 
@@ -30,7 +30,7 @@ _IN_A_TRACE = {
 }
 """What a step may have, in words."""
 
-MEANINGS: dict[Kind, str] = {
+MEANINGS: dict[DivergenceKind, str] = {
     "init": "The adapters differ before any update, which points to how the initial adapter is drawn: its "
     "seed, or what else drew from the same generator.",
     "data": "They saw other examples, which points to the order that is drawn, to the data, or to how a row "
@@ -53,7 +53,7 @@ class Divergence:
 
     step: int
     """0 is the adapter before any update."""
-    kind: Kind
+    kind: DivergenceKind
     """In what: the first that differs, in the order in which a step computes them."""
     first: Any
     second: Any
@@ -92,7 +92,7 @@ def first_divergence(first: Sequence[Step], second: Sequence[Step]) -> Divergenc
     return None
 
 
-def _values(one: Step, other: Step) -> Iterator[tuple[Kind, Any, Any]]:
+def _values(one: Step, other: Step) -> Iterator[tuple[DivergenceKind, Any, Any]]:
     """What two steps have, in the order in which a step computes it."""
     yield "data", one.examples, other.examples
     yield "data", one.tokens, other.tokens
@@ -186,7 +186,7 @@ class TrialDiff:
         return min(self.first.last_step, self.second.last_step)
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Likeness:
         """Whether trace and adapter are the same bits."""
         if self.divergence or self.unlike:
             return "different"

@@ -16,6 +16,7 @@ from qlora_repeat.records.record import KeptFile, Record, keep
 from qlora_repeat.records.status import base_damages, explanations, standings
 from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.results.arm_statistics import statistics_text
+from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect, counted_base_tests
 from qlora_repeat.results.trial_result import TrialResult, read_results, results_text
 from qlora_repeat.study.loading import study_path
@@ -90,7 +91,7 @@ def pack(
     entries = [
         *chosen.entries,
         _in_runs(results_path(study, runs), runs, results_text(chosen.results)),
-        _in_runs(statistics_path(study, runs), runs, statistics_text(chosen.results)),
+        _in_runs(statistics_path(study, runs), runs, statistics_text(group_arms(chosen.results))),
         _file(study_path(study_file), named),
         *_of_kit(license),
         text_entry("fingerprints.json", _fingerprints(chosen.runs)),
@@ -183,7 +184,7 @@ def _check_tables(folder: Path, results: list[TrialResult]) -> None:
     templates = kit_path("paper/templates")
     if not templates.is_dir() or not folder.is_dir():
         return
-    for table in make_tables(results):
+    for table in make_tables(group_arms(results)):
         for name, text in table_texts(table, templates).items():
             if (folder / name).is_file() and (folder / name).read_bytes() != text.encode():
                 raise MissingError(

@@ -22,7 +22,7 @@ from qlora_repeat.study.trial import STAGES, Stage, Trial, all_trials, cache_fol
 from qlora_repeat.system.package_data import kit_path
 
 if TYPE_CHECKING:
-    from qlora_repeat.analysis.attribution.measurements import Measured
+    from qlora_repeat.analysis.attribution.measurements import Measurements
 
 BUILD = Path(os.environ.get("QLORA_REPEAT_BUILD") or "paper/build")
 """A folder for each study, of tables and figures."""
@@ -122,7 +122,7 @@ def chosen_results(study_file: str, runs: Path, results: Path | None = None) -> 
     return study.label, read_results(results_path(study, runs))
 
 
-def chosen_experiments(label: str, runs: Path, results: Path | None) -> "list[Measured]":
+def chosen_experiments(label: str, runs: Path, results: Path | None) -> "list[Measurements]":
     """A study's attribution experiments; none where results come from a file. What cannot be read is told."""
     from qlora_repeat.analysis.attribution.measurements import read_experiments
 

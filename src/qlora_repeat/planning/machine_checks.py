@@ -19,6 +19,7 @@ from typing import Any, Literal
 from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.system.determinism import DETERMINISTIC_WORKSPACES, WORKSPACE
 from qlora_repeat.system.fingerprint import installed_version, lock_files, nvidia_smi
+from qlora_repeat.system.latex import INSTALL_LATEX
 
 Level = Literal["ok", "warning", "stops"]
 
@@ -325,8 +326,6 @@ def checkout_findings(machine: Mapping[str, Any]) -> Iterator[Finding]:
 
 def latex_findings() -> Iterator[Finding]:
     """Whether `make paper` can compile; nothing else needs LaTeX."""
-    from qlora_repeat.render.pdf import INSTALL_LATEX
-
     needed = ("IEEEtran.cls", "lmodern.sty", "longtable.sty", "booktabs.sty")
     if shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None:
         lacking = "pdflatex is not installed"

@@ -20,7 +20,7 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.planning.live_memory import LiveMemory
 from qlora_repeat.stages.dequantize import Materialized, materialize
 from qlora_repeat.stages.finetune import with_adapter
-from qlora_repeat.study.study import Optimizer
+from qlora_repeat.study.optimizers import Optimizer, OptimizerName
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.determinism import attention_kernels
 
@@ -65,7 +65,7 @@ class FinetuneMemory:
     step: int
     """The most that a step takes beyond the weights: what is saved, gradients, and passing tensors."""
 
-    def peak(self, optimizer: Optimizer) -> int:
+    def peak(self, optimizer: OptimizerName) -> int:
         """The most at any time of a step that is not the first."""
         state = optimizer_bytes(self.adapter_tensors, optimizer)
         return self.weights.base + self.weights.adapter + state + self.step
@@ -110,14 +110,15 @@ def parameter_count(config: Any) -> int:
     return sum(parameter.numel() for parameter in _plain_model(config, torch.float32).parameters())
 
 
-def optimizer_bytes(adapter_tensors: list[int], optimizer: Optimizer) -> int:
+def optimizer_bytes(adapter_tensors: list[int], optimizer: OptimizerName) -> int:
     """The state for tensors of so many elements each, in 8 or 32 bits: two moments of AdamW, one of Lion.
 
     A moment in 8 bits has a float32 scale for each block of 256; all tensors share its code book of 256.
     """
-    total, has_code_books, moments = 0, False, 1 if optimizer.startswith("lion") else 2
+    kind = Optimizer.parse(optimizer)
+    total, has_code_books, moments = 0, False, kind.moments
     for elements in adapter_tensors:
-        if optimizer.endswith("-32bit") or elements < OPTIMIZER_LEAST:
+        if kind.bits == 32 or elements < OPTIMIZER_LEAST:
             total += moments * 4 * elements
         else:
             total += moments * (elements + 4 * math.ceil(elements / OPTIMIZER_BLOCK))

@@ -21,6 +21,8 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     "time": ("stages.timing", "system.determinism"),
 }
 """The module of each stage, and that of the kernels that it runs on."""
+OF_ONE_TRIAL = {"repeated_responses"}
+"""Settings that only the first trial of an arm has."""
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (Randomness, Quantization, Lora, Training, Generation)
 }

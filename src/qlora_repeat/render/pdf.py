@@ -9,12 +9,8 @@ from pathlib import Path
 
 from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.system.files import write_bytes, write_text
+from qlora_repeat.system.latex import INSTALL_LATEX
 
-_PACKAGES = (
-    "texlive-latex-base texlive-latex-recommended texlive-latex-extra "
-    "texlive-fonts-recommended texlive-publishers lmodern"
-)
-INSTALL_LATEX = f"install the Debian packages {_PACKAGES}"
 _MOST_PASSES = 6
 
 

@@ -2,30 +2,31 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_repeat.results.arms import Arm, Measure
 from qlora_repeat.results.statistics import (
     LEVEL,
     Share,
     SpreadTest,
     Summary,
     compare_spreads,
-    holm,
+    holm_known,
     share,
     summarize,
 )
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.system.files import json_text, strict, write_text
 
-MEASURES: dict[str, Callable[[TrialResult], float | None]] = {
+MEASURES: dict[str, Measure] = {
     "perplexity": lambda trial: trial.perplexity,
     "final_loss": lambda trial: trial.final_loss,
     "train_seconds": lambda trial: trial.train_seconds,
     "test_seconds": lambda trial: trial.test_seconds,
 }
-"""What spreads over the trials of an arm, by the name of its field."""
+"""The measures that have statistics, by the names of their fields."""
 METHODS = {
     "sd": "sample standard deviation (n - 1)",
     "sd_low, sd_high": "Bonett 2006",
@@ -41,22 +42,22 @@ METHODS = {
 
 @dataclass(frozen=True)
 class ArmStatistics:
-    """What the trials of one arm say together; only those whose values count."""
+    """The statistics of one arm, over the trials whose values count."""
 
     model: str
     optimizer: str
     trials: int
-    """Whose values count."""
+    """How many trials count."""
     diverged: Share | None
-    """Those with a loss or a perplexity that is not finite."""
+    """The trials with a loss or a perplexity that is not finite."""
     worse_than_base: Share | None
-    """Those with a perplexity above their model's before fine-tuning, of those that have both."""
+    """The trials with a perplexity above their model's before fine-tuning, of those that have both."""
     measures: dict[str, Summary]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The spread of an 8-bit arm beside that of the 32-bit arm of its model, in one measure."""
+class SpreadComparison:
+    """The spread of an 8-bit arm beside the spread of the 32-bit arm of its model, in one measure."""
 
     model: str
     optimizer: str
@@ -73,63 +74,43 @@ class StudyStatistics:
     """The statistics of a study's results."""
 
     arms: list[ArmStatistics]
-    comparisons: list[Comparison]
+    comparisons: list[SpreadComparison]
 
 
-def study_statistics(results: Sequence[TrialResult]) -> StudyStatistics:
-    """The statistics of each arm and of each pair of arms, in the results' order."""
+def study_statistics(arms: Sequence[Arm]) -> StudyStatistics:
+    """Return the statistics of each arm and of each pair of arms, in the arms' order."""
     return StudyStatistics(
-        arms=arm_statistics(results),
-        comparisons=[comparison for name in MEASURES for comparison in comparisons(results, name)],
+        arms=arm_statistics(arms),
+        comparisons=[found for measure in MEASURES for found in compare_with_32_bit(arms, measure)],
     )
 
 
-def arm_statistics(results: Sequence[TrialResult]) -> list[ArmStatistics]:
-    """The statistics of each arm, in the results' order. A measure that no trial has is left out."""
-    arms = _by_arm(results)
-    measured = {
-        name: {arm: _values(own, measure) for arm, own in arms.items()} for name, measure in MEASURES.items()
+def arm_statistics(arms: Sequence[Arm]) -> list[ArmStatistics]:
+    """Return the statistics of each arm, in their order; a measure that no trial has is left out."""
+    measures = {
+        name: measure for name, measure in MEASURES.items() if any(arm.values(measure) for arm in arms)
     }
-    measured = {name: found for name, found in measured.items() if any(found.values())}
     return [
         ArmStatistics(
-            model=model,
-            optimizer=optimizer,
-            trials=len(own),
-            diverged=share(sum(map(_has_diverged, own)), len(own)),
-            worse_than_base=worse_than_base(own),
-            measures={name: summarize(found[model, optimizer]) for name, found in measured.items()},
+            *arm.key,
+            trials=len(arm.done),
+            diverged=share(sum(map(_has_diverged, arm.done)), len(arm.done)),
+            worse_than_base=worse_than_base(arm.done),
+            measures={name: summarize(arm.values(measure)) for name, measure in measures.items()},
         )
-        for (model, optimizer), own in arms.items()
+        for arm in arms
     ]
 
 
-def _by_arm(results: Sequence[TrialResult]) -> dict[tuple[str, str], list[TrialResult]]:
-    """The trials of each arm whose values count."""
-    arms: dict[tuple[str, str], list[TrialResult]] = {}
-    for row in results:
-        arms.setdefault((row.model, row.optimizer), []).extend([row] if row.measured else [])
-    return arms
+def write_statistics(arms: Sequence[Arm], path: Path) -> None:
+    """Write a file of statistics."""
+    write_text(path, statistics_text(arms))
 
 
-def write_statistics(results: Sequence[TrialResult], path: Path) -> None:
-    """Writes a file of statistics."""
-    write_text(path, statistics_text(results))
-
-
-def statistics_text(results: Sequence[TrialResult]) -> str:
-    """The statistics as JSON, in which a number that is not finite is text (`files.strict`)."""
-    found = study_statistics(results)
-    return json_text(strict({"level": LEVEL, "methods": METHODS} | dataclasses.asdict(found)))
-
-
-def reference_of(optimizer: str) -> str:
-    """The optimizer that an 8-bit one, of whatever state map, is compared with; itself for any other."""
-    return optimizer.partition("+")[0].replace("8bit", "32bit")
-
-
-def _values(trials: list[TrialResult], measure: Callable[[TrialResult], float | None]) -> list[float]:
-    return [value for value in map(measure, trials) if value is not None]
+def statistics_text(arms: Sequence[Arm]) -> str:
+    """Return the statistics as JSON, in which a number that is not finite is text (`files.strict`)."""
+    found = dataclasses.asdict(study_statistics(arms))
+    return json_text(strict({"level": LEVEL, "methods": METHODS} | found))
 
 
 def _has_diverged(trial: TrialResult) -> bool:
@@ -140,32 +121,25 @@ def _has_diverged(trial: TrialResult) -> bool:
 
 
 def worse_than_base(trials: Sequence[TrialResult]) -> Share | None:
-    """How many trials have a perplexity above their model's before fine-tuning, of those that have both."""
-    # Written so that a perplexity of NaN is worse, too.
+    """Return how many trials have a perplexity above their model's before fine-tuning, of those with both."""
     worse = [
-        not trial.perplexity <= trial.base_perplexity
+        not trial.perplexity <= trial.base_perplexity  # so that nan is worse, too
         for trial in trials
         if trial.perplexity is not None and trial.base_perplexity is not None
     ]
     return share(sum(worse), len(worse))
 
 
-def comparisons(results: Sequence[TrialResult], measure: str) -> list[Comparison]:
-    """Each 8-bit arm beside the 32-bit arm of its model in one measure, where both have two finite values."""
-    values = {arm: _values(own, MEASURES[measure]) for arm, own in _by_arm(results).items()}
+def compare_with_32_bit(arms: Sequence[Arm], measure: str) -> list[SpreadComparison]:
+    """Compare each 8-bit arm with the 32-bit arm of its model, where both have two finite values."""
+    values = {arm.key: arm.values(MEASURES[measure]) for arm in arms}
     found = []
-    for (model, optimizer), own in values.items():
-        reference = reference_of(optimizer)
-        if reference != optimizer and (model, reference) in values:
-            test = compare_spreads(own, values[model, reference])
-            if test is not None:
-                found.append(Comparison(model, optimizer, reference, measure, test, None))
-    tested = [(comparison, p) for comparison in found if (p := comparison.test.p) is not None]
-    adjusted = {
-        (comparison.model, comparison.optimizer): p
-        for (comparison, _), p in zip(tested, holm([p for _, p in tested]), strict=True)
-    }
-    return [
-        dataclasses.replace(comparison, p_holm=adjusted.get((comparison.model, comparison.optimizer)))
-        for comparison in found
-    ]
+    for arm in arms:
+        reference = arm.optimizer.reference
+        others = values.get((arm.model, reference.name))
+        if reference == arm.optimizer or others is None:
+            continue
+        if (test := compare_spreads(values[arm.key], others)) is not None:
+            found.append(SpreadComparison(*arm.key, reference.name, measure, test, None))
+    adjusted = holm_known([each.test.p for each in found])
+    return [dataclasses.replace(each, p_holm=p) for each, p in zip(found, adjusted, strict=True)]

@@ -1,8 +1,6 @@
 """From the records of a study to its collected results."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,22 +136,3 @@ def _measured(states: dict[Stage, StageState]) -> dict[str, Any]:
         "software": software_names(trained.fingerprint),
         "finished": max(record.finished for record in records.values()),
     }
-
-
-def distinct_adapters(results: Sequence[TrialResult]) -> list[str]:
-    """A line for each arm: how many of its trials' adapters differ, by digest."""
-    lines = []
-    arms = dict.fromkeys((row.model, row.optimizer) for row in results)
-    for model, optimizer in arms:
-        digests = [
-            row.adapter_digest
-            for row in results
-            if (row.model, row.optimizer) == (model, optimizer) and row.adapter_digest
-        ]
-        same = (
-            f"; {Counter(digests).most_common(1)[0][1]} are alike" if len(set(digests)) < len(digests) else ""
-        )
-        lines.append(
-            f"{model}/{optimizer}: {len(set(digests))} different adapters in {len(digests)} trials{same}"
-        )
-    return lines

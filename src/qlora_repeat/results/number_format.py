@@ -34,6 +34,23 @@ def number(value: float | None) -> str | None:
     return f"{value:,.{min(own, 3 if round(size, 3) < 1000 else 2)}f}"
 
 
+def cell(value: float | None) -> str:
+    """Return the number as in a table, with a dash where there is none."""
+    return number(value) or DASH
+
+
+def rounded(value: float | None, digits: int = 3) -> str:
+    """Return the number to so many significant digits, without zeros at the end; a dash for None."""
+    return cell(None if value is None else float(f"{value:.{digits}g}"))
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent: whole from 9.5 % on, to two digits below."""
+    if share is None:
+        return DASH
+    return f"{100 * share:.0f} %" if abs(share) >= 0.095 else f"{100 * share:.2g} %"
+
+
 def spread_text(value: float | None) -> str:
     """An SD or its like: to three significant digits, zeros at the end included; to two below 0.1."""
     if value is None or not 0.01 <= value < 1e7:

@@ -116,6 +116,11 @@ def rank(value: float) -> float:
     return value if math.isfinite(value) else math.inf
 
 
+def spans_a_decade(values: Sequence[float]) -> bool:
+    """Return whether values belong on a log scale: all above 0, the largest over 10 times the least."""
+    return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
+
+
 def deviation_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
     """An interval for the standard deviation that the values were drawn with; None for fewer than `FEWEST`.
 
@@ -236,6 +241,12 @@ def compare_ranks(values: Sequence[float], others: Sequence[float]) -> float | N
     leaving, joining = _assignments(len(ours), len(theirs))
     sums = ours.sum() - np.einsum("ij,j->i", leaving, ours) + np.einsum("ij,j->i", joining, theirs)
     return float((abs(sums) >= abs(ours.sum())).mean())
+
+
+def holm_known(ps: Sequence[float | None]) -> list[float | None]:
+    """Adjust those p-values that there are, as `holm` does; None stays None."""
+    adjusted = iter(holm([p for p in ps if p is not None]))
+    return [None if p is None else next(adjusted) for p in ps]
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -105,6 +105,11 @@ class TrialResult:
     """When the last stage ended, UTC, ISO 8601."""
 
     @property
+    def name(self) -> str:
+        """The trial's name in its study."""
+        return f"{self.model}/{self.optimizer}/{self.trial}"
+
+    @property
     def measured(self) -> bool:
         """Whether its values count: it is done, or stale and collected on request."""
         return self.status == "done" or (self.status == "stale" and bool(self.stale_inputs))

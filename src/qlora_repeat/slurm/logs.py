@@ -7,11 +7,10 @@ from pathlib import Path
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import failure_of
-from qlora_repeat.render.text.diff import printable
 from qlora_repeat.slurm.submit import jobs_folder
 from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.system.file_lock import live_owner
-from qlora_repeat.system.files import read_json
+from qlora_repeat.system.files import printable, read_json
 
 _MOST_BYTES = 1_000_000
 """Of the end of a file, which lines are taken from."""

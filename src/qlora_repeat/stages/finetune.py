@@ -12,7 +12,7 @@ from qlora_repeat.assets.quantized import load_frozen_base
 from qlora_repeat.assets.tokenized import encoded_part
 from qlora_repeat.records.trace import Step, loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
-from qlora_repeat.stages.legacy_qmap import split_optimizer
+from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.watch import Report
@@ -233,7 +233,7 @@ def _trainer(
         data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; masks no end-of-text token
         order=order,
         end=end,
-        state_map=split_optimizer(trial.optimizer)[1],
+        legacy_qmap=Optimizer.parse(trial.optimizer).legacy_qmap,
         steps_per_epoch=math.ceil(len(examples) / trial.model.training.batch_size),
         unfinished=unfinished,
         checkpoint=checkpoint,
@@ -260,7 +260,7 @@ def _arguments(trial: Trial, steps: int) -> Any:
         use_cpu=not on_gpu,
         fp16=on_gpu and compute == "float16",
         bf16=on_gpu and compute == "bfloat16",
-        optim=f"paged_{split_optimizer(trial.optimizer)[0].replace('-', '_')}",
+        optim=Optimizer.parse(trial.optimizer).in_transformers,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=1,
         learning_rate=training.learning_rate,

@@ -11,12 +11,6 @@ The block of 2,048 values of those versions is not brought back: today's kernels
 from typing import Any
 
 
-def split_optimizer(name: str) -> tuple[str, str | None]:
-    """An arm's optimizer, such as ``adamw-8bit+bitsandbytes-0.41.0``, and its map if it is not today's."""
-    optimizer, _, state_map = name.partition("+")
-    return optimizer, state_map or None
-
-
 def old_map() -> list[float]:
     """All 524 values of the map of bitsandbytes 0.36.0 to 0.41.0 for second moments, sorted."""
     import torch
@@ -32,9 +26,9 @@ def old_map() -> list[float]:
     return sorted(values)
 
 
-def set_state_map(optimizer: Any, state_map: str | None) -> None:
-    """Gives bitsandbytes' optimizer, before its first step, the map of that version; None leaves today's."""
-    if state_map is None:
+def set_legacy_qmap(optimizer: Any, legacy_qmap: str | None) -> None:
+    """Give bitsandbytes' optimizer, before its first step, the map of that version; None leaves today's."""
+    if legacy_qmap is None:
         return
     import torch
 

@@ -7,7 +7,7 @@ from transformers import Trainer, TrainerCallback
 
 from qlora_repeat.records.trace import Step, trace_line
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, save_checkpoint
-from qlora_repeat.stages.legacy_qmap import set_state_map
+from qlora_repeat.stages.legacy_qmap import set_legacy_qmap
 from qlora_repeat.study.randomness import stream_seed, torch_stream
 from qlora_repeat.study.watch import Report
 from qlora_repeat.system.hashing import tensors_digest
@@ -27,7 +27,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         *args: Any,
         order: list[list[int]],
         end: int,
-        state_map: str | None,
+        legacy_qmap: str | None,
         steps_per_epoch: int,
         unfinished: Unfinished,
         checkpoint: Checkpoint | None,
@@ -36,7 +36,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self.order, self.steps_per_epoch, self.report = order, steps_per_epoch, report
-        self.end, self.state_map = end, state_map
+        self.end, self.legacy_qmap = end, legacy_qmap
         self.unfinished, self.checkpoint, self.checkpoint_every = unfinished, checkpoint, checkpoint_every
         self.done = checkpoint.step if checkpoint else 0
         self.spent = {"train_seconds": 0.0, "checkpoint_seconds": 0.0, "digest_seconds": 0.0}
@@ -64,7 +64,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)
-        set_state_map(_bare(optimizer), self.state_map)
+        set_legacy_qmap(_bare(optimizer), self.legacy_qmap)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

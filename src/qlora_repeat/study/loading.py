@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import PackageFile
 from qlora_repeat.study.old_spelling import respelled, respelled_part
-from qlora_repeat.study.study import PUBLISHED, FrozenWeights, Optimizer, Study
+from qlora_repeat.study.optimizers import OptimizerName
+from qlora_repeat.study.study import PUBLISHED, FrozenWeights, Study
 from qlora_repeat.study.validation_message import explain
 from qlora_repeat.system.package_data import kit_path
 
@@ -141,7 +142,7 @@ def _with_own_files(study: Study, folder: Path) -> Study:
 def _varied(study: Study, parts: list[str]) -> Study:
     """The study with what follows its name: another profile, one optimizer, cut short, or all of these."""
     parts = [respelled_part(part) for part in parts]
-    optimizers = [part for part in get_args(Optimizer) if part in parts]
+    optimizers = [part for part in get_args(OptimizerName) if part in parts]
     profiles = {part for part in parts if part in study.profiles}
     frozen = [part for part in get_args(FrozenWeights) if part in parts and part not in profiles]
     cuts = {part for part in parts if part not in (*study.profiles, *optimizers, *frozen)}
@@ -173,7 +174,7 @@ def _cut_short(study: Study, variant: str) -> Study:
     if found is None:
         raise UsageError(
             f"study {study.name}@{variant}: after @ comes a profile of randomness "
-            f"({', '.join(study.profiles)}), an optimizer ({', '.join(get_args(Optimizer))}), "
+            f"({', '.join(study.profiles)}), an optimizer ({', '.join(get_args(OptimizerName))}), "
             f"frozen weights ({', '.join(get_args(FrozenWeights))}), "
             "or N-steps, N-rows or N-steps-N-rows to cut the study short"
         )

@@ -15,16 +15,13 @@ from pydantic.dataclasses import dataclass
 
 from qlora_repeat.study.cluster import Cluster
 from qlora_repeat.study.data_sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, Task
+from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.randomness import Randomness
 
 PUBLISHED = "published"
 """The name of the paper's own numbers, where results of a study go by its name; no study has it."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Optimizer = Literal["adamw-8bit", "adamw-32bit", "lion-8bit", "lion-32bit", "adamw-8bit+bitsandbytes-0.41.0"]
-"""bitsandbytes' paged ones by the precision of their state; after +, the map of 8-bit state
-(`qlora_repeat.stages.legacy_qmap`)."""
-
 FrozenWeights = Literal["nf4", "materialized", "auto"]
 """Whether fine-tuning unpacks the 4-bit base for every product, or once and for good; "auto" does the latter
 where memory allows and bits stay the same (`qlora_repeat.stages.dequantize`)."""
@@ -164,7 +161,7 @@ class Study:
     threads: Positive
     """CPU threads of each trial. They change the last bits, so they belong to the study."""
     keep_merged: bool
-    optimizers: Annotated[list[Optimizer], Field(min_length=1)]
+    optimizers: Annotated[list[OptimizerName], Field(min_length=1)]
     profile: Name
     """Of randomness: one of `profiles`."""
     profiles: dict[Name, Randomness]
@@ -179,7 +176,7 @@ class Study:
     ablation: Ablation | None = None
     cluster: Cluster = field(default_factory=Cluster)
     """What `submit` asks of a scheduler; no result depends on it."""
-    tolerance: dict[Optimizer, Tolerance] = field(default_factory=dict)
+    tolerance: dict[OptimizerName, Tolerance] = field(default_factory=dict)
     """Of `verify`, for each optimizer: 8-bit state amplifies noise; defaults in
     `qlora_repeat.analysis.verify.verdict`."""
     weights: FrozenWeights = "auto"

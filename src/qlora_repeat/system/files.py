@@ -236,3 +236,8 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def printable(text: str) -> str:
+    """Return the text without what a terminal would obey: it may come from somebody else's record."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)

@@ -17,7 +17,7 @@ from qlora_repeat.analysis.attribution.measurements import (
     NUDGE,
     OTHER,
     REPEAT,
-    Measured,
+    Measurements,
     read_experiments,
     read_measured,
     write_attribution,
@@ -28,7 +28,9 @@ from qlora_repeat.render.figures.attribution import render_attribution_figure
 from qlora_repeat.render.pdf import compile_paper
 from qlora_repeat.render.tables.attribution import attribution_table
 from qlora_repeat.render.tables.write import render_tables, table_texts
-from qlora_repeat.render.text.attribution import percent, sentences
+from qlora_repeat.render.text.attribution import sentences
+from qlora_repeat.results.arms import group_arms
+from qlora_repeat.results.number_format import percent
 from qlora_repeat.results.published import read_published
 
 TEMPLATES = ROOT / "paper" / "templates"
@@ -330,9 +332,11 @@ def test_tables_and_figures_of_two_arms_come_into_the_pdf_of_the_study(tmp_path:
     assert [path.name for path in tmp_path.glob("table-S2*.tex")] == [f"table-S2-{one.arm}.tex"]
 
 
-def compile_with_tables(folder: Path, experiments: list[Measured]) -> int:
+def compile_with_tables(folder: Path, experiments: list[Measurements]) -> int:
     """The size of the PDF of the paper's tables and of these experiments."""
-    render_tables(read_published(ROOT / "paper" / "published"), folder, TEMPLATES, None, experiments)
+    render_tables(
+        group_arms(read_published(ROOT / "paper" / "published")), folder, TEMPLATES, None, experiments
+    )
     return compile_paper(folder).stat().st_size
 
 

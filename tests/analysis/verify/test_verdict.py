@@ -11,7 +11,7 @@ from support.made_traces import changed, trace
 
 from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Side, TrialDiff, first_divergence
-from qlora_repeat.analysis.verify.verdict import Kind, judge, without_rerun
+from qlora_repeat.analysis.verify.verdict import VerdictKind, judge, without_rerun
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step
 from qlora_repeat.render.text.verdict import EXIT_CODES, exit_code, verdict_json, verdict_text
@@ -82,7 +82,7 @@ def other_init(size: float) -> list[Step]:
     return changed(noisy(size), 0, adapter="another")
 
 
-CASES: dict[str, tuple[TrialDiff, Kind]] = {
+CASES: dict[str, tuple[TrialDiff, VerdictKind]] = {
     "the same": (diff(trace(10)), "bitwise"),
     "the same, another commit": (diff(trace(10), COMMIT), "bitwise"),
     "noise": (diff(noisy(1e-5), perplexity=10.0001), "within tolerance"),
@@ -154,7 +154,7 @@ def test_the_verdict_is(case: str) -> None:
     ("relative", "kind"),
     [(1e-3, "within tolerance"), (0.5, "different"), (None, "different"), (math.nan, "different")],
 )
-def test_an_adapter_must_be_near_whatever_the_losses_are(relative: float | None, kind: Kind) -> None:
+def test_an_adapter_must_be_near_whatever_the_losses_are(relative: float | None, kind: VerdictKind) -> None:
     """The last update shows in no loss."""
     rerun = changed(trace(10), 10, adapter="another")
     apart = Distance(values=8, equal=0, largest=0.1, l2=0.1, relative=relative)

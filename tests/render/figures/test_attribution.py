@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from support.made_attribution import additive, changed, interacting, made
 
 from qlora_repeat.analysis.attribution.decompose import attribute
-from qlora_repeat.analysis.attribution.measurements import REPEAT, Measured
+from qlora_repeat.analysis.attribution.measurements import REPEAT, Measurements
 from qlora_repeat.render.figures.attribution import draw_attribution, render_attribution_figure
 
 
-def axes_of(measured: Measured) -> list[Axes]:
+def axes_of(measured: Measurements) -> list[Axes]:
     return draw_attribution(measured, attribute(measured)).axes
 
 

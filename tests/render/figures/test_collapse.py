@@ -158,14 +158,14 @@ def test_every_letter_is_on_the_figure_and_not_too_small() -> None:
 def test_it_is_drawn_with_figure_4_to_the_same_bytes_and_goes_with_its_arm(tmp_path: Path) -> None:
     results = study(models=1)
     first, second = (
-        [path.read_bytes() for path in render_figures(results, tmp_path / name)] for name in "ab"
+        [path.read_bytes() for path in render_figures(group_arms(results), tmp_path / name)] for name in "ab"
     )
     assert first == second
     names = ["figure-04.pdf", "figure-04.png", "figure-S3.pdf", "figure-S3.png"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
     today = [row for row in results if "+" not in row.optimizer]
-    assert [path.name for path in render_figures(today, tmp_path / "a")] == names[:2]
+    assert [path.name for path in render_figures(group_arms(today), tmp_path / "a")] == names[:2]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names[:2]
     with pytest.raises(MissingError):
-        render_figures([replace(row, loss_curve=[]) for row in results], tmp_path / "b")
+        render_figures(group_arms([replace(row, loss_curve=[]) for row in results]), tmp_path / "b")
     assert list((tmp_path / "b").iterdir()) == []

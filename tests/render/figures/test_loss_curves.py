@@ -234,7 +234,7 @@ def test_bytes_are_the_same_in_another_process_with_other_settings(tmp_path: Pat
     results = like_the_paper(models=1)
     write_results(results, tmp_path / "results.jsonl")
     first, second = (
-        [path.read_bytes() for path in render_figures(results, tmp_path / name)] for name in "ab"
+        [path.read_bytes() for path in render_figures(group_arms(results), tmp_path / name)] for name in "ab"
     )
     assert [content[:4] for content in first] == [b"%PDF", b"\x89PNG"]
     assert first == second
@@ -252,7 +252,8 @@ def test_bytes_are_the_same_in_another_process_with_other_settings(tmp_path: Pat
     script = (
         "import sys; from pathlib import Path; from qlora_repeat.results.trial_result import read_results;"
         "from qlora_repeat.render.figures.write import render_figures;"
-        "render_figures(read_results(Path(sys.argv[1])), Path(sys.argv[2]));"
+        "from qlora_repeat.results.arms import group_arms;"
+        "render_figures(group_arms(read_results(Path(sys.argv[1]))), Path(sys.argv[2]));"
         "assert 'torch' not in sys.modules"
     )
     command = [sys.executable, "-c", script, tmp_path / "results.jsonl", tmp_path / "c"]
@@ -261,7 +262,7 @@ def test_bytes_are_the_same_in_another_process_with_other_settings(tmp_path: Pat
 
 
 def test_results_without_curves_have_no_figure_nor_an_old_one(tmp_path: Path) -> None:
-    render_figures([trial([2.0])], tmp_path)
+    render_figures(group_arms([trial([2.0])]), tmp_path)
     (tmp_path / "table-01.md").write_text("kept")
     write_results([trial([]), trial([2.0], trial=2, status="stale")], tmp_path / "results.jsonl")
     done = kit("figures", "--results", tmp_path / "results.jsonl", "--out", tmp_path)
@@ -277,7 +278,7 @@ def test_results_without_curves_have_no_figure_nor_an_old_one(tmp_path: Path) ->
 
 def test_two_rows_of_a_trial_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 rows are of trial neox/adamw-8bit/1"):
-        render_figures([trial([2.0]), trial([2.0])], tmp_path)
+        render_figures(group_arms([trial([2.0]), trial([2.0])]), tmp_path)
 
 
 def test_the_command_says_what_it_wrote_whatever_the_backend(

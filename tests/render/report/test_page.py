@@ -16,10 +16,10 @@ from support.made_report import traced, trial
 from qlora_repeat.errors import UsageError
 from qlora_repeat.records.trace import Step
 from qlora_repeat.render.report.charts import MOST_POINTS, beside_the_paper, loss_charts, perplexity_charts
-from qlora_repeat.render.report.content import arm_rows, questions, verdict
-from qlora_repeat.render.report.differences import differences
+from qlora_repeat.render.report.content import arm_rows, differences, questions, verdict
 from qlora_repeat.render.report.page import write_report
-from qlora_repeat.render.report.trial_files import Kept
+from qlora_repeat.render.report.trial_files import TrialFiles
+from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import Response, TrialResult
@@ -29,7 +29,7 @@ PUBLISHED = Path("paper/published")
 
 
 def said(*results: TrialResult) -> str:
-    return " ".join(verdict(arm_rows(results, Kept(), "mine")))
+    return " ".join(verdict(arm_rows(group_arms(results), TrialFiles(), "mine")))
 
 
 class Elements(HTMLParser):
@@ -75,29 +75,31 @@ def test_the_verdict_says_what_there_is_not() -> None:
 
 
 def test_the_most_frequent_adapter_is_a() -> None:
-    (row,) = arm_rows([trial(1, "x"), trial(2, "y"), trial(3, "y"), trial(4, None)], Kept(), "mine")
+    (row,) = arm_rows(
+        group_arms([trial(1, "x"), trial(2, "y"), trial(3, "y"), trial(4, None)]), TrialFiles(), "mine"
+    )
     assert [cell.adapter for cell in row.cells] == ["B", "A", "A", None]
     assert row.cells[0].command == "qlora-repeat verify neox/adamw-8bit/1 --study mine"
     assert row.cells[3].command == "qlora-repeat trial neox/adamw-8bit/4 --study mine"
 
 
 def test_more_adapters_than_letters_are_told_apart() -> None:
-    (row,) = arm_rows([trial(n, f"{n}") for n in range(1, 61)], Kept(), "mine")
+    (row,) = arm_rows(group_arms([trial(n, f"{n}") for n in range(1, 61)]), TrialFiles(), "mine")
     assert len({cell.adapter for cell in row.cells}) == 60
 
 
 def test_runs_part_where_their_traces_do() -> None:
-    kept = traced({1: [3.0, 2.0, 1.0], 2: [3.0, 2.0, 1.0], 3: [3.0, 2.5, 1.0]})
-    (row,) = arm_rows([trial(1), trial(2), trial(3, "other")], kept, "mine")
+    files = traced({1: [3.0, 2.0, 1.0], 2: [3.0, 2.0, 1.0], 3: [3.0, 2.5, 1.0]})
+    (row,) = arm_rows(group_arms([trial(1), trial(2), trial(3, "other")]), files, "mine")
     assert [cell.parts for cell in row.cells] == [None, None, "step 2, in loss"]
-    (chart,) = loss_charts([row], kept)
+    (chart,) = loss_charts([row], files)
     assert "first part at step 2 (run 3)" in chart.description
     assert "step 2" in json.dumps(chart.specification)
 
 
 def test_a_long_curve_is_thinned_to_its_means() -> None:
-    kept = traced({1: [float(n % 2) for n in range(10 * MOST_POINTS)]})
-    (chart,) = loss_charts(arm_rows([trial(1)], kept, "mine"), kept)
+    files = traced({1: [float(n % 2) for n in range(10 * MOST_POINTS)]})
+    (chart,) = loss_charts(arm_rows(group_arms([trial(1)]), files, "mine"), files)
     rows = chart.specification["data"]["rows"]
     assert len(rows) == MOST_POINTS
     assert {loss for _, _, loss in rows} == {0.5}
@@ -105,7 +107,7 @@ def test_a_long_curve_is_thinned_to_its_means() -> None:
 
 
 def test_what_is_not_finite_is_left_out_of_charts_and_counted() -> None:
-    rows = arm_rows([trial(1), trial(2, perplexity=math.inf)], Kept(), "mine")
+    rows = arm_rows(group_arms([trial(1), trial(2, perplexity=math.inf)]), TrialFiles(), "mine")
     (chart,) = perplexity_charts(rows)
     assert len(chart.specification["data"]["rows"]) == 1
     assert chart.notes == ["1 not shown: not finite."]
@@ -114,7 +116,7 @@ def test_what_is_not_finite_is_left_out_of_charts_and_counted() -> None:
 def test_values_over_decades_are_on_a_log_scale() -> None:
     def scale(*perplexities: float) -> str:
         results = [trial(n, perplexity=value) for n, value in enumerate(perplexities, 1)]
-        (chart,) = perplexity_charts(arm_rows(results, Kept(), "mine"))
+        (chart,) = perplexity_charts(arm_rows(group_arms(results), TrialFiles(), "mine"))
         return json.dumps(chart.specification["layer"][-1]["encoding"]["y"]["scale"])
 
     assert "log" in scale(9.0, 900.0)
@@ -124,7 +126,7 @@ def test_values_over_decades_are_on_a_log_scale() -> None:
 def test_a_base_far_off_does_not_press_the_points_together() -> None:
     def notes(base: float) -> tuple[bool, list[str]]:
         results = [trial(n, base_perplexity=base) for n in (1, 2, 3)]
-        (chart,) = perplexity_charts(arm_rows(results, Kept(), "mine"))
+        (chart,) = perplexity_charts(arm_rows(group_arms(results), TrialFiles(), "mine"))
         return str(base) in json.dumps(chart.specification), chart.notes
 
     assert notes(13.5) == (True, [])
@@ -132,10 +134,12 @@ def test_a_base_far_off_does_not_press_the_points_together() -> None:
 
 
 def test_only_what_has_a_counterpart_is_set_beside_the_paper() -> None:
-    published = arm_rows(read_published(PUBLISHED), Kept(), "published")
-    assert beside_the_paper(arm_rows([trial(1)], Kept(), "mine"), published) is None
+    published = arm_rows(group_arms(read_published(PUBLISHED)), TrialFiles(), "published")
+    assert beside_the_paper(arm_rows(group_arms([trial(1)]), TrialFiles(), "mine"), published) is None
     counterpart = published[0].arm.model
-    chart = beside_the_paper(arm_rows([trial(1, counterpart=counterpart)], Kept(), "mine"), published)
+    chart = beside_the_paper(
+        arm_rows(group_arms([trial(1, counterpart=counterpart)]), TrialFiles(), "mine"), published
+    )
     assert chart is not None
     assert chart.notes == [f"Here NeoX stands in for {published[0].arm.title}."]
     shown = chart.specification["data"]["rows"]
@@ -147,7 +151,11 @@ def test_responses_are_beside_each_other_with_what_differs() -> None:
     def answers(number: int, text: str) -> TrialResult:
         return trial(number, responses=[Response("Say", 0.1, 0.1, text)])
 
-    rows = arm_rows([answers(1, "to be or"), answers(2, "to be or"), answers(3, "to bee or")], Kept(), "mine")
+    rows = arm_rows(
+        group_arms([answers(1, "to be or"), answers(2, "to be or"), answers(3, "to bee or")]),
+        TrialFiles(),
+        "mine",
+    )
     (question,) = questions(rows)
     assert question.texts == 2
     assert [answer.same for answer in question.answers] == [True, True, False]
@@ -196,7 +204,13 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
         trial(n, model_title=hostile, responses=[Response(hostile, 1, 1, hostile + str(n))]) for n in (1, 2)
     ]
     path = tmp_path / "report.html"
-    write_report(results, path, study_name=hostile, kept=Kept(), published=read_published(PUBLISHED))
+    write_report(
+        group_arms(results),
+        path,
+        study_name=hostile,
+        files=TrialFiles(),
+        published=group_arms(read_published(PUBLISHED)),
+    )
     text = path.read_text()
     seen = Elements()
     seen.feed(text)
@@ -232,11 +246,11 @@ def test_a_study_at_the_papers_size_stays_small(tmp_path: Path) -> None:
         for row in results
     }
     path = tmp_path / "report.html"
-    write_report(results, path, study_name="big", kept=Kept(steps), published=[])
+    write_report(group_arms(results), path, study_name="big", files=TrialFiles(steps), published=[])
     assert path.stat().st_size < 3e6
 
 
 def test_no_results_are_told_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no collected results"):
-        write_report([], tmp_path / "r.html", study_name="mine", kept=Kept(), published=[])
+        write_report([], tmp_path / "r.html", study_name="mine", files=TrialFiles(), published=[])
     assert not list(tmp_path.iterdir())

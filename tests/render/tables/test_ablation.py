@@ -6,6 +6,7 @@ from support.checkout import ROOT
 from support.made_results import QUOTES, table, trial
 
 from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import Response, TrialResult
 
@@ -77,8 +78,8 @@ def test_each_model_has_a_row_and_its_own_prompts() -> None:
 
 def test_a_study_without_repeated_tests_has_none() -> None:
     once = [trial(base_perplexities=[7.0]), trial(trial=2, base_perplexities=[7.0])]
-    assert "S0" not in [made.number for made in make_tables(once)]
-    assert "S0" not in [made.number for made in make_tables([trial()])]
+    assert "S0" not in [made.number for made in make_tables(group_arms(once))]
+    assert "S0" not in [made.number for made in make_tables(group_arms([trial()]))]
 
 
 def test_a_trial_that_is_not_done_brings_no_responses() -> None:
@@ -88,7 +89,7 @@ def test_a_trial_that_is_not_done_brings_no_responses() -> None:
 
 
 def test_the_papers_bases_are_shown_as_it_gives_them_after_its_tables() -> None:
-    made = make_tables(read_published(ROOT / "paper" / "published"))
+    made = make_tables(group_arms(read_published(ROOT / "paper" / "published")))
     assert [one.number for one in made] == ["1", "2", "3", "8", "9", "10", "11", "S0", "S1", "S1b", "S4"]
     assert made[7].name == "table-S0"
     assert made[7].rows == [

@@ -50,7 +50,7 @@ def study(old: list[float], today: list[float], plain: list[float]) -> list[Tria
 
 
 def table(results: list[TrialResult]) -> Table:
-    (made,) = [made for made in make_tables(results) if made.number == "S3"]
+    (made,) = [made for made in make_tables(group_arms(results)) if made.number == "S3"]
     return made
 
 
@@ -146,7 +146,7 @@ def test_an_old_map_alone_has_a_table_without_comparison() -> None:
 
 def test_by_the_same_rule_the_papers_8_bit_trials_collapsed_and_its_32_bit_trials_did_not() -> None:
     arms = group_arms(read_published(ROOT / "paper" / "published"))
-    shares = {(arm.model, arm.optimizer): collapse_share(arm) for arm in arms}
+    shares = {(arm.model, arm.heading): collapse_share(arm) for arm in arms}
     counts = {key: share and (share.count, share.of) for key, share in shares.items()}
     for model in {arm.model for arm in arms}:
         assert counts[model, "8-bit"] == ((5, 7) if model == "llama2-chat-7b" else (7, 7))

@@ -15,6 +15,7 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.tables.write import render_tables
+from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult, write_results
 
@@ -23,7 +24,9 @@ STAND_IN = {"model": "smollm2-135m", "model_title": "SmolLM2-135M", "counterpart
 
 
 def compared(results: list[TrialResult], others: list[TrialResult], number: str) -> Table:
-    return next(made for made in comparison_tables(results, others) if made.number == number)
+    return next(
+        made for made in comparison_tables(group_arms(results), group_arms(others)) if made.number == number
+    )
 
 
 def cells(made: Table) -> dict[str, dict[tuple[str, ...], str]]:
@@ -93,7 +96,7 @@ def test_bases_are_compared_with_as_many_tests_as_there_were() -> None:
 
 def test_a_study_of_the_papers_models_has_every_table_and_no_note_of_stand_ins() -> None:
     ours = [replace(row, study="paper") for row in PUBLISHED]
-    made = comparison_tables(ours, PUBLISHED)
+    made = comparison_tables(group_arms(ours), group_arms(PUBLISHED))
     assert [table.number for table in made] == ["C1", "C2", "C3", "C10", "C11"]
     for table in made:
         assert ("compared with", "model") not in table.columns
@@ -112,8 +115,11 @@ def test_a_study_of_the_papers_models_has_every_table_and_no_note_of_stand_ins()
 def test_memory_is_compared_where_both_are_shares_of_a_gpu() -> None:
     on_cpu = [trial(trial=1)]
     on_gpu = [trial(trial=number, peak_memory_share=0.5 + number / 10) for number in (1, 2)]
-    assert "C3" not in [made.number for made in comparison_tables(on_cpu, PUBLISHED)]
-    assert "C3" not in [made.number for made in comparison_tables(on_gpu, [replace(on_cpu[0], study="b")])]
+    assert "C3" not in [made.number for made in comparison_tables(group_arms(on_cpu), group_arms(PUBLISHED))]
+    assert "C3" not in [
+        made.number
+        for made in comparison_tables(group_arms(on_gpu), group_arms([replace(on_cpu[0], study="b")]))
+    ]
     made = compared(on_gpu, PUBLISHED, "C3")
     row = cells(made)["GPT-NeoX-20B, 8-bit"]
     assert (row["pocket", "mean"], row["pocket", "n"]) == ("65", "2")
@@ -145,11 +151,11 @@ def test_arms_of_another_optimizer_or_task_do_not_match() -> None:
         "published has gpt-neox-20b (8-bit, 32-bit), ",
     )
     with pytest.raises(UsageError, match=f"^no arm in common: {re.escape(ours)}; {re.escape(theirs)}"):
-        comparison_tables([trial(optimizer="lion", **STAND_IN)], PUBLISHED)
+        comparison_tables(group_arms([trial(optimizer="lion", **STAND_IN)]), group_arms(PUBLISHED))
     with pytest.raises(UsageError, match="no arm in common"):
-        comparison_tables([trial(task="question-answering", **STAND_IN)], PUBLISHED)
+        comparison_tables(group_arms([trial(task="question-answering", **STAND_IN)]), group_arms(PUBLISHED))
     with pytest.raises(UsageError, match="pocket has gpt-neox-20b \\(8-bit\\); an empty file has none"):
-        comparison_tables([trial()], [])
+        comparison_tables(group_arms([trial()]), [])
 
 
 def test_arms_without_a_match_are_named_beside_those_that_have_one() -> None:
@@ -193,7 +199,9 @@ def test_sources_name_both_sides() -> None:
 
 
 def test_comparisons_are_written_after_the_papers_tables_and_removed_without_one(tmp_path: Path) -> None:
-    written = {path.name for path in render_tables(study(), tmp_path, TEMPLATES, PUBLISHED)}
+    written = {
+        path.name for path in render_tables(group_arms(study()), tmp_path, TEMPLATES, group_arms(PUBLISHED))
+    }
     extra = {f"table-{name}.{kind}" for name in ("C01", "C02", "C10", "C11") for kind in ("md", "tex")}
     assert extra < written
     for name in ("tables.md", "tables.tex"):
@@ -202,20 +210,22 @@ def test_comparisons_are_written_after_the_papers_tables_and_removed_without_one
         last = [(one or two).replace("C0", "C") for one, two in order]
         assert last[-8:] == ["11", "S1", "S1b", "S4", "C1", "C2", "C10", "C11"]
     (tmp_path / "table-S0.md").touch()
-    render_tables(study(), tmp_path, TEMPLATES)
+    render_tables(group_arms(study()), tmp_path, TEMPLATES)
     assert {path.name for path in tmp_path.iterdir()} == written - extra
 
 
 def test_nothing_is_written_where_nothing_can_be_compared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no arm in common"):
-        render_tables([trial(optimizer="lion")], tmp_path / "out", TEMPLATES, PUBLISHED)
+        render_tables(
+            group_arms([trial(optimizer="lion")]), tmp_path / "out", TEMPLATES, group_arms(PUBLISHED)
+        )
     assert not (tmp_path / "out").exists()
 
 
 @needs_latex
 def test_latex_of_a_comparison_compiles(tmp_path: Path) -> None:
     ours = [replace(row, study="paper", model_title="[odd] & " + row.model_title) for row in PUBLISHED]
-    render_tables(ours, tmp_path, TEMPLATES, PUBLISHED)
+    render_tables(group_arms(ours), tmp_path, TEMPLATES, group_arms(PUBLISHED))
     compile_cleanly(tmp_path)
 
 

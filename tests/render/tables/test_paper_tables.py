@@ -35,6 +35,7 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.tables.write import panels, render_tables
+from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.trial_result import Response, write_results
 
 
@@ -43,7 +44,7 @@ def summary(made: Table) -> dict[str, list[str]]:
 
 
 def test_tables_have_the_papers_numbers_and_order(tmp_path: Path) -> None:
-    written = [path.name for path in render_tables(study(), tmp_path, TEMPLATES)]
+    written = [path.name for path in render_tables(group_arms(study()), tmp_path, TEMPLATES)]
     expected = [*(f"{number:02}" for number in range(1, 12)), "S1", "S1b", "S4"]
     numbers = [f"table-{number}.{kind}" for number in expected for kind in ("tex", "md")]
     assert written == [*numbers, "tables.md", "tables.tex", "all.tex"]
@@ -166,7 +167,9 @@ def test_stale_trials_that_were_asked_for_have_values_and_a_footnote() -> None:
     assert [row[1] for row in made.rows] == ["3.567", "4.5", "5.5", "6.5"]
     assert summary(made)["n"] == ["4", "1"]
     assert summary(made)["mean"][0] == f"{statistics.mean([3.567, 4.5, 5.5, 6.5]):.3f}"
-    assert all([note for note in one.notes if "today" in note] == notes for one in make_tables(results))
+    assert all(
+        [note for note in one.notes if "today" in note] == notes for one in make_tables(group_arms(results))
+    )
 
 
 def test_a_footnote_names_only_the_stale_trials_that_a_table_uses() -> None:
@@ -176,7 +179,7 @@ def test_a_footnote_names_only_the_stale_trials_that_a_table_uses() -> None:
     assert table(results, "10").notes[-1] == (
         "No value (—) from 1 of 2 trials: 1 stale, but without this value."
     )
-    assert not any("today" in note for one in make_tables([trial()]) for note in one.notes)
+    assert not any("today" in note for one in make_tables(group_arms([trial()])) for note in one.notes)
 
 
 def test_a_stale_base_has_a_footnote_where_it_is_shown() -> None:
@@ -187,7 +190,7 @@ def test_a_stale_base_has_a_footnote_where_it_is_shown() -> None:
 
 
 def test_footnotes_of_stale_trials_are_in_both_files(tmp_path: Path) -> None:
-    render_tables([trial(**STALE)], tmp_path, TEMPLATES)
+    render_tables(group_arms([trial(**STALE)]), tmp_path, TEMPLATES)
     for name in ("table-01.md", "table-01.tex", "table-04.md", "table-10.tex"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert re.search(r"settings \(changed since: code, lock\): GPT-NeoX-20B 8-bit run 1\.", text), name
@@ -196,8 +199,8 @@ def test_footnotes_of_stale_trials_are_in_both_files(tmp_path: Path) -> None:
 def test_the_profile_of_randomness_is_told_with_the_source() -> None:
     assert "Study: pocket. Randomness: bitwise. Device:" in table([trial(randomness="bitwise")], "1").source
     both = [trial(randomness="bitwise"), missing(trial=2, randomness="seeded")]
-    assert all("Randomness: bitwise; seeded." in made.source for made in make_tables(both))
-    assert not any("Randomness" in made.source for made in make_tables([trial()]))
+    assert all("Randomness: bitwise; seeded." in made.source for made in make_tables(group_arms(both)))
+    assert not any("Randomness" in made.source for made in make_tables(group_arms([trial()])))
 
 
 def test_a_value_that_a_done_trial_lacks_is_noted() -> None:
@@ -207,11 +210,11 @@ def test_a_value_that_a_done_trial_lacks_is_noted() -> None:
 
 
 def test_complete_tables_have_no_note_of_missing_trials() -> None:
-    assert not any("No value" in note for made in make_tables(study()) for note in made.notes)
+    assert not any("No value" in note for made in make_tables(group_arms(study())) for note in made.notes)
 
 
 def test_a_study_without_any_finished_trial_has_dashes() -> None:
-    made = make_tables([missing(trial=number) for number in (1, 2)])
+    made = make_tables(group_arms([missing(trial=number) for number in (1, 2)]))
     assert [one.number for one in made] == ["1", "3", "10", "S4"]
     assert made[0].rows == [["1", "—"], ["2", "—"]]
     assert made[0].notes[-1] == "No value (—) from 2 of 2 trials: 2 missing."
@@ -247,7 +250,14 @@ def test_a_long_response_is_cut_and_noted() -> None:
 
 def test_third_prompts_are_not_shown() -> None:
     three = [Response(f"prompt {number}", 1.0, 1.0, " x") for number in (1, 2, 3)]
-    assert [made.number for made in make_tables([trial(responses=three)])] == ["1", "3", "4", "6", "10", "S4"]
+    assert [made.number for made in make_tables(group_arms([trial(responses=three)]))] == [
+        "1",
+        "3",
+        "4",
+        "6",
+        "10",
+        "S4",
+    ]
 
 
 def test_answers_are_letters_or_beginnings() -> None:
@@ -274,7 +284,7 @@ def test_seconds_are_grouped_by_optimizer_as_in_the_paper() -> None:
 
 def test_third_models_have_a_letter_and_their_columns() -> None:
     more = {task: titles | {f"third-{task}": f"Third {task}"} for task, titles in MODELS.items()}
-    made = {one.number: one for one in make_tables(study(models=more))}
+    made = {one.number: one for one in make_tables(group_arms(study(models=more)))}
     assert " ".join(made) == "1 2 3 4 5 5b 6 7 7b 8 9 9b 10 11 S1 S1b S4"
     assert len(made["1"].columns) == 6
     assert made["7b"].name == "table-07b"
@@ -283,7 +293,10 @@ def test_third_models_have_a_letter_and_their_columns() -> None:
 
 def test_a_task_without_models_has_no_tables() -> None:
     only = {"question-answering": MODELS["question-answering"]}
-    assert " ".join(made.number for made in make_tables(study(models=only))) == "2 3 8 9 11 S1 S1b S4"
+    assert (
+        " ".join(made.number for made in make_tables(group_arms(study(models=only))))
+        == "2 3 8 9 11 S1 S1b S4"
+    )
 
 
 def test_other_optimizers_are_shown_by_name() -> None:
@@ -305,13 +318,13 @@ def test_results_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no collected results"):
         render_tables([], tmp_path, TEMPLATES)
     with pytest.raises(UsageError, match="2 rows are of trial gpt-neox-20b/adamw-8bit/1"):
-        render_tables([trial(), trial()], tmp_path, TEMPLATES)
+        render_tables(group_arms([trial(), trial()]), tmp_path, TEMPLATES)
 
 
 def test_tables_of_an_earlier_render_are_removed_and_nothing_else(tmp_path: Path) -> None:
     for name in ("table-05b.tex", "table-02.md", "table-notes.md", "notes.md", "tables.pdf"):
         (tmp_path / name).write_text("old", encoding="utf-8")
-    render_tables([trial()], tmp_path, TEMPLATES)
+    render_tables(group_arms([trial()]), tmp_path, TEMPLATES)
     left = {path.name for path in tmp_path.iterdir()}
     assert {"table-notes.md", "notes.md", "tables.pdf", "table-01.md"} <= left
     assert not {"table-05b.tex", "table-02.md"} & left
@@ -328,8 +341,8 @@ def test_markdown_rows_have_as_many_cells_as_their_heading(tmp_path: Path, text:
         task="question-answering", model="m", model_title=title, study=text, device=text, responses=responses
     )
     results = [trial(responses=responses), odd]
-    render_tables(results, tmp_path, TEMPLATES)
-    for made in make_tables(results):
+    render_tables(group_arms(results), tmp_path, TEMPLATES)
+    for made in make_tables(group_arms(results)):
         lines = (tmp_path / f"{made.name}.md").read_text(encoding="utf-8").split("\n")
         rows = [line for line in lines if line.startswith("|")]
         assert lines[0].startswith(f"**Table {made.number}.**")
@@ -359,7 +372,8 @@ def test_the_same_results_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from qlora_repeat.results.trial_result import read_results;"
         "from qlora_repeat.render.tables.write import render_tables;"
-        "render_tables(read_results(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]));"
+        "from qlora_repeat.results.arms import group_arms;"
+        "render_tables(group_arms(read_results(Path(sys.argv[1]))), Path(sys.argv[2]), Path(sys.argv[3]));"
         "assert 'torch' not in sys.modules"
     )
     made = []
@@ -382,7 +396,7 @@ def test_the_same_results_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
 
 def test_a_whole_study_takes_less_than_a_second_of_cpu(tmp_path: Path) -> None:
     began = time.process_time()
-    render_tables(study(HOSTILE), tmp_path, TEMPLATES)
+    render_tables(group_arms(study(HOSTILE)), tmp_path, TEMPLATES)
     assert time.process_time() - began < 1
 
 
@@ -399,7 +413,7 @@ def test_latex_compiles_whatever_models_say(tmp_path: Path) -> None:
     )
     results[3] = replace(results[3], status="failed")
     results[5] = replace(results[5], perplexity=math.nan, diverged_at=3)
-    render_tables(results, tmp_path, TEMPLATES)
+    render_tables(group_arms(results), tmp_path, TEMPLATES)
     compile_cleanly(tmp_path)
     if shutil.which("pdftotext"):
         subprocess.run(["pdftotext", "-layout", "all.pdf"], cwd=tmp_path, check=True)

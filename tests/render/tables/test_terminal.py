@@ -15,6 +15,7 @@ from support.terminal import in_terminal, kit_command, lines
 from qlora_repeat.render.escape import terminal
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.terminal import terminal_table
+from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.trial_result import write_results
 
 WIDTHS = (50, 60, 80, 100, 200)
@@ -33,7 +34,7 @@ def test_a_terminal_gets_nothing_to_obey(text: str) -> None:
 def test_no_line_is_wider_than_the_terminal_and_grids_are_straight(
     texts: tuple[str, ...], width: int
 ) -> None:
-    for table in make_tables(study(texts)):
+    for table in make_tables(group_arms(study(texts))):
         drawn = terminal_table(table, width)
         assert max(map(cell_len, drawn.split("\n"))) <= width
         for grid in re.findall(r"╭[^╯]+╯", drawn):
@@ -46,7 +47,7 @@ def test_no_line_is_wider_than_the_terminal_and_grids_are_straight(
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=8), st.integers(20, 200))
 def test_any_response_stays_in_its_cell(texts: list[str], width: int) -> None:
-    for table in make_tables(study(tuple(texts), trials=2)):
+    for table in make_tables(group_arms(study(tuple(texts), trials=2))):
         if table.prose:
             drawn = terminal_table(table, width)
             for grid in re.findall(r"╭[^╯]+╯", drawn):
@@ -54,7 +55,7 @@ def test_any_response_stays_in_its_cell(texts: list[str], width: int) -> None:
 
 
 def test_every_number_is_there_and_the_summary_is_apart() -> None:
-    perplexity = make_tables(study())[0]
+    perplexity = make_tables(group_arms(study()))[0]
     for width in WIDTHS:
         drawn = terminal_table(perplexity, width)
         words = drawn.split()
@@ -65,7 +66,7 @@ def test_every_number_is_there_and_the_summary_is_apart() -> None:
 
 
 def test_columns_under_one_heading_stay_together_where_they_fit() -> None:
-    perplexity = make_tables(study())[0]
+    perplexity = make_tables(group_arms(study()))[0]
     narrow = terminal_table(perplexity, 60)
     assert re.findall(r"^(\S+)\n╭", narrow, re.MULTILINE) == ["GPT-NeoX-20B", "Llama2-7B"]
     assert narrow.count("│ Run ") == 2
@@ -76,7 +77,9 @@ def test_columns_under_one_heading_stay_together_where_they_fit() -> None:
 
 def test_long_responses_have_lines_between_them_and_letters_have_none() -> None:
     responses, answers = (
-        next(terminal_table(table, 80) for table in make_tables(study()) if table.number == number)
+        next(
+            terminal_table(table, 80) for table in make_tables(group_arms(study())) if table.number == number
+        )
         for number in ("4", "8")
     )
     assert responses.count("├") == 7

@@ -8,12 +8,12 @@ from qlora_repeat.analysis.attribution.measurements import (
     NUDGE,
     OTHER,
     REPEAT,
-    Measured,
+    Measurements,
     Outcome,
 )
-from qlora_repeat.analysis.trial_diff import MEANINGS, Kind
+from qlora_repeat.analysis.trial_diff import MEANINGS, DivergenceKind
 
-_EXPECTED: dict[str, set[Kind]] = {
+_EXPECTED: dict[str, set[DivergenceKind]] = {
     "adapter_init": {"init"},
     "data_order": {"data"},
     "split": {"data", "loss"},  # rows of the same length may come first
@@ -23,7 +23,7 @@ _EXPECTED: dict[str, set[Kind]] = {
     OTHER: {"update"},
 }
 """What may differ first between a trial and its reference, by what is freed or changed between them."""
-_NOISE: set[Kind] = {"loss", "gradient", "skipped", "update"}
+_NOISE: set[DivergenceKind] = {"loss", "gradient", "skipped", "update"}
 """What kernels that do not repeat may show in."""
 _DRAWN = ("split", "adapter_init", "data_order", "dropout")
 """The sources that have a seed."""
@@ -31,7 +31,7 @@ _ORDER = {"data_order", "split"}
 """Those that the rows of a step depend on."""
 
 
-def find_problems(measured: Measured) -> list[str]:
+def find_problems(measured: Measurements) -> list[str]:
     """What differs that should not, or does not that should: one line for each.
 
     Of a trial and its reference: the first difference, seeds, rows, learning rates, initial adapter,
@@ -52,7 +52,7 @@ def find_problems(measured: Measured) -> list[str]:
     return problems
 
 
-def _repeated(measured: Measured) -> Iterator[str]:
+def _repeated(measured: Measurements) -> Iterator[str]:
     """Whether one trial of the baseline, run again, is the same bits; default kernels promise none."""
     if measured.kernels != "deterministic":
         return
@@ -69,14 +69,14 @@ def _repeated(measured: Measured) -> Iterator[str]:
         yield f"{begin} have other perplexities with one adapter."
 
 
-def freed_in(measured: Measured, condition: str) -> list[str]:
+def freed_in(measured: Measurements, condition: str) -> list[str]:
     """The sources that have their second levels in a condition."""
     if condition == JOINT:
         return measured.freed
     return [part for part in condition.split(" × ") if part in measured.freed]
 
 
-def _unlike(measured: Measured, outcome: Outcome, reference: Outcome) -> Iterator[str]:
+def _unlike(measured: Measurements, outcome: Outcome, reference: Outcome) -> Iterator[str]:
     """In what a trial is unlike its reference, or alike, that its condition does not say."""
     name = f"{outcome.condition} {outcome.replicate}"
     freed = freed_in(measured, outcome.condition)
@@ -112,7 +112,7 @@ def _unlike(measured: Measured, outcome: Outcome, reference: Outcome) -> Iterato
             yield f"{name} has the same {words} as the baseline, where they should differ."
 
 
-def _same_levels(measured: Measured) -> Iterator[str]:
+def _same_levels(measured: Measurements) -> Iterator[str]:
     """Whether a source has one second level in each replicate, another in each, and first ones as well."""
     together = measured.of(measured.together) if measured.freed else []
     for outcome in measured.outcomes:

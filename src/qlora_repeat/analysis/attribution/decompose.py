@@ -28,7 +28,7 @@ from qlora_repeat.analysis.attribution.measurements import (
     BASELINE,
     NUDGE,
     OTHER,
-    Measured,
+    Measurements,
     Outcome,
     pair_name,
 )
@@ -44,7 +44,7 @@ from qlora_repeat.analysis.attribution.paired_statistics import (
     size,
     variance_ratio,
 )
-from qlora_repeat.analysis.trial_diff import Kind
+from qlora_repeat.analysis.trial_diff import DivergenceKind
 
 SMALL = 0.2
 """Interactions that are certain to have less than this share of the variance count as none."""
@@ -88,7 +88,7 @@ class Effect:
     """The median distance from the reference, in what the adapters add to the weights."""
     first_step: int | None
     """The first step at which any trial differs from its reference; None where none does."""
-    first_kind: Kind | None
+    first_kind: DivergenceKind | None
     """In what most of those differ that do so at that step."""
 
 
@@ -135,7 +135,7 @@ class Amplification:
 
 
 @dataclass(frozen=True)
-class Precision:
+class PrecisionEffect:
     """What the other optimizer's state changes in the log perplexity, over the same levels of all sources."""
 
     other: str
@@ -155,10 +155,10 @@ class Attribution:
     decompositions: dict[str, Decomposition]
     """By measure; none with fewer than two sources."""
     amplification: Amplification | None
-    precision: Precision | None
+    precision: PrecisionEffect | None
 
 
-def attribute(measured: Measured) -> Attribution:
+def attribute(measured: Measurements) -> Attribution:
     """Takes an experiment apart."""
     return Attribution(
         problems=find_problems(measured),
@@ -169,7 +169,7 @@ def attribute(measured: Measured) -> Attribution:
     )
 
 
-def changes(measured: Measured, condition: str, measure: str = MAIN) -> Values:
+def changes(measured: Measurements, condition: str, measure: str = MAIN) -> Values:
     """A measure in each replicate of a condition, less the baseline's of the same replicate."""
     values = _values(measured, condition, measure)
     with np.errstate(invalid="ignore"):
@@ -177,7 +177,7 @@ def changes(measured: Measured, condition: str, measure: str = MAIN) -> Values:
     return found
 
 
-def known_replicates(measured: Measured, measure: str = MAIN) -> NDArray[np.bool_]:
+def known_replicates(measured: Measurements, measure: str = MAIN) -> NDArray[np.bool_]:
     """Which replicates have a finite measure in the baseline and in every condition that frees sources."""
     names = [BASELINE, measured.together, *measured.freed, *map(pair_name, measured.pairs)]
     values = np.array([_values(measured, name, measure) for name in names])
@@ -185,11 +185,11 @@ def known_replicates(measured: Measured, measure: str = MAIN) -> NDArray[np.bool
     return found
 
 
-def _values(measured: Measured, condition: str, measure: str) -> Values:
+def _values(measured: Measurements, condition: str, measure: str) -> Values:
     return np.array([MEASURES[measure](outcome) for outcome in measured.of(condition)], dtype=np.float64)
 
 
-def _effect(measured: Measured, condition: str) -> Effect:
+def _effect(measured: Measurements, condition: str) -> Effect:
     outcomes = measured.of(condition)
     references = {outcome.replicate: outcome for outcome in measured.of(BASELINE)}
     step = min((each.first_step for each in outcomes if each.first_step is not None), default=None)
@@ -212,7 +212,7 @@ def _change(values: Values) -> Change:
     return Change(half_deviation(values), float(np.median(sizes)), float(sizes.max()))
 
 
-def _decompose(measured: Measured, measure: str) -> Decomposition:
+def _decompose(measured: Measurements, measure: str) -> Decomposition:
     known = known_replicates(measured, measure)
     joint = changes(measured, measured.together, measure)[known]
     single = {source: changes(measured, source, measure)[known] for source in measured.freed}
@@ -265,7 +265,7 @@ def _verdict(interactions: Estimate, p: float | None) -> str:
     return "not additive" if p is not None and p <= SIGNIFICANT else "cannot tell"
 
 
-def _amplification(measured: Measured) -> Amplification | None:
+def _amplification(measured: Measurements) -> Amplification | None:
     if not (nudged := measured.of(NUDGE)):
         return None
     distance = float(np.median([outcome.value_distance for outcome in nudged]))
@@ -277,11 +277,11 @@ def _amplification(measured: Measured) -> Amplification | None:
     )
 
 
-def _precision(measured: Measured) -> Precision | None:
+def _precision(measured: Measurements) -> PrecisionEffect | None:
     if not measured.of(OTHER):
         return None
     other, own = (_values(measured, name, MAIN) for name in (OTHER, BASELINE))
     mean = mean_difference(changes(measured, OTHER))
     if not np.ptp(own):  # one observation, as often as there are replicates
         mean = Estimate(mean.value)
-    return Precision(measured.other, mean, variance_ratio(other, own))
+    return PrecisionEffect(measured.other, mean, variance_ratio(other, own))

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from qlora_repeat.analysis.adapter_distance import Adapter, distances, read_adapter, update_distance
 from qlora_repeat.analysis.attribution.measurements import (
@@ -28,7 +28,7 @@ from qlora_repeat.analysis.attribution.measurements import (
     OTHER,
     REPEAT,
     Freed,
-    Measured,
+    Measurements,
     Outcome,
     pair_name,
 )
@@ -37,9 +37,9 @@ from qlora_repeat.errors import BusyError, MissingError, UsageError
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.records.trial_state import stage_states
-from qlora_repeat.stages.legacy_qmap import split_optimizer
+from qlora_repeat.study.optimizers import Optimizer, OptimizerName
 from qlora_repeat.study.randomness import PerTrial, Randomness, Setting, Source, stream_seed
-from qlora_repeat.study.study import Optimizer, Study
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.determinism import Kernels
 from qlora_repeat.system.file_lock import exclusive
@@ -66,7 +66,7 @@ class Experiment:
 
     study: Study
     model: str
-    optimizer: Optimizer
+    optimizer: OptimizerName
     sources: tuple[str, ...]
     """Of `CHOICES`, in their order."""
     replicates: int
@@ -93,11 +93,9 @@ class Experiment:
         return tuple(source for source in FREED if source in self.sources)
 
     @property
-    def other(self) -> Optimizer:
+    def other(self) -> OptimizerName:
         """The optimizer whose state has another precision."""
-        own = split_optimizer(self.optimizer)[0]
-        swapped = own.replace("32bit", "8bit") if own.endswith("-32bit") else own.replace("8bit", "32bit")
-        return cast(Optimizer, swapped)
+        return Optimizer.parse(self.optimizer).other_precision.name
 
     @property
     def file(self) -> Path:
@@ -188,7 +186,7 @@ def _condition(experiment: Experiment, name: str, freed: tuple[Freed, ...]) -> C
 
 
 def _derived(
-    experiment: Experiment, condition: str, freed: tuple[Freed, ...], optimizer: Optimizer, number: int
+    experiment: Experiment, condition: str, freed: tuple[Freed, ...], optimizer: OptimizerName, number: int
 ) -> Study:
     """The study of one trial. What it does not measure is cut short, and no fine-tuning depends on it.
 
@@ -251,7 +249,7 @@ def other_threads(threads: int) -> int:
     return threads // 2 or 2
 
 
-def measure(experiment: Experiment, cache: Path) -> Measured:
+def measure(experiment: Experiment, cache: Path) -> Measurements:
     """Reads what all trials of an experiment left.
 
     Raises:
@@ -265,7 +263,7 @@ def measure(experiment: Experiment, cache: Path) -> Measured:
             _outcome(condition.name, _Left.of(trial, cache), reference)
             for trial, reference in zip(condition.trials, baseline, strict=False)
         ]
-    return Measured(
+    return Measurements(
         study=experiment.study.label,
         model=experiment.model,
         model_title=experiment.study.models[experiment.model].title,

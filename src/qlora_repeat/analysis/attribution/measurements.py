@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from qlora_repeat.analysis.trial_diff import Kind
+from qlora_repeat.analysis.trial_diff import DivergenceKind
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.system.files import read_json, strict, write_json
 
@@ -53,7 +53,7 @@ class Outcome:
     """Of the learning rates of all steps."""
     first_step: int | None
     """The first step at which its trace differs from that of its reference; None where none does."""
-    first_kind: Kind | None
+    first_kind: DivergenceKind | None
     """In what it differs there."""
     update_distance: float | None
     """From its reference, in what the adapter adds to the weights; see `adapter_distance.update_distance`."""
@@ -73,7 +73,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """What an experiment measured."""
 
     study: str
@@ -121,7 +121,7 @@ def pair_name(pair: Sequence[str]) -> str:
     return " × ".join(pair)
 
 
-def write_attribution(measured: Measured, analysis: Any, sentences: list[str], path: Path) -> None:
+def write_attribution(measured: Measurements, analysis: Any, sentences: list[str], path: Path) -> None:
     """Writes what was measured; and, to be read, what it says: an `attribution.Attribution` and sentences."""
     content = {
         "format": FORMAT,
@@ -132,7 +132,7 @@ def write_attribution(measured: Measured, analysis: Any, sentences: list[str], p
     write_json(path, strict(content))
 
 
-def read_experiments(study: str, runs: Path, tell: Callable[[str], None]) -> list[Measured]:
+def read_experiments(study: str, runs: Path, tell: Callable[[str], None]) -> list[Measurements]:
     """What the attribution experiments of a study with this label measured, each of the default's sources.
 
     A file that cannot be read is told of, and left out: it is a supplement to the tables.
@@ -146,7 +146,7 @@ def read_experiments(study: str, runs: Path, tell: Callable[[str], None]) -> lis
     return found
 
 
-def read_measured(path: Path) -> Measured:
+def read_measured(path: Path) -> Measurements:
     """What was measured, from a file that may come from elsewhere.
 
     Raises:
@@ -157,7 +157,7 @@ def read_measured(path: Path) -> Measured:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path}: not an attribution of format {FORMAT}; run `qlora-repeat attribute` again")
     try:
-        measured = TypeAdapter(Measured).validate_python(content.get("measured"))
+        measured = TypeAdapter(Measurements).validate_python(content.get("measured"))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -166,7 +166,7 @@ def read_measured(path: Path) -> Measured:
     return measured
 
 
-def _check(measured: Measured, path: Path) -> None:
+def _check(measured: Measurements, path: Path) -> None:
     """Whether its conditions are those of an experiment, with all replicates that are compared in pairs."""
 
     def refuse(reason: str) -> NoReturn:

@@ -4,11 +4,11 @@ An arm has too little to say with fewer runs than `FEWEST` that have the value. 
 of fine-tuning are one run, made again, where they are all alike: then they say nothing of runs that do not.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qlora_repeat.results.arm_statistics import reference_of
 from qlora_repeat.results.arms import Arm, base_perplexities, by_model, distinct
 from qlora_repeat.results.number_format import number
 from qlora_repeat.results.statistics import FEWEST, rank
@@ -31,10 +31,12 @@ _OF_TRAINING = {"adapter_init", "data_order", "dropout"}
 """The sources that a fine-tuning draws from, once its split is made."""
 
 Value = float | str
+ClaimTest = Callable[..., "list[ClaimFinding]"]
+"""What takes arms, and parameters by name."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimFinding:
     """What one arm or model says of a claim."""
 
     of: str
@@ -48,9 +50,8 @@ class Finding:
 
 
 def is_8_bit(arm: Arm) -> bool:
-    """Whether its optimizer has 8-bit state, of whatever map."""
-    optimizer = arm.trials[0].optimizer
-    return reference_of(optimizer) != optimizer
+    """Return whether its optimizer has 8-bit state, of whatever map."""
+    return arm.optimizer.bits == 8
 
 
 def answering(arms: Sequence[Arm]) -> list[Arm]:
@@ -58,17 +59,17 @@ def answering(arms: Sequence[Arm]) -> list[Arm]:
     return [arm for arm in arms if arm.task == "question-answering"]
 
 
-def too_few(arm: Arm, values: Sequence[Value]) -> Finding | None:
+def too_few(arm: Arm, values: Sequence[Value]) -> ClaimFinding | None:
     """That fewer runs than `FEWEST` have a value."""
     if len(values) >= FEWEST:
         return None
     remedy = RUN if len(arm.trials) >= FEWEST else _RUN_MORE
-    return Finding(arm.name, None, f"{len(values)} runs with a value, of {FEWEST} needed", remedy)
+    return ClaimFinding(arm.name, None, f"{len(values)} runs with a value, of {FEWEST} needed", remedy)
 
 
 def no_sample(
     arm: Arm, values: Sequence[Value], *, seeded: Sequence[str] = ("split",), each: bool = False
-) -> Finding | None:
+) -> ClaimFinding | None:
     """That an arm's runs are too few, or no independent fine-tunings that could tell what another one does.
 
     They are none where a source that should be `seeded` is not, so that it may be why they differ; or where
@@ -81,26 +82,30 @@ def no_sample(
     unseeded = [source for source in seeded if free is not None and source in free]
     if unseeded:
         why = f"each run has its own seed of {unseeded[0]}, which may be why runs differ"
-        return Finding(arm.name, None, why, _RUN_SEEDED + unseeded[0])
+        return ClaimFinding(arm.name, None, why, _RUN_SEEDED + unseeded[0])
     if len(set(values)) > (len(values) - 1 if each else 1):
         return None
     alike = "all alike" if len(set(values)) == 1 else "some alike"
     if free is not None and not _OF_TRAINING & set(free):
         why = f"{len(values)} runs with the same seeds, {alike}"
-        return Finding(arm.name, None, why, _RUN_FREE)
+        return ClaimFinding(arm.name, None, why, _RUN_FREE)
     if free is None and profile is not None:
         why = f"{len(values)} runs, {alike}, with no word on their seeds"
-        return Finding(arm.name, None, why, _COLLECT)
+        return ClaimFinding(arm.name, None, why, _COLLECT)
     return None
 
 
-def runs_differ(
-    arms: Sequence[Arm], measure: Callable[[TrialResult], Value | None], noun: str, *, each: bool = False
-) -> list[Finding]:
-    """For each arm: not all of its runs have the same value; or with `each`, no two of them have."""
+def runs_differ(arms: Sequence[Arm], measure: str, noun: str, *, each: bool = False) -> list[ClaimFinding]:
+    """For each arm: not all of its runs have the same value; or with `each`, no two of them have.
+
+    `measure` is a field of `TrialResult`. Numbers that are not finite are all alike.
+    """
     found = []
     for arm in arms:
-        values = [_comparable(value) for value in map(measure, arm.done) if value is not None]
+        measured = (getattr(trial, measure) for trial in arm.done)
+        values: list[Value] = [
+            value if isinstance(value, str) else rank(value) for value in measured if value is not None
+        ]
         counts = Counter(values)
         words = f"{len(counts)} different {noun} in {len(values)} runs"
         if each:
@@ -108,35 +113,30 @@ def runs_differ(
             shown = [f"{number(value)} in {counts[value]}" for value in sorted(shared)]
             words += f" ({', '.join(shown)})" if shown else ""
         holds = len(counts) == len(values) if each else len(counts) > 1
-        found.append(no_sample(arm, values, each=each) or Finding(arm.name, holds, words))
+        found.append(no_sample(arm, values, each=each) or ClaimFinding(arm.name, holds, words))
     return found
 
 
-def _comparable(value: Value) -> Value:
-    """As it is, but for numbers that are not finite: those are all alike."""
-    return value if isinstance(value, str) else rank(value)
-
-
-def accuracies_differ(arms: Sequence[Arm]) -> list[Finding]:
+def accuracies_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each arm that answers questions: not all runs have the same accuracy, unless it is none or all."""
     found = []
     for arm in answering(arms):
-        (finding,) = runs_differ([arm], lambda trial: trial.accuracy, "accuracies")
+        (finding,) = runs_differ([arm], "accuracy", "accuracies")
         accuracies = set(arm.values(lambda trial: trial.accuracy))
         if finding.holds is False and accuracies <= {0.0, 1.0}:
             answered = "every" if accuracies == {1.0} else "no"
             why = f"{answered} question answered right in any run, which hides what differs"
-            finding = Finding(arm.name, None, why, RUN_PAPER)
+            finding = ClaimFinding(arm.name, None, why, RUN_PAPER)
         found.append(finding)
     return found
 
 
-def responses_differ(arms: Sequence[Arm]) -> list[Finding]:
+def responses_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each arm: not all runs respond alike to a prompt, at a low temperature and at another."""
     return [_prompted(arm, (False, True), lambda response: response.text, "responses") for arm in arms]
 
 
-def answers_differ(arms: Sequence[Arm]) -> list[Finding]:
+def answers_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each arm that answers questions: not all runs answer an instruction alike (Tables 8 and 9)."""
     return [_prompted(arm, (False,), answer, "answers") for arm in answering(arms)]
 
@@ -148,7 +148,7 @@ def answer(response: Response) -> str:
 
 def _prompted(
     arm: Arm, temperatures: tuple[bool, ...], read: Callable[[Response], str], noun: str
-) -> Finding:
+) -> ClaimFinding:
     """Whether runs differ in what they say to each prompt, at temperatures that are low (True) or not."""
     tests, words = [], []
     for low in temperatures:
@@ -157,12 +157,12 @@ def _prompted(
         )
         if not prompts:
             why = f"no {noun} at a temperature of {f'{LOW} or less' if low else f'more than {LOW}'}"
-            tests.append(Finding(arm.name, None, why, RUN_PAPER))
+            tests.append(ClaimFinding(arm.name, None, why, RUN_PAPER))
         different, runs = [], []
         for prompt in prompts:
             found = [said(trial, prompt, low) for trial in arm.done]
             values = [read(response) for response in found if response is not None]
-            differ = Finding(arm.name, len(set(values)) > 1, "")
+            differ = ClaimFinding(arm.name, len(set(values)) > 1, "")
             tests.append(no_sample(arm, values, seeded=("split", "generation")) or differ)
             different.append(str(len(set(values))))
             runs.append(str(len(values)))
@@ -170,8 +170,8 @@ def _prompted(
         words.append(f"{' and '.join(different)} different {noun} in {' and '.join(distinct(runs))} runs{at}")
     cannot = next((test for test in tests if test.holds is None), None)
     if any(test.holds is False for test in tests):
-        return Finding(arm.name, False, "; ".join(words))
-    return cannot or Finding(arm.name, True, "; ".join(words))
+        return ClaimFinding(arm.name, False, "; ".join(words))
+    return cannot or ClaimFinding(arm.name, True, "; ".join(words))
 
 
 def said(trial: TrialResult, prompt: str, low: bool) -> Response | None:
@@ -185,78 +185,92 @@ def is_low(response: Response) -> bool:
     return response.temperature <= LOW
 
 
-def asked_again(arms: Sequence[Arm]) -> list[Finding]:
+def asked_again(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each arm: a model, asked again, says one thing at a low temperature, and several at another."""
     return [_asked_again(arm) for arm in arms]
 
 
-def _asked_again(arm: Arm) -> Finding:
+def _asked_again(arm: Arm) -> ClaimFinding:
     texts: dict[tuple[bool, int, str], list[str]] = {}
     for trial in arm.done:
         for each in trial.repeated_responses:
             texts.setdefault((is_low(each), trial.trial, each.prompt), []).append(each.text)
     if {low for low, _, _ in texts} != {True, False}:
         why = "no model asked again, at a low temperature and at another"
-        return Finding(arm.name, None, why, _RUN_AGAIN)
+        return ClaimFinding(arm.name, None, why, _RUN_AGAIN)
     if (least := min(map(len, texts.values()))) < FEWEST:
-        return Finding(arm.name, None, f"asked {least} times, of {FEWEST} needed", _RUN_AGAIN)
+        return ClaimFinding(arm.name, None, f"asked {least} times, of {FEWEST} needed", _RUN_AGAIN)
     counts: dict[bool, list[str]] = {True: [], False: []}
     for (low, _, _), own in texts.items():
         counts[low].append(f"{len(set(own))} of {len(own)}")
     at_low, at_other = (" and ".join(counts[low]) for low in (True, False))
-    return Finding(
+    return ClaimFinding(
         arm.name,
         all((len(set(own)) == 1) == low for (low, _, _), own in texts.items()),
         f"{at_low} responses different at a low temperature, {at_other} at another",
     )
 
 
-def bases_repeat(arms: Sequence[Arm]) -> list[Finding]:
+def bases_repeat(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each model: all tests of it before fine-tuning gave the same perplexity."""
     return [_base_repeats(own) for own in by_model(arms).values()]
 
 
-def _base_repeats(arms: list[Arm]) -> Finding:
+def _base_repeats(arms: list[Arm]) -> ClaimFinding:
     name, frees = arms[0].title, [arm.trials[0].free_sources for arm in arms]
     tests = [rank(value) for value in base_perplexities(arms)]
     if len(tests) < 2:
-        return Finding(name, None, f"{len(tests)} tests, of 2 needed", _RUN_BASES)
+        return ClaimFinding(name, None, f"{len(tests)} tests, of 2 needed", _RUN_BASES)
     alike = len(set(tests)) == 1
     if alike and any(free is not None and "kernels" not in free for free in frees):
         why = f"{len(tests)} tests alike, on kernels that are made to repeat"
-        return Finding(name, None, why, _RUN_FREE)
+        return ClaimFinding(name, None, why, _RUN_FREE)
     span = " to ".join(distinct(number(value) or "" for value in (min(tests), max(tests))))
     words = f"{span} in {len(tests)} tests"
-    return Finding(name, alike, words if alike else f"{words}, {len(set(tests))} of them different")
+    return ClaimFinding(name, alike, words if alike else f"{words}, {len(set(tests))} of them different")
 
 
-def worse_than_base(arms: Sequence[Arm]) -> list[Finding]:
+def worse_than_base(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each 8-bit arm: more than half of its runs end with a perplexity above the base's."""
     found = []
     for arm in filter(is_8_bit, arms):
         pairs = _beside_base(arm)
         count = sum(value > base for value, base in pairs)
-        finding = Finding(arm.name, 2 * count > len(pairs), f"{count} of {len(pairs)} runs worse")
-        found.append(no_sample(arm, [value for value, _ in pairs]) or finding)
+        found.append(_counted(arm, pairs, 2 * count > len(pairs), f"{count} of {len(pairs)} runs worse"))
     return found
 
 
-def better_than_base(arms: Sequence[Arm]) -> list[Finding]:
+def better_than_base(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each 32-bit arm: all of its runs end with a perplexity below the base's."""
     found = []
-    for arm in arms:
-        if not is_8_bit(arm):
-            pairs = _beside_base(arm)
-            count = sum(value < base for value, base in pairs)
-            finding = Finding(arm.name, count == len(pairs), f"{count} of {len(pairs)} runs better")
-            found.append(no_sample(arm, [value for value, _ in pairs]) or finding)
+    for arm in itertools.filterfalse(is_8_bit, arms):
+        pairs = _beside_base(arm)
+        count = sum(value < base for value, base in pairs)
+        found.append(_counted(arm, pairs, count == len(pairs), f"{count} of {len(pairs)} runs better"))
     return found
+
+
+def _counted(arm: Arm, pairs: list[tuple[float, float]], holds: bool, words: str) -> ClaimFinding:
+    return no_sample(arm, [value for value, _ in pairs]) or ClaimFinding(arm.name, holds, words)
 
 
 def _beside_base(arm: Arm) -> list[tuple[float, float]]:
-    """The perplexity of each run, with that of its model before fine-tuning."""
+    """The perplexity of each run, with its model's before fine-tuning."""
     return [
         (rank(trial.perplexity), trial.base_perplexity)
         for trial in arm.done
         if trial.perplexity is not None and trial.base_perplexity is not None
     ]
+
+
+ARM_TESTS: tuple[ClaimTest, ...] = (
+    runs_differ,
+    accuracies_differ,
+    responses_differ,
+    answers_differ,
+    asked_again,
+    bases_repeat,
+    worse_than_base,
+    better_than_base,
+)
+"""The tests that claims name."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import mean, median
 
 from qlora_repeat.analysis.claims.arm_tests import (
     RUN,
     RUN_PAPER,
-    Finding,
+    ClaimFinding,
+    ClaimTest,
     Value,
     answer,
     answering,
@@ -16,9 +18,9 @@ from qlora_repeat.analysis.claims.arm_tests import (
     said,
     too_few,
 )
-from qlora_repeat.results.arm_statistics import comparisons
+from qlora_repeat.results.arm_statistics import compare_with_32_bit
 from qlora_repeat.results.arms import Arm, Measure, by_model, distinct
-from qlora_repeat.results.number_format import number
+from qlora_repeat.results.number_format import number, rounded
 from qlora_repeat.results.statistics import FEWEST, LEVEL, compare_ranks, holm, rank
 from qlora_repeat.results.trial_result import Response, TrialResult
 
@@ -30,11 +32,11 @@ ALPHA = round(1 - LEVEL, 10)
 _RUN_BOTH = "make all STUDY={file}, with both optimizers in its file"
 _RUN_GPU = f"{RUN_PAPER}, on a GPU"
 
-_Hindrance = Callable[[Arm, Sequence[Value]], Finding | None]
+_Hindrance = Callable[[Arm, Sequence[Value]], ClaimFinding | None]
 
 
 @dataclass(frozen=True)
-class _Pair:
+class _OptimizerPair:
     """An 8-bit arm beside the 32-bit arm of its model."""
 
     name: str
@@ -47,17 +49,19 @@ class _Pair:
         return less, more
 
 
-def _pairs(arms: Sequence[Arm], measure: Measure, hindrance: _Hindrance) -> tuple[list[_Pair], list[Finding]]:
+def _pairs(
+    arms: Sequence[Arm], measure: Measure, hindrance: _Hindrance
+) -> tuple[list[_OptimizerPair], list[ClaimFinding]]:
     """The pairs that can be compared, and of the other models why they can not."""
     pairs, found = [], []
     for own in by_model(arms).values():
         less = [arm for arm in own if is_8_bit(arm)]
         more = next((arm for arm in own if not is_8_bit(arm)), None)
         if not less or more is None:
-            found.append(Finding(own[0].title, None, "runs with one of the optimizers only", _RUN_BOTH))
+            found.append(ClaimFinding(own[0].title, None, "runs with one of the optimizers only", _RUN_BOTH))
             continue
         for arm in less:
-            pair = _Pair(arm.name if len(less) > 1 else arm.title, arm, more)
+            pair = _OptimizerPair(arm.name if len(less) > 1 else arm.title, arm, more)
             values, others = pair.values(measure)
             hindered = hindrance(arm, values) or hindrance(more, others)
             if hindered:
@@ -67,43 +71,44 @@ def _pairs(arms: Sequence[Arm], measure: Measure, hindrance: _Hindrance) -> tupl
     return pairs, found
 
 
-def spread_wider(arms: Sequence[Arm]) -> list[Finding]:
+def spread_wider(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each model: its 8-bit perplexities spread more widely than its 32-bit ones, by Table S1b's test."""
     pairs, found = _pairs(arms, lambda trial: trial.perplexity, no_sample)
-    trials = [trial for arm in arms for trial in arm.trials]
-    tests = {(each.model, each.optimizer): each for each in comparisons(trials, "perplexity")}
+    tests = {(each.model, each.optimizer): each for each in compare_with_32_bit(arms, "perplexity")}
     for pair in pairs:
-        each = tests.get((pair.less.model, pair.less.trials[0].optimizer))
+        each = tests.get(pair.less.key)
         if each is None or each.p_holm is None:
             why = f"fewer than {FEWEST} finite perplexities in an arm"
-            found.append(Finding(pair.name, None, why, RUN))
+            found.append(ClaimFinding(pair.name, None, why, RUN))
             continue
         test = each.test
-        times = "no spread in either" if test.ratio is None else f"{_short(test.ratio)} times as wide"
-        bounds = "" if test.low is None else f" ({_short(test.low)} to {_short(test.high)})"
+        times = "no spread in either" if test.ratio is None else f"{rounded(test.ratio)} times as wide"
+        bounds = "" if test.low is None else f" ({rounded(test.low)} to {rounded(test.high)})"
         holds = test.ratio is not None and test.ratio > 1 and each.p_holm <= ALPHA
-        found.append(Finding(pair.name, holds, f"{times}{bounds}, p {number(each.p_holm)}"))
+        found.append(ClaimFinding(pair.name, holds, f"{times}{bounds}, p {number(each.p_holm)}"))
     return found
 
 
-def perplexity_higher(arms: Sequence[Arm]) -> list[Finding]:
-    """For each model: its perplexities are higher after 8-bit runs."""
-    return _above(arms, lambda trial: trial.perplexity, no_sample)
+def median_above(
+    arms: Sequence[Arm], measure: str, *, more_bits: bool = False, slightly: bool = False, timed: bool = False
+) -> list[ClaimFinding]:
+    """For each model: a measure is higher in 8-bit runs, or with `more_bits` in 32-bit ones.
+
+    `measure` is a field of `TrialResult`; `slightly` bounds by how much. What is `timed` differs between runs
+    that share all seeds, too.
+    """
+    hindrance = too_few if timed else no_sample
+    return _above(arms, attrgetter(measure), hindrance, more_bits=more_bits, slightly=slightly)
 
 
-def loss_higher(arms: Sequence[Arm]) -> list[Finding]:
-    """For each model: its final losses are higher in 8-bit runs."""
-    return _above(arms, lambda trial: trial.final_loss, no_sample)
-
-
-def more_letters(arms: Sequence[Arm]) -> list[Finding]:
+def more_letters(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each model that answers questions: its 32-bit runs give a letter for more of the instructions."""
 
-    def unlike(arm: Arm, counts: Sequence[Value]) -> Finding | None:
+    def unlike(arm: Arm, counts: Sequence[Value]) -> ClaimFinding | None:
         # Runs that answer as many instructions are not alike for that.
         return no_sample(arm, ["\n".join(map(answer, own)) for own in map(_answers, arm.done) if own])
 
-    return _above(answering(arms), _letters, unlike, more=True)
+    return _above(answering(arms), _letters, unlike, more_bits=True)
 
 
 def _answers(trial: TrialResult) -> list[Response]:
@@ -118,59 +123,48 @@ def _letters(trial: TrialResult) -> float | None:
     return float(sum(response.answer is not None for response in answers)) if answers else None
 
 
-def training_slower(arms: Sequence[Arm]) -> list[Finding]:
-    """For each model: 32-bit runs take slightly longer to fine-tune."""
-    return _above(arms, lambda trial: trial.train_seconds, too_few, more=True, at_most=SLIGHTLY)
-
-
-def testing_slower(arms: Sequence[Arm]) -> list[Finding]:
-    """For each model: 32-bit runs take slightly longer to test."""
-    return _above(arms, lambda trial: trial.test_seconds, too_few, more=True, at_most=SLIGHTLY)
-
-
 def _above(
     arms: Sequence[Arm],
     measure: Measure,
     hindrance: _Hindrance,
     *,
-    more: bool = False,
-    at_most: float | None = None,
-) -> list[Finding]:
-    """For each model: 8-bit runs, or with `more` 32-bit runs, have higher values, by the rank-sum test.
+    more_bits: bool = False,
+    slightly: bool = False,
+) -> list[ClaimFinding]:
+    """For each model: the higher values are those of 8-bit runs, or with `more_bits` of 32-bit runs.
 
-    And their median is higher; `at_most` so many times as high, if it is given.
+    By the rank-sum test; and their median is higher, by no more than `SLIGHTLY` if that is asked.
     """
     pairs, found = _pairs(arms, measure, hindrance)
     values = [pair.values(measure) for pair in pairs]
     ps = holm([p for own, others in values if (p := compare_ranks(own, others)) is not None])
     for pair, own, p in zip(pairs, values, ps, strict=True):
-        less_bits, more_bits = map(median, own)
-        higher, lower = (more_bits, less_bits) if more else (less_bits, more_bits)
-        holds = p <= ALPHA and higher > lower and (at_most is None or higher <= at_most * lower)
-        words = f"median {number(less_bits)} with 8 bits, {number(more_bits)} with 32, p {number(p)}"
-        found.append(Finding(pair.name, holds, words))
+        medians = [median(values) for values in own]
+        lower, higher = medians if more_bits else reversed(medians)
+        holds = p <= ALPHA and higher > lower and not (slightly and higher > SLIGHTLY * lower)
+        words = f"median {number(medians[0])} with 8 bits, {number(medians[1])} with 32, p {number(p)}"
+        found.append(ClaimFinding(pair.name, holds, words))
     return found
 
 
-def memory_higher(arms: Sequence[Arm]) -> list[Finding]:
+def memory_higher(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """For each model: the mean share of the GPU's memory is slightly higher in 32-bit runs."""
     pairs, found = _pairs(arms, lambda trial: trial.peak_memory_share, _off_gpu)
     for pair in pairs:
         less_bits, more_bits = map(mean, pair.values(lambda trial: trial.peak_memory_share))
         holds = less_bits < more_bits <= SLIGHTLY * less_bits
         words = f"{100 * less_bits:.2f} % with 8 bits, {100 * more_bits:.2f} % with 32"
-        found.append(Finding(pair.name, holds, words))
+        found.append(ClaimFinding(pair.name, holds, words))
     return found
 
 
-def _off_gpu(arm: Arm, shares: Sequence[Value]) -> Finding | None:
+def _off_gpu(arm: Arm, shares: Sequence[Value]) -> ClaimFinding | None:
     """That an arm's memory was not that of a GPU, or too seldom."""
     few = too_few(arm, shares)
     if few is not None and len(arm.values(lambda trial: trial.peak_memory_bytes)) >= FEWEST:
-        return Finding(few.of, None, "no GPU, whose memory the claim is about", _RUN_GPU)
+        return ClaimFinding(few.of, None, "no GPU, whose memory the claim is about", _RUN_GPU)
     return few
 
 
-def _short(value: float | None) -> str:
-    """To three significant digits."""
-    return "" if value is None else number(float(f"{value:.3g}")) or ""
+OPTIMIZER_TESTS: tuple[ClaimTest, ...] = (spread_wider, median_above, more_letters, memory_higher)
+"""The tests that claims name."""

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Side
-from qlora_repeat.records.stage_inputs import stage_settings
+from qlora_repeat.records.stage_inputs import OF_ONE_TRIAL, stage_settings
 from qlora_repeat.records.trace import loss_curve
 from qlora_repeat.study.randomness import SOURCES, draw_seed
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.files import read_json
 from qlora_repeat.system.hashing import weights_digest
-
-APART = {"repeated_responses"}
-"""Settings that only the first trial of an arm has."""
 
 
 def contradictions(side: Side, again: Trial) -> list[str]:
@@ -106,7 +103,7 @@ def _settings(side: Side, again: Trial) -> Iterator[str]:
         if (record := side.records.get(stage)) is None:
             continue
         told, fit = record.inputs["settings"], stage_settings(again, stage)
-        for name in sorted(told.keys() & fit.keys() - APART):
+        for name in sorted(told.keys() & fit.keys() - OF_ONE_TRIAL):
             if told[name] != fit[name]:
                 yield f"The {stage} stage's setting {name} does not fit those of the other stages."
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Side, TrialDiff, compare_trials, read_side
-from qlora_repeat.analysis.verify.consistency import APART, contradictions, plain_files
+from qlora_repeat.analysis.verify.consistency import contradictions, plain_files
 from qlora_repeat.analysis.verify.recorded_settings import recorded_trial
 from qlora_repeat.analysis.verify.verdict import Scope
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_trial import failure_noted, run_stages
 from qlora_repeat.records.record import Record, now
-from qlora_repeat.records.stage_inputs import stage_inputs
+from qlora_repeat.records.stage_inputs import OF_ONE_TRIAL, stage_inputs
 from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.stages.checkpoint import read_sealed, write_sealed
 from qlora_repeat.stages.finetune import first_steps
@@ -129,7 +129,7 @@ def _origin(side: Side, stage: Stage) -> Any:
     record = side.records.get(stage)
     if record is None:
         return None
-    settings = {name: value for name, value in record.inputs["settings"].items() if name not in APART}
+    settings = {name: value for name, value in record.inputs["settings"].items() if name not in OF_ONE_TRIAL}
     return settings, record.inputs.get("base"), record.inputs.get("data")
 
 

@@ -14,15 +14,15 @@ from qlora_repeat.analysis.trial_diff import Difference, Divergence, TrialDiff
 from qlora_repeat.analysis.verify.causes import Cause, expectation, explained, may_matter, noisy_kernels
 from qlora_repeat.records.trace import Step
 from qlora_repeat.results.statistics import FEWEST, prediction_interval
-from qlora_repeat.stages.legacy_qmap import split_optimizer
+from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.study import Study, Tolerance
 
-Kind = Literal["bitwise", "within tolerance", "statistically consistent", "different", "inconclusive"]
+VerdictKind = Literal["bitwise", "within tolerance", "statistically consistent", "different", "inconclusive"]
 Scope = Literal["whole", "first steps", "evaluation"]
 
-DEFAULT_TOLERANCES = {
-    "8bit": Tolerance(first_loss=1e-6, loss=1.3e-4, adapter=6.5e-2, perplexity=3e-4),
-    "32bit": Tolerance(first_loss=1e-6, loss=5e-5, adapter=5e-3, perplexity=4e-5),
+DEFAULT_TOLERANCES: dict[int | None, Tolerance] = {
+    8: Tolerance(first_loss=1e-6, loss=1.3e-4, adapter=6.5e-2, perplexity=3e-4),
+    32: Tolerance(first_loss=1e-6, loss=5e-5, adapter=5e-3, perplexity=4e-5),
 }
 """By the precision of optimizer state; measured with AdamW. Noise has no largest value: some trials amplify
 any. These hold for most; see docs/reference/verdicts.md."""
@@ -37,7 +37,7 @@ _RATES_AGREE = 1e-9
 
 
 @dataclass(frozen=True)
-class Measured:
+class Deviations:
     """How far the re-run is from the recorded trial; relative to the recorded values."""
 
     first_loss: float | None = None
@@ -55,7 +55,7 @@ class Measured:
 class Verdict:
     """What `verify` says of a trial, and why."""
 
-    kind: Kind
+    kind: VerdictKind
     scope: Scope
     why: list[str]
     """Sentences."""
@@ -65,7 +65,7 @@ class Verdict:
     """Why, in a sentence."""
     steps: int
     """How many were compared."""
-    measured: Measured
+    measured: Deviations
     tolerance: Tolerance
     interval: tuple[float, float] | None = None
     """For the perplexity of one further trial of the arm, where it was worked out."""
@@ -182,7 +182,7 @@ def _other_optimizer(
     return [_Departure("update", f"{steps} had the same loss and gradient norm, and gave another adapter.")]
 
 
-def _with(verdict: Verdict, kind: Kind, *why: str) -> Verdict:
+def _with(verdict: Verdict, kind: VerdictKind, *why: str) -> Verdict:
     return replace(verdict, kind=kind, why=[*verdict.why, *why])
 
 
@@ -208,9 +208,9 @@ def _by_statistics(verdict: Verdict, recorded: float | None, rerun: float | None
 
 def tolerance_of(study: Study, optimizer: str) -> Tolerance:
     """What the study allows for an optimizer; an old map of 8-bit state has the tolerance of today's."""
-    kind = split_optimizer(optimizer)[0]
+    kind = Optimizer.parse(optimizer).with_todays_qmap
     own = {str(name): tolerance for name, tolerance in study.tolerance.items()}
-    return own.get(optimizer) or own.get(kind) or DEFAULT_TOLERANCES[kind.partition("-")[2]]
+    return own.get(optimizer) or own.get(kind.name) or DEFAULT_TOLERANCES[kind.bits]
 
 
 def without_rerun(
@@ -229,20 +229,20 @@ def without_rerun(
         bits_expected=False,
         expectation="",
         steps=0,
-        measured=Measured(),
+        measured=Deviations(),
         tolerance=tolerance,
         cannot_tell=["what a re-run gives"],
         settle=[] if contradictions else ["the base model and data that the records name by digest"],
     )
 
 
-def _measure(diff: TrialDiff, steps: int) -> Measured:
+def _measure(diff: TrialDiff, steps: int) -> Deviations:
     recorded, rerun = diff.first, diff.second
     pairs = zip(recorded.steps[1 : steps + 1], rerun.steps[1 : steps + 1], strict=True)
     apart = [_relative(ours.loss, theirs.loss) for ours, theirs in pairs]
     known = [value for value in apart if value is not None]
     worst = max(known, default=None)
-    return Measured(
+    return Deviations(
         first_loss=apart[0] if apart else None,
         loss=sum(known) / len(known) if known else None,
         worst_loss=worst,
@@ -273,7 +273,7 @@ def _relative(recorded: float | None, rerun: float | None) -> float | None:
     return abs(rerun - recorded) / abs(recorded)
 
 
-def _departures(diff: TrialDiff, measured: Measured, tolerance: Tolerance, steps: int) -> list[_Departure]:
+def _departures(diff: TrialDiff, measured: Deviations, tolerance: Tolerance, steps: int) -> list[_Departure]:
     """What is further apart than noise: rows and learning rates follow from the settings, and have none."""
     found = []
     pairs = list(zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True))
@@ -352,7 +352,7 @@ def _same(scope: Scope, steps: int, tested: bool) -> str:
     )
 
 
-def _closeness(measured: Measured, tolerance: Tolerance) -> str:
+def _closeness(measured: Deviations, tolerance: Tolerance) -> str:
     facts = [
         f"{name} by {apart:.1e} of its value ({most:.1e} is allowed)"
         for name, apart, most in (

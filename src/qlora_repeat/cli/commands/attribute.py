@@ -21,7 +21,7 @@ from qlora_repeat.cli.options import (
 
 if TYPE_CHECKING:
     from qlora_repeat.analysis.attribution.experiment import Condition, Experiment
-    from qlora_repeat.analysis.attribution.measurements import Measured
+    from qlora_repeat.analysis.attribution.measurements import Measurements
     from qlora_repeat.system.determinism import Kernels
 
 
@@ -186,7 +186,7 @@ def _run(
 
 
 def _report(
-    context: click.Context, measured: "Measured", file: Path | None, folder: Path, quiet: bool
+    context: click.Context, measured: "Measurements", file: Path | None, folder: Path, quiet: bool
 ) -> None:
     """Writes what was found, and says it in words; ends with exit code 7 if it is not to be interpreted."""
     os.environ["MPLBACKEND"] = "agg"
@@ -196,8 +196,7 @@ def _report(
     from qlora_repeat.render.tables.attribution import attribution_table
     from qlora_repeat.render.tables.write import table_texts
     from qlora_repeat.render.text.attribution import sentences
-    from qlora_repeat.render.text.diff import printable
-    from qlora_repeat.system.files import write_text
+    from qlora_repeat.system.files import printable, write_text
 
     found = attribute(measured)
     words = sentences(measured, found)

@@ -68,7 +68,7 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
 
 def _archive(path: Path, cache: Path, quiet: bool) -> None:
     """Checks an archive, in a temporary folder that no line names."""
-    from qlora_repeat.analysis.integrity import check_archive
+    from qlora_repeat.archive.check import check_archive
     from qlora_repeat.archive.unpack import opened
     from qlora_repeat.errors import MissingError
 

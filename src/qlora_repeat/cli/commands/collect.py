@@ -26,6 +26,7 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
     """
     from qlora_repeat.records.status import base_damages, explanations, standings
     from qlora_repeat.results.arm_statistics import write_statistics
+    from qlora_repeat.results.arms import group_arms
     from qlora_repeat.results.collect import collect
     from qlora_repeat.results.trial_result import write_results
     from qlora_repeat.study.loading import load_study
@@ -35,7 +36,7 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
     results = collect(study, runs, cache, include_stale=include_stale)
     path = results_path(study, runs)
     write_results(results, path)
-    write_statistics(results, statistics_path(study, runs))
+    write_statistics(group_arms(results), statistics_path(study, runs))
     done = sum(row.status == "done" for row in results)
     click.echo(f"{path}: {done} of {len(results)} trials done")
     if stale := [row for row in results if row.status == "stale"]:

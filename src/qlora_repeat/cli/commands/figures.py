@@ -32,7 +32,8 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     silence_libraries(verbose=False)  # matplotlib tells about its caches
     os.environ["MPLBACKEND"] = "agg"  # and refuses to start with a backend that it does not know
     from qlora_repeat.render.figures.write import render_figures
+    from qlora_repeat.results.arms import group_arms
 
     experiments = chosen_experiments(label, runs, results)
-    for path in render_figures(rows, out or BUILD / label, experiments):
+    for path in render_figures(group_arms(rows), out or BUILD / label, experiments):
         click.echo(path)

@@ -33,8 +33,7 @@ def command(laboratories: tuple[str, ...], runs: Path, out: Path | None, as_json
     from qlora_repeat.analysis.interlab import compare_laboratories
     from qlora_repeat.render.tables.interlab import laboratory_table, sentences
     from qlora_repeat.render.tables.write import table_texts
-    from qlora_repeat.render.text.diff import printable
-    from qlora_repeat.system.files import json_text, strict, write_text
+    from qlora_repeat.system.files import json_text, printable, strict, write_text
 
     found = [_laboratory(given, runs) for given in laboratories]
     arms = compare_laboratories(found)
@@ -50,11 +49,12 @@ def command(laboratories: tuple[str, ...], runs: Path, out: Path | None, as_json
 
 
 def _laboratory(given: str, runs: Path) -> "Laboratory":
-    from qlora_repeat.analysis.interlab import Laboratory, read_laboratory
+    from qlora_repeat.analysis.interlab import laboratory
+    from qlora_repeat.archive.laboratory import read_laboratory
 
     name, equals, source = given.rpartition("=")
     path = Path(source)
     if path.suffix in (".zip", ".jsonl"):
         return read_laboratory(name if equals else path.stem, path)
     label, results = chosen_results(source, runs)
-    return Laboratory(name if equals else label, results)
+    return laboratory(name if equals else label, results)

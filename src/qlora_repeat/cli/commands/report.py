@@ -33,19 +33,21 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     silence_libraries(verbose=False)
     os.environ["MPLBACKEND"] = "agg"
     from qlora_repeat.render.report.page import write_report
-    from qlora_repeat.render.report.trial_files import Kept, read_kept
+    from qlora_repeat.render.report.trial_files import TrialFiles, read_trial_files
+    from qlora_repeat.results.arms import group_arms
     from qlora_repeat.results.published import read_published
     from qlora_repeat.study.loading import load_study, portable_name
     from qlora_repeat.study.study import PUBLISHED
 
+    arms = group_arms(rows)
     at_hand = results is None and study_file != PUBLISHED
     path = (out or BUILD / label) / "report.html"
     write_report(
-        rows,
+        arms,
         path,
         study_name=study_file if study_file == PUBLISHED else portable_name(study_file),
-        kept=read_kept(load_study(study_file), runs, rows) if at_hand else Kept(),
-        published=[] if study_file == PUBLISHED else read_published(PUBLISHED_NUMBERS),
+        files=read_trial_files(load_study(study_file), runs, arms) if at_hand else TrialFiles(),
+        published=[] if study_file == PUBLISHED else group_arms(read_published(PUBLISHED_NUMBERS)),
         experiments=chosen_experiments(label, runs, results),
     )
     click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

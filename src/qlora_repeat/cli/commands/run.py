@@ -50,7 +50,8 @@ def command(
     from qlora_repeat.assets.hub_lock import lock_file
     from qlora_repeat.cli.commands.stage import require_fetched, run_all
     from qlora_repeat.execution.process_pool import choose_gpus
-    from qlora_repeat.results.collect import collect, distinct_adapters
+    from qlora_repeat.results.arms import distinct_adapters, group_arms
+    from qlora_repeat.results.collect import collect
     from qlora_repeat.study.loading import load_study
 
     study = load_study(study_file)
@@ -60,6 +61,6 @@ def command(
     if run_all(study, stages, runs, cache, jobs, console(quiet)) == 0 and not quiet:
         only = "" if stages == [*STAGES] else f" ({', '.join(stages)})"
         click.echo(f"study {study.name}: every trial is done{only}")
-    for line in distinct_adapters(collect(study, runs, cache)):
+    for line in distinct_adapters(group_arms(collect(study, runs, cache))):
         if not quiet:
             click.echo(line)

@@ -62,26 +62,28 @@ def command(
     """
     from qlora_repeat.errors import UsageError
     from qlora_repeat.render.tables.write import ENDINGS, collected_tables, render_tables
+    from qlora_repeat.results.arms import group_arms
     from qlora_repeat.results.trial_result import read_results
 
     if numbers and "terminal" not in formats:
         raise UsageError("--table chooses what --format terminal shows; files have all tables")
     label, rows = chosen_results(study_file, runs, results)
+    arms = group_arms(rows)
     others = None
     if compare is not None:
         is_file = compare.endswith(".jsonl")
-        others = read_results(Path(compare)) if is_file else chosen_results(compare, runs)[1]
+        others = group_arms(read_results(Path(compare)) if is_file else chosen_results(compare, runs)[1])
     folder = out or BUILD / label
     experiments = chosen_experiments(label, runs, results)
     if "terminal" in formats:
         from qlora_repeat.render.tables.terminal import terminal_table
 
-        tables, shown = collected_tables(rows, others, experiments), output()
+        tables, shown = collected_tables(arms, others, experiments), output()
         texts = [terminal_table(table, shown.width) for table in _chosen(tables, numbers)]
         click.echo("\n\n\n".join(texts))
     written = [each for each in ENDINGS if each in formats or not formats]
     if written:
-        paths = render_tables(rows, folder, TEMPLATES, others, experiments, written)
+        paths = render_tables(arms, folder, TEMPLATES, others, experiments, written)
         tail = "; tables.md has all tables to read" if "markdown" in written else ""
         click.echo(f"{folder}: {len(paths)} files{tail}")
 

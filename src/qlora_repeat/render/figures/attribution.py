@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qlora_repeat.analysis.attribution.decompose import MAIN, Attribution, changes, known_replicates
-from qlora_repeat.analysis.attribution.measurements import BASELINE, JOINT, NUDGE, OTHER, REPEAT, Measured
+from qlora_repeat.analysis.attribution.measurements import BASELINE, JOINT, NUDGE, OTHER, REPEAT, Measurements
 from qlora_repeat.analysis.attribution.paired_statistics import Values, half_deviation
 from qlora_repeat.render.figures.drawing import (
     COLORS,
@@ -28,7 +28,7 @@ from qlora_repeat.render.figures.drawing import (
 from qlora_repeat.render.figures.scales import linear_ticks
 from qlora_repeat.render.tables.attribution import source_of_experiment
 from qlora_repeat.render.text.attribution import in_percent, title
-from qlora_repeat.results.number_format import DASH, number
+from qlora_repeat.results.number_format import cell
 
 _ABOVE, _BELOW = 14.0, 28.0
 _ROW = 17.0
@@ -43,7 +43,7 @@ _MOST_TICKS = 3
 """On each side of zero."""
 
 
-def render_attribution_figure(measured: Measured, found: Attribution, out: Path) -> list[Path]:
+def render_attribution_figure(measured: Measurements, found: Attribution, out: Path) -> list[Path]:
     """Writes the figure as ``figure-S2-ARM.pdf`` and ``.png``; returns their paths."""
     paths = [out / f"figure-S2-{measured.arm}.{kind}" for kind in ("pdf", "png")]
     with drawing_settings():
@@ -52,7 +52,7 @@ def render_attribution_figure(measured: Measured, found: Attribution, out: Path)
 
 
 @drawing_settings()
-def draw_attribution(measured: Measured, found: Attribution) -> Figure:
+def draw_attribution(measured: Measurements, found: Attribution) -> Figure:
     """Conditions, the largest spread first; beside them joint outcomes over sums of single effects."""
     shown = _by_spread(measured)
     notes = [line for note in _notes(measured, found) for line in wrapped(note, WIDTH - 4, SMALL)]
@@ -69,7 +69,7 @@ def draw_attribution(measured: Measured, found: Attribution) -> Figure:
     return figure
 
 
-def _by_spread(measured: Measured) -> list[tuple[str, Values]]:
+def _by_spread(measured: Measurements) -> list[tuple[str, Values]]:
     """Each condition but the baseline, which is where zero is; its repetition, too, unless it differs."""
     found = {name: changes(measured, name) for name in measured.conditions if name != BASELINE}
     if not np.any(found[REPEAT]):
@@ -83,7 +83,7 @@ def _size(values: Values) -> float:
     return spread if spread is not None and math.isfinite(spread) else math.inf
 
 
-def _draw_conditions(axes: Axes, measured: Measured, shown: list[tuple[str, Values]]) -> None:
+def _draw_conditions(axes: Axes, measured: Measurements, shown: list[tuple[str, Values]]) -> None:
     finite = np.concatenate([values[np.isfinite(values)] for _, values in shown])
     sizes = [size for _, values in shown if 0 < (size := _size(values)) < math.inf]
     reach = float(np.abs(finite).max(initial=0)) or 1.0
@@ -123,7 +123,7 @@ def _draw_conditions(axes: Axes, measured: Measured, shown: list[tuple[str, Valu
         if not known.all():
             edge = np.full((~known).sum(), 0.99)
             axes.plot(edge, heights[~known], marker="x", transform=beside, clip_on=False, **looks)
-        spread = number(half_deviation(values)) or DASH
+        spread = cell(half_deviation(values))
         axes.text(1.02, place, spread, transform=beside, fontsize=SMALL, va="center_baseline")
 
 
@@ -149,7 +149,7 @@ def _symlog_ticks(reach: float, around: float) -> list[tuple[float, str]]:
     return sorted([(0.0, "0"), *sides])
 
 
-def _draw_sums(axes: Axes, measured: Measured) -> None:
+def _draw_sums(axes: Axes, measured: Measurements) -> None:
     joint = changes(measured, JOINT)
     with np.errstate(invalid="ignore"):
         sums = np.sum([changes(measured, source) for source in measured.freed], axis=0)
@@ -176,7 +176,7 @@ def _draw_sums(axes: Axes, measured: Measured) -> None:
     axes.set_ylabel("all together", fontsize=MEDIUM)
 
 
-def _notes(measured: Measured, found: Attribution) -> list[str]:
+def _notes(measured: Measurements, found: Attribution) -> list[str]:
     notes = [f"Not to be interpreted: {problem}" for problem in found.problems]
     notes.append(
         f"A point is a fine-tuning of {measured.model_title} with {measured.optimizer}; from the top of a "

@@ -28,9 +28,9 @@ from qlora_repeat.render.figures.drawing import (
 )
 from qlora_repeat.render.figures.loss_curves import Curve, make_curves
 from qlora_repeat.render.figures.scales import Scale, common_scales, linear_ticks
+from qlora_repeat.render.footnotes import missing, source_of, stale
 from qlora_repeat.render.tables.collapse import COLLAPSED, collapse_share, tested_models
-from qlora_repeat.render.tables.table import Column, count_lacking
-from qlora_repeat.results.arms import Arm, base_perplexities, distinct, source_of, stale
+from qlora_repeat.results.arms import Arm, base_perplexities, distinct
 from qlora_repeat.results.number_format import DASH
 from qlora_repeat.results.statistics import rank
 
@@ -53,7 +53,7 @@ _BASE: dict[str, Any] = {"color": GRAY, "linestyle": (0, (1, 1.5)), "linewidth":
 def draw_collapse(arms: list[Arm]) -> Figure:
     """Figure S3 of those models that were trained with another state map than today's."""
     models = list(tested_models(arms).values())
-    optimizers = distinct(arm.optimizer for own in models for arm in own)
+    optimizers = distinct(arm.heading for own in models for arm in own)
     rows = [models[start : start + _COLUMNS] for start in range(0, len(models), _COLUMNS)]
     width = WIDTH / len(rows[0]) - _LEFT - _RIGHT
     titles = [[wrapped(own[0].title, width, LARGE, "DejaVuSans-Bold") for own in row] for row in rows]
@@ -118,7 +118,7 @@ def _draw_losses(axes: Axes, own: list[Arm], optimizers: list[str], scale: Scale
         axes.axhline(scale.clip(level), **_BASE)
     last = 0.0
     for arm in reversed(own):  # the first in the legend is in front
-        style = _style(optimizers.index(arm.optimizer))
+        style = _style(optimizers.index(arm.heading))
         curves = [curve for curve in _curves(arm) if curve.points]
         for curve in curves:
             last = max(last, curve.points[-1][0])
@@ -159,9 +159,9 @@ def _draw_perplexities(axes: Axes, own: list[Arm], optimizers: list[str], scale:
         axes.axhline(scale.clip(level), **_BASE)
     labels = []
     for place, arm in enumerate(own):
-        look = optimizers.index(arm.optimizer)
+        look = optimizers.index(arm.heading)
         color = _style(look)["color"]
-        found = arm.values(lambda trial: trial.perplexity)
+        found = arm.perplexities
         across = [place + _SPREAD * ((at + 0.5) / len(found) - 0.5) for at in range(len(found))]
         dots = [(x, scale.clip(y)) for x, y in zip(across, found, strict=True) if math.isfinite(y)]
         axes.plot(
@@ -192,14 +192,11 @@ def _notes(arms: list[Arm]) -> list[str]:
         "test examples, which are not those of the losses.",
     ]
     curves = [curve for arm in arms for curve in _curves(arm)]
-    tested = [value for arm in arms for value in arm.values(lambda trial: trial.perplexity)]
+    tested = [value for arm in arms for value in arm.perplexities]
     if any(curve.breaks for curve in curves) or not all(map(math.isfinite, tested)):
         notes.append("A cross at the upper edge: from there the loss, or the perplexity, is not finite.")
-    notes += stale(arms)
-    lacking = count_lacking([Column((), arm, lambda trial: "" if trial.loss_curve else None) for arm in arms])
-    if lacking:
-        notes.append(f"Not shown: {lacking}.")
-    return [*notes, source_of(arms)]
+    shown = missing(arms, lambda trial: trial.loss_curve or None, begin="Not shown:")
+    return [*notes, *stale(arms), *shown, source_of(arms)]
 
 
 def _curves(arm: Arm) -> list[Curve]:
@@ -218,8 +215,7 @@ def _losses(own: list[Arm]) -> list[float]:
 
 
 def _perplexities(own: list[Arm]) -> list[float]:
-    found = [value for arm in own for value in arm.values(lambda trial: trial.perplexity)]
-    return [value for value in found if math.isfinite(value)]
+    return [value for arm in own for value in arm.perplexities if math.isfinite(value)]
 
 
 def _base(own: list[Arm]) -> list[float]:

@@ -4,7 +4,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from qlora_repeat.results.arms import Arm, source_of, stale
+from qlora_repeat.render.footnotes import source_of, stale
+from qlora_repeat.results.arms import Arm
 
 _PAIRS = 2
 """So many optimizers, of two panels each, are side by side."""
@@ -63,7 +64,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ArmCurves:
     """The panels of an arm: curves and bars."""
 
     arm: Arm
@@ -83,7 +84,7 @@ def make_curves(arm: Arm, runs: list[int]) -> list[Curve]:
     return curves
 
 
-def in_rows(pairs: list[Pair]) -> list[list[Pair]]:
+def in_rows(pairs: list[ArmCurves]) -> list[list[ArmCurves]]:
     """The arms that are side by side: those of a model, at most two."""
     rows = []
     for model in dict.fromkeys(pair.arm.model for pair in pairs):
@@ -97,7 +98,7 @@ def label_every(runs: int) -> int:
     return math.ceil(runs / _MOST_LABELS)
 
 
-def make_notes(pairs: list[Pair]) -> list[str]:
+def make_notes(pairs: list[ArmCurves]) -> list[str]:
     """What the panels mean, how many curves there are none of, and where the results come from."""
     curves = [curve for pair in pairs for curve in pair.curves]
     notes = [

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_DECADE = 10
-"""Losses whose largest is more than so many times the smallest are shown on a logarithmic scale."""
+from qlora_repeat.results.statistics import spans_a_decade
+
 _SQUEEZED = 0.2
 """An arm that would fill less than this share of the common scale has a scale of its own."""
 _MARGIN = 0.06
@@ -48,7 +48,7 @@ def _scale(losses: Sequence[float], bar_share: float | None) -> Scale:
     positive = [loss for loss in losses if loss > 0]
     if not losses:
         return Scale(False, 0.0, 1.0, [])
-    if positive and max(positive) > _DECADE * min(positive):
+    if spans_a_decade(positive):
         low, high = math.log10(min(positive)), math.log10(max(positive))
         if bar_share is None:
             margin = _MARGIN * (high - low)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qlora_repeat.analysis.attribution.measurements import Measured
+from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.errors import MissingError
 from qlora_repeat.render.figures.collapse import draw_collapse
 from qlora_repeat.render.figures.drawing import (
@@ -32,11 +32,18 @@ from qlora_repeat.render.figures.drawing import (
     wrapped,
     write,
 )
-from qlora_repeat.render.figures.loss_curves import Curve, Pair, in_rows, label_every, make_curves, make_notes
+from qlora_repeat.render.figures.loss_curves import (
+    ArmCurves,
+    Curve,
+    in_rows,
+    label_every,
+    make_curves,
+    make_notes,
+)
 from qlora_repeat.render.figures.scales import Scale, common_scales, linear_ticks
+from qlora_repeat.render.footnotes import study_names
 from qlora_repeat.render.tables.collapse import tested_models
-from qlora_repeat.results.arms import Arm, group_arms
-from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.results.arms import Arm
 
 _NAME, _COLLAPSE = "figure-04", "figure-S3"
 _LEFT, _BETWEEN, _RIGHT = 36.0, 30.0, 5.0
@@ -53,7 +60,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1, 1.2, 1
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X")
 
 
-def render_figures(results: list[TrialResult], out: Path, experiments: Sequence[Measured] = ()) -> list[Path]:
+def render_figures(arms: list[Arm], out: Path, experiments: Sequence[Measurements] = ()) -> list[Path]:
     """Writes Figure 4 as ``figure-04.pdf`` and ``.png``; returns the paths of all that was written.
 
     With an optimizer of another state map than today's, also ``figure-S3``; with attribution `experiments`,
@@ -61,9 +68,7 @@ def render_figures(results: list[TrialResult], out: Path, experiments: Sequence[
 
     Raises:
         MissingError: no finished trial has a loss curve.
-        UsageError: two rows are of the same trial.
     """
-    arms = group_arms(results)
     drawn = {_NAME: draw_figure, _COLLAPSE: draw_collapse}
     paths = {name: [out / f"{name}.{kind}" for kind in ("pdf", "png")] for name in drawn}
     of_experiments = [path for measured in experiments for path in _draw_experiment(measured, out)]
@@ -74,10 +79,9 @@ def render_figures(results: list[TrialResult], out: Path, experiments: Sequence[
     for path in (path for name in drawn if not wanted[name] for path in paths[name]):
         path.unlink(missing_ok=True)
     if not has_curves:
-        studies = ", ".join(dict.fromkeys(result.study for result in results))
         raise MissingError(
-            f"collected results of study {studies or '(none)'}: no finished trial has a loss curve to draw; "
-            "do the trials with `qlora-repeat run`, then `qlora-repeat collect`"
+            f"collected results of study {study_names(arms) or '(none)'}: no finished trial has a loss curve "
+            "to draw; do the trials with `qlora-repeat run`, then `qlora-repeat collect`"
         )
     for name in (name for name in drawn if wanted[name]):
         with drawing_settings():
@@ -85,7 +89,7 @@ def render_figures(results: list[TrialResult], out: Path, experiments: Sequence[
     return [path for name in drawn if wanted[name] for path in paths[name]] + of_experiments
 
 
-def _draw_experiment(measured: Measured, out: Path) -> list[Path]:
+def _draw_experiment(measured: Measurements, out: Path) -> list[Path]:
     # What it needs of scipy takes a second to import.
     from qlora_repeat.analysis.attribution.decompose import attribute
     from qlora_repeat.render.figures.attribution import render_attribution_figure
@@ -97,7 +101,7 @@ def _draw_experiment(measured: Measured, out: Path) -> list[Path]:
 def draw_figure(arms: list[Arm]) -> Figure:
     """Figure 4, from the top: legend, a row of panels for each model, notes."""
     runs = sorted({trial.trial for arm in arms for trial in arm.trials})
-    pairs = [Pair(arm, make_curves(arm, runs)) for arm in arms]
+    pairs = [ArmCurves(arm, make_curves(arm, runs)) for arm in arms]
     rows = in_rows(pairs)
     columns = max(len(row) for row in rows)
     panel_height = max(_LEAST_HEIGHT, LINE * math.ceil(len(runs) / label_every(len(runs))))
@@ -143,7 +147,7 @@ def _draw_legend(figure: Figure, runs: list[int]) -> None:
 
 
 def _draw_row(
-    figure: Figure, row: list[Pair], columns: int, title_top: float, top: float, height: float
+    figure: Figure, row: list[ArmCurves], columns: int, title_top: float, top: float, height: float
 ) -> None:
     """The panels of a model."""
     curve_scales = common_scales([[loss for curve in pair.curves for loss in curve.finite] for pair in row])
@@ -164,7 +168,7 @@ def _draw_row(
     width = (pair_width - _LEFT - _BETWEEN - _RIGHT) / 2
     for place, pair in enumerate(row):
         left = place * pair_width + _LEFT
-        first, *more = wrapped(pair.arm.optimizer, width - 60, MEDIUM)
+        first, *more = wrapped(pair.arm.heading, width - 60, MEDIUM)
         heading = f"{first}…" if more else first
         axes = panel(figure, left, top, width, height, f"{heading}: loss by epoch")
         _draw_curves(axes, pair.curves, curve_scales[place], epochs, height)

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_repeat.render.report.content import ArmRow
-from qlora_repeat.render.report.trial_files import Kept, key_of
+from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.render.report.vega import Specification, every_point, lines, ratios
 from qlora_repeat.results.arms import base_perplexities, by_model, distinct
 from qlora_repeat.results.number_format import number
+from qlora_repeat.results.statistics import spans_a_decade
 from qlora_repeat.results.trial_result import TrialResult
 
 MOST_POINTS = 240
 """Of a curve: of a longer one each point is the mean of so many steps that no more are drawn."""
-_DECADES = 10.0
-"""Values that span so large a factor are on a log scale."""
 _FAR = 3.0
 """A base model's value is drawn where it is no further from the points than so often their range."""
 _LARGEST = 1e30
@@ -37,7 +36,7 @@ def perplexity_charts(rows: Sequence[ArmRow]) -> list[Chart]:
     for own in _of_models(rows):
         points = [
             (
-                row.arm.optimizer,
+                row.arm.heading,
                 cell.trial.trial,
                 cell.trial.perplexity,
                 cell.adapter or "",
@@ -64,9 +63,9 @@ def perplexity_charts(rows: Sequence[ArmRow]) -> list[Chart]:
                 + (f"; {number(before[0])} before fine-tuning." if before else "."),
                 specification=every_point(
                     points,
-                    [row.arm.optimizer for row in own],
+                    [row.arm.heading for row in own],
                     base[0] if base else None,
-                    log=_spans_decades([*values, *base]),
+                    log=spans_a_decade([*values, *base]),
                 ),
                 notes=notes,
             )
@@ -74,20 +73,20 @@ def perplexity_charts(rows: Sequence[ArmRow]) -> list[Chart]:
     return charts
 
 
-def loss_charts(rows: Sequence[ArmRow], kept: Kept) -> list[Chart]:
+def loss_charts(rows: Sequence[ArmRow], files: TrialFiles) -> list[Chart]:
     """Of each arm: the loss of every run, by step, or by epoch where there are no traces."""
-    return [chart for row in rows if (chart := _loss_chart(row, kept)) is not None]
+    return [chart for row in rows if (chart := _loss_chart(row, files)) is not None]
 
 
-def distance_charts(rows: Sequence[ArmRow], kept: Kept) -> list[Chart]:
+def distance_charts(rows: Sequence[ArmRow], files: TrialFiles) -> list[Chart]:
     """Of each arm: how far the loss of each run is from that of the first, by step, relative to it."""
-    return [chart for row in rows if (chart := _distance_chart(row, kept)) is not None]
+    return [chart for row in rows if (chart := _distance_chart(row, files)) is not None]
 
 
 def beside_the_paper(rows: Sequence[ArmRow], published: Sequence[ArmRow]) -> Chart | None:
     """The perplexity of every trial relative to its base model's, ours and the paper's."""
     points = [
-        (row.arm.trials[0].counterpart or row.arm.model, row.arm.optimizer, whose, trial.trial, ratio)
+        (row.arm.counterpart, row.arm.heading, whose, trial.trial, ratio)
         for whose, own in (("here", rows), ("paper", published))
         for row in own
         for trial in row.arm.done
@@ -104,7 +103,7 @@ def beside_the_paper(rows: Sequence[ArmRow], published: Sequence[ArmRow]) -> Cha
     ]
     columns = [
         f"{optimizer}, {whose}"
-        for optimizer in distinct(row.arm.optimizer for row in rows)
+        for optimizer in distinct(row.arm.heading for row in rows)
         for whose in ("paper", "here")
     ]
     return Chart(
@@ -114,14 +113,14 @@ def beside_the_paper(rows: Sequence[ArmRow], published: Sequence[ArmRow]) -> Cha
         notes=distinct(
             f"Here {row.arm.title} stands in for {titles[model]}."
             for row in rows
-            if (model := row.arm.trials[0].counterpart) in titles and row.arm.model != model
+            if (model := row.arm.counterpart) in titles and row.arm.model != model
         ),
     )
 
 
-def _loss_chart(row: ArmRow, kept: Kept) -> Chart | None:
-    traced = any(key_of(trial) in kept.traces for trial in row.arm.done)
-    curves = {trial.trial: _curve(trial, kept, traced) for trial in row.arm.done}
+def _loss_chart(row: ArmRow, files: TrialFiles) -> Chart | None:
+    traced = any(trial.name in files.traces for trial in row.arm.done)
+    curves = {trial.trial: _curve(trial, files, traced) for trial in row.arm.done}
     longest = max((len(points) for points in curves.values()), default=0)
     if longest == 0:
         return None
@@ -155,16 +154,16 @@ def _loss_chart(row: ArmRow, kept: Kept) -> Chart | None:
             "loss",
             runs,
             first[0] if first and traced else None,
-            log=_spans_decades(losses),
+            log=spans_a_decade(losses),
         ),
         notes=notes,
     )
 
 
-def _distance_chart(row: ArmRow, kept: Kept) -> Chart | None:
+def _distance_chart(row: ArmRow, files: TrialFiles) -> Chart | None:
     """None where no loss differs: a log scale has no zero, and the grid says so already."""
-    curves = [curve for trial in row.arm.done if (curve := _curve(trial, kept, traced=True))]
-    runs = [trial.trial for trial in row.arm.done if key_of(trial) in kept.traces]
+    curves = [curve for trial in row.arm.done if (curve := _curve(trial, files, traced=True))]
+    runs = [trial.trial for trial in row.arm.done if trial.name in files.traces]
     points = [
         (run, step, abs(loss - first) / abs(first))
         for run, curve in zip(runs[1:], curves[1:], strict=True)
@@ -185,11 +184,11 @@ def _distance_chart(row: ArmRow, kept: Kept) -> Chart | None:
     )
 
 
-def _curve(trial: TrialResult, kept: Kept, traced: bool) -> list[tuple[float, float]]:
+def _curve(trial: TrialResult, files: TrialFiles, traced: bool) -> list[tuple[float, float]]:
     """A run's losses: of each step, or those that were collected."""
     if not traced:
         return [(epoch, loss) for epoch, loss in trial.loss_curve]
-    steps = kept.traces.get(key_of(trial), [])
+    steps = files.traces.get(trial.name, [])
     return [(step.step, step.loss) for step in steps if step.loss is not None]
 
 
@@ -213,14 +212,10 @@ def _to_base(trial: TrialResult) -> float | None:
 
 def _is_near(value: float, values: Sequence[float]) -> bool:
     """Whether a value can be drawn without pressing the others together; on a log scale any can."""
-    if _spans_decades(values) or len(values) == 1:
+    if spans_a_decade(values) or len(values) == 1:
         return True
     low, high = min(values), max(values)
     return low - _FAR * (high - low) <= value <= high + _FAR * (high - low)
-
-
-def _spans_decades(values: Sequence[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) >= _DECADES
 
 
 def _range(values: Sequence[float]) -> str:

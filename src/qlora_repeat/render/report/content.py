@@ -1,22 +1,26 @@
 """What a report says, before any layout: the verdict, arms and their trials, responses, how to run again."""
 
+import difflib
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from qlora_repeat.analysis.trial_diff import MEANINGS
-from qlora_repeat.render.report.differences import Span, differences
-from qlora_repeat.render.report.trial_files import Kept, Parting
+from qlora_repeat.analysis.trial_diff import MEANINGS, Divergence
+from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.results.arm_statistics import ArmStatistics, arm_statistics
-from qlora_repeat.results.arms import Arm, distinct, group_arms
-from qlora_repeat.results.number_format import number
+from qlora_repeat.results.arms import Arm, distinct
+from qlora_repeat.results.number_format import number, percent
 from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
 COLORS = 8
 """So many adapters of an arm have a color of their own; further ones share the last."""
+_WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+_MOST_WORDS = 2000
+"""Of longer texts only what is in common at both ends is looked for: the time grows with the square."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Cell:
     """A letter for each different adapter of the arm, A for the most frequent."""
     color: int
     """Of the letter, from 0."""
-    parting: Parting | None
+    parting: Divergence | None
     command: str
     """What runs it again and says how far it agrees; or what runs it, where it has no values."""
 
@@ -57,7 +61,7 @@ class ArmRow:
 
     @property
     def name(self) -> str:
-        return f"{self.arm.title}, {self.arm.optimizer}"
+        return f"{self.arm.title}, {self.arm.heading}"
 
     @property
     def says(self) -> str:
@@ -70,6 +74,15 @@ class ArmRow:
         if self.adapters == 1:
             return f"all {known} alike in every bit"
         return f"{self.adapters} different adapters in {known} trials"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a response."""
+
+    text: str
+    differs: bool
+    """Whether it is not in the first run's response, there."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +110,10 @@ class Question:
         return len({"".join(span.text for span in answer.spans) for answer in self.answers})
 
 
-def arm_rows(results: Sequence[TrialResult], kept: Kept, study_name: str) -> list[ArmRow]:
-    """Each arm with its trials, in the results' order; `study_name` is what commands call the study."""
+def arm_rows(arms: Sequence[Arm], files: TrialFiles, study_name: str) -> list[ArmRow]:
+    """Return each arm with its trials, in their order; `study_name` is what commands call the study."""
     rows = []
-    for arm in group_arms(results):
+    for arm in arms:
         counted = Counter(trial.adapter_digest for trial in arm.done if trial.adapter_digest)
         places = {digest: place for place, (digest, _) in enumerate(counted.most_common())}
         cells = []
@@ -111,7 +124,7 @@ def arm_rows(results: Sequence[TrialResult], kept: Kept, study_name: str) -> lis
                     trial=trial,
                     adapter=None if place is None else _letter(place),
                     color=min(place or 0, COLORS - 1),
-                    parting=kept.parting(arm.done, trial) if trial.measured else None,
+                    parting=files.parting(arm, trial),
                     command=_command(trial, study_name),
                 )
             )
@@ -121,29 +134,33 @@ def arm_rows(results: Sequence[TrialResult], kept: Kept, study_name: str) -> lis
 
 def verdict(rows: Sequence[ArmRow]) -> list[str]:
     """Whether trials repeat, in a sentence; then how far they are apart, and which ended badly."""
-    trials = [trial for row in rows for trial in row.arm.trials]
-    done = [trial for row in rows for trial in row.arm.done]
+    trials = sum(len(row.arm.trials) for row in rows)
+    lacking = trials - sum(len(row.arm.done) for row in rows)
     compared = [row for row in rows if sum(cell.adapter is not None for cell in row.cells) > 1]
     repeat = [row for row in compared if row.adapters == 1]
+    only = "The only arm with trials to compare"
     if not compared:
         sentence = _by_perplexity(rows)
     elif len(repeat) == len(compared):
-        sentence = f"{_each(len(compared))} repeated: its trials gave one adapter, alike in every bit."
+        every = f"Each of the {len(compared)} arms" if len(compared) > 1 else only
+        sentence = f"{every} repeated: its trials gave one adapter, alike in every bit."
     elif not repeat:
-        sentence = f"{_none(len(compared))} repeated: {_apart(compared)}."
+        none = f"None of the {len(compared)} arms" if len(compared) > 1 else f"{only} has not"
+        sentence = f"{none} repeated: {_apart(compared)}."
     else:
         others = [row for row in compared if row not in repeat]
         sentence = (
             f"{len(repeat)} of {len(compared)} arms repeated, alike in every bit "
             f"({'; '.join(row.name for row in repeat)}); in the others {_apart(others)}."
         )
-    found = arm_statistics(trials)
-    return [sentence, *_spread(found), *_ended_badly(found), *_not_done(len(done), len(trials))]
+    found = arm_statistics([row.arm for row in rows])
+    not_done = [f"{lacking} of {trials} trials have no values yet."] if lacking else []
+    return [sentence, *_spread(found), *_ended_badly(found), *not_done]
 
 
 def _by_perplexity(rows: Sequence[ArmRow]) -> str:
     """Where there are no adapters: equal numbers are not yet equal models, but other numbers are others."""
-    found = [values for row in rows if len(values := row.arm.values(lambda trial: trial.perplexity)) > 1]
+    found = [values for row in rows if len(values := row.arm.perplexities) > 1]
     if not found:
         return "Nothing can be said yet about repeatability: no arm has two trials to compare."
     apart = sum(len(set(values)) == len(values) for values in found)
@@ -167,14 +184,9 @@ def _spread(arms: Sequence[ArmStatistics]) -> list[str]:
     shares = [each.cv for each in summaries if each is not None and each.cv is not None]
     if not shares:
         return []
-    low, high = (_percent(share) for share in (min(shares), max(shares)))
+    low, high = (percent(share) for share in (min(shares), max(shares)))
     span = low if low == high else f"{low} to {high}"
     return [f"Perplexities of an arm spread by {span} (standard deviation relative to the mean)."]
-
-
-def _percent(share: float) -> str:
-    percent = 100 * share
-    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
 def _ended_badly(arms: Sequence[ArmStatistics]) -> list[str]:
@@ -183,18 +195,6 @@ def _ended_badly(arms: Sequence[ArmStatistics]) -> list[str]:
         return []
     count, of = sum(each.count for each in worse), sum(each.of for each in worse)
     return [f"{count or 'None'} of {of} trials ended worse than their base model was before fine-tuning."]
-
-
-def _not_done(done: int, trials: int) -> list[str]:
-    return [] if done == trials else [f"{trials - done} of {trials} trials have no values yet."]
-
-
-def _each(count: int) -> str:
-    return "The only arm with trials to compare" if count == 1 else f"Each of the {count} arms"
-
-
-def _none(count: int) -> str:
-    return "The only arm with trials to compare has not" if count == 1 else f"None of the {count} arms"
 
 
 def meanings(rows: Sequence[ArmRow]) -> list[str]:
@@ -223,12 +223,36 @@ def questions(rows: Sequence[ArmRow]) -> list[Question]:
     return found
 
 
+def differences(first: str, other: str) -> list[Span]:
+    """The other text in spans; together they are all of it."""
+    words, reference = _WORDS.findall(other), _WORDS.findall(first)
+    if max(len(words), len(reference)) > _MOST_WORDS:
+        return _ends_in_common(first, other)
+    matcher = difflib.SequenceMatcher(None, reference, words, autojunk=False)
+    spans = [
+        Span("".join(words[start:end]), operation != "equal")
+        for operation, _, _, start, end in matcher.get_opcodes()
+    ]
+    return [span for span in spans if span.text]
+
+
+def _ends_in_common(first: str, other: str) -> list[Span]:
+    shortest = min(len(first), len(other))
+    start = next((place for place in range(shortest) if first[place] != other[place]), shortest)
+    end = next((n for n in range(shortest - start) if first[-1 - n] != other[-1 - n]), shortest - start)
+    parts = (
+        (other[:start], False),
+        (other[start : len(other) - end], True),
+        (other[len(other) - end :], False),
+    )
+    return [Span(text, differs) for text, differs in parts if text]
+
+
 def _command(trial: TrialResult, study_name: str) -> str:
-    name = f"{trial.model}/{trial.optimizer}/{trial.trial}"
     if trial.study == PUBLISHED:
         return ""
     verb = "verify" if trial.measured else "trial"
-    return f"qlora-repeat {verb} {shlex.quote(name)} --study {shlex.quote(study_name)}"
+    return f"qlora-repeat {verb} {shlex.quote(trial.name)} --study {shlex.quote(study_name)}"
 
 
 def _letter(place: int) -> str:

@@ -17,11 +17,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from qlora_repeat import __version__
-from qlora_repeat.analysis.attribution.measurements import Measured
+from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.analysis.claims.claims import RULES, judge
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.figures.collapse import draw_collapse
 from qlora_repeat.render.figures.drawing import drawing_settings
+from qlora_repeat.render.footnotes import source_of
 from qlora_repeat.render.report.charts import (
     Chart,
     beside_the_paper,
@@ -30,14 +31,13 @@ from qlora_repeat.render.report.charts import (
     perplexity_charts,
 )
 from qlora_repeat.render.report.content import ArmRow, arm_rows, meanings, questions, verdict
-from qlora_repeat.render.report.trial_files import Kept
+from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.render.tables.collapse import tested_models
 from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.tables.write import Heading, heading_levels
-from qlora_repeat.results.arms import group_arms, source_of
-from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.results.arms import Arm
 from qlora_repeat.system.files import write_text
 from qlora_repeat.system.fingerprint import device_name, software_names
 
@@ -62,42 +62,42 @@ class Compared:
 
 
 def write_report(
-    results: list[TrialResult],
+    arms: list[Arm],
     path: Path,
     *,
     study_name: str,
-    kept: Kept,
-    published: list[TrialResult],
-    experiments: Sequence[Measured] = (),
+    files: TrialFiles,
+    published: list[Arm],
+    experiments: Sequence[Measurements] = (),
 ) -> None:
-    """Writes the report. It is a pure function of what it is given: the same bytes for the same results.
+    """Write the report. It is a pure function of what it is given: the same bytes for the same results.
 
     Raises:
-        UsageError: there are no results, or two rows are of the same trial.
+        UsageError: there are no results.
     """
-    tables = make_tables(results)  # which says what is wrong with the results
-    rows = arm_rows(results, kept, study_name)
+    tables = make_tables(arms)  # which says what is wrong with the results
+    rows = arm_rows(arms, files, study_name)
     text = (
         _environment()
         .get_template("report.html.j2")
         .render(
             study=study_name,
             sentences=verdict(rows),
-            source=source_of([row.arm for row in rows]),
+            source=source_of(arms),
             rows=rows,
             trials=max(len(row.cells) for row in rows),
             meanings=meanings(rows),
             perplexities=perplexity_charts(rows),
-            losses=loss_charts(rows, kept),
-            distances=distance_charts(rows, kept),
-            compared=_compared(results, rows, published),
+            losses=loss_charts(rows, files),
+            distances=distance_charts(rows, files),
+            compared=_compared(arms, rows, published),
             questions=questions(rows),
             experiments=[_experiment(measured) for measured in experiments],
-            collapse=_collapse(results),
-            claims=judge(results),
+            collapse=_collapse(arms),
+            claims=judge(arms),
             rules=RULES,
             tables=tables,
-            fingerprints=_fingerprints(kept),
+            fingerprints=_fingerprints(files),
             version=__version__,
             style=Markup(_static("report.css")),
             libraries=Markup(_static("libraries.js")),
@@ -147,18 +147,16 @@ def _data(value: Any) -> Markup:
     return Markup(json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"))
 
 
-def _compared(
-    results: list[TrialResult], rows: list[ArmRow], published: list[TrialResult]
-) -> Compared | None:
+def _compared(arms: list[Arm], rows: list[ArmRow], published: list[Arm]) -> Compared | None:
     """None where no arm has a counterpart."""
     try:
-        tables = comparison_tables(results, published)
+        tables = comparison_tables(arms, published)
     except UsageError:
         return None
-    return Compared(beside_the_paper(rows, arm_rows(published, Kept(), "published")), tables)
+    return Compared(beside_the_paper(rows, arm_rows(published, TrialFiles(), "published")), tables)
 
 
-def _experiment(measured: Measured) -> Drawn:
+def _experiment(measured: Measurements) -> Drawn:
     # What it needs of scipy takes a second to import.
     from qlora_repeat.analysis.attribution.decompose import attribute
     from qlora_repeat.render.figures.attribution import draw_attribution
@@ -168,8 +166,7 @@ def _experiment(measured: Measured) -> Drawn:
     return Drawn(measured.arm, _svg(draw_attribution(measured, found)), sentences(measured, found))
 
 
-def _collapse(results: list[TrialResult]) -> Drawn | None:
-    arms = group_arms(results)
+def _collapse(arms: list[Arm]) -> Drawn | None:
     if not tested_models(arms) or not any(trial.loss_curve for arm in arms for trial in arm.done):
         return None
     with drawing_settings():
@@ -186,10 +183,9 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def _fingerprints(kept: Kept) -> list[tuple[str, str, list[str]]]:
+def _fingerprints(files: TrialFiles) -> list[tuple[str, str, list[str]]]:
     """Device, software, and the trials that ran there, for each that differs."""
     found: dict[tuple[str, str], list[str]] = {}
-    for (model, optimizer, number), fingerprint in kept.fingerprints.items():
-        where = (device_name(fingerprint), software_names(fingerprint))
-        found.setdefault(where, []).append(f"{model}/{optimizer}/{number}")
+    for name, fingerprint in files.fingerprints.items():
+        found.setdefault((device_name(fingerprint), software_names(fingerprint)), []).append(name)
     return [(device, software, trials) for (device, software), trials in found.items()]

@@ -1,36 +1,27 @@
 """Table S0: the ablation of the paper's section IX, in which a model that stays the same is tested again."""
 
+from qlora_repeat.render.footnotes import dash_note, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.results.arms import (
-    Arm,
-    base_perplexities,
-    by_model,
-    distinct,
-    source_of,
-    stale,
-    stale_bases,
-)
+from qlora_repeat.results.arms import Arm, base_perplexities, by_model, distinct
 from qlora_repeat.results.number_format import DASH, statistic
 from qlora_repeat.results.trial_result import Response
-
-_BASE = ("before fine-tuning", "perplexity")
 
 
 def ablation_tables(arms: list[Arm]) -> list[Table]:
     """Table S0, where a base was tested more than once or a model asked again; otherwise nothing."""
     models = by_model(arms)
     bases = {model: base_perplexities(own) for model, own in models.items()}
-    repeated = {(arm.model, arm.optimizer): _repeated(arm) for arm in arms}
+    repeated = {arm.key: _repeated(arm) for arm in arms}
     if not any(repeated.values()) and all(len(tests) < 2 for tests in bases.values()):
         return []
     asked = [
         (optimizer, sampling, place)
-        for optimizer in distinct(arm.optimizer for arm in arms)
+        for optimizer in dict.fromkeys(arm.optimizer for arm in arms)
         for sampling in distinct(
             _sampling(response)
-            for (_, own), responses in repeated.items()
-            for response in responses
-            if own == optimizer
+            for arm in arms
+            if arm.optimizer == optimizer
+            for response in repeated[arm.key]
         )
         for place in range(max(len(_prompts(responses)) for responses in repeated.values()))
     ]
@@ -39,7 +30,7 @@ def ablation_tables(arms: list[Arm]) -> list[Table]:
             own[0].title,
             *(statistic(name, bases[model]) for name in ("mean", "SD", "n")),
             *(
-                _distinct(repeated.get((model, optimizer), []), sampling, place)
+                _distinct(repeated.get((model, optimizer.name), []), sampling, place)
                 for optimizer, sampling, place in asked
             ),
         ]
@@ -52,9 +43,6 @@ def ablation_tables(arms: list[Arm]) -> list[Table]:
             f"Distinct responses: of a fine-tuned model (run {', '.join(runs)} of each arm) that was asked "
             "again and again, each time with another seed. T: temperature. Prompts are in the study's order."
         )
-    notes += [*stale_bases(arms), *stale(arms, lambda trial: bool(trial.repeated_responses))]
-    if any(DASH in row for row in rows):
-        notes.append(f"{DASH}: not measured; an SD needs two tests.")
     return [
         Table(
             number="S0",
@@ -63,14 +51,19 @@ def ablation_tables(arms: list[Arm]) -> list[Table]:
             source=source_of(arms),
             stub="Model",
             columns=[
-                *((*_BASE, name) for name in ("mean", "SD", "tests")),
+                *(("before fine-tuning", "perplexity", name) for name in ("mean", "SD", "tests")),
                 *(
-                    (f"distinct responses, {optimizer}", sampling, f"prompt {place + 1}")
+                    (f"distinct responses, {optimizer.heading}", sampling, f"prompt {place + 1}")
                     for optimizer, sampling, place in asked
                 ),
             ],
             rows=rows,
-            notes=notes,
+            notes=[
+                *notes,
+                *stale_bases(arms),
+                *stale(arms, lambda trial: bool(trial.repeated_responses)),
+                *dash_note(rows, "not measured; an SD needs two tests"),
+            ],
         )
     ]
 

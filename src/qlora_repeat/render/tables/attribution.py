@@ -1,17 +1,18 @@
 """Table S2: what each source of randomness does, and what share it has of the variance of all together."""
 
 from qlora_repeat.analysis.attribution.decompose import MAIN, REST, SIGNIFICANT, SMALL, Attribution, Effect
-from qlora_repeat.analysis.attribution.measurements import BASELINE, Measured
+from qlora_repeat.analysis.attribution.measurements import BASELINE, Measurements
 from qlora_repeat.analysis.attribution.paired_statistics import Estimate
+from qlora_repeat.render.footnotes import first_to_last_day, source_text
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.render.text.attribution import INTERVALS, in_percent, percent, title
+from qlora_repeat.render.text.attribution import INTERVALS, in_percent, title
 from qlora_repeat.results.arms import distinct
-from qlora_repeat.results.number_format import DASH, number
+from qlora_repeat.results.number_format import DASH, cell, number, percent
 
 NUMBER = "S2"
 
 
-def attribution_table(measured: Measured, found: Attribution) -> Table:
+def attribution_table(measured: Measurements, found: Attribution) -> Table:
     """A row for each condition: what it changes, where it first differs, and what share it has."""
     decomposition = found.decompositions.get(MAIN)
     summary = []
@@ -46,7 +47,7 @@ def attribution_table(measured: Measured, found: Attribution) -> Table:
     )
 
 
-def _row(measured: Measured, found: Attribution, effect: Effect) -> list[str]:
+def _row(measured: Measurements, found: Attribution, effect: Effect) -> list[str]:
     decomposition = found.decompositions.get(MAIN)
     name, change = effect.condition, effect.changes[MAIN]
     total = share = DASH
@@ -59,17 +60,17 @@ def _row(measured: Measured, found: Attribution, effect: Effect) -> list[str]:
         title(name, measured),
         str(effect.trials),
         str(effect.changed),
-        number(change.median) or DASH,
-        number(change.sd) or DASH,
-        *(number(effect.changes[measure].sd) or DASH for measure in ("late loss", "final loss")),
-        number(effect.distance) or DASH,
+        cell(change.median),
+        cell(change.sd),
+        *(cell(effect.changes[measure].sd) for measure in ("late loss", "final loss")),
+        cell(effect.distance),
         f"{effect.first_step}, {effect.first_kind}" if effect.first_step is not None else "never",
         total,
         share,
     ]
 
 
-def _notes(measured: Measured, found: Attribution) -> list[str]:
+def _notes(measured: Measurements, found: Attribution) -> list[str]:
     notes = [f"Not to be interpreted: {problem}" for problem in found.problems]
     notes.append(
         f"Each row is compared with {measured.replicates} trials of the baseline, replicate by replicate: a "
@@ -108,7 +109,7 @@ def _notes(measured: Measured, found: Attribution) -> list[str]:
     return notes
 
 
-def _notes_on_shares(measured: Measured, found: Attribution) -> list[str]:
+def _notes_on_shares(measured: Measurements, found: Attribution) -> list[str]:
     decomposition = found.decompositions[MAIN]
     notes = [
         "total effect: mean square of the change over that of all together (Jansen); it counts interactions "
@@ -142,14 +143,14 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' if count != 1 else ''}"
 
 
-def source_of_experiment(measured: Measured) -> str:
-    days = sorted(distinct(outcome.finished[:10] for outcome in measured.outcomes))
+def source_of_experiment(measured: Measurements) -> str:
+    """Say where the rows of an attribution come from, as `source_of` does."""
     facts = {
         "Study": measured.study,
         "Device": "; ".join(distinct(outcome.device for outcome in measured.outcomes))
         + f", {_threads(measured.of(BASELINE)[0].threads)} where they are pinned",
         "Steps": str(measured.steps),
-        "Finished (UTC)": " to ".join(distinct([days[0], days[-1]])),
+        "Finished (UTC)": first_to_last_day(outcome.finished for outcome in measured.outcomes)[0],
         "Software": "; ".join(distinct(outcome.software for outcome in measured.outcomes)),
     }
-    return " ".join(f"{name}: {value}." for name, value in facts.items())
+    return source_text(facts)

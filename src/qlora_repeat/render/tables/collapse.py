@@ -1,13 +1,11 @@
 """Table S3: the same trials with an old map of 8-bit state, with today's, and with 32-bit state."""
 
-from collections.abc import Callable
-
-from qlora_repeat.render.tables.table import Column, Table, missing
-from qlora_repeat.results.arm_statistics import ArmStatistics, arm_statistics, reference_of, worse_than_base
-from qlora_repeat.results.arms import Arm, by_model, source_of, stale, stale_bases
-from qlora_repeat.results.number_format import DASH, number
-from qlora_repeat.results.statistics import FEWEST, Share, Summary, compare_spreads, holm
-from qlora_repeat.stages.legacy_qmap import split_optimizer
+from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, stale_bases
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.results.arm_statistics import ArmStatistics, arm_statistics, worse_than_base
+from qlora_repeat.results.arms import Arm, by_model
+from qlora_repeat.results.number_format import DASH, cell, interval_text, rounded
+from qlora_repeat.results.statistics import FEWEST, Share, Summary, compare_spreads, holm_known
 
 COLLAPSED = "Collapsed: with a perplexity above the base's own before fine-tuning, or not finite."
 _ROWS = (
@@ -27,12 +25,14 @@ _ROWS = (
 
 
 def tested_models(arms: list[Arm]) -> dict[str, list[Arm]]:
-    """The arms of those models that were also trained with another state map than today's."""
-    return {model: own for model, own in by_model(arms).items() if any(arm.state_map for arm in own)}
+    """Return the arms of those models that were also trained with another state map than today's."""
+    return {
+        model: own for model, own in by_model(arms).items() if any(arm.optimizer.legacy_qmap for arm in own)
+    }
 
 
 def collapse_share(arm: Arm) -> Share | None:
-    """How many runs of an arm collapsed, of those that were tested and whose base was, too."""
+    """Return how many runs of an arm collapsed, of those that were tested and whose base was, too."""
     return worse_than_base(arm.done)
 
 
@@ -41,23 +41,8 @@ def collapse_tables(arms: list[Arm]) -> list[Table]:
     tested = [arm for own in tested_models(arms).values() for arm in own]
     if not tested:
         return []
-    found = arm_statistics([trial for arm in tested for trial in arm.trials])
-    columns = [[*_outcomes(own), *cells] for own, cells in zip(found, _spread_cells(tested), strict=True)]
-    notes = [
-        f"{COLLAPSED} Its interval is Wilson's. diverged: with a loss or perplexity that is not finite.",
-        "SD: sample standard deviation (n-1), of what is finite. final loss: of the last step, on one "
-        "example, which is the same in all runs where the order is seeded.",
-        "spread: the mean distance of the logarithms of perplexity from their median, without the smallest. "
-        "p: two-sided, by permutation of these distances, adjusted by Holm's method for all tests of this "
-        "table; the interval has the ratios that one such test does not reject at 5 %.",
-        *stale(tested, lambda trial: trial.perplexity is not None),
-        *stale_bases(tested),
-        *missing([Column((), arm, lambda trial: number(trial.perplexity)) for arm in tested]),
-    ]
-    if any(DASH in cells for cells in columns):
-        notes.append(
-            f"{DASH}: not measured, or nothing to compare; a test needs {FEWEST} values in each arm."
-        )
+    found = zip(arm_statistics(tested), _spread_cells(tested), strict=True)
+    columns = [[*_outcomes(own), *cells] for own, cells in found]
     return [
         Table(
             number="S3",
@@ -65,9 +50,24 @@ def collapse_tables(arms: list[Arm]) -> list[Table]:
             "state: perplexity afterwards, collapses and losses.",
             source=source_of(tested),
             stub="Measure",
-            columns=[(arm.title, arm.optimizer) for arm in tested],
+            columns=[(arm.title, arm.heading) for arm in tested],
             rows=[[name, *(cells[place] for cells in columns)] for place, name in enumerate(_ROWS)],
-            notes=notes,
+            notes=[
+                f"{COLLAPSED} Its interval is Wilson's. diverged: with a loss or perplexity that is not "
+                "finite.",
+                "SD: sample standard deviation (n-1), of what is finite. final loss: of the last step, on "
+                "one example, which is the same in all runs where the order is seeded.",
+                "spread: the mean distance of the logarithms of perplexity from their median, without the "
+                "smallest. p: two-sided, by permutation of these distances, adjusted by Holm's method for "
+                "all tests of this table; the interval has the ratios that one such test does not reject at "
+                "5 %.",
+                *stale(tested, lambda trial: trial.perplexity is not None),
+                *stale_bases(tested),
+                *missing(tested, lambda trial: trial.perplexity),
+                *dash_note(
+                    columns, f"not measured, or nothing to compare; a test needs {FEWEST} values in each arm"
+                ),
+            ],
         )
     ]
 
@@ -79,12 +79,12 @@ def _outcomes(own: ArmStatistics) -> list[str]:
     worse, diverged = own.worse_than_base, own.diverged
     return [
         str(own.trials),
-        _cell(found.median),
-        _span(found.low, found.high, number),
-        _cell(found.sd),
+        cell(found.median),
+        interval_text(cell(found.low), cell(found.high)),
+        cell(found.sd),
         f"{worse.count} of {worse.of}" if worse else DASH,
-        _span(worse.low, worse.high, lambda value: f"{100 * value:.0f} %") if worse else DASH,
-        _cell(losses.median),
+        interval_text(f"{100 * worse.low:.0f} %", f"{100 * worse.high:.0f} %") if worse else DASH,
+        cell(losses.median),
         f"{diverged.count} of {diverged.of}" if diverged else DASH,
     ]
 
@@ -93,44 +93,26 @@ def _spread_cells(tested: list[Arm]) -> list[list[str]]:
     """For each arm: beside which its spread is shown, their ratio, its interval, and p."""
     references = [_reference(arm, tested) for arm in tested]
     tests = [
-        compare_spreads(_perplexities(arm), _perplexities(other)) if other else None
+        compare_spreads(arm.perplexities, other.perplexities) if other else None
         for arm, other in zip(tested, references, strict=True)
     ]
-    adjusted = iter(holm([test.p for test in tests if test and test.p is not None]))
-    cells = []
-    for other, test in zip(references, tests, strict=True):
-        if other is None or test is None:
-            cells.append([DASH] * 4)
-        else:
-            p = None if test.p is None else next(adjusted)
-            cells.append(
-                [other.optimizer, _short(test.ratio) or DASH, _span(test.low, test.high, _short), _cell(p)]
-            )
-    return cells
+    adjusted = holm_known([test.p if test else None for test in tests])
+    return [
+        [
+            other.heading,
+            rounded(test.ratio),
+            interval_text(rounded(test.low), rounded(test.high)),
+            cell(p),
+        ]
+        if other and test
+        else [DASH] * 4
+        for other, test, p in zip(references, tests, adjusted, strict=True)
+    ]
 
 
 def _reference(arm: Arm, tested: list[Arm]) -> Arm | None:
     """Of the same model: for an old map, the arm with today's; for 8-bit state with that, the 32-bit arm."""
-    optimizer = arm.trials[0].optimizer
-    wanted = split_optimizer(optimizer)[0] if arm.state_map else reference_of(optimizer)
-    alike = [each for each in tested if (each.model, each.trials[0].optimizer) == (arm.model, wanted)]
-    return alike[0] if alike and alike[0] is not arm else None
-
-
-def _perplexities(arm: Arm) -> list[float]:
-    return arm.values(lambda trial: trial.perplexity)
-
-
-def _cell(value: float | None) -> str:
-    return number(value) or DASH
-
-
-def _short(value: float | None) -> str | None:
-    """To three significant digits."""
-    return None if value is None else number(float(f"{value:.3g}"))
-
-
-def _span(low: float | None, high: float | None, show: Callable[[float], str | None]) -> str:
-    if low is None or high is None:
-        return DASH
-    return "–".join(dict.fromkeys(show(value) or "" for value in (low, high)))
+    own = arm.optimizer
+    wanted = own.with_todays_qmap if own.legacy_qmap else own.reference
+    others = (each for each in tested if each is not arm)
+    return next((each for each in others if (each.model, each.optimizer) == (arm.model, wanted)), None)

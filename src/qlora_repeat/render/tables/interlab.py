@@ -2,31 +2,32 @@
 
 from collections.abc import Iterable, Sequence
 
-from qlora_repeat.analysis.interlab import Arm, Laboratory, Measured
+from qlora_repeat.analysis.interlab import Laboratory, LaboratoryArm, SharedArm
 from qlora_repeat.analysis.interlab_statistics import FEWEST_LABORATORIES, Reproducibility
+from qlora_repeat.render.footnotes import source_of
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.results.arms import group_arms, source_of
+from qlora_repeat.results.arms import ArmKey
 from qlora_repeat.results.number_format import DASH, interval_text, spread_text, value_text
 
 _OWN = ("n", "adapters", "mean", "SD")
 _POOLED = ("scale", "s_r", "s_r, 95 %", "s_L", "s_R", "s_R, 95 %", "p", "common adapters")
-_NO_ARM = [DASH] * len(_OWN)
 
 
-def laboratory_table(laboratories: Sequence[Laboratory], arms: Sequence[Arm]) -> Table:
+def laboratory_table(laboratories: Sequence[Laboratory], arms: Sequence[SharedArm]) -> Table:
     """A row for each arm; a panel for each laboratory, and one for all of them together."""
     names = [laboratory.name for laboratory in laboratories]
-    titles = _titles(laboratories)
+    # Arms are named as in the first laboratory that has them.
+    titles = {arm.key: arm.name for laboratory in reversed(laboratories) for arm in laboratory.arms}
     rows = []
     for arm in arms:
         own = {measured.laboratory: _own_cells(measured, arm) for measured in arm.laboratories}
-        cells = [cell for name in names for cell in own.get(name, _NO_ARM)]
+        cells = [cell for name in names for cell in own.get(name, [DASH] * len(_OWN))]
         title = titles[arm.model, arm.optimizer]
         rows.append([title, *cells, *_pooled_cells(arm)])
     return Table(
         number="S5",
         caption="Repeatability within, reproducibility between laboratories: perplexity on test examples.",
-        source=" ".join(f"{each.name}: {source_of(group_arms(each.results))}" for each in laboratories),
+        source=" ".join(f"{each.name}: {source_of(each.arms)}" for each in laboratories),
         stub="Arm",
         columns=[
             *((name, heading) for name in names for heading in _OWN),
@@ -50,21 +51,12 @@ def laboratory_table(laboratories: Sequence[Laboratory], arms: Sequence[Arm]) ->
     )
 
 
-def _titles(laboratories: Sequence[Laboratory]) -> dict[tuple[str, str], str]:
-    """The names of arms, by model and optimizer; those of the first laboratory that has it."""
-    titles: dict[tuple[str, str], str] = {}
-    for laboratory in laboratories:
-        for arm in group_arms(laboratory.results):
-            titles.setdefault(arm.key, arm.name)
-    return titles
-
-
-def sentences(arms: Sequence[Arm]) -> list[str]:
+def sentences(arms: Sequence[SharedArm]) -> list[str]:
     """A line for each arm: how far laboratories agree, in words."""
     return [f"{arm.model}/{arm.optimizer}: {_sentence(arm)}" for arm in arms]
 
 
-def _sentence(arm: Arm) -> str:
+def _sentence(arm: SharedArm) -> str:
     count = len(arm.laboratories)
     common = "no digests of adapters"
     if arm.common_adapters is not None:
@@ -81,7 +73,7 @@ def _sentence(arm: Arm) -> str:
     )
 
 
-def _own_cells(measured: Measured, arm: Arm) -> list[str]:
+def _own_cells(measured: LaboratoryArm, arm: SharedArm) -> list[str]:
     """The cells under `_OWN`."""
     sd = measured.sd
     if sd is not None and arm.logarithmic:
@@ -94,7 +86,7 @@ def _own_cells(measured: Measured, arm: Arm) -> list[str]:
     ]
 
 
-def _pooled_cells(arm: Arm) -> list[str]:
+def _pooled_cells(arm: SharedArm) -> list[str]:
     """The cells under `_POOLED`."""
     scale, common = "log" if arm.logarithmic else "linear", _count(arm.common_adapters)
     found = arm.pooled
@@ -103,10 +95,10 @@ def _pooled_cells(arm: Arm) -> list[str]:
     return [
         scale,
         spread_text(found.repeatability),
-        _interval(found.repeatability_low, found.repeatability_high),
+        interval_text(spread_text(found.repeatability_low), spread_text(found.repeatability_high)),
         spread_text(found.between),
         spread_text(found.reproducibility),
-        _interval(found.reproducibility_low, found.reproducibility_high),
+        interval_text(spread_text(found.reproducibility_low), spread_text(found.reproducibility_high)),
         DASH if found.p is None else f"{found.p:.2g}",
         common,
     ]
@@ -116,11 +108,7 @@ def _count(found: int | None) -> str:
     return DASH if found is None else str(found)
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    return DASH if low is None else interval_text(spread_text(low), spread_text(high))
-
-
-def _too_few(arms: Sequence[Arm]) -> list[str]:
+def _too_few(arms: Sequence[SharedArm]) -> list[str]:
     """What so few laboratories cannot tell."""
     pooled: list[Reproducibility] = [arm.pooled for arm in arms if arm.pooled is not None]
     if not any(found.laboratories < FEWEST_LABORATORIES for found in pooled):
@@ -134,7 +122,7 @@ def _too_few(arms: Sequence[Arm]) -> list[str]:
 
 def _words(laboratories: Sequence[Laboratory]) -> list[str]:
     """Which of the paper's words this is about."""
-    measured = [[row for row in each.results if row.measured] for each in laboratories]
+    measured = [[row for arm in each.arms for row in arm.done] for each in laboratories]
     devices = {tuple(sorted({str(row.device) for row in rows})) for rows in measured}
     software = {tuple(sorted({str(row.software) for row in rows})) for rows in measured}
     apart = [what for what, told in (("devices", devices), ("software", software)) if len(told) > 1]
@@ -151,10 +139,10 @@ def _words(laboratories: Sequence[Laboratory]) -> list[str]:
     ]
 
 
-def _exceptions(arms: Sequence[Arm], titles: dict[tuple[str, str], str]) -> list[str]:
+def _exceptions(arms: Sequence[SharedArm], titles: dict[ArmKey, str]) -> list[str]:
     """Notes of what is not as in the other arms."""
 
-    def listed(found: Iterable[tuple[Arm, str]]) -> str:
+    def listed(found: Iterable[tuple[SharedArm, str]]) -> str:
         return "; ".join(f"{titles[arm.model, arm.optimizer]} ({what})" for arm, what in found)
 
     notes = []

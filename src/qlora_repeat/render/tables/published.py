@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from qlora_repeat.render.tables.table import Table
+from qlora_repeat.results.arms import Arm
 from qlora_repeat.results.number_format import DEVIATION_NOTE
-from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
 _COMPUTED = f"Statistics are computed here from the paper's values. {DEVIATION_NOTE}"
@@ -54,9 +54,9 @@ _STATISTICS = {
 """What is also said below tables that the paper does not have."""
 
 
-def in_the_papers_words(table: Table, results: list[TrialResult]) -> Table:
-    """The table; with other caption and notes, where it shows the paper's numbers."""
-    if any(result.study != PUBLISHED for result in results):
+def in_the_papers_words(table: Table, arms: list[Arm]) -> Table:
+    """Return the table; with other caption and notes, where it shows the paper's numbers."""
+    if any(trial.study != PUBLISHED for arm in arms for trial in arm.trials):
         return table
     if table.number in _STATISTICS:
         return replace(table, notes=[*_STATISTICS[table.number], *table.notes])

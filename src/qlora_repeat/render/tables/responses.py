@@ -20,7 +20,7 @@ def continuation_tables(arms: list[Arm]) -> list[Table]:
     for place, own in enumerate(by_model(arms).values()):
         for first, prompt in zip((4, 6), _prompts(own) or _prompts(arms), strict=False):
             columns = [
-                Column((arm.title, arm.optimizer), arm, partial(_continuation, prompt=prompt)) for arm in own
+                Column((arm.title, arm.heading), arm, partial(_continuation, prompt=prompt)) for arm in own
             ]
             responses = [_response(trial, prompt) for arm in own for trial in arm.done]
             shown = f"{own[0].title} makes of the prompt “{_shortened(prompt, _PROMPT_LENGTH)}”"
@@ -37,7 +37,7 @@ def answer_tables(arms: list[Arm]) -> list[Table]:
     for place, own in enumerate(by_model(arms).values()):
         prompts = _prompts(own) or _prompts(arms)
         columns = [
-            Column((arm.optimizer, f"Instruction {number}"), arm, partial(_answer, prompt=prompt))
+            Column((arm.heading, f"Instruction {number}"), arm, partial(_answer, prompt=prompt))
             for arm in own
             for number, prompt in enumerate(prompts, 1)
         ]

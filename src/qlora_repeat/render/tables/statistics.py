@@ -2,10 +2,11 @@
 
 from collections import Counter
 
-from qlora_repeat.render.tables.table import Column, Table, count_lacking
-from qlora_repeat.results.arm_statistics import Comparison, StudyStatistics, study_statistics
-from qlora_repeat.results.arms import Arm, distinct, source_of, stale, stale_bases
-from qlora_repeat.results.number_format import DASH, interval_text, number, spread_text, value_text
+from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, stale_bases
+from qlora_repeat.render.tables.table import Table
+from qlora_repeat.results.arm_statistics import SpreadComparison, StudyStatistics, study_statistics
+from qlora_repeat.results.arms import Arm, distinct
+from qlora_repeat.results.number_format import DASH, cell, interval_text, spread_text, value_text
 from qlora_repeat.results.statistics import FEWEST, TRIALS_NEEDED, Share, Summary
 
 _TITLES = {
@@ -22,7 +23,7 @@ _COMPARED = ("spread", "of 32-bit", "ratio", "95 % interval", "p", "Holm")
 
 def statistics_tables(arms: list[Arm]) -> list[Table]:
     """Table S1, where an arm has two values to summarize; and S1b, where an 8-bit arm can be compared."""
-    found = study_statistics([trial for arm in arms for trial in arm.trials])
+    found = study_statistics(arms)
     tables = []
     if any(each.n + each.not_finite > 1 for arm in found.arms for each in arm.measures.values()):
         tables.append(_arms_table(arms, found))
@@ -55,9 +56,8 @@ def _arms_table(arms: list[Arm], found: StudyStatistics) -> Table:
         *_exceptions(arms, found),
         *_shared_notes(arms),
         *stale_bases(arms),
+        *dash_note(rows, f"not measured, or too few values: an SD needs 2, its interval {FEWEST}"),
     ]
-    if any(DASH in row for row in rows):
-        notes.append(f"{DASH}: not measured, or too few values: an SD needs 2, its interval {FEWEST}.")
     return Table(
         number="S1",
         caption="Statistics over the runs of each arm.",
@@ -138,9 +138,8 @@ def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
         f"Runs in each arm that find a ratio in four of five cases: {_needed()}.",
         *_left_out(used, found),
         *_shared_notes(used),
+        *dash_note(rows, f"not measured, or no spread at all; a test needs {FEWEST} values in each arm"),
     ]
-    if any(DASH in row for row in rows):
-        notes.append(f"{DASH}: not measured, or no spread at all; a test needs {FEWEST} values in each arm.")
     return Table(
         number="S1b",
         caption="Spread of the runs with 8-bit states beside those with 32-bit states, on the log scale.",
@@ -152,7 +151,7 @@ def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
     )
 
 
-def _comparison_cells(comparison: Comparison | None) -> list[str]:
+def _comparison_cells(comparison: SpreadComparison | None) -> list[str]:
     """The cells under `_COMPARED`."""
     if comparison is None:
         return [DASH] * len(_COMPARED)
@@ -162,8 +161,8 @@ def _comparison_cells(comparison: Comparison | None) -> list[str]:
         spread_text(test.other_spread),
         spread_text(test.ratio),
         interval_text(spread_text(test.low), spread_text(test.high)),
-        number(test.p) or DASH,
-        number(comparison.p_holm) or DASH,
+        cell(test.p),
+        cell(comparison.p_holm),
     ]
 
 
@@ -188,5 +187,4 @@ def _needed() -> str:
 
 
 def _shared_notes(arms: list[Arm]) -> list[str]:
-    lacking = count_lacking([Column((), arm, lambda trial: trial.status) for arm in arms])
-    return [*([f"Not in these numbers: {lacking}."] if lacking else []), *stale(arms)]
+    return [*missing(arms, begin="Not in these numbers:"), *stale(arms)]

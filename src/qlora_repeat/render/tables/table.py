@@ -1,12 +1,12 @@
 """A table before any layout: rows of plain text under headings, and how one with a row per run is made."""
 
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from string import ascii_letters
 
-from qlora_repeat.results.arms import Arm, Measure, source_of, stale
+from qlora_repeat.render.footnotes import missing, source_of, stale
+from qlora_repeat.results.arms import Arm, Measure
 from qlora_repeat.results.number_format import DASH, number
 from qlora_repeat.results.trial_result import TrialResult
 
@@ -56,66 +56,39 @@ TABLE_FILE = re.compile(r"table-(?:\d\d[a-z]?|C\d\d|S\d[a-z]?(?:-.+)?)\.(?:tex|m
 def by_run(
     number: str,
     caption: str,
-    columns: list[Column],
-    summary: list[list[str]] | None = None,
-    notes: list[str] | None = None,
+    columns: Sequence[Column],
+    *,
+    summary: Sequence[list[str]] = (),
+    notes: Sequence[str] = (),
     prose: bool = False,
 ) -> Table:
-    """A table with a row for each run that any of its columns has."""
-    cells = [{trial.trial: column.cell(trial) for trial in column.arm.done} for column in columns]
-    found = {run: [own.get(run) for own in cells] for run in _runs(columns)}
-    used = {
-        (trial.model, trial.optimizer, trial.trial)
-        for column, own in zip(columns, cells, strict=True)
-        for trial in column.arm.done
-        if own[trial.trial] is not None
-    }
-    remarks = stale(
-        (column.arm for column in columns),
-        lambda trial: (trial.model, trial.optimizer, trial.trial) in used,
-    )
+    """Make a table with a row for each run that any of its columns has."""
+    arms = list({column.arm.key: column.arm for column in columns}.values())
+    found = [{trial.trial: column.cell(trial) for trial in column.arm.done} for column in columns]
+    cells: dict[str, list[str | None]] = {trial.name: [] for arm in arms for trial in arm.done}
+    for column, own in zip(columns, found, strict=True):
+        for trial in column.arm.done:
+            cells[trial.name].append(own[trial.trial])
     return Table(
         number=number,
         caption=caption,
-        source=source_of([column.arm for column in columns]),
+        source=source_of(arms),
         stub="Run",
         columns=[column.headings for column in columns],
-        rows=[[str(run), *(DASH if cell is None else cell for cell in row)] for run, row in found.items()],
-        summary=summary or [],
-        notes=[*(notes or []), *remarks, *missing(columns)],
+        rows=[
+            [str(run), *(DASH if (cell := own.get(run)) is None else cell for own in found)]
+            for run in sorted({trial.trial for arm in arms for trial in arm.trials})
+        ],
+        summary=list(summary),
+        notes=[
+            *notes,
+            *stale(arms, lambda trial: cells[trial.name].count(None) < len(cells[trial.name])),
+            *missing(arms, lambda trial: None if None in cells[trial.name] else True),
+        ],
         prose=prose,
     )
 
 
-def measured(headings: tuple[str, ...], arm: Arm, measure: Measure) -> Column:
-    """A column of numbers."""
+def number_column(headings: tuple[str, ...], arm: Arm, measure: Measure) -> Column:
+    """Make a column of numbers."""
     return Column(headings, arm, lambda trial: number(measure(trial)))
-
-
-def missing(columns: list[Column]) -> list[str]:
-    """A note of how many of the columns' trials lack a value, and why."""
-    lacking = count_lacking(columns)
-    return [f"No value ({DASH}) from {lacking}."] if lacking else []
-
-
-def count_lacking(columns: list[Column]) -> str:
-    """How many of the columns' trials lack a value, and why, as text; empty if none does."""
-    runs = _runs(columns)
-    reasons = {}
-    for column in columns:
-        own = {trial.trial: trial for trial in column.arm.trials}
-        for run in runs:
-            trial, key = own.get(run), (column.arm.model, column.arm.optimizer, run)
-            if trial is None or not trial.measured:
-                reasons[key] = trial.status if trial else "missing"
-            elif column.cell(trial) is None:
-                reasons[key] = f"{trial.status}, but without this value"
-    if not reasons:
-        return ""
-    trials = len({(column.arm.model, column.arm.optimizer) for column in columns}) * len(runs)
-    counted = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(reasons.values()).items()))
-    return f"{len(reasons)} of {trials} trials: {counted}"
-
-
-def _runs(columns: list[Column]) -> list[int]:
-    return sorted({trial.trial for column in columns for trial in column.arm.trials})

@@ -16,13 +16,13 @@ from typing import Literal, get_args
 import tabulate
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from qlora_repeat.analysis.attribution.measurements import Measured
+from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.render.escape import latex, markdown
+from qlora_repeat.render.footnotes import study_names
 from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import TABLE_FILE, Table
-from qlora_repeat.results.arms import distinct
-from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.results.arms import Arm
 from qlora_repeat.system.files import write_text
 
 Format = Literal["latex", "markdown"]
@@ -61,48 +61,49 @@ class Panel:
 
 
 def collected_tables(
-    results: list[TrialResult],
-    others: list[TrialResult] | None = None,
-    experiments: Sequence[Measured] = (),
+    arms: list[Arm],
+    others: list[Arm] | None = None,
+    experiments: Sequence[Measurements] = (),
 ) -> list[Table]:
-    """The tables of results; with `others`, also those that compare with them; S2 of each experiment.
+    """Make the tables of arms; with `others`, also those that compare with them; S2 of each experiment.
 
     Raises:
-        UsageError: there are no results, two rows of the same trial, or no arm to compare.
+        UsageError: there are no arms, or no arm to compare.
     """
-    tables = make_tables(results)
+    tables = make_tables(arms)
     if others is not None:
-        tables += comparison_tables(results, others)
+        tables += comparison_tables(arms, others)
     return tables + [_experiment_table(measured) for measured in experiments]
 
 
 def render_tables(
-    results: list[TrialResult],
+    arms: list[Arm],
     out: Path,
     templates: Path,
-    others: list[TrialResult] | None = None,
-    experiments: Sequence[Measured] = (),
+    others: list[Arm] | None = None,
+    experiments: Sequence[Measurements] = (),
     formats: Collection[Format] = get_args(Format),
 ) -> list[Path]:
     """Writes each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
 
-    With `others`, also those that compare `results` with them; with attribution `experiments`, S2 of each.
+    With `others`, also those that compare `arms` with them; with attribution `experiments`, S2 of each.
     ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own. Tables in `out`, of
     the same `formats`, that these results do not have any more are removed. Returns the files written.
 
     Raises:
         UsageError: as `collected_tables`.
     """
-    tables = collected_tables(results, others, experiments)
-    studies = _names(results)
+    tables = collected_tables(arms, others, experiments)
+    studies = study_names(arms)
     if others is not None:
-        studies = f"{studies}, compared with {_names(others)}"
-    arms = [measured.arm for measured in experiments]
+        studies = f"{studies}, compared with {study_names(others)}"
+    of_experiments = [measured.arm for measured in experiments]
     tex, md = _latex_environment(templates), _markdown_environment(templates)
     texts = {name: text for table in tables for name, text in table_texts(table, templates).items()}
     texts["tables.md"] = md.get_template("tables.md.j2").render(tables=tables, studies=studies)
     for name in ("tables.tex", "all.tex"):
-        texts[name] = tex.get_template(f"{name}.j2").render(tables=tables, studies=studies, experiments=arms)
+        template = tex.get_template(f"{name}.j2")
+        texts[name] = template.render(tables=tables, studies=studies, experiments=of_experiments)
     endings = tuple(ENDINGS[each] for each in formats)
     texts = {name: text for name, text in texts.items() if name.endswith(endings)}
     for name, text in texts.items():
@@ -113,7 +114,7 @@ def render_tables(
     return [out / name for name in texts]
 
 
-def _experiment_table(measured: Measured) -> Table:
+def _experiment_table(measured: Measurements) -> Table:
     # What it needs of scipy takes a second to import.
     from qlora_repeat.analysis.attribution.decompose import attribute
     from qlora_repeat.render.tables.attribution import attribution_table
@@ -128,10 +129,6 @@ def table_texts(table: Table, templates: Path) -> dict[str, str]:
         f"{table.name}.tex": tex.get_template("table.tex.j2").render(table=table, panels=panels(table)),
         f"{table.name}.md": md.get_template("table.md.j2").render(table=table),
     }
-
-
-def _names(results: list[TrialResult]) -> str:
-    return ", ".join(distinct(result.study for result in results))
 
 
 @functools.cache

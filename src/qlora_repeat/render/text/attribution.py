@@ -7,12 +7,13 @@ from qlora_repeat.analysis.attribution.decompose import (
     Amplification,
     Attribution,
     Decomposition,
-    Precision,
+    PrecisionEffect,
 )
-from qlora_repeat.analysis.attribution.measurements import JOINT, NUDGE, OTHER, REPEAT, Measured
+from qlora_repeat.analysis.attribution.measurements import JOINT, NUDGE, OTHER, REPEAT, Measurements
 from qlora_repeat.analysis.attribution.paired_statistics import Estimate
-from qlora_repeat.results.number_format import DASH, number
+from qlora_repeat.results.number_format import cell, number, percent, rounded
 from qlora_repeat.results.statistics import LEVEL
+from qlora_repeat.study.optimizers import Optimizer
 
 _TITLES = {
     REPEAT: "nothing (repeated)",
@@ -26,14 +27,14 @@ _TITLES = {
 }
 
 
-def title(condition: str, measured: Measured) -> str:
+def title(condition: str, measured: Measurements) -> str:
     """What is freed or changed in a condition, for people."""
     if condition == OTHER:
-        return f"{measured.other.partition('-')[2].replace('bit', '-bit')} state"
+        return f"{Optimizer.parse(measured.other).bits}-bit state"
     return " × ".join(_TITLES.get(part, part) for part in condition.split(" × "))
 
 
-def sentences(measured: Measured, found: Attribution) -> list[str]:
+def sentences(measured: Measurements, found: Attribution) -> list[str]:
     """First, where there are problems, that it is not to be interpreted. Then which source explains most,
     whether sources are additive, what becomes of a nudge, and what the state's precision does."""
     told = [f"Not to be interpreted: {problem}" for problem in found.problems[:1]]
@@ -45,7 +46,7 @@ def sentences(measured: Measured, found: Attribution) -> list[str]:
         (effect,) = (effect for effect in found.effects if effect.condition == measured.freed[0])
         told.append(
             f"{title(measured.freed[0], measured).capitalize()} alone gives log perplexity a standard "
-            f"deviation of {number(effect.changes[MAIN].sd) or DASH}; what share that is, and whether "
+            f"deviation of {cell(effect.changes[MAIN].sd)}; what share that is, and whether "
             "sources are additive, takes two sources or more to tell."
         )
     if found.amplification is not None:
@@ -55,7 +56,7 @@ def sentences(measured: Measured, found: Attribution) -> list[str]:
     return told
 
 
-def _sizes(measured: Measured, found: Attribution) -> str:
+def _sizes(measured: Measurements, found: Attribution) -> str:
     """What each source does alone, the largest first."""
     medians = {effect.condition: effect.changes[MAIN].median for effect in found.effects}
     known = {
@@ -69,7 +70,7 @@ def _sizes(measured: Measured, found: Attribution) -> str:
     )
 
 
-def _largest(measured: Measured, found: Decomposition) -> str:
+def _largest(measured: Measurements, found: Decomposition) -> str:
     if found.largest is None:
         return (
             "Which source explains most cannot be told: with all sources freed, log perplexity is the "
@@ -119,12 +120,12 @@ def _nudge(found: Amplification, decomposition: Decomposition | None) -> str:
     return (
         "One weight of the initial adapter moved by one unit in the last place (at most "
         f"{found.one_ulp:.1e}) moves the final adapter by {found.value_distance:.1e}, at least "
-        f"{number(_rounded(found.factor))} times as far, and gives log perplexity a standard deviation "
-        f"of {number(found.sd) or DASH}{beside}."
+        f"{rounded(found.factor, 2)} times as far, and gives log perplexity a standard deviation "
+        f"of {cell(found.sd)}{beside}."
     )
 
 
-def _precision(measured: Measured, found: Precision) -> str:
+def _precision(measured: Measurements, found: PrecisionEffect) -> str:
     told = (
         f"With {found.other} and the same levels of all sources, log perplexity differs by "
         f"{with_interval(found.mean)}"
@@ -138,13 +139,6 @@ def _precision(measured: Measured, found: Precision) -> str:
     )
 
 
-def percent(value: float | None) -> str:
-    """A share: whole per cents from 10 % on, two digits below."""
-    if value is None:
-        return DASH
-    return f"{value:.0%}".replace("%", " %") if abs(value) >= 0.095 else f"{100 * value:.2g} %"
-
-
 def in_percent(found: Estimate) -> str:
     """A share with its interval: ``74 % (31 to 117 %)``."""
     if found.low is None or found.high is None:
@@ -156,15 +150,8 @@ def in_percent(found: Estimate) -> str:
 def with_interval(found: Estimate) -> str:
     """A number with its interval: ``0.022 (0.014 to 0.05)``."""
     if found.low is None or found.high is None:
-        return number(found.value) or DASH
+        return cell(found.value)
     return f"{number(found.value)} ({number(found.low)} to {number(found.high)})"
-
-
-def _rounded(value: float) -> float:
-    """Two significant digits."""
-    if value == 0 or not math.isfinite(value):
-        return value
-    return round(value, 1 - math.floor(math.log10(abs(value))))
 
 
 INTERVALS = f"In parentheses: {LEVEL:.0%} intervals.".replace("%", " %")

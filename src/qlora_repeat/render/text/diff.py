@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from qlora_repeat.analysis.trial_diff import MEANINGS, Difference, Divergence, Side, TrialDiff
-from qlora_repeat.system.files import strict
+from qlora_repeat.system.files import printable, strict
 
 _LONGEST = 36
 """So many characters of a value are shown; JSON has all."""
@@ -157,11 +157,6 @@ def shown(value: Any) -> str:
     if re.fullmatch(r"[0-9a-f]{40,}", text):
         return f"{text[:12]}…"  # a digest or commit
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-
-
-def printable(text: str) -> str:
-    """The text without what a terminal would obey: it may come from somebody else's record."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 
 def _table(headings: list[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -7,8 +7,8 @@ import textwrap
 from tabulate import tabulate
 
 from qlora_repeat.analysis.verify.verdict import LEVEL, Verdict
-from qlora_repeat.render.text.diff import meaning, printable, shown
-from qlora_repeat.system.files import strict
+from qlora_repeat.render.text.diff import meaning, shown
+from qlora_repeat.system.files import printable, strict
 
 EXIT_CODES = {
     "bitwise": 0,

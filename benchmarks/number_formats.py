@@ -1,5 +1,7 @@
 """Which number format do printed perplexities come from? A test of the paper's numbers, without its runs.
 
+    python benchmarks/number_formats.py
+
 A half-precision format has few numbers: float16 has 1,024 between 8 and 16, where three decimals have 8,000.
 So a column of numbers that all lie on such a grid was, all but surely, computed in that format; and if they
 also lie on the coarser grid of the exponentials of the format's numbers, so was the loss that they are the
@@ -7,6 +9,11 @@ exponentials of.
 
 Chance is modeled thus: without a grid, each number with that many decimals between two powers of two is as
 likely as any other, and the printed numbers are independent.
+
+Prints, in a second and as Markdown: for each model and optimizer how many printed values may be a number of
+float16 or bfloat16, or the exponential of one, with the probability of as many by chance; then each value of
+the GPT-NeoX models with the numbers that it may be; and how the runs of Llama2-7B alternate. For
+docs/findings.md.
 """
 
 import csv
@@ -14,11 +21,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tabulate import tabulate
 
 Numbers = NDArray[np.float64]
 
@@ -26,6 +35,10 @@ FORMATS = ("float16", "bfloat16")
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 BASE = "base"
 """Stands for the optimizer, of a model before fine-tuning."""
+GRIDS = [*FORMATS, *(f"exp-{name}" for name in FORMATS)]
+HEADINGS = ["float16", "bfloat16", "exp of a float16 loss", "exp of a bfloat16 loss"]
+SHOWN = {"gpt-neox-20b": "float16", "gpt-neoxt-chat-20b": "bfloat16"}
+"""The models on a grid, and which."""
 
 
 @dataclass(frozen=True)
@@ -156,3 +169,73 @@ def _printed_as(number: Any, digits: int) -> set[int]:
     """What a number may be printed as, times a power of ten: cut, or rounded."""
     scaled = float(number) * 10.0**digits  # exact: so few binary digits times so few decimal ones
     return {math.floor(scaled), math.floor(scaled + 0.5)}
+
+
+def main() -> None:
+    printed = read_perplexities(Path("paper/published"))
+    print(_table(["model", "optimizer", *HEADINGS], _agreements(printed)), "\n")
+    headers = ["model", "optimizer", "run", "printed", "number", "step there", "loss of the same format"]
+    print(_table(headers, [_value(each) for each in printed if each.model in SHOWN]), "\n")
+    print("\n".join(_alternation(printed)))
+
+
+def _agreements(printed: list[Printed]) -> list[list[str]]:
+    rows = []
+    for model, optimizer in product(
+        dict.fromkeys(each.model for each in printed), ("adamw-8bit", "adamw-32bit", "both", BASE)
+    ):
+        wanted = ("adamw-8bit", "adamw-32bit") if optimizer == "both" else (optimizer,)
+        texts = [each.text for each in printed if each.model == model and each.optimizer in wanted]
+        cells = [agreement(texts, name) for name in GRIDS]
+        rows.append([model, optimizer, *(f"{one.found} of {one.of} ({one.chance:.1g})" for one in cells)])
+    return rows
+
+
+def _value(each: Printed) -> list[str]:
+    """The number that a printed value may be, and the loss whose exponential that is."""
+    name = SHOWN[each.model]
+    found = sources(each.text, name)
+    losses = [loss for number in found for loss in losses_of(number, name)]
+    return [
+        each.model,
+        each.optimizer,
+        str(each.run or ""),
+        each.text,
+        " or ".join(f"{number:.10g}" for number in found) or "none",
+        f"{step(float(each.text), name):g}",
+        " or ".join(f"{loss:.10g}" for loss in losses) or "none",
+    ]
+
+
+def _alternation(printed: list[Printed]) -> list[str]:
+    lines = []
+    for (model, optimizer), own in groupby(
+        sorted(printed, key=lambda each: (each.model, each.optimizer, each.run)),
+        key=lambda each: (each.model, each.optimizer),
+    ):
+        high = [float(each.text) > 1000 for each in own]
+        if any(high) and not all(high):
+            pattern = "".join("H" if one else "L" for one in high)
+            lines.append(
+                f"{model} {optimizer}: above 1,000 (H) or not (L), runs 1 to 7: {pattern}; "
+                f"{math.comb(len(high), sum(high))} orders of as many are possible"
+            )
+    above = [each for each in printed if float(each.text) > LARGEST["float16"]]
+    lines.append(f"above float16's largest, {LARGEST['float16']:,.0f}: " + _named(above))
+    above = [each for each in printed if each.model.startswith("llama") and float(each.text) > 32000]
+    lines.append(
+        "above the 32,000 of a model that takes all tokens of Llama's as equally likely: " + _named(above)
+    )
+    return lines
+
+
+def _named(found: list[Printed]) -> str:
+    return ", ".join(f"{each.text} ({each.model} run {each.run})" for each in found)
+
+
+def _table(headers: list[str], rows: list[list[str]]) -> str:
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+
+
+if __name__ == "__main__":
+    main()

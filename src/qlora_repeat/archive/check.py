@@ -1,0 +1,49 @@
+"""The check of an archive: whether its records, files and collected results fit together."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from qlora_repeat.analysis.integrity import Checked, Looked, check_base_tests, check_trial
+from qlora_repeat.archive.unpack import Unpacked
+from qlora_repeat.results.collect import collect
+from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.trial import all_trials, results_path
+
+
+def check_archive(unpacked: Unpacked, cache: Path) -> Checked:
+    """Check an archive whose checksums fit: whether its records fit themselves, and all else fits them.
+
+    The collected results must be those that the records give. Whether records tell the truth is not looked
+    at: for that, `verify` runs trials again.
+    """
+    study = load_study(unpacked.study_file)
+    found = [list(check_trial(trial)) for trial in all_trials(study, unpacked.runs)]
+    files = [looked for own in found for looked in own] + list(check_base_tests(study, unpacked.runs))
+    path = results_path(study, unpacked.runs)
+    told, given = unpacked.results(), collect(study, unpacked.runs, cache, include_stale=True)
+    files += [Looked(path, f"{path}: {problem}") for problem in _unlike(told, given)] or [Looked(path)]
+    return Checked(trials=sum(map(bool, found)), files=files, inputs=[], notes=[])
+
+
+def _unlike(told: list[TrialResult], given: list[TrialResult]) -> Iterator[str]:
+    """In which trials the results that are told are not those that records give.
+
+    Of what is stale here, but was not where it was packed, the values must be the same.
+    """
+    rows = [{row.name: row for row in results} for results in (told, given)]
+    if len(rows[0]) < len(told):
+        yield "a trial has several rows"
+    for name in dict.fromkeys([*rows[0], *rows[1]]):
+        first, second = (own.get(name) for own in rows)
+        if first is None or second is None:
+            yield f"{name} is not of the study" if second is None else f"{name} has no row"
+        elif first.measured != second.measured:
+            yield f"{name} has {'results, but no records' if first.measured else 'records, but no results'}"
+        elif first.measured and repr(_as_done(first)) != repr(_as_done(second)):  # for NaN is not NaN
+            yield f"{name} has other results than its records"
+
+
+def _as_done(row: TrialResult) -> TrialResult:
+    return replace(row, status="done", stale_inputs=[], stale_base_inputs=[])

@@ -1,0 +1,43 @@
+"""A laboratory's results, from the archive that it packed or from its results file."""
+
+import json
+from pathlib import Path
+
+from qlora_repeat.analysis.interlab import Conditions, Laboratory, laboratory
+from qlora_repeat.archive.unpack import Unpacked, opened
+from qlora_repeat.records.stage_inputs import OF_ONE_TRIAL
+from qlora_repeat.records.trial_state import stage_record
+from qlora_repeat.results.arms import ArmKey
+from qlora_repeat.results.trial_result import read_results
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.trial import Stage, all_trials
+
+
+def read_laboratory(name: str, path: Path) -> Laboratory:
+    """Read a laboratory's results from an archive or a results file.
+
+    Raises:
+        MissingError: there is no such file, or it is not an archive as `pack` writes it.
+        UsageError: a line is not a row of results, or two rows are of one trial; names it.
+    """
+    if path.suffix != ".zip":
+        return laboratory(name, read_results(path))
+    with opened(path) as unpacked:
+        return laboratory(name, unpacked.results(), _recorded_conditions(unpacked))
+
+
+def _recorded_conditions(unpacked: Unpacked) -> dict[ArmKey, Conditions]:
+    """Settings, base and data of what was fine-tuned and evaluated."""
+    found: dict[ArmKey, Conditions] = {}
+    stages: tuple[Stage, ...] = ("finetune", "evaluate")
+    for trial in all_trials(load_study(unpacked.study_file), unpacked.runs):
+        own = found.setdefault((trial.model_name, trial.optimizer), {})
+        for stage in stages:
+            record, _ = stage_record(trial.record(stage), trial.name, stage)
+            if record is None:
+                continue
+            told = {name: record.inputs.get(name) for name in ("base", "data")} | record.inputs["settings"]
+            for key, value in told.items():
+                if key not in OF_ONE_TRIAL and value is not None:
+                    own.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
+    return found
