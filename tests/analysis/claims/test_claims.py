@@ -468,7 +468,9 @@ def test_table_s4_has_a_row_for_each_claim_side_by_side() -> None:
 def test_docs_have_the_verdicts_on_the_papers_numbers() -> None:
     """Each claim has its verdict there, and no number that its evidence does not have."""
     text = " ".join((ROOT / "docs/explanation/claims.md").read_text(encoding="utf-8").split())
-    items = re.findall(r" (\d+)\. `([\w-]+)`: (.+?)\*\*(\w[\w ]+)\*\*(.*?)(?= \d+\. `| Untested claims)", text)
+    items = re.findall(
+        r" (\d+)\. `([\w-]+)`: (.+?)\*\*(\w[\w ]+)\*\*(.*?)(?= \d+\. `| Untested claims)", text
+    )
     assert [(number, key) for number, key, *_ in items] == [
         (str(number), claim.key) for number, claim in enumerate(CLAIMS, 1)
     ]
