@@ -15,7 +15,7 @@ from support.installing import require
 from support.made_attribution import additive, made
 from support.made_report import traced, trial
 
-from qlora_repeat.render.report.page import write_report
+from qlora_repeat.render.report.page import report_html
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import Response
@@ -51,14 +51,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     results[-1] = replace(results[-1], status="failed", adapter_digest=None, perplexity=None)
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(
+    text = report_html(
         group_arms(results),
-        path,
         study_name=f"mine {HOSTILE}",
         files=traced({1: [3.0, 2.0, 1.0], 2: [3.0, 2.0, 1.5], 3: [3.0, 2.5, 1.0]}),
         published=group_arms(read_published(Path("paper/published"))),
         experiments=[made(additive)],
     )
+    path.write_text(text, encoding="utf-8")
     return path
 
 

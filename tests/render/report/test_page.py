@@ -17,7 +17,7 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.records.trace import Step
 from qlora_repeat.render.report.charts import MOST_POINTS, beside_the_paper, loss_charts, perplexity_charts
 from qlora_repeat.render.report.content import arm_rows, differences, questions, verdict
-from qlora_repeat.render.report.page import write_report
+from qlora_repeat.render.report.page import report_html
 from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect
@@ -198,20 +198,17 @@ def test_a_report_of_a_finished_study(study: Study, study_file: Path, cache: Pat
     assert len(rows) == text.count('<button type="button" class="copy"')
 
 
-def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+def test_hostile_texts_stay_texts() -> None:
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
     results = [
         trial(n, model_title=hostile, responses=[Response(hostile, 1, 1, hostile + str(n))]) for n in (1, 2)
     ]
-    path = tmp_path / "report.html"
-    write_report(
+    text = report_html(
         group_arms(results),
-        path,
         study_name=hostile,
         files=TrialFiles(),
         published=group_arms(read_published(PUBLISHED)),
     )
-    text = path.read_text()
     seen = Elements()
     seen.feed(text)
     assert seen.scripts == [None, None], "the page's own"
@@ -219,7 +216,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert "{{ 7 * 7 }}" in markup(text)
 
 
-def test_a_study_at_the_papers_size_stays_small(tmp_path: Path) -> None:
+def test_a_study_at_the_papers_size_stays_small() -> None:
     """56 trials with traces of 4,000 steps and long responses: a mail can have it."""
     text = "It is a truth that not one word of this is true. " * 20
     results = [
@@ -245,12 +242,10 @@ def test_a_study_at_the_papers_size_stays_small(tmp_path: Path) -> None:
         ]
         for row in results
     }
-    path = tmp_path / "report.html"
-    write_report(group_arms(results), path, study_name="big", files=TrialFiles(steps), published=[])
-    assert path.stat().st_size < 3e6
+    text = report_html(group_arms(results), study_name="big", files=TrialFiles(steps), published=[])
+    assert len(text.encode()) < 3e6
 
 
-def test_no_results_are_told_in_a_line(tmp_path: Path) -> None:
+def test_no_results_are_told_in_a_line() -> None:
     with pytest.raises(UsageError, match="no collected results"):
-        write_report([], tmp_path / "r.html", study_name="mine", files=TrialFiles(), published=[])
-    assert not list(tmp_path.iterdir())
+        report_html([], study_name="mine", files=TrialFiles(), published=[])

@@ -32,22 +32,23 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     label, rows = chosen_results(study_file, runs, results)
     silence_libraries(verbose=False)
     os.environ["MPLBACKEND"] = "agg"
-    from qlora_repeat.render.report.page import write_report
+    from qlora_repeat.render.report.page import report_html
     from qlora_repeat.render.report.trial_files import TrialFiles, read_trial_files
     from qlora_repeat.results.arms import group_arms
     from qlora_repeat.results.published import read_published
     from qlora_repeat.study.loading import load_study, portable_name
     from qlora_repeat.study.study import PUBLISHED
+    from qlora_repeat.system.files import write_text
 
     arms = group_arms(rows)
     at_hand = results is None and study_file != PUBLISHED
     path = (out or BUILD / label) / "report.html"
-    write_report(
+    text = report_html(
         arms,
-        path,
         study_name=study_file if study_file == PUBLISHED else portable_name(study_file),
         files=read_trial_files(load_study(study_file), runs, arms) if at_hand else TrialFiles(),
         published=[] if study_file == PUBLISHED else group_arms(read_published(PUBLISHED_NUMBERS)),
         experiments=chosen_experiments(label, runs, results),
     )
+    write_text(path, text)
     click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

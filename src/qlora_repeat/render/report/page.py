@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -34,11 +33,10 @@ from qlora_repeat.render.report.content import ArmRow, arm_rows, meanings, quest
 from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.render.tables.collapse import tested_models
 from qlora_repeat.render.tables.comparison import comparison_tables
+from qlora_repeat.render.tables.html import all_headings
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.render.tables.write import Heading, heading_levels
 from qlora_repeat.results.arms import Arm
-from qlora_repeat.system.files import write_text
 from qlora_repeat.system.fingerprint import device_name, software_names
 
 _STATIC = resources.files("qlora_repeat.render.report") / "static"
@@ -61,23 +59,22 @@ class Compared:
     tables: list[Table]
 
 
-def write_report(
+def report_html(
     arms: list[Arm],
-    path: Path,
     *,
     study_name: str,
     files: TrialFiles,
     published: list[Arm],
     experiments: Sequence[Measurements] = (),
-) -> None:
-    """Write the report. It is a pure function of what it is given: the same bytes for the same results.
+) -> str:
+    """Return the report. It is a pure function of what it is given: the same bytes for the same results.
 
     Raises:
         UsageError: there are no results.
     """
     tables = make_tables(arms)  # which says what is wrong with the results
     rows = arm_rows(arms, files, study_name)
-    text = (
+    return (
         _environment()
         .get_template("report.html.j2")
         .render(
@@ -106,18 +103,19 @@ def write_report(
             policy=_policy(),
         )
     )
-    write_text(path, text)
 
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("qlora_repeat.render.report"),
+        loader=ChoiceLoader(
+            [PackageLoader("qlora_repeat.render.report"), PackageLoader("qlora_repeat.render")]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data": _data, "headings": _headings}
+    environment.filters |= {"data": _data, "headings": all_headings}
     return environment
 
 
@@ -130,12 +128,6 @@ def _policy() -> str:
     """What a browser is to run and load: these two scripts, and nothing that a text may smuggle in."""
     scripts = " ".join(f"'sha256-{_digest(_static(name))}'" for name in ("libraries.js", "report.js"))
     return f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:"
-
-
-def _headings(table: Table) -> list[list[Heading]]:
-    """The rows of headings above a table's columns; the first column, of names, has none of them."""
-    count = len(table.columns)
-    return heading_levels(table, list(range(count)), [0] * count)
 
 
 def _digest(text: str) -> str:

@@ -48,6 +48,12 @@ class Table:
         padded = digits if self.number.startswith("S") else f"{digits:0>2}"
         return f"table-{self.number.replace(digits, padded)}" + (f"-{self.part}" if self.part else "")
 
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it."""
+        from qlora_repeat.render.tables.html import tables_html
+
+        return tables_html([self])
+
 
 TABLE_FILE = re.compile(r"table-(?:\d\d[a-z]?|C\d\d|S\d[a-z]?(?:-.+)?)\.(?:tex|md)")
 """The names of files that hold a table."""

@@ -76,28 +76,20 @@ def collected_tables(
     return tables + [_experiment_table(measured) for measured in experiments]
 
 
-def render_tables(
-    arms: list[Arm],
+def write_tables(
+    tables: list[Table],
     out: Path,
     templates: Path,
-    others: list[Arm] | None = None,
-    experiments: Sequence[Measurements] = (),
+    studies: str,
     formats: Collection[Format] = get_args(Format),
 ) -> list[Path]:
-    """Writes each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
+    """Write each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
 
-    With `others`, also those that compare `arms` with them; with attribution `experiments`, S2 of each.
-    ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own. Tables in `out`, of
-    the same `formats`, that these results do not have any more are removed. Returns the files written.
-
-    Raises:
-        UsageError: as `collected_tables`.
+    ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own, which says that
+    these are results of `studies`. Tables in `out`, of the same `formats`, that are not among these any more
+    are removed. Returns the files written.
     """
-    tables = collected_tables(arms, others, experiments)
-    studies = study_names(arms)
-    if others is not None:
-        studies = f"{studies}, compared with {study_names(others)}"
-    of_experiments = [measured.arm for measured in experiments]
+    of_experiments = [table.part for table in tables if table.part]
     tex, md = _latex_environment(templates), _markdown_environment(templates)
     texts = {name: text for table in tables for name, text in table_texts(table, templates).items()}
     texts["tables.md"] = md.get_template("tables.md.j2").render(tables=tables, studies=studies)
@@ -112,6 +104,26 @@ def render_tables(
         if TABLE_FILE.fullmatch(path.name) and path.name.endswith(endings) and path.name not in texts:
             path.unlink()
     return [out / name for name in texts]
+
+
+def render_tables(
+    arms: list[Arm],
+    out: Path,
+    templates: Path,
+    others: list[Arm] | None = None,
+    experiments: Sequence[Measurements] = (),
+    formats: Collection[Format] = get_args(Format),
+) -> list[Path]:
+    """Write the tables of arms, as `collected_tables` makes them and `write_tables` writes them.
+
+    Raises:
+        UsageError: as `collected_tables`.
+    """
+    studies = study_names(arms)
+    if others is not None:
+        studies = f"{studies}, compared with {study_names(others)}"
+    tables = collected_tables(arms, others, experiments)
+    return write_tables(tables, out, templates, studies, formats)
 
 
 def _experiment_table(measured: Measurements) -> Table:
