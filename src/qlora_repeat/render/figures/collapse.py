@@ -14,20 +14,25 @@ from matplotlib.lines import Line2D
 
 from qlora_repeat.render.figures.drawing import (
     COLORS,
+    CROSS,
     GRAY,
     LARGE,
     LINE,
     MEDIUM,
     SMALL,
     WIDTH,
+    draw_legend,
     drawing_settings,
     new_figure,
     panel,
+    set_axis,
+    set_epochs,
+    set_ticks,
     wrapped,
     write,
 )
 from qlora_repeat.render.figures.loss_curves import Curve, make_curves
-from qlora_repeat.render.figures.scales import Scale, common_scales, linear_ticks
+from qlora_repeat.render.figures.scales import Scale, common_scales
 from qlora_repeat.render.footnotes import missing, source_of, stale
 from qlora_repeat.render.tables.collapse import COLLAPSED, collapse_share, tested_models
 from qlora_repeat.results.arms import Arm, base_perplexities, distinct
@@ -98,22 +103,12 @@ def _draw_legend(figure: Figure, optimizers: list[str]) -> None:
         for place, optimizer in enumerate(optimizers)
     ]
     handles.append(Line2D([], [], label="base, on the test examples", **_BASE))
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        ncols=2 if len(handles) > 2 else 1,
-        fontsize=MEDIUM,
-        frameon=False,
-        handlelength=5,
-        handletextpad=0.6,
-        columnspacing=2,
-        borderaxespad=0,
-        borderpad=0.4,
-    )
+    looks = {"handlelength": 5, "handletextpad": 0.6, "columnspacing": 2}
+    draw_legend(figure, handles, 2 if len(handles) > 2 else 1, fontsize=MEDIUM, **looks)
 
 
 def _draw_losses(axes: Axes, own: list[Arm], optimizers: list[str], scale: Scale) -> None:
-    _set_vertical(axes, scale, "loss")
+    set_axis(axes, "y", scale, "loss")
     for level in _levels(own):
         axes.axhline(scale.clip(level), **_BASE)
     last = 0.0
@@ -124,22 +119,10 @@ def _draw_losses(axes: Axes, own: list[Arm], optimizers: list[str], scale: Scale
             last = max(last, curve.points[-1][0])
             _draw_line(axes, curve, scale, linewidth=0.45, alpha=0.6, zorder=2, **style)
             if curve.breaks:
-                at_top = axes.get_xaxis_transform()
-                looks = {"markersize": 4, "markeredgewidth": 1.2, "color": style["color"], "zorder": 4}
-                axes.plot(curve.breaks[:1], [0.96], "x", transform=at_top, clip_on=False, **looks)
+                looks = {"color": style["color"], "zorder": 4, "clip_on": False}
+                axes.plot(curve.breaks[:1], [0.96], transform=axes.get_xaxis_transform(), **looks, **CROSS)
         _draw_line(axes, _median_curve(curves), scale, linewidth=1.4, zorder=3, **style)
-    axes.set_xlim(0, 1.03 * (last or 1))
-    ticks = linear_ticks(0, last or 1)
-    axes.set_xticks([tick for tick, _ in ticks], [label for _, label in ticks])
-    axes.set_xlabel("epochs", fontsize=MEDIUM)
-    axes.minorticks_off()
-
-
-def _set_vertical(axes: Axes, scale: Scale, what: str) -> None:
-    axes.set_yscale("log" if scale.log else "linear")
-    axes.set_ylim(scale.low, scale.high)
-    axes.set_yticks([tick for tick, _ in scale.ticks], [label for _, label in scale.ticks])
-    axes.set_ylabel(f"{what} (log scale)" if scale.log else what, fontsize=MEDIUM)
+    set_epochs(axes, last or 1)
 
 
 def _draw_line(axes: Axes, curve: Curve, scale: Scale, **looks: Any) -> None:
@@ -154,10 +137,10 @@ def _draw_line(axes: Axes, curve: Curve, scale: Scale, **looks: Any) -> None:
 
 def _draw_perplexities(axes: Axes, own: list[Arm], optimizers: list[str], scale: Scale) -> None:
     """A dot for each trial, in their order; a bar at the median; crosses for what is not finite."""
-    _set_vertical(axes, scale, "perplexity")
+    set_axis(axes, "y", scale, "perplexity")
     for level in _base(own):
         axes.axhline(scale.clip(level), **_BASE)
-    labels = []
+    labels: list[tuple[float, str]] = []
     for place, arm in enumerate(own):
         look = optimizers.index(arm.heading)
         color = _style(look)["color"]
@@ -173,15 +156,13 @@ def _draw_perplexities(axes: Axes, own: list[Arm], optimizers: list[str], scale:
             axes.plot([place - 0.36, place + 0.36], [scale.clip(middle)] * 2, color=color, linewidth=1.2)
         crosses = [x for x, y in zip(across, found, strict=True) if not math.isfinite(y)]
         axes.plot(
-            crosses, [0.96] * len(crosses), "x", transform=axes.get_xaxis_transform(), color=color,
-            markersize=4, markeredgewidth=1.2, clip_on=False,
+            crosses, [0.96] * len(crosses), transform=axes.get_xaxis_transform(), color=color, clip_on=False,
+            **CROSS,
         )  # fmt: skip
         share = collapse_share(arm)
-        labels.append(f"{share.count} of {share.of}" if share else DASH)
+        labels.append((place, f"{share.count} of {share.of}" if share else DASH))
     axes.set_xlim(-0.6, len(own) - 0.4)
-    axes.set_xticks(range(len(own)), labels)
-    axes.set_xlabel("trials that collapsed", fontsize=MEDIUM)
-    axes.minorticks_off()
+    set_ticks(axes, "x", labels, "trials that collapsed")
 
 
 def _notes(arms: list[Arm]) -> list[str]:

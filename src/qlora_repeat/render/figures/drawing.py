@@ -6,19 +6,21 @@ than 6 points where the figure is as wide as the page.
 
 import io
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font
+from matplotlib.lines import Line2D
 
 from qlora_repeat.render.escape import plain
+from qlora_repeat.render.figures.scales import Scale, linear_ticks
 from qlora_repeat.system.files import write_bytes
 
 _SETTINGS: dict[Any, Any] = {
@@ -49,6 +51,8 @@ COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E6
 GRAY = "#505050"
 BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.65, "pad": 0.4}
 """Of letters that reach over something."""
+CROSS: dict[str, Any] = {"linestyle": "none", "marker": "x", "markersize": 4, "markeredgewidth": 1.2}
+"""For what is not finite."""
 _UNDATED: dict[str, dict[str, Any]] = {
     "pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
     "png": {"Software": None},
@@ -71,6 +75,16 @@ def save_figure(figure: Figure, paths: list[Path]) -> None:
         write_bytes(path, content.getvalue())
 
 
+def as_svg(figure: Figure, salt: str) -> str:
+    """Return the figure as a part of a page, with text as text: the same bytes each time."""
+    settings: dict[Any, Any] = {"svg.hashsalt": salt, "svg.fonttype": "none"}
+    written = io.StringIO()
+    with matplotlib.rc_context(settings):
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    text = written.getvalue()
+    return text[text.index("<svg") :]
+
+
 def new_figure(height: float) -> Figure:
     """A figure as wide as a page."""
     return Figure(figsize=(WIDTH / 72, height / 72), dpi=DOTS_PER_INCH)
@@ -84,6 +98,35 @@ def panel(figure: Figure, left: float, top: float, width: float, height: float, 
     axes.tick_params(labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def draw_legend(figure: Figure, handles: list[Line2D], columns: int, **looks: Any) -> None:
+    """Draw a legend at the figure's upper left corner."""
+    common = {"frameon": False, "borderaxespad": 0, "borderpad": 0.4}
+    figure.legend(handles=handles, loc="upper left", ncols=columns, **common, **looks)
+
+
+def set_axis(axes: Axes, direction: Literal["x", "y"], scale: Scale, label: str) -> None:
+    """Give an axis its scale, ticks and label."""
+    kind = "log" if scale.log else "linear"
+    axes.set(**{f"{direction}scale": kind, f"{direction}lim": (scale.low, scale.high)})
+    set_ticks(axes, direction, scale.ticks, f"{label} (log scale)" if scale.log else label)
+
+
+def set_epochs(axes: Axes, last: float) -> None:
+    """Make the horizontal axis one of epochs, to a little beyond the last one."""
+    axes.set_xlim(0, 1.03 * last)
+    set_ticks(axes, "x", linear_ticks(0, last), "epochs")
+
+
+def set_ticks(
+    axes: Axes, direction: Literal["x", "y"], ticks: Sequence[tuple[float, str]], label: str
+) -> None:
+    """Give an axis its ticks, with nothing between them, and its label."""
+    axis = axes.xaxis if direction == "x" else axes.yaxis
+    axis.set_ticks([tick for tick, _ in ticks], [text for _, text in ticks])
+    axis.set_label_text(label, fontsize=MEDIUM)
+    axes.minorticks_off()
 
 
 def write(figure: Figure, top: float, lines: list[str], x: float = 2 / WIDTH, **looks: Any) -> None:

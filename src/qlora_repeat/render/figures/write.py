@@ -19,16 +19,21 @@ from qlora_repeat.render.figures.collapse import draw_collapse
 from qlora_repeat.render.figures.drawing import (
     BACKGROUND,
     COLORS,
+    CROSS,
     GRAY,
     LARGE,
     LINE,
     MEDIUM,
     SMALL,
     WIDTH,
+    draw_legend,
     drawing_settings,
     new_figure,
     panel,
     save_figure,
+    set_axis,
+    set_epochs,
+    set_ticks,
     wrapped,
     write,
 )
@@ -40,7 +45,7 @@ from qlora_repeat.render.figures.loss_curves import (
     make_curves,
     make_notes,
 )
-from qlora_repeat.render.figures.scales import Scale, common_scales, linear_ticks
+from qlora_repeat.render.figures.scales import Scale, common_scales
 from qlora_repeat.render.footnotes import study_names
 from qlora_repeat.render.tables.collapse import tested_models
 from qlora_repeat.results.arms import Arm
@@ -131,19 +136,9 @@ def _draw_legend(figure: Figure, runs: list[int]) -> None:
         for place, run in enumerate(runs)
     ]
     columns = min(len(runs), _LEGEND_COLUMNS)
-    figure.legend(
-        handles=[handle for start in range(columns) for handle in handles[start::columns]],  # fills by column
-        loc="upper left",
-        ncols=columns,
-        fontsize=SMALL,
-        frameon=False,
-        handlelength=3,
-        handletextpad=0.5,
-        columnspacing=1.2,
-        labelspacing=0.6,
-        borderaxespad=0,
-        borderpad=0.4,
-    )
+    by_column = [handle for start in range(columns) for handle in handles[start::columns]]
+    looks = {"handlelength": 3, "handletextpad": 0.5, "columnspacing": 1.2, "labelspacing": 0.6}
+    draw_legend(figure, by_column, columns, fontsize=SMALL, **looks)
 
 
 def _draw_row(
@@ -177,15 +172,8 @@ def _draw_row(
 
 
 def _draw_curves(axes: Axes, curves: list[Curve], scale: Scale, epochs: float, height: float) -> None:
-    axes.set_yscale("log" if scale.log else "linear")
-    axes.set_ylim(scale.low, scale.high)
-    axes.set_yticks([tick for tick, _ in scale.ticks], [label for _, label in scale.ticks])
-    axes.set_ylabel("loss (log scale)" if scale.log else "loss", fontsize=MEDIUM)
-    axes.set_xlim(0, 1.03 * epochs)
-    ticks = linear_ticks(0, epochs)
-    axes.set_xticks([tick for tick, _ in ticks], [label for _, label in ticks])
-    axes.set_xlabel("epochs", fontsize=MEDIUM)
-    axes.minorticks_off()
+    set_axis(axes, "y", scale, "loss")
+    set_epochs(axes, epochs)
     for place, curve in enumerate(curves):
         if not curve.points:
             continue
@@ -209,16 +197,9 @@ def _draw_curves(axes: Axes, curves: list[Curve], scale: Scale, epochs: float, h
 def _draw_breaks(axes: Axes, curve: Curve, color: str, level: float, epochs: float) -> None:
     """A cross wherever the loss ceases to be finite, on a line of the run's own."""
     axes.plot(
-        curve.breaks,
-        [level] * len(curve.breaks),
-        transform=axes.get_xaxis_transform(),
-        linestyle="none",
-        marker="x",
-        markersize=4,
-        markeredgewidth=1.2,
-        color=color,
-        zorder=4,
-    )
+        curve.breaks, [level] * len(curve.breaks), transform=axes.get_xaxis_transform(), zorder=4,
+        color=color, **CROSS,
+    )  # fmt: skip
     early = curve.breaks[0] < epochs / 2
     axes.annotate(
         f"run {curve.run} diverged",
@@ -235,15 +216,11 @@ def _draw_breaks(axes: Axes, curve: Curve, color: str, level: float, epochs: flo
 
 
 def _draw_bars(axes: Axes, curves: list[Curve], scale: Scale) -> None:
-    axes.set_xscale("log" if scale.log else "linear")
-    axes.set_xlim(scale.low, scale.high)
-    axes.set_xticks([tick for tick, _ in scale.ticks], [label for _, label in scale.ticks])
-    axes.set_xlabel("final loss (log scale)" if scale.log else "final loss", fontsize=MEDIUM)
+    set_axis(axes, "x", scale, "final loss")
     axes.set_ylim(len(curves) - 0.4, -0.6)
     every = label_every(len(curves))
-    axes.set_yticks(range(0, len(curves), every), [str(curve.run) for curve in curves[::every]])
-    axes.set_ylabel("run", fontsize=MEDIUM)
-    axes.minorticks_off()
+    places = [(place, str(curve.run)) for place, curve in enumerate(curves)]
+    set_ticks(axes, "y", places[::every], "run")
     start = scale.low if scale.log else 0
     for place, curve in enumerate(curves):
         color = _style(place)["color"]
@@ -254,7 +231,7 @@ def _draw_bars(axes: Axes, curves: list[Curve], scale: Scale) -> None:
                 _note_bar(axes, place, end, _value(curve.last[0]))
         elif curve.points:
             at_edge = axes.get_yaxis_transform()
-            axes.plot(0.03, place, "x", transform=at_edge, markersize=4, markeredgewidth=1.2, color=color)
+            axes.plot(0.03, place, transform=at_edge, color=color, **CROSS)
             _note_bar(axes, place, scale.low, f"diverged ({_value(curve.points[-1][1])})", offset=8)
         else:
             _note_bar(axes, place, scale.low, curve.lack or "", color=GRAY, style="italic")

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +9,15 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import matplotlib
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.analysis.claims.claims import RULES, judge
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.figures.collapse import draw_collapse
-from qlora_repeat.render.figures.drawing import drawing_settings
+from qlora_repeat.render.figures.drawing import as_svg, drawing_settings
 from qlora_repeat.render.footnotes import source_of
 from qlora_repeat.render.report.charts import (
     Chart,
@@ -155,24 +152,16 @@ def _experiment(measured: Measurements) -> Drawn:
     from qlora_repeat.render.text.attribution import sentences
 
     found = attribute(measured)
-    return Drawn(measured.arm, _svg(draw_attribution(measured, found)), sentences(measured, found))
+    return Drawn(
+        measured.arm, Markup(as_svg(draw_attribution(measured, found), "report")), sentences(measured, found)
+    )
 
 
 def _collapse(arms: list[Arm]) -> Drawn | None:
     if not tested_models(arms) or not any(trial.loss_curve for arm in arms for trial in arm.done):
         return None
     with drawing_settings():
-        return Drawn("The map of 8-bit state", _svg(draw_collapse(arms)), [])
-
-
-def _svg(figure: Figure) -> Markup:
-    """As a part of the page, with text as text."""
-    settings: dict[Any, Any] = {"svg.hashsalt": "report", "svg.fonttype": "none"}
-    written = io.StringIO()
-    with matplotlib.rc_context(settings):
-        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    text = written.getvalue()
-    return Markup(text[text.index("<svg") :])
+        return Drawn("The map of 8-bit state", Markup(as_svg(draw_collapse(arms), "report")), [])
 
 
 def _fingerprints(files: TrialFiles) -> list[tuple[str, str, list[str]]]:

@@ -3,13 +3,10 @@
 import dataclasses
 import json
 import re
-import textwrap
-from collections.abc import Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from qlora_repeat.analysis.trial_diff import MEANINGS, Difference, Divergence, Side, TrialDiff
+from qlora_repeat.render.text.layout import prose, table
 from qlora_repeat.system.files import printable, strict
 
 _LONGEST = 36
@@ -22,7 +19,7 @@ def diff_text(diff: TrialDiff) -> str:
     parts = [
         "\n".join(f"{place:<8}{_side(side)}" for place, side in (("first", first), ("second", second))),
         _verdict(diff),
-        _table(["at the end", "first", "second", "second - first"], _ends(diff)),
+        table(["at the end", "first", "second", "second - first"], _ends(diff)),
     ]
     if diff.distances is not None:
         rows = [
@@ -37,11 +34,11 @@ def diff_text(diff: TrialDiff) -> str:
             "L2 norm of difference",
             "relative to the first",
         ]
-        parts.append(_table(headings, rows))
-        parts.append(_prose("lora_A and lora_B are compared each by itself, not the product that they make."))
+        parts.append(table(headings, rows))
+        parts.append(prose("lora_A and lora_B are compared each by itself, not the product that they make."))
     if diff.differences:
         rows = [[_what(each), shown(each.first), shown(each.second)] for each in diff.differences]
-        parts.append(_table(["differs", "first", "second"], rows))
+        parts.append(table(["differs", "first", "second"], rows))
     elif "finetune" in first.records and "finetune" in second.records:
         parts.append("Settings, seeds and fingerprints: no difference.")
     if diff.not_compared:
@@ -106,7 +103,7 @@ def _verdict(diff: TrialDiff) -> str:
         lines.insert(0, f"The {steps} steps that both have are alike, bit for bit; the trials are not.")
     else:
         lines.append(f"Alike, bit for bit, as far as they can be compared: {steps} steps.")
-    return "\n".join(map(_prose, lines))
+    return "\n".join(map(prose, lines))
 
 
 def _side(side: Side) -> str:
@@ -157,13 +154,3 @@ def shown(value: Any) -> str:
     if re.fullmatch(r"[0-9a-f]{40,}", text):
         return f"{text[:12]}…"  # a digest or commit
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-
-
-def _table(headings: list[str], rows: Sequence[Sequence[Any]]) -> str:
-    return tabulate(
-        rows, headings, disable_numparse=True, colalign=("left", *["right"] * (len(headings) - 1))
-    )
-
-
-def _prose(text: str) -> str:
-    return textwrap.fill(text, 100)

@@ -1,13 +1,11 @@
 """A plan for people to read: three tables, and what they leave out."""
 
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from qlora_repeat.planning.gpu_catalog import PAPER_GPU
 from qlora_repeat.planning.plan import ArmPlan, ModelPlan, Plan
+from qlora_repeat.render.text.layout import prose, table
 
 GB = 1e9
 WEIGHTS = {
@@ -28,25 +26,25 @@ def plan_text(plan: Plan) -> str:
         else f"{gpu.bandwidth} GB/s, by that {gpu.speed:.2f} times as fast as the paper's {PAPER_GPU}"
     )
     parts = [
-        _prose(f"Study {plan.study} on {plan.gpus} x {gpu.name}: {gpu.memory / GB:.1f} GB each, {pace}."),
+        prose(f"Study {plan.study} on {plan.gpus} x {gpu.name}: {gpu.memory / GB:.1f} GB each, {pace}."),
         "GPU memory of fine-tuning on the longest batch, GB:",
         _table(FINETUNE, [(model, arm) for model in plan.models for arm in model.arms]),
         "GPU memory of testing the merged model, GB:",
         _table(EVALUATE, plan.models),
-        _prose(WEIGHTS[plan.models[0].weights]),
-        _prose(
+        prose(WEIGHTS[plan.models[0].weights]),
+        prose(
             f"Peaks have {plan.context / GB:.1f} GB for the CUDA context, a nominal allowance, and nothing "
             "for what torch's allocator holds beyond live tensors. Paper: its Table 3 (one A100), for models "
             "of the same size. GB are 1e9 bytes."
         ),
-        _prose(
+        prose(
             f"Disk: {disk.bases / GB:.1f} GB for the bases (more where pickled weights are converted), "
             f"{disk.quantized / GB:.1f} GB for their copies in 4 bits, "
             f"{disk.merged / GB:.1f} GB for merged weights, {disk.adapters / GB:.2f} GB for adapters."
         ),
         "Time of fine-tuning, estimated:",
         _table(HOURS, [arm for model in plan.models for arm in model.arms]),
-        _prose(_total(plan)),
+        prose(_total(plan)),
     ]
     return "\n\n".join(parts)
 
@@ -67,17 +65,11 @@ def _total(plan: Plan) -> str:
     )
 
 
-def _prose(text: str) -> str:
-    return textwrap.fill(text, 100)
+PlanColumn = tuple[str, Callable[..., str]]
 
 
-Column = tuple[str, Callable[..., str]]
-
-
-def _table(columns: list[Column], rows: Sequence[Any]) -> str:
-    cells = [[cell(row) for _, cell in columns] for row in rows]
-    headers = [heading for heading, _ in columns]
-    return tabulate(cells, headers, disable_numparse=True, colalign=("left", *["right"] * (len(columns) - 1)))
+def _table(columns: list[PlanColumn], rows: Sequence[Any]) -> str:
+    return table([heading for heading, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
 
 def _gb(size: int) -> str:
@@ -92,7 +84,7 @@ def _hours(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds / 3600:.2f}"
 
 
-def _finetune(heading: str, cell: Callable[[ModelPlan, ArmPlan], str]) -> Column:
+def _finetune(heading: str, cell: Callable[[ModelPlan, ArmPlan], str]) -> PlanColumn:
     return heading, lambda row: cell(*row)
 
 
@@ -111,7 +103,7 @@ FINETUNE = [
     _finetune("paper", lambda model, arm: _percent(arm.paper_share)),
 ]
 
-EVALUATE: list[Column] = [
+EVALUATE: list[PlanColumn] = [
     ("model", lambda model: model.model),
     ("parameters", lambda model: f"{model.parameters:,}"),
     ("weights", lambda model: _gb(model.evaluate_weights)),
@@ -120,7 +112,7 @@ EVALUATE: list[Column] = [
     ("of GPU", lambda model: _percent(model.evaluate_share)),
 ]
 
-HOURS: list[Column] = [
+HOURS: list[PlanColumn] = [
     ("arm", lambda arm: f"{arm.model}/{arm.optimizer}"),
     ("trials", lambda arm: str(arm.trials)),
     ("steps", lambda arm: f"{arm.steps:,}"),

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import textwrap
 
 from tabulate import tabulate
 
 from qlora_repeat.analysis.verify.verdict import LEVEL, Verdict
 from qlora_repeat.render.text.diff import meaning, shown
+from qlora_repeat.render.text.layout import prose, table
 from qlora_repeat.system.files import printable, strict
 
 EXIT_CODES = {
@@ -29,21 +29,17 @@ def exit_code(verdict: Verdict, weakest: str) -> int:
 
 def verdict_text(name: str, verdict: Verdict) -> str:
     """The verdict, why, and what it was measured by."""
-    parts = [f"{name}: {verdict.kind}", _prose(" ".join([*verdict.why, verdict.expectation]))]
+    parts = [f"{name}: {verdict.kind}", prose(" ".join([*verdict.why, verdict.expectation]))]
     if rows := measured_rows(verdict):
-        parts.append(
-            tabulate(
-                rows, ["", "re-run", "allowed"], disable_numparse=True, colalign=("left", "right", "right")
-            )
-        )
+        parts.append(table(["", "re-run", "allowed"], rows))
     if verdict.divergence is not None and verdict.kind != "bitwise":
-        parts.append(_prose(divergence_sentence(verdict)))
+        parts.append(prose(divergence_sentence(verdict)))
     if verdict.explanations and verdict.kind != "bitwise":
         cells = [[each.key, shown(each.first), shown(each.second)] for each in verdict.explanations]
         parts.append(tabulate(cells, ["may explain it", "recorded", "re-run"], disable_numparse=True))
     for title, lines in (("Cannot tell", verdict.cannot_tell), ("What would settle it", verdict.settle)):
         if lines:
-            parts.append(_prose(f"{title}: {'; '.join(lines)}."))
+            parts.append(prose(f"{title}: {'; '.join(lines)}."))
     return printable("\n\n".join(parts))
 
 
@@ -79,7 +75,3 @@ def verdict_json(name: str, verdict: Verdict, left_out: list[str]) -> str:
     del content["kind"]
     content |= {"level": LEVEL, "left_out": left_out}
     return json.dumps(strict(content), indent=2, allow_nan=False)
-
-
-def _prose(text: str) -> str:
-    return textwrap.fill(text, 100)
