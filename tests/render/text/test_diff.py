@@ -181,7 +181,7 @@ def test_trials_are_named_by_study_or_by_folder(
 
 
 def test_help_tells_the_exit_code() -> None:
-    assert "7 trials that were compared differ" in " ".join(kit("--help").stdout.split())
+    assert "7 compared trials differ" in " ".join(kit("--help").stdout.split())
 
 
 def test_a_folder_needs_no_study(trials: tuple[Path, Path]) -> None:
