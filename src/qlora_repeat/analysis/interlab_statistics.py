@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from qlora_repeat.results.statistics import FEWEST, LEVEL, normal_quantile
+from qlora_repeat.results.statistics import LEVEL, deviation_interval
 
 FEWEST_LABORATORIES = 3
 """From two, one difference tells of the spread between them: an SD's interval then spans a factor of 71."""
@@ -65,7 +65,7 @@ def reproducibility(laboratories: Sequence[Sequence[float]], level: float = LEVE
     apart = math.fsum(len(g) * (own - center) ** 2 for g, own in zip(groups, means, strict=True)) / (p - 1)
     size = (n - sum(len(g) ** 2 for g in groups) / n) / (p - 1)
     between = max(0.0, (apart - within) / size)
-    low, high = _pooled_interval(groups, squares, level) or (None, None)
+    low, high = deviation_interval(*groups, level=level) or (None, None)
     total_low, total_high = None, None
     if p >= FEWEST_LABORATORIES and low is not None and high is not None:
         from scipy.special import chdtri
@@ -95,31 +95,3 @@ def reproducibility(laboratories: Sequence[Sequence[float]], level: float = LEVE
         reproducibility_high=total_high,
         p=chance,
     )
-
-
-def _pooled_interval(
-    groups: Sequence[Sequence[float]], squares: float, level: float
-) -> tuple[float, float] | None:
-    """`deviation_interval` for the SD that several groups have in common, about their own means.
-
-    `squares` is the sum of squared distances from these. Of one group, it is that interval.
-    """
-    groups = [values for values in groups if len(values) > 1]
-    n = sum(map(len, groups))
-    freedom = n - len(groups)
-    if freedom < FEWEST - 1:
-        return None
-    if squares == 0:
-        return 0.0, 0.0
-    fourth = 0.0
-    for values in groups:
-        cut = int(len(values) / (2 * math.sqrt(len(values) - 4))) if len(values) > 4 else 0
-        trimmed = mean(sorted(values)[cut : len(values) - cut])
-        fourth += math.fsum((value - trimmed) ** 4 for value in values)
-    kurtosis = n * fourth / squares**2
-    variance = sum((len(g) - 1) * (kurtosis - (len(g) - 3) / len(g)) for g in groups) / freedom**2
-    z = normal_quantile(level)
-    c = n / (n - z)
-    half = z * c * math.sqrt(variance) / 2
-    center = math.sqrt(squares / freedom * c)
-    return center * math.exp(-half), center * math.exp(half)

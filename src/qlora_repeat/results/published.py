@@ -27,7 +27,7 @@ _RUNS = range(1, 8)
 _LETTERS = ("A", "B", "C", "D")
 _KINDS = ("words", "degenerate", "blank")
 
-Key = tuple[str, ...]
+_Cells = tuple[str, ...]
 _Value = TypeVar("_Value")
 
 
@@ -42,32 +42,17 @@ def read_published(folder: Path) -> list[TrialResult]:
         UsageError: a file has other columns or rows than it should, or a value that is none; names the line.
     """
     quoting, chatting = list(_MODELS)[:2], list(_MODELS)[2:]
-    table_1, table_2 = (
-        _by_run(folder / name, models, ("perplexity",), _numbers)
-        for name, models in (("table-01.csv", quoting), ("table-02.csv", chatting))
-    )
-    table_8, table_9 = (
-        _by_run(folder / name, [model], ("instruction_1", "instruction_2"), _answers)
-        for name, model in zip(("table-08.csv", "table-09.csv"), chatting, strict=True)
-    )
-    table_10, table_11 = (
-        _by_run(folder / name, models, ("train_seconds", "test_seconds"), _numbers)
-        for name, models in (("table-10.csv", quoting), ("table-11.csv", chatting))
-    )
-    perplexities, answers, seconds = table_1 | table_2, table_8 | table_9, table_10 | table_11
-    memory = _read(
-        folder / "table-03.csv",
-        ("model", "optimizer"),
-        product(_MODELS, _OPTIMIZERS),
-        ("gpu_memory_percent",),
-        _numbers,
-    )
+    instructions, seconds_of = ("instruction_1", "instruction_2"), ("train_seconds", "test_seconds")
+    perplexities = _by_run(folder / "table-01.csv", quoting, ("perplexity",), _numbers)
+    perplexities |= _by_run(folder / "table-02.csv", chatting, ("perplexity",), _numbers)
+    answers = _by_run(folder / "table-08.csv", chatting[:1], instructions, _answers)
+    answers |= _by_run(folder / "table-09.csv", chatting[1:], instructions, _answers)
+    seconds = _by_run(folder / "table-10.csv", quoting, seconds_of, _numbers)
+    seconds |= _by_run(folder / "table-11.csv", chatting, seconds_of, _numbers)
+    arms = product(_MODELS, _OPTIMIZERS)
+    memory = _read(folder / "table-03.csv", ("model", "optimizer"), arms, ("gpu_memory_percent",), _numbers)
     bases = _read(
-        folder / "base-perplexity.csv",
-        ("model",),
-        product(_MODELS),
-        ("mean", "sd", "tests"),
-        _tests,
+        folder / "base-perplexity.csv", ("model",), product(_MODELS), ("mean", "sd", "tests"), _tests
     )
 
     results = []
@@ -104,8 +89,8 @@ def _response(place: int, cell: str) -> Response:
 
 
 def _by_run(
-    path: Path, models: list[str], columns: Key, parse: Callable[[list[str]], _Value]
-) -> dict[Key, _Value]:
+    path: Path, models: list[str], columns: _Cells, parse: Callable[[list[str]], _Value]
+) -> dict[_Cells, _Value]:
     """The values of each run, model and optimizer."""
     keys = product(map(str, _RUNS), models, _OPTIMIZERS)
     return _read(path, ("run", "model", "optimizer"), keys, columns, parse)
@@ -113,11 +98,11 @@ def _by_run(
 
 def _read(
     path: Path,
-    key_columns: Key,
-    keys: Iterable[Key],
-    value_columns: Key,
+    key_columns: _Cells,
+    keys: Iterable[_Cells],
+    value_columns: _Cells,
     parse: Callable[[list[str]], _Value],
-) -> dict[Key, _Value]:
+) -> dict[_Cells, _Value]:
     """What is parsed of each row, by what its first columns say: a row for each of `keys`, in any order."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -128,7 +113,7 @@ def _read(
     header = key_columns + value_columns
     if not lines or tuple(lines[0].split(",")) != header:
         raise UsageError(f"{path}:1: expected the columns {','.join(header)}")
-    wanted, found = set(keys), dict[Key, _Value]()
+    wanted, found = set(keys), dict[_Cells, _Value]()
     for number, cells in enumerate((line.split(",") for line in lines[1:]), 2):
         where, key = f"{path}:{number}", tuple(cells[: len(key_columns)])
         if len(cells) != len(header):
