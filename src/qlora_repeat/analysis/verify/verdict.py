@@ -102,17 +102,32 @@ def judge(
     """
     differing = [each for each in diff.differences if may_matter(each)]
     noisy = noisy_kernels(diff, "evaluate" if scope == "evaluation" else "finetune")
-    verdict = _begin(diff, others, tolerance, scope, expectation(differing, noisy))
+    bits_expected, why_expected = expectation(differing, noisy)
+    steps = diff.compared_steps if scope != "evaluation" else 0
+    verdict = Verdict(
+        kind="different",
+        scope=scope,
+        why=[],
+        bits_expected=bits_expected,
+        expectation=why_expected,
+        steps=steps,
+        measured=_measure(diff, steps),
+        tolerance=tolerance,
+        interval=prediction_interval(others, LEVEL),
+        arm_trials=len(others),
+        divergence=diff.divergence,
+        cannot_tell=_cannot_tell(diff, scope, steps),
+    )
     measured = verdict.measured
     if not diff.divergence and not diff.unlike and not unlike_tests and measured.perplexity in (None, 0.0):
-        return _with(verdict, "bitwise", _same(scope, verdict.steps, "evaluate" in diff.first.records))
-    departures = _departures(diff, measured, tolerance, verdict.steps)
+        return _with(verdict, "bitwise", _same(scope, steps, "evaluate" in diff.first.records))
+    departures = _departures(diff, measured, tolerance, steps)
     departures += _other_optimizer(diff, differing, noisy)
-    if unlike_tests and verdict.bits_expected:
+    if unlike_tests and bits_expected:
         text = "The same merged model gave other losses of test examples, or other responses."
         departures.append(_Departure("perplexity", text))
     if not departures:
-        unexpected = ["Bits were expected to be the same, and are not."] if verdict.bits_expected else []
+        unexpected = ["Bits were expected to be the same, and are not."] if bits_expected else []
         why = [_closeness(measured, tolerance), *unexpected]
         return replace(_with(verdict, "within tolerance", *why), explanations=differing + noisy)
     verdict = replace(verdict, why=[departure.text for departure in departures])
@@ -126,44 +141,37 @@ def judge(
     return _by_explanations(verdict, diff, likely)
 
 
-def _begin(
-    diff: TrialDiff,
-    others: Sequence[float],
-    tolerance: Tolerance,
-    scope: Scope,
-    expected: tuple[bool, str],
-) -> Verdict:
-    """What is told in any case: how far the two are apart, and what was to be expected."""
-    steps = diff.compared_steps if scope != "evaluation" else 0
-    return Verdict(
-        kind="different",
-        scope=scope,
-        why=[],
-        bits_expected=expected[0],
-        expectation=expected[1],
-        steps=steps,
-        measured=_measure(diff, steps),
-        tolerance=tolerance,
-        interval=prediction_interval(others, LEVEL),
-        arm_trials=len(others),
-        divergence=diff.divergence,
-        cannot_tell=_cannot_tell(diff, scope, steps),
-    )
-
-
 def _by_explanations(verdict: Verdict, diff: TrialDiff, likely: list[Difference]) -> Verdict:
     """The verdict where each departure has something in the records that may be its reason."""
     keys = ", ".join(dict.fromkeys(each.key for each in likely))
-    verdict = _with(
-        replace(verdict, explanations=likely), "different", f"It may come from what differs: {keys}."
+    verdict = replace(
+        verdict, explanations=likely, why=[*verdict.why, f"It may come from what differs: {keys}."]
     )
     if all(each.key == "code" for each in likely):
         commit = diff.first.records["finetune"].fingerprint.get("commit")
         reason = "The code of the kit is not the recorded one, which can explain anything."
-        return replace(
-            _with(verdict, "inconclusive", reason), settle=[f"the same with the kit at commit {commit}"]
-        )
-    return _by_statistics(verdict, diff.first.perplexity, diff.second.perplexity)
+        return _inconclusive(verdict, reason, f"the same with the kit at commit {commit}")
+    recorded, rerun = diff.first.perplexity, diff.second.perplexity
+    if (undecided := _undecided(verdict, recorded, rerun)) is not None:
+        return _inconclusive(verdict, *undecided)
+    assert verdict.interval is not None and recorded is not None and rerun is not None, "or it is undecided"
+    # A known difference has led further than noise: are both trials of the same arm?
+    low, high = verdict.interval
+    outside = [
+        f"the {name} perplexity, {value:.6g}, is outside"
+        for name, value in (("recorded", recorded), ("re-run's", rerun))
+        if not low <= value <= high
+    ]
+    place = " and ".join(outside) or f"both perplexities, {recorded:.6g} and {rerun:.6g}, are in"
+    interval = (
+        f"{_sentence(place)} the {LEVEL:.1%} prediction interval from the {verdict.arm_trials} other "
+        f"recorded trials of the arm, {low:.6g} to {high:.6g}."
+    )
+    return _with(verdict, "different" if outside else "statistically consistent", interval)
+
+
+def _inconclusive(verdict: Verdict, reason: str, settle: str) -> Verdict:
+    return replace(_with(verdict, "inconclusive", reason), settle=[settle])
 
 
 def _other_optimizer(
@@ -184,26 +192,6 @@ def _other_optimizer(
 
 def _with(verdict: Verdict, kind: VerdictKind, *why: str) -> Verdict:
     return replace(verdict, kind=kind, why=[*verdict.why, *why])
-
-
-def _by_statistics(verdict: Verdict, recorded: float | None, rerun: float | None) -> Verdict:
-    """The verdict where a known difference has led further than noise: are both trials of the same arm?"""
-    if (undecided := _undecided(verdict, recorded, rerun)) is not None:
-        reason, settle = undecided
-        return replace(_with(verdict, "inconclusive", reason), settle=[settle])
-    assert verdict.interval is not None and recorded is not None and rerun is not None, "or it is undecided"
-    low, high = verdict.interval
-    outside = [
-        f"the {name} perplexity, {value:.6g}, is outside"
-        for name, value in (("recorded", recorded), ("re-run's", rerun))
-        if not low <= value <= high
-    ]
-    place = " and ".join(outside) or f"both perplexities, {recorded:.6g} and {rerun:.6g}, are in"
-    interval = (
-        f"{_sentence(place)} the {LEVEL:.1%} prediction interval from the {verdict.arm_trials} other "
-        f"recorded trials of the arm, {low:.6g} to {high:.6g}."
-    )
-    return _with(verdict, "different" if outside else "statistically consistent", interval)
 
 
 def tolerance_of(study: Study, optimizer: str) -> Tolerance:
