@@ -25,7 +25,7 @@ from unittest.mock import patch
 
 from qlora_repeat.analysis.trial_diff import Side, compare_trials, read_side
 from qlora_repeat.analysis.verify.rerun import Recorded, compared, read_recorded, rerun_folder, run_again
-from qlora_repeat.analysis.verify.verdict import judge
+from qlora_repeat.analysis.verify.verdict import judge_rerun
 from qlora_repeat.execution.run_trial import run_stages
 from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.stages import evaluate, finetune, merge
@@ -161,7 +161,9 @@ def noise_of(work: Path, number: int) -> list[dict[str, Any]]:
             for kind in ("one weight moved by one ulp", "two threads for one"):
                 trial = rerun_trial(kind, study, number, folder / kind)
                 moved = run_one(dataclasses.replace(trial, optimizer=optimizer))
-                measured = judge(compare_trials(still, moved), [], Tolerance(0.0, 0.0, 0.0, 0.0)).measured
+                measured = judge_rerun(
+                    compare_trials(still, moved), [], Tolerance(0.0, 0.0, 0.0, 0.0)
+                ).measured
                 found.append({"kind": kind, "optimizer": optimizer, "trial": number, **vars(measured)})
     return found
 
@@ -197,7 +199,7 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
             )
             diff, unlike_tests = compared(own.side, side)
             others = arm_beside(work, number, own.again.optimizer)
-            verdict = judge(diff, others, tolerances[own.again.optimizer], unlike_tests=unlike_tests)
+            verdict = judge_rerun(diff, others, tolerances[own.again.optimizer], unlike_tests=unlike_tests)
             found.append({"kind": kind, "trial": number, "verdict": verdict.kind, **vars(verdict.measured)})
             shutil.rmtree(folder / "runs", ignore_errors=True)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import read_measured
 from qlora_repeat.archive.ro_crate import Run, crate_text
-from qlora_repeat.archive.zip_file import CRATE, Entry, Report, is_known, text_entry, write_archive
+from qlora_repeat.archive.zip_file import CRATE, ByteReport, Entry, is_known, text_entry, write_archive
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.records.record import KeptFile, Record, keep
@@ -68,7 +68,7 @@ def pack(
     cache: Path,
     tables: Path,
     path: Path,
-    report: Report,
+    report: ByteReport,
     *,
     include_stale: bool = False,
     license: str = KIT_LICENSE,

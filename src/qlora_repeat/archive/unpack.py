@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_repeat.archive.ro_crate import check_crate
-from qlora_repeat.archive.zip_file import CRATE, Report, extract
+from qlora_repeat.archive.zip_file import CRATE, ByteReport, extract
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.results.trial_result import TrialResult, read_results
 from qlora_repeat.system.files import LARGEST_JSON, new_folder
@@ -44,7 +44,7 @@ class Unpacked:
         return read_results(self.runs / self.label / _RESULTS)
 
 
-def unpack(path: Path, folder: Path, report: Report) -> Unpacked:
+def unpack(path: Path, folder: Path, report: ByteReport) -> Unpacked:
     """Makes a folder of what is in an archive, once all of it is checked.
 
     Raises:
@@ -59,7 +59,7 @@ def unpack(path: Path, folder: Path, report: Report) -> Unpacked:
 
 
 @contextlib.contextmanager
-def opened(path: Path, report: Report = lambda done, total: None) -> Iterator[Unpacked]:
+def opened(path: Path, report: ByteReport = lambda done, total: None) -> Iterator[Unpacked]:
     """An archive unpacked for the block, to a temporary folder.
 
     Raises:
@@ -69,7 +69,7 @@ def opened(path: Path, report: Report = lambda done, total: None) -> Iterator[Un
         yield _unpacked(path, Path(folder), report)
 
 
-def _unpacked(path: Path, folder: Path, report: Report) -> Unpacked:
+def _unpacked(path: Path, folder: Path, report: ByteReport) -> Unpacked:
     files = extract(path, folder, report)
     try:
         if files[CRATE].bytes > LARGEST_JSON:

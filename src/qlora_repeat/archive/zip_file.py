@@ -29,7 +29,7 @@ MOST_FILES = 100_000
 """A study of the paper's size has 800."""
 LONGEST_NAME = 500
 
-Report = Callable[[int, int], None]
+ByteReport = Callable[[int, int], None]
 """Is told how many bytes are done, of how many."""
 
 _PART = r"\w[\w.+@-]*"
@@ -70,7 +70,7 @@ def is_known(name: str) -> bool:
     return len(name) <= LONGEST_NAME and _KNOWN.fullmatch(name) is not None
 
 
-def write_archive(path: Path, entries: Iterable[Entry], report: Report) -> None:
+def write_archive(path: Path, entries: Iterable[Entry], report: ByteReport) -> None:
     """Writes an archive of these files and of their checksums, at once: it is whole or not there.
 
     Raises:
@@ -109,7 +109,7 @@ def _stream(source: IO[bytes], target: IO[bytes]) -> KeptFile:
     return KeptFile(digest.hexdigest(), size)
 
 
-def extract(path: Path, folder: Path, report: Report) -> dict[str, KeptFile]:
+def extract(path: Path, folder: Path, report: ByteReport) -> dict[str, KeptFile]:
     """Writes the files of an archive, which may be anybody's, below an empty folder; returns what they are.
 
     Names, kinds and sizes of all files are checked before the first is written, digests while they are.

@@ -11,8 +11,7 @@ from qlora_repeat.assets.base_models import SOURCE, base_digest, base_folder, ch
 from qlora_repeat.assets.dataset_builders import FORTUNES_PACKAGE
 from qlora_repeat.assets.datasets import data_digest, data_folder, read_rows, study_prompts
 from qlora_repeat.assets.hub import absent_files, download, hub_cache, require_access, resolve
-from qlora_repeat.assets.hub_lock import Kind as RepositoryKind
-from qlora_repeat.assets.hub_lock import LockFile, Pin, read_source
+from qlora_repeat.assets.hub_lock import LockFile, Pin, RepositoryKind, read_source
 from qlora_repeat.assets.package_files import locate
 from qlora_repeat.assets.prepare import fetch_base, prepare_data
 from qlora_repeat.errors import MissingError, UsageError
@@ -22,14 +21,14 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import megabytes, require_space
 
-Kind = Literal["base", "data"]
+ItemKind = Literal["base", "data"]
 
 
 @dataclass(frozen=True)
 class Item:
     """Something that a study needs in the cache."""
 
-    kind: Kind
+    kind: ItemKind
     name: str
     hub: Hub | None
     """Where it comes from, if that is a hub."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qlora_repeat.assets.hub_lock import COMMIT, Kind, Pin, PinnedFile
+from qlora_repeat.assets.hub_lock import COMMIT, Pin, PinnedFile, RepositoryKind
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.system.hashing import file_digest
@@ -36,7 +36,7 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def resolve(hub: Hub, kind: Kind, again: str) -> Pin:
+def resolve(hub: Hub, kind: RepositoryKind, again: str) -> Pin:
     """What a repository holds at the study's revision of what the study needs.
 
     The hub is asked, or its cache where it cannot be reached. `again` is the command for errors to name.
@@ -70,7 +70,7 @@ def resolve(hub: Hub, kind: Kind, again: str) -> Pin:
     return replace(found, files=needed)
 
 
-def _cached(hub: Hub, kind: Kind, again: str) -> Pin | None:
+def _cached(hub: Hub, kind: RepositoryKind, again: str) -> Pin | None:
     """The pin of what the hub's cache has of a revision; None if it knows nothing of it.
 
     Raises:
@@ -84,7 +84,7 @@ def _cached(hub: Hub, kind: Kind, again: str) -> Pin | None:
     return Pin(kind, hub.revision, commit, files)
 
 
-def cached_files(hub: Hub, kind: Kind, again: str) -> tuple[str, dict[str, Path]] | None:
+def cached_files(hub: Hub, kind: RepositoryKind, again: str) -> tuple[str, dict[str, Path]] | None:
     """The commit of a revision, and the files that a study needs of it, in the hub's cache; unread.
 
     None if the cache knows nothing of the revision.
@@ -114,7 +114,7 @@ def cached_files(hub: Hub, kind: Kind, again: str) -> tuple[str, dict[str, Path]
     return commit, dict(sorted(needed.items()))
 
 
-def _needed(hub: Hub, kind: Kind, files: dict[str, _File]) -> tuple[dict[str, _File], list[str]]:
+def _needed(hub: Hub, kind: RepositoryKind, files: dict[str, _File]) -> tuple[dict[str, _File], list[str]]:
     """The files that a study needs of a repository (safetensors where there are any), and what it lacks."""
     if kind == "dataset":
         wanted = {name: file for name, file in files.items() if fnmatch.fnmatch(name, hub.files)}
@@ -155,7 +155,7 @@ def snapshot_folder(hub: Hub, pin: Pin) -> Path:
     return _repository_folder(hub, pin.kind) / "snapshots" / pin.commit
 
 
-def _repository_folder(hub: Hub, kind: Kind) -> Path:
+def _repository_folder(hub: Hub, kind: RepositoryKind) -> Path:
     from huggingface_hub.file_download import repo_folder_name
 
     return hub_cache() / repo_folder_name(repo_id=hub.repository, repo_type=kind)
@@ -235,7 +235,7 @@ def _is_unreachable(error: BaseException) -> bool:
 
 
 def _explain(
-    error: BaseException, hub: Hub, kind: Kind, revision: str, absent: list[str], again: str
+    error: BaseException, hub: Hub, kind: RepositoryKind, revision: str, absent: list[str], again: str
 ) -> KitError:
     """Why a repository's files are not to be had, and what to do."""
     from huggingface_hub import constants
@@ -268,7 +268,7 @@ def _not_here(hub: Hub, absent: list[str], why: str, again: str) -> MissingError
     )
 
 
-def _refusal(error: Any, hub: Hub, kind: Kind, revision: str, again: str) -> MissingError:
+def _refusal(error: Any, hub: Hub, kind: RepositoryKind, revision: str, again: str) -> MissingError:
     """What a hub's refusal means, and what to do."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import (

@@ -26,7 +26,7 @@ from qlora_repeat.system.package_data import in_wheel
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 COMMIT = r"^[0-9a-f]{40}$"
-Kind = Literal["model", "dataset"]
+RepositoryKind = Literal["model", "dataset"]
 WAIT_SECONDS = 10.0
 """How long a process waits for another that adds a pin."""
 
@@ -45,7 +45,7 @@ class PinnedFile:
 class Pin:
     """A repository as it was at its first fetch."""
 
-    kind: Kind
+    kind: RepositoryKind
     revision: str
     """What the study asks for."""
     commit: Annotated[str, Field(pattern=COMMIT)]

@@ -14,7 +14,7 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_bytes
 from qlora_repeat.assets.fetch import Item, Missing, fetch_command, needed, what_it_takes
 from qlora_repeat.assets.hub import cached_files, hub_cache
-from qlora_repeat.assets.hub_lock import Kind, LockFile
+from qlora_repeat.assets.hub_lock import LockFile, RepositoryKind
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.planning.machine_checks import (
@@ -129,7 +129,7 @@ def stock_of(study: Study, item: Item, lock: LockFile, cache: Path) -> Stock:
         missing = what_it_takes(study, item, lock)
         weights = sum(file.size for name, file in pin.files.items() if _holds_weights(name))
         return Stock(item, weights, missing, in_hub_cache=missing.download == 0)
-    kind: Kind = "model" if item.kind == "base" else "dataset"
+    kind: RepositoryKind = "model" if item.kind == "base" else "dataset"
     try:
         found = cached_files(item.hub, kind, fetch_command(study, item, lock))
     except MissingError:  # a part of it: the rest has to be fetched

@@ -95,7 +95,7 @@ def arm_statistics(arms: Sequence[Arm]) -> list[ArmStatistics]:
             *arm.key,
             trials=len(arm.done),
             diverged=share(sum(map(_has_diverged, arm.done)), len(arm.done)),
-            worse_than_base=worse_than_base(arm.done),
+            worse_than_base=worse_than_base_share(arm.done),
             measures={name: summarize(arm.values(measure)) for name, measure in measures.items()},
         )
         for arm in arms
@@ -120,7 +120,7 @@ def _has_diverged(trial: TrialResult) -> bool:
     )
 
 
-def worse_than_base(trials: Sequence[TrialResult]) -> Share | None:
+def worse_than_base_share(trials: Sequence[TrialResult]) -> Share | None:
     """Return how many trials have a perplexity above their model's before fine-tuning, of those with both."""
     worse = [
         not trial.perplexity <= trial.base_perplexity  # so that nan is worse, too

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.checkout import ROOT
 from support.made_results import table
 
-from qlora_repeat.analysis.claims.claims import CLAIMS, JudgedClaim, judge
+from qlora_repeat.analysis.claims.claims import CLAIMS, JudgedClaim, judge_claims
 from qlora_repeat.render.tables.write import panels
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
@@ -115,11 +115,11 @@ def again(row: TrialResult, text: Callable[[Response], str]) -> list[Response]:
 
 
 def verdicts(results: list[TrialResult]) -> dict[str, str]:
-    return {judged.claim.key: judged.verdict for judged in judge(group_arms(results))}
+    return {judged.claim.key: judged.verdict for judged in judge_claims(group_arms(results))}
 
 
 def found(results: list[TrialResult], key: str) -> JudgedClaim:
-    (judged,) = [judged for judged in judge(group_arms(results)) if judged.claim.key == key]
+    (judged,) = [judged for judged in judge_claims(group_arms(results)) if judged.claim.key == key]
     return judged
 
 
@@ -222,7 +222,9 @@ def test_without_any_values_everything_is_untested(status: str) -> None:
         for row in lifelike()
     ]
     assert verdicts(bare) == dict.fromkeys(KEYS, "untested")
-    assert all("; to test it: make all STUDY=" in judged.evidence for judged in judge(group_arms(bare)))
+    assert all(
+        "; to test it: make all STUDY=" in judged.evidence for judged in judge_claims(group_arms(bare))
+    )
     assert verdicts([]) == dict.fromkeys(KEYS, "untested")
 
 
@@ -394,7 +396,7 @@ SOME = st.lists(ROWS, max_size=28, unique_by=lambda row: (row.model, row.optimiz
 @settings(deadline=None, max_examples=60)
 @given(SOME)
 def test_any_results_have_a_verdict_on_each_claim_with_a_sentence(results: list[TrialResult]) -> None:
-    judged = judge(group_arms(results))
+    judged = judge_claims(group_arms(results))
     assert [each.claim.key for each in judged] == KEYS
     for each in judged:
         assert each.verdict in ("supported", "not supported", "untested")
@@ -439,7 +441,7 @@ def test_what_the_papers_own_numbers_support() -> None:
     }  # fmt: skip
     evidence = found(PUBLISHED, "no-two-agree").evidence
     assert "Llama2-7B 32-bit, 6 different perplexities in 7 runs (3.566 in 2)" in evidence
-    for judged in judge(group_arms(PUBLISHED)):
+    for judged in judge_claims(group_arms(PUBLISHED)):
         assert judged.command.startswith("make all STUDY=paper")
         assert judged.verdict != "untested" or judged.evidence.endswith("; to test it: make all STUDY=paper.")
 
@@ -447,7 +449,7 @@ def test_what_the_papers_own_numbers_support() -> None:
 def test_table_s4_has_a_row_for_each_claim_side_by_side() -> None:
     made = table(lifelike(), "S4")
     assert [row[0] for row in made.rows] == [str(number) for number in range(1, len(CLAIMS) + 1)]
-    for row, judged in zip(made.rows, judge(group_arms(lifelike())), strict=True):
+    for row, judged in zip(made.rows, judge_claims(group_arms(lifelike())), strict=True):
         assert row[1:] == [
             f"{judged.claim.words} ({judged.claim.where})",
             judged.claim.rule,
@@ -474,7 +476,9 @@ def test_docs_have_the_verdicts_on_the_papers_numbers() -> None:
     assert [(number, key) for number, key, *_ in items] == [
         (str(number), claim.key) for number, claim in enumerate(CLAIMS, 1)
     ]
-    for (*_, words, verdict, evidence), judged in zip(items, judge(group_arms(PUBLISHED)), strict=True):
+    for (*_, words, verdict, evidence), judged in zip(
+        items, judge_claims(group_arms(PUBLISHED)), strict=True
+    ):
         assert words.strip() and verdict.lower() == judged.verdict
         if verdict != "Untested":
             assert numbers(evidence) <= numbers(judged.evidence), judged.claim.key

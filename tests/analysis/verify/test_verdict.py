@@ -11,7 +11,7 @@ from support.made_traces import changed, trace
 
 from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Side, TrialDiff, first_divergence
-from qlora_repeat.analysis.verify.verdict import VerdictKind, judge, without_rerun
+from qlora_repeat.analysis.verify.verdict import VerdictKind, judge_rerun, without_rerun
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step
 from qlora_repeat.render.text.verdict import EXIT_CODES, exit_code, verdict_json, verdict_text
@@ -142,7 +142,7 @@ CASES: dict[str, tuple[TrialDiff, VerdictKind]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_verdict_is(case: str) -> None:
     compared, kind = CASES[case]
-    verdict = judge(compared, ARM, TOLERANCE)
+    verdict = judge_rerun(compared, ARM, TOLERANCE)
     assert verdict.kind == kind, verdict.why
     assert json.loads(verdict_json("study:m/o/1", verdict, []))["verdict"] == kind
     text = verdict_text("study:m/o/1", verdict)
@@ -160,23 +160,23 @@ def test_an_adapter_must_be_near_whatever_the_losses_are(relative: float | None,
     apart = Distance(values=8, equal=0, largest=0.1, l2=0.1, relative=relative)
     compared = dataclasses.replace(diff(rerun, THREADS, perplexity=14.0), distances={"all": apart})
     looser = dataclasses.replace(TOLERANCE, perplexity=1.0)
-    assert judge(compared, ARM, looser).kind == kind
+    assert judge_rerun(compared, ARM, looser).kind == kind
 
 
 def test_adapters_of_other_tensors_are_different() -> None:
     unlike = dataclasses.replace(diff(trace(10)), unlike=["the adapters have other tensors: only one has x"])
-    assert judge(unlike, ARM, TOLERANCE).kind == "different"
+    assert judge_rerun(unlike, ARM, TOLERANCE).kind == "different"
 
 
 def test_responses_that_the_same_model_does_not_give_are_different() -> None:
-    assert judge(diff(trace(10)), ARM, TOLERANCE, unlike_tests=True).kind == "different"
-    assert judge(diff(trace(10), THREADS), ARM, TOLERANCE, unlike_tests=True).kind == "within tolerance"
+    assert judge_rerun(diff(trace(10)), ARM, TOLERANCE, unlike_tests=True).kind == "different"
+    assert judge_rerun(diff(trace(10), THREADS), ARM, TOLERANCE, unlike_tests=True).kind == "within tolerance"
 
 
 def test_losses_that_are_not_finite_agree_with_themselves() -> None:
     steps = changed(trace(10), 9, loss=math.nan)
     later = changed(steps, 10, adapter="another")
-    assert judge(diff(later, THREADS, recorded=steps), ARM, TOLERANCE).kind == "within tolerance"
+    assert judge_rerun(diff(later, THREADS, recorded=steps), ARM, TOLERANCE).kind == "within tolerance"
 
 
 @pytest.mark.parametrize(
@@ -185,32 +185,32 @@ def test_losses_that_are_not_finite_agree_with_themselves() -> None:
 def test_without_a_spread_to_compare_with_it_is_inconclusive_and_says_what_would_settle(
     arm: list[float], settle: str
 ) -> None:
-    verdict = judge(diff(noisy(1e-2), THREADS, perplexity=10.1), arm, TOLERANCE)
+    verdict = judge_rerun(diff(noisy(1e-2), THREADS, perplexity=10.1), arm, TOLERANCE)
     assert verdict.kind == "inconclusive"
     assert settle in verdict.settle[0]
 
 
 def test_first_steps_do_not_decide_what_statistics_would() -> None:
-    verdict = judge(diff(noisy(1e-2), THREADS, perplexity=None), ARM, TOLERANCE, scope="first steps")
+    verdict = judge_rerun(diff(noisy(1e-2), THREADS, perplexity=None), ARM, TOLERANCE, scope="first steps")
     assert verdict.kind == "inconclusive"
     assert "only 10 steps were run" in verdict.cannot_tell[0]
 
 
 def test_it_says_where_both_perplexities_must_lie() -> None:
-    verdict = judge(diff(noisy(1e-2), THREADS, perplexity=10.1), ARM, TOLERANCE)
+    verdict = judge_rerun(diff(noisy(1e-2), THREADS, perplexity=10.1), ARM, TOLERANCE)
     assert "both perplexities, 10 and 10.1, are in the 99.8% prediction interval" in verdict.why[-1].lower()
 
 
 def test_an_update_between_two_digests_is_told_as_one_of_several_steps() -> None:
     sparse = [dataclasses.replace(step, adapter=None) if step.step in (2, 3) else step for step in trace(10)]
-    verdict = judge(diff(changed(sparse, 4, adapter="x"), recorded=sparse), ARM, TOLERANCE)
+    verdict = judge_rerun(diff(changed(sparse, 4, adapter="x"), recorded=sparse), ARM, TOLERANCE)
     assert verdict.why[0].startswith("One of steps 2 to 4 had the same loss")
 
 
 def test_it_says_of_which_updates_no_digest_tells() -> None:
     sparse = [dataclasses.replace(step, adapter=None) if step.step in (2, 3) else step for step in trace(10)]
     late = dataclasses.replace(sparse[4], loss=sparse[4].loss * (1 + 1e-6))
-    verdict = judge(diff([*sparse[:4], late, *sparse[5:]], recorded=sparse), ARM, TOLERANCE)
+    verdict = judge_rerun(diff([*sparse[:4], late, *sparse[5:]], recorded=sparse), ARM, TOLERANCE)
     assert verdict.kind == "within tolerance"
     assert verdict.cannot_tell[0].startswith(
         "whether the updates of steps 2 to 3 were the recorded optimizer's"
@@ -224,7 +224,10 @@ def test_files_that_contradict_each_other_are_different_whatever_the_re_run_give
 
 
 def test_it_says_whether_bits_are_to_be_expected() -> None:
-    same, other = judge(diff(noisy(1e-5)), ARM, TOLERANCE), judge(diff(noisy(1e-5), THREADS), ARM, TOLERANCE)
+    same, other = (
+        judge_rerun(diff(noisy(1e-5)), ARM, TOLERANCE),
+        judge_rerun(diff(noisy(1e-5), THREADS), ARM, TOLERANCE),
+    )
     assert same.bits_expected
     assert "Bits were expected to be the same, and are not." in same.why
     assert not other.bits_expected
@@ -232,8 +235,8 @@ def test_it_says_whether_bits_are_to_be_expected() -> None:
 
 
 def test_a_weaker_verdict_can_be_accepted() -> None:
-    verdict = judge(diff(noisy(1e-5)), ARM, TOLERANCE)
+    verdict = judge_rerun(diff(noisy(1e-5)), ARM, TOLERANCE)
     assert exit_code(verdict, "bitwise") == 8
     assert exit_code(verdict, "within tolerance") == exit_code(verdict, "statistically consistent") == 0
-    different = judge(diff(noisy(1e-2)), ARM, TOLERANCE)
+    different = judge_rerun(diff(noisy(1e-2)), ARM, TOLERANCE)
     assert exit_code(different, "statistically consistent") == 7

@@ -87,7 +87,7 @@ _NAMES = {"study": "paper", "unpinned": "paper", "file": "paper"}
 """What is put into commands: a study, the same without its profile, and the name of its file."""
 
 
-def judge(arms: Sequence[Arm]) -> list[JudgedClaim]:
+def judge_claims(arms: Sequence[Arm]) -> list[JudgedClaim]:
     """Return a verdict on each claim, from the arms of a study or those that the paper prints."""
     names = _NAMES
     if arms and (row := arms[0].trials[0]).study != PUBLISHED:

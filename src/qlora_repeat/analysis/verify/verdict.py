@@ -87,7 +87,7 @@ class _Departure:
     text: str
 
 
-def judge(
+def judge_rerun(
     diff: TrialDiff,
     others: Sequence[float],
     tolerance: Tolerance,

@@ -192,7 +192,7 @@ class Rerun:
     def verdict(self, recorded: "Recorded", cache: Path, out: "Console") -> "tuple[Verdict, Path]":
         """Runs it, and writes verdict and page to its folder; returns the verdict and the page's path."""
         from qlora_repeat.analysis.verify.rerun import VERDICT, compared, rerun_folder, run_again
-        from qlora_repeat.analysis.verify.verdict import judge
+        from qlora_repeat.analysis.verify.verdict import judge_rerun
         from qlora_repeat.cli.progress import stage_bars
         from qlora_repeat.render.text.verdict import verdict_json
         from qlora_repeat.render.text.verdict_page import verdict_page
@@ -204,7 +204,7 @@ class Rerun:
         ):
             side = run_again(recorded, again, seeds, cache, watch, scope=self.scope, steps=self.steps)
             diff, unlike_tests = compared(recorded.side, side, self.scope)
-            verdict = judge(
+            verdict = judge_rerun(
                 diff, recorded.others, self.tolerance, scope=self.scope, unlike_tests=unlike_tests
             )
             write_text(again.folder / VERDICT, verdict_json(self.name, verdict, recorded.left_out) + "\n")

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import Measurements
-from qlora_repeat.analysis.claims.claims import RULES, judge
+from qlora_repeat.analysis.claims.claims import RULES, judge_claims
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.figures.collapse import draw_collapse
 from qlora_repeat.render.figures.drawing import as_svg, drawing_settings
@@ -88,7 +88,7 @@ def report_html(
             questions=questions(rows),
             experiments=[_experiment(measured) for measured in experiments],
             collapse=_collapse(arms),
-            claims=judge(arms),
+            claims=judge_claims(arms),
             rules=RULES,
             tables=tables,
             fingerprints=_fingerprints(files),

@@ -1,6 +1,6 @@
 """Table S4: the paper's claims, each with its rule and what these results say of it."""
 
-from qlora_repeat.analysis.claims.claims import RULES, judge
+from qlora_repeat.analysis.claims.claims import RULES, judge_claims
 from qlora_repeat.render.footnotes import missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import Arm, distinct
@@ -22,7 +22,7 @@ def claims_table(arms: list[Arm]) -> Table:
                 f"{judged.verdict}. {judged.evidence}",
                 judged.command,
             ]
-            for place, judged in enumerate(judge(arms), 1)
+            for place, judged in enumerate(judge_claims(arms), 1)
         ],
         notes=[
             f"Models: {', '.join(distinct(arm.title for arm in arms))}.",

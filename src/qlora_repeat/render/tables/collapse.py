@@ -2,7 +2,7 @@
 
 from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.results.arm_statistics import ArmStatistics, arm_statistics, worse_than_base
+from qlora_repeat.results.arm_statistics import ArmStatistics, arm_statistics, worse_than_base_share
 from qlora_repeat.results.arms import Arm, by_model
 from qlora_repeat.results.number_format import DASH, cell, interval_text, rounded
 from qlora_repeat.results.statistics import FEWEST, Share, Summary, compare_spreads, holm_known
@@ -33,7 +33,7 @@ def tested_models(arms: list[Arm]) -> dict[str, list[Arm]]:
 
 def collapse_share(arm: Arm) -> Share | None:
     """Return how many runs of an arm collapsed, of those that were tested and whose base was, too."""
-    return worse_than_base(arm.done)
+    return worse_than_base_share(arm.done)
 
 
 def collapse_tables(arms: list[Arm]) -> list[Table]:

@@ -50,7 +50,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedRow:
     """What was measured on both sides."""
 
     name: str
@@ -144,16 +144,18 @@ def _on_the_paper(compared: Comparison, note: str) -> list[str]:
     return [note] if PUBLISHED in compared.sides else []
 
 
-def _row(pair: MatchedArms, what: str, measured: Callable[[Arm], list[float]]) -> Row:
-    return Row(f"{pair.ours.title}, {what}", pair.theirs.title, measured(pair.ours), measured(pair.theirs))
+def _row(pair: MatchedArms, what: str, measured: Callable[[Arm], list[float]]) -> ComparedRow:
+    return ComparedRow(
+        f"{pair.ours.title}, {what}", pair.theirs.title, measured(pair.ours), measured(pair.theirs)
+    )
 
 
 def _table(
     number: str,
     caption: str,
     compared: Comparison,
-    rows: list[Row],
-    more: list[Row],
+    rows: list[ComparedRow],
+    more: list[ComparedRow],
     notes: list[str],
     statistics: tuple[str, ...] = ("mean", "SD", "n"),
 ) -> Table:
@@ -197,7 +199,7 @@ def _table(
     )
 
 
-def _ratio(average: str, row: Row) -> str:
+def _ratio(average: str, row: ComparedRow) -> str:
     ours, theirs = _AVERAGES[average](row.ours), _AVERAGES[average](row.theirs)
     return DASH if ours is None or not theirs else cell(ours / theirs)
 
