@@ -4,6 +4,8 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
+from qlora_repeat.results.statistics import Share
+
 DASH = "—"
 """Stands for a value that there is none of."""
 _SPREAD_DIGITS = 3
@@ -49,6 +51,16 @@ def percent(share: float | None) -> str:
     if share is None:
         return DASH
     return f"{100 * share:.0f} %" if abs(share) >= 0.095 else f"{100 * share:.2g} %"
+
+
+def share_text(share: Share | None) -> str:
+    """Return a count as in a table: ``5 of 7``; a dash where there is nothing to count."""
+    return f"{share.count} of {share.of}" if share else DASH
+
+
+def share_interval(share: Share | None) -> str:
+    """Return the interval of a share, in percent."""
+    return f"{100 * share.low:.0f}–{100 * share.high:.0f} %" if share else DASH
 
 
 def spread_text(value: float | None) -> str:

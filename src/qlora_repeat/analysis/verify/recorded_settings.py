@@ -4,14 +4,15 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from qlora_repeat.assets.base_models import base_digest, base_folder
 from qlora_repeat.assets.datasets import data_digest, data_folder
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record
+from qlora_repeat.study.data_sources import Positive
 from qlora_repeat.study.randomness import Randomness
 from qlora_repeat.study.study import Evaluation, Generation, Lora, Model, Quantization, Study, Training
 from qlora_repeat.study.trial import Stage, Trial
@@ -37,24 +38,24 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
     try:
         model = dataclasses.replace(
             study.models[trial.model_name],
-            template=_text(tuned["template"]),
-            special_tokens=_true(tuned["special_tokens"]),
-            target_modules=[_text(name) for name in tuned["target_modules"]],
+            template=_typed(str, tuned["template"]),
+            special_tokens=_typed(bool, tuned["special_tokens"]),
+            target_modules=_typed(list[str], tuned["target_modules"]),
             training=_typed(Training, tuned["training"]),
             stop=tested.get("stop", trial.model.stop),
         )
         changed = dataclasses.replace(
             study,
-            threads=_whole(tuned["threads"], MOST_THREADS),
+            threads=_typed(Annotated[int, Field(ge=1, le=MOST_THREADS)], tuned["threads"]),
             profile=_PROFILE,
             profiles={_PROFILE: _randomness(study.randomness, tuned, tested)},
             optimizers=_optimizers(tuned["optimizer"], trial),
             quantization=_typed(Quantization, tuned["quantization"]),
-            weights=_text(tuned["weights"]),
+            weights=_typed(str, tuned["weights"]),
             precision=dataclasses.replace(
                 study.precision,
-                compute=_text(tuned["compute"]),
-                merged=_text(merged.get("merged", study.precision.merged)),
+                compute=_typed(str, tuned["compute"]),
+                merged=_typed(str, merged.get("merged", study.precision.merged)),
             ),
             lora=_typed(Lora, tuned["lora"]),
             generation=_typed(Generation, tested["generation"]) if tested else study.generation,
@@ -124,22 +125,25 @@ def _optimizers(recorded: Any, trial: Trial) -> list[Any]:
 def _evaluation(now: Evaluation, tested: dict[str, Any]) -> Evaluation:
     if not tested:
         return now
-    return dataclasses.replace(now, examples=tested["examples"], batch_size=_whole(tested["batch_size"]))
+    return dataclasses.replace(
+        now, examples=tested["examples"], batch_size=_typed(Positive, tested["batch_size"])
+    )
 
 
 def _data(study: Study, model: Model, tuned: dict[str, Any], tested: dict[str, Any]) -> Any:
     data = study.data[model.data]
     return dataclasses.replace(
         data,
-        prompts=[_text(prompt) for prompt in tuned["prompts"]],
+        prompts=_typed(list[str], tuned["prompts"]),
         test_share=tuned["test_share"],
         max_rows=tuned["max_rows"],
         max_new_tokens=tested.get("max_new_tokens", data.max_new_tokens),
     )
 
 
-def _typed(kind: type, content: Any) -> Any:
-    return TypeAdapter(kind).validate_json(json.dumps(content))
+def _typed(kind: Any, content: Any) -> Any:
+    """A setting, once it has this type; no text passes for a number."""
+    return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
 
 
 def _plain(settings: Any) -> dict[str, Any]:
@@ -147,26 +151,8 @@ def _plain(settings: Any) -> dict[str, Any]:
     return plain
 
 
-def _text(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.60} is not a text")
-    return value
-
-
-def _whole(value: Any, most: int = 2**31) -> int:
-    if type(value) is not int or not 1 <= value <= most:
-        raise TypeError(f"{value!r:.60} is not a whole number from 1 to {most}")
-    return value
-
-
-def _true(value: Any) -> bool:
-    if type(value) is not bool:
-        raise TypeError(f"{value!r:.60} is neither true nor false")
-    return value
-
-
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
     return str(error).splitlines()[0]

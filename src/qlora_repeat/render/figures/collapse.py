@@ -36,7 +36,7 @@ from qlora_repeat.render.figures.scales import Scale, common_scales
 from qlora_repeat.render.footnotes import missing, source_of, stale
 from qlora_repeat.render.tables.collapse import COLLAPSED, collapse_share, tested_models
 from qlora_repeat.results.arms import Arm, base_perplexities, distinct
-from qlora_repeat.results.number_format import DASH
+from qlora_repeat.results.number_format import share_text
 from qlora_repeat.results.statistics import rank
 
 _COLUMNS = 3
@@ -159,8 +159,7 @@ def _draw_perplexities(axes: Axes, own: list[Arm], optimizers: list[str], scale:
             crosses, [0.96] * len(crosses), transform=axes.get_xaxis_transform(), color=color, clip_on=False,
             **CROSS,
         )  # fmt: skip
-        share = collapse_share(arm)
-        labels.append((place, f"{share.count} of {share.of}" if share else DASH))
+        labels.append((place, share_text(collapse_share(arm))))
     axes.set_xlim(-0.6, len(own) - 0.4)
     set_ticks(axes, "x", labels, "trials that collapsed")
 

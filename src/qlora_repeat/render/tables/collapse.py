@@ -4,7 +4,7 @@ from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, 
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arm_statistics import ArmStatistics, arm_statistics, worse_than_base_share
 from qlora_repeat.results.arms import Arm, by_model
-from qlora_repeat.results.number_format import DASH, cell, interval_text, rounded
+from qlora_repeat.results.number_format import DASH, cell, interval_text, rounded, share_text
 from qlora_repeat.results.statistics import FEWEST, Share, Summary, compare_spreads, holm_known
 
 COLLAPSED = "Collapsed: with a perplexity above the base's own before fine-tuning, or not finite."
@@ -76,16 +76,16 @@ def _outcomes(own: ArmStatistics) -> list[str]:
     """The cells above those of the spread."""
     nothing = Summary(0, 0)
     found, losses = (own.measures.get(name, nothing) for name in ("perplexity", "final_loss"))
-    worse, diverged = own.worse_than_base, own.diverged
+    worse = own.worse_than_base
     return [
         str(own.trials),
         cell(found.median),
         interval_text(cell(found.low), cell(found.high)),
         cell(found.sd),
-        f"{worse.count} of {worse.of}" if worse else DASH,
+        share_text(worse),
         interval_text(f"{100 * worse.low:.0f} %", f"{100 * worse.high:.0f} %") if worse else DASH,
         cell(losses.median),
-        f"{diverged.count} of {diverged.of}" if diverged else DASH,
+        share_text(own.diverged),
     ]
 
 

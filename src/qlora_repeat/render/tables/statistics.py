@@ -6,8 +6,16 @@ from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, 
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arm_statistics import SpreadComparison, StudyStatistics, study_statistics
 from qlora_repeat.results.arms import Arm, distinct
-from qlora_repeat.results.number_format import DASH, cell, interval_text, spread_text, value_text
-from qlora_repeat.results.statistics import FEWEST, TRIALS_NEEDED, Share, Summary
+from qlora_repeat.results.number_format import (
+    DASH,
+    cell,
+    interval_text,
+    share_interval,
+    share_text,
+    spread_text,
+    value_text,
+)
+from qlora_repeat.results.statistics import FEWEST, TRIALS_NEEDED, Summary
 
 _TITLES = {
     "perplexity": "perplexity",
@@ -39,8 +47,8 @@ def _arms_table(arms: list[Arm], found: StudyStatistics) -> Table:
         [
             arm.name,
             str(own.trials),
-            *_share_cells(own.diverged),
-            *_share_cells(own.worse_than_base),
+            *(text(own.diverged) for text in (share_text, share_interval)),
+            *(text(own.worse_than_base) for text in (share_text, share_interval)),
             *(cell for name in measures for cell in _summary_cells(own.measures[name])),
         ]
         for arm, own in zip(arms, found.arms, strict=True)
@@ -70,12 +78,6 @@ def _arms_table(arms: list[Arm], found: StudyStatistics) -> Table:
         rows=rows,
         notes=notes,
     )
-
-
-def _share_cells(found: Share | None) -> list[str]:
-    if found is None:
-        return [DASH, DASH]
-    return [f"{found.count} of {found.of}", f"{100 * found.low:.0f}–{100 * found.high:.0f} %"]
 
 
 def _summary_cells(summary: Summary) -> list[str]:
