@@ -25,18 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from baseline import one_by_one
+from places import at
 from tabulate import tabulate
 
 from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import batch_order, encode, part_rows
-from qlora_repeat.assets.hub_lock import LockFile
-from qlora_repeat.cli.commands.stage import require_fetched
 from qlora_repeat.cli.options import silence_libraries
+from qlora_repeat.execution.run_study import fetch_missing
 from qlora_repeat.records.record import read_record
 from qlora_repeat.stages.perplexity import ExampleLoss, example_losses, perplexity
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import Stage, cache_folder, find_trial
+from qlora_repeat.study.trial import Stage
 from qlora_repeat.system.determinism import set_kernels
 
 HERE = Path(__file__).resolve().parent
@@ -102,14 +102,13 @@ def main() -> None:
 
 def prepare(bench: Bench) -> Study:
     """The study's base and data, and the quotes as the plain script wants them."""
-    study, cache = load_study(str(bench.study(bench.cores))), cache_folder()
-    from rich.console import Console
-
-    require_fetched(study, LockFile(bench.folder / "none"), cache, Console(stderr=True))
+    study = load_study(str(bench.study(bench.cores)))
+    workspace = at(study, bench.folder)
+    fetch_missing(workspace, lambda line: print(line, file=sys.stderr))
     (bench.folder / "cache").mkdir()
     for part in ("bases", "data"):
-        (bench.folder / "cache" / part).symlink_to(cache / part)
-    train, test = (part_rows(study, "quotes", part, cache, 42) for part in ("train", "test"))
+        (bench.folder / "cache" / part).symlink_to(workspace.cache / part)
+    train, test = (part_rows(workspace, "quotes", part, 42) for part in ("train", "test"))
     seen = [train[row] for [row] in batch_order(len(train), 1, 20, 42)]  # what the kit's trials see
     for name, rows in (("train", seen), ("test", test[: study.evaluation.examples])):
         lines = [json.dumps({"text": row["quote"]}) + "\n" for row in rows]
@@ -183,10 +182,9 @@ def recording(bench: Bench, study: Path) -> None:
 
 def compare_perplexity(bench: Bench, study: Study) -> None:
     """500 quotes, one by one and in batches, on the base at the same precision; twice, in turns."""
-    cache = cache_folder()
-    folder = base_folder(study, MODEL, cache)
+    folder = base_folder(at(study), MODEL)
     tokenizer, model = load_tokenizer(folder), load_full(folder, study.precision.compute)
-    rows = part_rows(study, "quotes", "test", cache, 42)[: study.evaluation.examples]
+    rows = part_rows(at(study), "quotes", "test", 42)[: study.evaluation.examples]
     examples = encode(tokenizer, study.models[MODEL], rows)
     plain_seconds, kit_seconds = [], []
     for _ in range(2):
@@ -252,7 +250,7 @@ def compare_steps(bench: Bench) -> None:
 def baseline(bench: Bench, seed: int, *options: str) -> dict[str, Any]:
     """A trial of the plain script: what it printed, and its seconds from start to end (`wall`)."""
     study = load_study(str(bench.study(1)))
-    base = base_folder(study, MODEL, bench.folder / "cache")
+    base = base_folder(at(study, cache=bench.folder / "cache"), MODEL)
     files = [bench.folder / "train.jsonl", bench.folder / "test.jsonl", bench.folder / "plain-script"]
     began = time.perf_counter()
     lines = called([HERE / "baseline.py", base, *files, "--seed", seed, *options], bench.folder)
@@ -288,7 +286,7 @@ def called(arguments: Sequence[object], folder: Path) -> list[str]:
 
 def record(bench: Bench, study: object, number: int, stage: Stage, runs: str = "runs") -> dict[str, Any]:
     """What a stage of a trial measured."""
-    trial = find_trial(load_study(str(study)), f"{ARM}/{number}", bench.folder / runs)
+    trial = at(load_study(str(study)), bench.folder / runs).trial(f"{ARM}/{number}")
     found = read_record(trial.record(stage))
     assert found is not None, trial.record(stage)
     return found.outputs
@@ -296,7 +294,7 @@ def record(bench: Bench, study: object, number: int, stage: Stage, runs: str = "
 
 def recorded_seconds(bench: Bench, study: Path, number: int, stage: Stage) -> float:
     """How long a stage of a trial of the arm took."""
-    trial = find_trial(load_study(str(study)), f"{ARM}/{number}", bench.folder / "arm")
+    trial = at(load_study(str(study)), bench.folder / "arm").trial(f"{ARM}/{number}")
     found = read_record(trial.record(stage))
     assert found is not None, trial.record(stage)
     return found.seconds

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from places import at
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +26,6 @@ import qlora_repeat.execution.preload  # noqa: F401
 from qlora_repeat.stages.finetune import finetune
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import cache_folder, find_trial
 from qlora_repeat.system.determinism import set_kernels
 
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm")
@@ -78,7 +78,7 @@ def finetuned(
     """Fine-tunes, with `watching` entered for all steps but the first: the outputs, and their seconds."""
     times = []
 
-    def report(done: int, total: int, loss: float | None) -> None:
+    def progress(stage: str, done: int, total: int, loss: float | None) -> None:
         if done == 1:
             watching.__enter__()
             times.append(time.perf_counter())
@@ -87,8 +87,8 @@ def finetuned(
             watching.__exit__(None, None, None)
 
     with tempfile.TemporaryDirectory() as runs:
-        trial = find_trial(study, trial_name, Path(runs))
-        outputs = finetune(trial, cache_folder(), report, {})
+        trial = at(study, Path(runs)).trial(trial_name)
+        outputs = finetune(trial, progress, {})
     return outputs, times[1] - times[0]
 
 

@@ -20,6 +20,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import bitsandbytes
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from places import at
 from tabulate import tabulate
 
 from qlora_repeat.planning.gpu_catalog import PAPER_GPU, find_gpu
@@ -66,7 +67,7 @@ def _trial(name: str, length: int, checkpointing: bool) -> Trial:
     model = STUDY.models[name]
     training = dataclasses.replace(model.training, max_length=length, gradient_checkpointing=checkpointing)
     models = {name: dataclasses.replace(model, training=training)}
-    return Trial(dataclasses.replace(STUDY, models=models), name, "adamw-8bit", 1, Path())
+    return Trial(at(dataclasses.replace(STUDY, models=models)), name, "adamw-8bit", 1)
 
 
 def _config(name: str, libraries: str) -> Any:

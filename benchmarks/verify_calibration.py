@@ -23,16 +23,19 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from places import at
+
 from qlora_repeat.analysis.trial_diff import Side, compare_trials, read_side
 from qlora_repeat.analysis.verify.rerun import Recorded, compared, read_recorded, rerun_folder, run_again
 from qlora_repeat.analysis.verify.verdict import judge_rerun
-from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.stages import evaluate, finetune, merge
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import draw_seeds
 from qlora_repeat.study.study import Study, Tolerance
-from qlora_repeat.study.trial import Trial, cache_folder
+from qlora_repeat.study.trial import Trial
+from qlora_repeat.study.workspace import Workspace
 
 STUDY = "benchmarks/calibration.toml"
 MODEL, OPTIMIZER = "neox", "adamw-32bit"
@@ -87,11 +90,11 @@ def rerun_trial(kind: str, study: Study, number: int, runs: Path) -> Trial:
     elif kind == "learning rate 1 % higher":
         rate = study.models[MODEL].training.learning_rate
         study = altered(study, training={"learning_rate": rate * 1.01})
-    return Trial(study, MODEL, optimizer, number, runs)
+    return Trial(at(study, runs), MODEL, optimizer, number)
 
 
 def run_one(trial: Trial, seeds: dict[str, int] | None = None) -> Side:
-    run_stages(trial, ["finetune", "merge", "evaluate"], cache_folder(), lambda *told: None, seeds=seeds)
+    run_trial(trial, ["finetune", "merge", "evaluate"], lambda *told: None, seeds=seeds)
     return read_side("re-run", trial.folder)
 
 
@@ -105,9 +108,9 @@ def swapped_rows(kind: str, number: int) -> Iterator[None]:
     study = load_study(STUDY)
     seeds = draw_seeds(study.randomness, number)
 
-    def swapped(study: Study, name: str, part: Any, cache: Path, seed: int) -> list[Any]:
-        rows = list(part_rows(study, name, part, cache, seed))
-        steps = study.models[MODEL].training.steps or 1
+    def swapped(workspace: Workspace, name: str, part: Any, seed: int) -> list[Any]:
+        rows = list(part_rows(workspace, name, part, seed))
+        steps = workspace.study.models[MODEL].training.steps or 1
         order = finetune.batch_order(len(rows), 1, steps, seeds["data_order"])
         seen = order[number % steps][0]
         other = (seen + 1 + number) % len(rows)
@@ -157,7 +160,7 @@ def noise_of(work: Path, number: int) -> list[dict[str, Any]]:
     study, found = load_study(STUDY), []
     with scratch() as folder:
         for optimizer in (OPTIMIZER, "adamw-8bit"):
-            still = run_one(Trial(study, MODEL, optimizer, number, folder / "still"))
+            still = run_one(Trial(at(study, folder / "still"), MODEL, optimizer, number))
             for kind in ("one weight moved by one ulp", "two threads for one"):
                 trial = rerun_trial(kind, study, number, folder / kind)
                 moved = run_one(dataclasses.replace(trial, optimizer=optimizer))
@@ -172,7 +175,7 @@ def record(work: Path, number: int) -> list[dict[str, Any]]:
     """The recorded trial of that number, with each optimizer; the folders stay."""
     study, found = load_study(STUDY), []
     for optimizer in (OPTIMIZER, "adamw-8bit"):
-        trial = Trial(study, MODEL, optimizer, number, work / "recorded")
+        trial = Trial(at(study, work / "recorded"), MODEL, optimizer, number)
         side = run_one(trial)
         merge.delete_merged(trial)  # 43 MB each, which nothing is compared with
         found.append({"optimizer": optimizer, "trial": number, "perplexity": side.perplexity})
@@ -187,7 +190,7 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
         recorded = {
             optimizer: read_recorded(trial, trial.folder, folder / "again")
             for optimizer in (OPTIMIZER, "adamw-8bit")
-            for trial in [Trial(study, MODEL, optimizer, number, work / "recorded")]
+            for trial in [Trial(at(study, work / "recorded"), MODEL, optimizer, number)]
         }
         for kind in EXPECTED:
             own = recorded["adamw-8bit" if kind.endswith("8-bit") else OPTIMIZER]
@@ -207,10 +210,10 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
 
 def rerun_side(kind: str, own: Recorded, study: Study, runs: Path) -> Side:
     """A recorded trial run once more, changed as its kind says."""
-    number, cache = own.again.number, cache_folder()
+    number = own.again.number
     if kind.startswith("run again"):
-        with rerun_folder(own, cache, "whole", None, False) as (again, seeds):
-            return run_again(own, again, seeds, cache, lambda *told: None)
+        with rerun_folder(own, "whole", None, False) as (again, seeds):
+            return run_again(own, again, seeds, lambda *told: None)
     trial = rerun_trial(kind, study, number, runs)
     fresh = draw_seeds(trial.study.randomness, number + 10_000)
     seeds = own.seeds

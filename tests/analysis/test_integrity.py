@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checkout import ROOT, copy_folder, kit
 from support.finished import finish_study
+from support.places import NO_RUNS, at
 from support.small_disk import needs_mount, on_small_disk
 
 from qlora_repeat.analysis.integrity import Checked, check
@@ -28,7 +29,7 @@ from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import write_results
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import Trial, all_trials, base_record, find_trial, results_path
+from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import write_json
 from qlora_repeat.system.hashing import file_digest, json_digest
@@ -54,11 +55,11 @@ def trial(template: tuple[Study, Path], tmp_path: Path) -> Trial:
     study, folder = template
     shutil.copytree(folder / "runs", tmp_path / "runs")
     shutil.copy(folder / "tiny.toml", tmp_path)
-    return find_trial(study, NAME, tmp_path / "runs")
+    return at(study, tmp_path / "runs", NO_CACHE).trial(NAME)
 
 
 def checked(trial: Trial, cache: Path = NO_CACHE) -> Checked:
-    return check(trial.study, trial.runs, cache, lambda done, total: None)
+    return check(trial.workspace, lambda done, total: None)
 
 
 def flip(path: Path, bit: int = 0) -> None:
@@ -73,7 +74,7 @@ def flip(path: Path, bit: int = 0) -> None:
 
 
 def states(trial: Trial, *, rehash: bool = True) -> list[str]:
-    return [state.state for state in stage_states(trial, NO_CACHE, rehash=rehash).values()]
+    return [state.state for state in stage_states(trial, rehash=rehash).values()]
 
 
 ASKED = {"study", "task", "model", "model_title", "counterpart", "optimizer", "trial"}
@@ -84,7 +85,7 @@ ASKED |= {"status", "miniature"}
 
 def numbers(trial: Trial) -> dict[str, Any]:
     """What collect has measured of a trial."""
-    for row in collect(trial.study, trial.runs, NO_CACHE):
+    for row in collect(trial.workspace):
         if (row.model, row.optimizer, row.trial) == (trial.model_name, trial.optimizer, trial.number):
             return {
                 name: value
@@ -121,7 +122,7 @@ def lasting(template: tuple[Study, Path]) -> Trial:
     study, folder = template
     few = dataclasses.replace(study, trials=1)
     finish_study(few, folder / "lasting", NO_CACHE)
-    return find_trial(few, NAME, folder / "lasting")
+    return at(few, folder / "lasting", NO_CACHE).trial(NAME)
 
 
 @settings(deadline=None, max_examples=80)
@@ -135,9 +136,9 @@ def test_one_bit_flipped_anywhere_is_never_done_and_gives_no_number(
     flip(path, bit)
     try:
         assert states(lasting) == AFTER[stage_of(name)]
-        assert trial_state(lasting, NO_CACHE) == "damaged"
+        assert trial_state(lasting) == "damaged"
         assert numbers(lasting) == {}
-        (line,) = explanations(standings([lasting], NO_CACHE))
+        (line,) = explanations(standings([lasting]))
         assert line.startswith(f"{NAME} is damaged: {path}: ")
         assert line.endswith("; `qlora-repeat run` does its stage again")
         assert any(problem.startswith(f"{path}: ") for problem in checked(lasting).problems)
@@ -148,15 +149,15 @@ def test_one_bit_flipped_anywhere_is_never_done_and_gives_no_number(
 @settings(deadline=None, max_examples=50)
 @given(st.floats(0, 1, exclude_max=True))
 def test_one_bit_flipped_in_the_test_of_a_base_gives_no_number(lasting: Trial, place: float) -> None:
-    study, runs = lasting.study, lasting.runs
-    path = base_record(study, "tiny-neox", 1, runs)
+    (test,) = lasting.workspace.base_tests("tiny-neox")
+    path = test.record
     bit = int(place * path.stat().st_size * 8)
     flip(path, bit)
     try:
-        assert base_state(study, "tiny-neox", 1, runs, NO_CACHE).state == "damaged"
-        rows = [row for row in collect(study, runs, NO_CACHE) if row.model == "tiny-neox"]
+        assert base_state(test).state == "damaged"
+        rows = [row for row in collect(lasting.workspace) if row.model == "tiny-neox"]
         assert {(row.base_perplexity, row.perplexity) for row in rows} == {(None, 8.25)}
-        assert base_damages(study, runs, NO_CACHE)[0].startswith(f"tiny-neox/base/1 is damaged: {path}: ")
+        assert base_damages(lasting.workspace)[0].startswith(f"tiny-neox/base/1 is damaged: {path}: ")
         assert checked(lasting).problems[0].startswith(f"{path}: ")
     finally:
         flip(path, bit)
@@ -167,8 +168,8 @@ def test_a_file_cut_short_or_gone_is_seen_without_reading_it(name: str, trial: T
     path, stage = trial.folder / name, stage_of(name)
     os.truncate(path, path.stat().st_size - 1)
     assert states(trial, rehash=False) == AFTER[stage] == states(trial)
-    found = standings(all_trials(trial.study, trial.runs), NO_CACHE, rehash=False)
-    arms = study_states(trial.study, trial.runs, NO_CACHE, found)
+    found = standings(trial.workspace.trials(), rehash=False)
+    arms = study_states(trial.workspace, found)
     assert "damaged" in arms[f"{trial.model_name}/{trial.optimizer}"]
     (line,) = explanations(found)
     assert line.startswith(f"{NAME} is damaged: {path}: ")
@@ -189,14 +190,11 @@ def test_merged_weights_that_were_deleted_are_no_damage(trial: Trial) -> None:
 
 @pytest.mark.parametrize("other", ["tiny-neox/adamw-8bit/2", "tiny-neox/adamw-32bit/1"])
 def test_the_record_of_another_trial_is_damage(other: str, trial: Trial) -> None:
-    record = find_trial(trial.study, other, trial.runs).record("time")
+    record = trial.workspace.trial(other).record("time")
     shutil.copy(record, trial.record("time"))
     assert states(trial) == AFTER["time"]
     shutil.copy(trial.record("evaluate"), trial.record("time"))
-    assert (
-        "not a record of this stage, but the evaluate stage of"
-        in explanations(standings([trial], NO_CACHE))[0]
-    )
+    assert "not a record of this stage, but the evaluate stage of" in explanations(standings([trial]))[0]
 
 
 def test_a_whole_study_holds_what_its_records_say(trial: Trial) -> None:
@@ -423,8 +421,8 @@ def test_a_trial_that_a_process_works_on_is_left_alone(trial: Trial) -> None:
 
 
 def test_results_that_are_not_of_these_records_are_a_note(trial: Trial) -> None:
-    path = results_path(trial.study, trial.runs)
-    write_results(collect(trial.study, trial.runs, NO_CACHE), path)
+    path = trial.workspace.results
+    write_results(collect(trial.workspace), path)
     assert checked(trial).notes == []
     path.write_text(path.read_text().replace("8.25", "8.26", 1))
     note = f"{path}: not what the records give now; run `qlora-repeat collect` for this study"
@@ -438,11 +436,11 @@ def test_bases_and_data_of_the_study_are_checked_where_they_are(
 ) -> None:
     copy_folder(cache, tmp_path / "cache")
     study, own = trial.study, tmp_path / "cache"
-    finish_study(study, trial.runs, own)
+    finish_study(study, trial.workspace.runs, own)
     found = checked(trial, own)
     assert found.problems == []
-    weights = base_folder(study, "tiny-neox", own) / "model.safetensors"
-    rows = data_folder(study, "quotes", own)
+    weights = base_folder(at(study, NO_RUNS, own), "tiny-neox") / "model.safetensors"
+    rows = data_folder(at(study, NO_RUNS, own), "quotes")
     assert {weights, *rows.glob("*.jsonl")} <= {looked.path for looked in found.inputs}
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -456,7 +454,7 @@ def test_bases_and_data_of_the_study_are_checked_where_they_are(
 
 
 def test_the_command_line_tells_problems_and_how_many_files_are_whole(trial: Trial, tmp_path: Path) -> None:
-    options = [tmp_path / "tiny.toml", "--runs", trial.runs, "--cache", tmp_path / "cache"]
+    options = [tmp_path / "tiny.toml", "--runs", trial.workspace.runs, "--cache", tmp_path / "cache"]
     whole = kit("check", *options)
     assert (whole.returncode, whole.stderr) == (0, "")
     assert whole.stdout == "74 files of 8 trials hold what their records say, and 0 of models and data\n"
@@ -479,7 +477,7 @@ def test_the_command_line_tells_problems_and_how_many_files_are_whole(trial: Tri
 
 
 def test_a_study_without_results_has_nothing_to_check(study: Study, tmp_path: Path) -> None:
-    found = check(study, tmp_path / "runs", tmp_path / "cache", lambda done, total: None)
+    found = check(at(study, tmp_path / "runs", tmp_path / "cache"), lambda done, total: None)
     assert (found.trials, found.files, found.inputs, found.notes) == (0, [], [], [])
 
 
@@ -489,7 +487,7 @@ def test_status_and_check_need_no_torch(trial: Trial, tmp_path: Path) -> None:
         "try: main()\n"
         "finally: print(*sys.modules, file=sys.stderr)"
     )
-    options = ["--runs", str(trial.runs), "--cache", str(tmp_path / "cache")]
+    options = ["--runs", str(trial.workspace.runs), "--cache", str(tmp_path / "cache")]
     for command in ("check", "status"):
         arguments = [command, str(tmp_path / "tiny.toml"), *options]
         done = subprocess.run(

@@ -12,6 +12,7 @@ import pytest
 from support.checkout import ROOT
 from support.laboratory import Lab, failure, run
 from support.made_results import missing, trial
+from support.places import at
 
 from qlora_repeat.analysis.interlab import SharedArm, compare_laboratories, laboratory
 from qlora_repeat.analysis.interlab_statistics import reproducibility
@@ -176,14 +177,13 @@ def other_lab(lab: Lab, folder: Path) -> Lab:
 
     from qlora_repeat.records.record import read_record, write_record
     from qlora_repeat.study.loading import load_study
-    from qlora_repeat.study.trial import all_trials
 
     there = Lab(folder, lab.cache)
     folder.mkdir()
     write_study(folder)
     study = load_study(str(there.study))
     finish_study(study, there.runs, there.cache)
-    for each in all_trials(study, there.runs):
+    for each in at(study, there.runs).trials():
         record = read_record(each.record("evaluate"))
         assert record is not None
         outputs = record.outputs | {"perplexity": record.outputs["perplexity"] + each.number / 8}

@@ -19,6 +19,7 @@ import pytest
 from support.checkout import ROOT, copy_folder
 from support.laboratory import Lab, failure, run
 from support.made_attribution import additive, made
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat.analysis.attribution.decompose import attribute
@@ -27,11 +28,11 @@ from qlora_repeat.archive.pack import pack
 from qlora_repeat.archive.unpack import opened, unpack
 from qlora_repeat.archive.zip_file import CRATE, SUMS, text_entry, write_archive
 from qlora_repeat.errors import MissingError, StoppedError, UsageError
-from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import STAGES, find_trial
+from qlora_repeat.study.trial import STAGES
 from qlora_repeat.system.hashing import folder_digests
 from qlora_repeat.system.signals import heeded
 
@@ -290,12 +291,12 @@ def stopping(done: int, total: int) -> None:
 
 
 def test_stopped_half_way_it_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
-    study = load_study(str(lab.study))
+    workspace = at(lab.study, lab.runs, lab.cache)
     before = lab.archive.read_bytes()
     there = sorted(lab.runs.iterdir())
     for path in (lab.archive, lab.runs / "new.zip"):
         with pytest.raises(StoppedError), heeded(keyboard=False):
-            pack(study, str(lab.study), lab.runs, lab.cache, lab.tables, path, stopping)
+            pack(workspace, lab.tables, path, stopping)
     assert sorted(lab.runs.iterdir()) == there
     assert lab.archive.read_bytes() == before
     there = sorted(tmp_path.iterdir())
@@ -571,8 +572,8 @@ def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A lab with one trial that has really run, packed."""
     lab = Lab(tmp_path_factory.mktemp("recorded"), cache)
     write_study(lab.folder)
-    trial = find_trial(load_study(str(lab.study)), FIRST, lab.runs)
-    run_stages(trial, STAGES, cache, lambda stage, done, total, loss: None)
+    trial = at(load_study(str(lab.study)), lab.runs, cache).trial(FIRST)
+    run_trial(trial, STAGES, lambda stage, done, total, loss: None)
     assert "before you publish" not in lab.kit("pack").output, "records, trace, adapter"
     return lab
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, quants
+from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import (
     base_folder,
@@ -42,9 +43,9 @@ def pocket() -> Study:
 def smollm(pocket: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The converted SmolLM2."""
     cache = tmp_path_factory.mktemp("cache")
-    fetch_base(pocket, "smollm2-135m", cache)
-    check_base(pocket, "smollm2-135m", cache)
-    return base_folder(pocket, "smollm2-135m", cache)
+    fetch_base(at(pocket, NO_RUNS, cache), "smollm2-135m")
+    check_base(at(pocket, NO_RUNS, cache), "smollm2-135m")
+    return base_folder(at(pocket, NO_RUNS, cache), "smollm2-135m")
 
 
 def test_converted_weights_are_those_of_the_gguf_file(pocket: Study, smollm: Path) -> None:
@@ -78,17 +79,17 @@ def test_the_converted_model_knows_english(pocket: Study, smollm: Path, precisio
 def test_the_pocket_neox_has_the_true_shape_and_repeats(pocket: Study, tmp_path: Path) -> None:
     digests = []
     for cache in (tmp_path / "one", tmp_path / "two"):
-        fetch_base(pocket, "neox-pocket", cache)
-        check_base(pocket, "neox-pocket", cache)
-        digests.append(weights_digest(base_folder(pocket, "neox-pocket", cache)))
+        fetch_base(at(pocket, NO_RUNS, cache), "neox-pocket")
+        check_base(at(pocket, NO_RUNS, cache), "neox-pocket")
+        digests.append(weights_digest(base_folder(at(pocket, NO_RUNS, cache), "neox-pocket")))
         torch.rand(3)
     assert digests[0] == digests[1]
-    model = load_full(base_folder(pocket, "neox-pocket", cache), "float32")
+    model = load_full(base_folder(at(pocket, NO_RUNS, cache), "neox-pocket"), "float32")
     assert model.config.model_type == "gpt_neox"
     assert model.config.vocab_size == VOCABULARY
     assert model.config.use_parallel_residual
     assert 18e6 < model.num_parameters() < 22e6
-    assert load_tokenizer(base_folder(pocket, "neox-pocket", cache)).vocab_size > 50000
+    assert load_tokenizer(base_folder(at(pocket, NO_RUNS, cache), "neox-pocket")).vocab_size > 50000
 
 
 def test_pretraining_sees_nothing_of_the_study(pocket: Study) -> None:
@@ -103,8 +104,8 @@ def test_pretraining_sees_nothing_of_the_study(pocket: Study) -> None:
 
 
 def test_a_changed_base_is_refused(pocket: Study, tmp_path: Path) -> None:
-    fetch_base(pocket, "neox-pocket", tmp_path)
-    config = base_folder(pocket, "neox-pocket", tmp_path) / "config.json"
+    fetch_base(at(pocket, NO_RUNS, tmp_path), "neox-pocket")
+    config = base_folder(at(pocket, NO_RUNS, tmp_path), "neox-pocket") / "config.json"
     config.write_text(config.read_text().replace("192", "256"))
     with pytest.raises(MissingError, match=r"config\.json was changed; delete the folder"):
-        check_base(pocket, "neox-pocket", tmp_path)
+        check_base(at(pocket, NO_RUNS, tmp_path), "neox-pocket")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.places import NO_RUNS, at
 from support.tiny import tiny_tokenizer, write_study
 
 from qlora_repeat.assets.dataset_builders import corpus_rows
@@ -50,7 +51,7 @@ def own_cache(cache: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_split_is_80_to_20_and_loses_nothing(study: Study, cache: Path, name: str) -> None:
-    train, test = (part_rows(study, name, part, cache, 42) for part in PARTS)
+    train, test = (part_rows(at(study, NO_RUNS, cache), name, part, 42) for part in PARTS)
     assert (len(train), len(test)) == (48, 12)
     every = corpus_rows(study.data[name])
     assert sorted(map(str, train + test)) == sorted(map(str, every))
@@ -63,14 +64,16 @@ def test_the_split_does_not_depend_on_what_ran_before(study: Study, cache: Path,
         np.random.seed(state)
         random.seed(state)
         torch.manual_seed(state)
-        prepare_data(study, "quotes", tmp_path / str(state))
-        assert part_rows(study, "quotes", "test", tmp_path / str(state), 42) == part_rows(
-            study, "quotes", "test", cache, 42
+        prepare_data(at(study, NO_RUNS, tmp_path / str(state)), "quotes")
+        assert part_rows(at(study, NO_RUNS, tmp_path / str(state)), "quotes", "test", 42) == part_rows(
+            at(study, NO_RUNS, cache), "quotes", "test", 42
         )
 
 
 def test_another_split_seed_gives_another_split_of_the_same_rows(study: Study, cache: Path) -> None:
-    one, two = ([part_rows(study, "quotes", part, cache, seed) for part in PARTS] for seed in (42, 43))
+    one, two = (
+        [part_rows(at(study, NO_RUNS, cache), "quotes", part, seed) for part in PARTS] for seed in (42, 43)
+    )
     assert one[1] != two[1]
     assert sorted(map(str, one[0] + one[1])) == sorted(map(str, two[0] + two[1]))
 
@@ -88,20 +91,20 @@ def test_every_epoch_has_every_example_once_in_an_order_of_its_own() -> None:
 def test_other_rows_than_the_study_expects_are_refused(tmp_path: Path) -> None:
     changed = load_study(str(write_study(tmp_path, ("\nseed = 1", "\nseed = 2"))))
     with pytest.raises(MissingError, match=r"data quotes: .* study tiny expects \w{64}; install the locked"):
-        prepare_data(changed, "quotes", tmp_path / "cache")
-    assert data_digest(changed, "quotes", tmp_path / "cache") is None
+        prepare_data(at(changed, NO_RUNS, tmp_path / "cache"), "quotes")
+    assert data_digest(at(changed, NO_RUNS, tmp_path / "cache"), "quotes") is None
 
 
 def test_data_that_were_not_fetched_are_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"data quotes are not there; run `qlora-repeat fetch`"):
-        read_rows(study, "quotes", tmp_path)
+        read_rows(at(study, NO_RUNS, tmp_path), "quotes")
 
 
 def test_a_changed_file_is_named(study: Study, own_cache: Path) -> None:
-    path = data_folder(study, "quotes", own_cache) / ROWS
+    path = data_folder(at(study, NO_RUNS, own_cache), "quotes") / ROWS
     path.write_text(path.read_text(encoding="utf-8").replace("e", "E", 1), encoding="utf-8")
     with pytest.raises(MissingError, match=r"rows\.jsonl was changed; delete the folder and run"):
-        read_rows(study, "quotes", own_cache)
+        read_rows(at(study, NO_RUNS, own_cache), "quotes")
 
 
 def without_rows(folder: Path) -> None:
@@ -116,15 +119,17 @@ def not_utf8(folder: Path) -> None:
 def test_spoilt_data_are_told_another_way_out_than_fetching_again(
     study: Study, own_cache: Path, spoil: Any
 ) -> None:
-    spoil(data_folder(study, "quotes", own_cache))
-    assert data_digest(study, "quotes", own_cache) is not None, "so `fetch` takes them for present"
+    spoil(data_folder(at(study, NO_RUNS, own_cache), "quotes"))
+    assert data_digest(at(study, NO_RUNS, own_cache), "quotes") is not None, (
+        "so `fetch` takes them for present"
+    )
     with pytest.raises(MissingError, match="delete the folder"):
-        read_rows(study, "quotes", own_cache)
+        read_rows(at(study, NO_RUNS, own_cache), "quotes")
 
 
 def test_the_answer_starts_where_marked(study: Study, cache: Path, tokenizer: Any) -> None:
     model = study.models["tiny-llama-chat"]
-    rows = part_rows(study, "instructions", "test", cache, 42)
+    rows = part_rows(at(study, NO_RUNS, cache), "instructions", "test", 42)
     for row, example in zip(rows, encode(tokenizer, model, rows), strict=True):
         before, after = example.ids[: example.answer_start], example.ids[example.answer_start :]
         assert tokenizer.decode(after).lstrip(" ") == f"{row['answer']}</s>"
@@ -132,7 +137,7 @@ def test_the_answer_starts_where_marked(study: Study, cache: Path, tokenizer: An
 
 
 def test_a_quote_has_no_answer(study: Study, cache: Path, tokenizer: Any) -> None:
-    rows = part_rows(study, "quotes", "test", cache, 42)
+    rows = part_rows(at(study, NO_RUNS, cache), "quotes", "test", 42)
     examples = encode(tokenizer, study.models["tiny-neox"], rows)
     assert [example.row for example in examples] == list(range(len(rows)))
     assert all(example.answer_start == len(example.ids) for example in examples)
@@ -142,7 +147,7 @@ def test_a_quote_has_no_answer(study: Study, cache: Path, tokenizer: Any) -> Non
 def test_long_rows_are_cut_and_their_answer_with_them(study: Study, cache: Path, tokenizer: Any) -> None:
     model = study.models["tiny-llama-chat"]
     model = dataclasses.replace(model, training=dataclasses.replace(model.training, max_length=10))
-    for example in encode(tokenizer, model, part_rows(study, "instructions", "test", cache, 42)):
+    for example in encode(tokenizer, model, part_rows(at(study, NO_RUNS, cache), "instructions", "test", 42)):
         assert len(example.ids) == example.answer_start == 10
 
 
@@ -152,15 +157,15 @@ def test_braces_in_a_row_stay(study: Study) -> None:
 
 
 def test_prompts_of_text_generation_are_fed_as_they_are(study: Study, cache: Path) -> None:
-    prompts = study_prompts(study, "tiny-neox", cache, 42)
+    prompts = study_prompts(at(study, NO_RUNS, cache), "tiny-neox", 42)
     assert [prompt.shown for prompt in prompts] == study.data["quotes"].prompts
     assert [prompt.fed for prompt in prompts] == study.data["quotes"].prompts
     assert not any(prompt.has_options for prompt in prompts)
 
 
 def test_questions_are_found_in_the_test_part_by_how_they_begin(study: Study, cache: Path) -> None:
-    legs, gcd = study_prompts(study, "tiny-llama-chat", cache, 42)
-    asked = [row["instruction"] for row in part_rows(study, "instructions", "test", cache, 42)]
+    legs, gcd = study_prompts(at(study, NO_RUNS, cache), "tiny-llama-chat", 42)
+    asked = [row["instruction"] for row in part_rows(at(study, NO_RUNS, cache), "instructions", "test", 42)]
     assert legs.shown == next(text for text in asked if text.startswith("Your task is to count"))
     assert gcd.shown == next(text for text in asked if text.startswith("Find the Greatest"))
     assert (legs.has_options, gcd.has_options) == (True, False)
@@ -171,10 +176,10 @@ def test_questions_are_found_in_the_test_part_by_how_they_begin(study: Study, ca
 
 def test_a_prompt_that_no_row_begins_with_is_named(tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ("Find the Greatest", "Find the Smallest"))))
-    prepare_data(study, "instructions", tmp_path)
+    prepare_data(at(study, NO_RUNS, tmp_path), "instructions")
     words = r"data\.instructions\.prompts: no row of the test part begins with 'Find the Smallest'"
     with pytest.raises(UsageError, match=words):
-        study_prompts(study, "tiny-llama-chat", tmp_path, 42)
+        study_prompts(at(study, NO_RUNS, tmp_path), "tiny-llama-chat", 42)
 
 
 def questions(asked: dict[int, str]) -> list[Row]:

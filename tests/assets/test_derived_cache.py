@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import base_folder, load_quantized, load_tokenizer
 from qlora_repeat.assets.datasets import encode, part_rows
@@ -31,10 +32,10 @@ def test_a_copy_in_4_bits_is_byte_for_byte_what_quantizing_gives(
     base: str, double: bool, study: Study, own: Path
 ) -> None:
     study = dataclasses.replace(study, quantization=dataclasses.replace(study.quantization, double=double))
-    made = load_frozen_base(study, base, own)
-    assert has_copy(quantized_folder(study, base, own))
-    copied = load_frozen_base(study, base, own)
-    plain = load_quantized(study, base_folder(study, base, own))
+    made = load_frozen_base(at(study, NO_RUNS, own), base)
+    assert has_copy(quantized_folder(at(study, NO_RUNS, own), base))
+    copied = load_frozen_base(at(study, NO_RUNS, own), base)
+    plain = load_quantized(study, base_folder(at(study, NO_RUNS, own), base))
     wanted = plain.state_dict()
     for model in (made, copied):
         found = model.state_dict()
@@ -49,7 +50,7 @@ def test_other_settings_have_other_copies(study: Study, own: Path) -> None:
     base, other = next(iter(study.bases)), dataclasses.replace(study.quantization, double=False)
     half = dataclasses.replace(study.precision, compute="bfloat16")
     folders = {
-        quantized_folder(each, base, own)
+        quantized_folder(at(each, NO_RUNS, own), base)
         for each in (
             study,
             dataclasses.replace(study, quantization=other),
@@ -64,8 +65,8 @@ def test_a_copy_that_was_damaged_is_made_anew(
     how: str, study: Study, own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = next(iter(study.bases))
-    load_frozen_base(study, base, own)
-    folder = quantized_folder(study, base, own)
+    load_frozen_base(at(study, NO_RUNS, own), base)
+    folder = quantized_folder(at(study, NO_RUNS, own), base)
     path = folder / "model.safetensors"
     content = path.read_bytes()
     if how == "flipped":
@@ -78,7 +79,7 @@ def test_a_copy_that_was_damaged_is_made_anew(
         (folder / MANIFEST).unlink()
     else:
         (folder / MANIFEST).write_text("[]")
-    load_frozen_base(study, base, own)
+    load_frozen_base(at(study, NO_RUNS, own), base)
     assert str(folder) in capsys.readouterr().err
     assert path.read_bytes() == content
     assert has_copy(folder)
@@ -86,15 +87,15 @@ def test_a_copy_that_was_damaged_is_made_anew(
 
 def test_a_base_that_was_changed_is_not_quantized(study: Study, cache: Path, tmp_path: Path) -> None:
     base = next(iter(study.bases))
-    folder = base_folder(study, base, tmp_path)
+    folder = base_folder(at(study, NO_RUNS, tmp_path), base)
     folder.parent.mkdir(parents=True)
-    for path in (source := base_folder(study, base, cache)).iterdir():
+    for path in (source := base_folder(at(study, NO_RUNS, cache), base)).iterdir():
         folder.mkdir(exist_ok=True)
         (folder / path.name).write_bytes(path.read_bytes())
     weights = folder / "model.safetensors"
     weights.write_bytes((source / weights.name).read_bytes()[:-2] + b"ab")
     with pytest.raises(MissingError, match=r"model\.safetensors was changed"):
-        load_frozen_base(study, base, tmp_path)
+        load_frozen_base(at(study, NO_RUNS, tmp_path), base)
     assert not (tmp_path / "quantized").exists()
 
 
@@ -130,12 +131,12 @@ def test_of_two_that_keep_a_copy_at_once_the_first_stays(
 @pytest.mark.parametrize("limit", [None, 3])
 def test_token_ids_that_were_kept_are_those_of_the_rows(limit: int | None, study: Study, own: Path) -> None:
     for name, model in study.models.items():
-        tokenizer = load_tokenizer(base_folder(study, model.base, own))
-        rows = part_rows(study, model.data, "train", own, 6)[:limit]
+        tokenizer = load_tokenizer(base_folder(at(study, NO_RUNS, own), model.base))
+        rows = part_rows(at(study, NO_RUNS, own), model.data, "train", 6)[:limit]
         alone = [encode(tokenizer, model, [row])[0] for row in rows]
         wanted = [dataclasses.replace(example, row=place) for place, example in enumerate(alone)]
         for _ in ("made", "kept"):
-            assert encoded_part(study, name, "train", own, 6, tokenizer, limit) == wanted
+            assert encoded_part(at(study, NO_RUNS, own), name, "train", 6, tokenizer, limit) == wanted
         other = dataclasses.replace(model, template="Said: " + model.template)
         changed = dataclasses.replace(study, models=study.models | {name: other})
-        assert encoded_part(changed, name, "train", own, 6, tokenizer, limit) != wanted
+        assert encoded_part(at(changed, NO_RUNS, own), name, "train", 6, tokenizer, limit) != wanted

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from support.hub_server import Hub
 from support.hub_study import MODEL, NOBODY, QUOTER, QUOTES, SHARD, User, write_hub_study
+from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import check_base
 from qlora_repeat.errors import MissingError
@@ -295,6 +296,6 @@ def test_a_hub_cache_that_was_moved_is_found_again_where_hf_home_says(copied: Us
     moved = copied.home.rename(copied.folder / "elsewhere")
     study = load_study(str(copied.study))
     with pytest.raises(MissingError, match="leads to a file of the hub's cache that is gone; set HF_HOME if"):
-        check_base(study, "llama", copied.cache)
+        check_base(at(study, NO_RUNS, copied.cache), "llama")
     copied.fetch(*QUOTER, HF_HOME=str(moved), **OFFLINE)
-    check_base(study, "llama", copied.cache)
+    check_base(at(study, NO_RUNS, copied.cache), "llama")

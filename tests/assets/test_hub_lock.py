@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.tiny import write_study
 
 from qlora_repeat.assets.hub_lock import LockFile, Pin, PinnedFile, lock_file, read_source
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
+from qlora_repeat.study.loading import open_workspace
 
 HUB = Hub("acme/model", "main")
 PIN = Pin(
@@ -135,15 +137,21 @@ def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
             write()
 
 
+def lock_path(study: str) -> Path:
+    return lock_file(open_workspace(study)).path
+
+
 def test_a_lock_stands_beside_its_study_or_where_the_user_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("QLORA_REPEAT_LOCK", raising=False)
-    assert lock_file("paper").path == lock_file("paper@6-steps-4-rows").path == Path("studies/paper.lock")
-    assert lock_file(f"{tmp_path}/mine.toml").path == tmp_path / "mine.lock"
-    assert lock_file("my studies/mine.toml").study == "'my studies/mine.toml'", "to be typed in a shell"
+    assert lock_path("paper") == lock_path("paper@6-steps-4-rows") == Path("studies/paper.lock")
+    assert lock_path(str(write_study(tmp_path))) == tmp_path / "tiny.lock"
+    (tmp_path / "my studies").mkdir()
+    study = write_study(tmp_path / "my studies")
+    assert lock_file(open_workspace(str(study))).study == f"'{study}'", "to be typed in a shell"
     monkeypatch.setenv("QLORA_REPEAT_LOCK", str(tmp_path / "other.lock"))
-    assert lock_file("paper").path == tmp_path / "other.lock"
+    assert lock_path("paper") == tmp_path / "other.lock"
 
 
 def test_what_a_folder_was_made_from_is_read_back_or_not_known(tmp_path: Path) -> None:
@@ -157,8 +165,8 @@ def test_what_a_folder_was_made_from_is_read_back_or_not_known(tmp_path: Path) -
 
 def test_lock_files_may_be_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in an image, where studies cannot be written beside."""
-    assert lock_file("paper").path.name == "paper.lock"
+    assert lock_path("paper").name == "paper.lock"
     monkeypatch.setenv("QLORA_REPEAT_LOCK", f"{tmp_path}/locks/")
-    assert lock_file("paper@bitwise").path == tmp_path / "locks" / "paper.lock"
+    assert lock_path("paper@bitwise") == tmp_path / "locks" / "paper.lock"
     monkeypatch.setenv("QLORA_REPEAT_LOCK", f"{tmp_path}/one.lock")
-    assert lock_file("paper").path == tmp_path / "one.lock"
+    assert lock_path("paper") == tmp_path / "one.lock"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.checkout import kit
 from support.hub_study import MODEL, PICKLED, write_hub_study
+from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.datasets import part_rows, study_prompts
 from qlora_repeat.assets.miniature import write_hub
@@ -188,8 +189,10 @@ def test_both_instructions_of_the_paper_are_in_the_test_part(
     done = kit("fetch", "paper", "--only", "llama2-chat-7b", "--cache", tmp_path)
     assert done.returncode == 0, done.stderr
     asked = PAPER.data["instructions"].prompts
-    test = [row["instruction"] for row in part_rows(PAPER, "instructions", "test", tmp_path, 42)]
-    train = [row["instruction"] for row in part_rows(PAPER, "instructions", "train", tmp_path, 42)]
+    test = [row["instruction"] for row in part_rows(at(PAPER, NO_RUNS, tmp_path), "instructions", "test", 42)]
+    train = [
+        row["instruction"] for row in part_rows(at(PAPER, NO_RUNS, tmp_path), "instructions", "train", 42)
+    ]
     assert len(train) + len(test) == 24926
     assert abs(len(test) - 24926 / 5) < 1
     for beginning in ("If you have no keyboarding skills at all", "Tommy: Many people claim"):
@@ -197,7 +200,7 @@ def test_both_instructions_of_the_paper_are_in_the_test_part(
         assert [text for text in train + test if text.startswith(beginning)] == [
             text for text in test if text.startswith(beginning)
         ]
-    prompts = study_prompts(PAPER, "llama2-chat-7b", tmp_path, 42)
+    prompts = study_prompts(at(PAPER, NO_RUNS, tmp_path), "llama2-chat-7b", 42)
     assert [prompt.shown.startswith(start) for prompt, start in zip(prompts, asked, strict=True)] == [
         True,
         True,

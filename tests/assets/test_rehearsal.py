@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from support.checkout import ROOT
+from support.places import at
 from support.slurm_cluster import slurm
 
 from qlora_repeat.results.trial_result import TrialResult, read_results
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import all_trials
 
 STUDY = load_study("paper")
 BASE_TESTS = [f"{model}/base/test-{number}.json" for model in STUDY.models for number in range(1, 8)]
@@ -55,7 +55,7 @@ def outputs(path: Path) -> dict[str, Any]:
 
 def test_every_trial_of_the_paper_ran_all_stages(results: list[TrialResult]) -> None:
     assert [f"{row.model}/{row.optimizer}/{row.trial}" for row in results] == [
-        trial.name for trial in all_trials(STUDY, Path())
+        trial.name for trial in at(STUDY, Path()).trials()
     ]
     assert {row.status for row in results} == {"done"}
 
@@ -63,7 +63,7 @@ def test_every_trial_of_the_paper_ran_all_stages(results: list[TrialResult]) -> 
 def test_the_study_file_was_cut_short_and_else_unmodified(runs: Path, results: list[TrialResult]) -> None:
     """Three epochs of as many rows as the name says; everything else as the file says."""
     steps, rows = map(int, re.findall(r"(\d+)-", runs.name))
-    for trial in all_trials(STUDY, Path()):
+    for trial in at(STUDY, Path()).trials():
         record = json.loads(
             (runs / Path(*trial.name.split("/")[:2]) / f"trial-{trial.number}" / "finetune.json").read_text()
         )

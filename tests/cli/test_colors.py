@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 from support.checkout import ROOT
 from support.finished import finish_study
+from support.places import at
 from support.terminal import environment, has_colors, in_terminal, kit_command, lines, moves
 from support.tiny import write_study
 
@@ -17,7 +18,6 @@ from qlora_repeat.cli.colors import LEVELS, STATES, VERDICTS, with_colored
 from qlora_repeat.planning.machine_checks import Level
 from qlora_repeat.records.trial_state import State
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import find_trial
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import write_json
 
@@ -32,7 +32,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study, runs = load_study(str(write_study(folder))), folder / "runs"
     finish_study(study, runs, NO_CACHE)
     damaged, stale, failed, missing = (
-        find_trial(study, f"tiny-neox/adamw-{trial}", runs)
+        at(study, runs, NO_CACHE).trial(f"tiny-neox/adamw-{trial}")
         for trial in ("8bit/1", "8bit/2", "32bit/1", "32bit/2")
     )
     damaged.trace.write_text("")
@@ -66,7 +66,7 @@ def test_every_word_has_a_color() -> None:
 
 def test_status_has_the_same_words_with_colors_and_without(mixed: Path) -> None:
     study = load_study(str(mixed / "tiny.toml"))
-    running = find_trial(study, "tiny-llama-chat/adamw-8bit/2", mixed / "runs")
+    running = at(study, mixed / "runs", NO_CACHE).trial("tiny-llama-chat/adamw-8bit/2")
     with exclusive(running.lock, running.name):
         colored, plain = (
             in_terminal([kit_command(), "status", *options(mixed)], 100, variables=variables)

@@ -10,12 +10,12 @@ import click
 import pytest
 from click.testing import CliRunner
 from support.checkout import ROOT, kit
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat import __version__
 from qlora_repeat.cli.main import COMMANDS, GROUPS, HIDDEN, cli
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import all_trials
 
 HEAVY = {"torch", "transformers", "datasets", "bitsandbytes", "peft", "accelerate", "numpy", "matplotlib"}
 HEAVY |= {"scipy"}
@@ -40,7 +40,7 @@ def test_every_subcommand_has_help_with_an_example(command: str) -> None:
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
 def test_examples_are_of_trials_and_studies_that_there_are_and_can_be_typed(command: list[str]) -> None:
-    known = [trial.name for trial in all_trials(load_study("pocket"), Path("runs"))]
+    known = [trial.name for trial in at(load_study("pocket"), Path("runs")).trials()]
     known += ["pocket", "paper", "published"]
     for example in examples(*command):
         _, *words = shlex.split(example)

@@ -12,16 +12,13 @@ from support.tiny import write_study
 
 RUN = """
 import sys, time
-from pathlib import Path
 from qlora_repeat.cli.options import console
 from qlora_repeat.errors import StageError
 from qlora_repeat.cli.progress import Display
-from qlora_repeat.execution.process_pool import Job
-from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import all_trials
+from qlora_repeat.execution.jobs import TrialJob
+from qlora_repeat.study.loading import open_workspace
 
-trials = all_trials(load_study("pocket"), Path("runs"))[-3:]
-jobs = [Job(trial.name, trial.model_name, trial, trial.log) for trial in trials]
+jobs = [TrialJob(trial, ["finetune"]) for trial in open_workspace("pocket").trials()[-3:]]
 with Display(console(), jobs, 2, sign_of_life=float(sys.argv[1])) as display:
     for job in jobs[:2]:
         display.started(job)

@@ -3,19 +3,22 @@
 from pathlib import Path
 
 import pytest
+from support.places import at
 
 from qlora_repeat.execution.eta import TimeLeft
+from qlora_repeat.execution.jobs import BaseTestJob, TrialJob
 from qlora_repeat.execution.process_pool import Job
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import all_trials
+from qlora_repeat.study.trial import STAGES, BaseTest
 
 
 @pytest.fixture
 def jobs(study: Study, tmp_path: Path) -> list[Job]:
     """The test of a base and four trials of its model, then two trials of another."""
-    trials = all_trials(study, tmp_path)
-    own = [Job(trial.name, trial.model_name, trial, trial.log) for trial in trials]
-    return [Job("tiny-neox/base/1", "tiny-neox", None, tmp_path / "log.txt", 1), *own[:4], *own[4:6]]
+    trials = at(study, tmp_path).trials()
+    own = [TrialJob(trial, STAGES) for trial in trials]
+    (test,) = at(study, tmp_path).base_tests("tiny-neox")
+    return [BaseTestJob(test), *own[:4], *own[4:6]]
 
 
 def test_nothing_is_told_before_two_steps_of_a_trial_are_done(jobs: list[Job]) -> None:
@@ -101,8 +104,9 @@ def test_a_job_that_failed_at_once_is_no_measure_of_the_others(jobs: list[Job]) 
     assert found is not None and found.seconds == 0
 
 
-def test_bases_alone_have_a_time(jobs: list[Job]) -> None:
-    tests = [Job(f"tiny-neox/base/{number}", "tiny-neox", None, jobs[0].log, number) for number in (1, 2, 3)]
+def test_bases_alone_have_a_time(study: Study, tmp_path: Path) -> None:
+    workspace = at(study, tmp_path)
+    tests = [BaseTestJob(BaseTest(workspace, "tiny-neox", number)) for number in (1, 2, 3)]
     left = TimeLeft(tests, 1)
     left.started(tests[0], 0)
     left.ended(tests[0], 5, well=True)

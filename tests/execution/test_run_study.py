@@ -14,9 +14,8 @@ from support.checkout import ROOT, kit
 from support.tiny import write_study
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.execution import process_pool
 from qlora_repeat.results.trial_result import read_results
-from qlora_repeat.study.loading import load_study
+from qlora_repeat.system import gpus
 
 KIT = str(Path(sys.executable).with_name("qlora-repeat"))
 ARMS = [f"{model}/adamw-{bits}bit" for model in ("tiny-neox", "tiny-llama-chat") for bits in (8, 32)]
@@ -290,24 +289,24 @@ def test_two_runs_at_once_do_the_study_together(cache: Path, study_file: Path, t
 
 def test_each_gpu_gets_a_trial_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What the driver's tool lists, or what the user lets the run see."""
-    monkeypatch.setattr(process_pool, "on_cpu", lambda: False)
+    monkeypatch.setattr(gpus, "on_cpu", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert process_pool.visible_gpus() == []
+    assert gpus.visible_gpus() == []
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 0, GPU-one\necho 1, GPU-two\n")
     tool.chmod(0o755)
-    assert process_pool.visible_gpus() == ["GPU-one", "GPU-two"]
-    assert process_pool.default_workers(load_study("paper")) == 2
+    assert gpus.visible_gpus() == ["GPU-one", "GPU-two"]
+    assert gpus.default_workers(threads=1) == 2
     for wrong in ("2", "0,", "GPU-three", "all"):
         with pytest.raises(UsageError, match=r"nvidia-smi shows no GPU .*; it shows: 0, 1"):
-            process_pool.choose_gpus(wrong)
-    process_pool.choose_gpus("1, GPU-one,1")
-    assert process_pool.visible_gpus() == ["GPU-two", "GPU-one"]
+            gpus.choose_gpus(wrong)
+    gpus.choose_gpus("1, GPU-one,1")
+    assert gpus.visible_gpus() == ["GPU-two", "GPU-one"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-two,GPU-one"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,7")
-    assert process_pool.visible_gpus() == ["3", "5", "7"]
-    assert process_pool.default_workers(load_study("paper")) == 3
+    assert gpus.visible_gpus() == ["3", "5", "7"]
+    assert gpus.default_workers(threads=1) == 3
 
 
 def test_without_a_gpu_none_can_be_chosen(study_file: Path, cache: Path, tmp_path: Path) -> None:

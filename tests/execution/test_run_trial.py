@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from support.places import NO_RUNS, at
 from support.small_disk import needs_mount, on_small_disk
 from support.tiny import write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import encode, part_rows, study_prompts
 from qlora_repeat.errors import StageError, StoppedError
-from qlora_repeat.execution.run_trial import run_base, run_stages
+from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.records.trial_state import stage_states, trial_state
@@ -24,8 +25,7 @@ from qlora_repeat.stages.evaluate import measure_losses
 from qlora_repeat.stages.generate import respond
 from qlora_repeat.stages.merge import delete_merged, merge_weights
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import STAGES, Trial, all_trials, find_trial
-from qlora_repeat.study.watch import Watch
+from qlora_repeat.study.trial import STAGES, Progress, Trial
 from qlora_repeat.system.hashing import weights_digest
 
 MODELS = ["tiny-neox", "tiny-llama-chat"]
@@ -40,9 +40,9 @@ def trial(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.
     """The first 8-bit trial of each model, finished, its merged weights kept."""
     folder = tmp_path_factory.mktemp("kept")
     study = load_study(str(write_study(folder, ("keep_merged = false", "keep_merged = true"))))
-    trial = find_trial(study, f"{request.param}/adamw-8bit/1", folder / "runs")
-    run_base(study, trial.model_name, 1, trial.runs, cache, quiet)
-    run_stages(trial, STAGES, cache, quiet)
+    trial = at(study, folder / "runs", cache).trial(f"{request.param}/adamw-8bit/1")
+    run_base_test(trial.workspace.base_tests(trial.model_name)[0], quiet)
+    run_trial(trial, STAGES, quiet)
     return trial
 
 
@@ -53,11 +53,11 @@ def outputs(trial: Trial, stage: str) -> dict:
 
 
 def test_all_stages_are_done(trial: Trial, cache: Path) -> None:
-    assert trial_state(trial, cache) == "done"
+    assert trial_state(trial) == "done"
 
 
 def test_peft_loads_the_adapter_onto_the_base_alone(trial: Trial, cache: Path) -> None:
-    base = load_full(base_folder(trial.study, trial.model.base, cache), "float32")
+    base = load_full(base_folder(at(trial.study, NO_RUNS, cache), trial.model.base), "float32")
     adapted = PeftModel.from_pretrained(base, trial.adapter)
     config = adapted.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (8, 32, 0.05)
@@ -75,7 +75,7 @@ def test_plain_transformers_loads_the_merged_model(trial: Trial) -> None:
 
 
 def test_merged_weights_are_bit_for_bit_what_peft_gives(trial: Trial, cache: Path, tmp_path: Path) -> None:
-    folder = base_folder(trial.study, trial.model.base, cache)
+    folder = base_folder(at(trial.study, NO_RUNS, cache), trial.model.base)
     merge_weights(folder, trial.adapter, tmp_path, "float32")
     ours = load_full(tmp_path, "float32").state_dict()
     theirs = PeftModel.from_pretrained(load_full(folder, "float32"), trial.adapter).merge_and_unload()
@@ -83,7 +83,7 @@ def test_merged_weights_are_bit_for_bit_what_peft_gives(trial: Trial, cache: Pat
 
 
 def test_merged_logits_are_those_of_base_and_adapter(trial: Trial, cache: Path, tmp_path: Path) -> None:
-    folder = base_folder(trial.study, trial.model.base, cache)
+    folder = base_folder(at(trial.study, NO_RUNS, cache), trial.model.base)
     merge_weights(folder, trial.adapter, tmp_path, "float32")
     ids = torch.arange(40, 60)[None]
     with torch.inference_mode():
@@ -99,7 +99,7 @@ def test_perplexity_is_what_transformers_own_loss_gives_one_by_one(trial: Trial,
     model = load_full(trial.merged, "float32")
     tokenizer = load_tokenizer(trial.merged)
     total, tokens = 0.0, 0
-    for row in part_rows(trial.study, trial.model.data, "test", cache, 42)[:6]:
+    for row in part_rows(at(trial.study, NO_RUNS, cache), trial.model.data, "test", 42)[:6]:
         ids = tokenizer(trial.model.template.format(**row), return_tensors="pt").input_ids
         with torch.inference_mode():
             total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
@@ -134,14 +134,14 @@ def test_rare_digests_are_also_taken_after_the_first_and_the_last_step(
 ) -> None:
     """The first update is what tells optimizers apart."""
     study = dataclasses.replace(trial.study, digest_every=10)
-    rare = dataclasses.replace(trial, study=study, runs=tmp_path)
-    run_stages(rare, ["finetune"], cache, quiet, seeds=outputs(trial, "finetune")["seeds"])
+    rare = at(study, tmp_path, cache).trial(trial.name)
+    run_trial(rare, ["finetune"], quiet, seeds=outputs(trial, "finetune")["seeds"])
     digests = [step.adapter for step in read_trace(trial.trace)]
     assert [step.adapter for step in read_trace(rare.trace)] == [*digests[:2], None, digests[3]]
 
 
 def test_the_trace_names_the_rows_that_were_seen(trial: Trial, cache: Path) -> None:
-    rows = part_rows(trial.study, trial.model.data, "train", cache, 42)
+    rows = part_rows(at(trial.study, NO_RUNS, cache), trial.model.data, "train", 42)
     examples = encode(load_tokenizer(trial.merged), trial.model, rows)
     for step in read_trace(trial.trace)[1:]:
         assert step.tokens == sum(len(examples[row].ids) for row in step.examples or [])
@@ -168,8 +168,8 @@ def test_seeded_trials_give_the_same_bits_and_other_state_precision_other_bits(
     study = load_study(f"{study_file}@seeded")
     digests = {}
     for name in ("adamw-8bit/1", "adamw-8bit/2", "adamw-32bit/1"):
-        trial = find_trial(study, f"{model}/{name}", tmp_path / "runs")
-        run_stages(trial, ["finetune"], cache, quiet)
+        trial = at(study, tmp_path / "runs", cache).trial(f"{model}/{name}")
+        run_trial(trial, ["finetune"], quiet)
         digests[name] = outputs(trial, "finetune")["adapter_digest"]
     assert digests["adamw-8bit/1"] == digests["adamw-8bit/2"]
     assert digests["adamw-8bit/1"] != digests["adamw-32bit/1"]
@@ -178,15 +178,15 @@ def test_seeded_trials_give_the_same_bits_and_other_state_precision_other_bits(
 
 def test_fresh_adapters_differ_and_can_be_drawn_again(cache: Path, study_file: Path, tmp_path: Path) -> None:
     study = load_study(str(study_file))
-    first, second = all_trials(study, tmp_path / "runs")[:2]
+    first, second = at(study, tmp_path / "runs", cache).trials()[:2]
     for trial in (first, second):
-        run_stages(trial, ["finetune"], cache, quiet)
+        run_trial(trial, ["finetune"], quiet)
     found = [outputs(trial, "finetune") for trial in (first, second)]
     assert found[0]["seeds"]["adapter_init"] != found[1]["seeds"]["adapter_init"]
     assert found[0]["adapter_digest"] != found[1]["adapter_digest"]
     # B begins at zero: the first loss is the base model's, and shows that order and dropout are the same.
     assert found[0]["initial_loss"] == found[1]["initial_loss"]
-    run_stages(second, ["finetune"], cache, quiet, force=True, seeds=found[0]["seeds"])
+    run_trial(second, ["finetune"], quiet, force=True, seeds=found[0]["seeds"])
     assert outputs(second, "finetune")["adapter_digest"] == found[0]["adapter_digest"]
     assert second.trace.read_bytes() == first.trace.read_bytes()
 
@@ -197,10 +197,12 @@ def test_a_trial_with_a_split_of_its_own_is_tested_on_its_own_test_part(
 ) -> None:
     study = load_study(str(write_study(tmp_path, ("split = 42", f"split = {setting}"))))
     splits = []
-    for trial in all_trials(study, tmp_path / "runs")[:2]:
-        run_stages(trial, ["finetune", "merge", "evaluate"], cache, quiet)
+    for trial in at(study, tmp_path / "runs", cache).trials()[:2]:
+        run_trial(trial, ["finetune", "merge", "evaluate"], quiet)
         seed = outputs(trial, "finetune")["seeds"]["split"]
-        rows = part_rows(study, trial.model.data, "test", cache, seed)[: study.evaluation.examples]
+        rows = part_rows(at(study, NO_RUNS, cache), trial.model.data, "test", seed)[
+            : study.evaluation.examples
+        ]
         examples = encode(load_tokenizer(trial.merged), trial.model, rows)
         tokens = [example["tokens"] for example in outputs(trial, "evaluate")["examples"]]
         assert tokens == [len(example.ids) - 1 for example in examples]
@@ -211,12 +213,12 @@ def test_a_trial_with_a_split_of_its_own_is_tested_on_its_own_test_part(
 @pytest.fixture
 def trained(cache: Path, study_file: Path, tmp_path: Path) -> Trial:
     """A trial that is fine-tuned, with seeds of its own."""
-    trial = all_trials(load_study(str(study_file)), tmp_path / "runs")[0]
-    run_stages(trial, ["finetune"], cache, quiet)
+    trial = at(study_file, tmp_path / "runs", cache).trials()[0]
+    run_trial(trial, ["finetune"], quiet)
     return trial
 
 
-def stop_at(step: int) -> Watch:
+def stop_at(step: int) -> Progress:
     """Stops a fine-tuning, as a signal does."""
 
     def watch(stage: str, done: int, total: int, loss: float | None) -> None:
@@ -229,9 +231,9 @@ def stop_at(step: int) -> Watch:
 def test_seeds_that_are_given_count_whatever_was_begun_with_others(trained: Trial, cache: Path) -> None:
     trial, before = trained, outputs(trained, "finetune")
     with pytest.raises(StoppedError):
-        run_stages(trial, ["finetune"], cache, stop_at(2), force=True)
+        run_trial(trial, ["finetune"], stop_at(2), force=True)
     assert trial.unfinished.exists()
-    run_stages(trial, ["finetune"], cache, quiet, force=True, seeds=before["seeds"])
+    run_trial(trial, ["finetune"], quiet, force=True, seeds=before["seeds"])
     assert outputs(trial, "finetune")["seeds"] == before["seeds"]
     assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
 
@@ -239,7 +241,7 @@ def test_seeds_that_are_given_count_whatever_was_begun_with_others(trained: Tria
 def test_a_damaged_adapter_is_made_again_from_the_seeds_of_its_record(trained: Trial, cache: Path) -> None:
     trial, before = trained, outputs(trained, "finetune")
     (trial.adapter / "adapter_model.safetensors").unlink()
-    run_stages(trial, ["finetune"], cache, quiet)
+    run_trial(trial, ["finetune"], quiet)
     assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
 
 
@@ -253,19 +255,19 @@ def test_an_older_adapter_stays_where_there_is_no_room_for_the_new_one(
 
     with monkeypatch.context() as patched, pytest.raises(StageError, match="No space left"):
         patched.setattr(PeftModel, "save_pretrained", full)
-        run_stages(trial, ["finetune"], cache, quiet, force=True)
-    assert stage_states(trial, cache)["finetune"].state == "done"
+        run_trial(trial, ["finetune"], quiet, force=True)
+    assert stage_states(trial)["finetune"].state == "done"
     assert outputs(trial, "finetune") == before
-    run_stages(trial, ["finetune"], cache, quiet, force=True)
+    run_trial(trial, ["finetune"], quiet, force=True)
     found = outputs(trial, "finetune")
     assert found["resumed_from"] == found["steps"], "nothing was trained again"
 
 
 def test_fresh_responses_are_drawn_once_for_a_trial(cache: Path, tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ("generation = 42", 'generation = "fresh"'))))
-    first, second = all_trials(study, tmp_path / "runs")[:2]
+    first, second = at(study, tmp_path / "runs", cache).trials()[:2]
     for trial in (first, second):
-        run_stages(trial, STAGES, cache, quiet)
+        run_trial(trial, STAGES, quiet)
     drawn = outputs(first, "finetune")["seeds"]["generation"]
     assert outputs(first, "evaluate")["generation_seed"] == drawn
     assert outputs(first, "time")["generation_seed"] == drawn
@@ -275,14 +277,14 @@ def test_fresh_responses_are_drawn_once_for_a_trial(cache: Path, tmp_path: Path)
 def test_deleted_merged_weights_are_rebuilt_and_then_deleted_again(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
-    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
-    run_stages(trial, ["finetune", "merge"], cache, quiet)
+    trial = at(study_file, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
+    run_trial(trial, ["finetune", "merge"], quiet)
     delete_merged(trial)
-    run_stages(trial, ["evaluate"], cache, quiet)
+    run_trial(trial, ["evaluate"], quiet)
     assert trial.merged.is_dir(), "the time stage still needs them"
-    run_stages(trial, ["time"], cache, quiet)
+    run_trial(trial, ["time"], quiet)
     assert not trial.merged.exists()
-    assert trial_state(trial, cache) == "done"
+    assert trial_state(trial) == "done"
 
 
 def flip(path: Path) -> None:
@@ -294,19 +296,19 @@ def flip(path: Path) -> None:
 
 def test_a_damaged_adapter_is_named_and_not_used_but_trained_again(cache: Path, tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"))))
-    trial = find_trial(study, "tiny-neox/adamw-8bit/1", tmp_path / "runs")
-    run_stages(trial, STAGES, cache, quiet)
+    trial = at(study, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
+    run_trial(trial, STAGES, quiet)
     before = {stage: outputs(trial, stage) for stage in STAGES}
     weights = trial.adapter / "adapter_model.safetensors"
     flip(weights)
-    assert trial_state(trial, cache) == "damaged"
+    assert trial_state(trial) == "damaged"
     with pytest.raises(
         StageError, match=rf"merge needs the finetune stage, which is damaged: {weights}: not the bytes that"
     ):
-        run_stages(trial, ["merge"], cache, quiet)
+        run_trial(trial, ["merge"], quiet)
     assert outputs(trial, "finetune") == before["finetune"], "nothing is lost by that"
-    run_stages(trial, STAGES, cache, quiet)
-    assert trial_state(trial, cache) == "done"
+    run_trial(trial, STAGES, quiet)
+    assert trial_state(trial) == "done"
     assert outputs(trial, "finetune")["adapter_digest"] == before["finetune"]["adapter_digest"]
     # The same adapter again: what followed from it still stands.
     assert outputs(trial, "time") == before["time"]
@@ -316,36 +318,36 @@ def test_a_damaged_adapter_is_named_and_not_used_but_trained_again(cache: Path, 
 def test_damaged_merged_weights_are_built_again_for_a_later_stage(
     damage: str, cache: Path, study_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
-    run_stages(trial, ["finetune", "merge"], cache, quiet)
+    trial = at(study_file, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
+    run_trial(trial, ["finetune", "merge"], quiet)
     before = outputs(trial, "merge")
     path = trial.record("merge") if damage == "record" else trial.merged / damage
     flip(path)
-    assert stage_states(trial, cache)["merge"].state == "damaged"
+    assert stage_states(trial)["merge"].state == "damaged"
     if damage == "record":
         with pytest.raises(StageError, match="evaluate needs the merge stage, which is damaged"):
-            run_stages(trial, ["evaluate"], cache, quiet)
+            run_trial(trial, ["evaluate"], quiet)
     else:
-        run_stages(trial, ["evaluate"], cache, quiet)
+        run_trial(trial, ["evaluate"], quiet)
         assert str(path) in capfd.readouterr().err
         assert weights_digest(trial.merged) == before["merged_digest"]
-        assert stage_states(trial, cache)["evaluate"].state == "done"
-    run_stages(trial, STAGES, cache, quiet)
-    assert trial_state(trial, cache) == "done"
+        assert stage_states(trial)["evaluate"].state == "done"
+    run_trial(trial, STAGES, quiet)
+    assert trial_state(trial) == "done"
     assert outputs(trial, "merge") == before
 
 
 def test_weights_that_merge_to_others_than_were_recorded_are_not_evaluated(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
-    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
-    run_stages(trial, ["finetune", "merge"], cache, quiet)
+    trial = at(study_file, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
+    run_trial(trial, ["finetune", "merge"], quiet)
     record = read_record(trial.record("merge"))
     assert record is not None
     other = dataclasses.replace(record, outputs={**record.outputs, "merged_digest": "0" * 64})
     write_record(trial.record("merge"), other)
     with pytest.raises(StageError, match=r"the merge record says 0000000000000000; run `qlora-repeat merge"):
-        run_stages(trial, ["evaluate"], cache, quiet)
+        run_trial(trial, ["evaluate"], quiet)
     assert not trial.merged.exists()
     assert not trial.record("evaluate").exists()
 
@@ -360,12 +362,12 @@ import shutil, sys
 from pathlib import Path
 from qlora_repeat.errors import StageError, StoppedError
 from qlora_repeat.records.record import read_record, write_record
-from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.trial_state import stage_states, trial_state
-from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import STAGES, find_trial
+from qlora_repeat.study.trial import STAGES
+from qlora_repeat.study.loading import open_workspace
 here, study, cache = map(Path, sys.argv[1:])
-trial = find_trial(load_study(str(study)), "tiny-neox/adamw-8bit/1", here)
+trial = open_workspace(str(study), runs=here, cache=cache).trial("tiny-neox/adamw-8bit/1")
 ballast = here / "ballast"
 
 def fill(stage, done, total, loss):
@@ -374,15 +376,15 @@ def fill(stage, done, total, loss):
             file.write(b"0" * (shutil.disk_usage(here).free - 100_000))
 
 try:
-    run_stages(trial, STAGES, cache, fill)
+    run_trial(trial, STAGES, fill)
 except StageError as error:
     print(error)
-assert [state.state for state in stage_states(trial, cache).values()] == ["done"] + ["missing"] * 3
+assert [state.state for state in stage_states(trial).values()] == ["done"] + ["missing"] * 3
 assert not list(trial.folder.glob(".merged*"))
 digest = read_record(trial.record("finetune")).outputs["adapter_digest"]
 ballast.unlink()
-run_stages(trial, STAGES, cache, lambda *_: None)
-assert trial_state(trial, cache) == "done"
+run_trial(trial, STAGES, lambda *_: None)
+assert trial_state(trial) == "done"
 assert read_record(trial.record("finetune")).outputs["adapter_digest"] == digest
 """
     done = on_small_disk(script, tmp_path / "disk", 200, study_file, cache)
@@ -397,12 +399,12 @@ assert read_record(trial.record("finetune")).outputs["adapter_digest"] == digest
 
 def test_a_changed_setting_makes_only_its_stages_stale(cache: Path, study_file: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", runs)
-    run_stages(trial, STAGES, cache, quiet)
+    trial = at(study_file, runs, cache).trial("tiny-neox/adamw-8bit/1")
+    run_trial(trial, STAGES, quiet)
 
     def states(*replacements: tuple[str, str]) -> list[str]:
-        changed = find_trial(load_study(str(write_study(tmp_path, *replacements))), trial.name, runs)
-        return [state.state for state in stage_states(changed, cache).values()]
+        changed = at(write_study(tmp_path, *replacements), runs, cache).trial(trial.name)
+        return [state.state for state in stage_states(changed).values()]
 
     assert states() == ["done", "done", "done", "done"]
     assert states(("timing_repeats = 2", "timing_repeats = 3")) == ["done", "done", "done", "stale"]
@@ -412,19 +414,19 @@ def test_a_changed_setting_makes_only_its_stages_stale(cache: Path, study_file: 
 
 
 def test_a_stage_out_of_order_says_what_is_missing(cache: Path, study_file: Path, tmp_path: Path) -> None:
-    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", tmp_path / "runs")
+    trial = at(study_file, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
     with pytest.raises(StageError, match="evaluate needs the merge stage, which has not run"):
-        run_stages(trial, ["evaluate"], cache, quiet)
-    assert trial_state(trial, cache) == "failed"
+        run_trial(trial, ["evaluate"], quiet)
+    assert trial_state(trial) == "failed"
 
 
 def test_greedy_decoding_gives_the_answers_that_count_as_right(cache: Path, study_file: Path) -> None:
     """A model that has learned one answer by heart, measured and asked."""
     study = load_study(str(study_file))
     wanted = study.models["tiny-llama-chat"]
-    folder = base_folder(study, wanted.base, cache)
+    folder = base_folder(at(study, NO_RUNS, cache), wanted.base)
     model, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
-    rows = part_rows(study, wanted.data, "test", cache, 42)
+    rows = part_rows(at(study, NO_RUNS, cache), wanted.data, "test", 42)
     example = encode(tokenizer, wanted, rows[:1])[0]
     ids = torch.tensor([example.ids])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -432,7 +434,9 @@ def test_greedy_decoding_gives_the_answers_that_count_as_right(cache: Path, stud
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    measured = measure_losses(study, "tiny-llama-chat", model.eval(), tokenizer, cache, 42, lambda *_: None)
+    measured = measure_losses(
+        at(study, NO_RUNS, cache), "tiny-llama-chat", model.eval(), tokenizer, 42, lambda *_: None
+    )
     assert measured["examples"][0]["answered"]
     start = example.answer_start
     decoded = model.generate(ids[:, :start], max_new_tokens=len(example.ids) - start, do_sample=False)
@@ -442,12 +446,12 @@ def test_greedy_decoding_gives_the_answers_that_count_as_right(cache: Path, stud
 
 def test_a_diverged_model_answers_and_is_measured(cache: Path, study_file: Path) -> None:
     study = load_study(str(study_file))
-    folder = base_folder(study, "tiny-neox", cache)
+    folder = base_folder(at(study, NO_RUNS, cache), "tiny-neox")
     model, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
     model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight.data.fill_(math.nan)
-    measured = measure_losses(study, "tiny-neox", model, tokenizer, cache, 42, lambda *_: None)
+    measured = measure_losses(at(study, NO_RUNS, cache), "tiny-neox", model, tokenizer, 42, lambda *_: None)
     assert math.isnan(measured["perplexity"])
-    prompt = study_prompts(study, "tiny-neox", cache, 42)[0]
+    prompt = study_prompts(at(study, NO_RUNS, cache), "tiny-neox", 42)[0]
     for sampling in study.generation.samplings:
         assert isinstance(respond(model, tokenizer, prompt, study, "tiny-neox", sampling, 1), str)
 
@@ -456,13 +460,13 @@ def test_another_base_or_split_makes_a_trial_stale_before_it_is_fetched(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    trial = find_trial(load_study(str(study_file)), "tiny-neox/adamw-8bit/1", runs)
-    run_stages(trial, ["finetune"], cache, quiet)
+    trial = at(study_file, runs, cache).trial("tiny-neox/adamw-8bit/1")
+    run_trial(trial, ["finetune"], quiet)
     for change, name in (
         (("split = 42", "split = 43"), "split"),
         (('sha256 = "b179', 'sha256 = "c179'), "base_source"),
     ):
-        changed = find_trial(load_study(str(write_study(tmp_path, change))), trial.name, runs)
-        state = stage_states(changed, cache)["finetune"]
+        changed = at(write_study(tmp_path, change), runs, cache).trial(trial.name)
+        state = stage_states(changed)["finetune"]
         assert state.state == "stale"
         assert state.changed == [name]

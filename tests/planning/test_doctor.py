@@ -14,12 +14,11 @@ import pytest
 from support.checkout import ROOT, kit, needs_latex
 from support.hub_server import Hub
 from support.hub_study import NOBODY, write_hub_study
+from support.places import NO_RUNS, at
 from support.tiny import write_study
 
 from qlora_repeat.assets.base_models import base_bytes
 from qlora_repeat.assets.fetch import needed
-from qlora_repeat.assets.hub_lock import LockFile, lock_file
-from qlora_repeat.execution.process_pool import default_workers
 from qlora_repeat.planning.doctor import (
     cpu_findings,
     device_findings,
@@ -45,6 +44,7 @@ from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.files import megabytes
 from qlora_repeat.system.fingerprint import fingerprint, packages
+from qlora_repeat.system.gpus import default_workers
 
 on_cpu_build = pytest.mark.skipif(
     not packages()["torch"].endswith("+cpu"), reason="about machines without a GPU"
@@ -90,8 +90,7 @@ def doctor(*arguments: object, command: Callable[..., Any] = kit) -> Report:
 
 def look(study_file: Path, cache: Path) -> Report:
     """The same in this process, which is faster."""
-    study, lock = load_study(str(study_file)), lock_file(str(study_file))
-    return Report(examine(study, lock, study_file.parent / "runs", cache, fingerprint()))
+    return Report(examine(at(study_file, study_file.parent / "runs", cache), fingerprint()))
 
 
 def text(findings: Iterable[Finding]) -> list[str]:
@@ -188,8 +187,7 @@ def test_a_place_that_is_a_file_stops_the_study(study_file: Path, cache: Path, t
 def test_a_folder_that_cannot_be_written_stops_the_study(
     study_file: Path, cache: Path, tmp_path: Path
 ) -> None:
-    study, lock = load_study(str(study_file)), LockFile(tmp_path / "none")
-    found = Report(examine(study, lock, Path("/proc/runs"), cache, fingerprint()))  # not even root can
+    found = Report(examine(at(study_file, Path("/proc/runs"), cache), fingerprint()))  # not even root can
     ((what, mend),) = found.stops
     assert what.startswith("/proc/runs: files cannot be written: ")
     assert mend == "set QLORA_REPEAT_RUNS to another folder"
@@ -220,13 +218,14 @@ def test_a_disk_that_is_too_small_stops_the_study(tmp_path: Path) -> None:
 
 
 def test_merged_weights_of_trials_to_come_are_counted(study: Study, cache: Path, tmp_path: Path) -> None:
-    stocks = [stock_of(study, item, LockFile(tmp_path / "none"), cache) for item in needed(study, cache)]
-    kept = dataclasses.replace(study, keep_merged=True)
-    first, every = (merged_bytes(each, tmp_path, stocks) for each in (study, kept))
-    neox, llama = (base_bytes(study, name, cache) for name in ("tiny-neox", "tiny-llama"))
+    workspace = at(study, tmp_path / "runs", cache)
+    stocks = [stock_of(workspace, item) for item in needed(workspace)]
+    kept = dataclasses.replace(workspace, study=dataclasses.replace(study, keep_merged=True))
+    first, every = (merged_bytes(each, stocks) for each in (workspace, kept))
+    neox, llama = (base_bytes(workspace, name) for name in ("tiny-neox", "tiny-llama"))
     assert every == 4 * (neox + llama), "two optimizers, two trials of each"
-    assert first <= default_workers(study) * max(neox, llama)
-    (found,) = disk_findings(kept, tmp_path / "runs", cache, stocks)
+    assert first <= default_workers(study.threads) * max(neox, llama)
+    (found,) = disk_findings(kept, stocks)
     assert f"{megabytes(every)} in {tmp_path}/runs" in found.text
 
 
@@ -399,7 +398,7 @@ def test_a_mistake_in_the_study_file_is_told_in_one_line(tmp_path: Path) -> None
 def test_a_check_that_fails_itself_is_a_warning_that_names_it(
     study: Study, cache: Path, tmp_path: Path
 ) -> None:
-    findings = examine(study, LockFile(tmp_path / "none"), tmp_path / "runs", cache, {})  # no fingerprint
+    findings = examine(at(study, tmp_path / "runs", cache), {})  # no fingerprint
     failed = {each.subject for each in findings if "this check itself failed (KeyError" in each.text}
     assert failed == {"precision", "threads", "environment", "checkout"}
     assert {each.level for each in findings if each.subject in failed} == {"warning"}
@@ -410,8 +409,8 @@ def test_a_check_that_fails_itself_is_a_warning_that_names_it(
 
 def test_a_gpus_memory_is_compared_with_what_the_study_needs(study: Study, cache: Path) -> None:
     def told(memory: int, free: int) -> list[str]:
-        lock = LockFile(cache / "none")
-        return text(device_findings(study, lock, cache, [], (Gpu("Small GPU", memory, None), free)))
+        workspace = at(study, NO_RUNS, cache)
+        return text(device_findings(workspace, [], (Gpu("Small GPU", memory, None), free)))
 
     first, second = told(10**9, 10**9)
     assert first.startswith("stops model tiny-neox: ")
@@ -427,16 +426,17 @@ def test_a_gpus_memory_is_compared_with_what_the_study_needs(study: Study, cache
 def test_a_gpus_memory_is_not_known_to_be_enough_before_a_base_is_fetched(
     study: Study, tmp_path: Path
 ) -> None:
-    lock = LockFile(tmp_path / "none", "tiny")
-    stocks = [stock_of(study, item, lock, tmp_path) for item in needed(study, tmp_path)]
-    (found,) = device_findings(study, lock, tmp_path, stocks, (Gpu("GPU", 10**9, None), 10**9))
+    workspace = at(study, NO_RUNS, tmp_path)
+    stocks = [stock_of(workspace, item) for item in needed(workspace)]
+    (found,) = device_findings(workspace, stocks, (Gpu("GPU", 10**9, None), 10**9))
     assert found.level == "warning"
     assert "before tiny-llama, tiny-neox is fetched" in found.text
     assert found.mend.startswith("run `qlora-repeat fetch tiny`")
 
 
 def test_a_cpu_is_judged_by_memory_and_by_the_time_of_a_trial(study: Study, cache: Path) -> None:
-    stocks = [stock_of(study, item, LockFile(cache / "none"), cache) for item in needed(study, cache)]
+    workspace = at(study, NO_RUNS, cache)
+    stocks = [stock_of(workspace, item) for item in needed(workspace)]
     assert [each.level for each in cpu_findings(study, stocks, 10**10)] == ["ok"]
     (small,) = text(cpu_findings(study, stocks, 10**6))
     assert small.startswith("stops there is no GPU, and base tiny-")
@@ -447,7 +447,8 @@ def test_a_cpu_is_judged_by_memory_and_by_the_time_of_a_trial(study: Study, cach
         return text(cpu_findings(longer, stock, 10**12))
 
     longer = load_study("paper")
-    stocks = [stock_of(longer, item, LockFile(cache / "none"), cache) for item in needed(longer, cache)]
+    workspace = at(longer, NO_RUNS, cache)
+    stocks = [stock_of(workspace, item) for item in needed(workspace)]
     assert [line.partition(" days")[0] for line in large(14 * 10**9)] == [
         "stops there is no GPU, and on a CPU the longest trial would take about 20"
     ]

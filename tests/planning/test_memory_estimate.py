@@ -9,6 +9,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import load_full, load_quantized
 from qlora_repeat.assets.datasets import Example
@@ -72,7 +73,13 @@ def changed(name: str, **settings: Any) -> Trial:
             study["lora"] = dataclasses.replace(study.get("lora", PAPER.lora), **{key: value})
     models = {name: dataclasses.replace(model, **parts)}
     whole: Study = dataclasses.replace(PAPER, models=models, **study)
-    return Trial(whole, name, "adamw-8bit", 1, Path("runs"))
+    return Trial(at(whole, NO_RUNS), name, "adamw-8bit", 1)
+
+
+def of_study(trial: Trial, **changes: Any) -> Trial:
+    """The trial in a study that is changed so."""
+    study = dataclasses.replace(trial.study, **changes)
+    return dataclasses.replace(trial, workspace=dataclasses.replace(trial.workspace, study=study))
 
 
 def saved_model(folder: Path, architecture: dict[str, Any]) -> Any:
@@ -147,7 +154,7 @@ def test_weights_that_are_unpacked_and_a_step_with_them_take_what_is_planned(
     with attention_kernels(trial.study.randomness.kernels), live:
         saved = training_step(model, ids, "float16", live) - before
     assert (planned.saved, planned.step) == (saved, live.peak - before)
-    auto = dataclasses.replace(trial, study=dataclasses.replace(trial.study, weights="auto"))
+    auto = of_study(trial, weights="auto")
     assert finetune_memory(auto, config) == planned
 
 
@@ -346,9 +353,9 @@ def test_an_architecture_that_there_is_not_is_told_in_one_line(
 def test_target_modules_that_there_are_not_are_told_in_one_line() -> None:
     trial = changed("llama2-7b")
     model = dataclasses.replace(trial.model, target_modules=["nonesuch"])
-    study = dataclasses.replace(trial.study, models={"llama2-7b": model})
+    wrong = of_study(trial, models={"llama2-7b": model})
     with pytest.raises(UsageError, match=r"^models\.llama2-7b\.target_modules: .*nonesuch") as caught:
-        finetune_memory(dataclasses.replace(trial, study=study), shallow("llama2-7b"))
+        finetune_memory(wrong, shallow("llama2-7b"))
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT, kit
+from support.places import NO_RUNS, at
 from support.tiny import write_study
 
-from qlora_repeat.assets.hub_lock import LockFile, Pin, PinnedFile
+from qlora_repeat.assets.hub_lock import Pin, PinnedFile, lock_file
 from qlora_repeat.errors import UsageError
 from qlora_repeat.planning.gpu_catalog import GPUS, find_gpu, large_enough
 from qlora_repeat.planning.plan import (
@@ -44,7 +45,7 @@ def only_llama() -> Study:
 def llama(only_llama: Study, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Its plan for two of the paper's GPUs, with nothing fetched or locked."""
     nowhere = tmp_path_factory.mktemp("nowhere")
-    return make_plan(only_llama, LockFile(nowhere / "none.lock"), A100, 2, nowhere, PUBLISHED)
+    return make_plan(at(only_llama, nowhere, nowhere), A100, 2, PUBLISHED)
 
 
 def test_a_gpu_is_found_by_name_whatever_the_case() -> None:
@@ -126,13 +127,12 @@ def test_disk_has_the_download_and_the_merged_weights_of_trials_that_run_at_once
     assert llama.disk.bases == 2 * 6_738_415_616
     assert llama.disk.merged == 2 * 2 * 6_738_415_616  # on two GPUs
     assert llama.disk.adapters == 14 * 4 * 32 * 2 * (4096 * 8 + 8 * 4096)
-    lock = LockFile(tmp_path / "study.lock")
+    workspace = at(dataclasses.replace(only_llama, keep_merged=True), tmp_path)
     hub = only_llama.bases["llama2-7b"].hub
     assert isinstance(hub, Hub)
     files = {name: PinnedFile(size, "0" * 64) for name, size in (("weights", 5), ("tokenizer", 6))}
-    lock.add(hub, Pin("model", hub.revision, "0" * 40, files))
-    keeping = dataclasses.replace(only_llama, keep_merged=True)
-    assert disk_plan(keeping, lock, llama.models, 2) == dataclasses.replace(
+    lock_file(workspace).add(hub, Pin("model", hub.revision, "0" * 40, files))
+    assert disk_plan(workspace, llama.models, 2) == dataclasses.replace(
         llama.disk, bases=11, merged=14 * 2 * 6_738_415_616
     )
 
@@ -171,7 +171,7 @@ def place(cache: Path, study_file: Path) -> Place:
 
 
 def test_a_study_without_the_papers_models_has_memory_and_no_hours(study: Study, cache: Path) -> None:
-    plan = make_plan(study, LockFile(cache / "none.lock"), find_gpu("t4-16gb"), 3, cache, PUBLISHED)
+    plan = make_plan(at(study, NO_RUNS, cache), find_gpu("t4-16gb"), 3, PUBLISHED)
     text = plan_text(plan)
     assert text.startswith("Study tiny on 3 x t4-16gb: 16.1 GB each, 300 GB/s, by that 0.15 times")
     assert "no time to estimate from" in text

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.laboratory import Lab
+from support.places import at
 
 import qlora_repeat
 from qlora_repeat.errors import MissingError
@@ -32,7 +33,7 @@ from qlora_repeat.records.record import (
 )
 from qlora_repeat.records.stage_inputs import MODULES, changed_inputs, stage_settings
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES, find_trial
+from qlora_repeat.study.trial import STAGES
 from qlora_repeat.system.files import json_text
 from qlora_repeat.system.hashing import json_digest
 
@@ -214,7 +215,7 @@ def test_changes_are_named(recorded: dict[str, Any], today: dict[str, Any], chan
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_settings_are_the_same_once_recorded(stage: Any, study: Study, tmp_path: Path) -> None:
-    settings = stage_settings(find_trial(study, "tiny-llama-chat/adamw-8bit/1", tmp_path), stage)
+    settings = stage_settings(at(study, tmp_path).trial("tiny-llama-chat/adamw-8bit/1"), stage)
     write_record(tmp_path / "record.json", Record(**(vars(RECORD) | {"inputs": {"settings": settings}})))
     found = read_record(tmp_path / "record.json")
     assert found is not None
@@ -396,11 +397,10 @@ def test_a_changed_line_in_a_stage_makes_its_records_stale(module: str, package:
 import json, sys
 from pathlib import Path
 from qlora_repeat.records.trial_state import stage_states
-from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import find_trial
+from qlora_repeat.study.loading import open_workspace
 study, runs, cache = sys.argv[1:]
-trial = find_trial(load_study(study), "tiny-neox/adamw-8bit/1", Path(runs))
-states = stage_states(trial, Path(cache))
+workspace = open_workspace(study, runs=Path(runs), cache=Path(cache))
+states = stage_states(workspace.trial("tiny-neox/adamw-8bit/1"))
 print(json.dumps({stage: state.changed for stage, state in states.items() if state.state != "done"}))
 """
     where = [str(each) for each in (finished.study, finished.runs, finished.cache)]

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 from support.checkout import kit
 from support.finished import finish_study
+from support.places import at
 
 from qlora_repeat.records.record import Record, read_record, write_record
 from qlora_repeat.records.record_schema import misfit
@@ -19,7 +20,7 @@ from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import Response
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import Trial, base_record, find_trial
+from qlora_repeat.study.trial import Trial
 
 NAME = "tiny-neox/adamw-8bit/1"
 NO_CACHE = Path("/nonexistent")
@@ -41,7 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
 
 @pytest.fixture
 def trial(runs: tuple[Study, Path]) -> Trial:
-    return find_trial(runs[0], NAME, runs[1])
+    return at(runs[0], runs[1], NO_CACHE).trial(NAME)
 
 
 @pytest.fixture
@@ -109,13 +110,13 @@ def test_a_record_of_another_shape_is_damaged_and_takes_no_other_trial_with_it(
 ) -> None:
     path = trial.record(stage)
     rewrite(path, key, value)
-    state = stage_states(trial, NO_CACHE)[stage]
+    state = stage_states(trial)[stage]
     assert (state.state, state.record) == ("damaged", None)
     assert state.damage is not None
     assert state.damage.startswith(f"{path}: not as its stage writes it ({words}")
     assert state.damage.endswith("); `qlora-repeat run` does its stage again")
     assert len(state.damage.splitlines()) == 1
-    rows = collect(trial.study, trial.runs, NO_CACHE)
+    rows = collect(trial.workspace)
     assert [row.status for row in rows] == ["damaged"] + ["done"] * 7
     assert rows[0].perplexity is None
 
@@ -132,13 +133,13 @@ def test_a_record_of_another_shape_is_damaged_and_takes_no_other_trial_with_it(
 def test_a_test_of_a_base_of_another_shape_gives_no_number(
     key: str, value: Any, words: str, trial: Trial, rewrite: Rewrite
 ) -> None:
-    path = base_record(trial.study, "tiny-neox", 1, trial.runs)
+    path = trial.workspace.base_tests("tiny-neox")[0].record
     rewrite(path, key, value)
-    assert base_damages(trial.study, trial.runs, NO_CACHE) == [
+    assert base_damages(trial.workspace) == [
         f"tiny-neox/base/1 is damaged: {path}: not as its stage writes it ({words}); "
         "`qlora-repeat run` does its stage again"
     ]
-    rows = [row for row in collect(trial.study, trial.runs, NO_CACHE) if row.model == "tiny-neox"]
+    rows = [row for row in collect(trial.workspace) if row.model == "tiny-neox"]
     assert {(row.status, row.base_perplexity, row.perplexity) for row in rows} == {("done", None, 8.25)}
 
 
@@ -163,21 +164,21 @@ def test_what_a_stage_may_write_is_no_damage(
     record = read_record(trial.record(stage))
     assert record is not None
     assert misfit(record) is None
-    (row, *_) = collect(trial.study, trial.runs, NO_CACHE)
+    (row, *_) = collect(trial.workspace)
     assert row.status == "done"
 
 
 def test_responses_are_what_a_row_of_results_takes(trial: Trial, rewrite: Rewrite) -> None:
     assert RESPONSE.keys() == get_type_hints(Response).keys()
     rewrite(trial.record("evaluate"), "outputs|responses", [RESPONSE])
-    (row, *_) = collect(trial.study, trial.runs, NO_CACHE)
+    (row, *_) = collect(trial.workspace)
     assert row.responses == [Response(**RESPONSE)]  # type: ignore[arg-type]
 
 
 def test_the_commands_name_it_in_a_line(trial: Trial, rewrite: Rewrite, tmp_path: Path) -> None:
     rewrite(trial.record("finetune"), "outputs|seeds", GONE)
     line = f"{trial.record('finetune')}: not as its stage writes it (no outputs.seeds); "
-    options = [trial.runs / "tiny.toml", "--runs", trial.runs, "--cache", tmp_path]
+    options = [trial.workspace.runs / "tiny.toml", "--runs", trial.workspace.runs, "--cache", tmp_path]
     for command, code in (("status", 0), ("check", 3), ("collect", 0)):
         done = kit(command, *options)
         assert done.returncode == code, done.stderr

@@ -3,9 +3,9 @@
 import re
 
 from support.checkout import ROOT, kit
+from support.places import at
 
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import find_trial
 
 
 def test_trials_that_are_named_are_trials_of_the_pocket_study() -> None:
@@ -15,7 +15,7 @@ def test_trials_that_are_named_are_trials_of_the_pocket_study() -> None:
     named = set(re.findall(r"\b[a-z0-9-]+/adamw-\d+bit/\d+\b", text))
     assert named
     for name in named:
-        find_trial(study, name, ROOT / "runs")
+        at(study, ROOT / "runs").trial(name)
 
 
 def test_commands_that_need_no_model_run() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT
+from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import Example
@@ -20,7 +21,7 @@ TEXTS = ["a quiet mind hears more", "what is done twice is known", "no two runs 
 def test_the_plain_script_trains_merges_and_tests_as_the_kit_does(
     study: Study, cache: Path, tmp_path: Path
 ) -> None:
-    base = base_folder(study, "tiny-llama", cache)
+    base = base_folder(at(study, NO_RUNS, cache), "tiny-llama")
     lines = tmp_path / "texts.jsonl"
     lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     command = [ROOT / "benchmarks" / "baseline.py", base, lines, lines, tmp_path / "out", "--steps", "3"]

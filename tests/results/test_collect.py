@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.checkout import kit
 from support.finished import SPLIT, finish
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat.records.record import Record, read_record, write_record
@@ -17,7 +18,7 @@ from qlora_repeat.results.trial_result import TrialResult, read_results
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import PerTrial, Randomness
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES, Trial, all_trials, base_record, find_trial
+from qlora_repeat.study.trial import STAGES, Trial
 
 FIRST = "tiny-neox/adamw-8bit/1"
 FINGERPRINT = {
@@ -57,12 +58,12 @@ BASE = {
 Rows = Callable[..., dict[str, TrialResult]]
 
 
-def write_trial(trial: Trial, cache: Path, **more: Any) -> None:
+def write_trial(trial: Trial, **more: Any) -> None:
     """The records of a trial that is done, as of its study; `more` are outputs of its fine-tuning."""
-    finish(trial, cache)
+    finish(trial)
     upstream: dict[str, Any] = {}
     for stage in STAGES:
-        inputs = stage_inputs(trial, stage, cache, upstream)
+        inputs = stage_inputs(trial, stage, upstream)
         outputs = OUTPUTS[stage] | (more if stage == "finetune" else {})
         left = read_record(trial.record(stage))
         assert left is not None
@@ -72,9 +73,10 @@ def write_trial(trial: Trial, cache: Path, **more: Any) -> None:
 
 
 def write_base(study: Study, model: str, runs: Path, cache: Path) -> None:
-    inputs = base_inputs(study, model, cache)
-    record = Record("evaluate", f"{model}/base/1", inputs, BASE, {}, FINGERPRINT, "", "2026-01-01", 1.0)
-    write_record(base_record(study, model, 1, runs), record)
+    test = at(study, runs, cache).base_tests(model)[0]
+    inputs = base_inputs(test)
+    record = Record("evaluate", test.name, inputs, BASE, {}, FINGERPRINT, "", "2026-01-01", 1.0)
+    write_record(test.record, record)
 
 
 def change(path: Path, **inputs: Any) -> None:
@@ -90,7 +92,7 @@ def rows(study: Study, tmp_path: Path) -> Rows:
 
     def collected(*replacements: tuple[str, str], include_stale: bool = False) -> dict[str, TrialResult]:
         today = load_study(str(write_study(tmp_path, *replacements)))
-        found = collect(today, tmp_path / "runs", tmp_path / "cache", include_stale=include_stale)
+        found = collect(at(today, tmp_path / "runs", tmp_path / "cache"), include_stale=include_stale)
         return {f"{row.model}/{row.optimizer}/{row.trial}": row for row in found}
 
     return collected
@@ -99,8 +101,8 @@ def rows(study: Study, tmp_path: Path) -> Rows:
 @pytest.fixture
 def first(study: Study, tmp_path: Path) -> Trial:
     """The first trial of the tiny study, done."""
-    trial = find_trial(study, FIRST, tmp_path / "runs")
-    write_trial(trial, tmp_path / "cache")
+    trial = at(study, tmp_path / "runs", tmp_path / "cache").trial(FIRST)
+    write_trial(trial)
     return trial
 
 
@@ -166,7 +168,7 @@ def test_a_base_tested_on_another_split_is_not_set_beside_a_trial(
     runs, cache = tmp_path / "runs", tmp_path / "cache"
     write_base(study, "tiny-neox", runs, cache)
     for number, split in ((1, SPLIT), (2, SPLIT + 1)):
-        finish(find_trial(study, f"tiny-neox/adamw-8bit/{number}", runs), cache, split)
+        finish(at(study, runs, cache).trial(f"tiny-neox/adamw-8bit/{number}"), split)
     found = rows()
     own, other = found[FIRST], found["tiny-neox/adamw-8bit/2"]
     assert own.status == other.status == "done"
@@ -177,7 +179,7 @@ def test_a_base_tested_on_another_split_is_not_set_beside_a_trial(
 
 
 def test_steps_that_the_scaler_skipped_are_collected(study: Study, rows: Rows, tmp_path: Path) -> None:
-    write_trial(find_trial(study, FIRST, tmp_path / "runs"), tmp_path / "cache", skipped_steps=2)
+    write_trial(at(study, tmp_path / "runs", tmp_path / "cache").trial(FIRST), skipped_steps=2)
     assert rows()[FIRST].skipped_steps == 2
 
 
@@ -194,8 +196,8 @@ def test_a_row_says_what_may_make_trials_differ(study: Study, rows: Rows) -> Non
 
 
 def test_collect_tells_how_many_are_stale_and_tables_name_them(study: Study, tmp_path: Path) -> None:
-    for trial in all_trials(study, tmp_path / "runs")[:3]:
-        write_trial(trial, tmp_path / "cache")
+    for trial in at(study, tmp_path / "runs", tmp_path / "cache").trials()[:3]:
+        write_trial(trial)
     path = write_study(tmp_path, ALPHA)
     given = (path, "--runs", tmp_path / "runs", "--cache", tmp_path / "cache")
     plain = kit("collect", *given)

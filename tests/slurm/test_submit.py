@@ -12,13 +12,14 @@ from subprocess import PIPE
 
 import pytest
 from support.checkout import ROOT, kit
+from support.places import at
 from support.slurm_cluster import slurm
 from support.tiny import write_study
 
 from qlora_repeat.records.record import read_record
 from qlora_repeat.slurm.queue import read_queue
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import Trial, all_trials, find_trial
+from qlora_repeat.study.trial import Trial
 
 pytestmark = pytest.mark.slurm
 
@@ -90,8 +91,8 @@ def test_two_submissions_at_once_run_each_trial_once_and_tables_come_last(
     """Also where a trial fails: its log says why, and it alone is submitted again."""
     study_file, runs = write_study(tmp_path, ("trials = 2", "trials = 1")), tmp_path / "runs"
     study = load_study(str(study_file))
-    names = [trial.name for trial in all_trials(study, runs)]
-    broken = find_trial(study, names[0], runs)
+    names = [trial.name for trial in at(study, runs, cache).trials()]
+    broken = at(study, runs, cache).trial(names[0])
     (broken.folder / "trace.jsonl").mkdir(parents=True)
     command = submit_command(study_file, runs, cache, "--concurrent", 1)
     both = [subprocess.Popen(command, cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True) for _ in range(2)]
@@ -125,13 +126,13 @@ def test_two_submissions_at_once_run_each_trial_once_and_tables_come_last(
 def test_what_was_cancelled_or_preempted_goes_on_to_the_same_bits(cache: Path, tmp_path: Path) -> None:
     study_file = write_study(tmp_path, LONG, ("trials = 2", "trials = 1"))
     study = load_study(f"{study_file}@bitwise")
-    undisturbed = find_trial(study, "tiny-neox/adamw-8bit/1", tmp_path / "undisturbed")
+    undisturbed = at(study, tmp_path / "undisturbed", cache).trial("tiny-neox/adamw-8bit/1")
     alone = ["--study", study_file, "--randomness", "bitwise", "--cache", cache, "--runs"]
-    done = kit("finetune", undisturbed.name, *alone, undisturbed.runs)
+    done = kit("finetune", undisturbed.name, *alone, undisturbed.workspace.runs)
     assert done.returncode == 0, done.stderr
 
     runs = tmp_path / "runs"
-    trial = find_trial(study, undisturbed.name, runs)
+    trial = at(study, runs, cache).trial(undisturbed.name)
     told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
     job = job_of(told, trial.name)
 

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.places import at
 from support.tiny import write_study
 
-from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.stages.checkpoint import read_sealed
 from qlora_repeat.stages.trainer import TracingTrainer
-from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import Trial, find_trial
+from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.signals import heeded
 
@@ -33,17 +33,17 @@ forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["qlora_repeat.execution.preload"])
 
 
-def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, at: int, number: int) -> None:
+def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, moment: int, number: int) -> None:
     """Fine-tunes in a process that signals itself after a step, within one, or before a change of a file."""
     changes = 0
 
     def watch(stage: str, done: int, total: int, loss: float | None) -> None:
         torch.rand(done), np.random.rand(done)  # what else draws changes nothing
-        if kind == "step" and loss is not None and done == at:
+        if kind == "step" and loss is not None and done == moment:
             os.kill(os.getpid(), number)
 
     def backward(trainer: TracingTrainer, *arguments: Any, **more: Any) -> Any:
-        if kind == "within" and trainer.step + 1 == at:
+        if kind == "within" and trainer.step + 1 == moment:
             os.kill(os.getpid(), number)
         return norm(trainer, *arguments, **more)
 
@@ -54,12 +54,12 @@ def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, at: in
         if kind == "file" and event in CHANGES and str(runs) in str(arguments[0]):
             reads = event == "open" and not int(arguments[2]) & (os.O_WRONLY | os.O_RDWR)
             changes += not reads
-            if changes == at and not reads:
+            if changes == moment and not reads:
                 os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)
     with heeded(keyboard=False):
-        run_stages(find_trial(load_study(str(study)), name, runs), ["finetune"], cache, watch)
+        run_trial(at(study, runs, cache).trial(name), ["finetune"], watch)
 
 
 CHANGES = {"open", "os.rename", "os.remove", "os.link", "os.chmod", "os.truncate", "shutil.rmtree"}
@@ -75,9 +75,11 @@ class Arena:
         self.folder, self.cache = folder, cache
         self.study = write_study(folder, steps, optimizers, *replacements)
 
-    def start(self, name: str, runs: str, kind: str = "", at: int = 0, number: int = signal.SIGKILL) -> int:
+    def start(
+        self, name: str, runs: str, kind: str = "", moment: int = 0, number: int = signal.SIGKILL
+    ) -> int:
         """The exit code of a process that fine-tunes."""
-        arguments = (self.study, name, self.folder / runs, self.cache, kind, at, number)
+        arguments = (self.study, name, self.folder / runs, self.cache, kind, moment, number)
         process = forks.Process(target=fine_tune, args=arguments)
         process.start()
         process.join()
@@ -85,7 +87,7 @@ class Arena:
         return process.exitcode
 
     def trial(self, name: str, runs: str) -> Trial:
-        return find_trial(load_study(str(self.study)), name, self.folder / runs)
+        return at(self.study, self.folder / runs, self.cache).trial(name)
 
 
 SEEDED = ('adapter_init = "fresh"', "adapter_init = 7")

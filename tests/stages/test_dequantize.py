@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import base_folder, load_quantized
 from qlora_repeat.records.trace import read_trace
@@ -14,7 +15,7 @@ from qlora_repeat.stages import dequantize
 from qlora_repeat.stages.dequantize import Materialized, gives_same_bits, materialize, materialized_bytes
 from qlora_repeat.stages.finetune import finetune, with_adapter
 from qlora_repeat.study.study import Dtype, FrozenWeights, Study
-from qlora_repeat.study.trial import Trial, all_trials
+from qlora_repeat.study.trial import Trial
 from qlora_repeat.system import memory
 from qlora_repeat.system.determinism import set_kernels
 from qlora_repeat.system.hashing import weights_digest
@@ -28,14 +29,14 @@ def bitwise(study: Study) -> Study:
     return dataclasses.replace(study, profile="bitwise")
 
 
-def trials_with(study: Study, weights: FrozenWeights, runs: Path) -> list[Trial]:
-    return all_trials(dataclasses.replace(study, weights=weights), runs / weights)
+def trials_with(study: Study, weights: FrozenWeights, runs: Path, cache: Path) -> list[Trial]:
+    return at(dataclasses.replace(study, weights=weights), runs / weights, cache).trials()
 
 
 def adapted(study: Study, cache: Path) -> Any:
     """A tiny model as fine-tuning has it."""
-    trial = all_trials(study, Path("runs"))[0]
-    base = load_quantized(study, base_folder(study, trial.model.base, cache))
+    trial = at(study, NO_RUNS, cache).trials()[0]
+    base = load_quantized(study, base_folder(trial.workspace, trial.model.base))
     return with_adapter(trial, base)
 
 
@@ -56,11 +57,11 @@ def test_adapters_and_traces_are_the_same_bits_whatever_the_frozen_weights(
     }
     study = dataclasses.replace(bitwise, models=models)
     set_kernels("deterministic", study.threads)
-    plain, kept = (trials_with(study, weights, tmp_path) for weights in ("nf4", "materialized"))
+    plain, kept = (trials_with(study, weights, tmp_path, cache) for weights in ("nf4", "materialized"))
     for trial, other in zip(plain, kept, strict=True):
         if trial.number > 1 or trial.optimizer != optimizer:
             continue
-        first, second = (finetune(each, cache, lambda *told: None, {}) for each in (trial, other))
+        first, second = (finetune(each, lambda *told: None, {}) for each in (trial, other))
         assert (first["weights"], second["weights"]) == ("nf4", "materialized")
         assert first["weights_same_bits"] is None
         assert second["weights_same_bits"] is True

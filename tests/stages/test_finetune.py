@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat.analysis.trial_diff import first_divergence
-from qlora_repeat.execution.run_trial import run_stages
-from qlora_repeat.records.trace import Step, read_trace
-from qlora_repeat.stages.finetune import first_steps
+from qlora_repeat.execution.run_trial import run_trial
+from qlora_repeat.records.record import read_record
+from qlora_repeat.records.trace import read_trace
+from qlora_repeat.records.trial_state import trial_state
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.randomness import draw_seeds
-from qlora_repeat.study.trial import Trial, find_trial
+from qlora_repeat.study.trial import Trial
 
 SEVERAL = ("\nsteps = 3", "\nsteps = 4")
 PINNED = ('adapter_init = "fresh"', "adapter_init = 7")
@@ -25,8 +26,8 @@ def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
 def trained(folder: Path, cache: Path, optimizer: str, *changes: tuple[str, str], number: int = 1) -> Trial:
     folder.mkdir()
     study = load_study(f"{write_study(folder, SEVERAL, PINNED, *changes)}@{optimizer}")
-    trial = find_trial(study, f"tiny-neox/{optimizer}/{number}", folder / "runs")
-    run_stages(trial, ["finetune"], cache, quiet)
+    trial = at(study, folder / "runs", cache).trial(f"tiny-neox/{optimizer}/{number}")
+    run_trial(trial, ["finetune"], quiet)
     return trial
 
 
@@ -56,16 +57,21 @@ NUDGE = ('kernels = "default"\n\n[profiles.seeded]', 'kernels = "default"\nnudge
 
 def test_the_first_steps_are_those_of_the_whole(cache: Path, tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", cache, "adamw-8bit", ('schedule = "constant"', 'schedule = "cosine"'))
-    begun = Trial(whole.study, whole.model_name, whole.optimizer, 1, tmp_path / "begun")
-    told: list[int] = []
+    begun = at(whole.study, tmp_path / "begun", cache).trial(whole.name)
+    told: list[tuple[int, int]] = []
 
-    def report(done: int, total: int, loss: float | None) -> None:
-        assert total == 3
-        told.append(done)
+    def progress(stage: str, done: int, total: int, loss: float | None) -> None:
+        if loss is not None:
+            told.append((done, total))
 
-    steps: list[Step] = first_steps(
-        begun, 3, cache, report, {}, draw_seeds(whole.study.randomness, whole.number)
-    )
-    assert steps == read_trace(whole.trace)[:4]
-    assert told == [1, 2, 3]
+    run_trial(begun, ["finetune"], progress, until_step=3)
+    assert read_trace(begun.unfinished / "trace.jsonl") == read_trace(whole.trace)[:4]
+    assert told == [(1, 3), (2, 3), (3, 3)]
     assert not begun.adapter.exists()
+    assert trial_state(begun) == "missing"
+    record, all_of_it = read_record(begun.first_steps), read_record(whole.record("finetune"))
+    assert record is not None and all_of_it is not None
+    assert record.inputs == all_of_it.inputs
+    assert record.outputs == {"seeds": all_of_it.outputs["seeds"], "steps": 3}
+    run_trial(begun, ["finetune"], quiet)
+    assert read_trace(begun.trace) == read_trace(whole.trace), "it resumes after them"

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat.errors import StoppedError
-from qlora_repeat.execution.run_trial import run_base, run_stages
+from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.results.collect import collect
 from qlora_repeat.stages import finetune
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import STAGES, Trial, find_trial
+from qlora_repeat.study.trial import STAGES, Trial
 
 NAME = "tiny-neox/adamw-8bit/1"
 
@@ -51,12 +52,12 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def trial(cache: Path, tmp_path: Path) -> Trial:
     replacements = (("\nsteps = 3", "\nsteps = 6"), ('adapter_init = "fresh"', "adapter_init = 7"))
-    return find_trial(load_study(str(write_study(tmp_path, *replacements))), NAME, tmp_path / "runs")
+    return at(write_study(tmp_path, *replacements), tmp_path / "runs", cache).trial(NAME)
 
 
 @pytest.mark.usefixtures("scaled")
 def test_a_step_that_the_scaler_skips_is_marked_and_changes_nothing(trial: Trial, cache: Path) -> None:
-    run_stages(trial, ["finetune"], cache, quiet)
+    run_trial(trial, ["finetune"], quiet)
     steps = read_trace(trial.trace)
     skipped = [step.step for step in steps if step.skipped]
     assert skipped
@@ -73,31 +74,31 @@ def test_a_step_that_the_scaler_skips_is_marked_and_changes_nothing(trial: Trial
 @pytest.mark.usefixtures("scaled")
 @pytest.mark.parametrize("stop", [2, 4])
 def test_the_scaler_goes_on_from_a_checkpoint(stop: int, trial: Trial, cache: Path, tmp_path: Path) -> None:
-    run_stages(trial, ["finetune"], cache, quiet)
-    other = find_trial(trial.study, NAME, tmp_path / "others")
+    run_trial(trial, ["finetune"], quiet)
+    other = at(trial.study, tmp_path / "others", cache).trial(NAME)
 
     def watch(stage: str, done: int, total: int, loss: float | None) -> None:
         if loss is not None and done == stop:
             raise StoppedError("enough")
 
     with pytest.raises(StoppedError):
-        run_stages(other, ["finetune"], cache, watch)
-    run_stages(other, ["finetune"], cache, quiet)
+        run_trial(other, ["finetune"], watch)
+    run_trial(other, ["finetune"], quiet)
     assert outputs(other)["resumed_from"] == stop
     assert other.trace.read_bytes() == trial.trace.read_bytes()
 
 
 def test_a_diverged_trial_ends_is_marked_and_stays_in_the_results(cache: Path, tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ("learning_rate = 1e-3", "learning_rate = 1e30"))))
-    trial = find_trial(study, NAME, tmp_path / "runs")
-    run_base(study, "tiny-neox", 1, trial.runs, cache, quiet)
-    run_stages(trial, STAGES, cache, quiet)
+    trial = at(study, tmp_path / "runs", cache).trial(NAME)
+    run_base_test(trial.workspace.base_tests("tiny-neox")[0], quiet)
+    run_trial(trial, STAGES, quiet)
     steps = read_trace(trial.trace)
     first = next(step.step for step in steps if step.diverged)
     assert 1 < first < len(steps)
     assert outputs(trial)["diverged_at"] == first
     assert json.loads(trial.trace.read_text().splitlines()[first])["loss"] in ("nan", "inf")
-    row = collect(study, trial.runs, cache)[0]
+    row = collect(trial.workspace)[0]
     assert (row.status, row.diverged_at) == ("done", first)
     assert row.perplexity is not None
     assert not math.isfinite(row.perplexity)
@@ -124,16 +125,16 @@ def test_it_goes_on_to_the_same_bits_however_it_is_trained(way: str, cache: Path
         assert count
     text.write_text(content)
     study = load_study(str(text))
-    whole, stopped = (find_trial(study, NAME, tmp_path / runs) for runs in ("whole", "stopped"))
-    run_stages(whole, ["finetune"], cache, quiet)
+    whole, stopped = (at(study, tmp_path / runs, cache).trial(NAME) for runs in ("whole", "stopped"))
+    run_trial(whole, ["finetune"], quiet)
 
     def watch(stage: str, done: int, total: int, loss: float | None) -> None:
         if loss is not None and done == total - 2:
             raise StoppedError("enough")
 
     with pytest.raises(StoppedError):
-        run_stages(stopped, ["finetune"], cache, watch)
-    run_stages(stopped, ["finetune"], cache, quiet)
+        run_trial(stopped, ["finetune"], watch)
+    run_trial(stopped, ["finetune"], quiet)
     assert outputs(stopped)["resumed_from"]
     assert outputs(stopped)["adapter_digest"] == outputs(whole)["adapter_digest"]
     assert stopped.trace.read_bytes() == whole.trace.read_bytes()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat.cli.main import cli
@@ -92,12 +93,12 @@ def test_the_shortest_limit_of_several_partitions_counts(
 
 def test_settings_of_a_study_make_no_trial_stale(tmp_path: Path) -> None:
     from qlora_repeat.records.stage_inputs import stage_settings
-    from qlora_repeat.study.trial import STAGES, all_trials
+    from qlora_repeat.study.trial import STAGES
 
     (tmp_path / "other").mkdir()
     plain = load_study(str(write_study(tmp_path)))
     other = load_study(str(write_study(tmp_path / "other", ("[quantization]", TABLE))))
-    for one, two in zip(all_trials(plain, tmp_path), all_trials(other, tmp_path), strict=True):
+    for one, two in zip(at(plain, tmp_path).trials(), at(other, tmp_path).trials(), strict=True):
         assert [stage_settings(one, stage) for stage in STAGES] == [
             stage_settings(two, stage) for stage in STAGES
         ]

@@ -8,7 +8,7 @@ from support.tiny import write_study
 
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import MissingError
-from qlora_repeat.study.loading import known_studies, load_study, portable_name, study_path
+from qlora_repeat.study.loading import known_studies, load_study, open_workspace, portable_name, study_path
 from qlora_repeat.system import package_data
 
 
@@ -71,11 +71,12 @@ def test_each_name_is_listed_once_with_the_file_that_it_finds(here: Path, instal
 
 def test_a_study_of_an_installed_kit_is_locked_in_the_current_folder(here: Path, installed: Path) -> None:
     shipped = installed / "studies" / "tiny.lock"
-    assert lock_file("tiny").path == lock_file("tiny").current == Path("tiny.lock")
+    workspace = open_workspace("tiny")
+    assert workspace.lock == lock_file(workspace).current == Path("tiny.lock")
     shipped.write_text("{}")
-    assert (lock_file("tiny").path, lock_file("tiny").current) == (Path("tiny.lock"), shipped)
+    assert (lock_file(workspace).path, lock_file(workspace).current) == (Path("tiny.lock"), shipped)
     Path("tiny.lock").touch()
-    assert lock_file("tiny").current == Path("tiny.lock")
+    assert lock_file(workspace).current == Path("tiny.lock")
 
 
 def test_others_call_a_study_of_the_kit_by_its_name(here: Path, installed: Path) -> None:

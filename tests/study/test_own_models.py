@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT, copy_folder, kit
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat.records.record import read_record
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES, find_trial
+from qlora_repeat.study.trial import STAGES
 
 GUIDE = ROOT / "docs/howto/use-your-own-model-and-data.md"
 BLOCKS = re.findall(r"^```toml\n(.*?)^```", GUIDE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
@@ -87,7 +88,7 @@ def test_a_tiny_study_with_it_is_trained(
     options = ["--study", tmp_path / "mine.toml", "--runs", tmp_path / "runs", "--cache", own]
     done = kit("trial", trial, *options)
     assert done.returncode == 0, done.stderr
-    found = find_trial(study, trial, tmp_path / "runs")
+    found = at(study, tmp_path / "runs", cache).trial(trial)
     records = [read_record(found.record(stage)) for stage in STAGES]
     assert all(records)
     assert f'"{of}"' in (found.adapter / "adapter_config.json").read_text("utf-8")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from support.hub_study import write_hub_study
+from support.places import at
 from support.tiny import tiny_text, write_study
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.loading import load_study, portable_name, study_path
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import study_folder
 
 POCKET = "pocket"
 PRETRAINED = """
@@ -256,7 +256,7 @@ def test_a_mistake_about_a_hub_is_told_in_one_line(mistake: str, tmp_path: Path)
 def test_a_study_can_be_cut_short_by_its_name(variant: str, steps: int | None, rows: int | None) -> None:
     paper, short = load_study("paper"), load_study(f"paper@{variant}")
     assert (paper.label, short.label) == ("paper", f"paper@{variant}")
-    assert study_folder(short, Path("runs")) == Path(f"runs/paper@{variant}")
+    assert at(short, Path("runs")).folder == Path(f"runs/paper@{variant}")
     assert {each.max_rows for each in short.data.values()} == {rows}
     for name, model in short.models.items():
         whole = paper.models[name].training

@@ -3,16 +3,18 @@
 from pathlib import Path
 
 import pytest
+from support.places import at
 
 from qlora_repeat.errors import UsageError
+from qlora_repeat.study.loading import cache_folder
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES, all_trials, base_record, cache_folder, find_trial
+from qlora_repeat.study.trial import STAGES
 
 RUNS = Path("runs")
 
 
 def test_all_trials_stand_in_the_order_of_the_study(study: Study) -> None:
-    assert [trial.name for trial in all_trials(study, RUNS)] == [
+    assert [trial.name for trial in at(study, RUNS).trials()] == [
         "tiny-neox/adamw-8bit/1",
         "tiny-neox/adamw-8bit/2",
         "tiny-neox/adamw-32bit/1",
@@ -25,20 +27,20 @@ def test_all_trials_stand_in_the_order_of_the_study(study: Study) -> None:
 
 
 def test_every_trial_is_found_by_its_name(study: Study) -> None:
-    assert [find_trial(study, trial.name, RUNS) for trial in all_trials(study, RUNS)] == all_trials(
+    assert [at(study, RUNS).trial(trial.name) for trial in at(study, RUNS).trials()] == at(
         study, RUNS
-    )
+    ).trials()
 
 
 def test_no_two_trials_share_a_path(study: Study) -> None:
-    trials = all_trials(study, RUNS)
+    trials = at(study, RUNS).trials()
     paths = [
         path
         for trial in trials
         for path in (trial.adapter, trial.merged, trial.trace, trial.log, trial.failure)
     ]
     paths += [path for trial in trials for path in (trial.lock, *map(trial.record, STAGES))]
-    paths += {base_record(study, trial.model_name, 1, RUNS) for trial in trials}
+    paths += {at(study, RUNS).base_tests(trial.model_name)[0].record for trial in trials}
     assert len(set(paths)) == len(paths)
 
 
@@ -61,7 +63,7 @@ def test_no_two_trials_share_a_path(study: Study) -> None:
 )
 def test_a_wrong_name_is_told_which_part_and_what_there_is(study: Study, name: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        find_trial(study, name, RUNS)
+        at(study, RUNS).trial(name)
     assert str(caught.value).startswith(f"trial {name!r}: ")
     assert words in str(caught.value)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from numpy import full
 from safetensors.numpy import save_file
+from support.places import at
 
 from qlora_repeat.records.record import Record, keep, write_record
 from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
 from qlora_repeat.records.trace import Step, trace_line
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES, Stage, Trial, all_trials, base_record, base_tests
+from qlora_repeat.study.trial import STAGES, Stage, Trial
 from qlora_repeat.system.files import new_folder, write_text
 from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.hashing import weights_digest
@@ -29,18 +30,17 @@ def finish_study(
     study: Study, runs: Path, cache: Path, more: Callable[[Trial], Outputs] = lambda trial: {}
 ) -> list[Trial]:
     """Finishes every trial of a study, and the tests of its bases; `more` as in `finish`, of each trial."""
-    for model in study.models:
-        for number in base_tests(study):
-            name, inputs = f"{model}/base/{number}", base_inputs(study, model, cache)
-            outputs = {**_measured(9.5), "miniature": False, "split_seed": SPLIT}
-            write_record(base_record(study, model, number, runs), _record("evaluate", name, inputs, outputs))
-    trials = all_trials(study, runs)
+    workspace = at(study, runs, cache)
+    for test in workspace.base_tests():
+        outputs = {**_measured(9.5), "miniature": False, "split_seed": SPLIT}
+        write_record(test.record, _record("evaluate", test.name, base_inputs(test), outputs))
+    trials = workspace.trials()
     for trial in trials:
-        finish(trial, cache, more=more(trial))
+        finish(trial, more=more(trial))
     return trials
 
 
-def finish(trial: Trial, cache: Path, split: int = SPLIT, more: Outputs = MappingProxyType({})) -> None:
+def finish(trial: Trial, split: int = SPLIT, more: Outputs = MappingProxyType({})) -> None:
     """Leaves adapter, trace and merged model, and the record of each stage.
 
     `split` is the split's seed; `more` are outputs that stages have instead of those here, or besides.
@@ -77,7 +77,7 @@ def finish(trial: Trial, cache: Path, split: int = SPLIT, more: Outputs = Mappin
     upstream: dict[str, Any] = {}
     for stage in STAGES:
         outputs[stage] |= more.get(stage, {})
-        inputs = stage_inputs(trial, stage, cache, upstream)
+        inputs = stage_inputs(trial, stage, upstream)
         kept = {
             "finetune": [trial.trace, *trial.adapter.iterdir()],
             "merge": [*trial.merged.iterdir()],

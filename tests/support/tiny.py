@@ -7,6 +7,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from support.places import NO_RUNS, at
+
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.dataset_builders import corpus_rows, rows_digest
 from qlora_repeat.assets.package_files import locate
@@ -57,7 +59,7 @@ def fill_cache(study: Study, cache: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
     for name in study.data:
-        prepare_data(study, name, cache)
+        prepare_data(at(study, NO_RUNS, cache), name)
     shape: dict[str, Any] = {
         "vocab_size": 50304,
         "hidden_size": 192,
@@ -73,7 +75,7 @@ def fill_cache(study: Study, cache: Path) -> None:
     }
     for name, (kind, config) in kinds.items():
         torch.manual_seed(len(name))
-        with new_folder(base_folder(study, name, cache)) as folder:
+        with new_folder(base_folder(at(study, NO_RUNS, cache), name)) as folder:
             save_plain(kind(config).to(torch.float16), folder)
             tiny_tokenizer().save_pretrained(folder)
             write_json(folder / MANIFEST, folder_digests(folder))

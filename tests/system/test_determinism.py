@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import study_prompts
@@ -88,14 +89,14 @@ def test_other_errors_are_unchanged() -> None:
 @pytest.mark.parametrize("model", ["tiny-neox", "tiny-llama-chat"])
 def test_both_kinds_of_kernels_generate_the_same_texts(model: str, study: Study, cache: Path) -> None:
     """On a CPU, where the kit then processes the scores with the same operations as `generate`."""
-    folder = base_folder(study, study.models[model].base, cache)
+    folder = base_folder(at(study, NO_RUNS, cache), study.models[model].base)
     loaded, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
     texts: dict[Kernels, list[str]] = {}
     for kernels in ("default", "deterministic"):
         set_kernels(kernels, 1)
         texts[kernels] = [
             respond(loaded, tokenizer, prompt, study, model, sampling, seed)
-            for prompt in study_prompts(study, model, cache, 42)
+            for prompt in study_prompts(at(study, NO_RUNS, cache), model, 42)
             for sampling in study.generation.samplings
             for seed in range(3)
         ]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT
+from support.places import at
 
 from qlora_repeat.errors import StoppedError
-from qlora_repeat.execution.run_trial import run_base, run_stages
+from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.stages import evaluate, finetune
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import all_trials
 from qlora_repeat.system.signals import heeded, held_back
 
 KIT = str(Path(sys.executable).with_name("qlora-repeat"))
@@ -105,10 +105,10 @@ def test_a_stop_that_a_library_turned_into_its_own_error_is_a_stop(
 
     monkeypatch.setattr(finetune, "load_frozen_base", load)
     monkeypatch.setattr(evaluate, "load_full", load)
-    trial = all_trials(study, tmp_path / "runs")[0]
+    trial = at(study, tmp_path / "runs", cache).trials()[0]
     with pytest.raises(StoppedError, match="by SIGTERM"), heeded(keyboard=False):
         if what == "trial":
-            run_stages(trial, ["finetune"], cache, lambda *told: None)
+            run_trial(trial, ["finetune"], lambda *told: None)
         else:
-            run_base(study, trial.model_name, 1, trial.runs, cache, lambda *told: None)
+            run_base_test(trial.workspace.base_tests(trial.model_name)[0], lambda *told: None)
     assert not trial.failure.exists()

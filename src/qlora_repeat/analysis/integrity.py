@@ -10,20 +10,12 @@ from qlora_repeat.assets.datasets import ROWS, data_folder, read_rows
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.records.record import Record, damaged_file
 from qlora_repeat.records.trace import read_trace
-from qlora_repeat.records.trial_state import has_ended, stage_record
+from qlora_repeat.records.trial_state import base_test_record, has_ended, stage_record
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.stages.checkpoint import begins_so, checkpoint_folders, read_sealed
-from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import (
-    STAGES,
-    Trial,
-    all_trials,
-    base_record,
-    base_tests,
-    results_path,
-    study_folder,
-)
+from qlora_repeat.study.trial import STAGES, Trial
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
 from qlora_repeat.system.hashing import folder_digests, known_digest, weights_digest
 from qlora_repeat.system.safetensors_file import check_weights
@@ -61,16 +53,16 @@ class Checked:
         return list(dict.fromkeys(lines))
 
 
-def check(study: Study, runs: Path, cache: Path, report: Callable[[int, int], None]) -> Checked:
+def check(workspace: Workspace, report: Callable[[int, int], None]) -> Checked:
     """Re-hashes a study: records, adapters, traces, merged models, checkpoints; bases and data in the cache.
 
     Trials that a process works on are left out. `report` is told how many trials, bases and data are done,
     of how many.
     """
     trials, files, inputs, notes = 0, list[Looked](), list[Looked](), list[str]()
-    everything = all_trials(study, runs)
-    bases = sorted({model.base for model in study.models.values()})
-    data = sorted({model.data for model in study.models.values()})
+    everything, models = workspace.trials(), workspace.study.models.values()
+    bases = sorted({model.base for model in models})
+    data = sorted({model.data for model in models})
     total, done = len(everything) + len(bases) + len(data), 0
     for trial in everything:
         if live_owner(trial.lock) is not None:
@@ -83,12 +75,12 @@ def check(study: Study, runs: Path, cache: Path, report: Callable[[int, int], No
                 found += _unfinished(trial.unfinished)
             trials, files = trials + bool(found), files + found
         report(done := done + 1, total)
-    files += check_base_tests(study, runs)
+    files += check_base_tests(workspace)
     for names, look in ((bases, _base), (data, _data)):
         for name in names:
-            inputs += look(study, name, cache)
+            inputs += look(workspace, name)
             report(done := done + 1, total)
-    notes += _results(study, runs, cache) + _left(study_folder(study, runs))
+    notes += _results(workspace) + _left(workspace.folder)
     return Checked(trials, files, inputs, notes)
 
 
@@ -191,22 +183,20 @@ def _checkpoint(folder: Path, trace: Path) -> Iterator[Looked]:
     yield Looked(trace, None if same else f"{trace}: not what {folder.name} goes on from")
 
 
-def check_base_tests(study: Study, runs: Path) -> Iterator[Looked]:
+def check_base_tests(workspace: Workspace) -> Iterator[Looked]:
     """Read again the records of the tests of bases."""
-    for model in study.models:
-        for number in base_tests(study):
-            path = base_record(study, model, number, runs)
-            record, damage = stage_record(path, f"{model}/base/{number}", "evaluate")
-            if record is not None or damage is not None:
-                yield Looked(path, damage)
+    for test in workspace.base_tests():
+        record, damage = base_test_record(test)
+        if record is not None or damage is not None:
+            yield Looked(test.record, damage)
 
 
-def _base(study: Study, name: str, cache: Path) -> Iterator[Looked]:
-    folder = base_folder(study, name, cache)
+def _base(workspace: Workspace, name: str) -> Iterator[Looked]:
+    folder = base_folder(workspace, name)
     if not folder.is_dir():
         return
     try:
-        check_base(study, name, cache)
+        check_base(workspace, name)
         check_weights(folder)
     except MissingError as error:
         yield Looked(folder, str(error))
@@ -214,30 +204,28 @@ def _base(study: Study, name: str, cache: Path) -> Iterator[Looked]:
         yield from (Looked(folder / file) for file in folder_digests(folder))
 
 
-def _data(study: Study, name: str, cache: Path) -> Iterator[Looked]:
-    folder = data_folder(study, name, cache)
+def _data(workspace: Workspace, name: str) -> Iterator[Looked]:
+    folder = data_folder(workspace, name)
     if not folder.is_dir():
         return
     try:
-        read_rows(study, name, cache)
+        read_rows(workspace, name)
     except MissingError as error:
         yield Looked(folder / ROWS, str(error))
     else:
         yield Looked(folder / ROWS)
 
 
-def _results(study: Study, runs: Path, cache: Path) -> list[str]:
+def _results(workspace: Workspace) -> list[str]:
     """Whether the collected results are what the records give now."""
-    path = results_path(study, runs)
+    path = workspace.results
     if not path.exists():
         return []
     try:
         found = repr(read_results(path))  # by repr, for NaN is not NaN
     except KitError as error:
         return [str(error)]
-    same = any(
-        found == repr(collect(study, runs, cache, include_stale=with_stale)) for with_stale in (False, True)
-    )
+    same = any(found == repr(collect(workspace, include_stale=stale)) for stale in (False, True))
     return (
         [] if same else [f"{path}: not what the records give now; run `qlora-repeat collect` for this study"]
     )

@@ -8,8 +8,7 @@ from qlora_repeat.analysis.integrity import Checked, Looked, check_base_tests, c
 from qlora_repeat.archive.unpack import Unpacked
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import TrialResult
-from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import all_trials, results_path
+from qlora_repeat.study.loading import open_workspace
 
 
 def check_archive(unpacked: Unpacked, cache: Path) -> Checked:
@@ -18,11 +17,11 @@ def check_archive(unpacked: Unpacked, cache: Path) -> Checked:
     The collected results must be those that the records give. Whether records tell the truth is not looked
     at: for that, `verify` runs trials again.
     """
-    study = load_study(unpacked.study_file)
-    found = [list(check_trial(trial)) for trial in all_trials(study, unpacked.runs)]
-    files = [looked for own in found for looked in own] + list(check_base_tests(study, unpacked.runs))
-    path = results_path(study, unpacked.runs)
-    told, given = unpacked.results(), collect(study, unpacked.runs, cache, include_stale=True)
+    workspace = open_workspace(unpacked.study_file, runs=unpacked.runs, cache=cache)
+    found = [list(check_trial(trial)) for trial in workspace.trials()]
+    files = [looked for own in found for looked in own] + list(check_base_tests(workspace))
+    path = workspace.results
+    told, given = unpacked.results(), collect(workspace, include_stale=True)
     files += [Looked(path, f"{path}: {problem}") for problem in _unlike(told, given)] or [Looked(path)]
     return Checked(trials=sum(map(bool, found)), files=files, inputs=[], notes=[])
 

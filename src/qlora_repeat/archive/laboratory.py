@@ -9,8 +9,8 @@ from qlora_repeat.records.stage_inputs import OF_ONE_TRIAL
 from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.results.arms import ArmKey
 from qlora_repeat.results.trial_result import read_results
-from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import Stage, all_trials
+from qlora_repeat.study.loading import open_workspace
+from qlora_repeat.study.trial import Stage
 
 
 def read_laboratory(name: str, path: Path) -> Laboratory:
@@ -30,7 +30,7 @@ def _recorded_conditions(unpacked: Unpacked) -> dict[ArmKey, Conditions]:
     """Settings, base and data of what was fine-tuned and evaluated."""
     found: dict[ArmKey, Conditions] = {}
     stages: tuple[Stage, ...] = ("finetune", "evaluate")
-    for trial in all_trials(load_study(unpacked.study_file), unpacked.runs):
+    for trial in open_workspace(unpacked.study_file, runs=unpacked.runs).trials():
         own = found.setdefault((trial.model_name, trial.optimizer), {})
         for stage in stages:
             record, _ = stage_record(trial.record(stage), trial.name, stage)

@@ -19,16 +19,9 @@ from qlora_repeat.results.arm_statistics import statistics_text
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect, counted_base_tests
 from qlora_repeat.results.trial_result import TrialResult, read_results, results_text
-from qlora_repeat.study.loading import study_path
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import (
-    STAGES,
-    Trial,
-    all_trials,
-    base_record,
-    results_path,
-    statistics_path,
-)
+from qlora_repeat.study.trial import STAGES, Trial
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import json_text
 from qlora_repeat.system.hashing import file_digest, json_digest
 from qlora_repeat.system.package_data import ROOT, kit_path
@@ -62,10 +55,7 @@ class _Chosen:
 
 
 def pack(
-    study: Study,
-    study_file: str,
-    runs: Path,
-    cache: Path,
+    workspace: Workspace,
     tables: Path,
     path: Path,
     report: ByteReport,
@@ -84,41 +74,44 @@ def pack(
         MissingError: no trial is done; the collected results are not what the records give, or a table is of
             other results; a file is a link, or changes while it is read.
     """
-    chosen = _choose(study, runs, cache, include_stale)
-    _check_collected(study, runs, chosen.results, include_stale)
+    study, runs = workspace.study, workspace.runs
+    chosen = _choose(workspace, include_stale)
+    _check_collected(workspace, chosen.results, include_stale)
     _check_tables(tables, chosen.results)
     named, left_out = f"studies/{study.name}.toml", list(chosen.left_out)
     entries = [
         *chosen.entries,
-        _in_runs(results_path(study, runs), runs, results_text(chosen.results)),
-        _in_runs(statistics_path(study, runs), runs, statistics_text(group_arms(chosen.results))),
-        _file(study_path(study_file), named),
+        _in_runs(workspace.results, runs, results_text(chosen.results)),
+        _in_runs(workspace.statistics, runs, statistics_text(group_arms(chosen.results))),
+        _file(workspace.file, named),
         *_of_kit(license),
         text_entry("fingerprints.json", _fingerprints(chosen.runs)),
         text_entry("README.md", _readme(study)),
     ]
-    if (pins := lock_file(study_file).current).is_file():
+    if (pins := lock_file(workspace).current).is_file():
         entries.append(_file(pins, f"studies/{study.name}.lock"))
-    for found in (_attributions(study, runs, left_out), _tables(tables, left_out)):
+    for found in (_attributions(workspace, left_out), _tables(tables, left_out)):
         entries += found
     files = {entry.name: entry.kept for entry in entries}
     entries.append(text_entry(CRATE, crate_text(study, named, files, chosen.runs, license, authors)))
-    telling = list(_telling(entries, [Path.home(), runs.absolute(), cache.absolute()]))
+    telling = list(_telling(entries, [Path.home(), runs.absolute(), workspace.cache.absolute()]))
     write_archive(path, entries, report)
     trials = sum(row.measured for row in chosen.results)
     return Packed(trials, len(entries) + 1, file_digest(path), left_out, telling)
 
 
-def _choose(study: Study, runs: Path, cache: Path, include_stale: bool) -> _Chosen:
-    results = collect(study, runs, cache, include_stale=include_stale)
+def _choose(workspace: Workspace, include_stale: bool) -> _Chosen:
+    study, runs = workspace.study, workspace.runs
+    results = collect(workspace, include_stale=include_stale)
     found: list[tuple[Run, list[Entry]]] = []
     for model in study.models:
-        tests = counted_base_tests(study, model, runs, cache, include_stale=include_stale)
-        for number, (record, _) in tests.items():
-            path = base_record(study, model, number, runs)
-            found.append(_run(f"{model}/base/{number}", {path: record}, path.parent, runs))
+        told = counted_base_tests(workspace, model, include_stale=include_stale)
+        for test in workspace.base_tests(model):
+            if test.number in told:
+                records = {test.record: told[test.number][0]}
+                found.append(_run(test.name, records, test.record.parent, runs))
     rest: list[Trial] = []
-    for trial, row in zip(all_trials(study, runs), results, strict=True):
+    for trial, row in zip(workspace.trials(), results, strict=True):
         if row.measured:
             found.append(_run(trial.name, _records(trial), trial.folder, runs))
         else:
@@ -134,8 +127,8 @@ def _choose(study: Study, runs: Path, cache: Path, include_stale: bool) -> _Chos
         )
     running = [row for row in results if row.status == "running"]
     left_out = [
-        *base_damages(study, runs, cache),
-        *explanations(standings(rest, cache)),
+        *base_damages(workspace),
+        *explanations(standings(rest)),
         *(f"{row.model}/{row.optimizer}/{row.trial} is running" for row in running),
     ]
     if left["missing"]:
@@ -165,9 +158,9 @@ def _run(name: str, records: dict[Path, Record], folder: Path, runs: Path) -> tu
     return Run(name, list(records.values()), [entry.name for entry in entries]), entries
 
 
-def _check_collected(study: Study, runs: Path, results: list[TrialResult], include_stale: bool) -> None:
+def _check_collected(workspace: Workspace, results: list[TrialResult], include_stale: bool) -> None:
     """Whether the results that lie beside the records, and that tables are made of, are theirs."""
-    path = results_path(study, runs)
+    path = workspace.results
     if path.exists() and repr(read_results(path)) != repr(results):  # by repr, for NaN is not NaN
         option = " --include-stale" if include_stale else ""
         raise MissingError(
@@ -219,12 +212,12 @@ def _of_kit(license: str) -> Iterator[Entry]:
             yield _file(path, path.relative_to(ROOT).as_posix())
 
 
-def _attributions(study: Study, runs: Path, left_out: list[str]) -> Iterator[Entry]:
+def _attributions(workspace: Workspace, left_out: list[str]) -> Iterator[Entry]:
     """What experiments on the study measured; not the trials that they ran for it."""
-    for path in sorted(runs.glob(f"{study.label}@attribute*/*/*/attribution*.json")):
+    for path in sorted(workspace.runs.glob(f"{workspace.study.label}@attribute*/*/*/attribution*.json")):
         try:
             read_measured(path)
-            yield _file(path, _name(path, runs))
+            yield _file(path, _name(path, workspace.runs))
         except KitError as error:
             left_out.append(str(error))
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.data_sources import Base
 from qlora_repeat.study.study import Study
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.hashing import MANIFEST, json_digest, known_digest, manifest_digest
 
 _BASE = TypeAdapter(Base)
@@ -16,9 +17,10 @@ SOURCE = "source.json"
 """The pin that a folder of the cache was made from, where that was a hub's."""
 
 
-def base_folder(study: Study, name: str, cache: Path) -> Path:
+def base_folder(workspace: Workspace, name: str) -> Path:
     """Where a base model stands in the cache; another source or another pretraining is another folder."""
-    return cache / "bases" / f"{name}-{json_digest(_identity(study, study.bases[name]))[:16]}"
+    identity = _identity(workspace.study, workspace.study.bases[name])
+    return workspace.cache / "bases" / f"{name}-{json_digest(identity)[:16]}"
 
 
 def _identity(study: Study, base: Base) -> list[Any]:
@@ -33,14 +35,14 @@ def _identity(study: Study, base: Base) -> list[Any]:
     return [plain, *([name, data.sha256] for name, data in study.data.items())]
 
 
-def base_digest(study: Study, name: str, cache: Path) -> str | None:
+def base_digest(workspace: Workspace, name: str) -> str | None:
     """The digest of a cached base model, or None if it is not in the cache."""
-    return manifest_digest(base_folder(study, name, cache))
+    return manifest_digest(base_folder(workspace, name))
 
 
-def base_bytes(study: Study, name: str, cache: Path) -> int:
+def base_bytes(workspace: Workspace, name: str) -> int:
     """The size of a cached base model's weights, which is about that of its merged models."""
-    return sum(file.stat().st_size for file in base_folder(study, name, cache).glob("*.safetensors"))
+    return sum(file.stat().st_size for file in base_folder(workspace, name).glob("*.safetensors"))
 
 
 def hub_commit(folder: Path) -> str | None:
@@ -56,14 +58,14 @@ def is_miniature(folder: Path) -> bool:
     return "miniature" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def check_base(study: Study, name: str, cache: Path, *, weights: bool = True) -> None:
+def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None:
     """Re-hashes a cached base model; without `weights`, all of it but those.
 
     Raises:
         MissingError: it is not there, or a file's bytes are not the ones that were put there.
     """
-    folder = base_folder(study, name, cache)
-    if base_digest(study, name, cache) is None:
+    folder = base_folder(workspace, name)
+    if base_digest(workspace, name) is None:
         raise MissingError(f"{folder}: base {name} is not there; run `qlora-repeat fetch` for this study")
     for file, expected in json.loads((folder / MANIFEST).read_text("utf-8")).items():
         if not weights and file.endswith(".safetensors"):

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Row
 from qlora_repeat.study.randomness import stream_seed
-from qlora_repeat.study.study import Model, Study
+from qlora_repeat.study.study import Model
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.hashing import MANIFEST, json_digest, manifest_digest, text_digest
 
 Part = Literal["train", "test"]
@@ -35,35 +36,35 @@ class Prompt:
     has_options: bool
 
 
-def data_folder(study: Study, name: str, cache: Path) -> Path:
+def data_folder(workspace: Workspace, name: str) -> Path:
     """Where a data set's rows stand in the cache: another source or seed of its rows is another folder."""
-    data = study.data[name]
+    data = workspace.study.data[name]
     origin = {**vars(data), "hub": vars(data.hub) if data.hub else None}
     left_out = ("max_new_tokens", "max_rows", "prompts", "test_share", "file")
     kept = {key: value for key, value in origin.items() if key not in left_out}
     if data.file is not None:
         kept["file"] = data.file.identity
-    return cache / "data" / f"{name}-{json_digest(kept)[:16]}"
+    return workspace.cache / "data" / f"{name}-{json_digest(kept)[:16]}"
 
 
-def data_digest(study: Study, name: str, cache: Path) -> str | None:
+def data_digest(workspace: Workspace, name: str) -> str | None:
     """The digest of prepared data, or None if they are not in the cache."""
-    return manifest_digest(data_folder(study, name, cache))
+    return manifest_digest(data_folder(workspace, name))
 
 
-def read_rows(study: Study, name: str, cache: Path) -> list[Row]:
+def read_rows(workspace: Workspace, name: str) -> list[Row]:
     """All rows of a data set, in the order of their source.
 
     Raises:
         MissingError: the data are not in the cache, or their bytes are not the ones that were put there.
     """
-    folder = data_folder(study, name, cache)
+    folder = data_folder(workspace, name)
     try:
         text = (folder / ROWS).read_text(encoding="utf-8")
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[ROWS]
     except (OSError, ValueError, KeyError):
         text, expected = "", None
-    if data_digest(study, name, cache) is None:
+    if data_digest(workspace, name) is None:
         raise MissingError(f"{folder}: data {name} are not there; run `qlora-repeat fetch` for this study")
     if text_digest(text) != expected:
         raise MissingError(f"{folder / ROWS} was changed; delete the folder and run `qlora-repeat fetch`")
@@ -96,12 +97,10 @@ def split_rows(data: Data, rows: list[Row], seed: int) -> dict[Part, list[Row]]:
     return {"train": train, "test": test}
 
 
-def part_rows(
-    study: Study, name: str, part: Part, cache: Path, seed: int, *, whole: bool = False
-) -> list[Row]:
+def part_rows(workspace: Workspace, name: str, part: Part, seed: int, *, whole: bool = False) -> list[Row]:
     """The rows of a part of the split of that seed: the first `max_rows`, or the whole."""
-    data = study.data[name]
-    rows = split_rows(data, read_rows(study, name, cache), seed)[part]
+    data = workspace.study.data[name]
+    rows = split_rows(data, read_rows(workspace, name), seed)[part]
     return rows if whole else rows[: data.max_rows]
 
 
@@ -152,7 +151,7 @@ def begins(text: str, beginning: str) -> bool:
     return text.lstrip(" \n\"'“‘").startswith(beginning)
 
 
-def study_prompts(study: Study, model_name: str, cache: Path, seed: int) -> list[Prompt]:
+def study_prompts(workspace: Workspace, model_name: str, seed: int) -> list[Prompt]:
     """What the study asks a model (section VIII): the prompts themselves, or test rows by how they begin.
 
     `seed` is that of the split.
@@ -160,11 +159,11 @@ def study_prompts(study: Study, model_name: str, cache: Path, seed: int) -> list
     Raises:
         UsageError: no row of the test part begins so.
     """
-    model = study.models[model_name]
-    data = study.data[model.data]
+    model = workspace.study.models[model_name]
+    data = workspace.study.data[model.data]
     if data.task == "text-generation":
         return [Prompt(text, text, has_options=False) for text in data.prompts]
-    rows = part_rows(study, model.data, "test", cache, seed, whole=True)
+    rows = part_rows(workspace, model.data, "test", seed, whole=True)
     return [_instruction(model, data, rows, beginning) for beginning in data.prompts]
 
 

@@ -11,13 +11,13 @@ from qlora_repeat.assets.base_models import SOURCE, base_digest, base_folder, ch
 from qlora_repeat.assets.dataset_builders import FORTUNES_PACKAGE
 from qlora_repeat.assets.datasets import data_digest, data_folder, read_rows, study_prompts
 from qlora_repeat.assets.hub import absent_files, download, hub_cache, require_access, resolve
-from qlora_repeat.assets.hub_lock import LockFile, Pin, RepositoryKind, read_source
+from qlora_repeat.assets.hub_lock import Pin, RepositoryKind, lock_file, read_source
 from qlora_repeat.assets.package_files import locate
 from qlora_repeat.assets.prepare import fetch_base, prepare_data
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Base, Data, Hub
 from qlora_repeat.study.randomness import draw_seed
-from qlora_repeat.study.study import Study
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import megabytes, require_space
 
@@ -50,12 +50,13 @@ class Missing:
     """Bytes that the hub's cache still lacks."""
 
 
-def needed(study: Study, cache: Path, models: Collection[str] = ()) -> list[Item]:
+def needed(workspace: Workspace, models: Collection[str] = ()) -> list[Item]:
     """What a study (or some of its models) needs in the cache, and whether it is there.
 
     Raises:
         UsageError: the study has no such model.
     """
+    study = workspace.study
     for model in models:
         if model not in study.models:
             raise UsageError(f"model {model!r}: study {study.name} has {', '.join(study.models)}")
@@ -66,8 +67,8 @@ def needed(study: Study, cache: Path, models: Collection[str] = ()) -> list[Item
             "data",
             name,
             study.data[name].hub,
-            data_folder(study, name, cache),
-            data_digest(study, name, cache) is not None,
+            data_folder(workspace, name),
+            data_digest(workspace, name) is not None,
         )
         for name in study.data
         if name in data
@@ -76,27 +77,21 @@ def needed(study: Study, cache: Path, models: Collection[str] = ()) -> list[Item
             "base",
             name,
             study.bases[name].hub,
-            base_folder(study, name, cache),
-            _has_base(study, name, cache),
+            base_folder(workspace, name),
+            _has_base(workspace, name),
         )
         for name in study.bases
         if name in bases
     ]
 
 
-def _has_base(study: Study, name: str, cache: Path) -> bool:
+def _has_base(workspace: Workspace, name: str) -> bool:
     """Whether a base is there, and its links into the hub's cache lead to files (it may be gone)."""
-    files = base_folder(study, name, cache).glob("*")
-    return base_digest(study, name, cache) is not None and all(path.exists() for path in files)
+    files = base_folder(workspace, name).glob("*")
+    return base_digest(workspace, name) is not None and all(path.exists() for path in files)
 
 
-def fetch(
-    study: Study,
-    cache: Path,
-    lock: LockFile,
-    tell: Callable[[str], None],
-    models: Collection[str] = (),
-) -> None:
+def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[str] = ()) -> None:
     """Brings what is missing, and verifies what is there. Interrupted, the next call goes on with the rest.
 
     Raises:
@@ -104,35 +99,34 @@ def fetch(
         UsageError: a prompt of the study matches no row of its data, or the lock file contradicts the study.
         BusyError: another process is fetching into this cache.
     """
-    items = needed(study, cache, models)
+    items = needed(workspace, models)
     for item in (item for item in items if item.present):
-        _check(study, item, cache, lock)
+        _check(workspace, item)
         size = sum(file.stat().st_size for file in item.folder.rglob("*") if file.is_file())
         tell(f"{item.kind} {item.name}: there, verified ({megabytes(size)})")
     if not all(item.present for item in items):
-        with exclusive(cache / "fetch.lock", f"the cache {cache}"):
+        with exclusive(workspace.cache / "fetch.lock", f"the cache {workspace.cache}"):
             # Asked again: another process may have brought some until now.
-            items = needed(study, cache, models)
-            _bring_all(study, [item for item in items if not item.present], cache, lock, tell)
-    for model in models or study.models:
-        _check_prompts(study, model, cache)
+            items = needed(workspace, models)
+            _bring_all(workspace, [item for item in items if not item.present], tell)
+    for model in models or workspace.study.models:
+        _check_prompts(workspace, model)
 
 
-def _bring_all(
-    study: Study, items: list[Item], cache: Path, lock: LockFile, tell: Callable[[str], None]
-) -> None:
+def _bring_all(workspace: Workspace, items: list[Item], tell: Callable[[str], None]) -> None:
+    lock = lock_file(workspace)
     if any(item.hub is not None and lock.pin(item.hub) is None for item in items):
         lock.require_writable()
-    missing = [what_it_takes(study, item, lock) for item in items]
+    missing = [what_it_takes(workspace, item) for item in items]
     for each in missing:
         about = megabytes(each.size + each.download)
         tell(f"{each.item.kind} {each.item.name}: missing; {each.origin}; about {about}")
-    _require_space(cache, missing)
+    _require_space(workspace.cache, missing)
     for each in missing:
         if each.item.hub is not None and each.pin is not None:
-            require_access(each.item.hub, each.pin, fetch_command(study, each.item, lock))
+            require_access(each.item.hub, each.pin, fetch_command(workspace, each.item))
     for each in missing:
-        _bring(study, each, cache, lock)
+        _bring(workspace, each)
         tell(f"{each.item.kind} {each.item.name}: fetched, verified")
 
 
@@ -145,7 +139,7 @@ def _require_space(cache: Path, missing: list[Missing]) -> None:
     require_space(cache, size, "QLORA_REPEAT_CACHE")
 
 
-def what_it_takes(study: Study, item: Item, lock: LockFile) -> Missing:
+def what_it_takes(workspace: Workspace, item: Item) -> Missing:
     """What it takes to bring an item. A hub is asked, unless the lock file has what is to be known of it.
 
     Raises:
@@ -154,7 +148,7 @@ def what_it_takes(study: Study, item: Item, lock: LockFile) -> Missing:
     """
     if item.hub is not None:
         kind: RepositoryKind = "model" if item.kind == "base" else "dataset"
-        pin = lock.pin(item.hub) or resolve(item.hub, kind, fetch_command(study, item, lock))
+        pin = lock_file(workspace).pin(item.hub) or resolve(item.hub, kind, fetch_command(workspace, item))
         absent = absent_files(item.hub, pin)
         size = sum(
             file.size for name, file in pin.files.items() if item.kind == "data" or name.endswith(".bin")
@@ -162,9 +156,9 @@ def what_it_takes(study: Study, item: Item, lock: LockFile) -> Missing:
         origin = f"{item.hub.repository} at {pin.commit[:12]} from the hub"
         return Missing(item, origin, size, pin, sum(pin.files[name].size for name in absent))
     return (
-        _missing_data(item, study.data[item.name])
+        _missing_data(item, workspace.study.data[item.name])
         if item.kind == "data"
-        else _missing_base(item, study.bases[item.name])
+        else _missing_base(item, workspace.study.bases[item.name])
     )
 
 
@@ -194,46 +188,47 @@ def _missing_base(item: Item, base: Base) -> Missing:
     return Missing(item, origin, 2 * (2 * 50432 * width + 12 * layers * width**2))
 
 
-def _bring(study: Study, missing: Missing, cache: Path, lock: LockFile) -> None:
+def _bring(workspace: Workspace, missing: Missing) -> None:
     item, pin = missing.item, missing.pin
     for left in item.folder.parent.glob(f".{item.folder.name}.*"):  # by a fetch that was killed
         shutil.rmtree(left)
     if item.hub is not None and pin is not None:
-        pin = download(item.hub, pin, fetch_command(study, item, lock))
+        pin = download(item.hub, pin, fetch_command(workspace, item))
     if item.kind == "data":
-        prepare_data(study, item.name, cache, pin)
-        for name, model in study.models.items():
+        prepare_data(workspace, item.name, pin)
+        for name, model in workspace.study.models.items():
             if model.data == item.name:
-                _check_prompts(study, name, cache)  # before any base is downloaded
+                _check_prompts(workspace, name)  # before any base is downloaded
     else:
-        fetch_base(study, item.name, cache, pin)
-    _check(study, item, cache, lock)
+        fetch_base(workspace, item.name, pin)
+    _check(workspace, item)
 
 
-def _check_prompts(study: Study, model: str, cache: Path) -> None:
+def _check_prompts(workspace: Workspace, model: str) -> None:
     """Tells a prompt that no row begins with: a split that has the row in its test part is as good as any."""
-    study_prompts(study, model, cache, draw_seed(study.randomness.split, "split", 1))
+    study_prompts(workspace, model, draw_seed(workspace.study.randomness.split, "split", 1))
 
 
-def _check(study: Study, item: Item, cache: Path, lock: LockFile) -> None:
+def _check(workspace: Workspace, item: Item) -> None:
     """Verifies an item's bytes, and that a hub's are those of the lock file, which learns of them if new."""
     if item.kind == "base":
-        check_base(study, item.name, cache)
+        check_base(workspace, item.name)
     else:
-        read_rows(study, item.name, cache)
+        read_rows(workspace, item.name)
     if item.hub is None:
         return
-    pin = read_source(item.folder / SOURCE)
+    pin, lock = read_source(item.folder / SOURCE), lock_file(workspace)
     if pin is None or pin != (lock.pin(item.hub) or lock.add(item.hub, pin)):
         raise MissingError(
             f"{item.folder}: not made from what {lock.path} has for {item.hub.repository}; "
-            f"delete the folder and run {fetch_command(study, item, lock)}"
+            f"delete the folder and run {fetch_command(workspace, item)}"
         )
 
 
-def fetch_command(study: Study, item: Item, lock: LockFile) -> str:
+def fetch_command(workspace: Workspace, item: Item) -> str:
     """The command that fetches an item alone, or with the other part of what a model needs."""
-    for name, model in study.models.items():
+    command = f"qlora-repeat fetch {lock_file(workspace).study}"
+    for name, model in workspace.study.models.items():
         if item.name == (model.base if item.kind == "base" else model.data):
-            return f"`qlora-repeat fetch {lock.study} --only {name}`"
-    return f"`qlora-repeat fetch {lock.study}`"
+            return f"`{command} --only {name}`"
+    return f"`{command}`"

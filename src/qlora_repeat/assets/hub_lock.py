@@ -4,7 +4,6 @@ Written by the first fetch and to be kept with the study file: a later fetch tha
 """
 
 import contextlib
-import os
 import shlex
 import tempfile
 import time
@@ -18,8 +17,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from qlora_repeat.errors import BusyError, MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub, Sha256
-from qlora_repeat.study.loading import study_path
 from qlora_repeat.study.validation_message import explain
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import write_json
 from qlora_repeat.system.package_data import in_wheel
@@ -156,20 +155,11 @@ class LockFile:
         raise UsageError(f"{self.current}: not a readable lock file ({reason}); delete it to lock anew")
 
 
-def lock_file(study: str) -> LockFile:
-    """Return the lock file of a study given by name or path.
-
-    It is beside the study file. That of a study that an installed kit brings is in the current folder, and
-    starts as a copy of the lock file that the kit has for it. $QLORA_REPEAT_LOCK names another file, or with
-    a slash at its end another folder.
-    """
-    beside = study_path(study).with_suffix(".lock")
-    given, installed = os.environ.get("QLORA_REPEAT_LOCK"), in_wheel(beside)
-    if given:
-        path = Path(given, beside.name) if given.endswith("/") else Path(given)
-    else:
-        path = Path(beside.name) if installed else beside
-    return LockFile(path, shlex.quote(study), beside if installed and beside.is_file() else None)
+def lock_file(workspace: Workspace) -> LockFile:
+    """Return the lock file of a study; that of a study of the kit starts as a copy of the kit's."""
+    beside = workspace.file.with_suffix(".lock")
+    shipped = beside if in_wheel(beside) and beside.is_file() else None
+    return LockFile(workspace.lock, shlex.quote(workspace.given), shipped)
 
 
 def read_source(path: Path) -> Pin | None:

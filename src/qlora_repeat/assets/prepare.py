@@ -18,13 +18,13 @@ from qlora_repeat.assets.hub_lock import Pin
 from qlora_repeat.assets.package_files import verified
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.data_sources import Hub
-from qlora_repeat.study.study import Study
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import new_folder, write_json, write_text
 from qlora_repeat.system.hashing import MANIFEST, file_digest, folder_digests, text_digest
 from qlora_repeat.system.safetensors_file import check_weights
 
 
-def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
+def fetch_base(workspace: Workspace, name: str, pin: Pin | None = None) -> None:
     """Brings a base model to the cache, once: from a hub (`pin`), from a GGUF file, or by pretraining.
 
     A base from a hub says in its ``source.json`` what it was made from.
@@ -33,8 +33,8 @@ def fetch_base(study: Study, name: str, cache: Path, pin: Pin | None = None) -> 
         MissingError: a package that carries a file is missing, its bytes are not the expected ones, or a
             repository's weights are not what they are named, or pickled and hold anything but tensors.
     """
-    base = study.bases[name]
-    with new_folder(base_folder(study, name, cache)) as folder:
+    study, base = workspace.study, workspace.study.bases[name]
+    with new_folder(base_folder(workspace, name)) as folder:
         if base.hub is not None:
             assert pin is not None, "a repository is pinned before it is used"
             _from_hub(base.hub, pin, folder)
@@ -110,14 +110,14 @@ def save_plain(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -> None:
+def prepare_data(workspace: Workspace, name: str, pin: Pin | None = None) -> None:
     """Brings rows from a hub's cache (`pin`), a file or their package, verifies and caches them.
 
     Raises:
         MissingError: a package or file is missing, or the rows are not those that the study expects.
         UsageError: the files have other columns than the study wants.
     """
-    data = study.data[name]
+    study, data = workspace.study, workspace.study.data[name]
     if data.hub is not None:
         assert pin is not None, "a repository is pinned before it is used"
         rows = file_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
@@ -130,7 +130,7 @@ def prepare_data(study: Study, name: str, cache: Path, pin: Pin | None = None) -
                 "install the locked packages (`make setup`)"
             )
     text = json_lines(rows)
-    with new_folder(data_folder(study, name, cache)) as folder:
+    with new_folder(data_folder(workspace, name)) as folder:
         write_text(folder / ROWS, text)
         if pin is not None:
             write_json(folder / SOURCE, asdict(pin))

@@ -7,7 +7,7 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_digest
 from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text, part_rows, row_text
 from qlora_repeat.assets.derived_cache import copy_folder, has_copy, keep_copy
-from qlora_repeat.study.study import Study
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.fingerprint import packages
 from qlora_repeat.system.hashing import json_digest
 from qlora_repeat.system.safetensors_file import read_weights
@@ -16,10 +16,9 @@ FILE = "examples.safetensors"
 
 
 def encoded_part(
-    study: Study,
+    workspace: Workspace,
     model_name: str,
     part: Part,
-    cache: Path,
     seed: int,
     tokenizer: Any,
     limit: int | None = None,
@@ -28,19 +27,19 @@ def encoded_part(
 
     `tokenizer` is that of the model's base.
     """
-    model = study.models[model_name]
-    rows = part_rows(study, model.data, part, cache, seed)[:limit]
+    model = workspace.study.models[model_name]
+    rows = part_rows(workspace, model.data, part, seed)[:limit]
     texts = [
         [row_text(model, row), instruction_text(model, row) if "answer" in row else None] for row in rows
     ]
     depends_on = [
-        base_digest(study, model.base, cache),
+        base_digest(workspace, model.base),
         json_digest(texts),
         model.training.max_length,
         model.special_tokens,
         packages(),
     ]
-    folder = copy_folder(cache, "encoded", model_name, depends_on)
+    folder = copy_folder(workspace.cache, "encoded", model_name, depends_on)
     if has_copy(folder):
         return _read(folder)
     examples = encode(tokenizer, model, rows)

@@ -16,9 +16,9 @@ from rich.console import Console
 from qlora_repeat.errors import UsageError
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult, read_results
-from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.study import PUBLISHED, Study
-from qlora_repeat.study.trial import STAGES, Stage, Trial, all_trials, cache_folder, find_trial, results_path
+from qlora_repeat.study.loading import cache_folder, open_workspace
+from qlora_repeat.study.study import PUBLISHED
+from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.system.package_data import kit_path
 
 if TYPE_CHECKING:
@@ -87,6 +87,24 @@ def cache_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def workspace_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """STUDY, --randomness, --runs and --cache: the command gets a `workspace`."""
+    return study_argument(_opened(command))
+
+
+def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--study, --randomness, --runs and --cache: the command gets a `workspace`."""
+    return study_option(_opened(command))
+
+
+def _opened(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def opened(*args: Any, study_file: str, runs: Path, cache: Path, **kwargs: Any) -> Any:
+        return command(*args, workspace=open_workspace(study_file, runs=runs, cache=cache), **kwargs)
+
+    return runs_option(cache_option(opened))
+
+
 def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--out: where tables and figures are."""
     return click.option(
@@ -118,8 +136,8 @@ def chosen_results(study_file: str, runs: Path, results: Path | None = None) -> 
         return PUBLISHED, read_published(PUBLISHED_NUMBERS)
     if results is not None:
         return Path(study_file).stem, read_results(results)
-    study = load_study(study_file)
-    return study.label, read_results(results_path(study, runs))
+    workspace = open_workspace(study_file, runs=runs)
+    return workspace.study.label, read_results(workspace.results)
 
 
 def chosen_experiments(label: str, runs: Path, results: Path | None) -> "list[Measurements]":
@@ -152,6 +170,15 @@ def stages_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Only these. What one of them needs must be done.",
     )(command)
+
+
+def jobs_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--jobs: how many of these run at a time."""
+    return click.option(
+        "--jobs",
+        type=click.IntRange(1),
+        help=f"{what} at a time.  [default: one a GPU, or cores / threads]",
+    )
 
 
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -211,15 +238,3 @@ def silence_libraries(verbose: bool, *, downloads: bool = False) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-
-
-def chosen_trials(study_file: str, trial: str | None, every: bool, runs: Path) -> tuple[Study, list[Trial]]:
-    """The trial of that name, or every trial.
-
-    Raises:
-        UsageError: neither or both are given.
-    """
-    study = load_study(study_file)
-    if (trial is None) == (not every):
-        raise UsageError("give one TRIAL (model/optimizer/number), or --all; `qlora-repeat show` lists them")
-    return study, [find_trial(study, trial, runs)] if trial else all_trials(study, runs)

@@ -3,14 +3,16 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +21,7 @@ from qlora_repeat.cli.colors import colored
 from qlora_repeat.errors import KitError
 from qlora_repeat.execution.eta import Left, TimeLeft
 from qlora_repeat.execution.process_pool import Job
-from qlora_repeat.study.watch import Watch
+from qlora_repeat.study.trial import Progress
 
 SIGN_OF_LIFE = 600.0
 """Seconds after which a log gets another line where no job has ended: some jobs take hours."""
@@ -41,19 +43,33 @@ class _Shown:
         return self.stage, steps, "" if self.loss is None else f"loss {self.loss:.3f}"
 
 
+@dataclass(frozen=True)
+class Terminal:
+    """Shows on a console how a study goes: an `execution.run_study.Observer`."""
+
+    console: Console
+
+    def tell(self, line: str) -> None:
+        self.console.print(line)
+
+    def watch_jobs(self, jobs: Sequence[Job], workers: int) -> "Display":
+        return Display(self.console, jobs, workers)
+
+    def watch_trial(self, name: str) -> AbstractContextManager[Progress]:
+        return stage_bars(self.console, name)
+
+
 class Display:
     """Shows each running job (stage, step, loss) and, over all, how many are done and the time left."""
 
     def __init__(
         self,
         console: Console,
-        jobs: list[Job],
+        jobs: Sequence[Job],
         workers: int,
-        after: Callable[[Job], None] | None = None,
         sign_of_life: float = SIGN_OF_LIFE,
     ) -> None:
-        """`after` is told of each job that ended well."""
-        self._console, self._after, self._sign_of_life = console, after, sign_of_life
+        self._console, self._sign_of_life = console, sign_of_life
         self._total, self._ended = len(jobs), 0
         self._running: dict[str, _Shown] = {}
         self._time_left = TimeLeft(jobs, workers)
@@ -98,8 +114,6 @@ class Display:
         self._say(outcome, ", ".join(filter(None, [f"{seconds:.0f} s", left])))
         if self._ended == self._total:
             self._console.print(f"{self._total} jobs in {_clock(now - self._began)}")
-        if error is None and self._after is not None:
-            self._after(job)
 
     def _say(self, what: Text, more: str) -> None:
         counted = Text(f"[{self._ended}/{self._total}] ")
@@ -137,7 +151,7 @@ def _lines(running: dict[str, _Shown], width: int) -> Iterator[Text]:
 
 
 @contextlib.contextmanager
-def stage_bars(console: Console, name: str) -> Iterator[Watch]:
+def stage_bars(console: Console, name: str) -> Iterator[Progress]:
     """Shows how one trial goes: a line as each stage begins and, in a terminal, a bar of the one at work."""
     columns = (
         TextColumn("{task.description}"),
@@ -145,10 +159,10 @@ def stage_bars(console: Console, name: str) -> Iterator[Watch]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
+    with Bars(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def watch(stage: str, done: int, total: int, loss: float | None) -> None:
+        def told(stage: str, done: int, total: int, loss: float | None) -> None:
             if stage not in tasks:
                 console.print(f"{name}: {stage}")
                 for before in bars.task_ids:
@@ -157,7 +171,7 @@ def stage_bars(console: Console, name: str) -> Iterator[Watch]:
             note = stage if loss is None else f"{stage} loss {loss:.3f}"
             bars.update(tasks[stage], completed=done, total=total, description=note)
 
-        yield watch
+        yield told
 
 
 def _words(left: Left | None) -> str:

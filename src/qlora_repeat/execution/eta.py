@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qlora_repeat.execution.process_pool import Job
 
 _Kind = tuple[str, bool]
-"""A job's model, and whether the job tests its base: jobs of one kind take about as long as each other."""
+"""A job's model, and whether the job tests its base."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TimeLeft:
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
         self._workers = workers
-        self._waiting = {job.name: _kind(job) for job in jobs}
+        self._waiting = {job.name: job.kind for job in jobs}
         self._running: dict[str, _Running] = {}
         self._ended: dict[_Kind, list[float]] = {}
 
@@ -86,10 +86,6 @@ class _Running:
         elif done > self.first[1]:
             seconds_a_step = (now - self.first[0]) / (done - self.first[1])
             self.end = now + seconds_a_step * (total - done)
-
-
-def _kind(job: Job) -> _Kind:
-    return job.model, job.trial is None
 
 
 def _mean(seconds: dict[_Kind, float], of_bases: bool) -> float | None:

@@ -1,4 +1,4 @@
-"""The four stages of a trial, in order: which are done, and how to run what is not."""
+"""The four stages of a trial, in order, and the test of a base: run in this process what is not done."""
 
 import contextlib
 import errno
@@ -14,27 +14,33 @@ from qlora_repeat.errors import KitError, StageError, StoppedError
 from qlora_repeat.records.record import KeptFile, Record, keep, now, write_record
 from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
 from qlora_repeat.records.trial_state import StageState, base_state, has_ended, stage_states
-from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES, Stage, Trial, base_lock, base_record
-from qlora_repeat.study.watch import Watch
+from qlora_repeat.stages import merge
+from qlora_repeat.study.trial import STAGES, BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import disk_error, require_space, write_json
 from qlora_repeat.system.signals import deferrable, stop_if_requested, told_as_such
 
 
-def run_stages(
+def run_trial(
     trial: Trial,
     stages: Sequence[Stage],
-    cache: Path,
-    watch: Watch,
+    progress: Progress,
     *,
     force: bool = False,
     seeds: dict[str, int] | None = None,
+    until_step: int | None = None,
+    stale: bool = False,
+    delete_merged: bool = False,
 ) -> None:
-    """Runs those of a trial's stages that are not done (with `force`: all that are named), in this process.
+    """Run those of a trial's stages that are not done (with `force`: all that are named), in this process.
 
-    `seeds`, as a record has them, are used instead of those that the fine-tuning would draw.
+    Args:
+        seeds: as a record has them, instead of those that the fine-tuning would draw.
+        until_step: only fine-tune, and only up to this step; leaves the trace in ``unfinished`` and a record
+            in `Trial.first_steps`, and the stage is not done.
+        stale: a stage may use what an earlier one left, though that is stale now.
+        delete_merged: delete the merged weights in the end, whatever the study says.
 
     Raises:
         BusyError: another process works on the trial.
@@ -42,27 +48,29 @@ def run_stages(
         StageError: a stage before a wanted one is not done, or a stage failed.
         StoppedError: this process was asked to stop; what is done is kept.
     """
-    require_space(trial.folder, base_bytes(trial.study, trial.model.base, cache), "QLORA_REPEAT_RUNS")
-    with exclusive(trial.lock, trial.name), failure_noted(trial):
+    workspace = trial.workspace
+    require_space(trial.folder, base_bytes(workspace, trial.model.base), "QLORA_REPEAT_RUNS")
+    with exclusive(trial.lock, trial.name), _failure_noted(trial):
         _clean(trial)
+        if until_step is not None:
+            _run_stage(trial, "finetune", {}, progress, seeds, until_step)
+            return
         for stage in stages:
-            states = stage_states(trial, cache)
+            states = stage_states(trial)
             if states[stage].state == "done" and not force:
                 continue
-            _require(trial, stage, states)
+            _require(trial, stage, states, stale)
             try:
                 stop_if_requested()
-                _run(trial, stage, cache, states, watch, seeds or _seeds_before(states))
+                _run_stage(trial, stage, states, progress, seeds or _seeds_before(states))
             except StoppedError as error:
                 # With it, what is done by now would be done once more; a fine-tuning has a checkpoint.
                 again = "the same command" + (" without --force" if force and stage != "finetune" else "")
                 raise StoppedError(f"{error}; {again} goes on from there") from None
         trial.failure.unlink(missing_ok=True)
-        finished = all(state.state == "done" for state in stage_states(trial, cache).values())
-        if finished and not trial.study.keep_merged:
-            from qlora_repeat.stages.merge import delete_merged
-
-            delete_merged(trial)
+        finished = all(state.state == "done" for state in stage_states(trial).values())
+        if delete_merged or (finished and not trial.study.keep_merged):
+            merge.delete_merged(trial)
 
 
 def _seeds_before(states: dict[Stage, StageState]) -> dict[str, int] | None:
@@ -88,85 +96,83 @@ def _clean(trial: Trial) -> None:
         shutil.rmtree(trial.unfinished, ignore_errors=True)
 
 
-def run_base(study: Study, model_name: str, number: int, runs: Path, cache: Path, watch: Watch) -> None:
-    """Tests the base of a model, in this process, unless that test is done."""
-    path = base_record(study, model_name, number, runs)
-    name = f"{model_name}/base/{number}"
-    with exclusive(base_lock(study, model_name, number, runs), name), told_as_such():
-        if base_state(study, model_name, number, runs, cache).state == "done":
+def run_base_test(test: BaseTest, progress: Progress) -> None:
+    """Test the base of a model, in this process, unless that test is done.
+
+    Raises:
+        BusyError: another process does it.
+        StageError: it failed.
+    """
+    with exclusive(test.lock, test.name), told_as_such():
+        if base_state(test).state == "done":
             return
         from qlora_repeat.stages.evaluate import evaluate_base
 
-        def report(done: int, total: int, loss: float | None) -> None:
-            watch("base", done, total, loss)
-
+        study = test.workspace.study
         set_kernels(study.randomness.kernels, study.threads)
         with (
-            named_operation(model_name),
-            _recorded(path, name, "evaluate", base_inputs(study, model_name, cache)) as outputs,
+            named_operation(test.model_name),
+            _recorded(test.record, test.name, "evaluate", base_inputs(test)) as outputs,
         ):
-            outputs |= evaluate_base(study, model_name, number, cache, report)
+            outputs |= evaluate_base(test, progress)
 
 
-def _run(
+def _run_stage(
     trial: Trial,
     stage: Stage,
-    cache: Path,
     states: dict[Stage, StageState],
-    watch: Watch,
+    progress: Progress,
     seeds: dict[str, int] | None,
+    until_step: int | None = None,
 ) -> None:
     if stage == "finetune":
         import qlora_repeat.execution.preload  # noqa: F401
 
     from qlora_repeat.stages.evaluate import evaluate
     from qlora_repeat.stages.finetune import finetune
-    from qlora_repeat.stages.merge import merge, require_merged
     from qlora_repeat.stages.timing import time_responses
 
-    def report(done: int, total: int, loss: float | None) -> None:
-        if stage != "finetune":  # which looks for itself, and keeps a checkpoint first
-            stop_if_requested()
-        watch(stage, done, total, loss)
+    def heeding(stage: str, done: int, total: int, loss: float | None) -> None:
+        stop_if_requested()
+        progress(stage, done, total, loss)
 
     upstream: dict[str, Any] = {}
     for before in STAGES[: STAGES.index(stage)]:
         if (record := states[before].record) is not None:
             upstream |= record.outputs
     set_kernels(trial.study.randomness.kernels, trial.study.threads)
-    report(0, 1, None)
-    inputs = stage_inputs(trial, stage, cache, upstream)
-    with deferrable(), _recorded(trial.record(stage), trial.name, stage, inputs, trial) as outputs:
-        if stage == "finetune":
-            outputs |= finetune(trial, cache, report, inputs, seeds)
+    progress(stage, 0, 1, None)
+    inputs = stage_inputs(trial, stage, upstream)
+    path = trial.record(stage) if until_step is None else trial.first_steps
+    with deferrable(), _recorded(path, trial.name, stage, inputs, trial) as outputs:
+        if stage == "finetune":  # which looks for requests to stop itself, and keeps a checkpoint first
+            outputs |= finetune(trial, progress, inputs, seeds, until_step)
         elif stage == "merge":
-            outputs |= merge(trial, cache)
+            outputs |= merge.merge(trial)
         else:
-            require_merged(trial, cache, upstream["merged_digest"])
+            merge.require_merged(trial, upstream["merged_digest"])
             measure = evaluate if stage == "evaluate" else time_responses
             with named_operation(trial.model_name):
-                outputs |= measure(trial, cache, report, upstream["seeds"])
-    if stage == "finetune":
+                outputs |= measure(trial, heeding, upstream["seeds"])
+    if stage == "finetune" and until_step is None:
         done = trial.folder / f".{trial.unfinished.name}.done"
         trial.unfinished.rename(done)  # or, killed half way, it would look like a checkpoint that is damaged
         shutil.rmtree(done, ignore_errors=True)
 
 
-def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState]) -> None:
-    """Checks that what a stage needs is there; damaged merged weights are deleted, to be built again."""
+def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale: bool) -> None:
+    """Check that what a stage needs is there; damaged merged weights are deleted, to be built again."""
     needed: dict[Stage, Stage] = {"merge": "finetune", "evaluate": "merge", "time": "merge"}
     before = needed.get(stage)
     if before is None:
         return
     state = states[before]
     if state.state == "damaged" and before == "merge" and state.record is not None and not state.changed:
-        from qlora_repeat.stages.merge import delete_merged
-
         print(f"{state.damage}; the {stage} stage needs it, so that is done now", file=sys.stderr, flush=True)
-        delete_merged(trial)
+        merge.delete_merged(trial)
     elif state.state == "damaged":
         raise StageError(f"{trial.name}: {stage} needs the {before} stage, which is damaged: {state.damage}")
-    elif state.state != "done":
+    elif state.state != "done" and not (stale and state.state == "stale"):
         why = f"is stale ({', '.join(state.changed)})" if state.state == "stale" else "has not run"
         raise StageError(
             f"{trial.name}: {stage} needs the {before} stage, which {why}; run `qlora-repeat {before}`"
@@ -195,7 +201,7 @@ def _recorded(
             trial=name,
             inputs=inputs,
             outputs=outputs,
-            files=_kept_files(trial, stage),
+            files=_kept_files(trial, path.stem),
             fingerprint=fingerprint(),
             started=started,
             finished=now(),
@@ -220,7 +226,7 @@ def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
 
 
 @contextlib.contextmanager
-def failure_noted(trial: Trial) -> Iterator[None]:
+def _failure_noted(trial: Trial) -> Iterator[None]:
     """Leaves a note where the block fails, and makes what a library raises one line."""
     try:
         with told_as_such():

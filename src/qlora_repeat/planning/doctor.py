@@ -14,7 +14,7 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_bytes
 from qlora_repeat.assets.fetch import Item, Missing, fetch_command, needed, what_it_takes
 from qlora_repeat.assets.hub import cached_files, hub_cache
-from qlora_repeat.assets.hub_lock import LockFile, RepositoryKind
+from qlora_repeat.assets.hub_lock import RepositoryKind, lock_file
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.planning.machine_checks import (
@@ -33,7 +33,7 @@ from qlora_repeat.planning.machine_checks import (
 )
 from qlora_repeat.planning.plan import DTYPE_BYTES, make_plan, train_examples
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import all_trials
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import megabytes
 
 CPU_SECONDS = 0.55 / 134.5e6
@@ -58,17 +58,15 @@ class Stock:
     """Whether all of it is in the hub's own cache."""
 
 
-def examine(
-    study: Study, lock: LockFile, runs: Path, cache: Path, machine: Mapping[str, Any]
-) -> list[Finding]:
+def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
     """Looks at everything; `machine` is the fingerprint of a process, with the variables that it was given.
 
     A check that fails itself is a warning that names it.
     """
-    stocks: list[Stock] = []
+    study, stocks = workspace.study, list[Stock]()
 
     def take_stock() -> list[Finding]:
-        stocks.extend([stock_of(study, item, lock, cache) for item in needed(study, cache)])  # all or none
+        stocks.extend([stock_of(workspace, item) for item in needed(workspace)])  # all or none
         return []
 
     def of_study(check: Callable[[], Iterable[Finding]]) -> Callable[[], Iterable[Finding]]:
@@ -79,12 +77,12 @@ def examine(
         "packages": package_findings,
         "torch": torch_findings,
         "study": take_stock,
-        "device": of_study(lambda: device_findings(study, lock, cache, stocks, gpu_of_this_machine())),
+        "device": of_study(lambda: device_findings(workspace, stocks, gpu_of_this_machine())),
         "precision": lambda: precision_findings(study.precision.compute, machine),
         "threads": lambda: thread_findings(study.threads, machine["usable_cores"]),
-        "models and data": of_study(lambda: stock_findings(study, lock, stocks)),
-        "folders": lambda: _folders(runs, cache, lock, stocks),
-        "disk": of_study(lambda: disk_findings(study, runs, cache, stocks)),
+        "models and data": of_study(lambda: stock_findings(workspace, stocks)),
+        "folders": lambda: _folders(workspace, stocks),
+        "disk": of_study(lambda: disk_findings(workspace, stocks)),
         "environment": lambda: environment_findings(
             machine["environment"], study.randomness.kernels, study.threads
         ),
@@ -110,28 +108,28 @@ def _told(subject: str, error: KitError, otherwise: str) -> Finding:
     return Finding("stops", subject, text, mend or otherwise)
 
 
-def stock_of(study: Study, item: Item, lock: LockFile, cache: Path) -> Stock:
+def stock_of(workspace: Workspace, item: Item) -> Stock:
     """What is known of something that a study needs.
 
     Raises:
         UsageError: the lock file cannot be read, or contradicts the study.
     """
     if item.present:
-        weights = base_bytes(study, item.name, cache) if item.kind == "base" else None
+        weights = base_bytes(workspace, item.name) if item.kind == "base" else None
         return Stock(item, weights)
     if item.hub is None:
         try:
-            missing = what_it_takes(study, item, lock)
+            missing = what_it_takes(workspace, item)
         except MissingError as error:
             return Stock(item, problem=error)
         return Stock(item, missing.size if item.kind == "base" else None, missing)
-    if (pin := lock.pin(item.hub)) is not None:
-        missing = what_it_takes(study, item, lock)
+    if (pin := lock_file(workspace).pin(item.hub)) is not None:
+        missing = what_it_takes(workspace, item)
         weights = sum(file.size for name, file in pin.files.items() if _holds_weights(name))
         return Stock(item, weights, missing, in_hub_cache=missing.download == 0)
     kind: RepositoryKind = "model" if item.kind == "base" else "dataset"
     try:
-        found = cached_files(item.hub, kind, fetch_command(study, item, lock))
+        found = cached_files(item.hub, kind, fetch_command(workspace, item))
     except MissingError:  # a part of it: the rest has to be fetched
         found = None
     if found is not None:
@@ -140,9 +138,9 @@ def stock_of(study: Study, item: Item, lock: LockFile, cache: Path) -> Stock:
         weights = sum(size for name, size in sizes.items() if _holds_weights(name))
         return Stock(item, weights, Missing(item, item.hub.repository, new), in_hub_cache=True)
     if item.kind == "data":
-        size = 1000 * study.data[item.name].rows  # the paper's instructions have about as much each
+        size = 1000 * workspace.study.data[item.name].rows  # the paper's instructions have about as much each
         return Stock(item, None, Missing(item, item.hub.repository, size, download=size))
-    told = _by_architecture(study, item.name)
+    told = _by_architecture(workspace.study, item.name)
     return Stock(item, told, Missing(item, item.hub.repository, 0, download=told) if told else None)
 
 
@@ -161,21 +159,24 @@ def _by_architecture(study: Study, base: str) -> int | None:
 
 
 def device_findings(
-    study: Study, lock: LockFile, cache: Path, stocks: list[Stock], gpu: tuple[Gpu, int] | None
+    workspace: Workspace, stocks: list[Stock], gpu: tuple[Gpu, int] | None
 ) -> Iterator[Finding]:
     """Whether the device that trials would run on is large and fast enough; `gpu` has so many bytes free."""
     if gpu is None:
-        yield from cpu_findings(study, stocks, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        yield from cpu_findings(
+            workspace.study, stocks, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        )
         return
     try:
-        plan = make_plan(study, lock, gpu[0], 1, cache, [])
+        plan = make_plan(workspace, gpu[0], 1, [])
     except MissingError:
+        given = lock_file(workspace).study
         names = ", ".join(stock.item.name for stock in stocks if _is_base(stock) and not stock.item.present)
         yield Finding(
             "warning",
             "device",
             f"{gpu[0].name}: whether its memory is enough is not known before {names} is fetched",
-            f"run `qlora-repeat fetch {lock.study}`, then `qlora-repeat doctor {lock.study}` again",
+            f"run `qlora-repeat fetch {given}`, then `qlora-repeat doctor {given}` again",
         )
         return
     for problem in (problems := plan.too_large()):
@@ -240,7 +241,7 @@ def _is_base(stock: Stock) -> bool:
     return stock.item.kind == "base"
 
 
-def stock_findings(study: Study, lock: LockFile, stocks: list[Stock]) -> Iterator[Finding]:
+def stock_findings(workspace: Workspace, stocks: list[Stock]) -> Iterator[Finding]:
     """Whether models and data are there, or can be brought."""
     from huggingface_hub import constants, get_token
 
@@ -249,7 +250,7 @@ def stock_findings(study: Study, lock: LockFile, stocks: list[Stock]) -> Iterato
         yield Finding("ok", "models and data", f"there: {', '.join(there)}")
     at_hand, from_hub = list[str](), list[str]()
     for stock in stocks:
-        item, again = stock.item, fetch_command(study, stock.item, lock)
+        item, again = stock.item, fetch_command(workspace, stock.item)
         what = f"{item.kind} {item.name}"
         if item.present:
             continue
@@ -275,7 +276,7 @@ def stock_findings(study: Study, lock: LockFile, stocks: list[Stock]) -> Iterato
             )
         else:
             from_hub.append(item.name)
-    brings = f"`qlora-repeat fetch {lock.study}`, or the first run, brings"
+    brings = f"`qlora-repeat fetch {lock_file(workspace).study}`, or the first run, brings"
     if at_hand:
         yield Finding("ok", "models and data", f"{brings} {', '.join(at_hand)} from what is on this machine")
     if from_hub:
@@ -283,23 +284,25 @@ def stock_findings(study: Study, lock: LockFile, stocks: list[Stock]) -> Iterato
         yield Finding("ok", "models and data", f"{brings} {', '.join(from_hub)} from {source}")
 
 
-def _folders(runs: Path, cache: Path, lock: LockFile, stocks: list[Stock]) -> Iterator[Finding]:
-    yield from folder_findings(runs, "set QLORA_REPEAT_RUNS to another folder")
-    yield from folder_findings(cache, "set QLORA_REPEAT_CACHE to another folder")
+def _folders(workspace: Workspace, stocks: list[Stock]) -> Iterator[Finding]:
+    yield from folder_findings(workspace.runs, "set QLORA_REPEAT_RUNS to another folder")
+    yield from folder_findings(workspace.cache, "set QLORA_REPEAT_CACHE to another folder")
     wanted = [stock for stock in stocks if stock.item.hub is not None and not stock.item.present]
     if any(not stock.in_hub_cache for stock in wanted):
         yield from folder_findings(hub_cache(), "set HF_HOME to another folder")
-    if any(stock.item.hub is not None and lock.pin(stock.item.hub) is None for stock in wanted):
-        yield from folder_findings(lock.path.parent, "set QLORA_REPEAT_LOCK to the path of another file")
+    if any(
+        stock.item.hub is not None and lock_file(workspace).pin(stock.item.hub) is None for stock in wanted
+    ):
+        yield from folder_findings(workspace.lock.parent, "set QLORA_REPEAT_LOCK to the path of another file")
 
 
-def disk_findings(study: Study, runs: Path, cache: Path, stocks: list[Stock]) -> Iterator[Finding]:
+def disk_findings(workspace: Workspace, stocks: list[Stock]) -> Iterator[Finding]:
     """Whether the disks have room for what is to be fetched, and for merged weights."""
     bringing = [stock.missing for stock in stocks if stock.missing is not None]
     wanted = (
-        (cache, sum(each.size for each in bringing), "QLORA_REPEAT_CACHE"),
+        (workspace.cache, sum(each.size for each in bringing), "QLORA_REPEAT_CACHE"),
         (hub_cache(), sum(each.download for each in bringing), "HF_HOME"),
-        (runs, merged_bytes(study, runs, stocks), "QLORA_REPEAT_RUNS"),
+        (workspace.runs, merged_bytes(workspace, stocks), "QLORA_REPEAT_RUNS"),
     )
     disks: dict[int, list[tuple[Path, int, str]]] = {}
     for folder, size, variable in wanted:
@@ -325,14 +328,15 @@ def disk_findings(study: Study, runs: Path, cache: Path, stocks: list[Stock]) ->
         yield Finding("ok", "disk", "nothing large is to be written")
 
 
-def merged_bytes(study: Study, runs: Path, stocks: list[Stock]) -> int:
+def merged_bytes(workspace: Workspace, stocks: list[Stock]) -> int:
     """The merged weights that trials not yet done leave: of all, or of as many as run at once."""
-    from qlora_repeat.execution.process_pool import default_workers
+    from qlora_repeat.system.gpus import default_workers
 
+    study = workspace.study
     weights = {stock.item.name: stock.weights or 0 for stock in stocks if _is_base(stock)}
     sizes = sorted(
         weights[trial.model.base] // 2 * DTYPE_BYTES[study.precision.merged]
-        for trial in all_trials(study, runs)
+        for trial in workspace.trials()
         if not trial.record("time").is_file()
     )
-    return sum(sizes if study.keep_merged else sizes[-default_workers(study) :])
+    return sum(sizes if study.keep_merged else sizes[-default_workers(study.threads) :])

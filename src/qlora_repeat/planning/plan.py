@@ -9,17 +9,17 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder
-from qlora_repeat.assets.hub_lock import LockFile
+from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import MissingError
 from qlora_repeat.planning.gpu_catalog import Gpu, large_enough
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.data_sources import Data
-from qlora_repeat.study.study import Dtype, FrozenWeights, Study
+from qlora_repeat.study.study import Dtype, FrozenWeights
 from qlora_repeat.study.trial import Trial
+from qlora_repeat.study.workspace import Workspace
 
 CONTEXT_BYTES = 1343 * 2**20
 """Nominal allowance for the CUDA context and kernels: what transformers' documentation (GPU memory anatomy)
@@ -136,17 +136,15 @@ class Plan:
         return lines
 
 
-def make_plan(
-    study: Study, lock: LockFile, gpu: Gpu, gpus: int, cache: Path, published: Sequence[TrialResult]
-) -> Plan:
+def make_plan(workspace: Workspace, gpu: Gpu, gpus: int, published: Sequence[TrialResult]) -> Plan:
     """Plans a study for some GPUs of a kind; `published` are the paper's results.
 
     Raises:
         MissingError: a base has no architecture in the study, and is not in the cache.
         UsageError: an architecture or target module that there is not.
     """
-    footprints = _Footprints()
-    models = [_model_plan(study, model, gpu, cache, published, footprints) for model in study.models]
+    study, footprints = workspace.study, _Footprints()
+    models = [_model_plan(workspace, model, gpu, published, footprints) for model in study.models]
     seconds = [arm.train_seconds for model in models for arm in model.arms for _ in range(arm.trials)]
     known = [each for each in seconds if each is not None]
     return Plan(
@@ -155,7 +153,7 @@ def make_plan(
         gpus=gpus,
         context=CONTEXT_BYTES,
         models=models,
-        disk=disk_plan(study, lock, models, gpus),
+        disk=disk_plan(workspace, models, gpus),
         gpu_hours=sum(known) / 3600 if known else None,
         wall_hours=makespan(known, gpus) / 3600 if known else None,
         trials_without_estimate=len(seconds) - len(known),
@@ -163,22 +161,21 @@ def make_plan(
 
 
 def _model_plan(
-    study: Study,
+    workspace: Workspace,
     name: str,
     gpu: Gpu,
-    cache: Path,
     published: Sequence[TrialResult],
     footprints: "_Footprints",
 ) -> ModelPlan:
     from qlora_repeat.planning.memory_estimate import optimizer_bytes
 
-    model, data = study.models[name], study.data[study.models[name].data]
-    architecture = base_architecture(study, model.base, cache)
-    trial = Trial(study, name, study.optimizers[0], 1, Path())
+    study, model = workspace.study, workspace.study.models[name]
+    architecture = base_architecture(workspace, model.base)
+    trial = Trial(workspace, name, study.optimizers[0], 1)
     parameters, tuning, testing = footprints.of(trial, architecture)
     weights = tuning.weights
     comparable = PAPER_PARAMETERS.get(model.counterpart or "") == parameters
-    steps = model.training.total_steps(train_examples(data))
+    steps = model.training.total_steps(train_examples(trial.data))
     arms = []
     for optimizer in study.optimizers:
         paper = [
@@ -220,16 +217,16 @@ def _model_plan(
     )
 
 
-def base_architecture(study: Study, name: str, cache: Path) -> Mapping[str, Any]:
+def base_architecture(workspace: Workspace, name: str) -> Mapping[str, Any]:
     """A base's architecture: as the study says, or that of the fetched model.
 
     Raises:
         MissingError: neither is there.
     """
-    given = study.bases[name].architecture
+    given = workspace.study.bases[name].architecture
     if given is not None:
         return given
-    path = base_folder(study, name, cache) / "config.json"
+    path = base_folder(workspace, name) / "config.json"
     try:
         fetched: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -296,14 +293,15 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
     return max(free)
 
 
-def disk_plan(study: Study, lock: LockFile, models: Sequence[ModelPlan], gpus: int) -> DiskPlan:
+def disk_plan(workspace: Workspace, models: Sequence[ModelPlan], gpus: int) -> DiskPlan:
     """What a study takes on disk while so many GPUs work on it."""
+    study = workspace.study
     size = DTYPE_BYTES[study.precision.merged]
     merged = sorted(
         size * model.parameters for model in models for arm in model.arms for _ in range(arm.trials)
     )
     return DiskPlan(
-        bases=sum({model.base: _base_bytes(study, lock, model) for model in models}.values()),
+        bases=sum({model.base: _base_bytes(workspace, model) for model in models}.values()),
         quantized=sum(
             {model.base: model.quantized_copy(study.precision.compute) for model in models}.values()
         ),
@@ -312,7 +310,7 @@ def disk_plan(study: Study, lock: LockFile, models: Sequence[ModelPlan], gpus: i
     )
 
 
-def _base_bytes(study: Study, lock: LockFile, model: ModelPlan) -> int:
-    hub = study.bases[model.base].hub
-    pin = lock.pin(hub) if hub else None
+def _base_bytes(workspace: Workspace, model: ModelPlan) -> int:
+    hub = workspace.study.bases[model.base].hub
+    pin = lock_file(workspace).pin(hub) if hub else None
     return sum(file.size for file in pin.files.values()) if pin else 2 * model.parameters

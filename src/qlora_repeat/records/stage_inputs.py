@@ -1,6 +1,5 @@
 """What goes into a stage: the settings, digests and code that its outcome depends on."""
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -10,7 +9,8 @@ from qlora_repeat.assets.datasets import data_folder
 from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.study.randomness import Randomness
 from qlora_repeat.study.study import Generation, Lora, Quantization, Study, Training
-from qlora_repeat.study.trial import Stage, Trial
+from qlora_repeat.study.trial import BaseTest, Stage, Trial
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.fingerprint import lock_digest, packages
 from qlora_repeat.system.hashing import manifest_digest
 
@@ -32,7 +32,6 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {
 def stage_inputs(
     trial: Trial,
     stage: Stage,
-    cache: Path,
     upstream: dict[str, Any],
     shared: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -42,25 +41,25 @@ def stage_inputs(
     `shared` are the `shared_inputs`, from whoever has looked for them already.
     """
     left = {"merge": "adapter_digest", "evaluate": "merged_digest", "time": "merged_digest"}.get(stage)
-    return (shared or shared_inputs(trial.study, trial.model_name, cache)) | {
+    return (shared or shared_inputs(trial.workspace, trial.model_name)) | {
         "code": code_digest(*MODULES[stage]),
         "settings": stage_settings(trial, stage),
         **({left: upstream.get(left)} if left else {}),
     }
 
 
-def base_inputs(study: Study, model_name: str, cache: Path) -> dict[str, Any]:
+def base_inputs(test: BaseTest) -> dict[str, Any]:
     """The inputs of the evaluation of a model's base."""
-    return shared_inputs(study, model_name, cache) | {
+    return shared_inputs(test.workspace, test.model_name) | {
         "code": code_digest(*MODULES["evaluate"]),
-        "settings": _test_settings(study, model_name),
+        "settings": _test_settings(test.workspace.study, test.model_name),
     }
 
 
-def shared_inputs(study: Study, model_name: str, cache: Path) -> dict[str, Any]:
+def shared_inputs(workspace: Workspace, model_name: str) -> dict[str, Any]:
     """What all stages have: base model, data and software, by the study's names for them and by digest."""
-    model = study.models[model_name]
-    base, data = base_folder(study, model.base, cache), data_folder(study, model.data, cache)
+    model = workspace.study.models[model_name]
+    base, data = base_folder(workspace, model.base), data_folder(workspace, model.data)
     return {
         "base_source": base.name,
         "data_source": data.name,

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 from tabulate import tabulate
 
 from qlora_repeat.records.trial_state import StageState, State, base_state, failure_of, stage_states, state_of
-from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import Stage, Trial, base_tests
+from qlora_repeat.study.trial import Stage, Trial
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.memory import no_search
 
 BASE = "base"
@@ -27,21 +26,21 @@ class Standing:
 
 
 @no_search()  # records have no cycles
-def standings(trials: Sequence[Trial], cache: Path, *, rehash: bool = True) -> list[Standing]:
+def standings(trials: Sequence[Trial], *, rehash: bool = True) -> list[Standing]:
     """How trials stand; `rehash` as in `stage_states`."""
-    found = [(trial, stage_states(trial, cache, rehash=rehash)) for trial in trials]
+    found = [(trial, stage_states(trial, rehash=rehash)) for trial in trials]
     return [Standing(trial, stages, state_of(trial, stages)) for trial, stages in found]
 
 
-def study_states(study: Study, runs: Path, cache: Path, trials: Sequence[Standing]) -> dict[str, list[State]]:
+def study_states(workspace: Workspace, trials: Sequence[Standing]) -> dict[str, list[State]]:
     """For each model how the tests of its base stand, by its name, and the trials of each arm."""
     arms: dict[str, list[State]] = {}
     for each in trials:
         arms.setdefault(f"{each.trial.model_name}/{each.trial.optimizer}", []).append(each.state)
     states: dict[str, list[State]] = {}
-    for model in study.models:
-        tests = [base_state(study, model, number, runs, cache).state for number in base_tests(study)]
-        names = [f"{model}/{optimizer}" for optimizer in study.optimizers]
+    for model in workspace.study.models:
+        tests = [base_state(test).state for test in workspace.base_tests(model)]
+        names = [f"{model}/{optimizer}" for optimizer in workspace.study.optimizers]
         states |= {f"{model}/{BASE}": tests, **{name: arms[name] for name in names}}
     return states
 
@@ -89,11 +88,7 @@ def explanations(trials: Sequence[Standing]) -> list[str]:
     return lines
 
 
-def base_damages(study: Study, runs: Path, cache: Path) -> list[str]:
+def base_damages(workspace: Workspace) -> list[str]:
     """A line for each test of a base whose record is damaged."""
-    states = {
-        f"{model}/base/{number}": base_state(study, model, number, runs, cache)
-        for model in study.models
-        for number in base_tests(study)
-    }
+    states = {test.name: base_state(test) for test in workspace.base_tests()}
     return [f"{name} is damaged: {state.damage}" for name, state in states.items() if state.damage]

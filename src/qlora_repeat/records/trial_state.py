@@ -9,8 +9,7 @@ from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record, damaged_file, read_record
 from qlora_repeat.records.record_schema import misfit
 from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, shared_inputs, stage_inputs
-from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES, Stage, Trial, base_record
+from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
 from qlora_repeat.system.file_lock import live_owner
 from qlora_repeat.system.hashing import known_digest
 
@@ -29,7 +28,7 @@ class StageState:
     """Damaged: the file that is not as it was recorded, and what to do, in a line."""
 
 
-def stage_states(trial: Trial, cache: Path, *, rehash: bool = True) -> dict[Stage, StageState]:
+def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState]:
     """How each stage stands.
 
     One is damaged if its record cannot be read, or a file that it left is not as it was recorded (merged
@@ -41,14 +40,14 @@ def stage_states(trial: Trial, cache: Path, *, rehash: bool = True) -> dict[Stag
     """
     states: dict[Stage, StageState] = {}
     upstream: dict[str, Any] = {}
-    shared = shared_inputs(trial.study, trial.model_name, cache)
+    shared = shared_inputs(trial.workspace, trial.model_name)
     before: Stage | None = None  # the stage whose outcome the next one needs
     for stage in STAGES:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is None:
             states[stage] = StageState("damaged" if damage else "missing", damage=damage)
         else:
-            changed = changed_inputs(record.inputs, stage_inputs(trial, stage, cache, upstream, shared))
+            changed = changed_inputs(record.inputs, stage_inputs(trial, stage, upstream, shared))
             if before is not None and states[before].state != "done":
                 changed.append(f"the {before} stage")
             damage = _damage(trial, stage, record, rehash)
@@ -70,8 +69,18 @@ def _damage(trial: Trial, stage: Stage, record: Record, rehash: bool) -> str | N
     return None
 
 
-def stage_record(path: Path, name: str, stage: str) -> tuple[Record | None, str | None]:
-    """The record of a stage of that name; or None, and what is wrong with it where there is one."""
+def base_test_record(test: BaseTest) -> tuple[Record | None, str | None]:
+    """The record of a test of a base; or None, and what is wrong with it where there is one."""
+    return stage_record(test.record, test.name, "evaluate", base=True)
+
+
+def stage_record(
+    path: Path, name: str, stage: str, *, base: bool = False
+) -> tuple[Record | None, str | None]:
+    """The record of a stage of the trial of that name, or with `base` of the test of a base of that name.
+
+    None where there is none that counts, and what is wrong with it where there is one.
+    """
     try:
         record = read_record(path)
     except MissingError as error:
@@ -79,14 +88,14 @@ def stage_record(path: Path, name: str, stage: str) -> tuple[Record | None, str 
     if record is not None and (record.trial, record.stage) != (name, stage):
         whose = f"the {record.stage} stage of {record.trial}"
         return None, f"{path}: not a record of this stage, but {whose}; `qlora-repeat run` does it again"
-    if record is not None and (wrong := misfit(record, base=name.split("/")[1:2] == ["base"])) is not None:
+    if record is not None and (wrong := misfit(record, base=base)) is not None:
         return None, f"{path}: not as its stage writes it ({wrong}); `qlora-repeat run` does its stage again"
     return record, None
 
 
-def trial_state(trial: Trial, cache: Path, *, rehash: bool = True) -> State:
+def trial_state(trial: Trial, *, rehash: bool = True) -> State:
     """How a trial stands as a whole; `rehash` as in `stage_states`."""
-    return state_of(trial, stage_states(trial, cache, rehash=rehash))
+    return state_of(trial, stage_states(trial, rehash=rehash))
 
 
 def state_of(trial: Trial, stages: dict[Stage, StageState]) -> State:
@@ -103,13 +112,12 @@ def state_of(trial: Trial, stages: dict[Stage, StageState]) -> State:
     return "stale" if "stale" in states else "missing"
 
 
-def base_state(study: Study, model_name: str, number: int, runs: Path, cache: Path) -> StageState:
+def base_state(test: BaseTest) -> StageState:
     """How a test of a model's base stands."""
-    path = base_record(study, model_name, number, runs)
-    record, damage = stage_record(path, f"{model_name}/base/{number}", "evaluate")
+    record, damage = base_test_record(test)
     if record is None:
         return StageState("damaged" if damage else "missing", damage=damage)
-    changed = changed_inputs(record.inputs, base_inputs(study, model_name, cache))
+    changed = changed_inputs(record.inputs, base_inputs(test))
     return StageState("stale" if changed else "done", record, changed)
 
 

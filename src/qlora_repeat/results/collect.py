@@ -1,15 +1,14 @@
 """From the records of a study to its collected results."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trial_state import StageState, base_state, stage_states, state_of
 from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.randomness import SOURCES, Randomness
-from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES, Stage, Trial, all_trials, base_tests
+from qlora_repeat.study.trial import STAGES, Stage, Trial
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.fingerprint import device_name, software_names
 from qlora_repeat.system.memory import no_search
 
@@ -26,7 +25,7 @@ _OF_BASE = ("perplexity", "perplexity_example_mean", "accuracy")
 
 
 @no_search()  # records have no cycles
-def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = False) -> list[TrialResult]:
+def collect(workspace: Workspace, *, include_stale: bool = False) -> list[TrialResult]:
     """One row per trial that the study asks for; only those that are done, and so whole, bring values.
 
     With `include_stale`, so do those that are stale but complete, and tests of a base that are stale where
@@ -35,12 +34,10 @@ def collect(study: Study, runs: Path, cache: Path, *, include_stale: bool = Fals
     split than its base, as where each trial draws its own, has no values of the base beside its own.
     """
     bases = {
-        model: list(counted_base_tests(study, model, runs, cache, include_stale=include_stale).values())
-        for model in study.models
+        model: list(counted_base_tests(workspace, model, include_stale=include_stale).values())
+        for model in workspace.study.models
     }
-    rows = [
-        _result(trial, bases[trial.model_name], cache, include_stale) for trial in all_trials(study, runs)
-    ]
+    rows = [_result(trial, bases[trial.model_name], include_stale) for trial in workspace.trials()]
     miniature = {row.model for row in rows if row.miniature}
     return [
         dataclasses.replace(row, model_title=f"miniature {row.model_title}")
@@ -57,10 +54,10 @@ def free_sources(randomness: Randomness) -> list[str]:
 
 
 def counted_base_tests(
-    study: Study, model: str, runs: Path, cache: Path, *, include_stale: bool = False
+    workspace: Workspace, model: str, *, include_stale: bool = False
 ) -> dict[int, tuple[Record, list[str]]]:
     """The records of those tests of a base that count, by number, each with what has changed since."""
-    states = {number: base_state(study, model, number, runs, cache) for number in base_tests(study)}
+    states = {test.number: base_state(test) for test in workspace.base_tests(model)}
     for wanted in ("done", "stale") if include_stale else ("done",):
         tests = {
             number: (state.record, state.changed)
@@ -72,10 +69,8 @@ def counted_base_tests(
     return {}
 
 
-def _result(
-    trial: Trial, base: list[tuple[Record, list[str]]], cache: Path, include_stale: bool
-) -> TrialResult:
-    states = stage_states(trial, cache)
+def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: bool) -> TrialResult:
+    states = stage_states(trial)
     state = state_of(trial, states)
     row: dict[str, Any] = {
         "study": trial.study.label,

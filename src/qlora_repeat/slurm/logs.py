@@ -51,7 +51,7 @@ def _state(trial: Trial) -> Iterator[str]:
 
 def _job_log(trial: Trial) -> Path | None:
     """What the job on a cluster printed that was to run the trial last."""
-    folder = jobs_folder(trial.study, trial.runs)
+    folder = jobs_folder(trial.workspace)
     if not (folder / "tasks.json").is_file():
         return None
     job = read_json(folder / "tasks.json", "delete it").get(trial.name)

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.execution.process_pool import open_jobs
+from qlora_repeat.execution.jobs import BaseTestJob, TrialJob, open_jobs
 from qlora_repeat.planning.plan import DTYPE_BYTES, Plan
 from qlora_repeat.slurm.queue import Queue, cluster_name, partition_minutes, read_queue
 from qlora_repeat.slurm.task import ImageFile, Task
 from qlora_repeat.study.cluster import Cluster
-from qlora_repeat.study.loading import split_name, study_path
+from qlora_repeat.study.loading import split_name
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES, all_trials, base_lock, base_tests, study_folder
+from qlora_repeat.study.trial import STAGES
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive, remove_ended
 from qlora_repeat.system.files import read_json, write_json
 from qlora_repeat.system.hashing import file_digest
@@ -60,7 +60,7 @@ class Request:
     """Whether time and memory are the plan's."""
 
 
-def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, cache: Path) -> Request:
+def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> Request:
     """What there is to ask for.
 
     Raises:
@@ -69,9 +69,10 @@ def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, 
     image = image_of(cluster)
     if image is not None and not image.exists():
         raise UsageError(f"--image {cluster.image}: no such file; `make sif` makes one")
-    jobs = open_jobs(study, STAGES, runs, cache)
-    names = list(dict.fromkeys(job.trial.name if job.trial else f"{job.model}/base" for job in jobs))
-    queued = queued_tasks(study, runs, read_queue())
+    study = workspace.study
+    jobs = open_jobs(workspace, STAGES)
+    names = list(dict.fromkeys(_task_name(job) for job in jobs))
+    queued = queued_tasks(workspace, read_queue())
     minutes, memory = estimates(study, plan)
     minutes = min(minutes, partition_minutes(cluster.partition) or minutes)
     gpus = cluster.gpus if cluster.gpus is not None else default_gpus(cluster)
@@ -119,6 +120,11 @@ def make_request(study: Study, cluster: Cluster, plan: Plan | None, runs: Path, 
     )
 
 
+def _task_name(job: TrialJob | BaseTestJob) -> str:
+    """What `qlora-repeat trial` takes: a trial, or MODEL/base for all tests of a base."""
+    return job.name if isinstance(job, TrialJob) else f"{job.test.model_name}/base"
+
+
 def _asked(options: dict[str, str | int | bool]) -> dict[str, Any]:
     """sbatch's options without those that are taken back."""
     return {name: value for name, value in options.items() if value is not False}
@@ -143,13 +149,13 @@ def estimates(study: Study, plan: Plan | None) -> tuple[int, float]:
 
 def default_gpus(cluster: Cluster) -> int:
     """One for each task, unless it runs with torch's CPU build here, outside of an image."""
-    from qlora_repeat.execution.process_pool import on_cpu
+    from qlora_repeat.system.gpus import on_cpu
 
     return 0 if cluster.image is None and on_cpu() else 1
 
 
 def submit(
-    request: Request, study: Study, study_file: str, cluster: Cluster, runs: Path, cache: Path, out: Path
+    request: Request, workspace: Workspace, cluster: Cluster, out: Path
 ) -> tuple[dict[str, str], str | None]:
     """Hands the jobs to Slurm, all at once or not at all for the array.
 
@@ -167,25 +173,25 @@ def submit(
             "`qlora-repeat run` needs no scheduler"
         )
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # which submitit reads when it is imported
-    folder = jobs_folder(study, runs)
+    folder = jobs_folder(workspace)
     here = str(Path.cwd())
-    chosen = "@".join([str(study_path(study_file).resolve()), *split_name(study_file)[1]])
-    where = ["--runs", str(runs.resolve()), "--cache", str(cache.resolve())]
-    with exclusive(folder / "lock.json", f"submitting {study.label}"):
-        clear_locks(study, runs)
+    chosen = "@".join([str(workspace.file.resolve()), *split_name(workspace.given)[1]])
+    where = ["--runs", str(workspace.runs.resolve()), "--cache", str(workspace.cache.resolve())]
+    with exclusive(folder / "lock.json", f"submitting {workspace.study.label}"):
+        clear_locks(workspace)
         queue = read_queue()
         if queue is None:
             raise MissingError(
                 "squeue: does not answer, so that what is queued already is unknown; try again later"
             )
-        queued = queued_tasks(study, runs, queue)
+        queued = queued_tasks(workspace, queue)
         names = [name for name in request.tasks if name not in queued]
         before = _render_job(folder, queue)
         if not names and (not queued or before is not None):
             return {}, before
         out.mkdir(parents=True, exist_ok=True)
-        beside = [study_path(study_file).parent, lock_file(study_file).path.parent]
-        kit = launcher(cluster, request, [runs, cache, out, *beside])
+        beside = [workspace.file.parent, workspace.lock.parent]
+        kit = launcher(cluster, request, [workspace.runs, workspace.cache, out, *beside])
         image = image_of(cluster)
         pinned = ImageFile.at(image.resolve()) if image is not None and image.is_file() else None
         warning = request.array["signal_delay_s"]
@@ -262,16 +268,16 @@ def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> lis
     return ["apptainer", "exec", *nvidia, *options, str(image), "qlora-repeat"]
 
 
-def jobs_folder(study: Study, runs: Path) -> Path:
+def jobs_folder(workspace: Workspace) -> Path:
     """Of what submitit keeps of a study's jobs: a folder for each, with what it printed."""
-    return study_folder(study, runs) / "slurm"
+    return workspace.folder / "slurm"
 
 
-def queued_tasks(study: Study, runs: Path, queue: Queue | None) -> dict[str, str]:
+def queued_tasks(workspace: Workspace, queue: Queue | None) -> dict[str, str]:
     """The tasks that were submitted and have not ended, with their jobs' numbers; none without Slurm."""
     if queue is None:
         return {}
-    known = known_tasks(jobs_folder(study, runs))
+    known = known_tasks(jobs_folder(workspace))
     return {name: job for name, job in known.items() if job in queue.waiting_or_running}
 
 
@@ -282,13 +288,13 @@ def known_tasks(folder: Path) -> dict[str, str]:
     return known
 
 
-def clear_locks(study: Study, runs: Path) -> None:
+def clear_locks(workspace: Workspace) -> None:
     """Removes locks whose job has ended, as where its node died.
 
     Where another host cannot tell, Slurm can: a job that it does not know has no process any more.
     """
-    locks = [trial.lock for trial in all_trials(study, runs)]
-    locks += [base_lock(study, model, number, runs) for model in study.models for number in base_tests(study)]
+    locks = [trial.lock for trial in workspace.trials()]
+    locks += [test.lock for test in workspace.base_tests()]
     held = {path: path.read_bytes() for path in locks if path.is_file()}  # before the queue is read
     queue, cluster = read_queue() if held else None, cluster_name() if held else None
     if queue is not None:

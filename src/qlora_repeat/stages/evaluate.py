@@ -1,7 +1,8 @@
 """The test of a fine-tuned model: perplexity, accuracy and responses (section VIII)."""
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder, check_base, is_miniature, load_full, load_tokenizer
@@ -11,8 +12,8 @@ from qlora_repeat.stages.generate import answer_letter, respond
 from qlora_repeat.stages.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.study.randomness import draw_seed, recorded_or_drawn, stream_seed
 from qlora_repeat.study.study import Sampling, Study
-from qlora_repeat.study.trial import Trial
-from qlora_repeat.study.watch import Report
+from qlora_repeat.study.trial import BaseTest, Progress, Trial
+from qlora_repeat.study.workspace import Workspace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Request:
     seed: int
 
 
-def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -> dict[str, Any]:
+def evaluate(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[str, Any]:
     """Tests a trial's merged model on the test part of the split that it was fine-tuned with.
 
     `seeds` are those of the fine-tuning's record.
@@ -35,8 +36,9 @@ def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -
     study = trial.study
     model = load_full(trial.merged, study.precision.compute)
     tokenizer = load_tokenizer(trial.merged)
-    outputs = measure_losses(study, trial.model_name, model, tokenizer, cache, seeds["split"], report)
-    prompts = study_prompts(study, trial.model_name, cache, seeds["split"])
+    report = partial(progress, "evaluate")
+    outputs = measure_losses(trial.workspace, trial.model_name, model, tokenizer, seeds["split"], report)
+    prompts = study_prompts(trial.workspace, trial.model_name, seeds["split"])
     seed = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     outputs["generation_seed"] = seed
 
@@ -49,28 +51,33 @@ def evaluate(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -
     return outputs
 
 
-def evaluate_base(study: Study, model_name: str, number: int, cache: Path, report: Report) -> dict[str, Any]:
+def evaluate_base(test: BaseTest, progress: Progress) -> dict[str, Any]:
     """Tests the base of one of the study's models, at the same precision and on the same path."""
-    split_seed = draw_seed(study.randomness.split, "split", number)
-    base = study.models[model_name].base
-    check_base(study, base, cache)
-    folder = base_folder(study, base, cache)
-    model = load_full(folder, study.precision.compute)
-    measured = measure_losses(study, model_name, model, load_tokenizer(folder), cache, split_seed, report)
+    workspace, study, name = test.workspace, test.workspace.study, test.model_name
+    split_seed = draw_seed(study.randomness.split, "split", test.number)
+    base = study.models[name].base
+    check_base(workspace, base)
+    folder = base_folder(workspace, base)
+    model, tokenizer = load_full(folder, study.precision.compute), load_tokenizer(folder)
+    measured = measure_losses(workspace, name, model, tokenizer, split_seed, partial(progress, "base"))
     return measured | {"miniature": is_miniature(folder), "split_seed": split_seed}
 
 
 def measure_losses(
-    study: Study, model_name: str, model: Any, tokenizer: Any, cache: Path, split_seed: int, report: Report
+    workspace: Workspace,
+    model_name: str,
+    model: Any,
+    tokenizer: Any,
+    split_seed: int,
+    report: Callable[[int, int, None], None],
 ) -> dict[str, Any]:
     """Perplexity and accuracy on the first examples of the test split, with each example's own loss."""
-    examples = encoded_part(
-        study, model_name, "test", cache, split_seed, tokenizer, study.evaluation.examples
-    )
+    settings = workspace.study.evaluation
+    examples = encoded_part(workspace, model_name, "test", split_seed, tokenizer, settings.examples)
     losses = example_losses(
         model,
         examples,
-        study.evaluation.batch_size,
+        settings.batch_size,
         tokenizer.pad_token_id,
         lambda done: report(done, len(examples), None),
     )

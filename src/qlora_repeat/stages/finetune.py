@@ -10,12 +10,11 @@ from qlora_repeat.assets.base_models import base_folder, check_base, hub_commit,
 from qlora_repeat.assets.datasets import Example, batch_order
 from qlora_repeat.assets.quantized import load_frozen_base
 from qlora_repeat.assets.tokenized import encoded_part
-from qlora_repeat.records.trace import Step, loss_curve, read_trace
+from qlora_repeat.records.trace import loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
-from qlora_repeat.study.trial import Trial
-from qlora_repeat.study.watch import Report
+from qlora_repeat.study.trial import Progress, Trial
 from qlora_repeat.system.determinism import named_operation
 from qlora_repeat.system.files import move_folder, new_folder, write_bytes
 from qlora_repeat.system.hashing import weights_digest
@@ -35,30 +34,39 @@ class _Begun:
 
 
 def finetune(
-    trial: Trial, cache: Path, report: Report, inputs: dict[str, Any], seeds: dict[str, int] | None = None
+    trial: Trial,
+    progress: Progress,
+    inputs: dict[str, Any],
+    seeds: dict[str, int] | None = None,
+    until_step: int | None = None,
 ) -> dict[str, Any]:
-    """Fine-tunes one trial; leaves the adapter in PEFT's own format, and the trace.
+    """Fine-tune one trial; leave the adapter in PEFT's own format, and the trace.
 
-    Goes on from the last checkpoint of an earlier attempt with the same `inputs`, to the same bits as if it
-    had not been interrupted. `seeds` are used for those that the study would draw. Training goes on through
-    losses that are not finite, as in the paper; the first such step is reported as `diverged_at`.
+    Resumes from the last checkpoint of an earlier attempt with the same `inputs`, to the same bits as if it
+    had not been interrupted. `seeds` are used instead of those that the study would draw. Training goes on
+    through losses that are not finite, as in the paper; the first such step is reported as `diverged_at`.
+    With `until_step` it ends after that step, and leaves nothing but the trace and a checkpoint in
+    ``unfinished``.
 
     Returns:
-        The record's outputs: adapter digest, seeds, losses, seconds of training, peak memory, frozen weights.
+        The record's outputs: adapter digest, seeds, losses, seconds of training, peak memory, frozen weights;
+        with `until_step` only the seeds, and the number of steps.
 
     Raises:
         StoppedError: this process was asked to stop; there is a checkpoint.
         StageError: an operation has no deterministic form, and the study's profile wants it to.
     """
-    begun = _begin(trial, cache, report, inputs, seeds)
+    begun = _begin(trial, progress, inputs, seeds, until_step)
     adapted, trainer, unfinished = begun.adapted, begun.trainer, begun.unfinished
     checkpoint = trainer.checkpoint
     defer()
-    if trainer.done < len(trainer.order):
+    if trainer.done < trainer.end:
         with named_operation(trial.model_name):
             trainer.train()
+    if until_step is not None:
+        return {"seeds": unfinished.seeds, "steps": trainer.end}
 
-    folder = base_folder(trial.study, trial.model.base, cache)
+    folder = base_folder(trial.workspace, trial.model.base)
     _name_base(adapted, trial, folder)
     with new_folder(unfinished.folder / "adapter") as adapter:
         adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
@@ -71,43 +79,24 @@ def finetune(
     return outputs | begun.weights | {"miniature": is_miniature(folder)}
 
 
-def first_steps(
-    trial: Trial, steps: int, cache: Path, report: Report, inputs: dict[str, Any], seeds: dict[str, int]
-) -> list[Step]:
-    """Fine-tunes as `finetune` does, but only so many steps; leaves no adapter.
-
-    Returns:
-        The trace, with the adapter's digest after the last of these steps.
-
-    Raises:
-        StoppedError, StageError: as `finetune`.
-    """
-    begun = _begin(trial, cache, report, inputs, seeds, steps)
-    if begun.trainer.done < begun.trainer.end:
-        with named_operation(trial.model_name):
-            begun.trainer.train()
-    return read_trace(begun.unfinished.trace)
-
-
 def _begin(
     trial: Trial,
-    cache: Path,
-    report: Report,
+    progress: Progress,
     inputs: dict[str, Any],
     seeds: dict[str, int] | None,
-    steps: int | None = None,
+    steps: int | None,
 ) -> _Begun:
     """The model with its adapter and the trainer, as they were at the last checkpoint, if there is one."""
-    study, model = trial.study, trial.model
-    check_base(study, model.base, cache, weights=False)  # those, where they are read: by `load_frozen_base`
-    folder = base_folder(study, model.base, cache)
+    workspace, study, model = trial.workspace, trial.study, trial.model
+    check_base(workspace, model.base, weights=False)  # those, where they are read: by `load_frozen_base`
+    folder = base_folder(workspace, model.base)
     unfinished = reopen(trial.unfinished, inputs, seeds)
     if unfinished is None:
         drawn = seeds or draw_seeds(study.randomness, trial.number)
         unfinished = begin(trial.unfinished, inputs, drawn, study.digest_every)
     seeds, checkpoint = unfinished.seeds, load_checkpoint(unfinished)
     tokenizer = load_tokenizer(folder)
-    examples = encoded_part(study, trial.model_name, "train", cache, seeds["split"], tokenizer)
+    examples = encoded_part(workspace, trial.model_name, "train", seeds["split"], tokenizer)
     order = batch_order(
         len(examples),
         model.training.batch_size,
@@ -115,7 +104,7 @@ def _begin(
         seeds["data_order"],
     )
     reset_peak_memory()
-    base = load_frozen_base(study, model.base, cache)
+    base = load_frozen_base(workspace, model.base)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)
     if study.randomness.nudge:
@@ -123,7 +112,7 @@ def _begin(
     if checkpoint:
         _set_adapter(adapted, checkpoint)
     weights = _set_frozen_weights(trial, adapted, examples, order)
-    trainer = _trainer(trial, adapted, tokenizer, examples, order, unfinished, checkpoint, report, steps)
+    trainer = _trainer(trial, adapted, tokenizer, examples, order, unfinished, checkpoint, progress, steps)
     return _Begun(adapted, trainer, unfinished, weights)
 
 
@@ -216,7 +205,7 @@ def _trainer(
     order: list[list[int]],
     unfinished: Unfinished,
     checkpoint: Checkpoint | None,
-    report: Report,
+    progress: Progress,
     steps: int | None,
 ) -> Any:
     from datasets import Dataset
@@ -238,7 +227,7 @@ def _trainer(
         unfinished=unfinished,
         checkpoint=checkpoint,
         checkpoint_every=trial.study.checkpoint_every,
-        report=report,
+        progress=progress,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -28,7 +28,7 @@ from qlora_repeat.system.safetensors_file import (
 INDEX = "model.safetensors.index.json"
 
 
-def merge(trial: Trial, cache: Path) -> dict[str, Any]:
+def merge(trial: Trial) -> dict[str, Any]:
     """Merges a trial's adapter and leaves a model that plain transformers loads.
 
     Returns:
@@ -37,11 +37,10 @@ def merge(trial: Trial, cache: Path) -> dict[str, Any]:
     Raises:
         StageError: the adapter changes weights that the base does not have.
     """
-    study, base = trial.study, trial.model.base
-    check_base(study, base, cache)
-    source = base_folder(study, base, cache)
+    check_base(trial.workspace, trial.model.base)
+    source = base_folder(trial.workspace, trial.model.base)
     with new_folder(trial.merged) as folder:
-        merge_weights(source, trial.adapter, folder, study.precision.merged)
+        merge_weights(source, trial.adapter, folder, trial.study.precision.merged)
         load_tokenizer(source).save_pretrained(folder)
     size = sum(file.stat().st_size for file in trial.merged.glob("*.safetensors"))
     return {"merged_digest": weights_digest(trial.merged), "merged_bytes": size}
@@ -111,7 +110,7 @@ def _changes(adapter: Path) -> dict[str, tuple[Any, Any, float]]:
     return changes
 
 
-def require_merged(trial: Trial, cache: Path, digest: str) -> None:
+def require_merged(trial: Trial, digest: str) -> None:
     """Builds a trial's merged model again if it has been deleted or damaged since it was recorded.
 
     Raises:
@@ -119,7 +118,7 @@ def require_merged(trial: Trial, cache: Path, digest: str) -> None:
     """
     if _found(trial) == digest:
         return
-    found = merge(trial, cache)["merged_digest"]
+    found = merge(trial)["merged_digest"]
     if found != digest:
         delete_merged(trial)
         raise StageError(

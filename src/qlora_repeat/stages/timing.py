@@ -2,18 +2,16 @@
 
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import load_full, load_tokenizer
 from qlora_repeat.assets.datasets import Prompt, study_prompts
 from qlora_repeat.stages.generate import respond
 from qlora_repeat.study.randomness import recorded_or_drawn, stream_seed
-from qlora_repeat.study.trial import Trial
-from qlora_repeat.study.watch import Report
+from qlora_repeat.study.trial import Progress, Trial
 
 
-def time_responses(trial: Trial, cache: Path, report: Report, seeds: dict[str, int]) -> dict[str, Any]:
+def time_responses(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[str, Any]:
     """Answers all prompts one after the other, several times, at the study's first sampling.
 
     The model is loaded and has answered once before the clock starts; every repeat draws the same responses.
@@ -24,7 +22,7 @@ def time_responses(trial: Trial, cache: Path, report: Report, seeds: dict[str, i
     study = trial.study
     model = load_full(trial.merged, study.precision.compute)
     tokenizer = load_tokenizer(trial.merged)
-    prompts = study_prompts(study, trial.model_name, cache, seeds["split"])
+    prompts = study_prompts(trial.workspace, trial.model_name, seeds["split"])
     sampling, repeats = study.generation.samplings[0], study.evaluation.timing_repeats
     drawn = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     seed = stream_seed(drawn, "generation")
@@ -39,7 +37,7 @@ def time_responses(trial: Trial, cache: Path, report: Report, seeds: dict[str, i
     answer(prompts[:1])
     for repeat in range(repeats):
         seconds.append(answer(prompts))
-        report(repeat + 1, repeats, None)
+        progress("time", repeat + 1, repeats, None)
     return {
         "generation_seed": drawn,
         "seconds": seconds,

@@ -9,7 +9,7 @@ from qlora_repeat.records.trace import Step, trace_line
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, save_checkpoint
 from qlora_repeat.stages.legacy_qmap import set_legacy_qmap
 from qlora_repeat.study.randomness import stream_seed, torch_stream
-from qlora_repeat.study.watch import Report
+from qlora_repeat.study.trial import Progress
 from qlora_repeat.system.hashing import tensors_digest
 from qlora_repeat.system.memory import peak_memory
 from qlora_repeat.system.signals import requested, stop_if_requested
@@ -32,10 +32,10 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         unfinished: Unfinished,
         checkpoint: Checkpoint | None,
         checkpoint_every: int,
-        report: Report,
+        progress: Progress,
         **kwargs: Any,
     ) -> None:
-        self.order, self.steps_per_epoch, self.report = order, steps_per_epoch, report
+        self.order, self.steps_per_epoch, self.progress = order, steps_per_epoch, progress
         self.end, self.legacy_qmap = end, legacy_qmap
         self.unfinished, self.checkpoint, self.checkpoint_every = unfinished, checkpoint, checkpoint_every
         self.done = checkpoint.step if checkpoint else 0
@@ -194,7 +194,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         trainer.spent["checkpoint_seconds"] += time.perf_counter() - written
         if asked and not last:  # what remains after the last step is short
             stop_if_requested(f"stopped after step {step} of {trainer.end}, with a checkpoint,")
-        trainer.report(step, trainer.end, trainer.loss)
+        trainer.progress("finetune", step, trainer.end, trainer.loss)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trace.close()

@@ -1,7 +1,8 @@
-"""Study files: where a name finds one, how it is read, and what may follow @ in a study's name."""
+"""Study files: where a name finds one, how it is read, what may follow @ in its name, and its places."""
 
 import contextlib
 import json
+import os
 import re
 import tomllib
 from dataclasses import replace
@@ -16,7 +17,8 @@ from qlora_repeat.study.old_spelling import respelled, respelled_part
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import PUBLISHED, FrozenWeights, Study
 from qlora_repeat.study.validation_message import explain
-from qlora_repeat.system.package_data import kit_path
+from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.package_data import in_wheel, kit_path
 
 _STUDIES = Path("studies")
 
@@ -223,3 +225,30 @@ def _known_keys() -> list[str]:
     schema = TypeAdapter(Study).json_schema()
     tables = [schema, *schema["$defs"].values()]
     return sorted({key for table in tables for key in table.get("properties", {})})
+
+
+def open_workspace(given: str, *, runs: Path | None = None, cache: Path | None = None) -> Workspace:
+    """Load a study by name or path, and find its places.
+
+    Without `runs`, results are in $QLORA_REPEAT_RUNS or ``runs``; without `cache`, models and data are in
+    `cache_folder`. The lock file is beside the study file, or in the current folder for a study that an
+    installed kit brings. $QLORA_REPEAT_LOCK names another file, or with a slash at its end another folder.
+
+    Raises:
+        MissingError, UsageError: as `load_study`.
+    """
+    study, file = load_study(given), study_path(given)
+    lock = file.with_suffix(".lock")
+    if in_wheel(file):
+        lock = Path(lock.name)
+    if elsewhere := os.environ.get("QLORA_REPEAT_LOCK"):
+        lock = Path(elsewhere, lock.name) if elsewhere.endswith("/") else Path(elsewhere)
+    runs = runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
+    return Workspace(study, runs, cache or cache_folder(), lock, file, given)
+
+
+def cache_folder() -> Path:
+    """Return where models and data are: $QLORA_REPEAT_CACHE, or qlora-repeat in the user's cache folder."""
+    if given := os.environ.get("QLORA_REPEAT_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-repeat"

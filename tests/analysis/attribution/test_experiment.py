@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from support.checkout import copy_folder, kit
 from support.finished import finish
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat.analysis.attribution.control_checks import find_problems
@@ -21,11 +22,9 @@ from qlora_repeat.analysis.attribution.experiment import (
     Condition,
     Experiment,
     conditions,
-    free_merged,
     make_experiment,
     measure,
     other_threads,
-    undone,
 )
 from qlora_repeat.analysis.attribution.measurements import (
     BASELINE,
@@ -37,7 +36,8 @@ from qlora_repeat.analysis.attribution.measurements import (
 )
 from qlora_repeat.cli.main import cli
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.execution.jobs import is_open
+from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.stage_inputs import stage_settings
 from qlora_repeat.render.text.attribution import sentences
 from qlora_repeat.study.loading import load_study
@@ -53,8 +53,7 @@ def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
 
 
 def run(trial: Trial, cache: Path) -> None:
-    run_stages(trial, STAGES, cache, quiet)
-    free_merged(trial, cache)
+    run_trial(trial, STAGES, quiet, delete_merged=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def done(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """An experiment that is done; to be read only."""
     folder = tmp_path_factory.mktemp("attribute")
     study = load_study(str(write_study(folder, *SHORT)))
-    experiment = make_experiment(study, None, None, ["dropout"], 2, False, folder / "runs")
+    experiment = make_experiment(at(study, folder / "runs", cache), None, None, ["dropout"], 2, False)
     for condition in conditions(experiment):
         for trial in condition.trials:
             run(trial, cache)
@@ -72,8 +71,13 @@ def done(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 @pytest.fixture
 def copied(done: Experiment, tmp_path: Path) -> Experiment:
     """The same, for a test to change."""
-    copy_folder(done.runs, tmp_path / "runs")
-    return dataclasses.replace(done, runs=tmp_path / "runs")
+    copy_folder(done.workspace.runs, tmp_path / "runs")
+    return changed(done, runs=tmp_path / "runs")
+
+
+def changed(experiment: Experiment, **changes: Any) -> Experiment:
+    """The experiment with another study, or other places."""
+    return dataclasses.replace(experiment, workspace=dataclasses.replace(experiment.workspace, **changes))
 
 
 def again(experiment: Experiment, name: str, number: int, cache: Path) -> None:
@@ -88,7 +92,7 @@ def by_name(experiment: Experiment) -> dict[str, Condition]:
 
 
 def test_the_baseline_repeats_and_dropout_shows_in_the_first_gradient(done: Experiment, cache: Path) -> None:
-    measured = measure(done, cache)
+    measured = measure(done)
     assert find_problems(measured) == []
     one, two = measured.of(BASELINE)
     (repeated,) = measured.of(REPEAT)
@@ -119,7 +123,7 @@ def test_another_seed_that_nobody_sees_is_found(
         patched.setattr(module, "stream_seed", other)
         again(copied, REPEAT, 1, cache)
         again(copied, "dropout", 2, cache)
-    repeated, dropout, *_ = find_problems(measure(copied, cache))
+    repeated, dropout, *_ = find_problems(measure(copied))
     assert "repetition" in repeated
     assert "step 0, in init" in repeated
     assert dropout.startswith("dropout 2 first differs in init, at step 0, where only dropout differs")
@@ -138,7 +142,7 @@ def test_an_operation_that_is_not_deterministic_is_found(
     with monkeypatch.context() as patched:
         patched.setattr(TracingTrainer, "compute_loss", noisy)
         again(copied, REPEAT, 1, cache)
-    measured = measure(copied, cache)
+    measured = measure(copied)
     (problem,) = find_problems(measured)
     assert "step 1, in loss" in problem
     assert "kernels" in problem
@@ -153,7 +157,7 @@ def test_a_shuffled_split_is_found(copied: Experiment, cache: Path, monkeypatch:
         patched.setattr(module, "part_rows", lambda *args: real(*args)[::-1])
         again(copied, REPEAT, 1, cache)
         again(copied, "dropout", 2, cache)
-    repeated, dropout, hidden = find_problems(measure(copied, cache))
+    repeated, dropout, hidden = find_problems(measure(copied))
     assert "step 1, in data" in repeated
     assert "other examples" in repeated
     assert dropout.startswith("dropout 2 first differs in data, at step 1")
@@ -167,7 +171,7 @@ def test_the_command_goes_on_with_what_is_missing_and_reports(
     lost = by_name(copied)["dropout"].trials[1]
     shutil.rmtree(lost.folder)
     arguments = ["attribute", study_file, "--sources", "dropout", "--replicates", 2]
-    arguments += ["--runs", copied.runs, "--cache", cache]
+    arguments += ["--runs", copied.workspace.runs, "--cache", cache]
     planned = kit(*arguments, "--dry-run")
     assert planned.stdout.split()[-2:] == ["5", "1"], planned
     assert not lost.folder.exists()
@@ -175,14 +179,14 @@ def test_the_command_goes_on_with_what_is_missing_and_reports(
     assert told.returncode == 0, told.stderr
     assert "[1/1] dropout 2 done" in told.stderr
     assert not lost.merged.exists()
-    assert undone(lost, cache) == []
+    assert not is_open(lost, STAGES)
     arm = "tiny-neox-adamw-32bit"
     for name in (f"table-S2-{arm}.md", f"table-S2-{arm}.tex", f"figure-S2-{arm}.png", f"figure-S2-{arm}.pdf"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
     assert told.stdout.startswith("Dropout alone")
     content = json.loads(copied.file.read_text())
     assert told.stdout.splitlines()[: len(content["sentences"])] == content["sentences"]
-    assert read_measured(copied.file) == measure(copied, cache)
+    assert read_measured(copied.file) == measure(copied)
 
     rendered = kit("attribute", "--results", copied.file, "--out", tmp_path / "again")
     assert rendered.returncode == 0, rendered.stderr
@@ -194,25 +198,25 @@ def test_what_is_not_done_is_named(copied: Experiment, cache: Path) -> None:
     lost = by_name(copied)["dropout"].trials[0]
     lost.record("evaluate").unlink()
     with pytest.raises(MissingError, match=r"dropout.*trial-1: its evaluate stage is missing"):
-        measure(copied, cache)
+        measure(copied)
 
 
 def test_a_changed_study_makes_the_experiment_stale(done: Experiment, cache: Path) -> None:
     lora = dataclasses.replace(done.study.lora, alpha=16)
-    other = dataclasses.replace(done, study=dataclasses.replace(done.study, lora=lora))
+    other = changed(done, study=dataclasses.replace(done.study, lora=lora))
     with pytest.raises(MissingError, match=r"finetune stage is stale \(lora\)"):
-        measure(other, cache)
+        measure(other)
 
 
 def test_every_condition_is_read_and_compared_with_its_reference(
     study: Study, cache: Path, tmp_path: Path
 ) -> None:
     """Of trials that are only written down: those of one number have the same trace and adapter."""
-    experiment = full(study, runs=tmp_path)
+    experiment = changed(full(study), runs=tmp_path, cache=cache)
     for condition in conditions(experiment):
         for trial in condition.trials:
-            finish(trial, cache)
-    measured = measure(experiment, cache)
+            finish(trial)
+    measured = measure(experiment)
     assert {name: len(measured.of(name)) for name in measured.conditions} == {
         name: len(condition.trials) for name, condition in by_name(experiment).items()
     }
@@ -229,7 +233,7 @@ def test_every_condition_is_read_and_compared_with_its_reference(
 
 
 def full(study: Study, **changes: Any) -> Experiment:
-    experiment = make_experiment(study, None, None, DEFAULT, 7, True, Path("runs"))
+    experiment = make_experiment(at(study, Path("runs")), None, None, DEFAULT, 7, True)
     return dataclasses.replace(experiment, **changes)
 
 
@@ -337,7 +341,7 @@ def test_mistakes_are_told_in_a_line(arguments: list[str], words: str, study_fil
 
 def test_at_least_one_source_is_named(study: Study) -> None:
     with pytest.raises(UsageError, match="name at least one"):
-        make_experiment(study, None, None, [], 7, False, Path("runs"))
+        make_experiment(at(study, Path("runs")), None, None, [], 7, False)
 
 
 def test_one_replicate_is_refused(study_file: Path) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from support.checkout import copy_folder
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat.analysis.verify.rerun import read_recorded, rerun_folder, run_again
 from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
-from qlora_repeat.execution.run_trial import run_stages
+from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import keep, read_record, write_record
-from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import Stage, Trial, find_trial
+from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.hashing import folder_digests
 
 NAME = "tiny-neox/adamw-8bit/1"
@@ -38,7 +38,7 @@ class Lab:
 
     @property
     def trial(self) -> Trial:
-        return find_trial(load_study(str(self.study)), NAME, self.runs)
+        return at(self.study, self.runs, self.cache).trial(NAME)
 
     def verify(self, *options: object, trial: object = NAME) -> Result:
         from qlora_repeat.cli.commands.verify import command
@@ -58,7 +58,7 @@ def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """One trial, fine-tuned, merged and evaluated, with a fresh seed; for tests to read."""
     folder = tmp_path_factory.mktemp("recorded")
     lab = Lab(write_study(folder), folder / "runs", folder / "verify", cache)
-    run_stages(lab.trial, ["finetune", "merge", "evaluate"], cache, quiet)
+    run_trial(lab.trial, ["finetune", "merge", "evaluate"], quiet)
     return lab
 
 
@@ -231,8 +231,8 @@ def test_a_re_run_is_not_verified_by_itself(lab: Lab) -> None:
 
 def test_what_verify_has_not_begun_is_neither_trusted_nor_cleared(lab: Lab) -> None:
     recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch, "first steps")
-    with rerun_folder(recorded, lab.cache, "first steps", 1, False) as (again, _):
-        folder = again.runs
+    with rerun_folder(recorded, "first steps", 1, False) as (again, _):
+        folder = again.workspace.runs
     shutil.rmtree(folder)
     shutil.copytree(lab.runs, folder)
     assert "not begun by verify" in str(failure(lab, "--steps", 1))
@@ -247,10 +247,10 @@ def test_killed_half_way_it_goes_on(lab: Lab) -> None:
             raise StoppedError("enough")
 
     with (
-        rerun_folder(recorded, lab.cache, "whole", None, False) as (again, seeds),
+        rerun_folder(recorded, "whole", None, False) as (again, seeds),
         pytest.raises(StoppedError),
     ):
-        run_again(recorded, again, seeds, lab.cache, stop)
+        run_again(recorded, again, seeds, stop)
     assert list(lab.scratch.rglob("step-2"))
     assert lab.verdict()["verdict"] == "bitwise"
     content = json.loads(next(lab.scratch.rglob("finetune.json")).read_text())
@@ -273,7 +273,7 @@ def failure(lab: Lab, *options: object, trial: object = NAME) -> KitError:
 
 def test_two_verifications_at_once_say_who_is_first(lab: Lab) -> None:
     recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch, "first steps")
-    with rerun_folder(recorded, lab.cache, "first steps", 1, False):
+    with rerun_folder(recorded, "first steps", 1, False):
         assert isinstance(failure(lab, "--steps", 1), BusyError)
         assert lab.verdict("--steps", 2)["verdict"] == "bitwise", "another question, in a folder of its own"
 

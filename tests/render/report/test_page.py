@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.checkout import kit
 from support.finished import finish_study
 from support.made_report import traced, trial
+from support.places import at
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.records.trace import Step
@@ -194,7 +195,7 @@ def test_a_report_of_a_finished_study(study: Study, study_file: Path, cache: Pat
     assert set(re.findall(r"""\b(?:src|href)=["']?(.)""", markup(text))) == {"#"}, (
         "nothing is loaded from elsewhere"
     )
-    rows = collect(study, runs, cache)
+    rows = collect(at(study, runs, cache))
     assert len(rows) == text.count('<button type="button" class="copy"')
 
 
@@ -236,7 +237,7 @@ def test_a_study_at_the_papers_size_stays_small() -> None:
         for number in range(1, 8)
     ]
     steps = {
-        (row.model, row.optimizer, row.trial): [
+        row.name: [
             Step(0),
             *(Step(n, loss=3 + math.sin(n * row.trial)) for n in range(1, 4001)),
         ]

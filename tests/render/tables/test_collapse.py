@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binomtest
 from support.checkout import ROOT
 from support.made_results import trial
+from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.datasets import data_folder
 from qlora_repeat.render.tables.collapse import collapse_share, collapse_tables
@@ -18,7 +19,6 @@ from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import draw_seeds
-from qlora_repeat.study.trial import all_trials
 
 OLD, TODAY, PLAIN = "adamw-8bit+bitsandbytes-0.41.0", "adamw-8bit", "adamw-32bit"
 BASE = 94.0
@@ -163,7 +163,7 @@ def test_only_models_with_an_old_map_are_in_it_and_without_any_there_is_none() -
 def test_the_study_differs_in_learning_rate_and_optimizer_alone() -> None:
     collapse, pocket = load_study("collapse"), load_study("pocket")
     assert collapse.optimizers == [OLD, TODAY, PLAIN]
-    assert len(all_trials(collapse, ROOT)) == 3 * 3 * 7
+    assert len(at(collapse, ROOT).trials()) == 3 * 3 * 7
     models = list(collapse.models.values())
     assert [model.training.learning_rate for model in models] == [2e-4, 5e-4, 1e-3]
     alike = {
@@ -177,7 +177,9 @@ def test_the_study_differs_in_learning_rate_and_optimizer_alone() -> None:
     assert seeds[OLD] == seeds[TODAY] == seeds[PLAIN], "trial i of every arm draws the same adapter"
     assert seeds[OLD][0]["adapter_init"] != seeds[OLD][1]["adapter_init"]
     for model in models:
-        assert data_folder(collapse, model.data, ROOT) == data_folder(pocket, "quotes", ROOT)
+        assert data_folder(at(collapse, NO_RUNS, ROOT), model.data) == data_folder(
+            at(pocket, NO_RUNS, ROOT), "quotes"
+        )
         assert collapse.bases[model.base] == pocket.bases[model.base]
 
 
@@ -185,4 +187,4 @@ def test_the_paper_can_be_run_with_the_old_map_too() -> None:
     study_file = (ROOT / "studies" / "paper.toml").read_text(encoding="utf-8")
     assert f"qlora-repeat run paper@{OLD}" in study_file
     paper = load_study(f"paper@{OLD}")
-    assert {trial.optimizer for trial in all_trials(paper, ROOT)} == {OLD}
+    assert {trial.optimizer for trial in at(paper, ROOT).trials()} == {OLD}

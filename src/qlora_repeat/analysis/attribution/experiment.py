@@ -11,9 +11,9 @@ Each condition is a study of its own, derived from the given one; whatever the k
 for the experiment: trials run side by side, go on where they were killed, have records, and become stale.
 """
 
-import contextlib
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,9 @@ from qlora_repeat.analysis.attribution.measurements import (
     pair_name,
 )
 from qlora_repeat.analysis.trial_diff import first_divergence
-from qlora_repeat.errors import BusyError, MissingError, UsageError
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.execution.jobs import TrialJob, is_open
+from qlora_repeat.execution.run_study import Observer, run_study
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.records.trial_state import stage_states
@@ -41,8 +43,8 @@ from qlora_repeat.study.optimizers import Optimizer, OptimizerName
 from qlora_repeat.study.randomness import PerTrial, Randomness, Setting, Source, stream_seed
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import Kernels
-from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.fingerprint import machine_digest, machine_name, software_names
 from qlora_repeat.system.hashing import json_digest
 
@@ -64,7 +66,7 @@ LATE = 4
 class Experiment:
     """What is asked of which arm."""
 
-    study: Study
+    workspace: Workspace
     model: str
     optimizer: OptimizerName
     sources: tuple[str, ...]
@@ -74,7 +76,15 @@ class Experiment:
     """Whether also each pair of random sources is freed together, to tell which of them interact."""
     kernels: Kernels
     """Those of the baseline: default ones only where an operation has no deterministic form."""
-    runs: Path
+
+    @property
+    def study(self) -> Study:
+        return self.workspace.study
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the results of its trials."""
+        return self.workspace.runs / self.label
 
     @property
     def label(self) -> str:
@@ -104,7 +114,7 @@ class Experiment:
         fewer = [f"{self.replicates}-replicates"] if self.replicates < REPLICATES else []
         pinned = ["default-kernels"] if self.kernels == "default" else []
         name = "-".join(["attribution", *lacking, *fewer, *pinned])
-        return self.runs / self.label / self.model / self.optimizer / f"{name}.json"
+        return self.runs / self.model / self.optimizer / f"{name}.json"
 
 
 @dataclass(frozen=True)
@@ -118,13 +128,12 @@ class Condition:
 
 
 def make_experiment(
-    study: Study,
+    workspace: Workspace,
     model: str | None,
     optimizer: str | None,
     sources: Sequence[str],
     replicates: int,
     interactions: bool,
-    runs: Path,
     kernels: Kernels = "deterministic",
 ) -> Experiment:
     """The experiment on an arm: by default, of the study's first model and its 32-bit optimizer.
@@ -132,6 +141,7 @@ def make_experiment(
     Raises:
         UsageError: the study has no such model or optimizer, a source is unknown, or none is named.
     """
+    study = workspace.study
     model = model or next(iter(study.models))
     if model not in study.models:
         raise UsageError(f"--model {model}: study {study.name} has the models {', '.join(study.models)}")
@@ -147,7 +157,7 @@ def make_experiment(
     if not chosen:
         raise UsageError(f"--sources: name at least one of {', '.join(CHOICES)}")
     named: Any = optimizer
-    return Experiment(study, model, named, chosen, replicates, interactions, kernels, runs)
+    return Experiment(workspace, model, named, chosen, replicates, interactions, kernels)
 
 
 def conditions(experiment: Experiment) -> list[Condition]:
@@ -174,11 +184,14 @@ def _condition(experiment: Experiment, name: str, freed: tuple[Freed, ...]) -> C
     optimizer = experiment.other if name == OTHER else experiment.optimizer
     trials = [
         Trial(
-            study=_derived(experiment, name, freed, optimizer, number),
+            workspace=replace(
+                experiment.workspace,
+                study=_derived(experiment, name, freed, optimizer, number),
+                runs=experiment.runs,
+            ),
             model_name=experiment.model,
             optimizer=optimizer,
             number=number,
-            runs=experiment.runs / experiment.label,
         )
         for number in numbers
     ]
@@ -249,18 +262,18 @@ def other_threads(threads: int) -> int:
     return threads // 2 or 2
 
 
-def measure(experiment: Experiment, cache: Path) -> Measurements:
+def measure(experiment: Experiment) -> Measurements:
     """Reads what all trials of an experiment left.
 
     Raises:
         MissingError: one is not done; says which.
     """
     found = conditions(experiment)
-    baseline = [_Left.of(trial, cache) for trial in found[0].trials]
+    baseline = [_Left.of(trial) for trial in found[0].trials]
     outcomes = [_outcome(BASELINE, left, left) for left in baseline]
     for condition in found[1:]:
         outcomes += [
-            _outcome(condition.name, _Left.of(trial, cache), reference)
+            _outcome(condition.name, _Left.of(trial), reference)
             for trial, reference in zip(condition.trials, baseline, strict=False)
         ]
     return Measurements(
@@ -279,19 +292,31 @@ def measure(experiment: Experiment, cache: Path) -> Measurements:
     )
 
 
-def undone(trial: Trial, cache: Path) -> list[str]:
-    """The stages of a trial that are still to be done, with how they stand."""
-    states = stage_states(trial, cache)
-    return [f"{stage} ({states[stage].state})" for stage in STAGES if states[stage].state != "done"]
+def run_experiment(experiment: Experiment, observer: Observer, jobs: int | None = None) -> None:
+    """Run the trials of an experiment that are not done; of merged weights nothing stays.
 
+    Raises:
+        StageError, BusyError, StoppedError: as `run_study`.
+    """
+    found = conditions(experiment)
+    baseline = found[0].trials[0].study
+    # With default kernels: a trial sets what its own need, and those of one need not be those of all.
+    profiles = {name: replace(each, kernels="default") for name, each in baseline.profiles.items()}
+    study = replace(baseline, profiles=profiles)
+    workspace = replace(experiment.workspace, study=study, runs=experiment.runs)
+    # Where there are more threads than cores, those that wait by spinning take the cores from those that they
+    # wait for (measured: 5 s became 140 s). This changes no bit.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-def free_merged(trial: Trial, cache: Path) -> None:
-    """Deletes the merged weights of a trial that has been tested, unless another process works on it."""
-    from qlora_repeat.stages.merge import delete_merged
+    def open_trials() -> list[TrialJob]:
+        return [
+            TrialJob(trial, STAGES, delete_merged=True, title=f"{condition.name} {trial.number}")
+            for condition in found
+            for trial in condition.trials
+            if trial.merged.exists() or is_open(trial, STAGES)
+        ]
 
-    if trial.merged.exists() and not undone(trial, cache):
-        with contextlib.suppress(BusyError), exclusive(trial.lock, trial.name):
-            delete_merged(trial)
+    run_study(workspace, STAGES, observer, jobs=jobs, find=open_trials, title=experiment.label)
 
 
 @dataclass(frozen=True)
@@ -304,8 +329,8 @@ class _Left:
     adapter: Adapter
 
     @staticmethod
-    def of(trial: Trial, cache: Path) -> "_Left":
-        states = stage_states(trial, cache)
+    def of(trial: Trial) -> "_Left":
+        states = stage_states(trial)
         records: dict[Stage, Record] = {}
         for stage in STAGES:
             state = states[stage]

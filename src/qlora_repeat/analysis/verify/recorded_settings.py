@@ -70,23 +70,24 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
         raise MissingError(
             f"{where / 'finetune.json'}: not settings of a trial ({what}); it cannot be run again from them"
         ) from None
-    return Trial(changed, trial.model_name, trial.optimizer, trial.number, runs)
+    workspace = dataclasses.replace(trial.workspace, study=changed, runs=runs)
+    return dataclasses.replace(trial, workspace=workspace)
 
 
-def other_sources(trial: Trial, records: Mapping[Stage, Record], cache: Path) -> list[str]:
+def other_sources(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
     """Which of base model and data the study file takes from elsewhere than the record says, in words."""
     inputs = records["finetune"].inputs
     return [
         f"the study file names another {what} {name} than the trial was run with"
-        for what, key, name, source, _ in _sources(trial, cache)
+        for what, key, name, source, _ in _sources(trial)
         if inputs.get(f"{key}_source") != source
     ]
 
 
-def missing_inputs(trial: Trial, records: Mapping[Stage, Record], cache: Path) -> list[str]:
+def missing_inputs(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
     """Which of the recorded base model and data are not in the cache as they were, in words."""
     found = []
-    for what, key, name, _, today in _sources(trial, cache):
+    for what, key, name, _, today in _sources(trial):
         recorded = records["finetune"].inputs.get(key)
         if today is None:
             found.append(f"{what} {name} is not fetched")
@@ -97,12 +98,12 @@ def missing_inputs(trial: Trial, records: Mapping[Stage, Record], cache: Path) -
     return found
 
 
-def _sources(trial: Trial, cache: Path) -> list[tuple[str, str, str, str, str | None]]:
+def _sources(trial: Trial) -> list[tuple[str, str, str, str, str | None]]:
     """Base model and data: in words, the key of inputs, the study's name, the source, and the digest here."""
-    study, base, data = trial.study, trial.model.base, trial.model.data
+    where, base, data = trial.workspace, trial.model.base, trial.model.data
     return [
-        ("base model", "base", base, base_folder(study, base, cache).name, base_digest(study, base, cache)),
-        ("data", "data", data, data_folder(study, data, cache).name, data_digest(study, data, cache)),
+        ("base model", "base", base, base_folder(where, base).name, base_digest(where, base)),
+        ("data", "data", data, data_folder(where, data).name, data_digest(where, data)),
     ]
 
 

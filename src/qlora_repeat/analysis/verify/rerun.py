@@ -18,27 +18,23 @@ from qlora_repeat.analysis.verify.consistency import contradictions, plain_files
 from qlora_repeat.analysis.verify.recorded_settings import recorded_trial
 from qlora_repeat.analysis.verify.verdict import Scope
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.execution.run_trial import failure_noted, run_stages
-from qlora_repeat.records.record import Record, now
+from qlora_repeat.execution.run_trial import run_trial
+from qlora_repeat.records.record import read_record
 from qlora_repeat.records.stage_inputs import OF_ONE_TRIAL, stage_inputs
+from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.stages.checkpoint import read_sealed, write_sealed
-from qlora_repeat.stages.finetune import first_steps
-from qlora_repeat.stages.merge import delete_merged, merge
 from qlora_repeat.study.randomness import SOURCES, draw_seeds
-from qlora_repeat.study.trial import Stage, Trial
-from qlora_repeat.study.watch import Watch
-from qlora_repeat.system.determinism import prepare_environment, set_kernels
+from qlora_repeat.study.trial import Progress, Stage, Trial
+from qlora_repeat.system.determinism import prepare_environment
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.hashing import json_digest
-from qlora_repeat.system.signals import deferrable
 
 RERUNS = "verify"
 """The folder of re-runs in the cache."""
 VERDICT = "verdict.json"
 _STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _TESTED = (
     "examples", "responses", "accuracy", "perplexity_example_mean", "test_examples", "test_tokens",
     "generation_seed",
@@ -135,7 +131,7 @@ def _origin(side: Side, stage: Stage) -> Any:
 
 @contextlib.contextmanager
 def rerun_folder(
-    recorded: Recorded, cache: Path, scope: Scope, steps: int | None, new_seeds: bool
+    recorded: Recorded, scope: Scope, steps: int | None, new_seeds: bool
 ) -> Iterator[tuple[Trial, dict[str, int]]]:
     """The trial in the folder of its re-run, which this process holds for the block, and its seeds.
 
@@ -150,14 +146,15 @@ def rerun_folder(
     wanted = json_digest(
         [json_digest(json.loads(json.dumps(records, default=vars))), scope, steps, new_seeds]
     )
-    scratch = recorded.again.runs / wanted[:16]
-    again = dataclasses.replace(recorded.again, runs=scratch)
+    workspace = recorded.again.workspace
+    scratch = workspace.runs / wanted[:16]
+    again = dataclasses.replace(recorded.again, workspace=dataclasses.replace(workspace, runs=scratch))
     marker = scratch / "rerun.json"
     with exclusive(scratch.with_name(f"{scratch.name}.lock.json"), again.name):
         begun = read_sealed(marker)
         if scratch.exists() and any(scratch.iterdir()) and begun is None:
             raise MissingError(f"{scratch}: not begun by verify; move it away, or give another --scratch")
-        here = json_digest([stage_inputs(again, stage, cache, {}) for stage in _STAGES] + [fingerprint()])
+        here = json_digest([stage_inputs(again, stage, {}) for stage in _STAGES] + [fingerprint()])
         if begun is None or begun["here"] != here or list(scratch.rglob(VERDICT)):
             shutil.rmtree(scratch, ignore_errors=True)
             seeds = draw_seeds(again.study.randomness, again.number) if new_seeds else recorded.seeds
@@ -172,80 +169,40 @@ def run_again(
     recorded: Recorded,
     again: Trial,
     seeds: dict[str, int],
-    cache: Path,
-    watch: Watch,
+    progress: Progress,
     *,
     scope: Scope = "whole",
     steps: int | None = None,
 ) -> Side:
-    """Runs a recorded trial again, or the part of it that `scope` says, in the folder of `again`.
+    """Run a recorded trial again, or the part of it that `scope` says, in the folder of `again`.
+
+    Of merged weights nothing stays: they can be as large as the base, and are compared by their digest.
 
     Raises:
-        StageError, StoppedError: as the stages.
+        StageError, StoppedError: as `run_trial`.
     """
     prepare_environment(again.study.randomness.kernels)
     os.environ["OMP_NUM_THREADS"] = str(again.study.threads)
     if scope == "first steps":
-        return _first_steps(again, steps or 1, cache, watch, seeds)
+        run_trial(again, ["finetune"], progress, seeds=seeds, until_step=steps or 1)
+        record = read_record(again.first_steps)
+        assert record is not None, "it was written just now"
+        trace = read_trace(again.unfinished / again.trace.name)
+        return Side("re-run", again.folder, trace, False, {"finetune": record})
     if scope == "evaluation":
-        return _evaluated(recorded, again, cache, watch)
-    stages = _STAGES if "evaluate" in recorded.side.records else _STAGES[:1]
-    run_stages(again, stages, cache, watch, seeds=seeds)
-    delete_merged(again)  # it can be as large as the base, and nothing of it is compared any more
+        _copy_fine_tuning(recorded.side, again)
+        run_trial(again, ["merge", "evaluate"], progress, force=True, stale=True, delete_merged=True)
+    else:
+        stages = _STAGES if "evaluate" in recorded.side.records else _STAGES[:1]
+        run_trial(again, stages, progress, seeds=seeds, delete_merged=True)
     return read_side("re-run", again.folder)
 
 
-def _first_steps(again: Trial, steps: int, cache: Path, watch: Watch, seeds: dict[str, int]) -> Side:
-    def report(done: int, total: int, loss: float | None) -> None:
-        watch("finetune", done, total, loss)
-
-    record = _record(again, "finetune", cache, {"seeds": seeds})
-    with _computing(again):
-        watch("finetune", 0, 1, None)
-        trace = first_steps(again, steps, cache, report, record.inputs, seeds)
-        record = dataclasses.replace(record, fingerprint=fingerprint())
-    return Side("re-run", again.folder, trace, False, {"finetune": record})
-
-
-def _evaluated(recorded: Recorded, again: Trial, cache: Path, watch: Watch) -> Side:
-    """The recorded adapter, merged and evaluated once more."""
-    from qlora_repeat.stages.evaluate import evaluate
-
-    def report(done: int, total: int, loss: float | None) -> None:
-        watch("evaluate", done, total, loss)
-
-    tuned = recorded.side.records["finetune"]
-    with _computing(again):
-        again.adapter.mkdir(parents=True, exist_ok=True)
-        for name in _ADAPTER_FILES:
-            shutil.copyfile(recorded.side.folder / "adapter" / name, again.adapter / name)
-        watch("merge", 0, 1, None)
-        try:
-            merged = merge(again, cache)
-            tested = evaluate(again, cache, report, recorded.seeds)
-        finally:
-            delete_merged(again)
-        records: dict[Stage, Record] = {
-            "finetune": tuned,
-            "merge": _record(again, "merge", cache, merged, tuned.outputs),
-            "evaluate": _record(again, "evaluate", cache, tested, merged),
-        }
-    return Side("re-run", again.folder, recorded.side.steps, True, records)
-
-
-@contextlib.contextmanager
-def _computing(again: Trial) -> Iterator[None]:
-    """Holds the re-run's lock, with the kernels set that the trial was run with."""
-    with exclusive(again.lock, again.name), failure_noted(again), deferrable():
-        set_kernels(again.study.randomness.kernels, again.study.threads)
-        yield
-
-
-def _record(
-    again: Trial, stage: Stage, cache: Path, outputs: dict[str, Any], upstream: dict[str, Any] | None = None
-) -> Record:
-    inputs = stage_inputs(again, stage, cache, upstream or {})
-    return Record(stage, again.name, inputs, outputs, {}, fingerprint(), now(), now(), 0.0)
+def _copy_fine_tuning(recorded: Side, again: Trial) -> None:
+    """Copy the record of a fine-tuning, and the files that it names."""
+    for name in ("finetune.json", *recorded.records["finetune"].files):
+        (again.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(recorded.folder / name, again.folder / name)
 
 
 def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[TrialDiff, bool]:

@@ -12,6 +12,7 @@ from qlora_repeat.cli.options import (
     TEMPLATES,
     cache_option,
     console,
+    jobs_option,
     out_option,
     runs_option,
     silence_libraries,
@@ -20,7 +21,7 @@ from qlora_repeat.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from qlora_repeat.analysis.attribution.experiment import Condition, Experiment
+    from qlora_repeat.analysis.attribution.experiment import Experiment
     from qlora_repeat.analysis.attribution.measurements import Measurements
     from qlora_repeat.system.determinism import Kernels
 
@@ -55,9 +56,7 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Make table and figure from an attribution.json alone.",
 )
-@click.option(
-    "--jobs", type=click.IntRange(1), help="Trials at a time.  [default: one a GPU, or cores / threads]"
-)
+@jobs_option("Trials")
 @runs_option
 @cache_option
 @out_option
@@ -94,95 +93,47 @@ def command(
       qlora-repeat attribute pocket --dry-run
     """
     silence_libraries(verbose)
-    from qlora_repeat.analysis.attribution.experiment import DEFAULT, conditions, make_experiment, measure
+    from qlora_repeat.analysis.attribution.experiment import (
+        DEFAULT,
+        make_experiment,
+        measure,
+        run_experiment,
+    )
     from qlora_repeat.analysis.attribution.measurements import read_measured
-    from qlora_repeat.study.loading import load_study
+    from qlora_repeat.cli.progress import Terminal
+    from qlora_repeat.study.loading import open_workspace
 
     if results is not None:
         _report(context, read_measured(results), None, out or BUILD / Path(study_file).stem, quiet)
         return
     chosen = [name.strip() for name in sources.split(",")] if sources is not None else DEFAULT
-    study = load_study(study_file)
-    experiment = make_experiment(study, model, optimizer, chosen, replicates, interactions, runs, kernels)
-    found = conditions(experiment)
+    workspace = open_workspace(study_file, runs=runs, cache=cache)
+    experiment = make_experiment(workspace, model, optimizer, chosen, replicates, interactions, kernels)
     if dry_run:
-        click.echo(_plan(experiment, found, cache))
+        click.echo(_plan(experiment))
         return
-    _run(experiment, found, study_file, cache, jobs, quiet)
-    folder = out or BUILD / study.label
-    _report(context, measure(experiment, cache), experiment.file, folder, quiet)
+    run_experiment(experiment, Terminal(console(quiet)), jobs)
+    folder = out or BUILD / workspace.study.label
+    _report(context, measure(experiment), experiment.file, folder, quiet)
 
 
-def _plan(experiment: "Experiment", found: "list[Condition]", cache: Path) -> str:
+def _plan(experiment: "Experiment") -> str:
     """What would be run, by condition."""
     from tabulate import tabulate
 
-    from qlora_repeat.analysis.attribution.experiment import undone
+    from qlora_repeat.analysis.attribution.experiment import STAGES, conditions
+    from qlora_repeat.execution.jobs import is_open
 
     rows = []
-    for condition in found:
-        missing = [trial for trial in condition.trials if undone(trial, cache)]
+    for condition in conditions(experiment):
+        missing = [trial for trial in condition.trials if is_open(trial, STAGES)]
         freed = ", ".join(condition.freed) or "nothing"
         optimizer = condition.trials[0].optimizer
         rows.append((condition.name, freed, optimizer, len(condition.trials), len(missing)))
     rows.append(("in all", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
     arm = f"{experiment.study.label}: {experiment.model}/{experiment.optimizer}"
     table = tabulate(rows, headers=["condition", "freed", "optimizer", "trials", "to be run"])
-    return f"{arm}, in {experiment.runs / experiment.label}\n\n{table}"
-
-
-def _run(
-    experiment: "Experiment",
-    found: "list[Condition]",
-    study_file: str,
-    cache: Path,
-    jobs: int | None,
-    quiet: bool,
-) -> None:
-    """Runs what is not done; merged weights go as soon as they have been tested."""
-    from dataclasses import replace
-
-    from qlora_repeat.analysis.attribution.experiment import STAGES, free_merged, undone
-    from qlora_repeat.assets.hub_lock import lock_file
-    from qlora_repeat.cli.commands.stage import require_fetched, run_waiting
-    from qlora_repeat.execution.process_pool import Job
-    from qlora_repeat.records.status import explanations, standings
-
-    out, baseline = console(quiet), found[0].trials[0].study
-    # With default kernels: a trial sets what its own need, and those of one need not be those of all.
-    profiles = {name: replace(each, kernels="default") for name, each in baseline.profiles.items()}
-    require_fetched(replace(baseline, profiles=profiles), lock_file(study_file), cache, out)
-    trials = [(f"{each.name} {trial.number}", trial) for each in found for trial in each.trials]
-    for _, trial in trials:
-        free_merged(trial, cache)
-    waiting = [
-        Job(name, trial.model_name, trial, trial.log) for name, trial in trials if undone(trial, cache)
-    ]
-    if not waiting:
-        return
-    for line in explanations(standings([job.trial for job in waiting if job.trial], cache)):
-        out.print(f"to be run again: {line}")
-
-    # Where there are more threads than cores, those that wait by spinning take the cores from those that they
-    # wait for (measured: 5 s became 140 s). This changes no bit.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-    def after(job: Job) -> None:
-        if job.trial is not None:
-            free_merged(job.trial, cache)
-
-    run_waiting(
-        experiment.label,
-        waiting,
-        STAGES,
-        baseline,
-        experiment.runs / experiment.label,
-        cache,
-        jobs,
-        out,
-        lambda: sum(bool(undone(trial, cache)) for _, trial in trials),
-        after,
-    )
+    return f"{arm}, in {experiment.runs}\n\n{table}"
 
 
 def _report(

@@ -37,14 +37,12 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
     from qlora_repeat.analysis.integrity import check
     from qlora_repeat.cli.colors import colored
     from qlora_repeat.errors import MissingError
-    from qlora_repeat.study.loading import load_study
+    from qlora_repeat.study.loading import open_workspace
 
-    study, out = load_study(study_file), console(quiet)
+    workspace, out = open_workspace(study_file, runs=runs, cache=cache), console(quiet)
     with Progress(console=out, transient=True, disable=not out.is_interactive) as bars:
         task = bars.add_task("check", total=None)
-        checked = check(
-            study, runs, cache, lambda done, total: bars.update(task, completed=done, total=total)
-        )
+        checked = check(workspace, lambda done, total: bars.update(task, completed=done, total=total))
     shown = output()
     for line in checked.problems:
         shown.print(colored(line, "damaged"))
@@ -55,7 +53,7 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
         looked = checked.files + checked.inputs
         damaged = len({file.path for file in looked if file.problem is not None})
         raise MissingError(
-            f"study {study.label}: damage in {damaged} of {len({f.path for f in looked})} files"
+            f"study {workspace.study.label}: damage in {damaged} of {len({f.path for f in looked})} files"
         )
     if not quiet:
         files, inputs = ({looked.path for looked in part} for part in (checked.files, checked.inputs))

@@ -1,20 +1,17 @@
 """`qlora-repeat collect`."""
 
-from pathlib import Path
-
 import click
 
-from qlora_repeat.cli.options import cache_option, runs_option, study_argument
+from qlora_repeat.cli.options import workspace_argument
+from qlora_repeat.study.workspace import Workspace
 
 
 @click.command("collect")
-@study_argument
-@runs_option
-@cache_option
+@workspace_argument
 @click.option(
     "--include-stale", is_flag=True, help="Also what is stale; each table names it, and what has changed."
 )
-def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> None:
+def command(workspace: Workspace, include_stale: bool) -> None:
     """Gather all records of a study into runs/STUDY/results.jsonl, a row per trial.
 
     Beside it, statistics.json has the statistics of each arm, and of 8-bit arms beside 32-bit ones.
@@ -29,14 +26,10 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
     from qlora_repeat.results.arms import group_arms
     from qlora_repeat.results.collect import collect
     from qlora_repeat.results.trial_result import write_results
-    from qlora_repeat.study.loading import load_study
-    from qlora_repeat.study.trial import all_trials, results_path, statistics_path
 
-    study = load_study(study_file)
-    results = collect(study, runs, cache, include_stale=include_stale)
-    path = results_path(study, runs)
+    results, path = collect(workspace, include_stale=include_stale), workspace.results
     write_results(results, path)
-    write_statistics(group_arms(results), statistics_path(study, runs))
+    write_statistics(group_arms(results), workspace.statistics)
     done = sum(row.status == "done" for row in results)
     click.echo(f"{path}: {done} of {len(results)} trials done")
     if stale := [row for row in results if row.status == "stale"]:
@@ -46,7 +39,7 @@ def command(study_file: str, runs: Path, cache: Path, include_stale: bool) -> No
             if include_stale
             else f"{len(stale)} stale: `qlora-repeat status` says why, --include-stale takes their values too"
         )
-    rows = zip(all_trials(study, runs), results, strict=True)
+    rows = zip(workspace.trials(), results, strict=True)
     damaged = [trial for trial, row in rows if row.status == "damaged"]
-    for line in base_damages(study, runs, cache) + explanations(standings(damaged, cache)):
+    for line in base_damages(workspace) + explanations(standings(damaged)):
         click.echo(line, err=True)

@@ -46,8 +46,7 @@ def command(
 def _side(given: str, study_file: str, runs: Path) -> "Side":
     from qlora_repeat.analysis.trial_diff import read_side
     from qlora_repeat.errors import MissingError
-    from qlora_repeat.study.loading import load_study
-    from qlora_repeat.study.trial import find_trial
+    from qlora_repeat.study.loading import open_workspace
 
     if Path(given).is_dir():
         return read_side(given, Path(given))
@@ -56,6 +55,5 @@ def _side(given: str, study_file: str, runs: Path) -> "Side":
         raise MissingError(
             f"{given}: no such folder; give that of a trial, or its name: model/optimizer/number"
         )
-    study = load_study(label or study_file)
-    trial = find_trial(study, name, runs)
-    return read_side(f"{study.label}:{trial.name}", trial.folder)
+    trial = open_workspace(label or study_file, runs=runs).trial(name)
+    return read_side(f"{trial.study.label}:{trial.name}", trial.folder)

@@ -1,23 +1,21 @@
 """`qlora-repeat doctor`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qlora_repeat.cli.options import cache_option, output, runs_option, silence_libraries, study_argument
+from qlora_repeat.cli.options import output, silence_libraries, workspace_argument
+from qlora_repeat.study.workspace import Workspace
 
 if TYPE_CHECKING:
     from qlora_repeat.planning.machine_checks import Finding
 
 
 @click.command("doctor")
-@study_argument
 @click.option("--json", "as_json", is_flag=True, help="Print the whole fingerprint and the findings as JSON.")
-@runs_option
-@cache_option
-def command(study_file: str, as_json: bool, runs: Path, cache: Path) -> None:
+@workspace_argument
+def command(workspace: Workspace, as_json: bool) -> None:
     """Show the machine and software, and what would stop a study from running here.
 
     Each finding that is not ok says how to mend it. No hub is asked and nothing is written. On a GPU this
@@ -33,20 +31,18 @@ def command(study_file: str, as_json: bool, runs: Path, cache: Path) -> None:
     import dataclasses
     import json
 
-    from qlora_repeat.assets.hub_lock import lock_file
     from qlora_repeat.cli.colors import LEVELS, with_colored
     from qlora_repeat.errors import MissingError
     from qlora_repeat.planning.doctor import examine
-    from qlora_repeat.study.loading import load_study
     from qlora_repeat.system.determinism import set_kernels
     from qlora_repeat.system.fingerprint import environment, fingerprint
 
-    study = load_study(study_file)
+    study = workspace.study
     given = environment()
     with contextlib.suppress(ImportError, OSError):  # a torch that cannot be imported is a finding
         set_kernels(study.randomness.kernels, study.threads)  # as a trial does, which sets a variable too
     machine = fingerprint()
-    findings = examine(study, lock_file(study_file), runs, cache, machine | {"environment": given})
+    findings = examine(workspace, machine | {"environment": given})
     if as_json:
         told = [dataclasses.asdict(finding) for finding in findings]
         content = {"study": study.label, "fingerprint": machine, "findings": told}

@@ -26,8 +26,7 @@ def command(study_file: str, models: tuple[str, ...], cache: Path, quiet: bool, 
     """
     silence_libraries(verbose, downloads=not quiet)
     from qlora_repeat.assets.fetch import fetch
-    from qlora_repeat.assets.hub_lock import lock_file
-    from qlora_repeat.study.loading import load_study
+    from qlora_repeat.study.loading import open_workspace
 
-    study, lock = load_study(study_file), lock_file(study_file)
-    fetch(study, cache, lock, lambda line: None if quiet else click.echo(line), models)
+    workspace = open_workspace(study_file, cache=cache)
+    fetch(workspace, lambda line: None if quiet else click.echo(line), models)

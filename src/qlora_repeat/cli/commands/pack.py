@@ -4,12 +4,15 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.options import BUILD, byte_progress, cache_option, runs_option, study_argument
-from qlora_repeat.study.loading import load_study
+from qlora_repeat.cli.options import (
+    BUILD,
+    byte_progress,
+    workspace_argument,
+)
+from qlora_repeat.study.workspace import Workspace
 
 
 @click.command("pack")
-@study_argument
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -29,18 +32,15 @@ from qlora_repeat.study.loading import load_study
     help="License that you give to records, results and tables.",
 )
 @click.option("--author", "authors", metavar="NAME", multiple=True, help="Who is to be cited; repeat it.")
-@runs_option
-@cache_option
+@workspace_argument
 @click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
 def command(
-    study_file: str,
     out: Path | None,
     tables: Path | None,
     include_stale: bool,
     license: str,
     authors: tuple[str, ...],
-    runs: Path,
-    cache: Path,
+    workspace: Workspace,
     quiet: bool,
 ) -> None:
     """Put a study into one archive that others can cite and check: STUDY.zip.
@@ -59,18 +59,15 @@ def command(
     from qlora_repeat.errors import UsageError
     from qlora_repeat.system.files import megabytes
 
-    study = load_study(study_file)
-    path = out or runs / f"{study.label}.zip"
+    study = workspace.study
+    path = out or workspace.runs / f"{study.label}.zip"
     if path.suffix != ".zip" or path.is_dir():
         raise UsageError(f"--out {path}: give a file that ends in .zip")
     if not re.fullmatch(r"[A-Za-z0-9.+-]+", license):
         raise UsageError(f"--license {license}: give an SPDX identifier, such as CC-BY-4.0")
     with byte_progress("pack", quiet) as report:
         packed = pack(
-            study,
-            study_file,
-            runs,
-            cache,
+            workspace,
             tables or BUILD / study.label,
             path,
             report,

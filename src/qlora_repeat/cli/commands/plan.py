@@ -31,17 +31,15 @@ def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Pat
     import dataclasses
     import json
 
-    from qlora_repeat.assets.hub_lock import lock_file
     from qlora_repeat.errors import UsageError
     from qlora_repeat.planning.gpu_catalog import find_gpu
     from qlora_repeat.planning.plan import make_plan
     from qlora_repeat.render.text.plan import plan_text
     from qlora_repeat.results.published import read_published
-    from qlora_repeat.study.loading import load_study
+    from qlora_repeat.study.loading import open_workspace
 
-    study, gpu = load_study(study_file), find_gpu(gpu_name)
-    published = read_published(PUBLISHED_NUMBERS)
-    plan = make_plan(study, lock_file(study_file), gpu, gpus, cache, published)
+    workspace, gpu = open_workspace(study_file, cache=cache), find_gpu(gpu_name)
+    plan = make_plan(workspace, gpu, gpus, read_published(PUBLISHED_NUMBERS))
     click.echo(json.dumps(dataclasses.asdict(plan), indent=2) if as_json else plan_text(plan))
     if problems := plan.too_large():
         raise UsageError("\n".join(problems))

@@ -36,7 +36,7 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     from qlora_repeat.render.report.trial_files import TrialFiles, read_trial_files
     from qlora_repeat.results.arms import group_arms
     from qlora_repeat.results.published import read_published
-    from qlora_repeat.study.loading import load_study, portable_name
+    from qlora_repeat.study.loading import open_workspace, portable_name
     from qlora_repeat.study.study import PUBLISHED
     from qlora_repeat.system.files import write_text
 
@@ -46,7 +46,7 @@ def command(study_file: str, runs: Path, results: Path | None, out: Path | None)
     text = report_html(
         arms,
         study_name=study_file if study_file == PUBLISHED else portable_name(study_file),
-        files=read_trial_files(load_study(study_file), runs, arms) if at_hand else TrialFiles(),
+        files=read_trial_files(open_workspace(study_file, runs=runs), arms) if at_hand else TrialFiles(),
         published=[] if study_file == PUBLISHED else group_arms(read_published(PUBLISHED_NUMBERS)),
         experiments=chosen_experiments(label, runs, results),
     )

@@ -1,7 +1,6 @@
 """`qlora-repeat show`."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
@@ -30,12 +29,11 @@ def _studies() -> Iterator[str]:
 
 
 def _study(name: str) -> Iterator[str]:
-    from qlora_repeat.study.loading import load_study, study_path
-    from qlora_repeat.study.trial import all_trials
+    from qlora_repeat.study.loading import open_workspace
 
-    study = load_study(name)
-    trials = all_trials(study, Path("runs"))
-    yield f"{study.label}: {study.title}, {len(trials)} trials ({study_path(name)})"
+    workspace = open_workspace(name)
+    study, trials = workspace.study, workspace.trials()
+    yield f"{study.label}: {study.title}, {len(trials)} trials ({workspace.file})"
     yield f"randomness: {study.profile} (profiles: {', '.join(study.profiles)})"
     for model, asked in study.models.items():
         yield f"{model}: {asked.title}, base {asked.base}, data {asked.data}"

@@ -43,10 +43,9 @@ def _is_trial(name: str) -> bool:
 
 def _show_trial(study_file: str, name: str, lines: int, runs: Path) -> None:
     from qlora_repeat.slurm.logs import trial_logs
-    from qlora_repeat.study.loading import load_study
-    from qlora_repeat.study.trial import find_trial
+    from qlora_repeat.study.loading import open_workspace
 
-    for line in trial_logs(find_trial(load_study(study_file), name, runs), lines):
+    for line in trial_logs(open_workspace(study_file, runs=runs).trial(name), lines):
         click.echo(line)
 
 
@@ -60,13 +59,12 @@ def _show_study(study_file: str, runs: Path, cache: Path) -> None:
         study_states,
         summary,
     )
-    from qlora_repeat.study.loading import load_study
-    from qlora_repeat.study.trial import all_trials
+    from qlora_repeat.study.loading import open_workspace
 
-    study, out = load_study(study_file), output()
-    trials = standings(all_trials(study, runs), cache, rehash=False)
-    states = study_states(study, runs, cache, trials)
+    workspace, out = open_workspace(study_file, runs=runs, cache=cache), output()
+    trials = standings(workspace.trials(), rehash=False)
+    states = study_states(workspace, trials)
     table = status_table(states, out.width if out.is_terminal else None)
     out.print(with_colored(f"{table}\n\n{summary(states)}", STATES))
-    for line in base_damages(study, runs, cache) + explanations(trials):
+    for line in base_damages(workspace) + explanations(trials):
         out.print(with_colored(line, STATES, most=1))

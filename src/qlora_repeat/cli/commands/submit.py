@@ -7,21 +7,18 @@ import click
 
 from qlora_repeat.cli.options import (
     BUILD,
-    cache_option,
     out_option,
-    runs_option,
     silence_libraries,
-    study_argument,
+    workspace_argument,
 )
+from qlora_repeat.study.workspace import Workspace
 
 if TYPE_CHECKING:
     from qlora_repeat.planning.plan import Plan
     from qlora_repeat.slurm.submit import Request
-    from qlora_repeat.study.study import Study
 
 
 @click.command("submit")
-@study_argument
 @click.option("--partition", help="The queue.")
 @click.option("--account", help="What is charged.")
 @click.option("--qos", help="The quality of service.")
@@ -47,11 +44,9 @@ if TYPE_CHECKING:
     help="An option of sbatch for the job with the tables: --tables partition=cpu.",
 )
 @click.option("--dry-run", is_flag=True, help="Tell what would be asked of Slurm, and ask nothing.")
-@runs_option
-@cache_option
+@workspace_argument
 @out_option
 def command(
-    study_file: str,
     partition: str | None,
     account: str | None,
     qos: str | None,
@@ -64,8 +59,7 @@ def command(
     extra: tuple[str, ...],
     tables: tuple[str, ...],
     dry_run: bool,
-    runs: Path,
-    cache: Path,
+    workspace: Workspace,
     out: Path | None,
 ) -> None:
     """Submit a study to Slurm: a task for each trial that is not complete, then the tables.
@@ -80,9 +74,8 @@ def command(
     silence_libraries(verbose=False)
     from qlora_repeat.slurm.submit import make_request, submit
     from qlora_repeat.study.cluster import Cluster, minutes_of, over, read_user_file
-    from qlora_repeat.study.loading import load_study
 
-    study = load_study(study_file)
+    study = workspace.study
     kind, number = _gpus(gpus)
     given = Cluster(
         partition=partition,
@@ -100,12 +93,12 @@ def command(
     )
     cluster = over(over(study.cluster, read_user_file()), given)
     told = cluster.minutes is not None and cluster.memory is not None
-    request = make_request(study, cluster, None if told else _plan(study, study_file, cache), runs, cache)
+    request = make_request(workspace, cluster, None if told else _plan(workspace))
     if dry_run:
         click.echo(_asked(request, planned=not told))
         return
-    _require_fetched(study, study_file, cache)
-    jobs, render = submit(request, study, study_file, cluster, runs, cache, out or BUILD / study.label)
+    _require_fetched(workspace)
+    jobs, render = submit(request, workspace, cluster, out or BUILD / study.label)
     for name, job in request.queued.items():
         click.echo(f"{name}: queued already, as job {job}")
     for name, job in jobs.items():
@@ -139,9 +132,8 @@ def _extra(options: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _plan(study: "Study", study_file: str, cache: Path) -> "Plan | None":
+def _plan(workspace: Workspace) -> "Plan | None":
     """What the study needs on the paper's GPU; None where its bases are not known yet."""
-    from qlora_repeat.assets.hub_lock import lock_file
     from qlora_repeat.cli.options import PUBLISHED_NUMBERS
     from qlora_repeat.errors import KitError
     from qlora_repeat.planning.gpu_catalog import find_gpu
@@ -150,7 +142,7 @@ def _plan(study: "Study", study_file: str, cache: Path) -> "Plan | None":
 
     try:
         published = read_published(PUBLISHED_NUMBERS)
-        return make_plan(study, lock_file(study_file), find_gpu("a100-80gb"), 1, cache, published)
+        return make_plan(workspace, find_gpu("a100-80gb"), 1, published)
     except KitError:
         return None
 
@@ -185,13 +177,13 @@ def _shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _require_fetched(study: "Study", study_file: str, cache: Path) -> None:
+def _require_fetched(workspace: Workspace) -> None:
     """Tasks use no network: what is not here now, they would miss, each after it has waited for its turn."""
     from qlora_repeat.assets.fetch import needed
     from qlora_repeat.errors import MissingError
 
-    lacking = [item.name for item in needed(study, cache) if not item.present]
+    lacking = [item.name for item in needed(workspace) if not item.present]
     if lacking:
         raise MissingError(
-            f"not fetched: {', '.join(lacking)}; run `qlora-repeat fetch {study_file}` here first"
+            f"not fetched: {', '.join(lacking)}; run `qlora-repeat fetch {workspace.given}` here first"
         )

@@ -1,23 +1,20 @@
 """`qlora-repeat trial`."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from qlora_repeat.cli.commands.stage import same_seeds_option
 from qlora_repeat.cli.options import (
-    cache_option,
-    chosen_trials,
     console,
-    runs_option,
     silence_libraries,
     stages_option,
-    study_option,
     verbosity_options,
+    workspace_option,
 )
 from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.workspace import Workspace
 
 
 @click.command("trial")
@@ -25,18 +22,14 @@ from qlora_repeat.study.trial import STAGES, Stage
 @click.option("--force", is_flag=True, help="Also the stages that are done already.")
 @same_seeds_option
 @stages_option
-@study_option
-@runs_option
-@cache_option
+@workspace_option
 @verbosity_options
 def command(
     trial: str,
     force: bool,
     same_seeds: bool,
     stages: list[Stage],
-    study_file: str,
-    runs: Path,
-    cache: Path,
+    workspace: Workspace,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -49,20 +42,17 @@ def command(
       qlora-repeat trial smollm2-135m/adamw-8bit/3
     """
     silence_libraries(verbose)
-    from qlora_repeat.assets.hub_lock import lock_file
-    from qlora_repeat.cli.commands.stage import require_fetched, run_base_here, run_here
+    from qlora_repeat.cli.progress import Terminal
+    from qlora_repeat.execution.run_study import run_base_tests, run_one
     from qlora_repeat.records.record import read_record
-    from qlora_repeat.study.loading import load_study
 
-    study = load_study(study_file)
+    shown = Terminal(console(quiet))
     model, _, kind = trial.rpartition("/")
-    if kind == "base" and model in study.models:
-        require_fetched(study, lock_file(study_file), cache, console(quiet), [model])
-        run_base_here(study, model, runs, cache, console(quiet))
+    if kind == "base" and model in workspace.study.models:
+        run_base_tests(workspace, model, shown)
         return
-    study, (chosen,) = chosen_trials(study_file, trial, False, runs)
-    require_fetched(study, lock_file(study_file), cache, console(quiet), [chosen.model_name])
-    run_here(chosen, stages, cache, console(quiet), force=force, same_seeds=same_seeds)
+    chosen = workspace.trial(trial)
+    run_one(chosen, stages, shown, force=force, same_seeds=same_seeds)
     outputs: dict[str, Any] = {}
     for stage in STAGES:
         record = read_record(chosen.record(stage))

@@ -19,11 +19,9 @@ from qlora_repeat.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from qlora_repeat.analysis.verify.rerun import Recorded
     from qlora_repeat.analysis.verify.verdict import Scope, Verdict
-    from qlora_repeat.assets.hub_lock import LockFile
+    from qlora_repeat.cli.progress import Terminal
     from qlora_repeat.study.study import Tolerance
     from qlora_repeat.study.trial import Trial
 
@@ -101,26 +99,26 @@ def command(
         raise UsageError("--new-seeds needs a fine-tuning; leave out --stages evaluate")
     silence_libraries(verbose)
     scope: Scope = "first steps" if steps else "evaluation" if stages == "evaluate" else "whole"
-    study_file, named, folder = _named(context, trial, study_file, runs)
+    named, folder = _named(context, trial, study_file, runs, cache)
 
     from qlora_repeat.analysis.verify.rerun import RERUNS, read_recorded
     from qlora_repeat.analysis.verify.verdict import tolerance_of, without_rerun
-    from qlora_repeat.assets.hub_lock import lock_file
     from qlora_repeat.cli.colors import VERDICTS, with_colored
+    from qlora_repeat.cli.progress import Terminal
     from qlora_repeat.render.text.verdict import exit_code, verdict_json, verdict_text
 
     recorded = read_recorded(named, folder, scratch or cache / RERUNS, scope)
     if steps is not None and steps > recorded.side.last_step:
         raise UsageError(f"--steps {steps}: the trial has {recorded.side.last_step}")
     name, tolerance = f"{named.study.label}:{named.name}", tolerance_of(named.study, named.optimizer)
-    wrong = recorded.contradictions
-    lacking = [] if wrong else _lacking(recorded, lock_file(study_file), cache, console(quiet))
+    wrong, shown = recorded.contradictions, Terminal(console(quiet))
+    lacking = [] if wrong else _lacking(recorded, shown)
     page = None
     if wrong or lacking:
         verdict = without_rerun(lacking, wrong, tolerance, scope)
     else:
         rerun = Rerun(name, scope, steps, new_seeds, tolerance, _command_line(context))
-        verdict, page = rerun.verdict(recorded, cache, console(quiet))
+        verdict, page = rerun.verdict(recorded, shown)
     if as_json:
         click.echo(verdict_json(name, verdict, recorded.left_out))
     else:
@@ -130,26 +128,27 @@ def command(
     context.exit(exit_code(verdict, accept))
 
 
-def _named(context: click.Context, given: str, study_file: str, runs: Path) -> "tuple[str, Trial, Path]":
-    """The study as it is to be loaded, the trial, and the folder of its records.
+def _named(
+    context: click.Context, given: str, study_file: str, runs: Path, cache: Path
+) -> "tuple[Trial, Path]":
+    """The trial, and the folder of its records.
 
     An archive is unpacked for as long as the command runs.
     """
     from qlora_repeat.archive.unpack import opened, study_of
     from qlora_repeat.errors import MissingError
     from qlora_repeat.records.record import read_record
-    from qlora_repeat.study.loading import load_study
-    from qlora_repeat.study.trial import find_trial
+    from qlora_repeat.study.loading import open_workspace
 
     archive, _, name = given.rpartition(":")
     if archive.endswith(".zip"):
         unpacked = context.with_resource(opened(Path(archive)))
-        folder = find_trial(load_study(unpacked.study_file), name, unpacked.runs).folder
+        folder = open_workspace(unpacked.study_file, runs=unpacked.runs).trial(name).folder
     elif Path(given).is_dir():
         folder = Path(given)
     else:
-        trial = find_trial(load_study(study_file), given, runs)
-        return study_file, trial, trial.folder
+        trial = open_workspace(study_file, runs=runs, cache=cache).trial(given)
+        return trial, trial.folder
     record = read_record(folder / "finetune.json")
     if record is None:
         raise MissingError(
@@ -159,23 +158,23 @@ def _named(context: click.Context, given: str, study_file: str, runs: Path) -> "
         context.get_parameter_source(name) == ParameterSource.DEFAULT for name in ("study_file", "randomness")
     ):
         study_file = study_of(folder) or study_file
-    return study_file, find_trial(load_study(study_file), record.trial, runs), folder
+    return open_workspace(study_file, runs=runs, cache=cache).trial(record.trial), folder
 
 
-def _lacking(recorded: "Recorded", lock: "LockFile", cache: Path, out: "Console") -> list[str]:
+def _lacking(recorded: "Recorded", shown: "Terminal") -> list[str]:
     """What the re-run would lack here, after an attempt to fetch it."""
     from qlora_repeat.analysis.verify.recorded_settings import missing_inputs, other_sources
-    from qlora_repeat.cli.commands.stage import require_fetched
     from qlora_repeat.errors import MissingError
+    from qlora_repeat.execution.run_study import fetch_missing
 
     again, records = recorded.again, recorded.side.records
-    if other := other_sources(again, records, cache):
+    if other := other_sources(again, records):
         return other
     try:
-        require_fetched(again.study, lock, cache, out, {again.model_name})
+        fetch_missing(again.workspace, shown.tell, [again.model_name])
     except MissingError as error:
         return [str(error)]
-    return missing_inputs(again, records, cache)
+    return missing_inputs(again, records)
 
 
 @dataclass(frozen=True)
@@ -189,20 +188,19 @@ class Rerun:
     tolerance: "Tolerance"
     command_line: str
 
-    def verdict(self, recorded: "Recorded", cache: Path, out: "Console") -> "tuple[Verdict, Path]":
+    def verdict(self, recorded: "Recorded", shown: "Terminal") -> "tuple[Verdict, Path]":
         """Runs it, and writes verdict and page to its folder; returns the verdict and the page's path."""
         from qlora_repeat.analysis.verify.rerun import VERDICT, compared, rerun_folder, run_again
         from qlora_repeat.analysis.verify.verdict import judge_rerun
-        from qlora_repeat.cli.progress import stage_bars
         from qlora_repeat.render.text.verdict import verdict_json
         from qlora_repeat.render.text.verdict_page import verdict_page
         from qlora_repeat.system.files import write_text
 
         with (
-            rerun_folder(recorded, cache, self.scope, self.steps, self.new_seeds) as (again, seeds),
-            stage_bars(out, f"re-run of {self.name}") as watch,
+            rerun_folder(recorded, self.scope, self.steps, self.new_seeds) as (again, seeds),
+            shown.watch_trial(f"re-run of {self.name}") as progress,
         ):
-            side = run_again(recorded, again, seeds, cache, watch, scope=self.scope, steps=self.steps)
+            side = run_again(recorded, again, seeds, progress, scope=self.scope, steps=self.steps)
             diff, unlike_tests = compared(recorded.side, side, self.scope)
             verdict = judge_rerun(
                 diff, recorded.others, self.tolerance, scope=self.scope, unlike_tests=unlike_tests

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Divergence, first_divergence
@@ -11,8 +10,7 @@ from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.results.arms import Arm
 from qlora_repeat.results.trial_result import TrialResult
-from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import all_trials
+from qlora_repeat.study.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,14 @@ class TrialFiles:
         return None if first is None or own is None else first_divergence(first, own)
 
 
-def read_trial_files(study: Study, runs: Path, arms: Sequence[Arm]) -> TrialFiles:
+def read_trial_files(workspace: Workspace, arms: Sequence[Arm]) -> TrialFiles:
     """Read the files of those trials whose values count, of the fine-tuning that was collected.
 
     A record or a trace that cannot be read is left out: `check` is what names it.
     """
     counted = {row.name: row for arm in arms for row in arm.done}
     found = TrialFiles()
-    for trial in all_trials(study, runs):
+    for trial in workspace.trials():
         if (row := counted.get(trial.name)) is None:
             continue
         try:

@@ -1,0 +1,101 @@
+"""What a process of its own can do: the stages of a trial, or a test of a base. Jobs can be pickled."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_repeat.execution.run_trial import run_base_test, run_trial
+from qlora_repeat.records.record import now
+from qlora_repeat.records.trial_state import base_state, stage_states
+from qlora_repeat.study.trial import BaseTest, Progress, Stage, Trial
+from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.files import write_json
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """Stages of a trial; the parameters are those of `run_trial`."""
+
+    trial: Trial
+    stages: Sequence[Stage]
+    force: bool = False
+    seeds: dict[str, int] | None = None
+    delete_merged: bool = False
+    title: str = ""
+    """What it is called, where a trial's name does not tell it from others."""
+
+    @property
+    def name(self) -> str:
+        return self.title or self.trial.name
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        return self.trial.model_name, False
+
+    @property
+    def log(self) -> Path:
+        return self.trial.log
+
+    def run(self, progress: Progress) -> None:
+        """Run the stages in this process; raises as `run_trial`."""
+        run_trial(
+            self.trial,
+            self.stages,
+            progress,
+            force=self.force,
+            seeds=self.seeds,
+            delete_merged=self.delete_merged,
+        )
+
+    def failed(self, error: str) -> None:
+        """Note that the process ended without a word of its own."""
+        with contextlib.suppress(OSError):
+            write_json(self.trial.failure, {"time": now(), "error": error})
+
+
+@dataclass(frozen=True)
+class BaseTestJob:
+    """A test of a model's base."""
+
+    test: BaseTest
+
+    @property
+    def name(self) -> str:
+        return self.test.name
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        return self.test.model_name, True
+
+    @property
+    def log(self) -> Path:
+        return self.test.log
+
+    def run(self, progress: Progress) -> None:
+        """Run the test in this process; raises as `run_base_test`."""
+        run_base_test(self.test, progress)
+
+    def failed(self, error: str) -> None:
+        pass  # a test without a record is missing
+
+
+def open_jobs(
+    workspace: Workspace, stages: Sequence[Stage], *, force: bool = False
+) -> list[TrialJob | BaseTestJob]:
+    """Return what of a study is still to be done, in its order; tests of a base come before its trials."""
+    jobs = list[TrialJob | BaseTestJob]()
+    trials = workspace.trials()
+    for model in workspace.study.models:
+        tests = workspace.base_tests(model) if "evaluate" in stages else []
+        jobs += [BaseTestJob(test) for test in tests if base_state(test).state != "done"]
+        for trial in (each for each in trials if each.model_name == model):
+            if force or is_open(trial, stages):
+                jobs.append(TrialJob(trial, stages, force))
+    return jobs
+
+
+def is_open(trial: Trial, stages: Sequence[Stage]) -> bool:
+    """Return whether one of these stages of a trial is not done."""
+    states = stage_states(trial)
+    return any(states[stage].state != "done" for stage in stages)

@@ -1,0 +1,161 @@
+"""From a study to its records: what is missing is fetched, and each job that is open is run.
+
+Knows no terminal. What a person sees goes through an `Observer`.
+"""
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from qlora_repeat.assets.fetch import fetch, needed
+from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
+from qlora_repeat.execution.jobs import TrialJob, open_jobs
+from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
+from qlora_repeat.execution.run_trial import run_base_test, run_trial
+from qlora_repeat.records.record import read_record
+from qlora_repeat.records.status import base_damages, explanations, standings
+from qlora_repeat.study.trial import Progress, Stage, Trial
+from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.determinism import prepare_environment
+from qlora_repeat.system.gpus import default_workers
+
+BASE_WAIT_SECONDS = 3600
+"""How long a process that tests a base waits for another one that does the same test."""
+
+
+class Observer(Protocol):
+    """Shows a person how a study goes.
+
+    `tell` shows a line that explains something. While their blocks run, `watch_jobs` shows how jobs go, of
+    which at most `workers` run at a time, and `watch_trial` how the stages of one trial go.
+    """
+
+    def tell(self, line: str) -> None: ...
+    def watch_jobs(self, jobs: Sequence[Job], workers: int) -> AbstractContextManager[Watcher]: ...
+    def watch_trial(self, name: str) -> AbstractContextManager[Progress]: ...
+
+
+def run_study(
+    workspace: Workspace,
+    stages: Sequence[Stage],
+    observer: Observer,
+    *,
+    jobs: int | None = None,
+    force: bool = False,
+    find: Callable[[], Sequence[Job]] | None = None,
+    title: str = "",
+) -> int:
+    """Run those of these stages that are not done (with `force`: all), each trial in its own process.
+
+    Args:
+        jobs: how many run at a time; by default `default_workers`.
+        find: returns the jobs that are still to be run, where these are not all of the study's. They may be
+            of studies derived from it.
+        title: what they are called, if not by the study's name.
+
+    Returns:
+        The number of jobs that were run.
+
+    Raises:
+        StageError: some failed; the others are done.
+        BusyError: all are done, except those that another process works on.
+        StoppedError: this process, or one that it started, was asked to stop.
+    """
+    study = workspace.study
+    fetch_missing(workspace, observer.tell)
+    find = find or functools.partial(open_jobs, workspace, stages, force=force)
+    waiting = find()
+    if not waiting:
+        return 0
+    trials = [job.trial for job in waiting if isinstance(job, TrialJob)]
+    damages = base_damages(workspace) if "evaluate" in stages else []
+    for line in damages + explanations(standings(trials)):
+        observer.tell(f"to be run again: {line}")
+    workers = min(jobs or default_workers(study.threads), len(waiting))
+    os.environ["OMP_NUM_THREADS"] = str(study.threads)
+    observer.tell(f"study {title or study.name}: {len(waiting)} jobs, {workers} at a time")
+    try:
+        with observer.watch_jobs(waiting, workers) as watcher:
+            errors = run_jobs(waiting, workers, watcher)
+    except (KeyboardInterrupt, StoppedError):
+        observer.tell(
+            "With --force, the same command does every job again, also those that ended now."
+            if force
+            else f"{len(find())} of {len(waiting)} jobs are left; run the same command to resume."
+        )
+        raise
+    for error in errors:
+        if isinstance(error, StoppedError):
+            raise error
+    if failed := [error for error in errors if not isinstance(error, BusyError)]:
+        raise StageError(f"{len(failed)} of {len(waiting)} jobs failed: {failed[0]}")
+    if errors:
+        raise BusyError(f"{len(errors)} of {len(waiting)} jobs are not done: {errors[0]}")
+    return len(waiting)
+
+
+def run_one(
+    trial: Trial,
+    stages: Sequence[Stage],
+    observer: Observer,
+    *,
+    force: bool = False,
+    same_seeds: bool = False,
+) -> None:
+    """Run stages of one trial in this process, as `run_trial`; before an evaluation, test its base once.
+
+    With `same_seeds`, the fine-tuning uses the seeds of the trial's record.
+
+    Raises:
+        UsageError: with `same_seeds`, the trial has no record.
+    """
+    fetch_missing(trial.workspace, observer.tell, [trial.model_name])
+    seeds = _recorded_seeds(trial) if same_seeds else None
+    with observer.watch_trial(trial.name) as progress:
+        if "evaluate" in stages:
+            with contextlib.suppress(BusyError):  # then another trial of the model tests it
+                run_base_test(trial.workspace.base_tests(trial.model_name)[0], progress)
+        run_trial(trial, stages, progress, force=force, seeds=seeds)
+
+
+def _recorded_seeds(trial: Trial) -> dict[str, int]:
+    record = read_record(trial.record("finetune"))
+    if record is None:
+        raise UsageError(f"{trial.name}: --same-seeds takes the seeds of its record, and there is none yet")
+    seeds: dict[str, int] = record.outputs["seeds"]
+    return seeds
+
+
+def run_base_tests(workspace: Workspace, model: str, observer: Observer) -> None:
+    """Test the base of a model as often as the study asks for, in this process.
+
+    Raises:
+        BusyError: another process is at one of the tests, for longer than an hour.
+    """
+    fetch_missing(workspace, observer.tell, [model])
+    tests, until = workspace.base_tests(model), time.monotonic() + BASE_WAIT_SECONDS
+    left = tests
+    while left:
+        busy = []
+        for test in left:
+            try:
+                run_base_test(test, lambda *told: None)
+            except BusyError:  # a trial of the model does it, and may fail
+                if time.monotonic() > until:
+                    raise
+                busy.append(test)
+            else:
+                observer.tell(f"{model}/base: test {test.number} of {len(tests)} is done")
+        if left := busy:
+            time.sleep(1)
+
+
+def fetch_missing(workspace: Workspace, tell: Callable[[str], None], models: Collection[str] = ()) -> None:
+    """Fetch what the study, or some of its models, still lack, before anything else touches a device."""
+    prepare_environment(workspace.study.randomness.kernels)
+    if not all(item.present for item in needed(workspace, models)):
+        fetch(workspace, tell, models)

@@ -1,0 +1,76 @@
+"""A study together with its places: its results, its models and data, and its lock file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_repeat.errors import UsageError
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import BaseTest, Trial
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A study, and where all that belongs to it is."""
+
+    study: Study
+    runs: Path
+    """The folder of the results of all studies."""
+    cache: Path
+    """The folder of models and data."""
+    lock: Path
+    """The file that says which commits and bytes came from hubs."""
+    file: Path
+    """The study file."""
+    given: str
+    """The study as it was named, for the commands that messages quote."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all that the study leaves."""
+        return self.runs / self.study.label
+
+    @property
+    def results(self) -> Path:
+        """The file of the collected results."""
+        return self.folder / "results.jsonl"
+
+    @property
+    def statistics(self) -> Path:
+        """The file of the statistics of the collected results."""
+        return self.folder / "statistics.json"
+
+    def trials(self) -> list[Trial]:
+        """Return every trial of the study, in its order: model, optimizer, number."""
+        return [
+            Trial(self, model, optimizer, number)
+            for model in self.study.models
+            for optimizer in self.study.optimizers
+            for number in range(1, self.study.trials + 1)
+        ]
+
+    def trial(self, name: str) -> Trial:
+        """Return the trial of that name, ``model/optimizer/number``.
+
+        Raises:
+            UsageError: the study has no such trial; says which part is wrong and what there is.
+        """
+        study, parts = self.study, name.strip("/").split("/")
+        if len(parts) != 3:
+            example = f"{next(iter(study.models))}/{study.optimizers[0]}/1"
+            raise UsageError(f"trial {name!r}: a trial is named model/optimizer/number, such as {example}")
+        model, optimizer, number = parts
+        if model not in study.models:
+            raise UsageError(f"trial {name!r}: study {study.name} has the models {', '.join(study.models)}")
+        if optimizer not in study.optimizers:
+            raise UsageError(
+                f"trial {name!r}: study {study.name} has the optimizers {', '.join(study.optimizers)}"
+            )
+        if not number.isdecimal() or len(number) > 9 or not 1 <= int(number) <= study.trials:
+            raise UsageError(f"trial {name!r}: study {study.name} numbers its trials 1 to {study.trials}")
+        return Trial(self, model, optimizer, int(number))
+
+    def base_tests(self, *models: str) -> list[BaseTest]:
+        """Return the tests of these models' bases, by default of all: one each, or as many as section IX."""
+        ablation = self.study.ablation
+        numbers = range(1, 1 + (ablation.base_tests if ablation else 1))
+        return [BaseTest(self, model, number) for model in models or self.study.models for number in numbers]
