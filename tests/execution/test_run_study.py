@@ -186,7 +186,7 @@ def test_a_fine_tuning_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on_from
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert "the same command goes on" in errors
+    assert "run the same command to resume" in errors
     assert not [*runs.rglob("lock.json"), *runs.rglob("failed.json")]
     (checkpoint,) = trace.parent.glob("step-*")
     again = kit("finetune", TRIALS[0], "--study", study, *options)

@@ -125,7 +125,7 @@ def test_a_container_that_is_stopped_keeps_a_checkpoint(
         time.sleep(0.1)
     subprocess.run(["podman", "stop", "--time=60", "qlora-repeat-tests-stopped"], check=True)
     told = running.communicate(timeout=60)[1]
-    assert "with a checkpoint, by SIGTERM; the same command goes on from there" in told
+    assert "with a checkpoint, by SIGTERM; run the same command to resume" in told
     assert unfinished.is_dir() and not record_file(results).exists()
     assert not list(unfinished.parent.glob("lock.json")), "it has given its lock back"
 

@@ -83,7 +83,7 @@ def run_study(
             errors = run_jobs(waiting, workers, watcher)
     except (KeyboardInterrupt, StoppedError):
         observer.tell(
-            "With --force, the same command does every job again, also those that ended now."
+            "With --force, the same command runs every job again, also those that are done now."
             if force
             else f"{len(find())} of {len(waiting)} jobs are left; run the same command to resume."
         )

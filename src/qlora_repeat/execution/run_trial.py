@@ -65,8 +65,8 @@ def run_trial(
                 _run_stage(trial, stage, states, progress, seeds or _seeds_before(states))
             except StoppedError as error:
                 # With it, what is done by now would be done once more; a fine-tuning has a checkpoint.
-                again = "the same command" + (" without --force" if force and stage != "finetune" else "")
-                raise StoppedError(f"{error}; {again} goes on from there") from None
+                without = " without --force" if force and stage != "finetune" else ""
+                raise StoppedError(f"{error}; run the same command{without} to resume") from None
         trial.failure.unlink(missing_ok=True)
         finished = all(state.state == "done" for state in stage_states(trial).values())
         if delete_merged or (finished and not trial.study.keep_merged):

@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Run every trial of a study that is not complete, each in a process of its own.
 
-    Fetches what is missing first. Interrupted, the same command goes on with what is left.
+    Fetches what is missing first. If it is interrupted, run the same command to resume.
 
     \b
     Example:
