@@ -1,5 +1,5 @@
-"""Files, hashes, locks, signals, memory and determinism: the ground that knows no study.
+"""Files, hashes, locks, signals, memory and determinism, without knowledge of studies.
 
-A module here could serve another project as it is. What knows a study key or a trial does not belong here.
+Another project could use each module unchanged. Code that knows a study key or a trial does not belong here.
 Read `files` first.
 """

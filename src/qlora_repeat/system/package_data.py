@@ -1,23 +1,23 @@
-"""Files that the kit brings along: its studies, the paper's numbers and templates, a lock file."""
+"""Find files that the kit includes: its studies, the paper's numbers and templates, a lock file."""
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parents[1]
-"""The checkout, where the kit runs from one."""
+"""The checkout, if the kit runs from one."""
 WHEEL_DATA = PACKAGE / "data"
-"""Where a wheel has its copies; a checkout has no such folder."""
+"""The copies in a wheel; a checkout has no such folder."""
 
 
 def kit_path(name: str) -> Path:
     """Return the path of a file or folder of the kit, such as ``paper/templates``.
 
-    It is at the top of the checkout, or in the installed package. A wheel has ``studies``, ``paper`` and
+    It is in the checkout or in the installed package. A wheel contains ``studies``, ``paper`` and
     ``lockfiles/pocket.txt``.
     """
     return (WHEEL_DATA if WHEEL_DATA.is_dir() else ROOT) / name
 
 
 def in_wheel(path: Path) -> bool:
-    """Return whether a path is in the installed package, where users' files do not belong."""
+    """Return whether a path is in the installed package, which must not contain users' files."""
     return path.resolve().is_relative_to(WHEEL_DATA)
