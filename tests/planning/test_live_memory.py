@@ -1,4 +1,4 @@
-"""Counting the bytes of live tensors: views share, what is dropped is no longer counted, the peak stays."""
+"""Live tensors are counted: views share storage, freed tensors no longer count, the peak stays."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def kind(request: pytest.FixtureRequest):
         yield request.param
 
 
-def test_tensors_count_while_they_live(kind: str) -> None:
+def test_live_tensors_count(kind: str) -> None:
     with LiveMemory() as live:
         first = torch.ones(1000)
         second = first + 1
@@ -27,7 +27,7 @@ def test_tensors_count_while_they_live(kind: str) -> None:
     assert (live.now, live.peak) == (0, 2 * THOUSAND)
 
 
-def test_a_view_costs_nothing_and_keeps_what_it_looks_at(kind: str) -> None:
+def test_a_view_costs_nothing_and_keeps_its_storage(kind: str) -> None:
     with LiveMemory() as live:
         whole = torch.ones(1000)
         part = whole.view(10, 100).t()[3]
@@ -37,7 +37,7 @@ def test_a_view_costs_nothing_and_keeps_what_it_looks_at(kind: str) -> None:
         assert live.now == 0
 
 
-def test_what_the_backward_pass_needs_lives_until_it_is_over(kind: str) -> None:
+def test_saved_tensors_live_until_the_end_of_the_backward_pass(kind: str) -> None:
     weight = torch.ones(1000, requires_grad=True)
     with LiveMemory() as live:
         loss = (weight.exp() * 2).exp().sum()  # each exp keeps its result
@@ -47,7 +47,7 @@ def test_what_the_backward_pass_needs_lives_until_it_is_over(kind: str) -> None:
         assert live.now == THOUSAND  # the gradient
 
 
-def test_memory_within_an_operation_counts_for_the_peak_alone() -> None:
+def test_memory_within_an_operation_counts_only_for_the_peak() -> None:
     def within(operation, arguments, keywords) -> int:
         return 123 if operation is torch.ops.aten.exp.default else 0
 
@@ -57,7 +57,7 @@ def test_memory_within_an_operation_counts_for_the_peak_alone() -> None:
     assert (live.now, live.peak) == (ones.nbytes + result.nbytes, ones.nbytes + result.nbytes + 123)
 
 
-def test_what_was_there_before_can_be_counted_too() -> None:
+def test_earlier_tensors_can_be_counted_too() -> None:
     before = torch.ones(1000)
     live = LiveMemory()
     live.count([before, before.view(10, 100)])

@@ -114,9 +114,7 @@ def test_the_papers_models_have_their_published_number_of_parameters(name: str) 
 
 @pytest.mark.parametrize("double", [True, False], ids=["double", "single"])
 @pytest.mark.parametrize("name", SMALL)
-def test_weights_take_what_the_same_model_takes_once_it_is_loaded(
-    name: str, double: bool, tmp_path: Path
-) -> None:
+def test_planned_weights_match_a_loaded_model(name: str, double: bool, tmp_path: Path) -> None:
     config = saved_model(tmp_path, SMALL[name])
     trial = changed(name, double=double)
     real, planned = with_adapter(trial, load_quantized(trial.study, tmp_path)), adapted_model(trial, config)
@@ -132,9 +130,7 @@ def test_weights_take_what_the_same_model_takes_once_it_is_loaded(
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_weights_that_are_unpacked_and_a_step_with_them_take_what_is_planned(
-    name: str, tmp_path: Path
-) -> None:
+def test_dequantized_weights_and_a_step_match_the_plan(name: str, tmp_path: Path) -> None:
     config = saved_model(tmp_path, SMALL[name])
     trial = changed(
         name, weights="materialized", dropout=0.0, max_length=64, batch_size=2, gradient_checkpointing=False
@@ -159,7 +155,7 @@ def test_weights_that_are_unpacked_and_a_step_with_them_take_what_is_planned(
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_bytes_of_4_bits_and_scales_are_those_of_their_layout(name: str, tmp_path: Path) -> None:
+def test_bytes_of_4_bit_weights_and_scales_follow_their_layout(name: str, tmp_path: Path) -> None:
     trial, config = changed(name), model_config(SMALL[name], "small")
     weights = finetune_memory(trial, config).weights
     sizes = [
@@ -183,7 +179,7 @@ def test_bytes_of_4_bits_and_scales_are_those_of_their_layout(name: str, tmp_pat
         ("lion-32bit", bitsandbytes.optim.PagedLion32bit),
     ],
 )
-def test_optimizer_state_takes_what_the_real_optimizers_state_takes(name: OptimizerName, kind: Any) -> None:
+def test_planned_optimizer_state_matches_a_real_optimizer(name: OptimizerName, kind: Any) -> None:
     elements = [4095, 4096, 4097, 10_000, 65_536, 120_000]
     tensors = [torch.nn.Parameter(torch.randn(each)) for each in elements]
     optimizer = kind(tensors, lr=1e-3)
@@ -218,7 +214,7 @@ def kernels_of_a_new_process() -> Iterator[None]:
         ("gpt-neox-20b", "float32", "bitwise"),  # attention is written out: its scores are there too
     ],
 )
-def test_a_steps_peak_is_that_of_a_real_step_as_torch_profiles_it(
+def test_a_planned_step_matches_a_profile_of_a_real_step(
     name: str, compute: str, profile: str, checkpointing: bool, tmp_path: Path
 ) -> None:
     config = saved_model(tmp_path, SMALL[name])
@@ -249,7 +245,7 @@ def test_a_steps_peak_is_that_of_a_real_step_as_torch_profiles_it(
     assert planned.step == pytest.approx(profiled, rel=0.015 if profile == "bitwise" else 0.01)
 
 
-def test_dropout_keeps_one_byte_an_element_as_on_a_gpu() -> None:
+def test_dropout_keeps_one_byte_per_element_as_on_a_gpu() -> None:
     config = model_config(SMALL["gpt-neox-20b"], "small")
     without, with_dropout = (
         finetune_memory(changed("gpt-neox-20b", dropout=rate, gradient_checkpointing=False), config)
@@ -260,7 +256,7 @@ def test_dropout_keeps_one_byte_an_element_as_on_a_gpu() -> None:
     assert with_dropout.saved - without.saved == 2 * 512 * 256
 
 
-def test_a_frozen_4_bit_layer_keeps_nothing_of_its_input() -> None:
+def test_a_frozen_4_bit_layer_does_not_keep_its_input() -> None:
     layer = bitsandbytes.nn.Linear4bit(
         256, 512, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16
     ).to("cpu")
@@ -277,7 +273,7 @@ def test_a_frozen_4_bit_layer_keeps_nothing_of_its_input() -> None:
     assert inputs.grad is not None
 
 
-def test_testing_takes_what_a_real_test_takes_as_torch_profiles_it(tmp_path: Path) -> None:
+def test_planned_testing_matches_a_profile_of_a_real_test(tmp_path: Path) -> None:
     config = saved_model(tmp_path, SMALL["llama2-7b"] | {"vocab_size": 5000})
     trial = changed("llama2-7b", compute="bfloat16", test_batch=3, max_length=64)
     planned = evaluate_memory(trial, config)
@@ -296,7 +292,7 @@ def shallow(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_memory_follows_the_settings_of_the_true_architectures(name: str) -> None:
+def test_memory_depends_on_the_settings(name: str) -> None:
     config = shallow(name)
     usual = finetune_memory(changed(name), config)
     longer = finetune_memory(changed(name, max_length=1024), config)
@@ -315,7 +311,7 @@ def test_memory_follows_the_settings_of_the_true_architectures(name: str) -> Non
     assert usual.peak("adamw-8bit") < usual.peak("adamw-32bit")
 
 
-def test_what_a_step_keeps_grows_evenly_with_the_layers() -> None:
+def test_saved_memory_grows_linearly_with_the_layers() -> None:
     architecture = PAPER.bases["gpt-neox-20b"].architecture
     assert architecture is not None
     trial = changed("gpt-neox-20b", gradient_checkpointing=False)
@@ -326,7 +322,7 @@ def test_what_a_step_keeps_grows_evenly_with_the_layers() -> None:
     assert saved[2] - saved[1] == saved[1] - saved[0] > 0
 
 
-def test_answering_a_longer_prompt_keeps_more() -> None:
+def test_a_response_to_a_longer_prompt_needs_more_memory() -> None:
     config = shallow("llama2-7b")
     short, long = (evaluate_memory(changed("llama2-7b", max_length=each), config) for each in (512, 4096))
     assert short.weights == long.weights
@@ -341,16 +337,14 @@ def test_answering_a_longer_prompt_keeps_more() -> None:
         ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size"),
     ],
 )
-def test_an_architecture_that_there_is_not_is_told_in_one_line(
-    architecture: dict[str, Any], words: str
-) -> None:
+def test_an_unknown_architecture_is_refused_in_one_line(architecture: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=r"^bases\.mine\.architecture") as caught:
         model_config(architecture, "mine")
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_target_modules_that_there_are_not_are_told_in_one_line() -> None:
+def test_unknown_target_modules_are_refused_in_one_line() -> None:
     trial = changed("llama2-7b")
     model = dataclasses.replace(trial.model, target_modules=["nonesuch"])
     wrong = of_study(trial, models={"llama2-7b": model})
@@ -359,7 +353,7 @@ def test_target_modules_that_there_are_not_are_told_in_one_line() -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_deterministic_attention_takes_memory_for_its_scores() -> None:
+def test_deterministic_attention_needs_memory_for_its_scores() -> None:
     config = shallow("llama2-7b")
     fused, written_out = (
         finetune_memory(changed("llama2-7b", profile=profile, gradient_checkpointing=False), config)

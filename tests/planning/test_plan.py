@@ -54,27 +54,27 @@ def test_a_gpu_is_found_by_name_whatever_the_case() -> None:
     assert find_gpu("a100-40gb").speed < 1 < find_gpu("h100-80gb").speed
 
 
-def test_a_number_is_so_many_gb_at_the_speed_of_the_papers_gpu() -> None:
+def test_a_number_is_memory_in_gb_at_the_speed_of_the_papers_gpu() -> None:
     gpu = find_gpu("24")
     assert (gpu.memory, gpu.speed, gpu.name) == (24_000_000_000, 1, "24 GB")
     assert find_gpu("0.5").memory == 500_000_000
 
 
 @pytest.mark.parametrize("text", ["a10", "", "0", "-24", "nan", "inf", "1e9", "24GB"])
-def test_an_unknown_gpu_is_told_the_known_ones_in_one_line(text: str) -> None:
+def test_an_unknown_gpu_is_refused_with_the_known_ones_in_one_line(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         find_gpu(text)
     assert len(str(caught.value).splitlines()) == 1
     assert [gpu.name for gpu in GPUS if gpu.name not in str(caught.value)] == []
 
 
-def test_gpus_that_are_large_enough_are_those_with_the_memory() -> None:
+def test_large_enough_gpus_have_the_memory() -> None:
     assert large_enough(0) == [gpu.name for gpu in GPUS]
     assert large_enough(find_gpu("h200-141gb").memory) == ["h200-141gb", "b200-180gb"]
     assert large_enough(10**12) == []
 
 
-def test_the_last_of_many_jobs_ends_when_no_job_is_divided() -> None:
+def test_makespan_does_not_divide_jobs() -> None:
     assert makespan([3, 3, 3], 2) == 6
     assert makespan([1, 1, 4], 2) == 5
     assert makespan([4, 1, 1], 2) == 4
@@ -82,7 +82,7 @@ def test_the_last_of_many_jobs_ends_when_no_job_is_divided() -> None:
     assert makespan([1, 2, 3], 1) == 6
 
 
-def test_eighty_per_cent_of_the_rows_are_trained_on() -> None:
+def test_eighty_per_cent_of_the_rows_are_for_training() -> None:
     data = load_study("paper").data
     assert {name: train_examples(each) for name, each in data.items()} == {
         "quotes": 2508 - 502,
@@ -92,7 +92,7 @@ def test_eighty_per_cent_of_the_rows_are_trained_on() -> None:
     assert train_examples(dataclasses.replace(data["quotes"], max_rows=5000)) == 2006
 
 
-def test_time_follows_the_steps_and_the_memory_bandwidth() -> None:
+def test_time_depends_on_steps_and_memory_bandwidth() -> None:
     rows = [row for row in PUBLISHED if (row.model, row.optimizer) == ("gpt-neox-20b", "adamw-32bit")]
     mean = sum(row.train_seconds or 0 for row in rows) / 7
     usual = train_seconds(rows, 6018, A100)
@@ -101,7 +101,7 @@ def test_time_follows_the_steps_and_the_memory_bandwidth() -> None:
     assert train_seconds(rows, 6018, find_gpu("a100-40gb")) == pytest.approx(usual * 2039 / 1555)
 
 
-def test_hours_of_the_papers_study_are_those_of_the_papers_tables(llama: Plan) -> None:
+def test_the_hours_of_the_papers_study_match_the_papers_tables(llama: Plan) -> None:
     printed = [row.train_seconds or math.nan for row in PUBLISHED if row.model == "llama2-7b"]
     assert llama.gpu_hours == pytest.approx(sum(printed) / 3600)
     assert llama.wall_hours is not None
@@ -109,7 +109,7 @@ def test_hours_of_the_papers_study_are_those_of_the_papers_tables(llama: Plan) -
     assert llama.trials_without_estimate == 0
 
 
-def test_the_parts_of_a_peak_are_all_of_it(llama: Plan) -> None:
+def test_the_parts_of_a_peak_add_up(llama: Plan) -> None:
     (model,) = llama.models
     weights = model.base_quantized + model.base_scales + model.base_unquantized + model.adapter
     for arm in model.arms:
@@ -121,7 +121,7 @@ def test_the_parts_of_a_peak_are_all_of_it(llama: Plan) -> None:
     assert 2 * model.parameters < model.evaluate_weights < 2.001 * model.parameters
 
 
-def test_disk_has_the_download_and_the_merged_weights_of_trials_that_run_at_once(
+def test_disk_has_the_download_and_merged_weights_of_parallel_trials(
     llama: Plan, only_llama: Study, tmp_path: Path
 ) -> None:
     assert llama.disk.bases == 2 * 6_738_415_616
@@ -137,7 +137,7 @@ def test_disk_has_the_download_and_the_merged_weights_of_trials_that_run_at_once
     )
 
 
-def test_the_page_shows_what_the_command_shows(llama: Plan) -> None:
+def test_the_document_shows_the_output_of_the_command(llama: Plan) -> None:
     page = (ROOT / "docs/explanation/memory-and-time.md").read_text(encoding="utf-8")
     lines = [line for line in plan_text(llama).splitlines() if line.startswith("llama2-7b")]
     assert len(lines) == 5  # an arm's memory and its hours, twice, and the test
@@ -145,7 +145,7 @@ def test_the_page_shows_what_the_command_shows(llama: Plan) -> None:
     assert [line for line in lines if re.sub(r"\s+", " ", line).rstrip() not in shown] == []
 
 
-def test_a_gpu_that_is_too_small_is_refused_for_each_model_with_those_that_do(llama: Plan) -> None:
+def test_a_too_small_gpu_is_refused_for_each_model_with_larger_ones(llama: Plan) -> None:
     small = find_gpu("a10-24gb")
     assert dataclasses.replace(llama, gpu=small).too_large() == []
     refused = dataclasses.replace(llama, gpu=find_gpu("15")).too_large()
@@ -170,7 +170,7 @@ def place(cache: Path, study_file: Path) -> Place:
     return lambda *options: ["plan", str(study_file), "--cache", str(cache), *options]
 
 
-def test_a_study_without_the_papers_models_has_memory_and_no_hours(study: Study, cache: Path) -> None:
+def test_a_study_of_other_models_has_memory_and_no_hours(study: Study, cache: Path) -> None:
     plan = make_plan(at(study, NO_RUNS, cache), find_gpu("t4-16gb"), 3, PUBLISHED)
     text = plan_text(plan)
     assert text.startswith("Study tiny on 3 x t4-16gb: 16.1 GB each, 300 GB/s, by that 0.15 times")
@@ -179,7 +179,7 @@ def test_a_study_without_the_papers_models_has_memory_and_no_hours(study: Study,
     assert [arm[-1] for arm in arms] == ["-", "-"]  # nothing of the paper's beside it, no hours
 
 
-def test_too_small_a_gpu_ends_in_exit_code_2_and_a_line_for_each_model_after_the_plan(place: Place) -> None:
+def test_a_too_small_gpu_ends_the_plan_with_exit_code_2_and_a_line_for_each_model(place: Place) -> None:
     done = kit(*place("--gpu", "0.5", "--json"))
     assert done.returncode == 2
     first, second = done.stderr.splitlines()

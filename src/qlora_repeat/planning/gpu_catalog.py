@@ -1,4 +1,4 @@
-"""GPUs that a study may be planned for: their memory, and their speed relative to the paper's."""
+"""List GPUs to plan for, with their memory and their speed relative to the paper's GPU."""
 
 import math
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ class Gpu:
 
     name: str
     memory: int
-    """Bytes, all of it: of this the CUDA context takes a part."""
+    """All bytes, of which the CUDA context uses a part."""
     bandwidth: int | None
-    """Of its memory, in GB (1e9 bytes) per second; None for a mere amount of memory."""
+    """Of its memory, in GB (1e9 bytes) per second; None for an amount of memory."""
 
     @property
     def speed(self) -> float:
-        """Steps in the time that the paper's GPU takes for one: by memory bandwidth, an estimate.
+        """Return the speed relative to the paper's GPU, estimated from the memory bandwidth.
 
-        A QLoRA step of one example reads and unpacks every weight for few tokens, so it waits for memory.
+        A QLoRA step with one example dequantizes every weight for few tokens, so it waits for memory.
         """
         return 1.0 if self.bandwidth is None else self.bandwidth / _PAPER_BANDWIDTH
 
@@ -29,9 +29,9 @@ def _gpu(name: str, mebibytes: int, bandwidth: int) -> Gpu:
     return Gpu(name, mebibytes * 2**20, bandwidth)
 
 
-# Memory: the total that nvidia-smi shows, with error correction on where that is the default; drivers differ
-# by about one per cent. Bandwidth: NVIDIA's data sheets, of the SXM form where there are two (an A100 80GB of
-# the PCIe form has 1935 GB/s, such an H100 2000).
+# Memory is the total that nvidia-smi shows, with error correction if that is the default; drivers differ by
+# about one per cent. Bandwidth is from NVIDIA's data sheets, for the SXM form if there are two (in PCIe form
+# an A100 80GB has 1935 GB/s and an H100 2000).
 GPUS = (
     _gpu("t4-16gb", 15360, 300),
     _gpu("l4-24gb", 23034, 300),
@@ -47,18 +47,18 @@ GPUS = (
     _gpu("h200-141gb", 143771, 4800),
     _gpu("b200-180gb", 183359, 8000),
 )
-"""The known ones, smallest first."""
+"""The known GPUs, smallest first."""
 
 PAPER_GPU = "a100-80gb"
-"""The paper names an A100 (section VII); that it was the one with 80 GB is inferred from Table 3."""
+"""The paper names an A100 (section VII); its 80 GB are inferred from Table 3."""
 _PAPER_BANDWIDTH = 2039
 
 
 def find_gpu(text: str) -> Gpu:
-    """A known GPU by name, or so many GB (1e9 bytes) at the speed of the paper's.
+    """Return a known GPU by name, or a number of GB (1e9 bytes) with the speed of the paper's GPU.
 
     Raises:
-        UsageError: there is no such GPU; names the known ones.
+        UsageError: the GPU is not known; names the known ones.
     """
     for gpu in GPUS:
         if gpu.name == text.lower():
@@ -69,10 +69,10 @@ def find_gpu(text: str) -> Gpu:
         size = math.nan
     if not 0 < size < 1e6:
         known = ", ".join(gpu.name for gpu in GPUS)
-        raise UsageError(f"GPU {text!r} is not known; give a number of GB, or one of {known}")
+        raise UsageError(f"GPU {text!r} is not known; expected a number of GB, or one of {known}")
     return Gpu(f"{size:g} GB", int(size * 1e9), None)
 
 
 def large_enough(size: int) -> list[str]:
-    """The names of the known GPUs that have so many bytes of memory."""
+    """Return the names of the known GPUs with at least `size` bytes of memory."""
     return [gpu.name for gpu in GPUS if gpu.memory >= size]

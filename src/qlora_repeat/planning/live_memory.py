@@ -1,6 +1,6 @@
-"""How many bytes of tensors are alive while a computation runs, and at most were.
+"""Count the bytes of live tensors during a computation, and their peak.
 
-Sees every operation that torch dispatches, and when the storage of a result is freed again. It works with
+It observes every operation that torch dispatches, and when the storage of a result is freed. It works with
 real tensors and with fake ones, which have a shape and a type but no memory (torch's FakeTensorMode).
 """
 
@@ -13,17 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 Within = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], int]
-"""The bytes that an operation takes and frees again within itself, from the operation and its arguments."""
-
-
-def _nothing(operation: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> int:
-    return 0
+"""Returns the bytes that an operation allocates and frees internally, given its arguments."""
 
 
 class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context in which the bytes of storages are counted, each once however many tensors share it."""
+    """A context that counts the bytes of storages; a storage that several tensors share counts once."""
 
-    def __init__(self, within: Within = _nothing) -> None:
+    def __init__(self, within: Within = lambda operation, arguments, keywords: 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
@@ -31,18 +27,18 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
 
     def count(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Counts tensors that were there before, or that no operation returns."""
+        """Count tensors that existed before the context, or that no operation returns."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            place = storage._cdata
-            if place not in self._sizes:
-                self._sizes[place] = storage.nbytes()
+            address = storage._cdata
+            if address not in self._sizes:
+                self._sizes[address] = storage.nbytes()
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, place)
+                weakref.finalize(storage, self._freed, address)
         self.peak = max(self.peak, self.now)
 
-    def _freed(self, place: int) -> None:
-        self.now -= self._sizes.pop(place)
+    def _freed(self, address: int) -> None:
+        self.now -= self._sizes.pop(address)
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,8 +1,8 @@
-"""The GPU memory that a model takes while it is fine-tuned and tested, from its architecture alone.
+"""Estimate the GPU memory of fine-tuning and testing a model from its architecture alone.
 
-The libraries that train also plan: they build the model without memory for its weights (torch's meta
-device), quantize and adapt it as `qlora_repeat.stages.finetune` does, and run a step of it with tensors that
-have a shape and a type but no content (FakeTensorMode), while `LiveMemory` counts:
+The estimate uses the libraries that train. They build the model without memory for its weights (torch's meta
+device), quantize and adapt it as `qlora_repeat.stages.finetune` does, and run one step with tensors that have
+a shape and a type but no content (FakeTensorMode), while `LiveMemory` counts their bytes:
 docs/explanation/memory-and-time.md.
 """
 
@@ -25,27 +25,27 @@ from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.determinism import attention_kernels
 
 OPTIMIZER_BLOCK = 256
-"""Elements that share a scale in an 8-bit optimizer state (bitsandbytes since 0.44)."""
+"""The number of elements that share a scale in 8-bit optimizer state (bitsandbytes since 0.44)."""
 OPTIMIZER_LEAST = 4096
-"""Tensors of fewer elements keep 32-bit state (bitsandbytes' min_8bit_size)."""
+"""Tensors with fewer elements keep 32-bit state (bitsandbytes' min_8bit_size)."""
 
 _ATTENTION = "sdpa-without-mask"
-"""transformers' default attention, under another name than `sdpa` so that it gets no mask. Where nothing is
-padded transformers leaves the mask out itself, but reads it for that, and a fake mask cannot be read."""
+"""transformers' default attention under another name than `sdpa`, so that it gets no mask. Without padding,
+transformers omits the mask itself, but it reads the mask first, and a fake mask cannot be read."""
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """What a model holds before it runs, in bytes."""
+    """The memory of a model before it runs, in bytes."""
 
     quantized: int
     """Weights in 4 bits."""
     scales: int
-    """What turns them back: block scales, their own scales, offsets and code books."""
+    """What dequantization needs: block scales, their own scales, offsets and code books."""
     materialized: int
-    """Weights that were unpacked from 4 bits and are kept so."""
+    """Weights that were dequantized from 4 bits once and are kept."""
     unquantized: int
-    """All other weights and buffers of the base, at the precision that fine-tuning gives them."""
+    """All other weights and buffers of the base, in the precision of fine-tuning."""
     adapter: int
 
     @property
@@ -55,29 +55,29 @@ class WeightBytes:
 
 @dataclass(frozen=True)
 class FinetuneMemory:
-    """Memory of fine-tuning without the optimizer's state, which `optimizer_bytes` tells; bytes."""
+    """Memory of fine-tuning in bytes, without the optimizer state (see `optimizer_bytes`)."""
 
     weights: WeightBytes
     adapter_tensors: list[int]
-    """The elements of each."""
+    """The number of elements of each."""
     saved: int
-    """What the forward pass keeps for the backward pass of one batch of the greatest length."""
+    """What the forward pass of a batch of maximum length keeps for the backward pass."""
     step: int
-    """The most that a step takes beyond the weights: what is saved, gradients, and passing tensors."""
+    """The peak of a step beyond the weights: saved tensors, gradients and temporary tensors."""
 
     def peak(self, optimizer: OptimizerName) -> int:
-        """The most at any time of a step that is not the first."""
+        """Return the peak of any step after the first."""
         state = optimizer_bytes(self.adapter_tensors, optimizer)
         return self.weights.base + self.weights.adapter + state + self.step
 
 
 @dataclass(frozen=True)
 class EvaluateMemory:
-    """Memory of testing a merged model; bytes."""
+    """Memory of testing a merged model, in bytes."""
 
     weights: int
     work: int
-    """The most beyond the weights: logits of a batch, or keys and values while answering."""
+    """The peak beyond the weights: the logits of a batch, or keys and values while generating."""
 
     @property
     def peak(self) -> int:
@@ -85,13 +85,13 @@ class EvaluateMemory:
 
 
 def model_config(architecture: Mapping[str, Any], name: str) -> Any:
-    """The transformers configuration of an architecture; `name` is that of the base, for errors.
+    """Return the transformers configuration of an architecture; `name` is the base, for errors.
 
     Raises:
-        UsageError: transformers does not know the architecture, or it has a value that cannot be.
+        UsageError: transformers does not know the architecture, or a value is invalid.
     """
     if "model_type" not in architecture:
-        raise UsageError(f"bases.{name}.architecture has no model_type, such as llama or gpt_neox")
+        raise UsageError(f"bases.{name}.architecture: it has no model_type, such as llama or gpt_neox")
     from transformers import AttentionInterface, AutoConfig
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -106,14 +106,15 @@ def model_config(architecture: Mapping[str, Any], name: str) -> Any:
 
 
 def parameter_count(config: Any) -> int:
-    """How many parameters a model has; shared ones count once."""
+    """Return the number of parameters of a model; shared ones count once."""
     return sum(parameter.numel() for parameter in _plain_model(config, torch.float32).parameters())
 
 
 def optimizer_bytes(adapter_tensors: list[int], optimizer: OptimizerName) -> int:
-    """The state for tensors of so many elements each, in 8 or 32 bits: two moments of AdamW, one of Lion.
+    """Return the bytes of optimizer state for tensors with these numbers of elements.
 
-    A moment in 8 bits has a float32 scale for each block of 256; all tensors share its code book of 256.
+    AdamW has two moments, Lion has one. A moment in 8 bits has a float32 scale for each block of 256
+    elements, and a code book of 256 that all tensors share.
     """
     kind = Optimizer.parse(optimizer)
     total, has_code_books, moments = 0, False, kind.moments
@@ -127,9 +128,9 @@ def optimizer_bytes(adapter_tensors: list[int], optimizer: OptimizerName) -> int
 
 
 def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
-    """The memory of a trial's fine-tuning, from a forward and a backward pass over its longest batch.
+    """Return the memory of a trial's fine-tuning, from a forward and a backward pass of its longest batch.
 
-    Weights that are to be "auto" are unpacked here, which takes more: a plan is not to be too low.
+    "auto" weights are dequantized here, which needs more memory, so that a plan is never too low.
     """
     training = trial.model.training
     model = adapted_model(trial, config)
@@ -151,7 +152,7 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
 
 
 def as_trainer_sets(model: Any, checkpointing: bool) -> None:
-    """Sets on a model what the Trainer does before its first step."""
+    """Prepare a model as the Trainer does before its first step."""
     model.config.use_cache = False
     if checkpointing:
         model.activation_checkpointing_enable()
@@ -159,12 +160,12 @@ def as_trainer_sets(model: Any, checkpointing: bool) -> None:
 
 
 def training_step(model: Any, ids: Any, compute: str, live: LiveMemory | None = None) -> int:
-    """The forward and backward pass of the Trainer; returns the bytes alive in between."""
+    """Run the Trainer's forward and backward pass, and return the live bytes between them."""
     half = compute != "float32"
     with torch.autocast("cpu", getattr(torch, compute)) if half else contextlib.nullcontext():
         output = model(input_ids=ids, labels=ids)
     loss = output.loss
-    if half:  # accelerate upcasts what the model returns, while that is still there
+    if half:  # accelerate upcasts the output of the model, which still exists
         upcast = output.logits.float()
         del upcast
     del output
@@ -174,14 +175,14 @@ def training_step(model: Any, ids: Any, compute: str, live: LiveMemory | None = 
 
 
 def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
-    """The memory of testing a trial's merged model: perplexity of the longest batch, and an answer.
+    """Return the memory of testing a trial's merged model: perplexity of the longest batch, and a response.
 
-    The answer is to a prompt of the greatest length; keys and values of it and of the new tokens are kept.
+    The response is to a prompt of maximum length; keys and values of the prompt and new tokens are kept.
     """
     study, length = trial.study, trial.model.training.max_length
     batch, compute = study.evaluation.batch_size, getattr(torch, study.precision.compute)
     model = _plain_model(config, compute).eval()
-    # inference_mode would hide what operations are made of
+    # inference_mode would hide the parts of operations
     with attention_kernels(study.randomness.kernels), _fake_tensors(), torch.no_grad():
         _make_fake(model, compute)
         live = LiveMemory()
@@ -191,7 +192,7 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
             earlier = torch.empty(batch, length, config.vocab_size, dtype=compute)
             ids = torch.zeros(batch, length, dtype=torch.long)
             logits = model(input_ids=ids, use_cache=False).logits
-            del earlier  # the logits of the batch before are there until these are
+            del earlier  # the logits of the previous batch exist until these do
             torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="none")
             del logits
             ids = torch.zeros(1, length + trial.data.max_new_tokens, dtype=torch.long)
@@ -200,9 +201,9 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
 
 
 def adapted_model(trial: Trial, config: Any) -> Any:
-    """A trial's quantized base with its adapter, as fine-tuning makes it, on the meta device.
+    """Return a trial's quantized base with its adapter, as in fine-tuning, on the meta device.
 
-    transformers' own code chooses what stays unquantized.
+    transformers chooses the modules that stay unquantized.
     """
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -221,7 +222,7 @@ def adapted_model(trial: Trial, config: Any) -> Any:
 
 
 def weight_bytes(model: Any) -> WeightBytes:
-    """What the weights of an adapted model take; a storage that tensors share counts once."""
+    """Return the memory of the weights of an adapted model; a shared storage counts once."""
     seen: set[int] = set()
     found = dict.fromkeys(("quantized", "scales", "materialized", "unquantized", "adapter"), 0)
     for tensor, kind in _tensors(model):
@@ -233,7 +234,7 @@ def weight_bytes(model: Any) -> WeightBytes:
 
 
 def model_tensors(model: Any) -> list[Any]:
-    """All that a model holds before it runs: parameters, buffers, and the scales of 4-bit weights."""
+    """Return the parameters, the buffers and the scales of 4-bit weights of a model."""
     return [tensor for tensor, _ in _tensors(model)]
 
 
@@ -264,15 +265,15 @@ def _plain_model(config: Any, dtype: Any) -> Any:
 def _fake_tensors() -> Iterator[None]:
     from bitsandbytes.functional import quantize_blockwise
 
-    quantize_blockwise(torch.zeros(1))  # makes a code book that is kept for later: not to be a fake one
+    quantize_blockwise(torch.zeros(1))  # creates a code book that is cached and must not be fake
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
 def _make_fake(model: Any, compute: Any) -> None:
-    """Gives a model on the meta device fake weights on the CPU, in 4 bits where it has 4-bit layers.
+    """Give a model on the meta device fake weights on the CPU, in 4 bits in its 4-bit layers.
 
-    On the CPU, since a torch without CUDA has no backward pass for fake tensors of a GPU.
+    They are on the CPU because torch without CUDA has no backward pass for fake tensors on a GPU.
     """
     from bitsandbytes.functional import quantize_4bit
     from bitsandbytes.nn import Linear4bit
@@ -301,7 +302,7 @@ def _make_fake(model: Any, compute: Any) -> None:
 
 
 class _FusedDropout(torch.nn.Dropout):
-    """Dropout as a GPU does it: it keeps a mask of one byte an element, the CPU's a factor of full size."""
+    """Dropout as on a GPU, which keeps a mask of one byte per element; a CPU keeps a factor of full size."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         dropped: torch.Tensor = torch.native_dropout(input, self.p, self.training)[0]
@@ -316,9 +317,9 @@ def _fuse_dropout(model: Any) -> None:
 
 
 def inside_4bit_product(operation: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> int:
-    """What bitsandbytes' product with a 4-bit matrix takes and frees: the matrix unpacked, and its scales.
+    """Return the bytes that bitsandbytes' 4-bit product allocates for the dequantized matrix and its scales.
 
-    On some GPUs, and for few tokens, it does without.
+    Some GPUs do not need them, nor do products with few tokens.
     """
     if operation is not torch.ops.bitsandbytes.gemm_4bit.default:
         return 0

@@ -55,7 +55,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -131,7 +131,7 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
                 if not found.is_symlink():
                     if found.is_file():
                         os.chmod(found, 0o644)
-                    _sync(found)
+                    sync(found)
             if replace:
                 move_folder(temporary, path)
             else:
@@ -154,7 +154,7 @@ def move_folder(source: Path, path: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(source, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _move_if_absent(source: Path, path: Path) -> None:
@@ -163,7 +163,7 @@ def _move_if_absent(source: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def require_space(folder: Path, size: int, variable: str) -> None:
@@ -229,7 +229,7 @@ def disk_error(error: OSError, path: Path | None = None) -> str:
     return f"{named}: {error.strerror}{advice}" if named is not None else f"{error.strerror}{advice}"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -63,11 +63,11 @@ def command(workspace: Workspace, as_json: bool) -> None:
 
 
 def finding_lines(findings: Sequence["Finding"]) -> Iterator[str]:
-    """A line for each finding: its level, what was looked at, what is so, and how to mend it."""
+    """Yield a line for each finding: its level, its subject, what was found and what to do."""
     width = max((len(finding.subject) for finding in findings), default=0)
     for finding in findings:
-        mend = f"; {finding.mend}" if finding.mend else ""
-        yield f"{finding.level:<7}  {finding.subject:<{width}}  {finding.text}{mend}"
+        advice = f"; {finding.advice}" if finding.advice else ""
+        yield f"{finding.level:<7}  {finding.subject:<{width}}  {finding.text}{advice}"
 
 
 def machine_lines(machine: Mapping[str, Any]) -> Iterator[str]:
