@@ -417,7 +417,7 @@ def test_the_memory_of_a_gpu_is_compared_with_the_need_of_the_study(study: Study
     first, second = told(10**9, 10**9)
     assert first.startswith("stops model tiny-neox: ")
     assert second.startswith("stops model tiny-llama-chat: ")
-    assert "on one GPU, Small GPU has 1.0; enough have t4-16gb" in first
+    assert "on one GPU, Small GPU has 1.0; large enough: t4-16gb" in first
     (enough,) = told(8 * 10**9, 8 * 10**9)
     assert enough.startswith("ok 1.")
     (taken,) = told(8 * 10**9, 10**9)
@@ -494,9 +494,7 @@ def test_more_threads_than_cores_are_reported() -> None:
 
 def test_a_python_without_locked_packages_is_reported() -> None:
     assert text(python_findings())[0].startswith("ok 3.1")
-    assert text(python_findings((3, 15, 0)))[0].startswith(
-        "warning 3.15.0; packages are locked for 3.11 to 3.14"
-    )
+    assert text(python_findings((3, 15, 0)))[0].startswith("warning 3.15.0; packages are locked for 3.11")
 
 
 def test_code_that_records_cannot_name_is_reported() -> None:

@@ -1,4 +1,4 @@
-"""The memory of a model told from its architecture, against real models, real steps and real optimizers."""
+"""Estimated memory is compared with real models, real steps and real optimizers."""
 
 import dataclasses
 import json
@@ -49,12 +49,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "llama2-7b": {"model_type": "llama", "num_key_value_heads": 2, "vocab_size": 300} | SHAPE,
     "gpt-neox-20b": {"model_type": "gpt_neox", "rotary_pct": 0.25, "vocab_size": 300} | SHAPE,
 }
-"""Small models of both architectures, by the paper's model that each stands for."""
+"""Small models of both architectures, by the name of the paper's model."""
 PAPER = load_study("paper")
 
 
 def changed(name: str, **settings: Any) -> Trial:
-    """A trial of the paper's model with some settings changed, each where it belongs."""
+    """Return a trial of a paper's model with changed settings."""
     model = PAPER.models[name]
     parts: dict[str, Any] = {"training": model.training}
     study: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def of_study(trial: Trial, **changes: Any) -> Trial:
 
 
 def saved_model(folder: Path, architecture: dict[str, Any]) -> Any:
-    """A model with random weights in a folder; its configuration as the kit's plans read it."""
+    """Save a model with random weights, and return its configuration as the plan reads it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {key: value for key, value in architecture.items() if key != "model_type"}
@@ -93,8 +93,8 @@ def saved_model(folder: Path, architecture: dict[str, Any]) -> Any:
 
 
 def profiled_peak(run: Any) -> int:
-    """The most bytes that torch's own allocator gave out at any time of a run, on the CPU."""
-    # oneDNN, on processors with arithmetic in bfloat16, packs weights anew for each product.
+    """Return the peak of bytes that torch's allocator gave out during a run, on the CPU."""
+    # On processors with bfloat16, oneDNN packs the weights again for each product.
     with torch.backends.mkldnn.flags(enabled=False), torch.profiler.profile(profile_memory=True) as profile:
         run()
     events = [each for each in profile.profiler.kineto_results.events() if each.name() == "[memory]"]
@@ -197,7 +197,7 @@ def test_planned_optimizer_state_matches_a_real_optimizer(name: OptimizerName, k
 
 @pytest.fixture(autouse=True)
 def kernels_of_a_new_process() -> Iterator[None]:
-    """Whatever kernels an earlier test has left on."""
+    """Reset the kernels that an earlier test has set."""
     with attention_kernels("default"):
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(False)
@@ -211,7 +211,7 @@ def kernels_of_a_new_process() -> Iterator[None]:
     [
         ("llama2-7b", "bfloat16", "as-published"),
         ("gpt-neox-20b", "float32", "as-published"),
-        ("gpt-neox-20b", "float32", "bitwise"),  # attention is written out: its scores are there too
+        ("gpt-neox-20b", "float32", "bitwise"),  # attention without fusion, which keeps its scores
     ],
 )
 def test_a_planned_step_matches_a_profile_of_a_real_step(
@@ -241,7 +241,7 @@ def test_a_planned_step_matches_a_profile_of_a_real_step(
         assert (planned.saved, planned.step) == (saved, live.peak - before)
         model.zero_grad()
         profiled = profiled_peak(lambda: training_step(model, ids, compute))
-    # Attention that is written out takes something within one operation, which is not seen from outside.
+    # Attention without fusion allocates memory within one operation, which is invisible from outside.
     assert planned.step == pytest.approx(profiled, rel=0.015 if profile == "bitwise" else 0.01)
 
 
@@ -285,7 +285,7 @@ def test_planned_testing_matches_a_profile_of_a_real_test(tmp_path: Path) -> Non
 
 
 def shallow(name: str) -> Any:
-    """The configuration of the paper's model with three of its layers: the true widths."""
+    """Return the configuration of a paper's model with three layers of the true width."""
     architecture = PAPER.bases[name].architecture
     assert architecture is not None
     return model_config({**architecture, "num_hidden_layers": 3}, name)

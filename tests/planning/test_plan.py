@@ -1,4 +1,4 @@
-"""A study's plan: hours and disk by hand, GPUs by name, and the command as a user meets it."""
+"""The plan of a study: hours and disk checked by hand, GPUs by name, and the command."""
 
 import dataclasses
 import json
@@ -36,14 +36,14 @@ A100 = find_gpu("a100-80gb")
 
 @pytest.fixture(scope="module")
 def only_llama() -> Study:
-    """The paper's study with one of its models."""
+    """Return the paper's study with one of its models."""
     study = load_study("paper")
     return dataclasses.replace(study, models={"llama2-7b": study.models["llama2-7b"]})
 
 
 @pytest.fixture(scope="module")
 def llama(only_llama: Study, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Its plan for two of the paper's GPUs, with nothing fetched or locked."""
+    """Return its plan for two of the paper's GPUs, with nothing fetched or locked."""
     nowhere = tmp_path_factory.mktemp("nowhere")
     return make_plan(at(only_llama, nowhere, nowhere), A100, 2, PUBLISHED)
 
@@ -150,11 +150,11 @@ def test_a_too_small_gpu_is_refused_for_each_model_with_larger_ones(llama: Plan)
     assert dataclasses.replace(llama, gpu=small).too_large() == []
     refused = dataclasses.replace(llama, gpu=find_gpu("15")).too_large()
     assert refused == [
-        f"model llama2-7b: testing the merged model needs 15.2 GB on one GPU, 15 GB has 15.0; enough have "
+        f"model llama2-7b: testing the merged model needs 15.2 GB on one GPU, 15 GB has 15.0; large enough: "
         f"{', '.join(gpu.name for gpu in GPUS)}"
     ]
     assert (
-        "none of the known ones"
+        "none of the known GPUs"
         in dataclasses.replace(
             llama, gpu=find_gpu("1"), models=[dataclasses.replace(llama.models[0], evaluate_peak=10**12)]
         ).too_large()[0]
@@ -166,7 +166,7 @@ Place = Callable[..., list[str]]
 
 @pytest.fixture
 def place(cache: Path, study_file: Path) -> Place:
-    """The command for the tiny study, whose models are in the cache."""
+    """Return the command for the tiny study, whose models are in the cache."""
     return lambda *options: ["plan", str(study_file), "--cache", str(cache), *options]
 
 

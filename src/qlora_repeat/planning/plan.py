@@ -1,15 +1,15 @@
-"""What a study will need on a GPU: memory, disk and hours, told before anything is fetched.
+"""Estimate what a study needs on a GPU (memory, disk and hours) before anything is fetched.
 
-docs/explanation/memory-and-time.md says how each number comes about, and which of them are estimates.
+docs/explanation/memory-and-time.md explains each number, and which of them are estimates.
 """
 
 import heapq
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.hub_lock import lock_file
@@ -21,94 +21,97 @@ from qlora_repeat.study.study import Dtype, FrozenWeights
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.workspace import Workspace
 
+if TYPE_CHECKING:
+    from qlora_repeat.planning.memory_estimate import EvaluateMemory, FinetuneMemory
+
 CONTEXT_BYTES = 1343 * 2**20
-"""Nominal allowance for the CUDA context and kernels: what transformers' documentation (GPU memory anatomy)
-finds occupied before any model is there. It depends on GPU, driver and libraries."""
+"""A nominal allowance for the CUDA context and kernels: the use before any model is loaded, according to
+transformers' documentation (GPU memory anatomy). It depends on the GPU, the driver and the libraries."""
 PAPER_PARAMETERS = {
     "gpt-neox-20b": 20_554_567_680,
     "gpt-neoxt-chat-20b": 20_554_567_680,
     "llama2-7b": 6_738_415_616,
     "llama2-chat-7b": 6_738_415_616,
 }
-"""Of the paper's models: only a model of the same size is compared with them."""
+"""The sizes of the paper's models; a model is compared only with one of the same size."""
 PAPER_STEPS = {"text-generation": 3 * 2006, "question-answering": 3 * 19940}
-"""Three epochs of 80 % of 2,508 quotes and of 24,926 instructions, an example a step (sections III, VII)."""
+"""Three epochs of 80 % of 2,508 quotes and 24,926 instructions, one example per step (sections III, VII)."""
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """What a trial of an arm needs; bytes and seconds."""
+    """What a trial of an arm needs, in bytes and seconds."""
 
     model: str
     optimizer: str
     optimizer_state: int
     finetune_peak: int
-    """With the context."""
+    """Includes the context."""
     finetune_share: float
     """Of the GPU's memory, 0 to 1."""
     paper_share: float | None
-    """Table 3, where the model is as large as the paper's."""
+    """From Table 3, if the model is as large as the paper's."""
     trials: int
     steps: int
     train_seconds: float | None
-    """Estimated; None where the model is not as large as the paper's."""
+    """An estimate; None if the model is not as large as the paper's."""
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What a model of the study needs, whatever the optimizer; bytes."""
+    """What a model of the study needs with any optimizer, in bytes."""
 
     model: str
     base: str
     parameters: int
     weights: FrozenWeights
-    """How the study wants the frozen base; "auto" is planned as unpacked, which takes more."""
+    """The study's setting for the frozen base; "auto" is planned as dequantized, which needs more memory."""
     base_quantized: int
     base_scales: int
     base_materialized: int
     base_unquantized: int
     adapter: int
     saved: int
-    """Kept for the backward pass of the longest batch."""
+    """What the forward pass of the longest batch keeps for the backward pass."""
     passing: int
-    """What else a step takes at its peak."""
+    """What else a step needs at its peak."""
     evaluate_weights: int
     evaluate_work: int
     evaluate_peak: int
-    """With the context."""
+    """Includes the context."""
     evaluate_share: float
     arms: list[ArmPlan]
 
     def quantized_copy(self, compute: Dtype) -> int:
-        """What the cached copy of the base in 4 bits takes on disk, with a byte of scales for 64 weights."""
+        """Return the disk space of the cached 4-bit copy of the base, with a scale byte for 64 weights."""
         size = DTYPE_BYTES[compute]
         packed = 2 * self.base_quantized or self.base_materialized // size
         return packed // 2 + packed // 64 + size * (self.parameters - packed)
 
     @property
     def peak(self) -> tuple[int, str]:
-        """The most that the GPU needs, and for what."""
+        """The peak on the GPU, and its stage."""
         finetune = max(arm.finetune_peak for arm in self.arms)
         return max((finetune, "fine-tuning"), (self.evaluate_peak, "testing the merged model"))
 
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Bytes on disk; converting pickled weights takes the download's size again for a while."""
+    """Bytes on disk; converting pickled weights temporarily needs the size of the download again."""
 
     bases: int
-    """The download, each base once: as locked, or else the parameters in float16."""
+    """The download of each base once, from the lock file or else the parameters in float16."""
     quantized: int
-    """Copies of the bases in 4 bits, that trials load."""
+    """Copies of the bases in 4 bits, which trials load."""
     adapters: int
     merged: int
-    """Of every trial, or, unless they are kept, of as many of the largest as run at once."""
+    """Of every trial if the study keeps them, else of as many of the largest as run at once."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study needs on some GPUs of a kind."""
+    """What a study needs on a number of equal GPUs."""
 
     study: str
     gpu: Gpu
@@ -117,34 +120,34 @@ class Plan:
     models: list[ModelPlan]
     disk: DiskPlan
     gpu_hours: float | None
-    """Of fine-tuning, those trials that have an estimate; None if none has."""
+    """Of fine-tuning, for the trials with an estimate; None if there are none."""
     wall_hours: float | None
-    """The same on all GPUs, a trial on one GPU, in the study's order."""
+    """The elapsed time on all GPUs, with each trial on one GPU, in the study's order."""
     trials_without_estimate: int
 
     def too_large(self) -> list[str]:
-        """A line for each model that the GPU has too little memory for."""
+        """Return a line for each model that needs more memory than the GPU has."""
         lines = []
         for model in self.models:
             size, stage = model.peak
             if size > self.gpu.memory:
                 lines.append(
                     f"model {model.model}: {stage} needs {size / 1e9:.1f} GB on one GPU, {self.gpu.name} has "
-                    f"{self.gpu.memory / 1e9:.1f}; enough have "
-                    f"{', '.join(large_enough(size)) or 'none of the known ones'}"
+                    f"{self.gpu.memory / 1e9:.1f}; large enough: "
+                    f"{', '.join(large_enough(size)) or 'none of the known GPUs'}"
                 )
         return lines
 
 
 def make_plan(workspace: Workspace, gpu: Gpu, gpus: int, published: Sequence[TrialResult]) -> Plan:
-    """Plans a study for some GPUs of a kind; `published` are the paper's results.
+    """Plan a study for a number of equal GPUs; `published` are the paper's results.
 
     Raises:
         MissingError: a base has no architecture in the study, and is not in the cache.
-        UsageError: an architecture or target module that there is not.
+        UsageError: an architecture or a target module does not exist.
     """
-    study, footprints = workspace.study, _Footprints()
-    models = [_model_plan(workspace, model, gpu, published, footprints) for model in study.models]
+    study, known_memory = workspace.study, dict[str, Any]()
+    models = [_model_plan(workspace, model, gpu, published, known_memory) for model in study.models]
     seconds = [arm.train_seconds for model in models for arm in model.arms for _ in range(arm.trials)]
     known = [each for each in seconds if each is not None]
     return Plan(
@@ -165,14 +168,14 @@ def _model_plan(
     name: str,
     gpu: Gpu,
     published: Sequence[TrialResult],
-    footprints: "_Footprints",
+    known_memory: dict[str, Any],
 ) -> ModelPlan:
     from qlora_repeat.planning.memory_estimate import optimizer_bytes
 
     study, model = workspace.study, workspace.study.models[name]
     architecture = base_architecture(workspace, model.base)
     trial = Trial(workspace, name, study.optimizers[0], 1)
-    parameters, tuning, testing = footprints.of(trial, architecture)
+    parameters, tuning, testing = _memory(trial, architecture, known_memory)
     weights = tuning.weights
     comparable = PAPER_PARAMETERS.get(model.counterpart or "") == parameters
     steps = model.training.total_steps(train_examples(trial.data))
@@ -218,10 +221,10 @@ def _model_plan(
 
 
 def base_architecture(workspace: Workspace, name: str) -> Mapping[str, Any]:
-    """A base's architecture: as the study says, or that of the fetched model.
+    """Return a base's architecture from the study, or else from the fetched model.
 
     Raises:
-        MissingError: neither is there.
+        MissingError: neither has it.
     """
     given = workspace.study.bases[name].architecture
     if given is not None:
@@ -231,62 +234,53 @@ def base_architecture(workspace: Workspace, name: str) -> Mapping[str, Any]:
         fetched: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingError(
-            f"base {name}: the study has no [bases.{name}.architecture], and {path.parent} is not there; "
-            "add the one, or run `qlora-repeat fetch` for this study"
+            f"base {name}: the study has no [bases.{name}.architecture], and {path.parent} does not exist; "
+            "add that table, or run `qlora-repeat fetch` for this study"
         ) from None
     return fetched
 
 
-class _Footprints:
-    """Footprints that were told already: models of a study often differ in nothing that matters to them."""
+def _memory(
+    trial: Trial, architecture: Mapping[str, Any], known: dict[str, Any]
+) -> "tuple[int, FinetuneMemory, EvaluateMemory]":
+    """Return the number of parameters, and the memory of fine-tuning and testing.
 
-    def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
+    `known` keeps results by what they depend on, since the models of a study often share that.
+    """
+    from qlora_repeat.planning import memory_estimate as estimate
 
-    def of(self, trial: Trial, architecture: Mapping[str, Any]) -> tuple[int, Any, Any]:
-        """Parameters, memory of fine-tuning, memory of testing."""
-        from qlora_repeat.planning.memory_estimate import (
-            evaluate_memory,
-            finetune_memory,
-            model_config,
-            parameter_count,
-        )
+    config = estimate.model_config(architecture, trial.model.base)
+    training = trial.model.training
+    shape = [training.batch_size, training.max_length, training.gradient_checkpointing]
 
-        config = model_config(architecture, trial.model.base)
-        training = trial.model.training
-        shape = [training.batch_size, training.max_length, training.gradient_checkpointing]
-        return (
-            self._told(parameter_count, [architecture], config),
-            self._told(finetune_memory, [architecture, shape, trial.model.target_modules], trial, config),
-            self._told(
-                evaluate_memory,
-                [architecture, training.max_length, trial.data.max_new_tokens],
-                trial,
-                config,
-            ),
-        )
+    def once(function: Callable[..., Any], depends_on: list[Any], *arguments: Any) -> Any:
+        key = json.dumps([function.__name__, architecture, depends_on], sort_keys=True)
+        if key not in known:
+            known[key] = function(*arguments)
+        return known[key]
 
-    def _told(self, function: Any, depends_on: list[Any], *arguments: Any) -> Any:
-        key = json.dumps([function.__name__, depends_on], sort_keys=True)
-        if key not in self._known:
-            self._known[key] = function(*arguments)
-        return self._known[key]
+    lengths = [training.max_length, trial.data.max_new_tokens]
+    return (
+        once(estimate.parameter_count, [], config),
+        once(estimate.finetune_memory, [shape, trial.model.target_modules], trial, config),
+        once(estimate.evaluate_memory, lengths, trial, config),
+    )
 
 
 def train_examples(data: Data) -> int:
-    """How many examples of some data are trained on: what the test part, rounded up, leaves (section III)."""
+    """Return the number of training examples: all rows without the test part, rounded up (section III)."""
     examples = data.rows - math.ceil(data.test_share * data.rows)
     return min(examples, data.max_rows or examples)
 
 
 def train_seconds(paper: Sequence[TrialResult], steps: int, gpu: Gpu) -> float:
-    """So many steps at the mean pace of the paper's trials of an arm (Tables 10 and 11), at a GPU's speed."""
+    """Return the seconds of `steps` from the mean of the paper's trials of an arm (Tables 10 and 11)."""
     mean = statistics.mean(row.train_seconds for row in paper if row.train_seconds is not None)
     return mean * steps / PAPER_STEPS[paper[0].task] / gpu.speed
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
-    """When the last job ends, if each goes to the worker that is free first; jobs are not divided."""
+    """Return when the last job ends, if each job goes to the first free worker."""
     free = [0.0] * workers
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
@@ -294,7 +288,7 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def disk_plan(workspace: Workspace, models: Sequence[ModelPlan], gpus: int) -> DiskPlan:
-    """What a study takes on disk while so many GPUs work on it."""
+    """Return the disk space of a study while a number of GPUs work on it."""
     study = workspace.study
     size = DTYPE_BYTES[study.precision.merged]
     merged = sorted(
