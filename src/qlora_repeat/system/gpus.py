@@ -1,4 +1,4 @@
-"""The GPUs that this process may use, and how many processes at a time that gives work to."""
+"""Find and choose the GPUs of this process, and the number of parallel processes for them."""
 
 import importlib.metadata
 import os
@@ -8,16 +8,16 @@ from qlora_repeat.system.fingerprint import nvidia_smi
 
 
 def on_cpu() -> bool:
-    """Whether this is torch's CPU build.
+    """Return whether torch is its CPU build.
 
-    With CUDA, importing bitsandbytes asks the device for its kind, and a process forked after that cannot use
-    it: there, every trial pays for its own imports.
+    With CUDA, importing bitsandbytes initializes the device, and a process forked later cannot use it.
+    So each trial imports the libraries itself there.
     """
     return importlib.metadata.version("torch").endswith("+cpu")
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, by names for CUDA_VISIBLE_DEVICES; none with torch's CPU build."""
+    """Return the GPUs of this process as names for CUDA_VISIBLE_DEVICES; none with torch's CPU build."""
     if on_cpu():
         return []
     if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
@@ -26,15 +26,15 @@ def visible_gpus() -> list[str]:
 
 
 def choose_gpus(text: str) -> None:
-    """Leaves this process, and those that it starts, the GPUs of these numbers or UUIDs.
+    """Limit this process and its child processes to the GPUs with these numbers or UUIDs.
 
     Raises:
-        UsageError: there is no such GPU, or torch's build has no use for one.
+        UsageError: a GPU does not exist, or torch is its CPU build.
     """
     if on_cpu():
         raise UsageError(
-            "--gpus: torch is its CPU build here; `make setup ACCELERATOR=cuda` installs the other. "
-            "Without a GPU, --jobs says how many trials run at a time"
+            "--gpus: the CPU build of torch is installed; `make setup ACCELERATOR=cuda` installs the other. "
+            "Without a GPU, --jobs sets how many trials run at a time"
         )
     here = _gpus_here()
     wanted = [name.strip() for name in text.split(",")]
@@ -42,17 +42,17 @@ def choose_gpus(text: str) -> None:
         if name not in here and name not in here.values():
             known = ", ".join(here) or "none"
             raise UsageError(f"--gpus {text}: nvidia-smi shows no GPU {name or '(empty)'}; it shows: {known}")
-    # By UUID: CUDA may number GPUs in another order.
+    # By UUID, because CUDA may number GPUs in another order.
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(here.get(name, name) for name in wanted))
 
 
 def _gpus_here() -> dict[str, str]:
-    """The UUIDs of this machine's GPUs, by the numbers that nvidia-smi gives them."""
+    """Return the UUIDs of this machine's GPUs by their numbers in nvidia-smi."""
     lines = nvidia_smi("--query-gpu=index,uuid", "--format=csv,noheader")
     pairs = (line.split(",") for line in lines if line.count(",") == 1)
     return {number.strip(): uuid.strip() for number, uuid in pairs}
 
 
 def default_workers(threads: int) -> int:
-    """Return one process for each GPU; without GPUs, as many as there are cores for, of so many threads."""
+    """Return one process for each GPU, or without GPUs as many as the cores allow with `threads` each."""
     return max(1, len(visible_gpus()) if not on_cpu() else len(os.sched_getaffinity(0)) // threads)
