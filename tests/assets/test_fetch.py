@@ -41,10 +41,10 @@ def test_a_hub_cache_that_was_filled_by_hand_is_locked_alike(
 def test_a_second_fetch_needs_no_hub(copied: User) -> None:
     before = copied.lock.read_bytes()
     assert [line.partition(" (")[0] for line in copied.fetch()] == [
-        "data quotes: there, verified",
-        "data questions: there, verified",
-        "base llama: there, verified",
-        "base neox: there, verified",
+        "data quotes: in the cache, verified",
+        "data questions: in the cache, verified",
+        "base llama: in the cache, verified",
+        "base neox: in the cache, verified",
     ]
     assert copied.lock.read_bytes() == before
 
@@ -109,7 +109,7 @@ def test_what_was_made_from_another_commit_than_is_locked_is_refused_with_a_way_
     copied.lock.write_text(json.dumps(lock))
     told = copied.refused(*QUOTER)
     assert told == (
-        f"{copied.base()}: not made from what {copied.lock} has for {MODEL}; "
+        f"{copied.base()}: not made from the files that {copied.lock} pins for {MODEL}; "
         f"delete the folder and run {copied.again()}"
     )
     shutil.rmtree(copied.base())
@@ -136,7 +136,7 @@ def test_a_lock_that_cannot_be_read_is_told(user: User, hub: Hub) -> None:
     user.lock.write_text("{")
     told = user.refused(code=2)
     assert told.startswith(f"{user.lock}: not a readable lock file (")
-    assert told.endswith("; delete it to lock anew")
+    assert told.endswith("; delete it to lock again")
     assert hub.requests == []
 
 
@@ -226,7 +226,7 @@ def test_of_two_fetches_at_once_one_is_told_to_wait(reader: User, hub: Hub) -> N
     hub.release(SHARD)
     _, errors = first.communicate(timeout=120)
     assert first.returncode == 0, errors
-    assert reader.fetch(*QUOTER)[-1].startswith("base llama: there, verified")
+    assert reader.fetch(*QUOTER)[-1].startswith("base llama: in the cache, verified")
 
 
 @pytest.mark.parametrize(("file", "variable"), [(SHARD, "HF_HOME"), ("quotes.jsonl", "QLORA_REPEAT_CACHE")])

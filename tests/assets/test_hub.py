@@ -101,11 +101,11 @@ REFUSALS: dict[str, tuple[Callable[[Hub], None], dict[str, str], str]] = {
     "overloaded": (overloaded, {}, "DATA: the hub answered 503; later, run AGAIN"),
     "no repository": (
         without_repository, TOKEN,
-        "MODEL: there is no such repository, or it is private: see HUB/MODEL; a private one needs HF_TOKEN",
+        "MODEL: the repository does not exist, or is private: see HUB/MODEL; a private one needs HF_TOKEN",
     ),
     "no repository, no token": (
         without_repository, {},
-        "MODEL: there is no such repository, or it is private: see HUB/MODEL; a private one needs HF_TOKEN",
+        "MODEL: the repository does not exist, or is private: see HUB/MODEL; a private one needs HF_TOKEN",
     ),
     "no revision": (without_branch, {}, "MODEL: no revision main; correct the study file"),
     "no weights": (
@@ -117,14 +117,14 @@ REFUSALS: dict[str, tuple[Callable[[Hub], None], dict[str, str], str]] = {
     "no rows": (without_rows, {}, "DATA: revision main has no file that matches '*.jsonl'; correct"),
     "unreachable": (well, {"HF_ENDPOINT": NOBODY}, NO_CONNECTION),
     "offline": (well, OFFLINE, "DATA: main is not in CACHE, and HF_HUB_OFFLINE is set; with a"),
-    "a portal": (portal, {}, "DATA: main is not in CACHE, and HUB does not answer as a hub does (JSON"),
+    "a portal": (portal, {}, "DATA: main is not in CACHE, and HUB does not answer like a hub (JSON"),
     "no address": (
         well, {"HF_ENDPOINT": "hub.example"},
         "DATA: main is not in CACHE, and hub.example cannot be reached (",
     ),
     "no folder": (
         well, {"HF_HOME": "/dev/null/home"},
-        "DATA: /dev/null/home/token: Not a directory; set HF_HOME to a folder that can be written and has",
+        "DATA: /dev/null/home/token: Not a directory; set HF_HOME to a writable folder with",
     ),
 }  # fmt: skip
 
@@ -187,8 +187,8 @@ def test_a_commit_that_has_gone_is_told_as_such(user: User, hub: Hub, fetched: U
     del repository.commits[gone]
     told = user.refused(*QUOTER)
     assert told == (
-        f"{MODEL}: commit {gone} is locked, but not there any more: see {hub.url}/{MODEL}; "
-        "to lock anew, delete its entry of the lock file"
+        f"{MODEL}: commit {gone} is locked, but no longer exists: see {hub.url}/{MODEL}; "
+        "to lock again, delete its entry in the lock file"
     )
 
 
@@ -213,7 +213,7 @@ def test_other_bytes_than_expected_are_refused_and_the_way_out_works(
     hub.changed[name] = lambda body: body[:-2] + body[:1] * 2
     told = reader.refused(*QUOTER)
     path = reader.snapshot(MODEL) / name
-    assert told.startswith(f"{path}: not the bytes that {MODEL} has at ")
+    assert told.startswith(f"{path}: not the bytes of {MODEL} at ")
     assert told.endswith(f"; delete it and {path.resolve()}, and run {reader.again()}")
     assert not (reader.cache / "bases").exists()
     hub.changed.clear()
@@ -228,13 +228,13 @@ def test_a_commit_with_other_files_than_are_locked_is_refused(reader: User, hub:
     model = hub.repositories[f"models/{MODEL}"]
     files = model.commits[model.branches["main"]]
     files["config.json"] += b" "
-    assert f"config.json: not the bytes that {MODEL} has at " in reader.refused(*QUOTER)
+    assert f"config.json: not the bytes of {MODEL} at " in reader.refused(*QUOTER)
     del files["tokenizer.json"]
     shutil.rmtree(reader.home)
     told = reader.refused(*QUOTER)
     assert told.startswith(f"{MODEL}: ")
-    assert "tokenizer.json is locked, but not there any more" in told
-    assert "delete its entry of the lock file" in told
+    assert "tokenizer.json is locked, but no longer exists" in told
+    assert "delete its entry in the lock file" in told
 
 
 def without(name: str) -> Callable[[User], None]:
@@ -287,7 +287,7 @@ def test_a_hub_cache_that_was_deleted_is_told_and_fetched_again(copied: User, hu
     assert told.startswith(f"{MODEL}: {copied.home / 'hub'} lacks config.json, ")
     assert f"without HF_HUB_OFFLINE, run {copied.again()}" in told
     told_lines = copied.fetch(*QUOTER, HF_ENDPOINT=hub.url)
-    assert told_lines[0].startswith("data quotes: there, verified")
+    assert told_lines[0].startswith("data quotes: in the cache, verified")
     assert told_lines[-1] == "base llama: fetched, verified"
     assert copied.lock.read_bytes() == before
 
@@ -295,7 +295,7 @@ def test_a_hub_cache_that_was_deleted_is_told_and_fetched_again(copied: User, hu
 def test_a_hub_cache_that_was_moved_is_found_again_where_hf_home_says(copied: User) -> None:
     moved = copied.home.rename(copied.folder / "elsewhere")
     study = load_study(str(copied.study))
-    with pytest.raises(MissingError, match="leads to a file of the hub's cache that is gone; set HF_HOME if"):
+    with pytest.raises(MissingError, match="links to a missing file in the hub's cache; set HF_HOME if"):
         check_base(at(study, NO_RUNS, copied.cache), "llama")
     copied.fetch(*QUOTER, HF_HOME=str(moved), **OFFLINE)
     check_base(at(study, NO_RUNS, copied.cache), "llama")

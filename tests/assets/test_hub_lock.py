@@ -115,7 +115,7 @@ def test_what_is_no_lock_file_is_told_in_one_line(content: str, tmp_path: Path) 
             ask(HUB)
         assert len(str(caught.value).splitlines()) == 1
         assert str(caught.value).startswith(f"{path}: not a readable lock file (")
-        assert str(caught.value).endswith("); delete it to lock anew")
+        assert str(caught.value).endswith("); delete it to lock again")
     assert path.read_bytes() == UNREADABLE[content]
 
 

@@ -233,7 +233,7 @@ def test_a_miniature_hub_is_replaced_and_nothing_else_is(tmp_path: Path) -> None
     precious = tmp_path / "precious"
     (precious / "hub").mkdir(parents=True)
     (precious / "token").write_text("hf_mine")
-    with pytest.raises(UsageError, match="holds something other than miniatures, and is left alone"):
+    with pytest.raises(UsageError, match="contains other files than miniatures, so it is not replaced"):
         write_hub(study, precious)
     assert (precious / "token").read_text() == "hf_mine"
 
@@ -241,7 +241,7 @@ def test_a_miniature_hub_is_replaced_and_nothing_else_is(tmp_path: Path) -> None
 def test_a_study_that_has_no_miniature_is_told(tmp_path: Path) -> None:
     done = kit("miniature", "pocket", "--out", tmp_path / "home")
     assert done.returncode == 2
-    assert done.stderr == "Error: study pocket takes nothing from a hub: there is nothing to rehearse\n"
+    assert done.stderr == "Error: study pocket uses nothing from a hub, so there is nothing to rehearse\n"
     study = load_study(str(write_hub_study(tmp_path, ('model_type = "llama"', 'model_type = "mamba"'))))
     with pytest.raises(
         UsageError, match=r"bases\.llama\.architecture\.model_type must be gpt_neox or llama \(found"

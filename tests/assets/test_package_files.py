@@ -84,8 +84,8 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     told: list[str] = []
     fetch(at(study, NO_RUNS, cache), told.append)
     assert [line.partition(" (")[0] for line in told if "verified" in line] == [
-        "data quotes: there, verified",
-        "data instructions: there, verified",
+        "data quotes: in the cache, verified",
+        "data instructions: in the cache, verified",
         "base tiny-neox: fetched, verified",
     ]
     return study, cache
@@ -103,7 +103,7 @@ def test_what_is_there_is_verified_and_left_alone(fetched: tuple[Study, Path]) -
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     told: list[str] = []
     fetch(at(study, NO_RUNS, cache), told.append)
-    assert ["there, verified" in line for line in told] == [True, True, True]
+    assert ["in the cache, verified" in line for line in told] == [True, True, True]
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
 
 
@@ -143,7 +143,7 @@ def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> 
 
 
 def test_a_base_that_was_not_fetched_is_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"base tiny-neox is not there; run `qlora-repeat fetch`"):
+    with pytest.raises(MissingError, match=r"base tiny-neox is missing; run `qlora-repeat fetch`"):
         check_base(at(study, NO_RUNS, tmp_path), "tiny-neox")
 
 
@@ -237,11 +237,11 @@ def test_a_file_of_ones_own_that_is_gone_or_another_is_told(tmp_path: Path) -> N
     path = tmp_path / "here" / "own.jsonl"
     path.write_text(path.read_text().replace("Saying 5", "Saying five"))
     with pytest.raises(
-        MissingError, match=rf"^{path}: SHA-256 is .*; correct sha256, if this file is meant$"
+        MissingError, match=rf"^{path}: SHA-256 is .*; correct sha256 if this is the right file$"
     ):
         prepare_data(at(study, NO_RUNS, tmp_path / "cache"), "quotes")
     path.unlink()
-    with pytest.raises(MissingError, match=f"^{path}: no such file; the study file names it$"):
+    with pytest.raises(MissingError, match=f"^{path}: the file is missing; the study file names it$"):
         fetch(at(study, NO_RUNS, tmp_path / "cache"), quietly)
 
 

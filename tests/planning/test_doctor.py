@@ -377,7 +377,7 @@ def test_a_lock_file_that_cannot_be_read_stops_the_study(hub_environment: Path) 
     found = look(path, hub_environment / "cache")
     ((what, advice),) = found.stops
     assert what.startswith(f"{path.with_suffix('.lock')}: not a readable lock file")
-    assert advice == "delete it to lock anew"
+    assert advice == "delete it to lock again"
 
 
 def test_a_lock_file_that_cannot_be_written_stops_a_study_that_needs_one(

@@ -1,4 +1,4 @@
-"""Models and data: brought to the cache once, verified, and locked.
+"""Models and data, which are fetched to the cache once, verified and locked.
 
-What happens to a model in a trial belongs in `stages`. Read `fetch` first.
+Code that works on a model in a trial belongs in `stages`. Read `fetch` first.
 """

@@ -1,4 +1,4 @@
-"""Base models as they stand in the cache: checked, and loaded in NF4 or in full."""
+"""Find, check and load base models in the cache, in NF4 or in full precision."""
 
 import json
 from pathlib import Path
@@ -14,17 +14,17 @@ from qlora_repeat.system.hashing import MANIFEST, json_digest, known_digest, man
 
 _BASE = TypeAdapter(Base)
 SOURCE = "source.json"
-"""The pin that a folder of the cache was made from, where that was a hub's."""
+"""The file with the pin that a cache folder was made from, if it came from a hub."""
 
 
 def base_folder(workspace: Workspace, name: str) -> Path:
-    """Where a base model stands in the cache; another source or another pretraining is another folder."""
+    """Return the cache folder of a base model, which depends on its source and pretraining."""
     identity = _identity(workspace.study, workspace.study.bases[name])
     return workspace.cache / "bases" / f"{name}-{json_digest(identity)[:16]}"
 
 
 def _identity(study: Study, base: Base) -> list[Any]:
-    """What a cached base depends on; a pretrained one also on what it was not to see."""
+    """Return what a cached base depends on; for a pretrained one also the data that it must not see."""
     plain: dict[str, Any] = _BASE.dump_python(base, mode="json", exclude_none=True)
     plain.pop("architecture", None)
     for key, file in (("gguf", base.gguf), ("tokenizer", base.tokenizer)):
@@ -36,17 +36,17 @@ def _identity(study: Study, base: Base) -> list[Any]:
 
 
 def base_digest(workspace: Workspace, name: str) -> str | None:
-    """The digest of a cached base model, or None if it is not in the cache."""
+    """Return the digest of a cached base model, or None if it is not in the cache."""
     return manifest_digest(base_folder(workspace, name))
 
 
 def base_bytes(workspace: Workspace, name: str) -> int:
-    """The size of a cached base model's weights, which is about that of its merged models."""
+    """Return the bytes of a cached base model's weights; its merged models have about the same."""
     return sum(file.stat().st_size for file in base_folder(workspace, name).glob("*.safetensors"))
 
 
 def hub_commit(folder: Path) -> str | None:
-    """The commit that a base was fetched at, where it came from a hub."""
+    """Return the commit of a base from a hub, or None for other bases."""
     try:
         return str(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["commit"])
     except FileNotFoundError:
@@ -54,25 +54,25 @@ def hub_commit(folder: Path) -> str | None:
 
 
 def is_miniature(folder: Path) -> bool:
-    """Whether a base is one of the rehearsal's, which tables must not pass off as the true model."""
+    """Return whether a base is a miniature of the rehearsal, which tables must not show as the true model."""
     return "miniature" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None:
-    """Re-hashes a cached base model; without `weights`, all of it but those.
+    """Check the digests of a cached base model's files; without `weights`, of the other files only.
 
     Raises:
-        MissingError: it is not there, or a file's bytes are not the ones that were put there.
+        MissingError: it is missing, or the bytes of a file have changed.
     """
     folder = base_folder(workspace, name)
     if base_digest(workspace, name) is None:
-        raise MissingError(f"{folder}: base {name} is not there; run `qlora-repeat fetch` for this study")
+        raise MissingError(f"{folder}: base {name} is missing; run `qlora-repeat fetch` for this study")
     for file, expected in json.loads((folder / MANIFEST).read_text("utf-8")).items():
         if not weights and file.endswith(".safetensors"):
             continue
         if (folder / file).is_symlink() and not (folder / file).exists():
             raise MissingError(
-                f"{folder / file} leads to a file of the hub's cache that is gone; "
+                f"{folder / file} links to a missing file in the hub's cache; "
                 "set HF_HOME if that cache was moved, and run `qlora-repeat fetch` for this study"
             )
         if not (folder / file).is_file() or known_digest(folder / file) != expected:
@@ -80,14 +80,14 @@ def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None
 
 
 def device() -> str:
-    """Where models run: the first GPU, or the CPU."""
+    """Return the device of models: the first GPU, or the CPU."""
     import torch
 
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a base model; padding uses the end-of-text token where there is no other."""
+    """Return the tokenizer of a base model; without a padding token, it pads with the end-of-text token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -97,32 +97,27 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_full(folder: Path, dtype: str) -> Any:
-    """A model from a folder of safetensors, in evaluation mode, its arithmetic in `dtype`."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), device_map={"": device()}, use_safetensors=True
-    )
-    return model.eval()
+    """Load a model from safetensors in evaluation mode; it computes in `dtype`."""
+    return load_model(folder, dtype).eval()
 
 
 def load_quantized(study: Study, folder: Path) -> Any:
-    """The frozen base in 4 bits, quantized while loading (section VII-A)."""
+    """Load the frozen base in 4 bits, quantized while loading (section VII-A)."""
+    return load_model(folder, study.precision.compute, quantization_config=quantization_config(study))
+
+
+def load_model(folder: Path, dtype: str, **options: Any) -> Any:
+    """Load a model from safetensors onto the device, with more options of `from_pretrained`."""
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        folder,
-        quantization_config=quantization_config(study),
-        dtype=getattr(torch, study.precision.compute),
-        device_map={"": device()},
-        use_safetensors=True,
+        folder, dtype=getattr(torch, dtype), device_map={"": device()}, use_safetensors=True, **options
     )
 
 
 def quantization_config(study: Study) -> Any:
-    """How transformers is to quantize a model while loading it."""
+    """Return the configuration with which transformers quantizes a model while loading it."""
     import torch
     from transformers import BitsAndBytesConfig
 

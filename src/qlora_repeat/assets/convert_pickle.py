@@ -1,7 +1,7 @@
-"""Pickled weights to safetensors, by ``python -m qlora_repeat.assets.convert_pickle FROM TO FILE...``.
+"""Convert pickled weights to safetensors: ``python -m qlora_repeat.assets.convert_pickle FROM TO FILE...``.
 
-Only tensors are unpickled (``weights_only``), so that a repository cannot run code, in a process of its
-own, and no trial ever loads a pickle. The same weights give the same bytes.
+It runs in its own process and unpickles only tensors (``weights_only``), so that a repository cannot run
+code. No trial loads a pickle. The same weights give the same bytes.
 """
 
 import json
@@ -15,10 +15,10 @@ INDEX = "pytorch_model.bin.index.json"
 
 
 def convert(source: Path, target: Path, names: Collection[str]) -> None:
-    """Writes the ``pytorch_model*.bin`` among some files of a folder as ``model*.safetensors`` into another.
+    """Convert the ``pytorch_model*.bin`` among `names` in a folder to ``model*.safetensors`` in another.
 
     Raises:
-        ValueError: a shard holds anything but named tensors, or the index names one that no shard has.
+        ValueError: a shard has other content than named tensors, or the index names a missing tensor.
     """
     from safetensors.torch import save_file
 
@@ -45,11 +45,11 @@ def _tensors(path: Path) -> dict[str, Any]:
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's words would recommend to load it unsafely
+    except pickle.UnpicklingError:  # torch's message would recommend unsafe loading
         loaded = None
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise ValueError(f"{path.name} holds something other than named tensors")
-    # Tensors that share memory are written apart, as safetensors asks for.
+    # Tensors that share memory are written separately, as safetensors requires.
     return {name: loaded[name].contiguous().clone() for name in sorted(loaded)}
 
 

@@ -1,4 +1,4 @@
-"""The rows of a study's data, from files or from packages that have or generate them, before any split."""
+"""Build the rows of a study's data, before the split, from files or packages."""
 
 import importlib.util
 import json
@@ -20,15 +20,15 @@ CATEGORIES = (
     "art", "computers", "cookie", "definitions", "education", "food", "fortunes", "humorists", "law",
     "literature", "love", "medicine", "people", "platitudes", "politics", "science", "wisdom", "work",
 )  # fmt: skip
-"""Fortunes fit to show; the package's collections of slurs, drugs and jokes on sexes are left out."""
+"""Suitable fortunes; the package's collections about slurs, drugs and sexes are left out."""
 
 
 def file_rows(data: Data, files: list[Path]) -> list[Row]:
-    """The rows of files (JSON Lines, JSON, CSV, Parquet, or paragraphs of text), in their order.
+    """Return the rows of files (JSON Lines, JSON, CSV, Parquet, or paragraphs of text), in their order.
 
     Raises:
-        UsageError: the files cannot be read, have no such columns, or something other than text in them.
-        MissingError: there are not as many rows as the study says.
+        UsageError: the files cannot be read, lack a column, or have a value that is not text.
+        MissingError: the number of rows is not the study's.
     """
     import datasets
     from datasets.exceptions import DatasetsError
@@ -56,7 +56,7 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
         raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns")
     if len(rows) != data.rows:
         raise MissingError(
-            f"{where}: the study expects {data.rows} rows, there are {len(rows)}; correct rows or {key}"
+            f"{where}: the study expects {data.rows} rows, found {len(rows)}; correct rows or {key}"
         )
     for number, row in enumerate(rows, 1):
         for column, value in row.items():
@@ -66,55 +66,55 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
 
 
 def corpus_rows(data: Data) -> list[Row]:
-    """The rows of a file, or those that a package carries or generates, in an order that a seed fixes.
+    """Return the rows of a file or of a package, in an order that a seed fixes.
 
     Text generation: ``{"quote": ...}``. Question answering: ``{"instruction": ..., "answer": ...}``.
 
     Raises:
-        MissingError: a package is missing, has too few rows, or gives others than the study expects.
+        MissingError: a package is missing or has too few rows, or a file has unexpected bytes.
     """
     if data.file is not None:
         return file_rows(data, [verified(data.file)])
-    assert data.seed is not None, "rows of packages have a seed (checked by the study)"
+    assert data.seed is not None, "the study checks that rows of packages have a seed"
     rows = (
         fortune_rows(data)[: data.rows]
         if data.source == "fortunes"
         else question_rows(data, data.seed, data.rows)
     )
     if len(rows) < data.rows:
-        raise MissingError(f"data from {data.source}: {data.rows} rows are asked for, there are {len(rows)}")
+        raise MissingError(f"data from {data.source}: expected {data.rows} rows, found {len(rows)}")
     return rows
 
 
 def rows_digest(rows: list[Row]) -> str:
-    """The digest of rows as JSON Lines."""
+    """Return the digest of rows as JSON Lines."""
     return text_digest(json_lines(rows))
 
 
 def json_lines(rows: list[Row]) -> str:
-    """Rows as JSON Lines, keys in their own order."""
+    """Return rows as JSON Lines, with keys in their own order."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def fortune_rows(data: Data) -> list[Row]:
-    """Every attributed quote of the fortunes, once, without its author (section III), shuffled."""
+    """Return each attributed quote of the fortunes once, without its author (section III), shuffled."""
     quotes = sorted({quote for text in fortunes() if (quote := attributed_quote(text))})
     random.Random(data.seed).shuffle(quotes)
     return [{"quote": quote} for quote in quotes]
 
 
 def fortunes() -> Iterator[str]:
-    """The fortunes of the clean categories, as they stand in their files."""
+    """Yield the fortunes of `CATEGORIES`."""
     folder = package_folder(FORTUNES_PACKAGE, "fortune") / "datfiles"
     for category in CATEGORIES:
         path = folder / category
         if not path.is_file():
-            raise MissingError(f"{path}: not there; reinstall {FORTUNES_PACKAGE}")
+            raise MissingError(f"{path}: the file is missing; reinstall {FORTUNES_PACKAGE}")
         yield from (text for text in path.read_text(encoding="utf-8").split("\n%\n") if text.strip())
 
 
 def attributed_quote(fortune: str) -> str | None:
-    """The quote of a fortune that ends in ``-- Author`` and is a plain paragraph of 20 to 300 letters."""
+    """Return the quote of a fortune with ``-- Author``, if it is a plain paragraph of 20 to 300 letters."""
     body, dashes, author = fortune.rpartition("\n\t\t-- ")
     quote = " ".join(body.split())
     if not dashes or not author.strip() or not 20 <= len(quote) <= 300 or "\n\t" in body:
@@ -123,15 +123,14 @@ def attributed_quote(fortune: str) -> str | None:
 
 
 def plain(text: str) -> bool:
-    """Whether a text is free of control characters (old files overstrike with backspaces)."""
+    """Return whether a text has no control characters (old files overstrike with backspaces)."""
     return re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text) is None
 
 
 def question_rows(data: Data, seed: int, count: int) -> list[Row]:
-    """Generated questions with checkable answers, all different, the task families in turn.
+    """Generate different questions with checkable answers from a seed, from each task family in turn.
 
-    The same for the same seed. A family with options gets four of them, A to D: the right answer and three
-    answers of other questions of that family.
+    A family with options gets four of them, A to D: the right answer and three answers of other questions.
     """
     families = [*data.families, *data.families_with_options]
     each = -(-count // len(families))
@@ -145,7 +144,7 @@ def question_rows(data: Data, seed: int, count: int) -> list[Row]:
 
 
 def _unique_questions(family: str, seed: int, count: int) -> list[Row]:
-    # reasoning-gym imports pycosat, C source without wheels, for zebra puzzles, which no study here asks for.
+    # reasoning-gym imports pycosat, which has no wheels, for zebra puzzles, which no study here uses.
     if "pycosat" not in sys.modules and importlib.util.find_spec("pycosat") is None:
         sys.modules["pycosat"] = ModuleType("pycosat")
     from reasoning_gym import create_dataset
@@ -160,14 +159,12 @@ def _unique_questions(family: str, seed: int, count: int) -> list[Row]:
         if len(answers) == count:
             break
     if len(answers) < count:
-        raise MissingError(
-            f"reasoning-gym family {family}: {count} questions are asked for, it has {len(answers)}"
-        )
+        raise MissingError(f"reasoning-gym family {family}: expected {count} questions, found {len(answers)}")
     return [{"instruction": question, "answer": answer} for question, answer in answers.items()]
 
 
 def with_options(rows: list[Row], seed: int, family: str) -> list[Row]:
-    """Rows whose instruction ends in options A to D and whose answer is the letter of the right one."""
+    """Return rows with options A to D in the instruction, and the letter of the right one as the answer."""
     draw = random.Random(seed)
     pool = sorted({row["answer"] for row in rows})
     if len(pool) < 4:

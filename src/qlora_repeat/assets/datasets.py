@@ -1,4 +1,4 @@
-"""A study's data as its models see them: the seeded 80/20 split, the text of each row, and token ids."""
+"""Prepare a study's data for its models: the seeded 80/20 split, the text of each row, and token ids."""
 
 import json
 import re
@@ -19,17 +19,17 @@ ROWS = "rows.jsonl"
 
 @dataclass(frozen=True)
 class Example:
-    """One row as token ids; from `answer_start` on they are the answer (the length, if there is none)."""
+    """A row as token ids. The answer begins at `answer_start`, which is the length if there is none."""
 
     row: int
-    """The row's place in its split."""
+    """The index of the row in its split."""
     ids: list[int]
     answer_start: int
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked: the text to show, and the text to feed."""
+    """A prompt: the text to show, and the text to feed to the model."""
 
     shown: str
     fed: str
@@ -37,7 +37,7 @@ class Prompt:
 
 
 def data_folder(workspace: Workspace, name: str) -> Path:
-    """Where a data set's rows stand in the cache: another source or seed of its rows is another folder."""
+    """Return the cache folder of a data set's rows, which depends on their source and seed."""
     data = workspace.study.data[name]
     origin = {**vars(data), "hub": vars(data.hub) if data.hub else None}
     left_out = ("max_new_tokens", "max_rows", "prompts", "test_share", "file")
@@ -48,15 +48,15 @@ def data_folder(workspace: Workspace, name: str) -> Path:
 
 
 def data_digest(workspace: Workspace, name: str) -> str | None:
-    """The digest of prepared data, or None if they are not in the cache."""
+    """Return the digest of prepared data, or None if they are not in the cache."""
     return manifest_digest(data_folder(workspace, name))
 
 
 def read_rows(workspace: Workspace, name: str) -> list[Row]:
-    """All rows of a data set, in the order of their source.
+    """Return all rows of a data set, in the order of their source.
 
     Raises:
-        MissingError: the data are not in the cache, or their bytes are not the ones that were put there.
+        MissingError: the data are not in the cache, or their bytes have changed.
     """
     folder = data_folder(workspace, name)
     try:
@@ -65,17 +65,17 @@ def read_rows(workspace: Workspace, name: str) -> list[Row]:
     except (OSError, ValueError, KeyError):
         text, expected = "", None
     if data_digest(workspace, name) is None:
-        raise MissingError(f"{folder}: data {name} are not there; run `qlora-repeat fetch` for this study")
+        raise MissingError(f"{folder}: data {name} are missing; run `qlora-repeat fetch` for this study")
     if text_digest(text) != expected:
         raise MissingError(f"{folder / ROWS} was changed; delete the folder and run `qlora-repeat fetch`")
     return [json.loads(line) for line in text.split("\n") if line]
 
 
 def split_rows(data: Data, rows: list[Row], seed: int) -> dict[Part, list[Row]]:
-    """The seeded split into train and test (section III).
+    """Return the seeded split into train and test (section III).
 
-    The paper's prompts and instructions come from its test part (section VIII). Where the draw has put the
-    row that begins so among those to train on, it changes places with the first test row not asked about.
+    The paper's prompts and instructions come from its test part (section VIII). If the split puts the row
+    of a prompt into the training part, the row is swapped with the first test row that is no prompt.
     """
     import datasets
 
@@ -87,35 +87,35 @@ def split_rows(data: Data, rows: list[Row], seed: int) -> dict[Part, list[Row]]:
     for beginning in data.prompts:
         if any(begins(row[key], beginning) for row in test):
             continue
-        place = next((at for at, row in enumerate(train) if begins(row[key], beginning)), None)
-        if place is None:
-            continue  # no such row: `study_prompts` tells, where one is needed
+        index = next((at for at, row in enumerate(train) if begins(row[key], beginning)), None)
+        if index is None:
+            continue  # `study_prompts` reports it if the row is needed
         free = [not any(begins(row[key], each) for each in data.prompts) for row in test]
         if True in free:
             other = free.index(True)
-            train[place], test[other] = test[other], train[place]
+            train[index], test[other] = test[other], train[index]
     return {"train": train, "test": test}
 
 
 def part_rows(workspace: Workspace, name: str, part: Part, seed: int, *, whole: bool = False) -> list[Row]:
-    """The rows of a part of the split of that seed: the first `max_rows`, or the whole."""
+    """Return the first `max_rows` rows of a part of the split of a seed, or the `whole` part."""
     data = workspace.study.data[name]
     rows = split_rows(data, read_rows(workspace, name), seed)[part]
     return rows if whole else rows[: data.max_rows]
 
 
 def row_text(model: Model, row: Row) -> str:
-    """The whole text of a row, with the model's tags."""
+    """Return the whole text of a row, with the model's tags."""
     return model.template.format(**row)
 
 
 def instruction_text(model: Model, row: Row) -> str:
-    """The text of a row up to where its answer begins."""
+    """Return the text of a row before its answer."""
     return model.template.partition("{answer}")[0].format(**row)
 
 
 def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
-    """The places of the examples in each optimizer step's batch; each epoch is shuffled by its own stream."""
+    """Return the indices of the examples in each step's batch. Each epoch is shuffled by its own stream."""
     import torch
 
     batches: list[list[int]] = []
@@ -129,7 +129,7 @@ def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[l
 
 
 def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
-    """Rows as token ids, cut at the model's maximum length; marks where each answer begins."""
+    """Return rows as token ids, truncated to the model's maximum length, with the start of each answer."""
     encoded = tokenizer(
         [row_text(model, row) for row in rows],
         truncation=True,
@@ -138,26 +138,26 @@ def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
         return_offsets_mapping=True,
     )
     examples = []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         start = len(instruction_text(model, row)) if "answer" in row else None
-        ends = [end for _, end in encoded["offset_mapping"][place]]
+        ends = [end for _, end in encoded["offset_mapping"][index]]
         answer = next((i for i, end in enumerate(ends) if start is not None and end > start), len(ends))
-        examples.append(Example(place, encoded["input_ids"][place], answer))
+        examples.append(Example(index, encoded["input_ids"][index], answer))
     return examples
 
 
 def begins(text: str, beginning: str) -> bool:
-    """Whether a row begins like that, whatever blanks or quotation marks stand before."""
+    """Return whether a text begins like that after blanks and quotation marks."""
     return text.lstrip(" \n\"'“‘").startswith(beginning)
 
 
 def study_prompts(workspace: Workspace, model_name: str, seed: int) -> list[Prompt]:
-    """What the study asks a model (section VIII): the prompts themselves, or test rows by how they begin.
+    """Return a model's prompts (section VIII): the texts themselves, or the test rows that begin so.
 
-    `seed` is that of the split.
+    `seed` is the seed of the split.
 
     Raises:
-        UsageError: no row of the test part begins so.
+        UsageError: no row of the test part begins with a prompt.
     """
     model = workspace.study.models[model_name]
     data = workspace.study.data[model.data]

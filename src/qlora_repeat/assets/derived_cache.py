@@ -1,6 +1,6 @@
-"""What the cache keeps of work that gives the same each time: copies, whole, verified, and expendable.
+"""Keep copies of reproducible work in the cache: complete, verified, and safe to delete.
 
-A copy is a folder with a manifest, named after the digest of all that its content depends on.
+A copy is a folder with a manifest. Its name has the digest of everything that its content depends on.
 """
 
 import json
@@ -15,12 +15,12 @@ from qlora_repeat.system.hashing import MANIFEST, folder_digests, json_digest, k
 
 
 def copy_folder(cache: Path, kind: str, name: str, depends_on: list[Any]) -> Path:
-    """Where a copy stands in the cache, or would."""
+    """Return the cache folder for a copy."""
     return cache / kind / f"{name}-{json_digest(depends_on)[:16]}"
 
 
 def has_copy(folder: Path) -> bool:
-    """Whether a copy is there, and every byte of it as it was written; one that is not is deleted."""
+    """Return whether a copy exists and its bytes are unchanged. Delete a changed copy."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         damaged = [file for file, digest in manifest.items() if known_digest(folder / file) != digest]
@@ -31,15 +31,15 @@ def has_copy(folder: Path) -> bool:
     except (OSError, ValueError, AttributeError):
         damaged = [MANIFEST]
     if damaged:
-        print(f"{folder / damaged[0]}: not as it was written; it is made anew", file=sys.stderr)
+        print(f"{folder / damaged[0]}: its content has changed; it is written again", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
     return not damaged
 
 
 def keep_copy(folder: Path, write: Callable[[Path], None]) -> None:
-    """Keeps what `write` puts into a folder; where the disk has no room for it, there is no copy.
+    """Keep what `write` puts into a folder, or no copy if the disk is full.
 
-    One that another process was first to keep has the same content, and may be being read: it stays.
+    A copy that another process has kept in the meantime stays: it has the same content, and may be in use.
     """
     if folder.exists():
         return

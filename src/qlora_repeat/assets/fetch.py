@@ -1,4 +1,4 @@
-"""Fetching: everything that a study needs, brought to the cache and verified, once."""
+"""Fetch everything that a study needs into the cache, and verify it."""
 
 import importlib.util
 import shutil
@@ -26,32 +26,32 @@ ItemKind = Literal["base", "data"]
 
 @dataclass(frozen=True)
 class Item:
-    """Something that a study needs in the cache."""
+    """A base or data set that a study needs in the cache."""
 
     kind: ItemKind
     name: str
     hub: Hub | None
-    """Where it comes from, if that is a hub."""
+    """Its source, if that is a hub."""
     folder: Path
     present: bool
 
 
 @dataclass(frozen=True)
 class Missing:
-    """What it takes to bring an item that is not there."""
+    """What fetching a missing item needs."""
 
     item: Item
     origin: str
-    """Where it comes from, for people."""
+    """Its source as text for people."""
     size: int
-    """Bytes that the kit's cache will take, roughly."""
+    """The approximate bytes in the kit's cache."""
     pin: Pin | None = None
     download: int = 0
-    """Bytes that the hub's cache still lacks."""
+    """The bytes that are missing from the hub's cache."""
 
 
 def needed(workspace: Workspace, models: Collection[str] = ()) -> list[Item]:
-    """What a study (or some of its models) needs in the cache, and whether it is there.
+    """Return what a study (or some of its models) needs in the cache.
 
     Raises:
         UsageError: the study has no such model.
@@ -63,39 +63,27 @@ def needed(workspace: Workspace, models: Collection[str] = ()) -> list[Item]:
     wanted = [study.models[model] for model in models or study.models]
     data, bases = {model.data for model in wanted}, {model.base for model in wanted}
     return [
-        Item(
-            "data",
-            name,
-            study.data[name].hub,
-            data_folder(workspace, name),
-            data_digest(workspace, name) is not None,
-        )
-        for name in study.data
+        Item("data", name, each.hub, data_folder(workspace, name), data_digest(workspace, name) is not None)
+        for name, each in study.data.items()
         if name in data
     ] + [
-        Item(
-            "base",
-            name,
-            study.bases[name].hub,
-            base_folder(workspace, name),
-            _has_base(workspace, name),
-        )
-        for name in study.bases
+        Item("base", name, each.hub, base_folder(workspace, name), _has_base(workspace, name))
+        for name, each in study.bases.items()
         if name in bases
     ]
 
 
 def _has_base(workspace: Workspace, name: str) -> bool:
-    """Whether a base is there, and its links into the hub's cache lead to files (it may be gone)."""
+    """Return whether a base is in the cache, and its links into the hub's cache lead to files."""
     files = base_folder(workspace, name).glob("*")
     return base_digest(workspace, name) is not None and all(path.exists() for path in files)
 
 
 def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[str] = ()) -> None:
-    """Brings what is missing, and verifies what is there. Interrupted, the next call goes on with the rest.
+    """Fetch what is missing and verify the rest. After an interruption, the next call resumes.
 
     Raises:
-        MissingError: something is not to be had or has unexpected bytes, or a disk is too small.
+        MissingError: something cannot be fetched or has unexpected bytes, or a disk is too small.
         UsageError: a prompt of the study matches no row of its data, or the lock file contradicts the study.
         BusyError: another process is fetching into this cache.
     """
@@ -103,17 +91,17 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
     for item in (item for item in items if item.present):
         _check(workspace, item)
         size = sum(file.stat().st_size for file in item.folder.rglob("*") if file.is_file())
-        tell(f"{item.kind} {item.name}: there, verified ({megabytes(size)})")
+        tell(f"{item.kind} {item.name}: in the cache, verified ({megabytes(size)})")
     if not all(item.present for item in items):
         with exclusive(workspace.cache / "fetch.lock", f"the cache {workspace.cache}"):
-            # Asked again: another process may have brought some until now.
+            # Another process may have fetched some in the meantime.
             items = needed(workspace, models)
-            _bring_all(workspace, [item for item in items if not item.present], tell)
+            _fetch_all(workspace, [item for item in items if not item.present], tell)
     for model in models or workspace.study.models:
         _check_prompts(workspace, model)
 
 
-def _bring_all(workspace: Workspace, items: list[Item], tell: Callable[[str], None]) -> None:
+def _fetch_all(workspace: Workspace, items: list[Item], tell: Callable[[str], None]) -> None:
     lock = lock_file(workspace)
     if any(item.hub is not None and lock.pin(item.hub) is None for item in items):
         lock.require_writable()
@@ -126,7 +114,7 @@ def _bring_all(workspace: Workspace, items: list[Item], tell: Callable[[str], No
         if each.item.hub is not None and each.pin is not None:
             require_access(each.item.hub, each.pin, fetch_command(workspace, each.item))
     for each in missing:
-        _bring(workspace, each)
+        _fetch_item(workspace, each)
         tell(f"{each.item.kind} {each.item.name}: fetched, verified")
 
 
@@ -140,10 +128,10 @@ def _require_space(cache: Path, missing: list[Missing]) -> None:
 
 
 def what_it_takes(workspace: Workspace, item: Item) -> Missing:
-    """What it takes to bring an item. A hub is asked, unless the lock file has what is to be known of it.
+    """Return what fetching an item needs. A hub is asked, unless the lock file has the answer.
 
     Raises:
-        MissingError: it is not to be had: a package is not installed, a hub does not give it.
+        MissingError: it cannot be fetched, because a package is not installed or the hub refuses it.
         UsageError: the lock file contradicts the study.
     """
     if item.hub is not None:
@@ -178,7 +166,7 @@ def _missing_data(item: Item, data: Data) -> Missing:
 
 def _missing_base(item: Item, base: Base) -> Missing:
     if base.gguf is not None:
-        # float16 takes about three times what 4 bits and their scales take.
+        # float16 needs about three times the space of 4 bits with scales.
         size = 3 * locate(base.gguf).stat().st_size
         return Missing(item, f"{base.gguf.origin}, converted", size)
     assert base.tokenizer is not None and base.pretraining is not None, "checked by the study"
@@ -188,9 +176,9 @@ def _missing_base(item: Item, base: Base) -> Missing:
     return Missing(item, origin, 2 * (2 * 50432 * width + 12 * layers * width**2))
 
 
-def _bring(workspace: Workspace, missing: Missing) -> None:
+def _fetch_item(workspace: Workspace, missing: Missing) -> None:
     item, pin = missing.item, missing.pin
-    for left in item.folder.parent.glob(f".{item.folder.name}.*"):  # by a fetch that was killed
+    for left in item.folder.parent.glob(f".{item.folder.name}.*"):  # from a killed fetch
         shutil.rmtree(left)
     if item.hub is not None and pin is not None:
         pin = download(item.hub, pin, fetch_command(workspace, item))
@@ -205,12 +193,12 @@ def _bring(workspace: Workspace, missing: Missing) -> None:
 
 
 def _check_prompts(workspace: Workspace, model: str) -> None:
-    """Tells a prompt that no row begins with: a split that has the row in its test part is as good as any."""
+    """Raise an error for a prompt that no row begins with, in any split."""
     study_prompts(workspace, model, draw_seed(workspace.study.randomness.split, "split", 1))
 
 
 def _check(workspace: Workspace, item: Item) -> None:
-    """Verifies an item's bytes, and that a hub's are those of the lock file, which learns of them if new."""
+    """Verify an item's bytes. For a hub, compare them with the lock file, or add them to it."""
     if item.kind == "base":
         check_base(workspace, item.name)
     else:
@@ -220,13 +208,13 @@ def _check(workspace: Workspace, item: Item) -> None:
     pin, lock = read_source(item.folder / SOURCE), lock_file(workspace)
     if pin is None or pin != (lock.pin(item.hub) or lock.add(item.hub, pin)):
         raise MissingError(
-            f"{item.folder}: not made from what {lock.path} has for {item.hub.repository}; "
+            f"{item.folder}: not made from the files that {lock.path} pins for {item.hub.repository}; "
             f"delete the folder and run {fetch_command(workspace, item)}"
         )
 
 
 def fetch_command(workspace: Workspace, item: Item) -> str:
-    """The command that fetches an item alone, or with the other part of what a model needs."""
+    """Return the command that fetches an item, and what else its model needs."""
     command = f"qlora-repeat fetch {lock_file(workspace).study}"
     for name, model in workspace.study.models.items():
         if item.name == (model.base if item.kind == "base" else model.data):

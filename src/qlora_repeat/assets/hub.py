@@ -1,7 +1,7 @@
-"""Repositories on a model hub: what they hold, and their files in the hub's own cache, verified.
+"""List, download and verify the files of repositories on a model hub.
 
-Works through huggingface_hub: its cache (``HF_HOME``), its token (``HF_TOKEN``), its offline mode
-(``HF_HUB_OFFLINE``) and its endpoint (``HF_ENDPOINT``) are the user's own.
+It uses huggingface_hub with the user's cache (``HF_HOME``), token (``HF_TOKEN``), offline mode
+(``HF_HUB_OFFLINE``) and endpoint (``HF_ENDPOINT``).
 """
 
 import fnmatch
@@ -20,7 +20,7 @@ from qlora_repeat.system.hashing import file_digest
 _File = TypeVar("_File")
 
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Any of them holds a vocabulary."""
+"""Each of them contains a vocabulary."""
 _CONFIGURATION = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt",
@@ -30,19 +30,19 @@ _PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin")
 
 
 def hub_cache() -> Path:
-    """Where the hub's files are kept."""
+    """Return the folder of the hub's cache."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
-def resolve(hub: Hub, kind: RepositoryKind, again: str) -> Pin:
-    """What a repository holds at the study's revision of what the study needs.
+def resolve(hub: Hub, kind: RepositoryKind, command: str) -> Pin:
+    """Return the pin of the files that a study needs from a repository at its revision.
 
-    The hub is asked, or its cache where it cannot be reached. `again` is the command for errors to name.
+    The hub is asked, or its cache if the hub cannot be reached. Errors name `command`, which tries again.
 
     Raises:
-        MissingError: neither has it, the hub refuses, or it holds nothing that the study could use.
+        MissingError: neither has it, the hub refuses it, or it has no files that the study can use.
         UsageError: no repository can have such a name.
     """
     from huggingface_hub import HfApi
@@ -57,9 +57,9 @@ def resolve(hub: Hub, kind: RepositoryKind, again: str) -> Pin:
         }
         found = Pin(kind, hub.revision, info.sha, files)
     except _failures() as error:
-        cached = _cached(hub, kind, again) if _is_unreachable(error) else None
+        cached = _cached(hub, kind, command) if _is_unreachable(error) else None
         if cached is None:
-            raise _explain(error, hub, kind, hub.revision, [], again) from None
+            raise _explain(error, hub, kind, hub.revision, [], command) from None
         return cached
     needed, absent = _needed(hub, kind, files)
     if absent:
@@ -70,13 +70,13 @@ def resolve(hub: Hub, kind: RepositoryKind, again: str) -> Pin:
     return replace(found, files=needed)
 
 
-def _cached(hub: Hub, kind: RepositoryKind, again: str) -> Pin | None:
-    """The pin of what the hub's cache has of a revision; None if it knows nothing of it.
+def _cached(hub: Hub, kind: RepositoryKind, command: str) -> Pin | None:
+    """Return the pin of a revision in the hub's cache, or None if the cache does not have it.
 
     Raises:
-        MissingError: it has a part of what the study needs.
+        MissingError: the cache has only a part of what the study needs.
     """
-    found = cached_files(hub, kind, again)
+    found = cached_files(hub, kind, command)
     if found is None:
         return None
     commit, paths = found
@@ -84,13 +84,13 @@ def _cached(hub: Hub, kind: RepositoryKind, again: str) -> Pin | None:
     return Pin(kind, hub.revision, commit, files)
 
 
-def cached_files(hub: Hub, kind: RepositoryKind, again: str) -> tuple[str, dict[str, Path]] | None:
-    """The commit of a revision, and the files that a study needs of it, in the hub's cache; unread.
+def cached_files(hub: Hub, kind: RepositoryKind, command: str) -> tuple[str, dict[str, Path]] | None:
+    """Return the commit of a revision and the paths of the needed files in the hub's cache.
 
-    None if the cache knows nothing of the revision.
+    None if the cache does not have the revision.
 
     Raises:
-        MissingError: it has a part of what the study needs.
+        MissingError: the cache has only a part of what the study needs.
     """
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
@@ -106,16 +106,16 @@ def cached_files(hub: Hub, kind: RepositoryKind, again: str) -> tuple[str, dict[
         listed = get_cached_repo_tree(hub.repository, repo_type=kind, revision=commit)
         paths |= {file.path: snapshot / file.path for file in listed}
     except CachedRepoTreeNotFoundError:
-        pass  # filled by hand, or by an older library: what is there has to do
+        pass  # filled by hand or by an older library, so the existing files must suffice
     needed, absent = _needed(hub, kind, paths)
     absent += [name for name, path in needed.items() if not path.is_file()]
     if absent:
-        raise _not_here(hub, absent, "the hub cannot be asked", again)
+        raise _not_here(hub, absent, "the hub cannot be asked", command)
     return commit, dict(sorted(needed.items()))
 
 
 def _needed(hub: Hub, kind: RepositoryKind, files: dict[str, _File]) -> tuple[dict[str, _File], list[str]]:
-    """The files that a study needs of a repository (safetensors where there are any), and what it lacks."""
+    """Return the files that a study needs of a repository (safetensors if any), and the missing ones."""
     if kind == "dataset":
         wanted = {name: file for name, file in files.items() if fnmatch.fnmatch(name, hub.files)}
         return wanted, [] if wanted else [f"file that matches {hub.files!r}"]
@@ -135,7 +135,7 @@ def _matching(names: Collection[str], patterns: tuple[str, ...]) -> list[str]:
 
 
 def _shards(name: str) -> list[str]:
-    """All shards of the set that a shard's name says it is of, and the set's index."""
+    """Return all shards of the set that a shard belongs to, by its name, and the set's index."""
     found = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(\..+)", name)
     if found is None:
         return []
@@ -145,13 +145,13 @@ def _shards(name: str) -> list[str]:
 
 
 def absent_files(hub: Hub, pin: Pin) -> list[str]:
-    """Those of a pin's files that the hub's cache lacks."""
+    """Return the files of a pin that are missing from the hub's cache."""
     snapshot = snapshot_folder(hub, pin)
     return [name for name in pin.files if not (snapshot / name).is_file()]
 
 
 def snapshot_folder(hub: Hub, pin: Pin) -> Path:
-    """Where the hub's cache has the files of a pin."""
+    """Return the folder of a pin's files in the hub's cache."""
     return _repository_folder(hub, pin.kind) / "snapshots" / pin.commit
 
 
@@ -161,32 +161,32 @@ def _repository_folder(hub: Hub, kind: RepositoryKind) -> Path:
     return hub_cache() / repo_folder_name(repo_id=hub.repository, repo_type=kind)
 
 
-def download(hub: Hub, pin: Pin, again: str) -> Pin:
-    """Brings a pin's files to the hub's cache, where they are not there, and verifies all of them.
+def download(hub: Hub, pin: Pin, command: str) -> Pin:
+    """Download missing files of a pin to the hub's cache, and verify all of them.
 
     Returns:
         The pin, with the SHA-256 of every file.
 
     Raises:
-        MissingError: files are not to be had, or have other bytes than the pin says.
+        MissingError: files are not available, or have other bytes than the pin.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
     if absent := absent_files(hub, pin):
         try:
             snapshot_download(hub.repository, repo_type=pin.kind, revision=pin.commit, allow_patterns=absent)
-            # Where the hub lists no files, an incomplete snapshot passes in silence; a file alone does not.
+            # If the hub lists no files, an incomplete snapshot raises no error, but a missing file does.
             for name in absent_files(hub, pin):
                 hf_hub_download(hub.repository, name, repo_type=pin.kind, revision=pin.commit)
         except _failures() as error:
-            raise _explain(error, hub, pin.kind, pin.commit, absent_files(hub, pin), again) from None
+            raise _explain(error, hub, pin.kind, pin.commit, absent_files(hub, pin), command) from None
     snapshot = snapshot_folder(hub, pin)
-    files = {name: _verified(snapshot / name, file, hub, pin, again) for name, file in pin.files.items()}
+    files = {name: _verified(snapshot / name, file, hub, pin, command) for name, file in pin.files.items()}
     return replace(pin, files=files)
 
 
-def require_access(hub: Hub, pin: Pin, again: str) -> None:
-    """Checks that the hub gives what its cache lacks of a pin, before other downloads that may take hours.
+def require_access(hub: Hub, pin: Pin, command: str) -> None:
+    """Check that the hub allows the download of a pin, before other downloads that may take hours.
 
     Raises:
         MissingError: it does not.
@@ -198,29 +198,29 @@ def require_access(hub: Hub, pin: Pin, again: str) -> None:
         try:
             get_hf_file_metadata(url)
         except _failures() as error:
-            raise _explain(error, hub, pin.kind, pin.commit, absent, again) from None
+            raise _explain(error, hub, pin.kind, pin.commit, absent, command) from None
 
 
-def _verified(path: Path, expected: PinnedFile, hub: Hub, pin: Pin, again: str) -> PinnedFile:
+def _verified(path: Path, expected: PinnedFile, hub: Hub, pin: Pin, command: str) -> PinnedFile:
     digest = file_digest(path)
     same = digest == expected.digest if len(expected.digest) == 64 else _is_blob(path, expected)
     if not same or path.stat().st_size != expected.size:
         raise MissingError(
-            f"{path}: not the bytes that {hub.repository} has at {pin.commit[:12]}, by its lock or the hub; "
-            f"delete it and {path.resolve()}, and run {again}"
+            f"{path}: not the bytes of {hub.repository} at {pin.commit[:12]}, by the lock file or the hub; "
+            f"delete it and {path.resolve()}, and run {command}"
         )
     return PinnedFile(expected.size, digest)
 
 
 def _is_blob(path: Path, expected: PinnedFile) -> bool:
-    """Whether a file has the name that Git would give it; hubs tell no better of small files."""
+    """Return whether a file has a Git blob's digest, the only digest that hubs give for small files."""
     content = path.read_bytes()
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return blob.hexdigest() == expected.digest
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What asking a hub raises: no answer, a refusal, no hub's answer, a full disk; or xet, RuntimeError."""
+    """Return the errors of requests to a hub, invalid answers and full disks; xet raises RuntimeError."""
     from httpx2 import HTTPError, InvalidURL
 
     return HTTPError, InvalidURL, OSError, ValueError, RuntimeError
@@ -235,9 +235,9 @@ def _is_unreachable(error: BaseException) -> bool:
 
 
 def _explain(
-    error: BaseException, hub: Hub, kind: RepositoryKind, revision: str, absent: list[str], again: str
+    error: BaseException, hub: Hub, kind: RepositoryKind, revision: str, absent: list[str], command: str
 ) -> KitError:
-    """Why a repository's files are not to be had, and what to do."""
+    """Return an error that says why a repository's files are not available, and what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -246,30 +246,30 @@ def _explain(
     if isinstance(error, HFValidationError):
         return UsageError(f"{hub.repository}: no repository can have this name; correct the study file")
     if isinstance(error, HfHubHTTPError):
-        return _refusal(error, hub, kind, revision, again)
+        return _refusal(error, hub, kind, revision, command)
     if isinstance(error, OSError) and error.errno is not None and not _is_unreachable(error):
         return MissingError(
             f"{hub.repository}: {error.filename or hub_cache()}: {error.strerror}; "
-            f"set HF_HOME to a folder that can be written and has room, and run {again}"
+            f"set HF_HOME to a writable folder with free space, and run {command}"
         )
     if constants.is_offline_mode():
-        return _not_here(hub, absent, "HF_HUB_OFFLINE is set", again)
-    what = "cannot be reached" if _is_unreachable(error) else "does not answer as a hub does"
+        return _not_here(hub, absent, "HF_HUB_OFFLINE is set", command)
+    what = "cannot be reached" if _is_unreachable(error) else "does not answer like a hub"
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
-    return _not_here(hub, absent, f"{constants.ENDPOINT} {what} ({reason})", again)
+    return _not_here(hub, absent, f"{constants.ENDPOINT} {what} ({reason})", command)
 
 
-def _not_here(hub: Hub, absent: list[str], why: str, again: str) -> MissingError:
+def _not_here(hub: Hub, absent: list[str], why: str, command: str) -> MissingError:
     listed = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
     where = f"{hub_cache()} lacks {listed}" if absent else f"{hub.revision} is not in {hub_cache()}"
     return MissingError(
-        f"{hub.repository}: {where}, and {why}; with a connection and without HF_HUB_OFFLINE, run {again}; "
+        f"{hub.repository}: {where}, and {why}; with a connection and without HF_HUB_OFFLINE, run {command}; "
         "or copy a filled cache here and set HF_HOME to it"
     )
 
 
-def _refusal(error: Any, hub: Hub, kind: RepositoryKind, revision: str, again: str) -> MissingError:
-    """What a hub's refusal means, and what to do."""
+def _refusal(error: Any, hub: Hub, kind: RepositoryKind, revision: str, command: str) -> MissingError:
+    """Return an error that says why a hub refused a request, and what to do."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -281,22 +281,22 @@ def _refusal(error: Any, hub: Hub, kind: RepositoryKind, revision: str, again: s
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub.repository}"
     status, said = error.response.status_code, error.response.headers.get("X-Error-Message")
     answered = f"the hub answered {status} ({said})" if said else f"the hub answered {status}"
-    locked = f"is locked, but not there any more: see {page}; to lock anew, delete its entry of the lock file"
+    locked = f"is locked, but no longer exists: see {page}; to lock again, delete its entry in the lock file"
     if isinstance(error, RevisionNotFoundError):
         gone = revision != hub.revision
         what = f"commit {revision} {locked}" if gone else f"no revision {revision}; correct the study file"
     elif isinstance(error, RemoteEntryNotFoundError):
         what = f"{error.response.url.path} {locked}"
     elif status == 401 and get_token() is not None:
-        what = f"the hub does not accept the token: set HF_TOKEN to a valid one, and run {again}"
+        what = f"the hub does not accept the token: set HF_TOKEN to a valid one, and run {command}"
     elif isinstance(error, GatedRepoError) and get_token() is None:
-        what = f"gated: ask for access at {page}, set HF_TOKEN to a token of that account, and run {again}"
+        what = f"gated: ask for access at {page}, set HF_TOKEN to a token of that account, and run {command}"
     elif isinstance(error, GatedRepoError):
-        what = f"the account of HF_TOKEN has no access: ask for it at {page}, and run {again}"
+        what = f"the account of HF_TOKEN has no access: ask for it at {page}, and run {command}"
     elif isinstance(error, RepositoryNotFoundError):
-        what = f"there is no such repository, or it is private: see {page}; a private one needs HF_TOKEN"
+        what = f"the repository does not exist, or is private: see {page}; a private one needs HF_TOKEN"
     elif status in (401, 403):
-        what = f"{answered}: set HF_TOKEN to a token that may read it, and run {again}"
+        what = f"{answered}: set HF_TOKEN to a token that may read it, and run {command}"
     else:
-        what = f"{answered}; later, run {again}"
+        what = f"{answered}; later, run {command}"
     return MissingError(f"{hub.repository}: {what}")

@@ -1,6 +1,6 @@
-"""A study's lock file, ``studies/NAME.lock``: which commit and which bytes each hub repository was at first.
+"""Read and write a study's hub lock, ``studies/NAME.lock``: the commit and files of each hub repository.
 
-Written by the first fetch and to be kept with the study file: a later fetch that finds other bytes refuses.
+The first fetch writes it, and it belongs with the study file. A later fetch refuses other bytes.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 COMMIT = r"^[0-9a-f]{40}$"
 RepositoryKind = Literal["model", "dataset"]
 WAIT_SECONDS = 10.0
-"""How long a process waits for another that adds a pin."""
+"""How long a process waits for another one that adds a pin."""
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -37,22 +37,22 @@ class PinnedFile:
     size: Annotated[int, Field(ge=0)]
     """Bytes."""
     digest: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
-    """SHA-256, or the SHA-1 of a Git blob where a hub has told no better and nothing was downloaded yet."""
+    """SHA-256, or the SHA-1 of a Git blob if the hub gives nothing else and nothing was downloaded yet."""
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
 class Pin:
-    """A repository as it was at its first fetch."""
+    """The state of a repository at its first fetch."""
 
     kind: RepositoryKind
     revision: str
-    """What the study asks for."""
+    """The revision in the study file."""
     commit: Annotated[str, Field(pattern=COMMIT)]
-    """What that was."""
+    """The commit of that revision."""
     files: dict[str, PinnedFile]
     """By their paths in the repository."""
     converted: dict[str, Sha256] = field(default_factory=dict)
-    """SHA-256 of the safetensors made from its pickled weights, where it has no other."""
+    """SHA-256 of the safetensors that were made from pickled weights."""
 
     def __post_init__(self) -> None:
         for name in self.files:
@@ -63,13 +63,13 @@ class Pin:
 
 @dataclass(frozen=True)
 class LockFile:
-    """A study's lock file, which may not be there yet."""
+    """A study's lock file, which may not exist yet."""
 
     path: Path
     study: str = "STUDY"
-    """The study as it was given, for the commands that errors name."""
+    """The study as the user gave it, for the commands in error messages."""
     shipped: Path | None = None
-    """The lock file that came with the kit; read until `path` is written."""
+    """The lock file in the kit, which is read until `path` exists."""
 
     @property
     def current(self) -> Path:
@@ -77,10 +77,10 @@ class LockFile:
         return self.shipped if self.shipped and not self.path.exists() else self.path
 
     def pin(self, hub: Hub) -> Pin | None:
-        """The pin of a repository, or None.
+        """Return the pin of a repository, or None.
 
         Raises:
-            UsageError: the file is not a lock file, or pins another revision than the study asks for.
+            UsageError: the file is not a lock file, or pins another revision than the study file has.
         """
         pin = self._read().get(hub.repository)
         if pin is not None and pin.revision != hub.revision:
@@ -91,10 +91,7 @@ class LockFile:
         return pin
 
     def add(self, hub: Hub, pin: Pin) -> Pin:
-        """Writes a repository's pin, unless there is one by now, and keeps the others.
-
-        Returns:
-            The pin that the file has.
+        """Add a repository's pin unless the file has one now, and return the pin in the file.
 
         Raises:
             MissingError: the file cannot be written.
@@ -107,10 +104,10 @@ class LockFile:
             return found or pin
 
     def require_writable(self) -> None:
-        """Checks, before a long download, that pins can be added.
+        """Check, before a long download, that pins can be added.
 
         Raises:
-            MissingError: they cannot.
+            MissingError: the file cannot be written.
         """
         with self._writable(), self._alone():
             pass
@@ -127,7 +124,7 @@ class LockFile:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keeps other processes from adding at the same time, or one's pin would be lost."""
+        """Wait for other processes that add pins, so that no pin is lost."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.path.parent), contextlib.ExitStack() as held:
             last_try = time.monotonic() + WAIT_SECONDS
@@ -152,18 +149,18 @@ class LockFile:
             reason = explain(error, [])
         except (OSError, UnicodeDecodeError) as error:
             reason = str(error)
-        raise UsageError(f"{self.current}: not a readable lock file ({reason}); delete it to lock anew")
+        raise UsageError(f"{self.current}: not a readable lock file ({reason}); delete it to lock again")
 
 
 def lock_file(workspace: Workspace) -> LockFile:
-    """Return the lock file of a study; that of a study of the kit starts as a copy of the kit's."""
+    """Return the lock file of a study; for a study of the kit it starts as a copy of the kit's file."""
     beside = workspace.file.with_suffix(".lock")
     shipped = beside if in_wheel(beside) and beside.is_file() else None
     return LockFile(workspace.lock, shlex.quote(workspace.given), shipped)
 
 
 def read_source(path: Path) -> Pin | None:
-    """The pin that a folder in the cache was made from, or None where it says nothing readable."""
+    """Return the pin that a cache folder was made from, or None if it has no readable one."""
     try:
         return TypeAdapter(Pin).validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,9 +1,9 @@
-"""A miniature hub for the rehearsal: under a study's true repository names, what a CPU can train in seconds.
+"""Write a miniature hub for the rehearsal: small models and data under their true names.
 
-The models have the true architectures and the true special tokens, random weights, and width 512: with less,
-and r = 8, adapter tensors would have fewer than the 4096 elements below which an 8-bit optimizer keeps 32-bit
-state. The data have the true columns and numbers of rows, with texts that the kit writes itself. All lies in
-the layout of the hub's own cache, where huggingface_hub finds it offline under ``HF_HOME``.
+The models have the true architectures and special tokens, random weights, and width 512. With a smaller width
+and r = 8, adapter tensors would have fewer than 4096 elements, and an 8-bit optimizer keeps 32-bit state for
+those. The data have the true columns and numbers of rows, with generated texts. The folder has the layout of
+the hub's cache, so that huggingface_hub finds it offline under ``HF_HOME``.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from qlora_repeat.system.files import new_folder
 from qlora_repeat.system.hashing import file_digest
 
 PICKLED = ("togethercomputer/GPT-NeoXT-Chat-Base-20B",)
-"""Repositories that have no safetensors, only PyTorch's pickles."""
+"""Repositories that have only PyTorch's pickles."""
 VOCABULARY = 1024
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -33,37 +33,32 @@ _SHAPE: dict[str, Any] = {
 }
 _SHARD_BYTES = 5_000_000
 _MARK = "miniature.txt"
-"""What only a folder that this module wrote has, and so may be replaced."""
+"""The file that marks a folder written by this module, which may be replaced."""
 _ENDS = {"gpt_neox": (0, 0), "llama": (1, 2)}
-"""The ids of the tokens that begin and end a text, by architecture."""
+"""The ids of the first and last token of a text, by architecture."""
 
 
 def write_hub(study: Study, home: Path) -> None:
-    """Writes a folder that serves as ``HF_HOME`` for everything that a study takes from a hub.
+    """Write a folder for ``HF_HOME`` with everything that a study uses from a hub.
 
     Raises:
-        UsageError: the study takes nothing from a hub, a base's architecture has no miniature, or there is
-            something else in the folder.
+        UsageError: the study uses nothing from a hub, an architecture has no miniature, or the folder has
+            other content.
     """
     if home.is_dir() and any(home.iterdir()) and not (home / _MARK).is_file():
         raise UsageError(
-            f"{home}: holds something other than miniatures, and is left alone; name another folder"
+            f"{home}: contains other files than miniatures, so it is not replaced; name another folder"
         )
     bases = {name: base for name, base in study.bases.items() if base.hub is not None}
     rows = {name: _rows(data) for name, data in study.data.items() if data.hub is not None}
     if not bases and not rows:
-        raise UsageError(f"study {study.name} takes nothing from a hub: there is nothing to rehearse")
+        raise UsageError(f"study {study.name} uses nothing from a hub, so there is nothing to rehearse")
     for name, base in bases.items():
         if _kind(base) not in _ENDS:
             known = " or ".join(_ENDS)
             raise UsageError(f"bases.{name}.architecture.model_type must be {known} (found {_kind(base)!r})")
-    texts = [
-        text
-        for each in rows.values()
-        for row in each[:3000]
-        for text in row.values()
-        if isinstance(text, str)
-    ]
+    values = [value for each in rows.values() for row in each[:3000] for value in row.values()]
+    texts = [value for value in values if isinstance(value, str)]
     with new_folder(home) as folder, tempfile.TemporaryDirectory() as scratch:
         for seed, (name, base) in enumerate(bases.items()):
             assert base.hub is not None
@@ -77,7 +72,7 @@ def write_hub(study: Study, home: Path) -> None:
             files = Path(scratch, "datasets", name)
             _write_rows(files / _file_name(hub), each)
             _add_repository(folder, hub, "datasets", files)
-        (folder / _MARK).write_text(f"Stand-ins for what study {study.name} takes from a hub.\n", "utf-8")
+        (folder / _MARK).write_text(f"Miniatures of what study {study.name} uses from a hub.\n", "utf-8")
 
 
 def _kind(base: Base) -> str:
@@ -85,7 +80,7 @@ def _kind(base: Base) -> str:
 
 
 def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickled: bool) -> None:
-    """A model in shards, as the true ones are, and its tokenizer."""
+    """Write a model in shards, like the true one, and its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -115,7 +110,7 @@ def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickl
 
 
 def _neox_tokenizer(texts: list[str]) -> Any:
-    """Byte-level, as GPT-NeoX-20B's, which adds no token to a text."""
+    """Return a byte-level tokenizer like GPT-NeoX-20B's, which adds no token to a text."""
     from tokenizers import pre_tokenizers
     from transformers import GPTNeoXTokenizer
 
@@ -125,7 +120,7 @@ def _neox_tokenizer(texts: list[str]) -> Any:
 
 
 def _llama_tokenizer(texts: list[str]) -> Any:
-    """Pieces of words with bytes for the rest, as Llama's, which begins each text with ``<s>``."""
+    """Return a tokenizer of word pieces and bytes like Llama's, which begins each text with ``<s>``."""
     from tokenizers import pre_tokenizers
     from transformers import LlamaTokenizer
 
@@ -148,7 +143,7 @@ def _vocabulary(texts: list[str], splitting: Any, tokens: list[str], alphabet: l
 
 
 def _rows(data: Data) -> list[dict[str, Any]]:
-    """As many rows as the study expects, with the columns of the true dataset."""
+    """Return the study's number of rows, with the columns of the true dataset."""
     draw = random.Random(data.rows)
     if data.task == "text-generation":
         return [
@@ -203,7 +198,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _add_repository(home: Path, hub: Hub, kind: str, files: Path) -> None:
-    """Puts files into a hub cache: blobs, a snapshot of links to them, and the branch's reference."""
+    """Put files into a hub cache: blobs, a snapshot of links to them, and the branch's reference."""
     folder = home / "hub" / f"{kind}--{hub.repository.replace('/', '--')}"
     commit = hub.revision
     if re.fullmatch(r"[0-9a-f]{40}", commit) is None:

@@ -1,4 +1,4 @@
-"""Files that installed Python packages carry, found without importing these, or the user's own; verified."""
+"""Find and verify files of installed Python packages, without importing them, and the user's own files."""
 
 import importlib.util
 import shlex
@@ -11,7 +11,7 @@ from qlora_repeat.system.package_data import kit_path
 
 
 def package_folder(package: str, import_name: str) -> Path:
-    """The folder of an installed package.
+    """Return the folder of an installed package.
 
     Raises:
         MissingError: it is not installed; says how to install it.
@@ -26,33 +26,33 @@ def package_folder(package: str, import_name: str) -> Path:
 
 
 def locate(wanted: PackageFile) -> Path:
-    """The path of a file that a package carries, or of the user's own; not yet verified.
+    """Return the path of a file of a package or of the user, without verifying it.
 
     Raises:
-        MissingError: the package or the file is not there.
+        MissingError: the package or the file is missing.
     """
     if wanted.package is None:
         if not Path(wanted.file).is_file():
-            raise MissingError(f"{wanted.file}: no such file; the study file names it")
+            raise MissingError(f"{wanted.file}: the file is missing; the study file names it")
         return Path(wanted.file)
     import_name, _, inside = wanted.file.partition("/")
     path = package_folder(wanted.package, import_name) / inside
     if not path.is_file():
-        raise MissingError(
-            f"package {wanted.package} is installed without {wanted.file}: {path} is not there"
-        )
+        raise MissingError(f"package {wanted.package} is installed without {wanted.file}: {path} is missing")
     return path
 
 
 def verified(wanted: PackageFile) -> Path:
-    """The path of such a file, once its bytes are known to be the expected ones.
+    """Return the path of a file of a package or of the user, after checking its bytes.
 
     Raises:
-        MissingError: the package or file is not there, or its SHA-256 is another than the study says.
+        MissingError: the package or the file is missing, or its SHA-256 is not the study's.
     """
     path = locate(wanted)
     found = file_digest(path)
     if found != wanted.sha256:
-        mend = f"reinstall {wanted.package}" if wanted.package else "correct sha256, if this file is meant"
-        raise MissingError(f"{path}: SHA-256 is {found}, the study expects {wanted.sha256}; {mend}")
+        advice = (
+            f"reinstall {wanted.package}" if wanted.package else "correct sha256 if this is the right file"
+        )
+        raise MissingError(f"{path}: SHA-256 is {found}, the study expects {wanted.sha256}; {advice}")
     return path

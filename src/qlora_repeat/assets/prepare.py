@@ -1,6 +1,6 @@
-"""Bringing bases and data to the cache, once: from a hub's cache, from packages, or by pretraining.
+"""Put bases and data into the cache once, from a hub's cache, from packages, or by pretraining.
 
-Apart from the modules that use what is in the cache: those belong to the code that a record names.
+It is separate from the modules that use the cache, because those count in the code digest of a record.
 """
 
 import os
@@ -25,18 +25,18 @@ from qlora_repeat.system.safetensors_file import check_weights
 
 
 def fetch_base(workspace: Workspace, name: str, pin: Pin | None = None) -> None:
-    """Brings a base model to the cache, once: from a hub (`pin`), from a GGUF file, or by pretraining.
+    """Put a base model into the cache, from a hub (`pin`), from a GGUF file, or by pretraining.
 
-    A base from a hub says in its ``source.json`` what it was made from.
+    The ``source.json`` of a base from a hub has its pin.
 
     Raises:
-        MissingError: a package that carries a file is missing, its bytes are not the expected ones, or a
-            repository's weights are not what they are named, or pickled and hold anything but tensors.
+        MissingError: a package is missing, a file has unexpected bytes, or the weights of a repository are
+            invalid or contain other pickled objects than tensors.
     """
     study, base = workspace.study, workspace.study.bases[name]
     with new_folder(base_folder(workspace, name)) as folder:
         if base.hub is not None:
-            assert pin is not None, "a repository is pinned before it is used"
+            assert pin is not None, "the repository has a pin"
             _from_hub(base.hub, pin, folder)
         else:
             if base.gguf is not None:
@@ -52,7 +52,7 @@ def fetch_base(workspace: Workspace, name: str, pin: Pin | None = None) -> None:
 
 
 def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
-    """Links to a repository's files in the hub's cache; weights that are pickled are converted instead."""
+    """Link to a repository's files in the hub's cache, and convert pickled weights."""
     snapshot = snapshot_folder(hub, pin)
     pickled = [name for name in pin.files if name.startswith("pytorch_model")]
     for name in pin.files:
@@ -60,23 +60,17 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
             target = (snapshot / name).resolve()
             (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
     if pickled:
-        command = [
-            sys.executable,
-            "-m",
-            "qlora_repeat.assets.convert_pickle",
-            str(snapshot),
-            str(folder),
-            *pickled,
-        ]
+        module = "qlora_repeat.assets.convert_pickle"
+        command = [sys.executable, "-m", module, str(snapshot), str(folder), *pickled]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            killed = f"exit code {done.returncode}; it needs memory for twice the largest of its files"
+            killed = f"exit code {done.returncode}; it needs memory for twice the largest file"
             reason = (done.stderr.strip().splitlines() or [killed])[-1]
             raise MissingError(f"{hub.repository}: its pickled weights cannot be converted ({reason})")
         converted = {path.name: file_digest(path) for path in sorted(folder.glob("model*.safetensors"))}
         if pin.converted and converted != pin.converted:
             raise MissingError(
-                f"{hub.repository}: its pickled weights convert to other bytes than are locked; "
+                f"{hub.repository}: its pickled weights convert to other bytes than locked; "
                 "install the locked packages (`make setup`)"
             )
         pin = replace(pin, converted=converted)
@@ -91,7 +85,7 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
 
 
 def _from_gguf(path: Path) -> tuple[Any, Any]:
-    """A GGUF model in float16, which holds each of its 4-bit values to 11 bits, and its tokenizer."""
+    """Return a GGUF model in float16, which keeps 11 bits of each 4-bit value, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -105,21 +99,21 @@ def _from_gguf(path: Path) -> tuple[Any, Any]:
 
 
 def save_plain(model: Any, folder: Path) -> None:
-    """Saves what plain transformers loads, with no path of this machine in it."""
+    """Save a model for plain transformers, without a path of this machine."""
     model.config._name_or_path = ""
     model.save_pretrained(folder)
 
 
 def prepare_data(workspace: Workspace, name: str, pin: Pin | None = None) -> None:
-    """Brings rows from a hub's cache (`pin`), a file or their package, verifies and caches them.
+    """Put rows from a hub's cache (`pin`), a file or a package into the cache, after checking them.
 
     Raises:
-        MissingError: a package or file is missing, or the rows are not those that the study expects.
-        UsageError: the files have other columns than the study wants.
+        MissingError: a package or file is missing, or the rows are not the expected ones.
+        UsageError: the files lack a column of the study.
     """
     study, data = workspace.study, workspace.study.data[name]
     if data.hub is not None:
-        assert pin is not None, "a repository is pinned before it is used"
+        assert pin is not None, "the repository has a pin"
         rows = file_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
     else:
         rows = corpus_rows(data)

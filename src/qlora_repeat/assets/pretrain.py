@@ -1,8 +1,8 @@
-"""The pocket GPT-NeoX: true architecture and tokenizer, pretrained here because no package carries one.
+"""Pretrain the pocket GPT-NeoX with the true architecture and tokenizer, because no package contains one.
 
-It has learned a little English from fortunes that the study leaves out, and then from questions of another
-seed than the study's. Ending on questions leaves it with something to learn from the study's quotes. It
-is a stand-in for the shape of GPT-NeoX-20B, and no Pythia.
+It learns a little English from fortunes that the study does not use, and then from questions of another seed.
+Because it ends with questions, it can still learn from the study's quotes. It replaces GPT-NeoX-20B in
+shape only, and is not Pythia.
 """
 
 import random
@@ -14,11 +14,11 @@ from qlora_repeat.study.data_sources import Base, Pretraining
 from qlora_repeat.study.study import Study
 
 VOCABULARY = 50432
-"""GPT-NeoX-20B's embedding rows, of which its tokenizer uses 50,277."""
+"""The embedding rows of GPT-NeoX-20B, of which its tokenizer uses 50,277."""
 
 
 def pretrain(study: Study, base: Base, tokenizer_file: Path) -> tuple[Any, Any]:
-    """Pretrains from the fixed seed; the model in float16, and its tokenizer."""
+    """Pretrain from the fixed seed, and return the model in float16 and its tokenizer."""
     import torch
 
     settings = base.pretraining
@@ -39,7 +39,7 @@ def pretrain(study: Study, base: Base, tokenizer_file: Path) -> tuple[Any, Any]:
 
 
 def pretraining_texts(study: Study, settings: Pretraining) -> tuple[list[str], list[str]]:
-    """Fortunes and questions to pretrain on, none of them in the study's own data, shuffled by the seed."""
+    """Return fortunes and questions for pretraining outside the study's data, shuffled by the seed."""
     quotes: set[str] = set()
     questions: dict[str, str] = {}
     for data in study.data.values():
@@ -67,12 +67,12 @@ def _shuffled(texts: set[str], seed: int) -> list[str]:
 
 
 def _one_line(fortune: str) -> str:
-    """The quote of a fortune as the study would show it, or the whole fortune where it is no such quote."""
+    """Return the quote of a fortune as in the study, or the whole fortune."""
     return attributed_quote(fortune) or " ".join(fortune.split())
 
 
 def neox_tokenizer(file: Path) -> Any:
-    """GPT-NeoX-20B's tokenizer from its own file."""
+    """Return the tokenizer of GPT-NeoX-20B from its file."""
     from transformers import PreTrainedTokenizerFast
 
     end = "<|endoftext|>"
@@ -85,7 +85,7 @@ def _token_stream(tokenizer: Any, texts: list[str]) -> list[int]:
 
 
 def _train(settings: Pretraining, streams: list[tuple[int, Any]]) -> Any:
-    """AdamW in float32 on windows of one token stream after the other, the learning rate falling to zero."""
+    """Train with AdamW in float32 on windows of each token stream in turn, with linear decay to zero."""
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, get_linear_schedule_with_warmup
 

@@ -1,4 +1,4 @@
-"""The rows of a part of the data as token ids, made once for all trials that see them alike."""
+"""Tokenize a part of the data once for all trials that use the same token ids."""
 
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -23,9 +23,9 @@ def encoded_part(
     tokenizer: Any,
     limit: int | None = None,
 ) -> list[Example]:
-    """The first examples of a part of the split of that seed, as a model of the study sees them.
+    """Return the first examples of a part of the split of a seed, as token ids for a model of the study.
 
-    `tokenizer` is that of the model's base.
+    `tokenizer` belongs to the model's base.
     """
     model = workspace.study.models[model_name]
     rows = part_rows(workspace, model.data, part, seed)[:limit]
