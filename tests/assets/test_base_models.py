@@ -48,7 +48,7 @@ def smollm(pocket: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base_folder(at(pocket, NO_RUNS, cache), "smollm2-135m")
 
 
-def test_converted_weights_are_those_of_the_gguf_file(pocket: Study, smollm: Path) -> None:
+def test_converted_weights_match_the_gguf_file(pocket: Study, smollm: Path) -> None:
     weights = load_full(smollm, "float32").state_dict()
     file = pocket.bases["smollm2-135m"].gguf
     assert file is not None
@@ -76,7 +76,7 @@ def test_the_converted_model_knows_english(pocket: Study, smollm: Path, precisio
     assert loss("Paris the on city. Seine of a France, is The capital") > 5
 
 
-def test_the_pocket_neox_has_the_true_shape_and_repeats(pocket: Study, tmp_path: Path) -> None:
+def test_the_pocket_neox_has_the_true_shape_and_is_reproducible(pocket: Study, tmp_path: Path) -> None:
     digests = []
     for cache in (tmp_path / "one", tmp_path / "two"):
         fetch_base(at(pocket, NO_RUNS, cache), "neox-pocket")
@@ -92,7 +92,7 @@ def test_the_pocket_neox_has_the_true_shape_and_repeats(pocket: Study, tmp_path:
     assert load_tokenizer(base_folder(at(pocket, NO_RUNS, cache), "neox-pocket")).vocab_size > 50000
 
 
-def test_pretraining_sees_nothing_of_the_study(pocket: Study) -> None:
+def test_pretraining_does_not_see_the_studys_data(pocket: Study) -> None:
     settings = pocket.bases["neox-pocket"].pretraining
     assert settings is not None
     seen = list(itertools.chain(*pretraining_texts(pocket, settings)))

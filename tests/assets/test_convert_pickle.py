@@ -1,4 +1,4 @@
-"""Pickled weights: converted once, to the same values, and never run."""
+"""Pickled weights are converted once, to the same values, and never run."""
 
 import json
 import os
@@ -33,13 +33,13 @@ class Malicious:
 
 
 def pickled(path: Path) -> dict[str, torch.Tensor]:
-    """What the shards of a snapshot hold."""
+    """Return the tensors in the shards of a snapshot."""
     shards = sorted(path.glob("pytorch_model*.bin"))
     assert len(shards) == 2
     return {name: value for shard in shards for name, value in torch.load(shard, weights_only=True).items()}
 
 
-def test_the_values_are_those_of_the_pickles(fetched: User) -> None:
+def test_converted_values_match_the_pickles(fetched: User) -> None:
     expected = pickled(fetched.snapshot(PICKLED))
     model = AutoModelForCausalLM.from_pretrained(fetched.base("neox"), use_safetensors=True)
     loaded = model.state_dict()
@@ -48,7 +48,7 @@ def test_the_values_are_those_of_the_pickles(fetched: User) -> None:
     assert {loaded[name].dtype for name in expected} == {torch.float16}
 
 
-def test_no_pickle_is_where_models_are_loaded_from(fetched: User) -> None:
+def test_folders_of_models_have_no_pickle(fetched: User) -> None:
     names = sorted(path.name for path in fetched.base("neox").iterdir())
     assert names == [
         "config.json",
@@ -92,7 +92,7 @@ def test_other_bytes_than_locked_are_refused_and_leave_nothing(copied: User) -> 
     assert [path.name[:5] for path in (copied.cache / "bases").iterdir()] == ["llama"]
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_runs_none(user: User, hub: Hub, tmp_path: Path) -> None:
+def test_a_pickle_with_code_is_refused_and_not_run(user: User, hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     trap = tmp_path / "trap"
     evil = pickle.dumps({"weight": Malicious(trap)})
@@ -110,7 +110,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(user: User, hub: 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """A folder of two shards and their index."""
+    """Return a folder of two shards and their index."""
     folder = tmp_path / "shards"
     folder.mkdir()
     torch.save(
@@ -166,8 +166,8 @@ def test_only_the_named_files_are_converted(shards: Path, tmp_path: Path) -> Non
     assert [path.name for path in target.iterdir()] == ["model-00001-of-00002.safetensors"]
 
 
-def test_an_index_that_names_a_tensor_of_no_shard_is_refused(shards: Path, tmp_path: Path) -> None:
-    """Or transformers would draw it at random, in silence."""
+def test_an_index_with_a_missing_tensor_is_refused(shards: Path, tmp_path: Path) -> None:
+    """Otherwise transformers would initialize it at random without an error."""
     content = json.loads((shards / INDEX).read_text())
     content["weight_map"]["head"] = FIRST
     (shards / INDEX).write_text(json.dumps(content))
@@ -176,7 +176,7 @@ def test_an_index_that_names_a_tensor_of_no_shard_is_refused(shards: Path, tmp_p
 
 
 @pytest.mark.parametrize("content", ["a list", "a number among tensors", "a zip of pickles that run code"])
-def test_what_holds_anything_but_tensors_is_refused(content: str, tmp_path: Path) -> None:
+def test_a_pickle_with_other_content_than_tensors_is_refused(content: str, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     values = {
         "a list": [torch.ones(1)],

@@ -1,4 +1,4 @@
-"""The rows of the pocket study, and how they are taken from their packages."""
+"""The rows of the pocket study, which come from packages."""
 
 import dataclasses
 import json
@@ -56,24 +56,24 @@ def questions() -> list[Row]:
 
 @pytest.fixture(params=["quotes", "questions"])
 def rows(request: pytest.FixtureRequest) -> list[Row]:
-    """The quotes, and then the questions."""
+    """Return the quotes, and then the questions."""
     found: list[Row] = request.getfixturevalue(request.param)
     return found
 
 
 def options_of(row: Row) -> tuple[str, list[str]]:
-    """The question proper of a row, and its four options."""
+    """Return the question of a row, and its four options."""
     found = OPTIONS.search(row["instruction"])
     assert found is not None, row
     return row["instruction"][: found.start()], list(found.groups())
 
 
-def test_rows_are_those_that_the_study_file_names(quotes: list[Row], questions: list[Row]) -> None:
+def test_rows_match_the_digest_in_the_study_file(quotes: list[Row], questions: list[Row]) -> None:
     for name, rows in (("quotes", quotes), ("instructions", questions)):
         assert (len(rows), rows_digest(rows)) == (pocket(name).rows, pocket(name).sha256)
 
 
-def test_no_row_is_there_twice(rows: list[Row]) -> None:
+def test_rows_are_unique(rows: list[Row]) -> None:
     assert max(Counter(row.get("quote") or row["instruction"] for row in rows).values()) == 1
 
 
@@ -87,7 +87,7 @@ def test_quotes_are_short(quotes: list[Row]) -> None:
     assert all(20 <= len(row["quote"]) <= 300 for row in quotes)
 
 
-def test_families_take_turns(questions: list[Row]) -> None:
+def test_families_alternate(questions: list[Row]) -> None:
     data = pocket("instructions")
     turn = len(data.families) + len(data.families_with_options)
     offering = [OPTIONS.search(row["instruction"]) is not None for row in questions]
@@ -96,14 +96,14 @@ def test_families_take_turns(questions: list[Row]) -> None:
     )
 
 
-def test_options_are_four_different_ones_and_each_letter_is_sometimes_right(questions: list[Row]) -> None:
+def test_the_four_options_differ_and_each_letter_is_sometimes_right(questions: list[Row]) -> None:
     offering = [row for row in questions if OPTIONS.search(row["instruction"])]
     assert all(len(set(options_of(row)[1])) == 4 for row in offering)
     assert min(Counter(row["answer"] for row in offering).values()) > len(offering) / 8
     assert {row["answer"] for row in offering} == set("ABCD")
 
 
-def test_the_letter_is_that_of_the_one_right_option(questions: list[Row]) -> None:
+def test_the_letter_names_the_right_option(questions: list[Row]) -> None:
     sums = {"multiplication: ": math.prod, "Least Common Multiple": math.lcm}
     checked = 0
     for row in questions:
@@ -118,7 +118,7 @@ def test_the_letter_is_that_of_the_one_right_option(questions: list[Row]) -> Non
     assert checked == 2 * 132
 
 
-def test_options_follow_the_seed() -> None:
+def test_options_depend_on_the_seed() -> None:
     rows = [{"instruction": f"Which is {number}?", "answer": str(number)} for number in range(8)]
     assert (
         with_options(rows, 1, "family") == with_options(rows, 1, "family") != with_options(rows, 2, "family")
@@ -150,13 +150,13 @@ def test_a_quote_is_a_plain_paragraph_with_an_author(fortune: str, quote: str | 
 
 
 def test_a_distant_seed_gives_other_rows_of_the_same_kind() -> None:
-    """Near ones share most: reasoning-gym adds a row's number to the seed."""
+    """Close seeds share most rows, because reasoning-gym adds a row's number to the seed."""
     one, two = (corpus_rows(generated(20, ["gcd"], [], seed)) for seed in (1, 1000))
     assert len(one) == len(two) == 20
     assert not {row["instruction"] for row in one} & {row["instruction"] for row in two}
 
 
-def test_what_the_pocket_model_is_pretrained_on_is_not_in_the_study() -> None:
+def test_pretraining_texts_are_not_in_the_study() -> None:
     whole = load_study("pocket")
     settings = whole.bases["neox-pocket"].pretraining
     assert settings is not None
@@ -170,14 +170,14 @@ def test_what_the_pocket_model_is_pretrained_on_is_not_in_the_study() -> None:
     assert len(questions) > few.rows / 2
 
 
-def test_rows_become_one_line_each_whatever_is_in_them() -> None:
+def test_each_row_becomes_one_line() -> None:
     rows = [{"quote": 'line\nbreaks\u2028and\x85and "quotes"'}, {"quote": "é🙂"}]
     lines = json_lines(rows).split("\n")
     assert [json.loads(line) for line in lines[:-1]] == rows
     assert lines[-1] == ""
 
 
-def test_too_few_rows_are_counted() -> None:
+def test_too_few_rows_are_refused() -> None:
     with pytest.raises(MissingError, match=r"fortunes: expected 100000 rows, found \d+$"):
         corpus_rows(dataclasses.replace(pocket("quotes"), rows=100_000))
 
@@ -194,7 +194,7 @@ def test_a_missing_file_of_a_package_is_named(tmp_path: Path, monkeypatch: pytes
         corpus_rows(pocket("quotes"))
 
 
-def test_a_family_that_there_is_not_is_named() -> None:
+def test_an_unknown_family_is_named() -> None:
     data = generated(10, ["gdc"], [])
     with pytest.raises(UsageError, match="reasoning-gym has no task family 'gdc'"):
         corpus_rows(data)
@@ -207,7 +207,7 @@ def test_a_family_with_too_few_answers_for_four_options_is_named() -> None:
 
 
 def of_hub(rows: int, **columns: str) -> Data:
-    """Data whose rows are in files of a hub, as a study would name them."""
+    """Return data whose rows are in files of a hub."""
     task = "text-generation" if "quote" in columns else "question-answering"
     return Data(task, "hub", rows, 4, hub=Hub("acme/rows", "main"), columns=columns)
 
@@ -222,7 +222,7 @@ FLAT = {name: values for name, values in QUESTIONS.items() if name != "tags"}
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
-def test_rows_of_a_hub_are_the_named_columns_in_their_order(suffix: str, tmp_path: Path) -> None:
+def test_rows_of_a_hub_have_the_named_columns_in_order(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows.{suffix}"
     table = pa.table(FLAT if suffix == "csv" else QUESTIONS)
     if suffix == "jsonl":
@@ -240,14 +240,14 @@ def test_rows_of_a_hub_are_the_named_columns_in_their_order(suffix: str, tmp_pat
     assert [row["answer"] for row in rows] == QUESTIONS["answer"]
 
 
-def test_rows_of_a_text_are_its_paragraphs_each_on_one_line(tmp_path: Path) -> None:
+def test_rows_of_a_text_file_are_its_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     path.write_text("\n\nA paragraph\n  of two lines.\n\n\n\nAnother é🙂.\n\nA third.\n", encoding="utf-8")
     found = file_rows(of_hub(3, quote="text"), [path])
     assert found == [{"quote": "A paragraph of two lines."}, {"quote": "Another é🙂."}, {"quote": "A third."}]
 
 
-def test_files_of_a_hub_follow_each_other(tmp_path: Path) -> None:
+def test_files_of_a_hub_are_concatenated(tmp_path: Path) -> None:
     paths = [tmp_path / f"part-{number}.jsonl" for number in range(3)]
     for number, path in enumerate(paths):
         path.write_text(json_lines([{"quote": f"{number} {row}"} for row in range(2)]))
@@ -271,7 +271,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("mistake", UNFIT)
-def test_rows_that_do_not_fit_the_study_are_told_in_one_line(mistake: str, tmp_path: Path) -> None:
+def test_rows_that_do_not_fit_the_study_are_refused_in_one_line(mistake: str, tmp_path: Path) -> None:
     content, words = UNFIT[mistake]
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
@@ -288,13 +288,13 @@ def test_rows_that_do_not_fit_the_study_are_told_in_one_line(mistake: str, tmp_p
         ("README.md", b"# Rows", "rows are read from .jsonl, .json, .csv, .parquet, .txt only; corre"),
     ],
 )
-def test_files_that_hold_no_rows_are_told(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+def test_files_without_rows_are_refused(name: str, content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=words):
         file_rows(of_hub(2, quote="quote"), [tmp_path / name])
 
 
-def test_files_that_disagree_on_their_columns_are_told(tmp_path: Path) -> None:
+def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:
     for name in ("quote", "text"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({name: "a"}))
     with pytest.raises(UsageError, match=r"cannot be read as json .*text: string"):

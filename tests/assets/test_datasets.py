@@ -44,7 +44,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def own_cache(cache: Path, tmp_path: Path) -> Path:
-    """A copy of the data in the cache, to spoil."""
+    """Return a copy of the data in the cache, which a test may damage."""
     shutil.copytree(cache / "data", tmp_path / "cache" / "data")
     return tmp_path / "cache"
 
@@ -78,7 +78,7 @@ def test_another_split_seed_gives_another_split_of_the_same_rows(study: Study, c
     assert sorted(map(str, one[0] + one[1])) == sorted(map(str, two[0] + two[1]))
 
 
-def test_every_epoch_has_every_example_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_has_every_example_once_in_its_own_order() -> None:
     order = batch_order(10, 4, 7, 42)
     assert [len(batch) for batch in order] == [4, 4, 2, 4, 4, 2, 4]
     epochs = [[*order[start], *order[start + 1], *order[start + 2]] for start in (0, 3)]
@@ -95,7 +95,7 @@ def test_other_rows_than_the_study_expects_are_refused(tmp_path: Path) -> None:
     assert data_digest(at(changed, NO_RUNS, tmp_path / "cache"), "quotes") is None
 
 
-def test_data_that_were_not_fetched_are_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
+def test_missing_data_are_refused_with_the_command_that_fetches_them(study: Study, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"data quotes are missing; run `qlora-repeat fetch`"):
         read_rows(at(study, NO_RUNS, tmp_path), "quotes")
 
@@ -116,7 +116,7 @@ def not_utf8(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [without_rows, not_utf8])
-def test_spoilt_data_are_told_another_way_out_than_fetching_again(
+def test_changed_data_are_refused_with_other_advice_than_missing_data(
     study: Study, own_cache: Path, spoil: Any
 ) -> None:
     spoil(data_folder(at(study, NO_RUNS, own_cache), "quotes"))
@@ -127,7 +127,7 @@ def test_spoilt_data_are_told_another_way_out_than_fetching_again(
         read_rows(at(study, NO_RUNS, own_cache), "quotes")
 
 
-def test_the_answer_starts_where_marked(study: Study, cache: Path, tokenizer: Any) -> None:
+def test_the_answer_starts_at_the_mark(study: Study, cache: Path, tokenizer: Any) -> None:
     model = study.models["tiny-llama-chat"]
     rows = part_rows(at(study, NO_RUNS, cache), "instructions", "test", 42)
     for row, example in zip(rows, encode(tokenizer, model, rows), strict=True):
@@ -144,7 +144,7 @@ def test_a_quote_has_no_answer(study: Study, cache: Path, tokenizer: Any) -> Non
     assert [tokenizer.decode(example.ids) for example in examples] == [row["quote"] for row in rows]
 
 
-def test_long_rows_are_cut_and_their_answer_with_them(study: Study, cache: Path, tokenizer: Any) -> None:
+def test_long_rows_are_truncated_with_their_answer(study: Study, cache: Path, tokenizer: Any) -> None:
     model = study.models["tiny-llama-chat"]
     model = dataclasses.replace(model, training=dataclasses.replace(model.training, max_length=10))
     for example in encode(tokenizer, model, part_rows(at(study, NO_RUNS, cache), "instructions", "test", 42)):
@@ -156,14 +156,14 @@ def test_braces_in_a_row_stay(study: Study) -> None:
     assert row_text(study.models["tiny-llama-chat"], row) == "<s><INST> What is {answer}? </INST> {0}</s>"
 
 
-def test_prompts_of_text_generation_are_fed_as_they_are(study: Study, cache: Path) -> None:
+def test_prompts_of_text_generation_are_unchanged(study: Study, cache: Path) -> None:
     prompts = study_prompts(at(study, NO_RUNS, cache), "tiny-neox", 42)
     assert [prompt.shown for prompt in prompts] == study.data["quotes"].prompts
     assert [prompt.fed for prompt in prompts] == study.data["quotes"].prompts
     assert not any(prompt.has_options for prompt in prompts)
 
 
-def test_questions_are_found_in_the_test_part_by_how_they_begin(study: Study, cache: Path) -> None:
+def test_questions_are_found_in_the_test_part_by_their_beginning(study: Study, cache: Path) -> None:
     legs, gcd = study_prompts(at(study, NO_RUNS, cache), "tiny-llama-chat", 42)
     asked = [row["instruction"] for row in part_rows(at(study, NO_RUNS, cache), "instructions", "test", 42)]
     assert legs.shown == next(text for text in asked if text.startswith("Your task is to count"))
@@ -183,7 +183,7 @@ def test_a_prompt_that_no_row_begins_with_is_named(tmp_path: Path) -> None:
 
 
 def questions(asked: dict[int, str]) -> list[Row]:
-    """Forty questions, of which the named ones are asked about."""
+    """Return forty questions, with prompts for the named ones."""
     return [
         {"instruction": asked.get(number, f"Question {number}?"), "answer": str(number)}
         for number in range(40)
@@ -191,23 +191,23 @@ def questions(asked: dict[int, str]) -> list[Row]:
 
 
 def split_asking(study: Study, *prompts: str, asked: dict[int, str]) -> dict[Part, list[Row]]:
-    """The split of those questions in a study with those prompts."""
+    """Return the split of those questions in a study with those prompts."""
     data = dataclasses.replace(study.data["instructions"], prompts=list(prompts))
     return split_rows(data, questions(asked), 42)
 
 
 def places(parts: dict[Part, list[Row]]) -> dict[Part, list[int]]:
-    """The questions of each part, by number."""
+    """Return the numbers of the questions of each part."""
     return {part: [int(row["answer"]) for row in rows] for part, rows in parts.items()}
 
 
 def drawn(study: Study) -> dict[Part, list[int]]:
-    """Where the draw puts the questions, when none of them is asked about."""
+    """Return the split of the questions without prompts."""
     return places(split_asking(study, "No question begins so", asked={}))
 
 
 @pytest.mark.parametrize(("one", "two"), [("train", "train"), ("train", "test"), ("test", "train")])
-def test_rows_that_are_asked_about_come_into_the_test_part(study: Study, one: Part, two: Part) -> None:
+def test_rows_of_prompts_are_moved_to_the_test_part(study: Study, one: Part, two: Part) -> None:
     before = drawn(study)
     first, second = before[one][0], before[two][-1]
     asked = {first: "Tommy: Many", second: "If you have no"}
@@ -223,26 +223,26 @@ def test_rows_that_are_asked_about_come_into_the_test_part(study: Study, one: Pa
     assert places(split_asking(study, "If you have", "Tommy:", asked=asked)) == after
 
 
-def test_the_split_stays_where_the_draw_put_the_asked_rows_into_the_test_part(study: Study) -> None:
+def test_the_split_is_unchanged_if_the_rows_of_prompts_are_in_the_test_part(study: Study) -> None:
     before = drawn(study)
     asked = {before["test"][0]: "Tommy: Many", before["test"][1]: "If you have no"}
     assert places(split_asking(study, "If you have", "Tommy:", asked=asked)) == before
 
 
-def test_one_of_several_rows_that_begin_alike_is_enough(study: Study) -> None:
+def test_one_of_several_rows_with_the_same_beginning_is_enough(study: Study) -> None:
     before = drawn(study)
     asked = {before["test"][3]: "Tommy: one", before["train"][0]: "Tommy: two"}
     assert places(split_asking(study, "Tommy:", asked=asked)) == before
 
 
-def test_more_prompts_than_test_rows_leave_the_split_as_drawn(study: Study) -> None:
+def test_more_prompts_than_test_rows_leave_the_split_unchanged(study: Study) -> None:
     asked = {number: f"Asked {number:02}" for number in range(40)}
     prompts = [f"Asked {number:02}" for number in range(40)]
     assert places(split_asking(study, *prompts, asked=asked)) == drawn(study)
 
 
-def test_the_quote_that_a_prompt_begins_is_tested_too(study: Study) -> None:
-    """In whatever quotation marks it stands."""
+def test_the_quote_of_a_prompt_is_in_the_test_part_too(study: Study) -> None:
+    """With any quotation marks."""
     quotes = [{"quote": f"Quote {number}."} for number in range(40)]
     trained = split_rows(study.data["quotes"], quotes, 42)["train"][0]
     quotes[quotes.index(trained)] = asked = {"quote": "“Your silence will be kept.”"}

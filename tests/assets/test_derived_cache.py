@@ -1,4 +1,4 @@
-"""What the cache keeps of work that gives the same each time: quantized bases, token ids."""
+"""The cache keeps reproducible work: quantized bases and token ids."""
 
 import dataclasses
 import errno
@@ -20,7 +20,7 @@ from qlora_repeat.system.hashing import MANIFEST
 
 @pytest.fixture
 def own(study: Study, cache: Path, tmp_path: Path) -> Path:
-    """A cache with the same bases and data, and no copies yet."""
+    """Return a cache with the same bases and data, without copies."""
     for name in ("bases", "data"):
         (tmp_path / name).symlink_to(cache / name)
     return tmp_path
@@ -28,7 +28,7 @@ def own(study: Study, cache: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-neox"])
 @pytest.mark.parametrize("double", [True, False])
-def test_a_copy_in_4_bits_is_byte_for_byte_what_quantizing_gives(
+def test_a_4_bit_copy_has_the_same_bytes_as_quantizing(
     base: str, double: bool, study: Study, own: Path
 ) -> None:
     study = dataclasses.replace(study, quantization=dataclasses.replace(study.quantization, double=double))
@@ -61,7 +61,7 @@ def test_other_settings_have_other_copies(study: Study, own: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", "shorter", "gone", "no manifest", "no JSON"])
-def test_a_copy_that_was_damaged_is_made_anew(
+def test_a_damaged_copy_is_written_again(
     how: str, study: Study, own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = next(iter(study.bases))
@@ -85,7 +85,7 @@ def test_a_copy_that_was_damaged_is_made_anew(
     assert has_copy(folder)
 
 
-def test_a_base_that_was_changed_is_not_quantized(study: Study, cache: Path, tmp_path: Path) -> None:
+def test_a_changed_base_is_not_quantized(study: Study, cache: Path, tmp_path: Path) -> None:
     base = next(iter(study.bases))
     folder = base_folder(at(study, NO_RUNS, tmp_path), base)
     folder.parent.mkdir(parents=True)
@@ -112,9 +112,7 @@ def test_a_full_disk_costs_a_copy_and_nothing_else(
     assert list(folder.parent.iterdir()) == []
 
 
-def test_of_two_that_keep_a_copy_at_once_the_first_stays(
-    own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_of_two_simultaneous_copies_the_first_stays(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = own / "quantized" / "base"
 
     def write(new: Path) -> None:
@@ -129,7 +127,7 @@ def test_of_two_that_keep_a_copy_at_once_the_first_stays(
 
 
 @pytest.mark.parametrize("limit", [None, 3])
-def test_token_ids_that_were_kept_are_those_of_the_rows(limit: int | None, study: Study, own: Path) -> None:
+def test_kept_token_ids_match_the_rows(limit: int | None, study: Study, own: Path) -> None:
     for name, model in study.models.items():
         tokenizer = load_tokenizer(base_folder(at(study, NO_RUNS, own), model.base))
         rows = part_rows(at(study, NO_RUNS, own), model.data, "train", 6)[:limit]

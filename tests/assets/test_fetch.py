@@ -1,4 +1,4 @@
-"""Fetching from a hub, once and again: what is locked, and what interrupts it."""
+"""Fetching from a hub for the first time and later: locks and interruptions."""
 
 import json
 import os
@@ -31,9 +31,7 @@ def test_the_first_fetch_locks_commit_sizes_and_sha256_of_every_file(fetched: Us
     assert {"config.json", "tokenizer.json", SHARD} <= set(lock[MODEL]["files"])
 
 
-def test_a_hub_cache_that_was_filled_by_hand_is_locked_alike(
-    fetched: User, hub_home: Path, user: User
-) -> None:
+def test_a_hub_cache_filled_by_hand_is_locked_too(fetched: User, hub_home: Path, user: User) -> None:
     user.fetch(HF_HOME=str(hub_home), **OFFLINE)
     assert user.locked() == fetched.locked()
 
@@ -49,7 +47,7 @@ def test_a_second_fetch_needs_no_hub(copied: User) -> None:
     assert copied.lock.read_bytes() == before
 
 
-def test_the_locked_commit_is_fetched_though_the_branch_has_moved(
+def test_the_locked_commit_is_fetched_after_the_branch_has_moved(
     reader: User, hub: Hub, fetched: User
 ) -> None:
     model = hub.repositories[f"models/{MODEL}"]
@@ -85,9 +83,7 @@ def test_without_a_lock_the_branch_is_followed(reader: User, hub: Hub) -> None:
     ],
     ids=["pickle", "header", "index"],
 )
-def test_weights_that_are_not_what_they_are_named_are_refused(
-    file: str, content: bytes, reason: str, reader: User, hub: Hub
-) -> None:
+def test_invalid_weights_are_refused(file: str, content: bytes, reason: str, reader: User, hub: Hub) -> None:
     hub.repositories[f"models/{MODEL}"].commit({file: content})
     told = reader.refused(*QUOTER)
     assert told.startswith(f"{MODEL}: {file}: {reason}")
@@ -95,15 +91,13 @@ def test_weights_that_are_not_what_they_are_named_are_refused(
     assert not list((reader.cache / "bases").iterdir())
 
 
-def test_a_lost_lock_is_written_again_from_what_was_fetched(copied: User, fetched: User) -> None:
+def test_a_lost_lock_is_written_again_from_the_fetched_files(copied: User, fetched: User) -> None:
     copied.lock.unlink()
     copied.fetch()
     assert copied.locked() == fetched.locked()
 
 
-def test_what_was_made_from_another_commit_than_is_locked_is_refused_with_a_way_out(
-    copied: User, hub: Hub
-) -> None:
+def test_a_folder_from_another_commit_than_locked_is_refused_with_advice(copied: User, hub: Hub) -> None:
     lock = copied.locked()
     lock[MODEL]["commit"] = other = hub.repositories[f"models/{MODEL}"].commit({"README.md": b"new"})
     copied.lock.write_text(json.dumps(lock))
@@ -120,7 +114,7 @@ def test_what_was_made_from_another_commit_than_is_locked_is_refused_with_a_way_
 # A lock that does not fit, cannot be read, or cannot be written.
 
 
-def test_a_lock_at_another_revision_is_told_before_the_hub_is_asked(
+def test_a_lock_at_another_revision_is_refused_before_the_hub_is_asked(
     user: User, hub: Hub, fetched: User
 ) -> None:
     shutil.copy(fetched.lock, user.lock)
@@ -132,7 +126,7 @@ def test_a_lock_at_another_revision_is_told_before_the_hub_is_asked(
     assert hub.requests == []
 
 
-def test_a_lock_that_cannot_be_read_is_told(user: User, hub: Hub) -> None:
+def test_an_unreadable_lock_is_refused(user: User, hub: Hub) -> None:
     user.lock.write_text("{")
     told = user.refused(code=2)
     assert told.startswith(f"{user.lock}: not a readable lock file (")
@@ -140,14 +134,14 @@ def test_a_lock_that_cannot_be_read_is_told(user: User, hub: Hub) -> None:
     assert hub.requests == []
 
 
-def test_a_lock_that_cannot_be_written_is_told_before_anything_is_downloaded(user: User, hub: Hub) -> None:
+def test_an_unwritable_lock_is_refused_before_a_download(user: User, hub: Hub) -> None:
     path = user.study / "small.lock"  # below a file, where not even root can write
     told = user.refused(*QUOTER, QLORA_REPEAT_LOCK=str(path))
     assert told == f"{path}: cannot be written (its folder is a file); set QLORA_REPEAT_LOCK to another path"
     assert hub.requests == []
 
 
-def test_a_lock_that_has_it_all_needs_no_writing(copied: User, hub: Hub) -> None:
+def test_a_complete_lock_need_not_be_writable(copied: User, hub: Hub) -> None:
     shutil.rmtree(copied.base())
     folder = copied.folder / "read-only"
     folder.mkdir()
@@ -169,12 +163,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def others(hub: Hub) -> list[str]:
-    """The model's files but the held shard."""
+    """Return the model's files without the held shard."""
     repository = hub.repositories[f"models/{MODEL}"]
     return [name for name in repository.commits[repository.branches["main"]] if name != SHARD]
 
 
-def test_a_fetch_that_is_killed_goes_on_with_the_rest(reader: User, hub: Hub) -> None:
+def test_a_killed_fetch_is_resumed(reader: User, hub: Hub) -> None:
     hub.hold(SHARD)
     process = reader.start(*QUOTER)
     wait_until(lambda: len(list(reader.home.glob("hub/models--*/snapshots/*/*"))) == len(others(hub)))
@@ -186,7 +180,7 @@ def test_a_fetch_that_is_killed_goes_on_with_the_rest(reader: User, hub: Hub) ->
     assert hub.asked_for(SHARD) == 2
 
 
-def test_what_a_killed_fetch_left_half_written_is_removed(copied: User) -> None:
+def test_partial_files_of_a_killed_fetch_are_removed(copied: User) -> None:
     left = copied.base().with_name(f".{copied.base().name}.x1y2z3")
     copied.base().rename(left)
     other = copied.cache / "bases" / ".mine"
@@ -197,7 +191,7 @@ def test_what_a_killed_fetch_left_half_written_is_removed(copied: User) -> None:
     assert other.is_dir()
 
 
-def test_a_connection_that_breaks_is_taken_up_again(reader: User, hub: Hub, fetched: User) -> None:
+def test_a_broken_connection_is_resumed(reader: User, hub: Hub, fetched: User) -> None:
     hub.broken.append(SHARD)
     reader.fetch(*QUOTER)
     assert hub.asked_for(SHARD) == 2
@@ -207,7 +201,7 @@ def test_a_connection_that_breaks_is_taken_up_again(reader: User, hub: Hub, fetc
 def test_the_rest_of_a_half_filled_cache_is_fetched_from_a_hub_that_lists_no_files(
     copied: User, hub: Hub, fetched: User
 ) -> None:
-    """Where a hub refuses the list, huggingface_hub returns an incomplete snapshot in silence."""
+    """If a hub refuses the list, huggingface_hub returns an incomplete snapshot without an error."""
     hub.lists_files = False
     shutil.rmtree(copied.base())
     shutil.rmtree(copied.snapshot(MODEL).parents[1] / "trees")
@@ -217,7 +211,7 @@ def test_the_rest_of_a_half_filled_cache_is_fetched_from_a_hub_that_lists_no_fil
     assert copied.locked() == fetched.locked()
 
 
-def test_of_two_fetches_at_once_one_is_told_to_wait(reader: User, hub: Hub) -> None:
+def test_a_second_simultaneous_fetch_is_refused(reader: User, hub: Hub) -> None:
     hub.hold(SHARD)
     first = reader.start(*QUOTER)
     wait_until(lambda: hub.asked_for(SHARD) == 1)
@@ -230,7 +224,7 @@ def test_of_two_fetches_at_once_one_is_told_to_wait(reader: User, hub: Hub) -> N
 
 
 @pytest.mark.parametrize(("file", "variable"), [(SHARD, "HF_HOME"), ("quotes.jsonl", "QLORA_REPEAT_CACHE")])
-def test_a_disk_that_is_too_small_is_told_before_anything_is_downloaded(
+def test_a_too_small_disk_is_refused_before_a_download(
     file: str, variable: str, copied: User, hub: Hub
 ) -> None:
     lock = copied.locked()
@@ -261,13 +255,13 @@ def test_only_one_models_base_and_data_are_fetched(user: User) -> None:
     assert names == ["datasets--acme--quotes", "models--acme--small-llama"]
 
 
-def test_only_a_model_that_there_is(user: User, hub: Hub) -> None:
+def test_an_unknown_model_is_refused(user: User, hub: Hub) -> None:
     told = user.refused("--only", "quoter", "--only", "quotes", code=2)
     assert told == "model 'quotes': study small has quoter, solver"
     assert hub.requests == []
 
 
-def test_data_that_do_not_fit_the_study_are_told_and_not_locked(user: User, hub: Hub) -> None:
+def test_data_that_do_not_fit_the_study_are_refused_and_not_locked(user: User, hub: Hub) -> None:
     write_hub_study(user.folder, ('quote = "quote"', 'quote = "text"'))
     assert user.refused(*QUOTER, code=2) == (
         f"{QUOTES}, quotes.jsonl: no column 'text'; it has quote, author, tags. Correct columns"

@@ -1,4 +1,4 @@
-"""What a hub refuses, or its cache lacks: one line that names the repository and what to do."""
+"""A refusal of a hub, or a gap in its cache, gives one line with the repository and advice."""
 
 import json
 import shutil
@@ -130,7 +130,7 @@ REFUSALS: dict[str, tuple[Callable[[Hub], None], dict[str, str], str]] = {
 
 
 def spelt_out(words: str, user: User, hub: Hub) -> str:
-    """A message of the table, as that user reads it."""
+    """Return a message of the table with the values of a user."""
     said = {"MODEL": MODEL, "DATA": QUOTES, "HUB/": f"{hub.url}/", "HUB ": f"{hub.url} "}
     for name, value in (said | {"CACHE": str(user.home / "hub"), "AGAIN": user.again()}).items():
         words = words.replace(name, value)
@@ -138,7 +138,7 @@ def spelt_out(words: str, user: User, hub: Hub) -> str:
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_refusal_is_told_in_one_line_with_what_to_do(name: str, user: User, hub: Hub) -> None:
+def test_a_refusal_is_reported_in_one_line_with_advice(name: str, user: User, hub: Hub) -> None:
     prepare, environment, words = REFUSALS[name]
     hub.tokens["hf_valid"] = {f"models/{MODEL}"}
     prepare(hub)
@@ -151,7 +151,9 @@ def test_a_refusal_is_told_in_one_line_with_what_to_do(name: str, user: User, hu
 @pytest.mark.parametrize(
     "name", ["gated files", "no access", "overloaded", "unreachable", "offline", "no repository"]
 )
-def test_a_refusal_of_what_is_locked_and_half_there_is_told_alike(name: str, copied: User, hub: Hub) -> None:
+def test_a_refusal_of_a_locked_and_half_fetched_repository_is_reported_too(
+    name: str, copied: User, hub: Hub
+) -> None:
     prepare, environment, words = REFUSALS[name]
     prepare(hub)
     hub.tokens.setdefault("hf_valid", set())
@@ -163,7 +165,7 @@ def test_a_refusal_of_what_is_locked_and_half_there_is_told_alike(name: str, cop
     assert told.startswith(spelt_out(here, copied, hub))
 
 
-def test_a_refusal_in_the_middle_is_told_alike_and_the_next_fetch_goes_on(reader: User, hub: Hub) -> None:
+def test_a_refusal_during_a_download_is_reported_and_the_next_fetch_resumes(reader: User, hub: Hub) -> None:
     hub.forbidden.append(SHARD)
     assert reader.refused(*QUOTER) == (
         f"{MODEL}: the hub answered 403: set HF_TOKEN to a token that may read it, and run {reader.again()}"
@@ -179,7 +181,7 @@ def test_a_token_with_access_fetches_a_gated_repository(reader: User, hub: Hub) 
     assert "base llama: fetched, verified" in reader.fetch(*QUOTER, **TOKEN)
 
 
-def test_a_commit_that_has_gone_is_told_as_such(user: User, hub: Hub, fetched: User) -> None:
+def test_a_deleted_commit_is_reported(user: User, hub: Hub, fetched: User) -> None:
     shutil.copy(fetched.lock, user.lock)
     repository = hub.repositories[f"models/{MODEL}"]
     gone = repository.branches["main"]
@@ -192,7 +194,7 @@ def test_a_commit_that_has_gone_is_told_as_such(user: User, hub: Hub, fetched: U
     )
 
 
-def test_a_name_that_no_repository_can_have_is_told(user: User) -> None:
+def test_an_invalid_repository_name_is_refused(user: User) -> None:
     write_hub_study(user.folder, (MODEL, "acme/small--llama"))
     assert user.refused(*QUOTER, code=2) == (
         "acme/small--llama: no repository can have this name; correct the study file"
@@ -205,7 +207,7 @@ def test_a_name_that_no_repository_can_have_is_told(user: User) -> None:
 @pytest.mark.parametrize(
     ("name", "known"), [("config.json", "told by the hub"), (SHARD, "told by the hub"), (SHARD, "locked")]
 )
-def test_other_bytes_than_expected_are_refused_and_the_way_out_works(
+def test_unexpected_bytes_are_refused_and_the_advice_works(
     name: str, known: str, reader: User, hub: Hub, fetched: User
 ) -> None:
     if known == "locked":
@@ -261,7 +263,7 @@ HALVES = {
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_what_a_half_filled_cache_lacks_is_named(half: str, copied: User) -> None:
+def test_the_missing_files_of_a_half_filled_cache_are_named(half: str, copied: User) -> None:
     spoil, knowing, lacking = HALVES[half]
     shutil.rmtree(copied.base())
     spoil(copied)
@@ -280,7 +282,7 @@ def test_what_a_half_filled_cache_lacks_is_named(half: str, copied: User) -> Non
     assert copied.locked() == before
 
 
-def test_a_hub_cache_that_was_deleted_is_told_and_fetched_again(copied: User, hub: Hub) -> None:
+def test_a_deleted_hub_cache_is_reported_and_fetched_again(copied: User, hub: Hub) -> None:
     before = copied.lock.read_bytes()
     shutil.rmtree(copied.home)
     told = copied.refused(*QUOTER, **OFFLINE)
@@ -292,7 +294,7 @@ def test_a_hub_cache_that_was_deleted_is_told_and_fetched_again(copied: User, hu
     assert copied.lock.read_bytes() == before
 
 
-def test_a_hub_cache_that_was_moved_is_found_again_where_hf_home_says(copied: User) -> None:
+def test_a_moved_hub_cache_is_found_by_hf_home(copied: User) -> None:
     moved = copied.home.rename(copied.folder / "elsewhere")
     study = load_study(str(copied.study))
     with pytest.raises(MissingError, match="links to a missing file in the hub's cache; set HF_HOME if"):

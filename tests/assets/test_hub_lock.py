@@ -1,4 +1,4 @@
-"""Lock files: what they keep, how two processes share one, and how an unusable one is told."""
+"""Lock files: their content, two processes that share one, and unusable ones."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ PIN = Pin(
 )
 
 
-def test_a_pin_comes_back_as_it_was_added(tmp_path: Path) -> None:
+def test_an_added_pin_is_read_back(tmp_path: Path) -> None:
     lock = LockFile(tmp_path / "new" / "folder" / "small.lock")
     assert lock.pin(HUB) is None
     assert lock.add(HUB, PIN) == PIN
@@ -37,7 +37,7 @@ def test_a_pin_that_another_process_added_first_stays(tmp_path: Path) -> None:
     assert lock.pin(HUB) == PIN
 
 
-def test_pins_that_came_with_the_kit_are_read_and_copied_with_the_first_new_one(tmp_path: Path) -> None:
+def test_pins_of_the_kit_are_read_and_copied_with_the_first_new_pin(tmp_path: Path) -> None:
     shipped, other = tmp_path / "kit" / "small.lock", Hub("acme/other", "main")
     LockFile(shipped).add(HUB, PIN)
     before = shipped.read_bytes()
@@ -51,7 +51,7 @@ def test_pins_that_came_with_the_kit_are_read_and_copied_with_the_first_new_one(
     assert LockFile(shipped).pin(other) is None
 
 
-def test_the_order_of_adding_leaves_no_trace(tmp_path: Path) -> None:
+def test_the_order_of_adding_does_not_matter(tmp_path: Path) -> None:
     other = Hub("acme/other", "main")
     one, two = LockFile(tmp_path / "one.lock"), LockFile(tmp_path / "two.lock")
     for hub in (HUB, other):
@@ -61,7 +61,7 @@ def test_the_order_of_adding_leaves_no_trace(tmp_path: Path) -> None:
     assert one.path.read_bytes() == two.path.read_bytes()
 
 
-def test_processes_that_add_at_once_lose_no_pin(tmp_path: Path) -> None:
+def test_simultaneous_processes_lose_no_pin(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from qlora_repeat.assets.hub_lock import LockFile, Pin\n"
@@ -107,7 +107,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("content", UNREADABLE)
-def test_what_is_no_lock_file_is_told_in_one_line(content: str, tmp_path: Path) -> None:
+def test_an_invalid_lock_file_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
     path = tmp_path / "small.lock"
     path.write_bytes(UNREADABLE[content])
     for ask in (LockFile(path).pin, lambda hub: LockFile(path).add(hub, PIN)):
@@ -119,14 +119,14 @@ def test_what_is_no_lock_file_is_told_in_one_line(content: str, tmp_path: Path) 
     assert path.read_bytes() == UNREADABLE[content]
 
 
-def test_the_key_that_is_wrong_is_named(tmp_path: Path) -> None:
+def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "small.lock"
     path.write_bytes(UNREADABLE["a branch for a commit"])
     with pytest.raises(UsageError, match=r"key acme/model\.commit: .* \(found 'main'\)"):
         LockFile(path).pin(HUB)
 
 
-def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_lock_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     lock = LockFile(tmp_path / "file" / "small.lock")
     assert lock.pin(HUB) is None
@@ -141,7 +141,7 @@ def lock_path(study: str) -> Path:
     return lock_file(open_workspace(study)).path
 
 
-def test_a_lock_stands_beside_its_study_or_where_the_user_says(
+def test_a_lock_is_beside_its_study_or_where_the_user_chooses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("QLORA_REPEAT_LOCK", raising=False)
@@ -154,7 +154,7 @@ def test_a_lock_stands_beside_its_study_or_where_the_user_says(
     assert lock_path("paper") == tmp_path / "other.lock"
 
 
-def test_what_a_folder_was_made_from_is_read_back_or_not_known(tmp_path: Path) -> None:
+def test_the_source_of_a_folder_is_read_back_or_unknown(tmp_path: Path) -> None:
     path = tmp_path / "source.json"
     assert read_source(path) is None
     path.write_text(json.dumps(dataclasses.asdict(PIN)))
@@ -163,8 +163,8 @@ def test_what_a_folder_was_made_from_is_read_back_or_not_known(tmp_path: Path) -
     assert read_source(path) is None
 
 
-def test_lock_files_may_be_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an image, where studies cannot be written beside."""
+def test_lock_files_may_be_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an image, where the folder of studies is read-only."""
     assert lock_path("paper").name == "paper.lock"
     monkeypatch.setenv("QLORA_REPEAT_LOCK", f"{tmp_path}/locks/")
     assert lock_path("paper@bitwise") == tmp_path / "locks" / "paper.lock"

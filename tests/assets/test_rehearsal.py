@@ -22,7 +22,7 @@ BASE_TESTS = [f"{model}/base/test-{number}.json" for model in STUDY.models for n
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `make rehearsal` leaves."""
+    """Return the folder that `make rehearsal` writes."""
     folder = tmp_path_factory.mktemp("rehearsal")
     before = repository()
     command = ["make", "rehearsal", f"KIT_PYTHON={sys.executable}", f"REHEARSAL={folder}"]
@@ -60,8 +60,8 @@ def test_every_trial_of_the_paper_ran_all_stages(results: list[TrialResult]) -> 
     assert {row.status for row in results} == {"done"}
 
 
-def test_the_study_file_was_cut_short_and_else_unmodified(runs: Path, results: list[TrialResult]) -> None:
-    """Three epochs of as many rows as the name says; everything else as the file says."""
+def test_the_study_file_was_only_shortened(runs: Path, results: list[TrialResult]) -> None:
+    """Three epochs of the number of rows in the name; everything else is from the file."""
     steps, rows = map(int, re.findall(r"(\d+)-", runs.name))
     for trial in at(STUDY, Path()).trials():
         record = json.loads(
@@ -78,7 +78,7 @@ def test_the_study_file_was_cut_short_and_else_unmodified(runs: Path, results: l
     assert {row.loss_curve[-1][0] for row in results} == {3.0}
 
 
-def test_what_a_cpu_cannot_exercise_is_said_in_every_record(runs: Path) -> None:
+def test_every_record_says_what_a_cpu_cannot_test(runs: Path) -> None:
     records = sorted(runs.glob("*/*/trial-*/finetune.json"))
     assert len(records) == 56
     found = [outputs(path) for path in records]
@@ -87,11 +87,11 @@ def test_what_a_cpu_cannot_exercise_is_said_in_every_record(runs: Path) -> None:
     }
 
 
-def test_each_adapter_is_its_own(results: list[TrialResult]) -> None:
+def test_adapters_differ(results: list[TrialResult]) -> None:
     assert len({row.adapter_digest for row in results}) == len(results)
 
 
-def test_eight_bit_states_are_there_for_eight_bit_trials_alone(runs: Path) -> None:
+def test_only_eight_bit_trials_have_eight_bit_states(runs: Path) -> None:
     for path in runs.glob("*/*/trial-*/finetune.json"):
         expected = "uint8" if path.parts[-3] == "adamw-8bit" else "float32"
         assert list(outputs(path)["optimizer_state"]) == [expected], path
@@ -108,7 +108,7 @@ def test_both_instructions_of_the_paper_were_asked(results: list[TrialResult]) -
 
 
 def test_the_ablations_of_section_ix(runs: Path, results: list[TrialResult]) -> None:
-    """Seven tests of one model at each sampling, seeds drawn anew; seven processes for each base."""
+    """Seven tests of one model at each sampling with fresh seeds; seven processes for each base."""
     for row in results:
         assert len(row.base_perplexities) == 7
         asked = [(one.prompt, one.temperature) for one in row.repeated_responses]
@@ -129,7 +129,7 @@ def test_the_lock_holds_every_repository(rehearsal: Path) -> None:
     assert any(name.endswith(".bin") for name in pickled["files"])
 
 
-def test_all_tables_and_the_figure_are_there_and_say_what_they_show(rehearsal: Path) -> None:
+def test_all_tables_and_the_figure_exist_and_describe_themselves(rehearsal: Path) -> None:
     tables = rehearsal / "tables"
     for number in (*(f"{number:02}" for number in range(1, 12)), "S0", "S1", "S1b", "S4"):
         text = (tables / f"table-{number}.md").read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def test_all_tables_and_the_figure_are_there_and_say_what_they_show(rehearsal: P
 
 
 @pytest.mark.slurm
-def test_on_slurm_each_of_its_trials_is_a_task_and_tables_come_after_all(
+def test_on_slurm_each_trial_is_a_task_and_tables_come_last(
     rehearsal: Path, runs: Path, tmp_path: Path
 ) -> None:
     environment = os.environ | {
