@@ -34,7 +34,7 @@ from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.system.hashing import folder_digests
-from qlora_repeat.system.signals import heeded
+from qlora_repeat.system.signals import stop_on_signals
 
 FIRST = "tiny-neox/adamw-8bit/1"
 FOLDER = "runs/tiny/tiny-neox/adamw-8bit/trial-1"
@@ -295,12 +295,12 @@ def test_stopped_half_way_it_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
     before = lab.archive.read_bytes()
     there = sorted(lab.runs.iterdir())
     for path in (lab.archive, lab.runs / "new.zip"):
-        with pytest.raises(StoppedError), heeded(keyboard=False):
+        with pytest.raises(StoppedError), stop_on_signals(keyboard=False):
             pack(workspace, lab.tables, path, stopping)
     assert sorted(lab.runs.iterdir()) == there
     assert lab.archive.read_bytes() == before
     there = sorted(tmp_path.iterdir())
-    with pytest.raises(StoppedError), heeded(keyboard=False):
+    with pytest.raises(StoppedError), stop_on_signals(keyboard=False):
         unpack(lab.archive, tmp_path / "theirs", stopping)
     assert sorted(tmp_path.iterdir()) == there
 

@@ -23,7 +23,7 @@ from qlora_repeat.stages.checkpoint import read_sealed
 from qlora_repeat.stages.trainer import TracingTrainer
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.hashing import weights_digest
-from qlora_repeat.system.signals import heeded
+from qlora_repeat.system.signals import stop_on_signals
 
 STEPS = 4
 ARMS = [f"{model}/adamw-{bits}bit" for model in ("tiny-neox", "tiny-llama-chat") for bits in (8, 32)]
@@ -58,7 +58,7 @@ def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, moment
                 os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)
-    with heeded(keyboard=False):
+    with stop_on_signals(keyboard=False):
         run_trial(at(study, runs, cache).trial(name), ["finetune"], watch)
 
 

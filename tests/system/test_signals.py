@@ -14,17 +14,17 @@ from qlora_repeat.errors import StoppedError
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.stages import evaluate, finetune
 from qlora_repeat.study.study import Study
-from qlora_repeat.system.signals import heeded, held_back
+from qlora_repeat.system.signals import signals_blocked, stop_on_signals
 
 KIT = str(Path(sys.executable).with_name("qlora-repeat"))
 LATE = """
 import sys, time
 from qlora_repeat.errors import StoppedError
-from qlora_repeat.system.signals import heeded
+from qlora_repeat.system.signals import stop_on_signals
 print("there", flush=True)
 sys.stdin.read()
 try:
-    with heeded(keyboard=False):
+    with stop_on_signals(keyboard=False):
         time.sleep(60)
 except StoppedError as error:
     print(error)
@@ -32,9 +32,9 @@ except StoppedError as error:
 TWICE = """
 import os, signal
 from qlora_repeat.errors import StoppedError
-from qlora_repeat.system.signals import heeded
+from qlora_repeat.system.signals import stop_on_signals
 try:
-    with heeded(keyboard=False):
+    with stop_on_signals(keyboard=False):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
@@ -47,7 +47,7 @@ except StoppedError as error:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_before_the_handler_is_set_is_not_lost(number: signal.Signals) -> None:
-    with held_back():
+    with signals_blocked():
         process = subprocess.Popen(
             [sys.executable, "-c", LATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -106,7 +106,7 @@ def test_a_stop_that_a_library_turned_into_its_own_error_is_a_stop(
     monkeypatch.setattr(finetune, "load_frozen_base", load)
     monkeypatch.setattr(evaluate, "load_full", load)
     trial = at(study, tmp_path / "runs", cache).trials()[0]
-    with pytest.raises(StoppedError, match="by SIGTERM"), heeded(keyboard=False):
+    with pytest.raises(StoppedError, match="by SIGTERM"), stop_on_signals(keyboard=False):
         if what == "trial":
             run_trial(trial, ["finetune"], lambda *told: None)
         else:

@@ -9,7 +9,7 @@ import click
 from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
 from qlora_repeat.system.files import disk_error
-from qlora_repeat.system.signals import heeded
+from qlora_repeat.system.signals import stop_on_signals
 
 GROUPS = {
     "Run a study": {
@@ -98,7 +98,7 @@ def cli() -> None:
 def main() -> None:
     """The console script: an error that a user can fix ends in one line and its exit code."""
     try:
-        with heeded(keyboard=True):
+        with stop_on_signals(keyboard=True):
             code = cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)

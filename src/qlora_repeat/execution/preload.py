@@ -7,12 +7,12 @@ Importing must touch no model, no device and no generator that a trial relies on
 import gc
 import logging
 
-from qlora_repeat.system.memory import no_search
+from qlora_repeat.system.memory import gc_paused
 
 disabled = logging.root.manager.disable
 logging.disable(logging.WARNING)  # what libraries lack that nothing here needs is no news to who runs a study
 
-with no_search():
+with gc_paused():
     import bitsandbytes  # noqa: F401
     import datasets  # noqa: F401
     import peft  # noqa: F401

@@ -19,7 +19,14 @@ from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError
 from qlora_repeat.study.trial import Progress
 from qlora_repeat.system.files import disk_error
 from qlora_repeat.system.gpus import on_cpu, visible_gpus
-from qlora_repeat.system.signals import SIGNALS, defer, deferrable, heeded, held_back, stop_if_requested
+from qlora_repeat.system.signals import (
+    SIGNALS,
+    defer,
+    deferrable,
+    signals_blocked,
+    stop_if_requested,
+    stop_on_signals,
+)
 
 PRELOAD = ["qlora_repeat.execution.preload"]
 
@@ -104,7 +111,7 @@ def _server() -> Any:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    with held_back():
+    with signals_blocked():
         forkserver.ensure_running()
     return context
 
@@ -202,7 +209,7 @@ def _work(pipe: connection.Connection, gpu: str | None, job: Job) -> None:
             pipe.send((kind, *rest))
 
     try:
-        with heeded(keyboard=False):
+        with stop_on_signals(keyboard=False):
             job.run(progress)
     except BusyError as error:
         end("busy", str(error))

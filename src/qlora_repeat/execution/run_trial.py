@@ -19,7 +19,7 @@ from qlora_repeat.study.trial import STAGES, BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import disk_error, require_space, write_json
-from qlora_repeat.system.signals import deferrable, stop_if_requested, told_as_such
+from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
 
 
 def run_trial(
@@ -103,7 +103,7 @@ def run_base_test(test: BaseTest, progress: Progress) -> None:
         BusyError: another process does it.
         StageError: it failed.
     """
-    with exclusive(test.lock, test.name), told_as_such():
+    with exclusive(test.lock, test.name), stop_not_hidden():
         if base_state(test).state == "done":
             return
         from qlora_repeat.stages.evaluate import evaluate_base
@@ -229,7 +229,7 @@ def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
 def _failure_noted(trial: Trial) -> Iterator[None]:
     """Leaves a note where the block fails, and makes what a library raises one line."""
     try:
-        with told_as_such():
+        with stop_not_hidden():
             yield
     except StoppedError:
         raise

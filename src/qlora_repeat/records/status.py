@@ -9,7 +9,7 @@ from tabulate import tabulate
 from qlora_repeat.records.trial_state import StageState, State, base_state, failure_of, stage_states, state_of
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.memory import no_search
+from qlora_repeat.system.memory import gc_paused
 
 BASE = "base"
 """What stands where a trial has its optimizer, in the names of tests of a base."""
@@ -25,7 +25,7 @@ class Standing:
     """Of the trial as a whole."""
 
 
-@no_search()  # records have no cycles
+@gc_paused()  # records have no cycles
 def standings(trials: Sequence[Trial], *, rehash: bool = True) -> list[Standing]:
     """How trials stand; `rehash` as in `stage_states`."""
     found = [(trial, stage_states(trial, rehash=rehash)) for trial in trials]

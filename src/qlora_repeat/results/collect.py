@@ -10,7 +10,7 @@ from qlora_repeat.study.randomness import SOURCES, Randomness
 from qlora_repeat.study.trial import STAGES, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.fingerprint import device_name, software_names
-from qlora_repeat.system.memory import no_search
+from qlora_repeat.system.memory import gc_paused
 
 _MEASURES: dict[Stage, tuple[str, ...]] = {
     "finetune": (
@@ -24,7 +24,7 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
 _OF_BASE = ("perplexity", "perplexity_example_mean", "accuracy")
 
 
-@no_search()  # records have no cycles
+@gc_paused()  # records have no cycles
 def collect(workspace: Workspace, *, include_stale: bool = False) -> list[TrialResult]:
     """One row per trial that the study asks for; only those that are done, and so whole, bring values.
 

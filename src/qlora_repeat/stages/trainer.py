@@ -12,7 +12,7 @@ from qlora_repeat.study.randomness import stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress
 from qlora_repeat.system.hashing import tensors_digest
 from qlora_repeat.system.memory import peak_memory
-from qlora_repeat.system.signals import requested, stop_if_requested
+from qlora_repeat.system.signals import stop_if_requested, stop_requested
 
 
 class TracingTrainer(Trainer):  # type: ignore[misc]
@@ -186,7 +186,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             )
         )
         written = time.perf_counter()
-        asked = requested()  # once: whoever asks later does so of the next step
+        asked = stop_requested()  # once: whoever asks later does so of the next step
         if asked or last or step % trainer.checkpoint_every == 0:
             trainer.checkpoint = trainer.make_checkpoint()
             save_checkpoint(trainer.unfinished, trainer.checkpoint, self.trace)

@@ -62,7 +62,7 @@ def _proc_bytes(file: str, key: str) -> int | None:
 
 
 @contextlib.contextmanager
-def no_search() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Pause Python's search for reference cycles during the block or the decorated function.
 
     The search visits all objects, again and again, and takes a fifth of the time of importing the libraries.

@@ -11,17 +11,17 @@ from types import FrameType
 from qlora_repeat.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-_HELD_BACK = (*SIGNALS, signal.SIGINT)
+_BLOCKED = (*SIGNALS, signal.SIGINT)
 
 _requested: signal.Signals | None = None
 _deferred = False
 
 
 @contextlib.contextmanager
-def heeded(*, keyboard: bool) -> Iterator[None]:
+def stop_on_signals(*, keyboard: bool) -> Iterator[None]:
     """Stop the block when a signal requests it, in the main thread; with `keyboard`, also at Ctrl-C.
 
-    Signals that `held_back` has blocked until now arrive at once.
+    Signals that `signals_blocked` has blocked until now arrive at once.
 
     Raises:
         StoppedError: a signal arrived.
@@ -32,7 +32,7 @@ def heeded(*, keyboard: bool) -> Iterator[None]:
     wanted = [*SIGNALS, *([signal.SIGINT] if keyboard else [])]
     before = {number: signal.signal(number, _request) for number in wanted}
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
         yield
     finally:
         for number, handler in before.items():
@@ -41,9 +41,9 @@ def heeded(*, keyboard: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Block signals in the processes that the block starts, until they call `heeded`; none is lost."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+def signals_blocked() -> Iterator[None]:
+    """Block signals in child processes of the block until they call `stop_on_signals`; none is lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     try:
         yield
     finally:
@@ -62,12 +62,12 @@ def deferrable() -> Iterator[None]:
 
 
 def defer() -> None:
-    """Only note requests from now on, for `requested` to return; a second Ctrl-C stops at once."""
+    """Only note requests from now on, for `stop_requested` to return; a second Ctrl-C stops at once."""
     global _deferred
     _deferred = True
 
 
-def requested() -> bool:
+def stop_requested() -> bool:
     """Return whether this process was asked to stop."""
     return _requested is not None
 
@@ -76,7 +76,7 @@ def stop_if_requested(what: str = "stopped") -> None:
     """Stop if this process was asked to.
 
     Raises:
-        StoppedError, KeyboardInterrupt: as in `heeded`.
+        StoppedError, KeyboardInterrupt: as in `stop_on_signals`.
     """
     if _requested is signal.SIGINT:
         raise KeyboardInterrupt
@@ -85,7 +85,7 @@ def stop_if_requested(what: str = "stopped") -> None:
 
 
 @contextlib.contextmanager
-def told_as_such() -> Iterator[None]:
+def stop_not_hidden() -> Iterator[None]:
     """Raise the request to stop if it interrupted a library that then raised its own error."""
     try:
         yield
