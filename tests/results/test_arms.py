@@ -1,0 +1,27 @@
+"""Arms of collected results: how they are grouped, and how many adapters they have."""
+
+import pytest
+from support.made_results import trial
+
+from qlora_repeat.errors import UsageError
+from qlora_repeat.results.arms import distinct_adapters, group_arms
+
+
+@pytest.mark.parametrize(
+    ("digests", "words"),
+    [
+        (["a", "a", "a"], "one adapter in all 3 trials"),
+        (["a", "b", "c"], "3 different adapters in 3 trials"),
+        (["a", "b", "a"], "2 different adapters in 3 trials; 2 are alike"),
+        (["a"], "one adapter"),
+        ([None], "no adapter"),
+    ],
+)
+def test_the_adapters_of_an_arm_are_counted_by_digest(digests: list[str | None], words: str) -> None:
+    rows = [trial(trial=number, adapter_digest=digest) for number, digest in enumerate(digests, 1)]
+    assert distinct_adapters(group_arms(rows)) == [f"gpt-neox-20b/adamw-8bit: {words}"]
+
+
+def test_a_trial_with_two_rows_is_told_with_where_they_are() -> None:
+    with pytest.raises(UsageError, match="Oslo: 2 rows are of trial gpt-neox-20b/adamw-8bit/1"):
+        group_arms([trial(), trial()], where="Oslo")
