@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from qlora_repeat.analysis.interlab_statistics import Reproducibility, reproducibility
-from qlora_repeat.results.statistics import deviation_interval
+from qlora_repeat.results.statistical_methods import deviation_interval
 
 DYESTUFF = [
     [1545.0, 1440.0, 1440.0, 1520.0, 1580.0],

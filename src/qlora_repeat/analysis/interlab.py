@@ -11,7 +11,7 @@ from typing import Any
 from qlora_repeat.analysis.interlab_statistics import Reproducibility, reproducibility
 from qlora_repeat.errors import UsageError
 from qlora_repeat.results.arms import Arm, ArmKey, group_arms
-from qlora_repeat.results.statistics import spans_a_decade
+from qlora_repeat.results.statistical_methods import spans_a_decade
 from qlora_repeat.results.trial_result import TrialResult
 
 Conditions = dict[str, set[str]]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from qlora_repeat.results.statistics import LEVEL, deviation_interval
+from qlora_repeat.results.statistical_methods import LEVEL, deviation_interval
 
 FEWEST_LABORATORIES = 3
 """From two, one difference tells of the spread between them: an SD's interval then spans a factor of 71."""

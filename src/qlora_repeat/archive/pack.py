@@ -15,9 +15,9 @@ from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.records.record import KeptFile, Record, keep
 from qlora_repeat.records.status import base_damages, explanations, standings
 from qlora_repeat.records.trial_state import stage_record
-from qlora_repeat.results.arm_statistics import statistics_text
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect, counted_base_tests
+from qlora_repeat.results.study_statistics import statistics_text
 from qlora_repeat.results.trial_result import TrialResult, read_results, results_text
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES, Trial

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from qlora_repeat.results.statistics import Share
+from qlora_repeat.results.statistical_methods import Share
 
 DASH = "—"
 """Stands for a value that there is none of."""

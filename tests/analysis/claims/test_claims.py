@@ -18,7 +18,7 @@ from qlora_repeat.analysis.claims.claims import CLAIMS, JudgedClaim, judge_claim
 from qlora_repeat.render.tables.write import panels
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
-from qlora_repeat.results.statistics import FEWEST
+from qlora_repeat.results.statistical_methods import FEWEST
 from qlora_repeat.results.trial_result import Response, TrialResult
 
 PUBLISHED = read_published(ROOT / "paper" / "published")

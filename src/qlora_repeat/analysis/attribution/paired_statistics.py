@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from qlora_repeat.results.statistics import FEWEST, LEVEL
+from qlora_repeat.results.statistical_methods import FEWEST, LEVEL
 
 RESAMPLES, SEED = 9999, 0
 """Of the bootstrap, which draws whole replicates."""

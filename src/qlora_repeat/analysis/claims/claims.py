@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from qlora_repeat.analysis.claims.arm_tests import ARM_TESTS, LOW, RUN_PAPER, ClaimFinding
-from qlora_repeat.analysis.claims.optimizer_tests import ALPHA, OPTIMIZER_TESTS, SLIGHTLY
+from qlora_repeat.analysis.claims.arm_rules import ARM_RULES, LOW, RUN_PAPER, ClaimFinding
+from qlora_repeat.analysis.claims.optimizer_rules import ALPHA, OPTIMIZER_RULES, SLIGHTLY
 from qlora_repeat.results.arms import Arm, distinct
-from qlora_repeat.results.statistics import FEWEST
+from qlora_repeat.results.statistical_methods import FEWEST
 from qlora_repeat.study.study import PUBLISHED
 
 ClaimVerdict = Literal["supported", "not supported", "untested"]
-_TESTS = {test.__name__: test for test in (*ARM_TESTS, *OPTIMIZER_TESTS)}
+_RULES = {test.__name__: test for test in (*ARM_RULES, *OPTIMIZER_RULES)}
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Claim:
     """What tests it, with a place for the name of a study, and where that shows what the rule looks at."""
     subject: str
     """What has a say: ``arm``, ``model``, or ``comparison`` of a model's 8-bit runs with its 32-bit runs."""
-    test: str
+    function: str
     """The name of the function that applies the rule to arms."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Of that function."""
 
     def findings(self, arms: Sequence[Arm]) -> list[ClaimFinding]:
         """Return what each arm, model or comparison says of the claim."""
-        return _TESTS[self.test](arms, **self.parameters)
+        return _RULES[self.function](arms, **self.parameters)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Divergence, TrialDiff
 from qlora_repeat.analysis.verify.causes import Cause, expectation, explained, may_matter, noisy_kernels
 from qlora_repeat.records.trace import Step
-from qlora_repeat.results.statistics import FEWEST, prediction_interval
+from qlora_repeat.results.statistical_methods import FEWEST, prediction_interval
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.study import Study, Tolerance
 

@@ -22,9 +22,9 @@ def command(workspace: Workspace, include_stale: bool) -> None:
       qlora-repeat collect pocket
     """
     from qlora_repeat.records.status import base_damages, explanations, standings
-    from qlora_repeat.results.arm_statistics import write_statistics
     from qlora_repeat.results.arms import group_arms
     from qlora_repeat.results.collect import collect
+    from qlora_repeat.results.study_statistics import write_statistics
     from qlora_repeat.results.trial_result import write_results
 
     results, path = collect(workspace, include_stale=include_stale), workspace.results

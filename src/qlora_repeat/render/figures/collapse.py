@@ -37,7 +37,7 @@ from qlora_repeat.render.footnotes import missing, source_of, stale
 from qlora_repeat.render.tables.collapse import COLLAPSED, collapse_share, tested_models
 from qlora_repeat.results.arms import Arm, base_perplexities, distinct
 from qlora_repeat.results.number_format import share_text
-from qlora_repeat.results.statistics import rank
+from qlora_repeat.results.statistical_methods import rank
 
 _COLUMNS = 3
 """So many models are side by side."""

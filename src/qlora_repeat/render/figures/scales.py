@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qlora_repeat.results.statistics import spans_a_decade
+from qlora_repeat.results.statistical_methods import spans_a_decade
 
 _SQUEEZED = 0.2
 """An arm that would fill less than this share of the common scale has a scale of its own."""

@@ -9,7 +9,7 @@ from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.render.report.vega import Specification, every_point, lines, ratios
 from qlora_repeat.results.arms import base_perplexities, by_model, distinct
 from qlora_repeat.results.number_format import number
-from qlora_repeat.results.statistics import spans_a_decade
+from qlora_repeat.results.statistical_methods import spans_a_decade
 from qlora_repeat.results.trial_result import TrialResult
 
 MOST_POINTS = 240

@@ -10,9 +10,9 @@ from string import ascii_uppercase
 
 from qlora_repeat.analysis.trial_diff import MEANINGS, Divergence
 from qlora_repeat.render.report.trial_files import TrialFiles
-from qlora_repeat.results.arm_statistics import ArmStatistics, arm_statistics
 from qlora_repeat.results.arms import Arm, distinct
 from qlora_repeat.results.number_format import number, percent
+from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics
 from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.study import PUBLISHED
 

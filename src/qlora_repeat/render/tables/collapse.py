@@ -2,10 +2,10 @@
 
 from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.results.arm_statistics import ArmStatistics, arm_statistics, worse_than_base_share
 from qlora_repeat.results.arms import Arm, by_model
 from qlora_repeat.results.number_format import DASH, cell, interval_text, rounded, share_text
-from qlora_repeat.results.statistics import FEWEST, Share, Summary, compare_spreads, holm_known
+from qlora_repeat.results.statistical_methods import FEWEST, Share, Summary, compare_spreads, holm_known
+from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics, worse_than_base_share
 
 COLLAPSED = "Collapsed: with a perplexity above the base's own before fine-tuning, or not finite."
 _ROWS = (

@@ -4,7 +4,6 @@ from collections import Counter
 
 from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.results.arm_statistics import SpreadComparison, StudyStatistics, study_statistics
 from qlora_repeat.results.arms import Arm, distinct
 from qlora_repeat.results.number_format import (
     DASH,
@@ -15,7 +14,8 @@ from qlora_repeat.results.number_format import (
     spread_text,
     value_text,
 )
-from qlora_repeat.results.statistics import FEWEST, TRIALS_NEEDED, Summary
+from qlora_repeat.results.statistical_methods import FEWEST, TRIALS_NEEDED, Summary
+from qlora_repeat.results.study_statistics import SpreadComparison, StudyStatistics, study_statistics
 
 _TITLES = {
     "perplexity": "perplexity",

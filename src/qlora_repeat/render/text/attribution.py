@@ -12,7 +12,7 @@ from qlora_repeat.analysis.attribution.decompose import (
 from qlora_repeat.analysis.attribution.measurements import JOINT, NUDGE, OTHER, REPEAT, Measurements
 from qlora_repeat.analysis.attribution.paired_statistics import Estimate
 from qlora_repeat.results.number_format import cell, number, percent, rounded
-from qlora_repeat.results.statistics import LEVEL
+from qlora_repeat.results.statistical_methods import LEVEL
 from qlora_repeat.study.optimizers import Optimizer
 
 _TITLES = {

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 from statistics import mean, median
 
-from qlora_repeat.analysis.claims.arm_tests import (
+from qlora_repeat.analysis.claims.arm_rules import (
     RUN,
     RUN_PAPER,
     ClaimFinding,
-    ClaimTest,
+    ClaimRule,
     Value,
     answer,
     answering,
@@ -18,10 +18,10 @@ from qlora_repeat.analysis.claims.arm_tests import (
     said,
     too_few,
 )
-from qlora_repeat.results.arm_statistics import compare_with_32_bit
 from qlora_repeat.results.arms import Arm, Measure, by_model, distinct
 from qlora_repeat.results.number_format import number, rounded
-from qlora_repeat.results.statistics import FEWEST, LEVEL, compare_ranks, holm, rank
+from qlora_repeat.results.statistical_methods import FEWEST, LEVEL, compare_ranks, holm, rank
+from qlora_repeat.results.study_statistics import compare_with_32_bit
 from qlora_repeat.results.trial_result import Response, TrialResult
 
 SLIGHTLY = 1.1
@@ -166,5 +166,5 @@ def _off_gpu(arm: Arm, shares: Sequence[Value]) -> ClaimFinding | None:
     return few
 
 
-OPTIMIZER_TESTS: tuple[ClaimTest, ...] = (spread_wider, median_above, more_letters, memory_higher)
-"""The tests that claims name."""
+OPTIMIZER_RULES: tuple[ClaimRule, ...] = (spread_wider, median_above, more_letters, memory_higher)
+"""The rules that claims name."""

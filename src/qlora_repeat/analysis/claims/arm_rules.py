@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qlora_repeat.results.arms import Arm, base_perplexities, by_model, distinct
 from qlora_repeat.results.number_format import number
-from qlora_repeat.results.statistics import FEWEST, rank
+from qlora_repeat.results.statistical_methods import FEWEST, rank
 from qlora_repeat.results.trial_result import Response, TrialResult
 
 LOW = 0.1
@@ -31,7 +31,7 @@ _OF_TRAINING = {"adapter_init", "data_order", "dropout"}
 """The sources that a fine-tuning draws from, once its split is made."""
 
 Value = float | str
-ClaimTest = Callable[..., "list[ClaimFinding]"]
+ClaimRule = Callable[..., "list[ClaimFinding]"]
 """What takes arms, and parameters by name."""
 
 
@@ -263,7 +263,7 @@ def _beside_base(arm: Arm) -> list[tuple[float, float]]:
     ]
 
 
-ARM_TESTS: tuple[ClaimTest, ...] = (
+ARM_RULES: tuple[ClaimRule, ...] = (
     runs_differ,
     accuracies_differ,
     responses_differ,
@@ -273,4 +273,4 @@ ARM_TESTS: tuple[ClaimTest, ...] = (
     worse_than_base,
     better_than_base,
 )
-"""The tests that claims name."""
+"""The rules that claims name."""

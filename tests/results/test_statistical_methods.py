@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qlora_repeat.results.statistics import (
+from qlora_repeat.results.statistical_methods import (
     FEWEST,
     MOST_ASSIGNMENTS,
     TRIALS_NEEDED,
@@ -446,7 +446,7 @@ def test_a_further_trial_is_in_the_interval_as_often_as_promised(
 
 def test_importing_it_loads_neither_numpy_nor_scipy() -> None:
     script = (
-        "import sys, qlora_repeat.results.statistics, qlora_repeat.render.tables.statistics\n"
+        "import sys, qlora_repeat.results.statistical_methods, qlora_repeat.render.tables.statistics\n"
         "assert not {'numpy', 'scipy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_repeat.results.arms import Arm, Measure
-from qlora_repeat.results.statistics import (
+from qlora_repeat.results.statistical_methods import (
     LEVEL,
     Share,
     SpreadTest,

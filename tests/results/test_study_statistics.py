@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from support.made_results import PERPLEXITIES, arm, missing, study, trial
 
-from qlora_repeat.results.arm_statistics import (
+from qlora_repeat.results.arms import group_arms
+from qlora_repeat.results.statistical_methods import compare_spreads, holm, share, summarize
+from qlora_repeat.results.study_statistics import (
     SpreadComparison,
     study_statistics,
     write_statistics,
 )
-from qlora_repeat.results.arms import group_arms
-from qlora_repeat.results.statistics import compare_spreads, holm, share, summarize
 from qlora_repeat.results.trial_result import TrialResult
 
 
