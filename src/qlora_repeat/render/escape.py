@@ -89,6 +89,11 @@ def terminal(text: str) -> str:
     )
 
 
+def writable(text: str) -> str:
+    """Return the text with lone surrogates as their codes, since UTF-8 cannot write them."""
+    return re.sub("[\ud800-\udfff]", lambda found: _code(found[0]), text)
+
+
 def _mark_spaces(text: str) -> str:
     return _DROPPED_SPACE.sub("␣", text)
 

@@ -217,6 +217,19 @@ def test_hostile_texts_stay_texts() -> None:
     assert "{{ 7 * 7 }}" in markup(text)
 
 
+def test_lone_surrogates_are_shown_as_their_codes() -> None:
+    """A model may generate half of a character, which UTF-8 cannot write."""
+    results = [
+        trial(n, model_title="half \ud800", responses=[Response("\udfff", 1, 1, f"\ud83d {n}")])
+        for n in (1, 2)
+    ]
+    page = report_html(group_arms(results), study_name="mine", files=TrialFiles(), published=[]).encode()
+    for shown in (r"half \u{d800}", r"\u{dfff}", r"\u{d83d}"):
+        assert shown.encode() in page
+    for chart in re.findall(rb'<script type="application/json">(.*?)</script>', page):
+        json.loads(chart)
+
+
 def test_a_study_at_the_papers_size_stays_small() -> None:
     """56 trials with traces of 4,000 steps and long responses: a mail can have it."""
     text = "It is a truth that not one word of this is true. " * 20

@@ -16,6 +16,7 @@ from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.analysis.claims.claims import RULES, judge_claims
 from qlora_repeat.errors import UsageError
+from qlora_repeat.render.escape import writable
 from qlora_repeat.render.figures.collapse import draw_collapse
 from qlora_repeat.render.figures.drawing import as_svg, drawing_settings
 from qlora_repeat.render.footnotes import source_of
@@ -71,7 +72,7 @@ def report_html(
     """
     tables = make_tables(arms)  # which says what is wrong with the results
     rows = arm_rows(arms, files, study_name)
-    return (
+    page = (
         _environment()
         .get_template("report.html.j2")
         .render(
@@ -100,6 +101,7 @@ def report_html(
             policy=_policy(),
         )
     )
+    return writable(page)
 
 
 def _environment() -> Environment:
@@ -133,7 +135,7 @@ def _digest(text: str) -> str:
 
 def _data(value: Any) -> Markup:
     """As JSON inside of a script element, where only ``<`` could end it."""
-    return Markup(json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"))
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _compared(arms: list[Arm], rows: list[ArmRow], published: list[Arm]) -> Compared | None:

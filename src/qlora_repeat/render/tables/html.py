@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from qlora_repeat.render.escape import writable
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.tables.write import Heading, heading_levels
 
@@ -18,7 +19,7 @@ def tables_html(tables: Sequence[Table]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["headings"] = all_headings
-    return environment.get_template("tables.html.j2").render(tables=tables)
+    return writable(environment.get_template("tables.html.j2").render(tables=tables))
 
 
 def all_headings(table: Table) -> list[list[Heading]]:
