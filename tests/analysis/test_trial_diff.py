@@ -111,7 +111,7 @@ def test_digests_of_some_steps_tell_between_which_the_adapters_parted() -> None:
     divergence = found(own, late)
     assert (divergence.step, divergence.kind) == (17, "loss")
     assert (divergence.alike_after, divergence.apart_after) == (10, 20)
-    assert "an update of steps 11 to 16, without digests" in meaning(divergence)
+    assert "one of steps 11 to 16, which has no digest" in meaning(divergence)
     assert "dropout" in meaning(divergence)
     assert "optimizer" in meaning(divergence)
 
@@ -124,10 +124,10 @@ def test_digests_of_some_steps_tell_between_which_the_adapters_parted() -> None:
     assert meaning(known) == MEANINGS["loss"], "the adapter was alike after step 20"
 
     one_unseen = found(own, changed(own, 22, loss=9.0))
-    assert "the update of step 21, without digests" in meaning(one_unseen)
+    assert "step 21, which has no digest" in meaning(one_unseen)
 
     without = [replace(step, adapter=None) for step in own]
-    assert "no step there has digests of both" in meaning(found(without, changed(without, 3, loss=9.0)))
+    assert "no earlier step has digests of both" in meaning(found(without, changed(without, 3, loss=9.0)))
 
 
 @pytest.mark.parametrize(

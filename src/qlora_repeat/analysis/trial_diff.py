@@ -31,20 +31,19 @@ _IN_A_TRACE = {
 """What a step may have, in words."""
 
 MEANINGS: dict[DivergenceKind, str] = {
-    "init": "The adapters differ before any update, which points to how the initial adapter is drawn: its "
-    "seed, or what else drew from the same generator.",
-    "data": "They saw other examples, which points to the order that is drawn, to the data, or to how a row "
-    "becomes tokens.",
-    "learning rate": "They were to take steps of another size, which points to the settings of the schedule.",
-    "loss": "The same adapter had another loss on the same examples, which points to dropout, or to the "
+    "init": "The initial adapters are not the same, which points to their seeds or to the code that draws "
+    "them.",
+    "data": "The trials read different examples, which points to the data order, the data or the tokenizer.",
+    "learning rate": "The learning rates are not the same, which points to the settings of the schedule.",
+    "loss": "The same adapter has different losses on the same examples, which points to dropout, or to the "
     "kernels or threads of the forward pass.",
-    "gradient": "The same loss had another gradient, which points to the kernels of the backward pass.",
-    "skipped": "The gradients of one alone overflowed, so that its update was skipped, which points to the "
-    "scale of the gradient scaler.",
-    "update": "After the same loss and gradient norm the adapters differ, which points to the optimizer: its "
-    "kind, the precision of its state, its kernels.",
+    "gradient": "The same loss has different gradients, which points to the kernels of the backward pass.",
+    "skipped": "Gradients overflowed in one trial only, which skipped the update and points to the scale of "
+    "the gradient scaler.",
+    "update": "Losses and gradient norms are the same but the updated adapters differ, which points to the "
+    "optimizer: its kind, the precision of its state, or its kernels.",
 }
-"""What it means that steps differ in this first, and what it points to."""
+"""What the first difference between two traces means, and what it points to, by kind."""
 
 
 @dataclass(frozen=True)

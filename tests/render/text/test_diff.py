@@ -87,7 +87,7 @@ def write_adapter(folder: Path, shift: float = 0.0) -> None:
 
 @pytest.fixture
 def trials(tmp_path: Path) -> tuple[Path, Path]:
-    """The folders of two trials that are alike."""
+    """Return the folders of two identical trials."""
     folders = [tmp_path / "runs/tiny/tiny-neox/adamw-8bit" / f"trial-{number}" for number in (1, 2)]
     for folder in folders:
         write_trace(folder / "trace.jsonl", steps())
@@ -107,10 +107,10 @@ def diff(study_file: Path, tmp_path: Path) -> Diff:
     return run
 
 
-def test_trials_that_are_alike_end_in_0(trials: tuple[Path, Path], diff: Diff) -> None:
+def test_identical_trials_end_in_0(trials: tuple[Path, Path], diff: Diff) -> None:
     done = diff(ONE, TWO)
     assert (done.exit_code, done.exception) == (0, None)
-    assert "Alike, bit for bit: 12 steps and the adapter." in done.output
+    assert "Identical bit for bit: 12 steps and the adapter." in done.output
     assert "no difference" in done.output
     assert "Not compared" not in done.output
     found = json.loads(diff(ONE, TWO, "--json").output)
@@ -118,7 +118,7 @@ def test_trials_that_are_alike_end_in_0(trials: tuple[Path, Path], diff: Diff) -
     assert (found["not_compared"], found["unlike"], found["compared_steps"]) == ([], [], 12)
 
 
-def test_trials_that_part_are_told_where_and_in_what(trials: tuple[Path, Path], diff: Diff) -> None:
+def test_the_first_difference_is_named_with_its_step(trials: tuple[Path, Path], diff: Diff) -> None:
     second = trials[1]
     write_trace(
         second / "trace.jsonl", [*steps()[:-4], replace(steps()[-4], loss=9.0), *steps(loss=2.0)[-3:]]
@@ -135,7 +135,7 @@ def test_trials_that_part_are_told_where_and_in_what(trials: tuple[Path, Path], 
     )
     done = diff(ONE, TWO)
     assert done.exit_code == 7
-    assert "They part at step 9, in loss: 1.875 and 9.0." in done.output
+    assert "They first differ at step 9, in the loss: 1.875 and 9.0." in done.output
     assert "dropout" in done.output
     rows = [line.split() for line in done.output.splitlines()]
     assert ["final", "loss", "1.5", "2", "0.5"] in rows
@@ -175,12 +175,12 @@ def test_trials_are_named_by_study_or_by_folder(
     for given in (f"{study_file}@3-steps:{ONE}", str(other)):
         done = diff(ONE, given)
         assert done.exit_code == 7
-        assert "They part at step 12" in done.output
+        assert "They first differ at step 12" in done.output
     named = json.loads(diff(f"{study_file}@3-steps:{ONE}", second, "--json").output)
     assert (named["first"]["name"], named["second"]["name"]) == (f"tiny@3-steps:{ONE}", str(second))
 
 
-def test_help_tells_the_exit_code() -> None:
+def test_the_help_names_the_exit_code() -> None:
     assert "7 compared trials differ" in " ".join(kit("--help").stdout.split())
 
 
@@ -190,7 +190,7 @@ def test_a_folder_needs_no_study(trials: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 30])
-def test_a_trial_that_goes_on_is_compared_as_far_as_it_has_come(
+def test_an_unfinished_trial_is_compared_up_to_its_last_step(
     cut: int, trials: tuple[Path, Path], diff: Diff, tmp_path: Path
 ) -> None:
     going = tmp_path / "going"
@@ -200,7 +200,7 @@ def test_a_trial_that_goes_on_is_compared_as_far_as_it_has_come(
             file.write(trace_line(steps(6)[-1])[:cut])
     done = diff(ONE, going)
     assert done.exit_code == 0
-    assert "Alike, bit for bit, as far as they can be compared: 5 steps." in done.output
+    assert "Identical bit for bit in what could be compared: 5 steps." in done.output
     assert "Not compared:" in done.output
     assert f"what comes after step 5 of {going}, which is not finished; and its adapter" in done.output
     assert ["loss", "of", "step", "5", "2.375", "2.375", "0"] in [
@@ -211,7 +211,7 @@ def test_a_trial_that_goes_on_is_compared_as_far_as_it_has_come(
     write_trace(going / "unfinished/trace.jsonl", steps(5, loss=9.0))
     done = diff(going, ONE)
     assert done.exit_code == 7
-    assert "They part at step 5, in loss: 9.0 and 2.375." in done.output
+    assert "They first differ at step 5, in the loss: 9.0 and 2.375." in done.output
 
 
 def test_trials_of_different_length_differ(trials: tuple[Path, Path], diff: Diff, tmp_path: Path) -> None:
@@ -219,15 +219,13 @@ def test_trials_of_different_length_differ(trials: tuple[Path, Path], diff: Diff
     write_trace(longer / "trace.jsonl", steps(14))
     done = diff(ONE, longer)
     assert done.exit_code == 7
-    assert "The 12 steps that both have are alike, bit for bit; the trials are not." in done.output
+    assert "The 12 common steps are identical bit for bit, but the trials differ." in done.output
     assert "Different: one has 12 steps, the other 14." in done.output
     write_trace(tmp_path / "going/unfinished/trace.jsonl", steps(14))
     assert "Different: one has 12 steps, the other 14." in diff(tmp_path / "going", ONE).output
 
 
-def test_adapters_that_differ_though_their_traces_do_not_are_told(
-    trials: tuple[Path, Path], diff: Diff
-) -> None:
+def test_adapters_may_differ_after_identical_traces(trials: tuple[Path, Path], diff: Diff) -> None:
     for path in sorted((trials[1] / "adapter").iterdir()):
         path.unlink()
     (trials[1] / "adapter").rmdir()
@@ -238,7 +236,7 @@ def test_adapters_that_differ_though_their_traces_do_not_are_told(
     assert "Different: the adapters, in 8 of 16 values." in done.output
 
 
-def test_what_cannot_be_compared_is_told(trials: tuple[Path, Path], diff: Diff, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_listed(trials: tuple[Path, Path], diff: Diff, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     write_trace(bare / "trace.jsonl", [replace(step, tokens=None) for step in steps()])
     found = json.loads(diff(ONE, bare, "--json").output)
@@ -257,7 +255,7 @@ def test_what_cannot_be_compared_is_told(trials: tuple[Path, Path], diff: Diff, 
     assert all(f"- {line}" in shown.output.splitlines() for line in found["not_compared"])
 
 
-def test_the_perplexity_of_an_earlier_adapter_is_not_this_ones(trials: tuple[Path, Path], diff: Diff) -> None:
+def test_the_perplexity_of_an_earlier_adapter_does_not_count(trials: tuple[Path, Path], diff: Diff) -> None:
     path = trials[1] / "merge.json"
     record = read_record(path)
     assert record is not None
@@ -267,9 +265,7 @@ def test_the_perplexity_of_an_earlier_adapter_is_not_this_ones(trials: tuple[Pat
     assert found["not_compared"] == [f"perplexity: tiny:{TWO} is not evaluated, but with another adapter"]
 
 
-def test_adapters_of_other_models_are_told_apart(
-    trials: tuple[Path, Path], diff: Diff, tmp_path: Path
-) -> None:
+def test_adapters_of_other_models_differ(trials: tuple[Path, Path], diff: Diff, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_trace(other / "trace.jsonl", steps())
     (other / "adapter").mkdir()
@@ -295,11 +291,22 @@ def test_json_has_no_numbers_that_json_lacks(trials: tuple[Path, Path], diff: Di
     assert f"{STEPS} steps, loss not finite from step {STEPS}" in diff(ONE, TWO).output
 
 
+def test_different_seeds_explain_a_difference(trials: tuple[Path, Path], diff: Diff) -> None:
+    write_trace(trials[1] / "trace.jsonl", [Step(0, adapter="another"), *steps()[1:]])
+    write_records(trials[1])
+    done = " ".join(diff(ONE, TWO).output.split())
+    assert "They differ before training starts, in the initial adapter: digest 0 and another." in done
+    assert "points to their seeds" in done, "the recorded seeds are the same"
+    write_records(trials[1], seed=2)
+    done = " ".join(diff(ONE, TWO).output.split())
+    assert "Their seeds differ (1, 2), which explains it. Same in both: packages." in done
+
+
 def test_skipped_updates_are_counted(trials: tuple[Path, Path], diff: Diff) -> None:
     write_trace(trials[1] / "trace.jsonl", steps(skipped=True))
     write_records(trials[1])
     done = diff(ONE, TWO)
-    assert "They part at step 12, in skipped: false and true." in done.output
+    assert "They first differ at step 12, in whether the update was skipped: false and true." in done.output
     assert "12 steps, updates skipped: 1" in done.output
 
 
@@ -372,7 +379,7 @@ def test_what_cannot_be_read_is_named_in_one_line(
         ("tiny-neox", 2, "a trial is named model/optimizer/number"),
     ],
 )
-def test_a_trial_that_is_none_is_told(
+def test_a_wrong_trial_name_is_an_error(
     given: str, code: int, words: str, trials: tuple[Path, Path], study_file: Path, tmp_path: Path
 ) -> None:
     done = kit("diff", ONE, given, "--study", study_file, "--runs", tmp_path / "runs")
@@ -381,7 +388,7 @@ def test_a_trial_that_is_none_is_told(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_it_loads_no_torch(trials: tuple[Path, Path]) -> None:
+def test_diff_loads_no_torch(trials: tuple[Path, Path]) -> None:
     script = (
         "import sys; from qlora_repeat.cli.main import main\n"
         "try: main()\n"

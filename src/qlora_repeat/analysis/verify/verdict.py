@@ -368,7 +368,7 @@ def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int) -> list[str]:
     elif "evaluate" not in diff.first.records:
         unseen = ["its perplexity: it was never evaluated"]
     unseen += _unseen_updates(diff)
-    return [*unseen, "seconds, memory, and responses with entropy of their own: they differ each time"]
+    return [*unseen, "seconds, memory, and sampled responses, each with a fresh seed: they differ each time"]
 
 
 def _unseen_updates(diff: TrialDiff) -> list[str]:

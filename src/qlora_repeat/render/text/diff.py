@@ -1,20 +1,37 @@
-"""How two trials compare, for people and as JSON."""
+"""The comparison of two trials as text and as JSON."""
 
 import dataclasses
 import json
 import re
 from typing import Any
 
-from qlora_repeat.analysis.trial_diff import MEANINGS, Difference, Divergence, Side, TrialDiff
+from qlora_repeat.analysis.trial_diff import (
+    MEANINGS,
+    Difference,
+    Divergence,
+    DivergenceKind,
+    Side,
+    TrialDiff,
+)
 from qlora_repeat.render.text.layout import prose, table
 from qlora_repeat.system.files import printable, strict
 
+FIRST_DIFFERENCES: dict[DivergenceKind, str] = {
+    "init": "the initial adapter",
+    "data": "the examples",
+    "learning rate": "the learning rate",
+    "loss": "the loss",
+    "gradient": "the gradient norm",
+    "skipped": "whether the update was skipped",
+    "update": "the updated adapter",
+}
+"""What differs first, by kind, in words."""
 _LONGEST = 36
-"""So many characters of a value are shown; JSON has all."""
+"""Characters of a value that the text shows; JSON has all of them."""
 
 
 def diff_text(diff: TrialDiff) -> str:
-    """The comparison in a few short parts."""
+    """Return the comparison in a few short parts."""
     first, second = diff.first, diff.second
     parts = [
         "\n".join(f"{place:<8}{_side(side)}" for place, side in (("first", first), ("second", second))),
@@ -35,7 +52,7 @@ def diff_text(diff: TrialDiff) -> str:
             "relative to the first",
         ]
         parts.append(table(headings, rows))
-        parts.append(prose("lora_A and lora_B are compared each by itself, not the product that they make."))
+        parts.append(prose("lora_A and lora_B are compared separately. Their product is not compared."))
     if diff.differences:
         rows = [[_what(each), shown(each.first), shown(each.second)] for each in diff.differences]
         parts.append(table(["differs", "first", "second"], rows))
@@ -47,7 +64,7 @@ def diff_text(diff: TrialDiff) -> str:
 
 
 def diff_json(diff: TrialDiff) -> str:
-    """All of the comparison; numbers that are not finite are texts, as in a trace."""
+    """Return the whole comparison; numbers that are not finite are strings, as in a trace."""
     found = diff.divergence
     return json.dumps(
         strict(
@@ -73,36 +90,77 @@ def diff_json(diff: TrialDiff) -> str:
 
 
 def meaning(found: Divergence) -> str:
-    """What a divergence means, what it points to, and what missing digests leave open."""
+    """Return what a divergence means, what it points to, and what missing digests leave open."""
     known = MEANINGS[found.kind]
     if found.kind in ("init", "data", "learning rate") or found.alike_after == found.step - 1:
         return known
     if found.kind == "update":
         since = "the first step" if found.alike_after is None else f"step {found.alike_after + 1}"
-        return f"{known} It was an update from {since} to {found.step}: there are no digests between."
-    either = f"Either {known[0].lower()}{known[1:-1]}; or"
+        return f"{known} Any update from {since} to {found.step} may be the first: no digests lie in between."
     if found.alike_after is None:
-        return f"{either} the adapters were not the same before: no step there has digests of both."
+        return f"{known} Or the adapters differed already: no earlier step has digests of both."
     first, last = found.unwatched[0], found.unwatched[-1]
-    unseen = f"the update of step {first}" if first == last else f"an update of steps {first} to {last}"
-    return f"{either} {unseen}, without digests, had parted the adapters, which points to the optimizer."
+    unseen = f"step {first}" if first == last else f"one of steps {first} to {last}"
+    return (
+        f"{known} Or the adapters differed already after {unseen}, which has no digest. That would point to "
+        "the optimizer."
+    )
+
+
+def first_difference(found: Divergence) -> str:
+    """Return a sentence on where two trials first differ, and in what."""
+    values = f"{shown(found.first)} and {shown(found.second)}"
+    if found.kind == "init":
+        return f"They differ before training starts, in the initial adapter: {values}."
+    return f"They first differ at step {found.step}, in {FIRST_DIFFERENCES[found.kind]}: {values}."
+
+
+def _explanation(diff: TrialDiff, found: Divergence) -> str:
+    """Return the seeds, if they explain the divergence; otherwise what it means."""
+    source = {"init": "adapter_init", "data": "data_order"}.get(found.kind)
+    for each in diff.differences:
+        if each.what == "seed" and each.key == source:
+            return f"Their seeds differ ({each.first}, {each.second}), which explains it.{_same(diff)}"
+    return meaning(found)
+
+
+def _same(diff: TrialDiff) -> str:
+    """Return which other sources of randomness are the same in both records."""
+    records = [side.records.get("finetune") for side in (diff.first, diff.second)]
+    differing = {each.key.partition(".")[0] for each in diff.differences}
+    sources = {
+        "split": "split",
+        "adapter_init": "initial adapter",
+        "data_order": "data order",
+        "dropout": "dropout",
+        "kernels": "kernels",
+        "packages": "packages",
+    }
+    recorded = [
+        {**record.outputs["seeds"], **record.inputs, **record.inputs["settings"]} if record else {}
+        for record in records
+    ]
+    same = [
+        name
+        for key, name in sources.items()
+        if key not in differing and all(key in values for values in recorded)
+    ]
+    return f" Same in both: {', '.join(same)}." if same else ""
 
 
 def _verdict(diff: TrialDiff) -> str:
     found, steps = diff.divergence, diff.compared_steps
     lines = [f"Different: {each}." for each in diff.unlike]
     if found:
-        values = f"{shown(found.first)} and {shown(found.second)}"
-        lines.insert(0, f"They part at step {found.step}, in {found.kind}: {values}.")
-        lines.insert(1, meaning(found))
+        lines[:0] = [first_difference(found), _explanation(diff, found)]
         if found.kind not in ("init", "update") and found.apart_after is not None:
-            lines.insert(2, f"The first digests of the adapters that differ are of step {found.apart_after}.")
+            lines.insert(2, f"The digests of the adapters first differ after step {found.apart_after}.")
     elif diff.verdict == "alike":
-        lines.append(f"Alike, bit for bit: {steps} steps and the adapter.")
+        lines.append(f"Identical bit for bit: {steps} steps and the adapter.")
     elif diff.verdict == "different":
-        lines.insert(0, f"The {steps} steps that both have are alike, bit for bit; the trials are not.")
+        lines.insert(0, f"The {steps} common steps are identical bit for bit, but the trials differ.")
     else:
-        lines.append(f"Alike, bit for bit, as far as they can be compared: {steps} steps.")
+        lines.append(f"Identical bit for bit in what could be compared: {steps} steps.")
     return "\n".join(map(prose, lines))
 
 
@@ -127,7 +185,7 @@ def _side_facts(side: Side) -> dict[str, Any]:
 
 
 def _ends(diff: TrialDiff) -> list[list[str]]:
-    """Rows of what was measured at the end, and the loss of the last step that both have."""
+    """Return rows of final measurements, and of the loss at the last common step."""
     first, second, last = diff.first, diff.second, diff.compared_steps
     rows = [("final loss", first.final_loss, second.final_loss)]
     if not (first.finished and second.finished and first.last_step == second.last_step):
@@ -149,7 +207,7 @@ def _number(value: float | None) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a setting or fingerprint, short enough for a table."""
+    """Return a value of a setting or fingerprint, short enough for a table."""
     text = printable(value if isinstance(value, str) else "-" if value is None else json.dumps(value))
     if re.fullmatch(r"[0-9a-f]{40,}", text):
         return f"{text[:12]}…"  # a digest or commit

@@ -1,4 +1,4 @@
-"""A verdict for people, in a few lines, and as JSON."""
+"""A verdict as a few lines of text and as JSON."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 from tabulate import tabulate
 
 from qlora_repeat.analysis.verify.verdict import LEVEL, Verdict
-from qlora_repeat.render.text.diff import meaning, shown
+from qlora_repeat.render.text.diff import first_difference, meaning, shown
 from qlora_repeat.render.text.layout import prose, table
 from qlora_repeat.system.files import printable, strict
 
@@ -22,13 +22,13 @@ _LADDER = ("bitwise", "within tolerance", "statistically consistent")
 
 
 def exit_code(verdict: Verdict, weakest: str) -> int:
-    """0 for a verdict that is no weaker than the weakest that is accepted; otherwise its own."""
+    """Return 0 if the verdict is at least as strong as `weakest`; otherwise the exit code of the verdict."""
     accepted = _LADDER[: _LADDER.index(weakest) + 1]
     return 0 if verdict.kind in accepted else EXIT_CODES[verdict.kind]
 
 
 def verdict_text(name: str, verdict: Verdict) -> str:
-    """The verdict, why, and what it was measured by."""
+    """Return the verdict, its reasons and the measurements."""
     parts = [f"{name}: {verdict.kind}", prose(" ".join([*verdict.why, verdict.expectation]))]
     if rows := measured_rows(verdict):
         parts.append(table(["", "re-run", "allowed"], rows))
@@ -37,14 +37,14 @@ def verdict_text(name: str, verdict: Verdict) -> str:
     if verdict.explanations and verdict.kind != "bitwise":
         cells = [[each.key, shown(each.first), shown(each.second)] for each in verdict.explanations]
         parts.append(tabulate(cells, ["may explain it", "recorded", "re-run"], disable_numparse=True))
-    for title, lines in (("Cannot tell", verdict.cannot_tell), ("What would settle it", verdict.settle)):
+    for title, lines in (("Not checked", verdict.cannot_tell), ("To settle it", verdict.settle)):
         if lines:
             parts.append(prose(f"{title}: {'; '.join(lines)}."))
     return printable("\n\n".join(parts))
 
 
 def measured_rows(verdict: Verdict) -> list[list[str]]:
-    """What was measured, beside what is allowed; relative to the recorded values."""
+    """Return the measured and the allowed differences, relative to the recorded values."""
     found, allowed = verdict.measured, verdict.tolerance
     rows = [
         ["the loss of step 1", found.first_loss, allowed.first_loss],
@@ -60,17 +60,14 @@ def measured_rows(verdict: Verdict) -> list[list[str]]:
 
 
 def divergence_sentence(verdict: Verdict) -> str:
-    """Where the two part first, and what that points to."""
+    """Return where the re-run first differs from the record, and what that points to."""
     found = verdict.divergence
-    assert found is not None, "asked for only where there is one"
-    return (
-        f"They part first at step {found.step}, in {found.kind}: {shown(found.first)} and "
-        f"{shown(found.second)}. {meaning(found)}"
-    )
+    assert found is not None, "the caller checks this"
+    return f"{first_difference(found)} {meaning(found)}"
 
 
 def verdict_json(name: str, verdict: Verdict, left_out: list[str]) -> str:
-    """All of it; numbers that are not finite are texts, as in a trace. `left_out` are trials of the arm."""
+    """Return the verdict as JSON; numbers that are not finite are strings. `left_out`: trials of the arm."""
     content = {"trial": name, "verdict": verdict.kind, **dataclasses.asdict(verdict)}
     del content["kind"]
     content |= {"level": LEVEL, "left_out": left_out}
