@@ -23,8 +23,13 @@ from qlora_repeat.analysis.integrity import Checked, check
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.datasets import data_folder
 from qlora_repeat.records.record import read_record, write_record
-from qlora_repeat.records.status import base_damages, explanations, standings, study_states
-from qlora_repeat.records.trial_state import base_state, stage_states, trial_state
+from qlora_repeat.records.trial_state import (
+    base_damages,
+    base_state,
+    explanations,
+    stage_states,
+    trial_state,
+)
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import write_results
 from qlora_repeat.study.loading import load_study
@@ -136,11 +141,11 @@ def test_one_bit_flipped_anywhere_is_never_done_and_gives_no_number(
     flip(path, bit)
     try:
         assert states(lasting) == AFTER[stage_of(name)]
-        assert trial_state(lasting) == "damaged"
+        assert trial_state(lasting).state == "damaged"
         assert numbers(lasting) == {}
-        (line,) = explanations(standings([lasting]))
+        (line,) = explanations([trial_state(lasting)])
         assert line.startswith(f"{NAME} is damaged: {path}: ")
-        assert line.endswith("; `qlora-repeat run` does its stage again")
+        assert line.endswith("; `qlora-repeat run` runs its stage again")
         assert any(problem.startswith(f"{path}: ") for problem in checked(lasting).problems)
     finally:
         flip(path, bit)
@@ -168,9 +173,8 @@ def test_a_file_cut_short_or_gone_is_seen_without_reading_it(name: str, trial: T
     path, stage = trial.folder / name, stage_of(name)
     os.truncate(path, path.stat().st_size - 1)
     assert states(trial, rehash=False) == AFTER[stage] == states(trial)
-    found = standings(trial.workspace.trials(), rehash=False)
-    arms = study_states(trial.workspace, found)
-    assert "damaged" in arms[f"{trial.model_name}/{trial.optimizer}"]
+    found = [trial_state(each, rehash=False) for each in trial.workspace.trials()]
+    assert [each.trial.name for each in found if each.state == "damaged"] == [NAME]
     (line,) = explanations(found)
     assert line.startswith(f"{NAME} is damaged: {path}: ")
     assert len(line.splitlines()) == 1
@@ -194,7 +198,9 @@ def test_the_record_of_another_trial_is_damage(other: str, trial: Trial) -> None
     shutil.copy(record, trial.record("time"))
     assert states(trial) == AFTER["time"]
     shutil.copy(trial.record("evaluate"), trial.record("time"))
-    assert "not a record of this stage, but the evaluate stage of" in explanations(standings([trial]))[0]
+    assert (
+        "expected this stage's record, found the evaluate stage of" in explanations([trial_state(trial)])[0]
+    )
 
 
 def test_a_whole_study_holds_what_its_records_say(trial: Trial) -> None:
@@ -465,7 +471,7 @@ def test_the_command_line_tells_problems_and_how_many_files_are_whole(trial: Tri
     assert spoilt.returncode == 3
     first, second = spoilt.stdout.splitlines()
     assert (
-        first == f"{trial.trace}: not the bytes that were recorded; `qlora-repeat run` does its stage again"
+        first == f"{trial.trace}: not the bytes that were recorded; `qlora-repeat run` runs its stage again"
     )
     assert second.startswith("note: ")
     assert spoilt.stderr == "Error: study tiny: damage in 1 of 74 files\n"

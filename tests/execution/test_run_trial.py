@@ -53,7 +53,7 @@ def outputs(trial: Trial, stage: str) -> dict:
 
 
 def test_all_stages_are_done(trial: Trial, cache: Path) -> None:
-    assert trial_state(trial) == "done"
+    assert trial_state(trial).state == "done"
 
 
 def test_peft_loads_the_adapter_onto_the_base_alone(trial: Trial, cache: Path) -> None:
@@ -284,7 +284,7 @@ def test_deleted_merged_weights_are_rebuilt_and_then_deleted_again(
     assert trial.merged.is_dir(), "the time stage still needs them"
     run_trial(trial, ["time"], quiet)
     assert not trial.merged.exists()
-    assert trial_state(trial) == "done"
+    assert trial_state(trial).state == "done"
 
 
 def flip(path: Path) -> None:
@@ -301,14 +301,14 @@ def test_a_damaged_adapter_is_named_and_not_used_but_trained_again(cache: Path, 
     before = {stage: outputs(trial, stage) for stage in STAGES}
     weights = trial.adapter / "adapter_model.safetensors"
     flip(weights)
-    assert trial_state(trial) == "damaged"
+    assert trial_state(trial).state == "damaged"
     with pytest.raises(
         StageError, match=rf"merge needs the finetune stage, which is damaged: {weights}: not the bytes that"
     ):
         run_trial(trial, ["merge"], quiet)
     assert outputs(trial, "finetune") == before["finetune"], "nothing is lost by that"
     run_trial(trial, STAGES, quiet)
-    assert trial_state(trial) == "done"
+    assert trial_state(trial).state == "done"
     assert outputs(trial, "finetune")["adapter_digest"] == before["finetune"]["adapter_digest"]
     # The same adapter again: what followed from it still stands.
     assert outputs(trial, "time") == before["time"]
@@ -333,7 +333,7 @@ def test_damaged_merged_weights_are_built_again_for_a_later_stage(
         assert weights_digest(trial.merged) == before["merged_digest"]
         assert stage_states(trial)["evaluate"].state == "done"
     run_trial(trial, STAGES, quiet)
-    assert trial_state(trial) == "done"
+    assert trial_state(trial).state == "done"
     assert outputs(trial, "merge") == before
 
 
@@ -384,7 +384,7 @@ assert not list(trial.folder.glob(".merged*"))
 digest = read_record(trial.record("finetune")).outputs["adapter_digest"]
 ballast.unlink()
 run_trial(trial, STAGES, lambda *_: None)
-assert trial_state(trial) == "done"
+assert trial_state(trial).state == "done"
 assert read_record(trial.record("finetune")).outputs["adapter_digest"] == digest
 """
     done = on_small_disk(script, tmp_path / "disk", 200, study_file, cache)
@@ -417,7 +417,7 @@ def test_a_stage_out_of_order_says_what_is_missing(cache: Path, study_file: Path
     trial = at(study_file, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
     with pytest.raises(StageError, match="evaluate needs the merge stage, which has not run"):
         run_trial(trial, ["evaluate"], quiet)
-    assert trial_state(trial) == "failed"
+    assert trial_state(trial).state == "failed"
 
 
 def test_greedy_decoding_gives_the_answers_that_count_as_right(cache: Path, study_file: Path) -> None:

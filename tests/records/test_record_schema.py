@@ -14,8 +14,7 @@ from support.places import at
 
 from qlora_repeat.records.record import Record, read_record, write_record
 from qlora_repeat.records.record_schema import misfit
-from qlora_repeat.records.status import base_damages
-from qlora_repeat.records.trial_state import stage_states
+from qlora_repeat.records.trial_state import base_damages, stage_states
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import Response
 from qlora_repeat.study.loading import load_study
@@ -113,8 +112,8 @@ def test_a_record_of_another_shape_is_damaged_and_takes_no_other_trial_with_it(
     state = stage_states(trial)[stage]
     assert (state.state, state.record) == ("damaged", None)
     assert state.damage is not None
-    assert state.damage.startswith(f"{path}: not as its stage writes it ({words}")
-    assert state.damage.endswith("); `qlora-repeat run` does its stage again")
+    assert state.damage.startswith(f"{path}: not a valid record ({words}")
+    assert state.damage.endswith("); `qlora-repeat run` runs its stage again")
     assert len(state.damage.splitlines()) == 1
     rows = collect(trial.workspace)
     assert [row.status for row in rows] == ["damaged"] + ["done"] * 7
@@ -136,8 +135,8 @@ def test_a_test_of_a_base_of_another_shape_gives_no_number(
     path = trial.workspace.base_tests("tiny-neox")[0].record
     rewrite(path, key, value)
     assert base_damages(trial.workspace) == [
-        f"tiny-neox/base/1 is damaged: {path}: not as its stage writes it ({words}); "
-        "`qlora-repeat run` does its stage again"
+        f"tiny-neox/base/1 is damaged: {path}: not a valid record ({words}); "
+        "`qlora-repeat run` runs its stage again"
     ]
     rows = [row for row in collect(trial.workspace) if row.model == "tiny-neox"]
     assert {(row.status, row.base_perplexity, row.perplexity) for row in rows} == {("done", None, 8.25)}
@@ -177,7 +176,7 @@ def test_responses_are_what_a_row_of_results_takes(trial: Trial, rewrite: Rewrit
 
 def test_the_commands_name_it_in_a_line(trial: Trial, rewrite: Rewrite, tmp_path: Path) -> None:
     rewrite(trial.record("finetune"), "outputs|seeds", GONE)
-    line = f"{trial.record('finetune')}: not as its stage writes it (no outputs.seeds); "
+    line = f"{trial.record('finetune')}: not a valid record (no outputs.seeds); "
     options = [trial.workspace.runs / "tiny.toml", "--runs", trial.workspace.runs, "--cache", tmp_path]
     for command, code in (("status", 0), ("check", 3), ("collect", 0)):
         done = kit(command, *options)

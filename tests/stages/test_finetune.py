@@ -68,7 +68,7 @@ def test_the_first_steps_are_those_of_the_whole(cache: Path, tmp_path: Path) -> 
     assert read_trace(begun.unfinished / "trace.jsonl") == read_trace(whole.trace)[:4]
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert not begun.adapter.exists()
-    assert trial_state(begun) == "missing"
+    assert trial_state(begun).state == "missing"
     record, all_of_it = read_record(begun.first_steps), read_record(whole.record("finetune"))
     assert record is not None and all_of_it is not None
     assert record.inputs == all_of_it.inputs

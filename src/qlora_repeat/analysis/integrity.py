@@ -20,7 +20,7 @@ from qlora_repeat.system.file_lock import live_owner
 from qlora_repeat.system.hashing import folder_digests, known_digest, weights_digest
 from qlora_repeat.system.safetensors_file import check_weights
 
-_AGAIN = "`qlora-repeat run` does its stage again"
+_AGAIN = "`qlora-repeat run` runs its stage again"
 _LEFT = "left by a process that was killed; it can be deleted"
 
 

@@ -13,8 +13,7 @@ from qlora_repeat.archive.zip_file import CRATE, ByteReport, Entry, is_known, te
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.records.record import KeptFile, Record, keep
-from qlora_repeat.records.status import base_damages, explanations, standings
-from qlora_repeat.records.trial_state import stage_record
+from qlora_repeat.records.trial_state import base_damages, explanations, stage_record, trial_state
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect, counted_base_tests
 from qlora_repeat.results.study_statistics import statistics_text
@@ -128,7 +127,7 @@ def _choose(workspace: Workspace, include_stale: bool) -> _Chosen:
     running = [row for row in results if row.status == "running"]
     left_out = [
         *base_damages(workspace),
-        *explanations(standings(rest)),
+        *explanations(map(trial_state, rest)),
         *(f"{row.model}/{row.optimizer}/{row.trial} is running" for row in running),
     ]
     if left["missing"]:

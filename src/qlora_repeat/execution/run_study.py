@@ -17,7 +17,7 @@ from qlora_repeat.execution.jobs import TrialJob, open_jobs
 from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.record import read_record
-from qlora_repeat.records.status import base_damages, explanations, standings
+from qlora_repeat.records.trial_state import base_damages, explanations, trial_state
 from qlora_repeat.study.trial import Progress, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import prepare_environment
@@ -73,7 +73,7 @@ def run_study(
         return 0
     trials = [job.trial for job in waiting if isinstance(job, TrialJob)]
     damages = base_damages(workspace) if "evaluate" in stages else []
-    for line in damages + explanations(standings(trials)):
+    for line in damages + explanations(map(trial_state, trials)):
         observer.tell(f"to be run again: {line}")
     workers = min(jobs or default_workers(study.threads), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)

@@ -1,6 +1,7 @@
-"""Whether the stages of a trial, and the tests of a base, are done, stale, damaged or missing."""
+"""Which stages of a trial, and which tests of a base, are done, stale, damaged or missing, and why."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from qlora_repeat.records.record import Record, damaged_file, read_record
 from qlora_repeat.records.record_schema import misfit
 from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, shared_inputs, stage_inputs
 from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
 from qlora_repeat.system.hashing import known_digest
 
@@ -18,30 +20,58 @@ State = Literal["done", "running", "stale", "damaged", "failed", "missing"]
 
 @dataclass(frozen=True)
 class StageState:
-    """How a stage of a trial stands."""
+    """The state of a stage, or of a test of a base."""
 
     state: State
     record: Record | None = None
     changed: list[str] = field(default_factory=list)
-    """The inputs that are no longer what they were."""
+    """The inputs that changed since the record was written."""
     damage: str | None = None
-    """Damaged: the file that is not as it was recorded, and what to do, in a line."""
+    """If damaged: one line with the damaged file and what to do."""
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """The state of a trial and of its stages."""
+
+    trial: Trial
+    stages: dict[Stage, StageState]
+    state: State
+    """Of the trial as a whole."""
+
+
+def trial_state(trial: Trial, *, rehash: bool = True) -> TrialState:
+    """Return the state of a trial and of its stages; `rehash` as in `stage_states`."""
+    stages = stage_states(trial, rehash=rehash)
+    states = [each.state for each in stages.values()]
+    state: State
+    if live_owner(trial.lock) is not None:
+        state = "running"
+    elif all(each == "done" for each in states):
+        state = "done"
+    elif "damaged" in states:
+        state = "damaged"
+    elif trial.failure.is_file():
+        state = "failed"
+    else:
+        state = "stale" if "stale" in states else "missing"
+    return TrialState(trial, stages, state)
 
 
 def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState]:
-    """How each stage stands.
+    """Return the state of each stage of a trial.
 
-    One is damaged if its record cannot be read, or a file that it left is not as it was recorded (merged
-    weights may be gone: they can be built again). One is stale if its inputs changed, or the stage before is
-    not done.
+    A stage is damaged if its record cannot be read, or a file that it left is not as recorded (merged weights
+    may be gone: they can be rebuilt). A stage is stale if its inputs changed, or the stage before it is not
+    done.
 
-    Without `rehash` no file but the records is read: quick, and blind to damage that leaves sizes as they
-    are. No number may then go into a table.
+    Without `rehash`, only records are read: this is fast, but misses damage that keeps a file's size. Do not
+    put a number into a table on that basis.
     """
     states: dict[Stage, StageState] = {}
     upstream: dict[str, Any] = {}
     shared = shared_inputs(trial.workspace, trial.model_name)
-    before: Stage | None = None  # the stage whose outcome the next one needs
+    before: Stage | None = None  # the stage that the next one needs
     for stage in STAGES:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is None:
@@ -54,32 +84,27 @@ def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState
             state: State = "damaged" if damage else "stale" if changed else "done"
             states[stage] = StageState(state, record, changed, damage)
             upstream = upstream | record.outputs
-        # Timing does not depend on the evaluation: both follow from the merged model.
+        # Timing needs the merged model, not the evaluation.
         before = before if stage == "evaluate" else stage
     return states
 
 
 def _damage(trial: Trial, stage: Stage, record: Record, rehash: bool) -> str | None:
-    """The first damaged file of those that a stage left, and what to do."""
+    """Return one line on the first damaged file of a stage, and what to do; None if all are whole."""
     if stage == "merge" and not trial.merged.exists():
         return None
     for name, kept in record.files.items():
         if (damage := damaged_file(trial.folder / name, kept, rehash=rehash)) is not None:
-            return f"{damage}; `qlora-repeat run` does its stage again"
+            return f"{damage}; `qlora-repeat run` runs its stage again"
     return None
-
-
-def base_test_record(test: BaseTest) -> tuple[Record | None, str | None]:
-    """The record of a test of a base; or None, and what is wrong with it where there is one."""
-    return stage_record(test.record, test.name, "evaluate", base=True)
 
 
 def stage_record(
     path: Path, name: str, stage: str, *, base: bool = False
 ) -> tuple[Record | None, str | None]:
-    """The record of a stage of the trial of that name, or with `base` of the test of a base of that name.
+    """Return a stage's record and None; or None, and what is wrong with the record if there is one.
 
-    None where there is none that counts, and what is wrong with it where there is one.
+    `name` is the trial's name, or with `base` the name of the test of a base.
     """
     try:
         record = read_record(path)
@@ -87,33 +112,19 @@ def stage_record(
         return None, str(error)
     if record is not None and (record.trial, record.stage) != (name, stage):
         whose = f"the {record.stage} stage of {record.trial}"
-        return None, f"{path}: not a record of this stage, but {whose}; `qlora-repeat run` does it again"
+        return None, f"{path}: expected this stage's record, found {whose}; `qlora-repeat run` runs it again"
     if record is not None and (wrong := misfit(record, base=base)) is not None:
-        return None, f"{path}: not as its stage writes it ({wrong}); `qlora-repeat run` does its stage again"
+        return None, f"{path}: not a valid record ({wrong}); `qlora-repeat run` runs its stage again"
     return record, None
 
 
-def trial_state(trial: Trial, *, rehash: bool = True) -> State:
-    """How a trial stands as a whole; `rehash` as in `stage_states`."""
-    return state_of(trial, stage_states(trial, rehash=rehash))
-
-
-def state_of(trial: Trial, stages: dict[Stage, StageState]) -> State:
-    """How a trial stands as a whole, when its stages stand so."""
-    if live_owner(trial.lock) is not None:
-        return "running"
-    states = [state.state for state in stages.values()]
-    if all(state == "done" for state in states):
-        return "done"
-    if "damaged" in states:
-        return "damaged"
-    if trial.failure.is_file():
-        return "failed"
-    return "stale" if "stale" in states else "missing"
+def base_test_record(test: BaseTest) -> tuple[Record | None, str | None]:
+    """Return the record of a test of a base, as `stage_record`."""
+    return stage_record(test.record, test.name, "evaluate", base=True)
 
 
 def base_state(test: BaseTest) -> StageState:
-    """How a test of a model's base stands."""
+    """Return the state of a test of a base."""
     record, damage = base_test_record(test)
     if record is None:
         return StageState("damaged" if damage else "missing", damage=damage)
@@ -121,8 +132,30 @@ def base_state(test: BaseTest) -> StageState:
     return StageState("stale" if changed else "done", record, changed)
 
 
+def explanations(trials: Iterable[TrialState]) -> list[str]:
+    """Return a line for each failed or stale trial, and for each damaged stage, that says why."""
+    lines = []
+    for each in trials:
+        trial, stages = each.trial, each.stages.values()
+        if each.state == "failed":
+            more = f"; see {trial.log}" if trial.log.is_file() else ""
+            lines.append(f"{trial.name} failed: {failure_of(trial)}{more}")
+        elif each.state == "stale":
+            changes = {change for stage in stages for change in stage.changed}
+            lines.append(f"{trial.name} is stale, changed since: {', '.join(sorted(changes))}")
+        elif each.state == "damaged":
+            lines += [f"{trial.name} is damaged: {stage.damage}" for stage in stages if stage.damage]
+    return lines
+
+
+def base_damages(workspace: Workspace) -> list[str]:
+    """Return a line for each test of a base whose record is damaged."""
+    states = {test.name: base_state(test) for test in workspace.base_tests()}
+    return [f"{name} is damaged: {state.damage}" for name, state in states.items() if state.damage]
+
+
 def failure_of(trial: Trial) -> str | None:
-    """Why a trial failed last, or None."""
+    """Return why a trial failed last, or None."""
     try:
         return str(json.loads(trial.failure.read_text(encoding="utf-8"))["error"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -130,7 +163,7 @@ def failure_of(trial: Trial) -> str | None:
 
 
 def has_ended(trial: Trial) -> bool:
-    """Whether the leftover checkpoint belongs to the finished fine-tuning: it has the whole of its trace."""
+    """Return whether the leftover checkpoint belongs to the finished run: both have the same trace."""
     traces = (trial.trace, trial.unfinished / trial.trace.name)
     return all(path.is_file() for path in (trial.record("finetune"), *traces)) and (
         known_digest(traces[0]) == known_digest(traces[1])

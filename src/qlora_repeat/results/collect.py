@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from qlora_repeat.records.record import Record
-from qlora_repeat.records.trial_state import StageState, base_state, stage_states, state_of
+from qlora_repeat.records.trial_state import StageState, base_state, trial_state
 from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.randomness import SOURCES, Randomness
 from qlora_repeat.study.trial import STAGES, Stage, Trial
@@ -70,8 +70,8 @@ def counted_base_tests(
 
 
 def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: bool) -> TrialResult:
-    states = stage_states(trial)
-    state = state_of(trial, states)
+    found = trial_state(trial)
+    states, state = found.stages, found.state
     row: dict[str, Any] = {
         "study": trial.study.label,
         "task": trial.data.task,

@@ -21,7 +21,7 @@ def command(workspace: Workspace, include_stale: bool) -> None:
     Example:
       qlora-repeat collect pocket
     """
-    from qlora_repeat.records.status import base_damages, explanations, standings
+    from qlora_repeat.records.trial_state import base_damages, explanations, trial_state
     from qlora_repeat.results.arms import group_arms
     from qlora_repeat.results.collect import collect
     from qlora_repeat.results.study_statistics import write_statistics
@@ -41,5 +41,5 @@ def command(workspace: Workspace, include_stale: bool) -> None:
         )
     rows = zip(workspace.trials(), results, strict=True)
     damaged = [trial for trial, row in rows if row.status == "damaged"]
-    for line in base_damages(workspace) + explanations(standings(damaged)):
+    for line in base_damages(workspace) + explanations(map(trial_state, damaged)):
         click.echo(line, err=True)

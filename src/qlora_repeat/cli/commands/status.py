@@ -51,20 +51,13 @@ def _show_trial(study_file: str, name: str, lines: int, runs: Path) -> None:
 
 def _show_study(study_file: str, runs: Path, cache: Path) -> None:
     from qlora_repeat.cli.colors import STATES, with_colored
-    from qlora_repeat.records.status import (
-        base_damages,
-        explanations,
-        standings,
-        status_table,
-        study_states,
-        summary,
-    )
+    from qlora_repeat.records.trial_state import base_damages, base_state, explanations, trial_state
+    from qlora_repeat.render.text.status import status_text
     from qlora_repeat.study.loading import open_workspace
 
     workspace, out = open_workspace(study_file, runs=runs, cache=cache), output()
-    trials = standings(workspace.trials(), rehash=False)
-    states = study_states(workspace, trials)
-    table = status_table(states, out.width if out.is_terminal else None)
-    out.print(with_colored(f"{table}\n\n{summary(states)}", STATES))
+    trials = [trial_state(trial, rehash=False) for trial in workspace.trials()]
+    base_tests = {test.name: base_state(test).state for test in workspace.base_tests()}
+    out.print(with_colored(status_text(trials, base_tests, out.width if out.is_terminal else None), STATES))
     for line in base_damages(workspace) + explanations(trials):
         out.print(with_colored(line, STATES, most=1))

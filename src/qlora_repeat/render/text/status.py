@@ -1,0 +1,44 @@
+"""The state of a study's trials and tests of bases, as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from tabulate import tabulate
+
+from qlora_repeat.records.trial_state import State, TrialState
+
+
+def status_text(trials: Sequence[TrialState], base_tests: Mapping[str, State], width: int | None) -> str:
+    """Return a table of states, and a line that counts them.
+
+    The table has a row for each model's base and for each arm. If it is wider than `width` characters, it is
+    cut into parts, one below the other. `base_tests` has the state of each test of a base by its name,
+    ``model/base/number``.
+    """
+    states = dict(base_tests) | {each.trial.name: each.state for each in trials}
+    models = list(dict.fromkeys(name.partition("/")[0] for name in base_tests))
+    rows: dict[str, list[State]] = {}
+    for name in sorted(states, key=lambda name: models.index(name.partition("/")[0])):
+        rows.setdefault(name.rpartition("/")[0], []).append(states[name])
+    of_trials, of_bases = [each.state for each in trials], list(base_tests.values())
+    counts = (
+        f"{len(trials)} trials: {_counted(of_trials)}; {len(of_bases)} tests of bases: {_counted(of_bases)}"
+    )
+    return f"{_table(rows, width)}\n\n{counts}"
+
+
+def _table(rows: Mapping[str, Sequence[State]], width: int | None) -> str:
+    columns = part = max(map(len, rows.values()))
+    if width is not None:
+        room = width - max(map(len, rows))
+        part = max(room // (2 + max(len(state) for row in rows.values() for state in row)), 1)
+    parts = []
+    for first in range(0, columns, part):
+        shown = [[name, *row[first : first + part]] for name, row in rows.items() if len(row) > first]
+        headers = ["", *map(str, range(first + 1, min(first + part, columns) + 1))]
+        parts.append(tabulate(shown, headers=headers, disable_numparse=True))
+    return "\n\n".join(parts)
+
+
+def _counted(states: Sequence[State]) -> str:
+    return ", ".join(f"{count} {state}" for state in get_args(State) if (count := states.count(state)))
