@@ -124,19 +124,19 @@ def test_what_is_no_record_is_named_with_the_way_out(content: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"format": 1}, "of format 1, this version of the kit reads 2"),
+        ({"format": 1}, "format 1; this version of the kit reads format 2"),
         ({"novelty": 1}, "unknown key 'novelty'"),
         ({"seconds": "1.25"}, "seconds is '1.25'"),
         ({"seconds": True}, "seconds is 'True'"),
         ({"stage": None}, "stage is 'None'"),
         ({"outputs": []}, "outputs is '[]'"),
-        ({"files": {"/etc/passwd": KEPT}}, "'/etc/passwd' leads out of the trial's folder"),
-        ({"files": {"adapter/../../x": KEPT}}, "'adapter/../../x' leads out of the trial's folder"),
-        ({"files": {"": KEPT}}, "'' leads out of the trial's folder"),
-        ({"files": {"adapter//x": KEPT}}, "'adapter//x' leads out of the trial's folder"),
-        ({"files": {"x": "0" * 64}}, "of file 'x' not just sha256 and bytes are given"),
-        ({"files": {"x": {**KEPT, "bytes": 1.0}}}, "of file 'x' not just sha256 and bytes are given"),
-        ({"files": {"x": {**KEPT, "mode": 1}}}, "of file 'x' not just sha256 and bytes are given"),
+        ({"files": {"/etc/passwd": KEPT}}, "'/etc/passwd' points outside the trial's folder"),
+        ({"files": {"adapter/../../x": KEPT}}, "'adapter/../../x' points outside the trial's folder"),
+        ({"files": {"": KEPT}}, "'' points outside the trial's folder"),
+        ({"files": {"adapter//x": KEPT}}, "'adapter//x' points outside the trial's folder"),
+        ({"files": {"x": "0" * 64}}, "file 'x': expected exactly the keys sha256 and bytes"),
+        ({"files": {"x": {**KEPT, "bytes": 1.0}}}, "file 'x': expected exactly the keys sha256 and bytes"),
+        ({"files": {"x": {**KEPT, "mode": 1}}}, "file 'x': expected exactly the keys sha256 and bytes"),
     ],
 )
 def test_a_record_of_another_shape_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_another_number_and_another_way_to_write_it_are_noticed(
     old: bytes, new: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "evaluate.json").write_bytes(sealed().replace(old, new, 1))
-    assert "changed since it was written" in refusal(tmp_path / "evaluate.json")
+    assert "changed after it was written" in refusal(tmp_path / "evaluate.json")
 
 
 @settings(deadline=None)
@@ -188,12 +188,12 @@ def test_damage_to_a_kept_file_is_found(tmp_path: Path) -> None:
     assert damaged_file(path, kept, rehash=False) is None
     assert damaged_file(path, kept) == f"{path}: not the bytes that were recorded"
     path.write_text("weight")
-    assert damaged_file(path, kept, rehash=False) == f"{path}: 6 bytes, where 7 were recorded"
+    assert damaged_file(path, kept, rehash=False) == f"{path}: 6 bytes (recorded: 7)"
     path.unlink()
-    assert damaged_file(path, kept, rehash=False) == f"{path}: is gone"
+    assert damaged_file(path, kept, rehash=False) == f"{path}: missing"
     path.mkdir()
     assert damaged_file(path, kept, rehash=False) == f"{path}: not a file"
-    assert damaged_file(tmp_path / "weights" / "below", kept) == f"{tmp_path}/weights/below: is gone"
+    assert damaged_file(tmp_path / "weights" / "below", kept) == f"{tmp_path}/weights/below: missing"
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,10 @@ def test_an_adapter_is_merged_by_the_papers_sum(base: Path, tmp_path: Path) -> N
         ('{"r": 2, "lora_alpha": 4, "r": 1}', "key 'r' appears twice"),
         ("[" * 100_000, "nested too deeply"),
         ("", "Expecting value"),
-        ("[]", "it has no numbers lora_alpha and r"),
-        ('{"r": 2}', "it has no numbers lora_alpha and r"),
-        ('{"r": "2", "lora_alpha": 4}', "it has no numbers lora_alpha and r"),
-        ('{"r": 0, "lora_alpha": 4}', "it has no numbers lora_alpha and r"),
+        ("[]", "expected numbers lora_alpha and r"),
+        ('{"r": 2}', "expected numbers lora_alpha and r"),
+        ('{"r": "2", "lora_alpha": 4}', "expected numbers lora_alpha and r"),
+        ('{"r": 0, "lora_alpha": 4}', "expected numbers lora_alpha and r"),
     ],
 )
 def test_a_configuration_that_does_not_hold_is_refused(
@@ -96,14 +96,14 @@ def test_a_pickled_adapter_is_refused_by_name(
 def test_an_adapter_that_lacks_a_part_is_refused(base: Path, tmp_path: Path) -> None:
     folder = adapter(tmp_path, {"layer.lora_A.weight": torch.ones(2, 3)})
     with pytest.raises(
-        MissingError, match=r"it has no base_model.model.layer.lora_B.weight; fine-tune again"
+        MissingError, match=r"base_model.model.layer.lora_B.weight is missing; fine-tune again"
     ):
         merged(base, folder, tmp_path)
 
 
 def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
     folder = adapter(tmp_path, {f"another.{name}": value for name, value in LORA.items()})
-    with pytest.raises(StageError, match=r"it changes another\.layer\.weight, which .* does not have"):
+    with pytest.raises(StageError, match=r"it changes another\.layer\.weight, which is not in "):
         merged(base, folder, tmp_path)
 
 

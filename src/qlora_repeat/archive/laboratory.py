@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qlora_repeat.analysis.interlab import Conditions, Laboratory, laboratory
 from qlora_repeat.archive.unpack import Unpacked, opened
-from qlora_repeat.records.stage_inputs import OF_ONE_TRIAL
+from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS
 from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.results.arms import ArmKey
 from qlora_repeat.results.trial_result import read_results
@@ -38,6 +38,6 @@ def _recorded_conditions(unpacked: Unpacked) -> dict[ArmKey, Conditions]:
                 continue
             told = {name: record.inputs.get(name) for name in ("base", "data")} | record.inputs["settings"]
             for key, value in told.items():
-                if key not in OF_ONE_TRIAL and value is not None:
+                if key not in FIRST_TRIAL_SETTINGS and value is not None:
                     own.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
     return found

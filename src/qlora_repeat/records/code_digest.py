@@ -1,4 +1,4 @@
-"""The digest of the kit's code that a stage runs: without comments, docstrings, blank lines and layout."""
+"""The digest of the code that a stage runs, without comments, docstrings and blank lines."""
 
 import ast
 import functools
@@ -18,12 +18,12 @@ _BLANK_LINES = re.compile(r"[ \t\f]*\n(?:[ \t\f]*\n)*")
 
 @functools.cache
 def code_digest(*modules: str) -> str:
-    """Return the digest of modules of the kit, and of all modules of the kit that they import.
+    """Return the digest of some modules and of all modules of the kit that they import.
 
-    Not the commit: a change to a table must not make 230 GPU hours stale, nor may one to a comment.
+    It replaces the commit, because a change to a table or a comment must not make 230 GPU hours stale.
 
     Raises:
-        ModuleNotFoundError: the kit has no module of that name; a record without it would never go stale.
+        ModuleNotFoundError: the kit has no such module. Skipping it would hide changes to its code.
     """
     seen: dict[str, str] = {}
     waiting = list(modules)
@@ -37,7 +37,7 @@ def code_digest(*modules: str) -> str:
 
 @functools.cache
 def _code_of(module: str) -> tuple[str, list[str]]:
-    """The digest of a module's code, and the modules of the kit that it imports."""
+    """Return the digest of a module's code, and the modules of the kit that it imports."""
     path = _file(module)
     if not path.is_file():
         raise ModuleNotFoundError(f"{KIT}.{module}: the kit has no such module")
@@ -52,7 +52,7 @@ def _code_of(module: str) -> tuple[str, list[str]]:
 
 
 def _imported_from(node: ast.ImportFrom) -> list[str]:
-    """The modules of the kit that a `from` import names; of a package, its modules."""
+    """Return the modules of the kit that a `from` import loads."""
     found = node.module or ""
     if not found.startswith(f"{KIT}."):
         return []
@@ -65,25 +65,25 @@ def _file(module: str) -> Path:
 
 
 def bare_code(text: str) -> str:
-    """The code without comments, texts that stand as statements, blank lines and spaces at line ends.
+    """Return code without comments, docstrings (all strings that are statements) and blank lines.
 
-    Texts that are values stay as they are, whatever lines are in them. It is cut out of `text` by position,
-    since syntax trees and tokens are not written alike by all versions of Python.
+    Other strings stay as they are, with their blank lines. The result is cut out of `text` by position,
+    because Python versions differ in how they print syntax trees and tokens.
 
     Raises:
-        SyntaxError: the text is not Python.
+        SyntaxError: `text` is not Python.
     """
     lines = io.StringIO(text).readlines()
     starts = [0, *accumulate(map(len, lines))]
-    idle = set(_idle_texts(text, lines, starts))
-    spans = sorted({*idle, *_comments_and_texts(text, starts)}, key=lambda span: (span[0], -span[1]))
-    parts = [""]  # code and texts in turn
+    docstrings = set(_docstrings(text, lines, starts))
+    spans = sorted({*docstrings, *_comments_and_strings(text, starts)}, key=lambda span: (span[0], -span[1]))
+    parts = [""]  # code and strings alternate
     done = 0
     for first, last in spans:
         if first < done:
-            continue  # the parts of a docstring that is written in several
+            continue  # inside a docstring of several string literals
         parts[-1] += text[done:first]
-        if text[first] != "#" and (first, last) not in idle:
+        if text[first] != "#" and (first, last) not in docstrings:
             parts += [text[first:last], ""]
         done = last
     parts[-1] += text[done:]
@@ -91,10 +91,10 @@ def bare_code(text: str) -> str:
     return "".join(parts).strip() + "\n"
 
 
-def _comments_and_texts(text: str, starts: list[int]) -> Iterator[tuple[int, int]]:
-    """From and to which character they are; an f-string is a text, whatever is in it."""
+def _comments_and_strings(text: str, starts: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each comment and string; an f-string is one string."""
     opens, closes = getattr(tokenize, "FSTRING_START", None), getattr(tokenize, "FSTRING_END", None)
-    begun: list[int] = []  # where f-strings begin that have not ended; before Python 3.12 they are one token
+    begun: list[int] = []  # starts of open f-strings; before Python 3.12 an f-string is one token
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         first, last = (starts[row - 1] + column for row, column in (token.start, token.end))
         if token.type == opens:
@@ -107,8 +107,8 @@ def _comments_and_texts(text: str, starts: list[int]) -> Iterator[tuple[int, int
             yield first, last
 
 
-def _idle_texts(text: str, lines: list[str], starts: list[int]) -> Iterator[tuple[int, int]]:
-    """From and to which character docstrings are, and the texts below a field that say what it is."""
+def _docstrings(text: str, lines: list[str], starts: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each string that is a statement, such as a docstring."""
 
     def place(row: int, column: int) -> int:
         return starts[row - 1] + len(lines[row - 1].encode()[:column].decode())  # columns count bytes

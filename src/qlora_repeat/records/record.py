@@ -1,7 +1,7 @@
-"""Records: the JSON that a stage leaves last, once all that it names is on disk.
+"""Records: the JSON file that a stage writes last, when all files that it names are on disk.
 
-A record carries its own digest, and the digest and size of each file that the stage left and keeps: one bit
-flipped in any of them is noticed.
+A record contains its own digest, and the digest and size of each file that the stage leaves. So a flipped bit
+in any of them is noticed.
 """
 
 import datetime
@@ -20,23 +20,22 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class KeptFile:
-    """A file as a stage left it."""
+    """The digest and size of a file when its stage ended."""
 
     sha256: str
     bytes: int
-    """Its size."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a stage used, gave and left; where, when and how long."""
+    """The inputs, outputs and files of a stage; where and when it ran, and for how long."""
 
     stage: str
     trial: str
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     files: dict[str, KeptFile]
-    """The files that the stage left and keeps, by their paths in the trial's folder."""
+    """The files that the stage left, by path relative to the trial's folder."""
     fingerprint: dict[str, Any]
     started: str
     finished: str
@@ -57,20 +56,20 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def now() -> str:
-    """The time, UTC, ISO 8601 to the second."""
+    """Return the time in UTC as ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record; the stage counts as done from then on."""
+    """Write a record; from then on, the stage is done."""
     write_text(path, _text(record))
 
 
 def read_record(path: Path) -> Record | None:
-    """Reads a record, or None if there is none.
+    """Return a record, or None if there is none.
 
     Raises:
-        MissingError: the file is not a record, or not byte for byte as it was written; says why.
+        MissingError: the file is not a record, or was changed after it was written.
     """
     try:
         return once(_read, path)
@@ -84,31 +83,31 @@ def read_record(path: Path) -> Record | None:
 
 
 def keep(path: Path) -> KeptFile:
-    """A file as it is now, for a record."""
+    """Return the digest and size of a file, for a record."""
     return KeptFile(known_digest(path), path.stat().st_size)
 
 
 def damaged_file(path: Path, kept: KeptFile, *, rehash: bool = True) -> str | None:
-    """How a file is not as it was recorded, in a line that names it; None if it is.
+    """Return one line on how a file differs from what was recorded, or None if it does not.
 
-    Without `rehash` only its presence and size are looked at: quick, and blind to a flipped bit.
+    Without `rehash`, only check that the file exists and has the recorded size.
     """
     try:
         size = path.stat().st_size
         if not path.is_file():
             return f"{path}: not a file"
         if size != kept.bytes:
-            return f"{path}: {size:,} bytes, where {kept.bytes:,} were recorded"
+            return f"{path}: {size:,} bytes (recorded: {kept.bytes:,})"
         same = not rehash or known_digest(path) == kept.sha256
         return None if same else f"{path}: not the bytes that were recorded"
     except FileNotFoundError:
-        return f"{path}: is gone"
+        return f"{path}: missing"
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror})"
 
 
 def _text(record: Record) -> str:
-    """The one way in which a record is written."""
+    """Return the only valid text of a record."""
     files = {name: vars(file) for name, file in record.files.items()}
     plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **vars(record), "files": files}))
     return json_text({**plain, "digest": json_digest(plain)})
@@ -126,27 +125,27 @@ def _parse(text: bytes) -> Record:
         raise ValueError("not an object")
     found = content.pop("format", None)
     if found != FORMAT:
-        raise ValueError(f"of format {found!r}, this version of the kit reads {FORMAT}"[:100])
+        raise ValueError(f"format {found!r}; this version of the kit reads format {FORMAT}"[:100])
     digest = content.pop("digest", None)
     plain = {"format": FORMAT, **content}
     if digest != json_digest(plain):
-        raise ValueError("changed since it was written: its own digest does not fit")
+        raise ValueError("changed after it was written: its digest does not match")
     for name in sorted(content.keys() ^ _KINDS.keys()):
         raise ValueError(f"{'no' if name in _KINDS else 'unknown'} key {name[:60]!r}")
     for name, kinds in _KINDS.items():
         if type(content[name]) not in kinds:
             raise ValueError(f"{name} is {str(content[name])[:60]!r}")
     files = {name: _kept(name, file) for name, file in content.pop("files").items()}
-    if json_text({**plain, "digest": digest}).encode() != text:  # blanks, the order of keys, how numbers are
-        raise ValueError("changed since it was written")
+    if json_text({**plain, "digest": digest}).encode() != text:  # spaces, key order, number formats
+        raise ValueError("changed after it was written")
     return Record(**respelled(content), files=files)
 
 
 def _kept(name: str, file: Any) -> KeptFile:
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or str(path) != name or "\0" in name:
-        raise ValueError(f"{name[:60]!r} leads out of the trial's folder")
+        raise ValueError(f"{name[:60]!r} points outside the trial's folder")
     plain = isinstance(file, dict) and file.keys() == {"sha256", "bytes"}
     if not plain or type(file["sha256"]) is not str or type(file["bytes"]) is not int:
-        raise ValueError(f"of file {name[:60]!r} not just sha256 and bytes are given")
+        raise ValueError(f"file {name[:60]!r}: expected exactly the keys sha256 and bytes")
     return KeptFile(**file)

@@ -1,6 +1,6 @@
-"""What a record must hold for its stage: all that collecting, later stages and comparing take from it.
+"""The keys that each stage's record must have: those that later stages, `collect` and `verify` read.
 
-A record that carries its own digest is as it was written, but it may have been written by something else.
+A record's digest proves that it was not changed, but not that this kit wrote it.
 """
 
 from fnmatch import fnmatchcase
@@ -8,16 +8,16 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
-from typing_extensions import TypedDict  # pydantic takes no other on Python 3.11
+from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.records.record import Record
 
-# No text for a number; a float may be NaN or infinite, or written as an integer.
+# Strict: no string for a number. A float may be NaN, infinite, or written as an integer.
 _OPEN = ConfigDict(strict=True, extra="allow")
 _CLOSED = ConfigDict(strict=True, extra="forbid")
 
 _Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Point = Annotated[tuple[_Epochs, float], Field(strict=False)]  # JSON has lists alone
+_Point = Annotated[tuple[_Epochs, float], Field(strict=False)]  # JSON has only lists
 
 
 @with_config(_OPEN)
@@ -107,13 +107,13 @@ _FILES = {
     "finetune": ("trace.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
     "merge": ("merged/*.safetensors",),
 }
-"""What the record of a stage names at least: a file that it does not name is never hashed."""
+"""Files that a stage's record must name; a file that is not named would never be hashed."""
 
 
 def misfit(record: Record, *, base: bool = False) -> str | None:
-    """What a record lacks, or has otherwise than its stage writes it, in a few words that name the key.
+    """Return a few words on the first key of a record that is missing or invalid, or None if all are valid.
 
-    `base`: it is of the test of a base. None if all is there.
+    With `base`, it is the record of a test of a base.
     """
     outputs = _BASE if base else _OUTPUTS[record.stage]
     for part, shape in (("inputs", _INPUTS), ("outputs", outputs), ("fingerprint", _FINGERPRINT)):
@@ -141,5 +141,5 @@ def _words(part: str, problem: ErrorDetails) -> str:
 
 
 def _plain(part: int | str) -> str:
-    """A part of a key; it may come from elsewhere, and is to stay in its line."""
+    """Return a part of a key, cut and quoted if it might not fit on a line (records may come from others)."""
     return part if isinstance(part, str) and part.isidentifier() else repr(part)[:60]

@@ -1,4 +1,4 @@
-"""What goes into a stage: the settings, digests and code that its outcome depends on."""
+"""The inputs of a stage: the settings, digests and code that its outputs depend on."""
 
 from typing import Any
 
@@ -20,13 +20,13 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     "evaluate": ("stages.evaluate", "system.determinism"),
     "time": ("stages.timing", "system.determinism"),
 }
-"""The module of each stage, and that of the kernels that it runs on."""
-OF_ONE_TRIAL = {"repeated_responses"}
+"""The modules of each stage, whose code digest is one of its inputs."""
+FIRST_TRIAL_SETTINGS = {"repeated_responses"}
 """Settings that only the first trial of an arm has."""
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (Randomness, Quantization, Lora, Training, Generation)
 }
-"""How settings become JSON; making these takes longer than using them."""
+"""Converters of settings to JSON, built once because building them is slow."""
 
 
 def stage_inputs(
@@ -35,10 +35,10 @@ def stage_inputs(
     upstream: dict[str, Any],
     shared: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The inputs of a trial's stage as they are now; None where one cannot be told here.
+    """Return the current inputs of a trial's stage; None for an input that cannot be read here.
 
-    `upstream` are the outputs of the stage before, of which the digest of what it left is an input too.
-    `shared` are the `shared_inputs`, from whoever has looked for them already.
+    `upstream` has the outputs of the stages before, whose digest is an input too. `shared` is the result of
+    `shared_inputs`, if the caller has it.
     """
     left = {"merge": "adapter_digest", "evaluate": "merged_digest", "time": "merged_digest"}.get(stage)
     return (shared or shared_inputs(trial.workspace, trial.model_name)) | {
@@ -49,7 +49,7 @@ def stage_inputs(
 
 
 def base_inputs(test: BaseTest) -> dict[str, Any]:
-    """The inputs of the evaluation of a model's base."""
+    """Return the current inputs of a test of a base."""
     return shared_inputs(test.workspace, test.model_name) | {
         "code": code_digest(*MODULES["evaluate"]),
         "settings": _test_settings(test.workspace.study, test.model_name),
@@ -57,7 +57,7 @@ def base_inputs(test: BaseTest) -> dict[str, Any]:
 
 
 def shared_inputs(workspace: Workspace, model_name: str) -> dict[str, Any]:
-    """What all stages have: base model, data and software, by the study's names for them and by digest."""
+    """Return the inputs of all stages: base model, data and software, by name and by digest."""
     model = workspace.study.models[model_name]
     base, data = base_folder(workspace, model.base), data_folder(workspace, model.data)
     return {
@@ -71,7 +71,7 @@ def shared_inputs(workspace: Workspace, model_name: str) -> dict[str, Any]:
 
 
 def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
-    """The part of the study file that a stage's outcome depends on."""
+    """Return the settings of the study that a stage's outputs depend on."""
     study, model = trial.study, trial.model
     if stage == "finetune":
         return {
@@ -135,7 +135,7 @@ def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
 
 
 def _split_settings(study: Study, name: str) -> dict[str, Any]:
-    """What the split depends on: rows that are asked about come into its test part."""
+    """Return what the split depends on; rows that match a prompt go to the test part."""
     data = study.data[name]
     split = _plain(study.randomness)["split"]
     return {"split": split, "test_share": data.test_share, "prompts": data.prompts}
@@ -146,7 +146,7 @@ def _plain(settings: Any) -> Any:
 
 
 def changed_inputs(recorded: dict[str, Any], today: dict[str, Any]) -> list[str]:
-    """Which inputs differ from the recorded ones, settings by name; the unknown does not count."""
+    """Return the names of inputs and settings that differ from the recorded ones; skip unknown inputs."""
     names = []
     for name, value in today.items():
         if value is None or recorded.get(name) == value:

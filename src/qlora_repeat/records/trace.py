@@ -1,7 +1,7 @@
-"""The trace of a fine-tuning: one line for the untrained adapter (step 0), and one per optimizer step.
+"""The trace of a fine-tuning: one line for the untrained adapter (step 0) and one per optimizer step.
 
-Numbers are exact, as hexadecimal floats (``float.fromhex`` and C's ``%a``), so that equal lines mean equal
-bits; those that are not finite are ``nan``, ``inf`` and ``-inf``.
+Floats are hexadecimal (``float.fromhex``, C's ``%a``), ``nan``, ``inf`` or ``-inf``, so that equal lines mean
+equal bits.
 """
 
 import json
@@ -20,34 +20,34 @@ _FLOATS = ("loss", "gradient_norm", "learning_rate")
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step: what it saw and computed, and the adapter that it left."""
+    """An optimizer step: its batch, what it computed, and the digest of the resulting adapter."""
 
     step: int
-    """From 1; 0 is the adapter before any update, and has nothing but its digest."""
+    """From 1; step 0 is the adapter before any update, and has only its digest."""
     epoch: float | None = None
-    """Epochs done after this step."""
+    """Epochs completed after this step."""
     examples: list[int] | None = None
-    """The places, in the train part, of the rows in the batch."""
+    """The indices, in the train part, of the rows in the batch."""
     tokens: int | None = None
-    """In the batch, without padding."""
+    """Tokens in the batch, without padding."""
     loss: float | None = None
     gradient_norm: float | None = None
-    """Of the adapter's gradients, before clipping; of the scaled ones' true size."""
+    """Norm of the adapter's gradients, unscaled, before clipping."""
     learning_rate: float | None = None
-    """Of this step's update."""
+    """The learning rate of this update."""
     skipped: bool = False
-    """Whether the gradient scaler skipped the update, since gradients overflowed."""
+    """Whether the gradient scaler skipped the update because gradients overflowed."""
     adapter: str | None = None
-    """The digest of the adapter after this step, where it was taken."""
+    """The digest of the adapter after this step, if it was computed."""
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss is not finite."""
+        """Whether the loss is NaN or infinite."""
         return self.loss is not None and not math.isfinite(self.loss)
 
 
 def trace_line(step: Step) -> str:
-    """The step as a line of the trace, without what it does not have."""
+    """Return the step as a line of the trace, without fields that are None."""
     content: dict[str, Any] = {name: value for name, value in vars(step).items() if value is not None}
     if not step.skipped:
         del content["skipped"]
@@ -56,16 +56,16 @@ def trace_line(step: Step) -> str:
 
 
 def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
-    """Reads a trace; of one that is `unfinished`, without a last line of which only a part is written.
+    """Return the steps of a trace; if `unfinished`, ignore a last line that is incomplete.
 
     Raises:
         MissingError: there is no such file.
-        UsageError: a line is not a step, or steps do not follow each other from 0; names the line.
+        UsageError: a line is not a step, or is out of order.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise MissingError(f"{path}: there is no trace; the trial has not been fine-tuned") from None
+        raise MissingError(f"{path}: no trace; the trial has not been fine-tuned") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a readable trace ({error})") from None
     if unfinished:
@@ -75,7 +75,7 @@ def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
         try:
             step = _parse(line)
             if step.step != place:
-                raise ValueError(f"step {step.step} where {place} is due")
+                raise ValueError(f"step {step.step}; expected {place}")
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise UsageError(f"{path}:{place + 1}: not a step of a trace ({error})") from None
         steps.append(step)
@@ -83,7 +83,7 @@ def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
 
 
 def loss_curve(steps: Sequence[Step]) -> list[list[float]]:
-    """The loss in at most 30 points: [epochs done, mean loss of the steps since the last point]."""
+    """Return at most 30 points [epochs completed, mean loss of the steps since the last point]."""
     points = [(step.epoch, step.loss) for step in steps if step.epoch is not None and step.loss is not None]
     count = min(len(points), CURVE_POINTS)
     ends = [len(points) * (point + 1) // count for point in range(count)]
@@ -93,10 +93,10 @@ def loss_curve(steps: Sequence[Step]) -> list[list[float]]:
 
 def _parse(line: str) -> Step:
     content = parse_json(line.encode())
-    if unknown := content.keys() - _FITS.keys():
+    if unknown := content.keys() - _VALID.keys():
         raise ValueError(f"unknown key {min(unknown)!r}")
     for name, value in content.items():
-        if not _FITS[name](value):
+        if not _VALID[name](value):
             raise ValueError(f"{name} is {value!r}"[:100])
     return Step(**content | {name: float.fromhex(content[name]) for name in _FLOATS if name in content})
 
@@ -109,7 +109,7 @@ def _short(value: Any) -> bool:
     return isinstance(value, str) and len(value) < 100 and value.isascii() and value.isprintable()
 
 
-_FITS: dict[str, Callable[[Any], bool]] = {
+_VALID: dict[str, Callable[[Any], bool]] = {
     "step": _whole,
     "epoch": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
     "examples": lambda value: isinstance(value, list) and all(map(_whole, value)),
@@ -120,4 +120,4 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "skipped": lambda value: value is True,
     "adapter": _short,
 }
-"""What the values of a line must be; floats are texts."""
+"""A check of each value of a line; floats are strings."""

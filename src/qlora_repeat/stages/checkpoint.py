@@ -1,9 +1,9 @@
-"""A fine-tuning in progress, on disk: its seeds, its trace so far, and its last checkpoint.
+"""An unfinished fine-tuning on disk: its seeds, its trace so far, and its last checkpoint.
 
-All is in ``unfinished/`` in the trial's folder, until the adapter is whole; an older adapter and its record
-stay as they are until then. A checkpoint is a folder ``step-N`` of safetensors and JSON, which appears
-under its name when it is complete, and the one before is deleted after that. Streams of randomness need no
-saving: they follow from the seeds and the step.
+They are in ``unfinished/`` in the trial's folder until the adapter is complete; an older adapter and its
+record stay unchanged until then. A checkpoint is a folder ``step-N`` with safetensors and JSON. It gets this
+name when it is complete; then the checkpoint before it is deleted. Random streams are not saved, because they
+follow from the seeds and the step.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from qlora_repeat.system.files import json_text, new_folder, parse_json, write_text
+from qlora_repeat.system.files import new_folder, parse_json, write_json
 from qlora_repeat.system.hashing import file_digest, json_digest
 from qlora_repeat.system.safetensors_file import read_weights
 
@@ -33,19 +33,19 @@ class Checkpoint:
     optimizer: Tensors
     """The optimizer's state, by ``parameter:key``."""
     counters: dict[str, int]
-    """The optimizer's updates of each parameter."""
+    """The number of updates of each parameter."""
     learning_rates: list[dict[str, float]]
-    """Of each parameter group: the rate, and the one that the schedule starts from."""
+    """For each parameter group: its learning rate, and the initial rate of the schedule."""
     scheduler: dict[str, Any]
     scaler: dict[str, Any] | None
-    """The gradient scaler's state, where there is one."""
+    """The state of the gradient scaler, if there is one."""
     spent: dict[str, float] = field(default_factory=dict)
-    """Seconds and peak memory so far."""
+    """Seconds used and peak memory so far."""
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The folder of a fine-tuning in progress."""
+    """The folder of an unfinished fine-tuning."""
 
     folder: Path
     seeds: dict[str, int]
@@ -57,10 +57,10 @@ class Unfinished:
 
 
 def reopen(folder: Path, inputs: dict[str, Any], seeds: dict[str, int] | None) -> Unfinished | None:
-    """Return the fine-tuning in a folder, with the seeds that it began with, to resume it.
+    """Return the unfinished fine-tuning in a folder, to resume it with its own seeds.
 
-    None if there is none, it cannot be read, or it has other inputs, or other seeds than `seeds` where these
-    are given.
+    Return None if there is none, it cannot be read, its inputs differ, or its seeds differ from `seeds` (if
+    given).
     """
     start = read_sealed(folder / "start.json")
     if start is None or start["inputs"] != json_digest(inputs) or seeds not in (None, start["seeds"]):
@@ -69,9 +69,9 @@ def reopen(folder: Path, inputs: dict[str, Any], seeds: dict[str, int] | None) -
 
 
 def begin(folder: Path, inputs: dict[str, Any], seeds: dict[str, int], digest_every: int) -> Unfinished:
-    """Start a fine-tuning in a folder, in place of whatever is there."""
+    """Start a fine-tuning in a folder; delete what is there."""
     if (folder / "trace.jsonl").exists():
-        print(f"{folder}: begun anew, since it has other settings, data, code or seeds", file=sys.stderr)
+        print(f"{folder}: starting over, because settings, data, code or seeds changed", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
     start = {"inputs": json_digest(inputs), "seeds": seeds, "digest_every": digest_every}
     write_sealed(folder / "start.json", start)
@@ -79,7 +79,7 @@ def begin(folder: Path, inputs: dict[str, Any], seeds: dict[str, int], digest_ev
 
 
 def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: IO[str]) -> None:
-    """Writes a checkpoint, which includes the trace so far, and deletes older ones."""
+    """Write a checkpoint, which covers the trace so far, and delete older ones."""
     from safetensors.torch import save_file
 
     trace.flush()
@@ -91,11 +91,9 @@ def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: IO[st
         rest = {key: value for key, value in vars(checkpoint).items() if key not in ("adapter", "optimizer")}
         files = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
         position = {"bytes": unfinished.trace.stat().st_size, "sha256": file_digest(unfinished.trace)}
-        # Not by `write_sealed`: `new_folder` brings it to the disk with the others, and once is enough.
-        sealed = _sealed({**rest, "files": files, "trace": position})
-        (folder / "checkpoint.json").write_text(sealed, encoding="utf-8")
+        write_sealed(folder / "checkpoint.json", {**rest, "files": files, "trace": position})
     for older in checkpoint_folders(unfinished.folder):
-        if older != path:  # it vanishes at once: a part of it would count as damaged
+        if older != path:  # rename first: a partly deleted folder would look damaged
             gone = older.with_name(f".{older.name}.old")
             shutil.rmtree(gone, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -104,10 +102,10 @@ def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: IO[st
 
 
 def load_checkpoint(unfinished: Unfinished) -> Checkpoint | None:
-    """The last checkpoint that is whole, with the trace cut back to it; without any, None and no trace.
+    """Return the last intact checkpoint, and cut the trace back to it; if there is none, delete the trace.
 
-    One whose bytes are not those that were written is passed over. There is hardly ever an older one, so
-    that the fine-tuning then begins anew, with the same seeds.
+    Damaged checkpoints are skipped. There is rarely an older one, so the fine-tuning then usually starts
+    over, with the same seeds.
     """
     for path in checkpoint_folders(unfinished.folder):
         content = read_sealed(path / "checkpoint.json")
@@ -131,7 +129,7 @@ def _whole(folder: Path, files: dict[str, str]) -> bool:
 
 
 def _cut_back(trace: Path, bytes: int, sha256: str) -> bool:
-    """Shortens the trace to what it was, if it begins so."""
+    """Cut the trace to its first `bytes`; return False if they do not have this digest."""
     try:
         if not begins_so(trace, bytes, sha256):
             return False
@@ -142,28 +140,24 @@ def _cut_back(trace: Path, bytes: int, sha256: str) -> bool:
 
 
 def begins_so(trace: Path, bytes: int, sha256: str) -> bool:
-    """Whether the trace begins as it was when a checkpoint was written."""
+    """Return whether the first `bytes` of the trace have this digest."""
     with trace.open("rb") as file:
         return hashlib.sha256(file.read(bytes)).hexdigest() == sha256
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The folders of checkpoints, the last step first."""
+    """Return the folders of checkpoints, last step first."""
     found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=lambda path: -int(path.name.removeprefix("step-")))
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON with a digest of itself."""
-    write_text(path, _sealed(content))
-
-
-def _sealed(content: dict[str, Any]) -> str:
-    return json_text({**content, "digest": json_digest(content)})
+    """Write JSON with its own digest."""
+    write_json(path, {**content, "digest": json_digest(content)})
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """Reads such JSON; None if there is none, or not as it was written."""
+    """Return JSON that `write_sealed` wrote, without the digest; None if it is missing or changed."""
     try:
         content: dict[str, Any] = parse_json(path.read_bytes())
         return content if content.pop("digest") == json_digest(content) else None

@@ -26,12 +26,12 @@ class Request:
 
 
 def evaluate(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[str, Any]:
-    """Tests a trial's merged model on the test part of the split that it was fine-tuned with.
+    """Evaluate a trial's merged model on the test part of its split.
 
-    `seeds` are those of the fine-tuning's record.
+    `seeds` are from the record of the fine-tuning.
 
     Returns:
-        The record's outputs: what `measure_losses` returns, and the responses at each sampling.
+        The record's outputs: those of `measure_losses`, and the responses for each sampling.
     """
     study = trial.study
     model = load_full(trial.merged, study.precision.compute)
@@ -52,7 +52,7 @@ def evaluate(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[st
 
 
 def evaluate_base(test: BaseTest, progress: Progress) -> dict[str, Any]:
-    """Tests the base of one of the study's models, at the same precision and on the same path."""
+    """Evaluate the base of a model with the same precision and code as a merged model."""
     workspace, study, name = test.workspace, test.workspace.study, test.model_name
     split_seed = draw_seed(study.randomness.split, "split", test.number)
     base = study.models[name].base
@@ -71,7 +71,7 @@ def measure_losses(
     split_seed: int,
     report: Callable[[int, int, None], None],
 ) -> dict[str, Any]:
-    """Perplexity and accuracy on the first examples of the test split, with each example's own loss."""
+    """Return perplexity and accuracy on the first examples of the test part, and the loss of each example."""
     settings = workspace.study.evaluation
     examples = encoded_part(workspace, model_name, "test", split_seed, tokenizer, settings.examples)
     losses = example_losses(
@@ -92,7 +92,7 @@ def measure_losses(
 
 
 def _requests(trial: Trial, prompts: list[Prompt], seed: int) -> list[Request]:
-    """Return each prompt at each sampling, each with its own random stream."""
+    """Return a request for each prompt and sampling, each with its own random stream."""
     return [
         Request(
             prompt,
@@ -107,7 +107,7 @@ def _requests(trial: Trial, prompts: list[Prompt], seed: int) -> list[Request]:
 def _repeated_requests(trial: Trial, prompts: list[Prompt]) -> list[Request]:
     """Return the same requests several times, each with a fresh seed (section IX)."""
     ablation = trial.study.ablation
-    assert ablation is not None, "only a study with ablation asks for this"
+    assert ablation is not None, "the study has [ablation]"
     return [
         Request(prompt, sampling, draw_seed("fresh", "generation", trial.number))
         for prompt in prompts

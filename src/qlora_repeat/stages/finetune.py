@@ -24,13 +24,13 @@ from qlora_repeat.system.signals import defer
 
 @dataclass(frozen=True)
 class _Begun:
-    """A fine-tuning that is about to take its next step."""
+    """A fine-tuning that is ready for its next step."""
 
     adapted: Any
     trainer: Any
     unfinished: Unfinished
     weights: dict[str, Any]
-    """How the frozen base stands in memory, for the record."""
+    """How the frozen weights are kept in memory, for the record."""
 
 
 def finetune(
@@ -40,21 +40,20 @@ def finetune(
     seeds: dict[str, int] | None = None,
     until_step: int | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune one trial; leave the adapter in PEFT's own format, and the trace.
+    """Fine-tune one trial; write the adapter in PEFT's format, and the trace.
 
-    Resumes from the last checkpoint of an earlier attempt with the same `inputs`, to the same bits as if it
-    had not been interrupted. `seeds` are used instead of those that the study would draw. Training goes on
-    through losses that are not finite, as in the paper; the first such step is reported as `diverged_at`.
-    With `until_step` it ends after that step, and leaves nothing but the trace and a checkpoint in
-    ``unfinished``.
+    Resume from the last checkpoint if an earlier attempt had the same `inputs`; the bits are the same as
+    without the interruption. `seeds`, if given, replace those that the study would draw. If the loss becomes
+    NaN or infinite, training continues, as in the paper; `diverged_at` is the first such step. With
+    `until_step`, stop after that step, and leave only the trace and a checkpoint in ``unfinished``.
 
     Returns:
-        The record's outputs: adapter digest, seeds, losses, seconds of training, peak memory, frozen weights;
-        with `until_step` only the seeds, and the number of steps.
+        The record's outputs: adapter digest, seeds, losses, training seconds, peak memory, frozen weights.
+        With `until_step`, only the seeds and the number of steps.
 
     Raises:
         StoppedError: this process was asked to stop; there is a checkpoint.
-        StageError: an operation has no deterministic form, and the study's profile wants it to.
+        StageError: the profile asks for deterministic kernels, and an operation has none.
     """
     begun = _begin(trial, progress, inputs, seeds, until_step)
     adapted, trainer, unfinished = begun.adapted, begun.trainer, begun.unfinished
@@ -69,9 +68,9 @@ def finetune(
     folder = base_folder(trial.workspace, trial.model.base)
     _name_base(adapted, trial, folder)
     with new_folder(unfinished.folder / "adapter") as adapter:
-        adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise it asks a hub
-        (adapter / "README.md").unlink(missing_ok=True)  # an empty form, but for the base's path here
-    # From here on the files are no longer those that an older record names.
+        adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise PEFT asks a hub
+        (adapter / "README.md").unlink(missing_ok=True)  # a template that contains a local path
+    # An older record does not fit the files below.
     trial.record("finetune").unlink(missing_ok=True)
     write_bytes(trial.trace, unfinished.trace.read_bytes())
     move_folder(unfinished.folder / "adapter", trial.adapter)
@@ -86,9 +85,9 @@ def _begin(
     seeds: dict[str, int] | None,
     steps: int | None,
 ) -> _Begun:
-    """The model with its adapter and the trainer, as they were at the last checkpoint, if there is one."""
+    """Return the model with its adapter and the trainer, restored from the last checkpoint if any."""
     workspace, study, model = trial.workspace, trial.study, trial.model
-    check_base(workspace, model.base, weights=False)  # those, where they are read: by `load_frozen_base`
+    check_base(workspace, model.base, weights=False)  # `load_frozen_base` checks those that it reads
     folder = base_folder(workspace, model.base)
     unfinished = reopen(trial.unfinished, inputs, seeds)
     if unfinished is None:
@@ -130,7 +129,7 @@ def _set_frozen_weights(
 
 
 def nudge(adapted: Any, number: int) -> None:
-    """Moves the weight of that number, from 1, in the adapter's first tensor by one ulp upwards."""
+    """Increase weight `number` (from 1) of the adapter's first tensor by one unit in the last place."""
     import torch
 
     with torch.no_grad():
@@ -154,7 +153,7 @@ def _outputs(
         "skipped_steps": sum(step.skipped for step in steps),
         "resumed_from": checkpoint.step if checkpoint else None,
         "optimizer_state": _state_types(trainer.checkpoint),
-        # Without a GPU neither is there, whatever the study asks for.
+        # Both are off without a GPU.
         "autocast": trainer.args.fp16 or trainer.args.bf16,
         "loss_scaling": trainer.accelerator.scaler is not None,
         **trainer.spent_so_far(),
@@ -163,7 +162,7 @@ def _outputs(
 
 
 def with_adapter(trial: Trial, base: Any) -> Any:
-    """The frozen base with a new adapter, all but its 4-bit weights in float32, ready to be trained."""
+    """Return the frozen base with a new adapter; all weights except the 4-bit ones are float32."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     lora = trial.study.lora
@@ -182,7 +181,7 @@ def with_adapter(trial: Trial, base: Any) -> Any:
 
 
 def _name_base(adapted: Any, trial: Trial, folder: Path) -> None:
-    """Lets the adapter say what its base is, for those who load it elsewhere: no path of this machine."""
+    """Set the base's name in the adapter's configuration to its hub repository or name, not a local path."""
     named, hub = adapted.peft_config["default"], trial.study.bases[trial.model.base].hub
     named.base_model_name_or_path = hub.repository if hub else trial.model.base
     named.revision = hub_commit(folder)
@@ -219,7 +218,7 @@ def _trainer(
         model=model,
         args=_arguments(trial, end - (checkpoint.step if checkpoint else 0)),
         train_dataset=Dataset.from_list(rows),
-        data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; masks no end-of-text token
+        data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; does not mask end-of-text
         order=order,
         end=end,
         legacy_qmap=Optimizer.parse(trial.optimizer).legacy_qmap,
@@ -240,7 +239,7 @@ def _arguments(trial: Trial, steps: int) -> Any:
     training = trial.model.training
     on_gpu, compute = torch.cuda.is_available(), trial.study.precision.compute
     arguments = TrainingArguments(
-        output_dir=str(trial.unfinished / "trainer"),  # made, and left empty
+        output_dir=str(trial.unfinished / "trainer"),  # created, stays empty
         save_strategy="no",
         report_to="none",
         logging_strategy="no",
@@ -263,12 +262,12 @@ def _arguments(trial: Trial, steps: int) -> Any:
         dataloader_pin_memory=on_gpu,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # otherwise a batch is as many times larger as GPUs are visible
+        arguments._n_gpu = 1  # otherwise the batch size is multiplied by the visible GPUs
     return arguments
 
 
 def _state_types(last: Checkpoint) -> dict[str, int]:
-    """How many adapter tensors keep their first moment in which number format."""
+    """Return how many adapter tensors keep their first moment in each dtype."""
     moments = [value for name, value in last.optimizer.items() if name.endswith(":state1")]
     types = [str(value.dtype).removeprefix("torch.") for value in moments]
     return {name: types.count(name) for name in sorted(set(types))}

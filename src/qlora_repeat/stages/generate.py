@@ -1,4 +1,4 @@
-"""Responses of a model to the study's prompts (sections VII and VIII)."""
+"""A model's responses to the study's prompts (sections VII and VIII)."""
 
 import re
 from typing import Any
@@ -17,7 +17,7 @@ def respond(
     sampling: Sampling,
     seed: int,
 ) -> str:
-    """One response, without the prompt, drawn from a stream of its own."""
+    """Return one sampled response, without the prompt; `seed` is the seed of its random stream."""
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -56,12 +56,12 @@ def respond(
 
 
 def finite_scores(ids: Any, scores: Any) -> Any:
-    """Scores that can be sampled from at any temperature: a diverged model answers too, if not sensibly."""
+    """Return finite scores, so that a diverged model can be sampled at any temperature."""
     return scores.nan_to_num(nan=0.0).clamp(-1e30, 1e30)
 
 
 def warpers(temperature: float, top_p: float, top_k: int) -> list[Any]:
-    """What `generate` itself does to scores for these options, in its order."""
+    """Return the processors that `generate` would apply for these options, in its order."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     found: list[Any] = []
@@ -75,11 +75,11 @@ def warpers(temperature: float, top_p: float, top_k: int) -> list[Any]:
 
 
 def on_cpu(warper: Any) -> Any:
-    """The warper, on the CPU: the sums that top-p takes have no deterministic form on a GPU."""
+    """Return a warper that runs on the CPU: the cumulative sum of top-p is not deterministic on a GPU."""
     return lambda ids, scores: warper(ids.cpu(), scores.cpu()).to(scores.device)
 
 
 def answer_letter(response: str) -> str | None:
-    """The option that a response gives: its first A, B, C or D that stands alone, and is not the article."""
+    """Return the option that a response gives: its first single letter A to D that is not the article "A"."""
     found = re.search(r"(?<![^\W_])(?:A(?!\s+[a-z])|[BCD])(?!['’]?[^\W_])", response)
     return found[0] if found else None

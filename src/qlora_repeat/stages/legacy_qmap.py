@@ -1,18 +1,18 @@
-"""The map by which 8-bit optimizer state becomes numbers, as bitsandbytes 0.36.0 to 0.41.0 had it.
+"""The quantization map of 8-bit optimizer state in bitsandbytes 0.36.0 to 0.41.0.
 
-A second moment is kept as one of 256 values, relative to the largest of its block. In those versions
-``create_dynamic_map(signed=False)`` gave 524 values, of which the optimizer could use the first 256: it could
-keep nothing above 0.093 of the largest. 0.41.1 mended it (issues 152, 227, 262 and 659 of bitsandbytes). Maps
-of first moments, which are signed, were right, and 32-bit state has none.
+A second moment is stored as one of 256 values, relative to the largest of its block. In those versions
+``create_dynamic_map(signed=False)`` returned 524 values, of which the optimizer used the first 256, so it
+could store nothing above 0.093 of the largest. 0.41.1 fixed this (issues 152, 227, 262 and 659 of
+bitsandbytes). The signed maps of first moments were correct, and 32-bit state has no map.
 
-The block of 2,048 values of those versions is not brought back: today's kernels have blocks of 256.
+Those versions had blocks of 2,048 values. This is not restored: today's kernels have blocks of 256.
 """
 
 from typing import Any
 
 
 def old_map() -> list[float]:
-    """All 524 values of the map of bitsandbytes 0.36.0 to 0.41.0 for second moments, sorted."""
+    """Return all 524 values of the old map of second moments, sorted."""
     import torch
 
     def middles(parts: int) -> Any:
@@ -27,11 +27,11 @@ def old_map() -> list[float]:
 
 
 def set_legacy_qmap(optimizer: Any, legacy_qmap: str | None) -> None:
-    """Give bitsandbytes' optimizer, before its first step, the map of that version; None leaves today's."""
+    """Give an optimizer that has made no step the old map; with None, keep today's."""
     if legacy_qmap is None:
         return
     import torch
 
     optimizer.fill_qmap()
-    assert "udynamic" in optimizer.name2qmap, "the optimizer has no map of second moments under that name"
+    assert "udynamic" in optimizer.name2qmap, "the optimizer has no map of second moments"
     optimizer.name2qmap["udynamic"] = torch.tensor(old_map()[:256], dtype=torch.float32)

@@ -1,8 +1,8 @@
 """Merging an adapter into the base: W = W0 + BA x alpha/r (section VII; the paper leaves out alpha/r).
 
-Each sum is computed on the CPU in float32 from the base's own full-precision weights, and then rounded once
-to the study's format. Merging into 4-bit weights instead would round the adapter away in part. One tensor
-of the base at a time is in memory, and of its file what the system maps of it and can drop.
+Each sum is computed on the CPU in float32 from the full-precision weights of the base, then rounded once to
+the study's format. Merging into 4-bit weights would partly round the adapter away. Memory holds one tensor of
+the base at a time; the rest of its file is mapped, and the system can drop it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def merge(trial: Trial) -> dict[str, Any]:
-    """Merges a trial's adapter and leaves a model that plain transformers loads.
+    """Merge a trial's adapter into its base, and write a model that transformers loads.
 
     Returns:
         The record's outputs: the digest of the merged weights, and their size in bytes.
@@ -47,10 +47,10 @@ def merge(trial: Trial) -> dict[str, Any]:
 
 
 def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
-    """Writes the base with the adapter merged into it, its floating-point weights as `dtype`.
+    """Write the base with the adapter merged into it; floating-point weights become `dtype`.
 
     Raises:
-        MissingError: the files of one are not safetensors, or not an adapter.
+        MissingError: files of the base are not safetensors, or files of the adapter are not an adapter.
         StageError: the adapter changes weights that the base does not have.
     """
     import torch
@@ -78,7 +78,7 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
             stream_weights(folder / path.name, wanted, functools.partial(merged, tensors))
         files |= dict.fromkeys(wanted, path.name)
     if changes:
-        raise StageError(f"{adapter}: it changes {min(changes)}, which {base} does not have")
+        raise StageError(f"{adapter}: it changes {min(changes)}, which is not in {base}")
     if (base / INDEX).is_file():
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
@@ -90,13 +90,13 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
 
 
 def _changes(adapter: Path) -> dict[str, tuple[Any, Any, float]]:
-    """The adapter's A, B and alpha/r by the name of the weight that they change."""
+    """Return A, B and alpha/r of the adapter by the name of the weight that they change."""
     path = adapter / "adapter_config.json"
     config = read_json(path, "fine-tune again")
     try:
         scale = config["lora_alpha"] / config["r"]
     except (KeyError, TypeError, ZeroDivisionError):
-        raise MissingError(f"{path}: it has no numbers lora_alpha and r; fine-tune again") from None
+        raise MissingError(f"{path}: expected numbers lora_alpha and r; fine-tune again") from None
     path = adapter / "adapter_model.safetensors"
     tensors = read_weights(path)
     changes = {}
@@ -104,17 +104,17 @@ def _changes(adapter: Path) -> dict[str, tuple[Any, Any, float]]:
         if ".lora_A." in name:
             other = name.replace(".lora_A.", ".lora_B.")
             if other not in tensors:
-                raise MissingError(f"{path}: it has no {other}; fine-tune again")
+                raise MissingError(f"{path}: {other} is missing; fine-tune again")
             changed = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
             changes[changed] = (tensors[name], tensors[other], scale)
     return changes
 
 
 def require_merged(trial: Trial, digest: str) -> None:
-    """Builds a trial's merged model again if it has been deleted or damaged since it was recorded.
+    """Rebuild a trial's merged model if it was deleted or damaged.
 
     Raises:
-        StageError: the weights are not those that the merge stage recorded.
+        StageError: the rebuilt weights differ from those that the merge stage recorded.
     """
     if _found(trial) == digest:
         return
@@ -122,13 +122,13 @@ def require_merged(trial: Trial, digest: str) -> None:
     if found != digest:
         delete_merged(trial)
         raise StageError(
-            f"{trial.merged}: the weights have digest {found[:16]}, the merge record says {digest[:16]}; "
-            f"run `qlora-repeat merge {trial.name} --force` if this machine is to replace them"
+            f"{trial.merged}: rebuilt weights have digest {found[:16]}, the merge record has {digest[:16]}; "
+            f"run `qlora-repeat merge {trial.name} --force` to replace the record"
         )
 
 
 def _found(trial: Trial) -> str | None:
-    """The digest of the merged weights that are there, if they can be read."""
+    """Return the digest of the merged weights, or None if they are missing or unreadable."""
     try:
         return weights_digest(trial.merged) if (trial.merged / "config.json").is_file() else None
     except MissingError:
@@ -136,9 +136,9 @@ def _found(trial: Trial) -> str | None:
 
 
 def delete_merged(trial: Trial) -> None:
-    """Frees the disk that merged weights take. They vanish at once: a part of them would count as damaged."""
+    """Delete the merged weights; rename them first, because a partly deleted folder would look damaged."""
     gone = trial.folder / f".{trial.merged.name}.deleted"
     shutil.rmtree(gone, ignore_errors=True)
-    with contextlib.suppress(OSError):  # they are gone already, or the disk cannot be written
+    with contextlib.suppress(OSError):  # already deleted, or the disk is read-only
         os.replace(trial.merged, gone)
     shutil.rmtree(gone, ignore_errors=True)

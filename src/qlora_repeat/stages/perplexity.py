@@ -1,4 +1,4 @@
-"""Perplexity (equation 1) and exact-match accuracy of a model on examples, from the same logits."""
+"""Perplexity (equation 1) and exact-match accuracy of a model, from the same logits."""
 
 import math
 from collections.abc import Callable
@@ -10,24 +10,24 @@ from qlora_repeat.assets.datasets import Example
 
 @dataclass(frozen=True)
 class ExampleLoss:
-    """What a model makes of one example."""
+    """The loss of a model on one example."""
 
     row: int
     tokens: int
-    """Predicted tokens: one fewer than the example has."""
+    """Number of predicted tokens: all but the first."""
     loss: float
-    """Negative log-likelihood, in nats, summed over the predicted tokens."""
+    """Negative log-likelihood in nats, summed over the predicted tokens."""
     answered: bool | None
-    """Whether greedy decoding would give exactly the answer; None where there is no answer."""
+    """Whether greedy decoding gives exactly the answer; None if there is no answer."""
 
 
 def example_losses(
     model: Any, examples: list[Example], batch_size: int, pad_token_id: int, report: Callable[[int], None]
 ) -> list[ExampleLoss]:
-    """The losses of examples, in their order.
+    """Return the losses of examples, in their order.
 
-    Examples of like length share a batch, padded on the right, so that little is computed for padding. Logits
-    are upcast to float32 before the log-likelihood. `report` is told how many examples are done.
+    Sort by length before batching, and pad on the right, so that batches have little padding. Logits are
+    converted to float32 before the log-likelihood. `report` is called with the number of examples done.
     """
     import torch
 
@@ -52,31 +52,31 @@ def example_losses(
 
 
 def _loss(logits: Any, example: Example) -> ExampleLoss:
-    """One example from the logits that predict its second token onwards."""
+    """Return the loss of one example; `logits` predict its tokens from the second on."""
     import torch
 
     targets = torch.tensor(example.ids[1:], device=logits.device)
     each = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     answered = None
     if example.answer_start < len(example.ids):
-        # Greedy decoding gives the answer exactly if each of its tokens is the likeliest in its place.
+        # Greedy decoding gives exactly the answer if each of its tokens has the highest logit.
         first = max(example.answer_start - 1, 0)
         answered = bool((logits[first:].argmax(-1) == targets[first:]).all())
     return ExampleLoss(example.row, len(targets), each.double().sum().item(), answered)
 
 
 def perplexity(losses: list[ExampleLoss]) -> float:
-    """exp(total negative log-likelihood / tokens): equation 1 over all examples; inf on overflow."""
+    """Return exp(total negative log-likelihood / tokens), equation 1 over all examples; inf on overflow."""
     return _exp(sum(loss.loss for loss in losses) / sum(loss.tokens for loss in losses))
 
 
 def mean_example_perplexity(losses: list[ExampleLoss]) -> float:
-    """The mean of the examples' own perplexities, in which long texts weigh no more than short ones."""
+    """Return the mean of the examples' perplexities, which weighs long and short texts equally."""
     return sum(_exp(loss.loss / loss.tokens) for loss in losses) / len(losses)
 
 
 def accuracy(losses: list[ExampleLoss]) -> float | None:
-    """The share of examples answered exactly, or None where none has an answer."""
+    """Return the share of examples answered exactly, or None if no example has an answer."""
     answered = [loss.answered for loss in losses if loss.answered is not None]
     return sum(answered) / len(answered) if answered else None
 

@@ -12,9 +12,9 @@ from qlora_repeat.study.trial import Progress, Trial
 
 
 def time_responses(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[str, Any]:
-    """Answers all prompts one after the other, several times, at the study's first sampling.
+    """Time how long a trial's merged model takes to answer all prompts, one by one, with the first sampling.
 
-    The model is loaded and has answered once before the clock starts; every repeat draws the same responses.
+    Before the clock starts, the model is loaded and answers once. Every repeat draws the same responses.
 
     Returns:
         The record's outputs: the seconds of each repeat, and their median, minimum and maximum.
@@ -27,9 +27,9 @@ def time_responses(trial: Trial, progress: Progress, seeds: dict[str, int]) -> d
     drawn = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     seed = stream_seed(drawn, "generation")
 
-    def answer(asked: list[Prompt]) -> float:
+    def answer(given: list[Prompt]) -> float:
         began = time.perf_counter()
-        for prompt in asked:
+        for prompt in given:
             respond(model, tokenizer, prompt, study, trial.model_name, sampling, seed)
         return time.perf_counter() - began
 

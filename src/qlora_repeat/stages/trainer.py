@@ -1,4 +1,4 @@
-"""A Trainer that keeps a trace of every step and checkpoints, and can go on from one to the same bits."""
+"""A Trainer that writes a trace of every step and checkpoints, and resumes from them to the same bits."""
 
 import time
 from typing import Any
@@ -16,10 +16,10 @@ from qlora_repeat.system.signals import stop_if_requested, stop_requested
 
 
 class TracingTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer on a given order of batches, from a given checkpoint on, to a given end.
+    """transformers' Trainer with given batches, from a checkpoint to step `end`.
 
-    Its own log rounds losses to four digits and hides those that are not finite; its own checkpoints are
-    pickled, and going on from one does not give the same bits. So neither is used.
+    It does not use the logs and checkpoints of Trainer: the logs round losses to four digits and hide NaN and
+    infinity; the checkpoints are pickled, and resuming from them does not give the same bits.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         if checkpoint:
             self.spent |= checkpoint.spent
         self.began: float | None = None
-        """When this part of the training began, or was last asked how long it took."""
+        """The clock when training started or `spent_so_far` was last called."""
         super().__init__(*args, **kwargs)
         self.add_callback(_Steps(self))
 
     @property
     def step(self) -> int:
-        """The optimizer steps that are done, those before the checkpoint included."""
+        """The number of completed optimizer steps, including those before the checkpoint."""
         return self.done + int(self.state.global_step)
 
     def get_train_dataloader(self) -> Any:
@@ -64,11 +64,11 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)
-        set_legacy_qmap(_bare(optimizer), self.legacy_qmap)
+        set_legacy_qmap(_unwrapped(optimizer), self.legacy_qmap)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        return super().create_scheduler(len(self.order), optimizer)  # however many of them are left
+        return super().create_scheduler(len(self.order), optimizer)  # not only the remaining steps
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with torch_stream(stream_seed(self.unfinished.seeds["dropout"], "dropout", self.step + 1)):
@@ -82,14 +82,14 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         return norm
 
     def adapter_digest(self) -> str:
-        """The digest of the adapter as it is now, equal to that of the folder it would be saved to."""
-        # PEFT's own state dictionary goes through the whole quantized model: that takes far longer.
+        """Return the digest of the adapter, equal to the digest of its saved files."""
+        # PEFT's state dictionary visits the whole quantized model, which takes far longer.
         saved = {name.replace(".default.", "."): value for value, name in _names(self.model).items()}
         return tensors_digest(saved)
 
     def make_checkpoint(self) -> Checkpoint:
-        """The state after the last step."""
-        optimizer, names = _bare(self.optimizer), _names(self.model)
+        """Return the state after the last step."""
+        optimizer, names = _unwrapped(self.optimizer), _names(self.model)
         states = [(names[parameter], state) for parameter, state in optimizer.state.items()]
         scaler = self.accelerator.scaler
         return Checkpoint(
@@ -110,15 +110,15 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Sets optimizer, schedule and scaler to what they were; the adapter is set before training."""
-        optimizer = _bare(self.optimizer)
+        """Restore optimizer, schedule and scaler; `finetune` restores the adapter before."""
+        optimizer = _unwrapped(self.optimizer)
         for number, group in enumerate(optimizer.param_groups):
             group |= checkpoint.learning_rates[number]
             for place, parameter in enumerate(group["params"]):
                 name = _names(self.model)[parameter]
                 if name not in checkpoint.counters:
-                    continue  # every step until now was skipped
-                # The optimizer's own buffers are filled: they may be paged, as a loaded tensor is not.
+                    continue  # every step so far was skipped
+                # Fill the optimizer's own buffers, because they may be paged.
                 optimizer.init_state(group, parameter, number, place)
                 state = optimizer.state[parameter]
                 state["step"] = checkpoint.counters[name]
@@ -129,7 +129,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
 
     def spent_so_far(self) -> dict[str, float]:
-        """Seconds of training (all included), of checkpoints and of digests, over all parts of the run."""
+        """Return total, checkpoint and digest seconds of training, including interrupted attempts."""
         if self.began is not None:
             now = time.perf_counter()
             self.spent["train_seconds"] += now - self.began
@@ -137,7 +137,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         return {key: value for key, value in self.spent.items() if key.endswith("_seconds")}
 
     def peak_memory(self) -> dict[str, float | int | None]:
-        """The peak over all parts of the run; see `qlora_repeat.system.memory.peak_memory`."""
+        """Return the peak memory (`system.memory.peak_memory`), including interrupted attempts."""
         found, before = peak_memory(), self.spent.get("peak_memory_bytes", 0)
         if (peak := found["peak_memory_bytes"]) and peak < before:
             share = found["peak_memory_share"]
@@ -146,7 +146,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
-    """Writes the trace and checkpoints, and stops where asked to."""
+    """Write the trace and checkpoints, and stop on request."""
 
     def __init__(self, trainer: TracingTrainer) -> None:
         self.trainer = trainer
@@ -168,9 +168,9 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         trainer, step = self.trainer, self.trainer.step
         batch, last = trainer.order[step - 1], step == trainer.end
         began = time.perf_counter()
-        # The first update tells optimizers apart before anything else does.
-        digested_here = step == 1 or last or step % trainer.unfinished.digest_every == 0
-        digest = trainer.adapter_digest() if digested_here else None
+        # The first update is the first difference between optimizers.
+        digest_is_due = step == 1 or last or step % trainer.unfinished.digest_every == 0
+        digest = trainer.adapter_digest() if digest_is_due else None
         digested = time.perf_counter()
         self._write(
             Step(
@@ -186,13 +186,13 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             )
         )
         written = time.perf_counter()
-        asked = stop_requested()  # once: whoever asks later does so of the next step
+        asked = stop_requested()  # read once: a later request stops the next step
         if asked or last or step % trainer.checkpoint_every == 0:
             trainer.checkpoint = trainer.make_checkpoint()
             save_checkpoint(trainer.unfinished, trainer.checkpoint, self.trace)
         trainer.spent["digest_seconds"] += digested - began
         trainer.spent["checkpoint_seconds"] += time.perf_counter() - written
-        if asked and not last:  # what remains after the last step is short
+        if asked and not last:  # little is left to do after the last step
             stop_if_requested(f"stopped after step {step} of {trainer.end}, with a checkpoint,")
         trainer.progress("finetune", step, trainer.end, trainer.loss)
 
@@ -207,12 +207,12 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 
 
 _STATE = {"state1", "state2", "absmax1", "absmax2", "unorm_vec"}
-"""What bitsandbytes keeps of a parameter, besides its count of updates and maps that are always the same."""
+"""bitsandbytes' state of a parameter, except the number of updates and the constant maps."""
 _RATES = ("lr", "initial_lr")
 
 
-def _bare(optimizer: Any) -> Any:
-    """bitsandbytes' optimizer, which accelerate has wrapped."""
+def _unwrapped(optimizer: Any) -> Any:
+    """Return bitsandbytes' optimizer, which accelerate wraps."""
     return getattr(optimizer, "optimizer", optimizer)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Side
-from qlora_repeat.records.stage_inputs import OF_ONE_TRIAL, stage_settings
+from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_settings
 from qlora_repeat.records.trace import loss_curve
 from qlora_repeat.study.randomness import SOURCES, draw_seed
 from qlora_repeat.study.trial import Stage, Trial
@@ -103,7 +103,7 @@ def _settings(side: Side, again: Trial) -> Iterator[str]:
         if (record := side.records.get(stage)) is None:
             continue
         told, fit = record.inputs["settings"], stage_settings(again, stage)
-        for name in sorted(told.keys() & fit.keys() - OF_ONE_TRIAL):
+        for name in sorted(told.keys() & fit.keys() - FIRST_TRIAL_SETTINGS):
             if told[name] != fit[name]:
                 yield f"The {stage} stage's setting {name} does not fit those of the other stages."
 

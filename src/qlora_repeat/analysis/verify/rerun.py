@@ -20,7 +20,7 @@ from qlora_repeat.analysis.verify.verdict import Scope
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record
-from qlora_repeat.records.stage_inputs import OF_ONE_TRIAL, stage_inputs
+from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_inputs
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.stages.checkpoint import read_sealed, write_sealed
@@ -125,7 +125,9 @@ def _origin(side: Side, stage: Stage) -> Any:
     record = side.records.get(stage)
     if record is None:
         return None
-    settings = {name: value for name, value in record.inputs["settings"].items() if name not in OF_ONE_TRIAL}
+    settings = {
+        name: value for name, value in record.inputs["settings"].items() if name not in FIRST_TRIAL_SETTINGS
+    }
     return settings, record.inputs.get("base"), record.inputs.get("data")
 
 
