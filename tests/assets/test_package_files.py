@@ -246,10 +246,10 @@ def test_a_missing_or_changed_user_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (OWN.splitlines()[-1], "", "data.quotes: source file needs file alone, and columns for quote"),
+        (OWN.splitlines()[-1], "", "data.quotes: source file needs only file, and columns for quote"),
         ("says", "quote", None),
-        ('quote = "says"', 'answer = "says"', "source file needs file alone, and columns for quote"),
-        ('source = "file"', 'source = "fortunes"', "needs seed and sha256, and has no hub, file or columns"),
+        ('quote = "says"', 'answer = "says"', "source file needs only file, and columns for quote"),
+        ('source = "file"', 'source = "fortunes"', "needs seed and sha256, and no hub, file or columns"),
         ('file = "own.jsonl"', 'path = "own.jsonl"', "unknown key data.quotes.file.path"),
     ],
 )

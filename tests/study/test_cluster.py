@@ -109,7 +109,7 @@ def test_the_users_file_is_read_and_its_mistakes_are_told(
 ) -> None:
     path = tmp_path / "cluster.toml"
     monkeypatch.setenv("QLORA_REPEAT_CLUSTER", str(path))
-    with pytest.raises(UsageError, match=r"cluster\.toml, which is not there"):
+    with pytest.raises(UsageError, match=r"cluster\.toml, which does not exist"):
         read_user_file()
     path.write_text('account = "lab"\ngpu_type = "a100"\n')
     assert read_user_file() == Cluster(account="lab", gpu_type="a100")

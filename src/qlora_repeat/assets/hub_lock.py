@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from qlora_repeat.errors import BusyError, MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub, Sha256
-from qlora_repeat.study.validation_message import explain
+from qlora_repeat.study.validation_message import validation_message
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import write_json
@@ -146,7 +146,7 @@ class LockFile:
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValidationError as error:
-            reason = explain(error, [])
+            reason = validation_message(error, [])
         except (OSError, UnicodeDecodeError) as error:
             reason = str(error)
         raise UsageError(f"{self.current}: not a readable lock file ({reason}); delete it to lock again")

@@ -1,4 +1,4 @@
-"""What jobs ask of a cluster's scheduler: the study's ``[cluster]``, the user's file, and options."""
+"""What tasks request from a cluster: the study's ``[cluster]``, the user's file, and options."""
 
 import json
 import os
@@ -13,39 +13,39 @@ from pydantic.dataclasses import dataclass
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import STRICT, Positive
-from qlora_repeat.study.validation_message import explain
+from qlora_repeat.study.validation_message import validation_message
 
 USER_FILE = "QLORA_REPEAT_CLUSTER"
-"""The variable that names the user's file; otherwise it is in the folder of a user's settings."""
+"""The environment variable that names the user's file."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Cluster:
-    """What a task asks for; what is None is left to the plan of the study, or to the cluster."""
+    """What a task requests; for None, the study's plan or the cluster decides."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     minutes: Positive | None = None
-    """The time limit of a task. One that takes longer is asked to stop, queued again, and goes on."""
+    """The time limit of a task. A longer one is stopped, queued again, and resumes."""
     memory: Annotated[float, Field(gt=0)] | None = None
-    """GB (1e9 bytes) of the host's memory."""
+    """Main memory in GB (1e9 bytes)."""
     cpus: Positive | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
     gpu_type: str | None = None
-    """As the cluster names it."""
+    """The type of GPU, by the cluster's name for it."""
     concurrent: Positive | None = None
-    """Tasks at a time."""
+    """How many tasks run at the same time."""
     image: str | None = None
-    """The Apptainer image that tasks run in."""
+    """The Apptainer image of the tasks."""
     sbatch: dict[str, str | int | bool] | None = None
-    """More of sbatch's options, without the dashes."""
+    """Other options of sbatch, without the dashes."""
     tables: dict[str, str | int | bool] | None = None
-    """Those that the job with the tables has instead, which needs no GPU; false takes one back."""
+    """Options of sbatch for the job that makes the tables, which needs no GPU; false removes one."""
 
 
 def user_file() -> Path:
-    """Where a user keeps what their cluster wants."""
+    """Return the path of the user's settings for their cluster."""
     if given := os.environ.get(USER_FILE):
         return Path(given)
     settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
@@ -53,46 +53,48 @@ def user_file() -> Path:
 
 
 def read_user_file() -> Cluster:
-    """The settings of the user's file; none where there is none.
+    """Return the settings of the user's file, or the defaults if there is none.
 
     Raises:
-        UsageError: it is not TOML, or has a key that is unknown or out of range.
+        UsageError: it is not TOML, or a key is unknown or out of range.
     """
     path = user_file()
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if os.environ.get(USER_FILE):
-            raise UsageError(f"${USER_FILE} is {path}, which is not there") from None
+            raise UsageError(f"${USER_FILE} is {path}, which does not exist") from None
         return Cluster()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: not a readable TOML file: {error}") from None
-    try:  # as JSON, for the reason that studies have (study.py)
+    try:  # as JSON, like studies (loading.py)
         return TypeAdapter(Cluster).validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        raise UsageError(f"{path}: {explain(error, [each.name for each in fields(Cluster)])}") from None
+        raise UsageError(
+            f"{path}: {validation_message(error, [each.name for each in fields(Cluster)])}"
+        ) from None
 
 
 def over(first: Cluster, second: Cluster) -> Cluster:
-    """The first, with what the second says instead; options of sbatch are joined."""
-    said: dict[str, Any] = {
+    """Return the first settings, overridden by the second; options of sbatch are merged."""
+    given: dict[str, Any] = {
         each.name: value for each in fields(Cluster) if (value := getattr(second, each.name)) is not None
     }
     for name in ("sbatch", "tables"):
-        if getattr(first, name) and name in said:
-            said[name] = getattr(first, name) | said[name]
-    return replace(first, **said)
+        if getattr(first, name) and name in given:
+            given[name] = getattr(first, name) | given[name]
+    return replace(first, **given)
 
 
 def minutes_of(text: str) -> int:
-    """Minutes, from a time limit as sbatch takes it: ``90``, ``1:30:00``, ``2-12`` or ``2-12:00:00``.
+    """Return the minutes of a time limit in sbatch's formats: ``90``, ``1:30:00``, ``2-12``, ``2-12:00:00``.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it has another format, or is zero.
     """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if found is None:
-        raise UsageError(f"--time {text}: give minutes, H:MM:SS, D-HH or D-HH:MM:SS, as to sbatch")
+        raise UsageError(f"--time {text}: give minutes, H:MM:SS, D-HH or D-HH:MM:SS, as for sbatch")
     days, *parts = (int(part) if part else 0 for part in found.groups())
     if found[1] is not None:  # D-HH[:MM[:SS]]
         seconds = days * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
@@ -101,5 +103,5 @@ def minutes_of(text: str) -> int:
     else:  # M[:SS]
         seconds = parts[0] * 60 + parts[1]
     if seconds == 0:
-        raise UsageError(f"--time {text}: there must be some time")
+        raise UsageError(f"--time {text}: expected more than zero")
     return -(-seconds // 60)

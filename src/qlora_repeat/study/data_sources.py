@@ -1,4 +1,4 @@
-"""Where models and data come from: a hub, files, packages that have or generate them, or the kit itself."""
+"""Where models and data come from: a hub, files, packages, or the kit itself."""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -19,28 +19,28 @@ ROW_KEYS: dict[Task, list[str]] = {
     "text-generation": ["quote"],
     "question-answering": ["instruction", "answer"],
 }
-"""What a row of each task's data consists of, in the order in which a template must have it."""
+"""The keys of a row for each task, in the order that a template must have."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class PackageFile:
-    """A file that an installed Python package carries; without a package, one of the user's own."""
+    """A file in an installed Python package or, without `package`, a file of the user."""
 
     file: str
-    """The path inside the package's folder, which begins with the import name; or from the study's file."""
+    """The path from the folder of installed packages, or from the study file."""
     sha256: Sha256
     package: str | None = None
-    """The package's name on the index, with the version: what an error tells the user to install."""
+    """The package's name and version, for installing it."""
 
     @property
     def identity(self) -> dict[str, str]:
-        """What tells it from others: of the user's own, not where it is."""
+        """What identifies the file; for a file of the user, its path does not count."""
         where = {"package": self.package, "file": self.file} if self.package is not None else {}
         return {**where, "sha256": self.sha256}
 
     @property
     def origin(self) -> str:
-        """Where it comes from, for people."""
+        """The file's origin, for display."""
         return self.file if self.package is None else f"package {self.package}"
 
 
@@ -50,47 +50,47 @@ class Hub:
 
     repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: str
-    """A commit; a branch or tag is resolved to one at the first fetch, and locked."""
+    """A commit; a branch or tag is resolved to a commit at the first fetch, and locked."""
     files: str = "*"
-    """Which of its files hold the rows (data only), as a pattern."""
+    """A pattern for the files that contain the rows (data only)."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Pretraining:
-    """A small GPT-NeoX that the kit pretrains itself, once, while fetching (no package carries one)."""
+    """A small GPT-NeoX that the kit pretrains while fetching, because no package contains one."""
 
     hidden_size: Annotated[int, Field(ge=192)]
-    """At least 192: below, every adapter tensor is so small that an 8-bit optimizer keeps 32-bit state."""
+    """At least 192, because an 8-bit optimizer keeps 32-bit state for smaller adapter tensors."""
     layers: Positive
     heads: Positive
     seed: Seed
     fortune_steps: Positive
     question_steps: Positive
-    """Steps on questions, which come after those on fortunes."""
+    """Steps on questions, after the steps on fortunes."""
     batch_size: Positive
     length: Positive
     """Tokens in each row of a batch."""
     learning_rate: Annotated[float, Field(gt=0)]
     question_seed: Seed
-    """Seed of the questions to pretrain on; another than the study's own."""
+    """Seed of the questions to pretrain on; different from the seed of the study's data."""
     threads: Positive = 2
-    """CPU threads, part of what determines the bits."""
+    """CPU threads, which affect the bits."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the hidden size {self.hidden_size}")
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Base:
-    """A base model: on a hub, in a GGUF file of a package, or to be pretrained for a tokenizer."""
+    """A base model: from a hub, from a GGUF file, or pretrained for a tokenizer."""
 
     hub: Hub | None = None
     gguf: PackageFile | None = None
     tokenizer: PackageFile | None = None
     pretraining: Pretraining | None = None
     architecture: dict[str, str | int | float | bool] | None = None
-    """Its configuration, `model_type` and sizes, for planning before anything is fetched."""
+    """The configuration (`model_type` and sizes), for planning before the base is fetched."""
 
     def __post_init__(self) -> None:
         pretrained = self.tokenizer is not None and self.pretraining is not None
@@ -100,42 +100,42 @@ class Base:
 
 @dataclass(frozen=True, config=STRICT)
 class Data:
-    """A dataset (section III): where its rows come from, how many, and what its models are asked."""
+    """A dataset (section III): the source and number of its rows, and the prompts."""
 
     task: Task
     source: Literal["hub", "file", "fortunes", "reasoning-gym"]
     rows: Positive
-    """So many there must be."""
+    """The expected number of rows."""
     max_new_tokens: Positive
-    """Of a response to one of the prompts."""
+    """The most tokens of a response."""
     hub: Hub | None = None
     file: PackageFile | None = None
-    """Its rows are read as those of a hub are, or are the paragraphs of a .txt, in a column `text`."""
+    """A file in one of the formats of a hub, or a .txt whose paragraphs are rows with a column `text`."""
     columns: dict[Literal["quote", "instruction", "answer"], str] = field(default_factory=dict)
-    """Hub, file: which column is the quote, or the instruction and the answer; the others are left out."""
+    """For hub and file: the columns of the quote, or of the instruction and the answer."""
     seed: Seed | None = None
-    """Chooses the rows (fortunes) or generates them (reasoning-gym)."""
+    """Selects the rows (fortunes) or generates them (reasoning-gym)."""
     sha256: Sha256 | None = None
-    """Of the rows as JSON Lines, before the split; a hub's are locked, and a file has its own."""
+    """Digest of the rows as JSON Lines, before the split; not for hub (locked) and file (has its own)."""
     families: list[str] = field(default_factory=list)
-    """Task families of reasoning-gym, equally often."""
+    """Task families of reasoning-gym, in equal shares."""
     families_with_options: list[str] = field(default_factory=list)
-    """Families whose questions end in four options, A to D, one of them right."""
+    """Families whose questions end in four options, A to D, with one correct."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     prompts: list[str] = field(default_factory=list)
-    """Text generation: the prompts. Question answering: how the test rows to be asked begin."""
+    """Text generation: the prompts. Question answering: the beginnings of the test rows used as prompts."""
     max_rows: Positive | None = None
-    """Train and test on the first so many of each part only."""
+    """Use only the first N rows of each part."""
 
     def __post_init__(self) -> None:
         given = [name for name, origin in (("hub", self.hub), ("file", self.file)) if origin is not None]
         if self.source in ("hub", "file"):
             if given != [self.source] or sorted(self.columns) != sorted(ROW_KEYS[self.task]):
                 keys = " and ".join(ROW_KEYS[self.task])
-                raise ValueError(f"source {self.source} needs {self.source} alone, and columns for {keys}")
+                raise ValueError(f"source {self.source} needs only {self.source}, and columns for {keys}")
             return
         if given or self.columns or self.seed is None or self.sha256 is None:
-            raise ValueError(f"source {self.source} needs seed and sha256, and has no hub, file or columns")
+            raise ValueError(f"source {self.source} needs seed and sha256, and no hub, file or columns")
         if (self.task == "text-generation") != (self.source == "fortunes"):
             raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
         if self.source == "reasoning-gym" and not self.families and not self.families_with_options:

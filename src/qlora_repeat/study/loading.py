@@ -1,4 +1,4 @@
-"""Study files: where a name finds one, how it is read, what may follow @ in its name, and its places."""
+"""Find, read and check study files; apply what follows @ in a study's name; open a workspace."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from qlora_repeat.study.data_sources import PackageFile
 from qlora_repeat.study.old_spelling import respelled, respelled_part
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import PUBLISHED, FrozenWeights, Study
-from qlora_repeat.study.validation_message import explain
+from qlora_repeat.study.validation_message import validation_message
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.package_data import in_wheel, kit_path
 
@@ -24,13 +24,13 @@ _STUDIES = Path("studies")
 
 
 def study_folders() -> list[Path]:
-    """Return the folders where a study is looked for by name: the current one, its ``studies``, the kit's."""
+    """Return the folders to search for a study: the current one, ``studies``, the kit's ``studies``."""
     here, kit = [Path(), _STUDIES], kit_path("studies")
     return here if _STUDIES.resolve() == kit.resolve() else [*here, kit]
 
 
 def known_studies() -> dict[str, Path]:
-    """Return the file of each study that a name finds, by name."""
+    """Return the file of each study that can be given by name."""
     found: dict[str, Path] = {}
     for folder in study_folders():
         for path in sorted(folder.glob("*.toml")):
@@ -40,7 +40,7 @@ def known_studies() -> dict[str, Path]:
 
 
 def _has_models(path: Path) -> bool:
-    """Return whether a TOML file can be a study; the current folder may have others."""
+    """Return whether a TOML file may be a study; the current folder can contain other TOML files."""
     try:
         return "models" in tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
@@ -51,7 +51,7 @@ def study_path(study: str) -> Path:
     """Return the file of a study given by name (``pocket``); a path (``elsewhere/mine.toml``) stays as it is.
 
     Raises:
-        MissingError: no folder has it; names these, and the studies that there are.
+        MissingError: no folder has it; the message lists the folders and the known studies.
     """
     name = split_name(study)[0]
     if name.endswith(".toml"):
@@ -69,17 +69,14 @@ def _no_such(message: str) -> MissingError:
 
 
 def split_name(study: str) -> tuple[str, list[str]]:
-    """Return the name or path of a study's file, and what follows after each @."""
+    """Return the name or path of a study's file, and the parts after each @."""
     folder, slash, last = study.rpartition("/")
     name, *parts = last.split("@")
     return folder + slash + name, parts
 
 
 def portable_name(study: str) -> str:
-    """Return what others call the study: its name if its file is in a folder ``studies`` that they have, too.
-
-    Otherwise it is the name of the file.
-    """
+    """Return the study's name for others: without the folder, and without .toml if it is in ``studies``."""
     path, parts = study_path(study), split_name(study)[1]
     inside = path.resolve().parent in (_STUDIES.resolve(), kit_path("studies").resolve())
     return "@".join([path.stem if inside else path.name, *parts])
@@ -88,21 +85,21 @@ def portable_name(study: str) -> str:
 def load_study(study: str) -> Study:
     """Read and check a study file.
 
-    ``paper@bitwise`` is ``paper.toml`` with another of its profiles of randomness. ``paper@5-steps-8-rows``
-    is the study cut short, to try it out: at most 5 optimizer steps, on the first 8 rows of each part of the
-    data. ``paper@materialized`` sets the frozen weights. All go together, in any order, and results have a
-    folder of their own.
+    Parts after @ change the study: ``paper@bitwise`` selects another profile of randomness;
+    ``paper@adamw-8bit`` keeps one optimizer; ``paper@5-steps-8-rows`` is a short trial with at most 5
+    optimizer steps, on the first 8 rows of each part of the data; ``paper@materialized`` sets the frozen
+    weights. Parts can be combined in any order.
 
     Raises:
-        MissingError: there is no such file; names the studies that there are.
-        UsageError: the file is not TOML, a key is unknown, missing or out of range; what follows @ is none of
-            the above; or it is named like the paper's numbers.
+        MissingError: there is no such file.
+        UsageError: the file is not TOML; a key is unknown, missing or out of range; a part after @ is
+            unknown; or the study has the name of the paper's numbers.
     """
     name, parts = split_name(study)
     if Path(name).name.removesuffix(".toml") == PUBLISHED:
         raise UsageError(
-            f"{study}: this is the name of the paper's own numbers, which only `tables` and `paper` take; "
-            "name a study otherwise"
+            f"{study}: this name stands for the paper's numbers, which only `tables` and `paper` accept; "
+            "give the study another name"
         )
     path = study_path(study)
     try:
@@ -112,20 +109,20 @@ def load_study(study: str) -> Study:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not a readable TOML file: {error}") from None
     try:
-        # As JSON: there, strict means that no text passes for a number, while a table may become a dataclass.
+        # As JSON: there, strict mode turns tables into dataclasses, but no string into a number.
         as_json = json.dumps(_with_shared_training(_with_named_optimizers(content)), default=_refuse)
         loaded = TypeAdapter(Study).validate_json(as_json)
     except ValidationError as error:
-        raise UsageError(f"{path}: {explain(error, _known_keys())}") from None
+        raise UsageError(f"{path}: {validation_message(error, _known_keys())}") from None
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
-    if loaded.name != path.stem:  # or a copy of a study file would write over the results of the original
-        raise UsageError(f"{path}: key name: must be the file's own, {path.stem!r} (found {loaded.name!r})")
+    if loaded.name != path.stem:  # otherwise a copy of a file would overwrite the original's results
+        raise UsageError(f"{path}: key name: expected the file's name, {path.stem!r} (found {loaded.name!r})")
     return _varied(_with_own_files(loaded, path.parent), parts)
 
 
 def _with_own_files(study: Study, folder: Path) -> Study:
-    """The study with the paths of files of no package, which its file tells from where it is."""
+    """Return the study with the paths of the user's own files, which are relative to the study file."""
 
     def found(file: PackageFile | None) -> PackageFile | None:
         own = file is not None and file.package is None
@@ -142,7 +139,7 @@ def _with_own_files(study: Study, folder: Path) -> Study:
 
 
 def _varied(study: Study, parts: list[str]) -> Study:
-    """The study with what follows its name: another profile, one optimizer, cut short, or all of these."""
+    """Return the study changed by the parts after @ in its name."""
     parts = [respelled_part(part) for part in parts]
     optimizers = [part for part in get_args(OptimizerName) if part in parts]
     profiles = {part for part in parts if part in study.profiles}
@@ -150,8 +147,8 @@ def _varied(study: Study, parts: list[str]) -> Study:
     cuts = {part for part in parts if part not in (*study.profiles, *optimizers, *frozen)}
     if max(len(profiles), len(optimizers), len(frozen), len(cuts)) > 1:
         raise UsageError(
-            f"study {'@'.join([study.name, *parts])}: give one profile, one optimizer, one cut and "
-            "one kind of frozen weights at most"
+            f"study {'@'.join([study.name, *parts])}: give at most one profile, one optimizer, one cut and "
+            "one kind of frozen weights"
         )
     for cut in cuts:
         study = _cut_short(study, cut)
@@ -175,27 +172,27 @@ def _cut_short(study: Study, variant: str) -> Study:
     found = re.fullmatch(r"([1-9]\d*)-steps(?:-([1-9]\d*)-rows)?|([1-9]\d*)-rows", variant)
     if found is None:
         raise UsageError(
-            f"study {study.name}@{variant}: after @ comes a profile of randomness "
+            f"study {study.name}@{variant}: expected after @: a profile of randomness "
             f"({', '.join(study.profiles)}), an optimizer ({', '.join(get_args(OptimizerName))}), "
             f"frozen weights ({', '.join(get_args(FrozenWeights))}), "
             "or N-steps, N-rows or N-steps-N-rows to cut the study short"
         )
-    steps, rows = int(found[1] or 0), int(found[2] or found[3] or 0)  # 0: as many as the file says
+    steps, rows = int(found[1] or 0), int(found[2] or found[3] or 0)  # 0: no limit
     models, data = dict(study.models), dict(study.data)
     for name, model in study.models.items() if steps else ():
-        most = min(steps, model.training.max_steps or steps)
-        models[name] = replace(model, training=replace(model.training, max_steps=most))
-    for name, each in study.data.items() if rows else ():
-        data[name] = replace(each, max_rows=min(rows, each.max_rows or rows))
+        limit = min(steps, model.training.max_steps or steps)
+        models[name] = replace(model, training=replace(model.training, max_steps=limit))
+    for name, dataset in study.data.items() if rows else ():
+        data[name] = replace(dataset, max_rows=min(rows, dataset.max_rows or rows))
     return replace(study, models=models, data=data, variant=variant)
 
 
 def _refuse(value: object) -> None:
-    raise ValueError(f"{value} is not a text, number, list or table")
+    raise ValueError(f"{value}: expected a string, number, list or table")
 
 
 def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
-    """Gives every model a complete [training] of its own, before validation."""
+    """Return the content with a complete table ``training`` for every model."""
     shared = content.pop("training", {})
     models = content.get("models")
     if isinstance(shared, dict) and isinstance(models, dict):
@@ -209,13 +206,13 @@ def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_named_optimizers(content: dict[str, Any]) -> dict[str, Any]:
-    """Gives an optimizer with a ``state_map`` the name of its arm, before validation."""
+    """Return the content with the name of each optimizer that has a ``state_map``."""
     if not isinstance(content.get("optimizers"), list):
         return content
     names = []
     for place, table in enumerate(content["optimizers"]):
         if isinstance(table, dict) and sorted(table) != ["optimizer", "state_map"]:
-            raise ValueError(f"optimizers.{place}: give optimizer and state_map, or a name alone")
+            raise ValueError(f"optimizers.{place}: give optimizer and state_map, or only a name")
         names.append(f"{table['optimizer']}+{table['state_map']}" if isinstance(table, dict) else table)
     return content | {"optimizers": names}
 
@@ -228,11 +225,11 @@ def _known_keys() -> list[str]:
 
 
 def open_workspace(given: str, *, runs: Path | None = None, cache: Path | None = None) -> Workspace:
-    """Load a study by name or path, and find its places.
+    """Load a study by name or path, with its folders and lock file.
 
-    Without `runs`, results are in $QLORA_REPEAT_RUNS or ``runs``; without `cache`, models and data are in
-    `cache_folder`. The lock file is beside the study file, or in the current folder for a study that an
-    installed kit brings. $QLORA_REPEAT_LOCK names another file, or with a slash at its end another folder.
+    By default, results are in $QLORA_REPEAT_RUNS or ``runs``, and models and data in `cache_folder`. The lock
+    file is next to the study file, or in the current folder for a study of an installed kit.
+    $QLORA_REPEAT_LOCK names another file, or another folder if it ends in a slash.
 
     Raises:
         MissingError, UsageError: as `load_study`.
@@ -248,7 +245,7 @@ def open_workspace(given: str, *, runs: Path | None = None, cache: Path | None =
 
 
 def cache_folder() -> Path:
-    """Return where models and data are: $QLORA_REPEAT_CACHE, or qlora-repeat in the user's cache folder."""
+    """Return the folder of models and data: $QLORA_REPEAT_CACHE or the user's cache folder."""
     if given := os.environ.get("QLORA_REPEAT_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-repeat"

@@ -1,14 +1,14 @@
-"""Keys and values as they were spelled before American spelling, in study files, records and archives."""
+"""British spellings of keys and values, which older study files, records and archives have."""
 
 from typing import Any
 
 _KEYS = {"quantisation": "quantization"}
 _WEIGHTS = {"materialised": "materialized"}
-"""Values of the key `weights`, and what may follow @ in a study's name."""
+"""Values of the key `weights`, and parts after @ in a study's name."""
 
 
 def respelled(content: Any) -> Any:
-    """Return parsed JSON or TOML with today's spelling of keys and of `weights`; all else as it is."""
+    """Return parsed JSON or TOML with American spelling of keys and of values of `weights`."""
     if isinstance(content, list):
         return [respelled(each) for each in content]
     if not isinstance(content, dict):
@@ -20,5 +20,5 @@ def respelled(content: Any) -> Any:
 
 
 def respelled_part(part: str) -> str:
-    """Return today's spelling of what follows @ in a study's name."""
+    """Return a part after @ in a study's name with American spelling."""
     return _WEIGHTS.get(part, part)

@@ -1,9 +1,8 @@
-"""The sources of randomness, each with streams of its own.
+"""The sources of randomness and their random streams.
 
-A stream is told by its source's seed, the source's name and a position within the source (such as the
-step), and by nothing else: not by what ran before in the process, nor by draws from any other stream. So a
-fine-tuning can be taken up at any step, and another library, another import or an evaluation in between
-changes nothing.
+A stream depends only on the seed and name of its source and on a position in it (such as the step). It does
+not depend on what ran before in the process, or on other streams. So a fine-tuning can resume at any step,
+and another library, import or evaluation changes nothing.
 """
 
 import contextlib
@@ -23,18 +22,18 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 @dataclass(frozen=True, config=STRICT)
 class PerTrial:
-    """A seed from which each trial gets one of its own, by its number: trials differ, and each repeats."""
+    """A seed from which each trial derives its own, by its number: trials differ, and each is repeatable."""
 
     per_trial: Seed
 
 
 Setting = Seed | Literal["fresh"] | PerTrial
-"""What a study says of a source: a seed for all trials, one for each, or entropy drawn anew ("fresh")."""
+"""The setting of a source: one seed for all trials, one for each trial, or "fresh" entropy."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Randomness:
-    """A profile: how each source of randomness is set, and with which kernels the arithmetic is done."""
+    """A profile: the setting of each source of randomness, and the kernels."""
 
     split: Setting
     adapter_init: Setting
@@ -42,17 +41,17 @@ class Randomness:
     dropout: Setting
     generation: Setting
     kernels: Kernels
-    """``deterministic``: only operations that give the same bits each time; see
-    `qlora_repeat.system.determinism`."""
+    """``deterministic`` allows only operations that give the same bits each time
+    (`qlora_repeat.system.determinism`)."""
     nudge: bool = False
-    """Moves one weight of the initial adapter by one unit in the last place: the smallest disturbance."""
+    """Whether to change one initial adapter weight by one unit in the last place, the smallest change."""
 
 
 def draw_seed(setting: Setting, source: Source, trial: int) -> int:
-    """The seed of a source for one trial, to be recorded: with it for the setting, the trial repeats.
+    """Return the seed of a source for one trial. It is recorded, so that the trial can be repeated.
 
-    "fresh" draws 32 bits of entropy from the operating system: processes forked from one server share the
-    state of every generator, but not that.
+    "fresh" reads 32 bits of entropy from the operating system, because processes forked from one server share
+    the state of every generator.
     """
     if setting == "fresh":
         return secrets.randbits(32)
@@ -62,27 +61,24 @@ def draw_seed(setting: Setting, source: Source, trial: int) -> int:
 
 
 def draw_seeds(profile: Randomness, trial: int) -> dict[str, int]:
-    """Return the seeds of a trial's sources; those that are "fresh" are new each time."""
+    """Return the seeds of a trial's sources; "fresh" seeds are new each time."""
     return {source: draw_seed(getattr(profile, source), source, trial) for source in SOURCES}
 
 
 def recorded_or_drawn(setting: Setting, source: Source, trial: int, recorded: dict[str, int]) -> int:
-    """The seed of a source for a trial that has begun: that of its record, where it is "fresh"."""
+    """Return the seed of a source for a trial that has started: for "fresh", the recorded seed."""
     return recorded[source] if setting == "fresh" else draw_seed(setting, source, trial)
 
 
 def stream_seed(seed: int, source: Source, *position: int | float | str) -> int:
-    """The 32-bit seed of the stream at a position of a source.
-
-    32 bits, since that is what every library's seeding accepts.
-    """
+    """Return the seed of a source's stream at a position; every library accepts its 32 bits."""
     name = ":".join(["qlora-repeat", source, str(seed), *map(str, position)])
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 
 @contextlib.contextmanager
 def torch_stream(seed: int) -> Iterator[None]:
-    """Seeds torch's generators (CPU, and CUDA where used) for the block, and restores them after it."""
+    """Seed torch's generators (CPU, and CUDA if in use) for the block, and restore them after it."""
     import torch
 
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""Trials of a study and tests of its bases, with the paths of what each leaves."""
+"""Trials of a study and tests of its bases, with the paths of their files."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Stage = Literal["finetune", "merge", "evaluate", "time"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 Progress = Callable[[str, int, int, float | None], None]
-"""Called as work goes on: the stage, how much of it is done, of how much, and the loss if there is one."""
+"""A callback for progress: stage, done, total, and the loss if there is one."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Trial:
 
     @property
     def repeats_responses(self) -> bool:
-        """Whether its evaluation has section IX's repeated tests: the first trial of an arm has."""
+        """Whether its evaluation repeats responses (section IX), as for the first trial of each arm."""
         return self.number == 1 and self.study.ablation is not None
 
     @property
@@ -68,12 +68,12 @@ class Trial:
 
     @property
     def unfinished(self) -> Path:
-        """What a fine-tuning in progress keeps."""
+        """The folder of an unfinished fine-tuning."""
         return self.folder / "unfinished"
 
     @property
     def first_steps(self) -> Path:
-        """The record of a fine-tuning that was to stop after its first steps."""
+        """The record of a fine-tuning that ran only its first steps."""
         return self.folder / "first-steps.json"
 
     @property
@@ -111,7 +111,6 @@ class BaseTest:
 
     @property
     def lock(self) -> Path:
-        """The file that the process holds which does the test."""
         return self._folder / f"lock-{self.number}.json"
 
     @property

@@ -1,4 +1,4 @@
-"""What is wrong with a study file, in one line, from pydantic's many."""
+"""One line for a user from pydantic's report on an invalid file."""
 
 import difflib
 import re
@@ -7,10 +7,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 
-def explain(error: ValidationError, known_keys: list[str]) -> str:
-    """The problem that helps most, in one line: the key, what was expected, what was found."""
+def validation_message(error: ValidationError, known_keys: list[str]) -> str:
+    """Return one line on the most helpful problem: the key, what was expected, what was found."""
     problems = error.errors()
-    # A misspelt key is also a missing one.
+    # A misspelled key is reported as unknown and, under its right name, as missing.
     problem = next((each for each in problems if each["type"] == "unexpected_keyword_argument"), problems[0])
     key = _key(problem)
     if problem["type"] == "unexpected_keyword_argument":
@@ -32,5 +32,5 @@ def _key(problem: ErrorDetails) -> str:
 
 
 def _is_type_tag(part: int | str) -> bool:
-    """Whether pydantic put this part of a location in to name a member of a union."""
+    """Return whether pydantic added this part of a location to name a member of a union."""
     return isinstance(part, str) and re.search(r"[\[(]|^(constrained-)?(int|float|str)$", part) is not None

@@ -1,4 +1,4 @@
-"""A study together with its places: its results, its models and data, and its lock file."""
+"""A study with its folders of results, models and data, and its lock file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +10,23 @@ from qlora_repeat.study.trial import BaseTest, Trial
 
 @dataclass(frozen=True)
 class Workspace:
-    """A study, and where all that belongs to it is."""
+    """A study and the paths of everything that belongs to it."""
 
     study: Study
     runs: Path
-    """The folder of the results of all studies."""
+    """The folder with the results of all studies."""
     cache: Path
     """The folder of models and data."""
     lock: Path
-    """The file that says which commits and bytes came from hubs."""
+    """The file with the commits and digests of what was fetched from hubs."""
     file: Path
     """The study file."""
     given: str
-    """The study as it was named, for the commands that messages quote."""
+    """The study as the user gave it, for commands in messages."""
 
     @property
     def folder(self) -> Path:
-        """The folder of all that the study leaves."""
+        """The folder with all results of the study."""
         return self.runs / self.study.label
 
     @property
@@ -40,7 +40,7 @@ class Workspace:
         return self.folder / "statistics.json"
 
     def trials(self) -> list[Trial]:
-        """Return every trial of the study, in its order: model, optimizer, number."""
+        """Return every trial of the study, ordered by model, optimizer and number."""
         return [
             Trial(self, model, optimizer, number)
             for model in self.study.models
@@ -49,10 +49,10 @@ class Workspace:
         ]
 
     def trial(self, name: str) -> Trial:
-        """Return the trial of that name, ``model/optimizer/number``.
+        """Return the trial with the name ``model/optimizer/number``.
 
         Raises:
-            UsageError: the study has no such trial; says which part is wrong and what there is.
+            UsageError: the study has no such trial; the message names the wrong part.
         """
         study, parts = self.study, name.strip("/").split("/")
         if len(parts) != 3:
@@ -70,7 +70,7 @@ class Workspace:
         return Trial(self, model, optimizer, int(number))
 
     def base_tests(self, *models: str) -> list[BaseTest]:
-        """Return the tests of these models' bases, by default of all: one each, or as many as section IX."""
+        """Return the tests of these models' bases (default: all): one each, or several for an ablation."""
         ablation = self.study.ablation
         numbers = range(1, 1 + (ablation.base_tests if ablation else 1))
         return [BaseTest(self, model, number) for model in models or self.study.models for number in numbers]

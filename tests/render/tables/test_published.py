@@ -144,7 +144,7 @@ def test_other_commands_say_which_ones_take_it(command: str) -> None:
     done = kit(command, "published")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: published: ")
-    assert "which only `tables` and `paper` take" in done.stderr
+    assert "which only `tables` and `paper` accept" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
