@@ -393,7 +393,7 @@ assert read_record(trial.record("finetune")).outputs["adapter_digest"] == digest
     assert done.stdout == (
         f"tiny-neox/adamw-8bit/1: merge: {merged}: No space left on device; free some space there, or set "
         "QLORA_REPEAT_RUNS (results) or QLORA_REPEAT_CACHE (models and data) to another folder; "
-        "what was done before is kept\n"
+        "finished work is kept\n"
     )
 
 

@@ -1,5 +1,4 @@
-"""Many trials, each in a process of its own.
+"""Run the trials of a study, each in its own process.
 
-What a stage computes belongs in `stages`; what a person sees of it, in `cli`. Read `run_trial` first, then
-`process_pool`.
+Computation belongs in `stages`, display in `cli`. Read `run_study` first, then `run_trial`.
 """

@@ -1,4 +1,4 @@
-"""How long a run will still take: from the jobs that have ended, and from the steps of those that run."""
+"""The remaining time of a run, estimated from finished jobs and from the steps of running jobs."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from qlora_repeat.execution.process_pool import Job
 
 _Kind = tuple[str, bool]
-"""A job's model, and whether the job tests its base."""
+"""The model of a job, and whether the job tests its base."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """The seconds that a run will still take."""
+    """The remaining seconds of a run."""
 
     seconds: float
     at_least: bool
-    """No trial has ended yet, so that only the stages which trials have come to are counted."""
+    """Whether no trial has ended, so that later stages are not counted."""
 
 
 class TimeLeft:
-    """Told how jobs go, it tells how long all of them will still take. Times are seconds of any one clock."""
+    """Estimates the remaining time of jobs from events. Times are seconds of any one clock."""
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
         self._workers = workers
@@ -35,13 +35,13 @@ class TimeLeft:
         self._running[job.name].progress(stage, done, total, now)
 
     def ended(self, job: Job, now: float, *, well: bool) -> None:
-        """One that failed says nothing of how long others will take."""
+        """Note the end of a job; the duration of a failed job is not used."""
         running = self._running.pop(job.name)
         if well:
             self._ended.setdefault(running.kind, []).append(now - running.began)
 
     def left(self, now: float) -> Left | None:
-        """None as long as neither a trial nor two steps of one are done."""
+        """Return the remaining time, or None before a trial or two of its steps are done."""
         kinds = [*(each.kind for each in self._running.values()), *self._waiting.values()]
         ended = {kind: statistics.fmean(seconds) for kind, seconds in self._ended.items()}
         known = self._begun() | ended
@@ -59,7 +59,7 @@ class TimeLeft:
         return Left(max(together / self._workers, *rest, 0.0), at_least)
 
     def _begun(self) -> dict[_Kind, float]:
-        """What running jobs will have taken when the stage that each is in has ended; the mean, by kind."""
+        """Return for each kind the mean duration of running jobs until their current stage ends."""
         found: dict[_Kind, list[float]] = {}
         for each in self._running.values():
             if each.end is not None:
@@ -73,9 +73,9 @@ class _Running:
     began: float
     stage: str = ""
     first: tuple[float, int] | None = None
-    """When the stage's first step was done, and its number: what came before is no measure of a step."""
+    """Time and number of the stage's first step; the time before it, for loading, is not used."""
     end: float | None = None
-    """When the stage will end, if its steps go on as they have."""
+    """The estimated end of the stage."""
 
     def progress(self, stage: str, done: int, total: int, now: float) -> None:
         if stage != self.stage:

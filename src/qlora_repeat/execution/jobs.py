@@ -1,4 +1,4 @@
-"""What a process of its own can do: the stages of a trial, or a test of a base. Jobs can be pickled."""
+"""Picklable jobs for worker processes: stages of a trial, or a test of a base."""
 
 import contextlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from qlora_repeat.system.files import write_json
 
 @dataclass(frozen=True)
 class TrialJob:
-    """Stages of a trial; the parameters are those of `run_trial`."""
+    """Run stages of a trial; parameters as in `run_trial`."""
 
     trial: Trial
     stages: Sequence[Stage]
@@ -23,7 +23,7 @@ class TrialJob:
     seeds: dict[str, int] | None = None
     delete_merged: bool = False
     title: str = ""
-    """What it is called, where a trial's name does not tell it from others."""
+    """The name of the job, if the trial's name is not unique."""
 
     @property
     def name(self) -> str:
@@ -49,14 +49,14 @@ class TrialJob:
         )
 
     def failed(self, error: str) -> None:
-        """Note that the process ended without a word of its own."""
+        """Write a failure note for a process that ended without a message."""
         with contextlib.suppress(OSError):
             write_json(self.trial.failure, {"time": now(), "error": error})
 
 
 @dataclass(frozen=True)
 class BaseTestJob:
-    """A test of a model's base."""
+    """Test a model's base."""
 
     test: BaseTest
 
@@ -77,13 +77,13 @@ class BaseTestJob:
         run_base_test(self.test, progress)
 
     def failed(self, error: str) -> None:
-        pass  # a test without a record is missing
+        pass  # a test without a record counts as missing
 
 
 def open_jobs(
     workspace: Workspace, stages: Sequence[Stage], *, force: bool = False
 ) -> list[TrialJob | BaseTestJob]:
-    """Return what of a study is still to be done, in its order; tests of a base come before its trials."""
+    """Return the jobs of a study that are not done (with `force`: all trials), base tests before trials."""
     jobs = list[TrialJob | BaseTestJob]()
     trials = workspace.trials()
     for model in workspace.study.models:

@@ -1,7 +1,7 @@
-"""The libraries that fine-tuning and the other stages need, imported at once.
+"""Import the libraries that the stages need.
 
-A study's trials are forked from a server that has done so; a trial on its own does so before it fine-tunes.
-Importing must touch no model, no device and no generator that a trial relies on.
+The server that forks a study's trials imports this module; a single trial imports it before it fine-tunes.
+The imports must not touch a model, a device or a random generator that a trial depends on.
 """
 
 import gc
@@ -10,7 +10,7 @@ import logging
 from qlora_repeat.system.memory import gc_paused
 
 disabled = logging.root.manager.disable
-logging.disable(logging.WARNING)  # what libraries lack that nothing here needs is no news to who runs a study
+logging.disable(logging.WARNING)  # libraries warn of missing packages that are not needed here
 
 with gc_paused():
     import bitsandbytes  # noqa: F401
@@ -18,7 +18,7 @@ with gc_paused():
     import peft  # noqa: F401
     import torch  # noqa: F401
 
-    # transformers loads its parts on first use.
+    # transformers imports its parts on first use.
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments  # noqa: F401
     from transformers.models.gpt_neox import modeling_gpt_neox  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
@@ -33,13 +33,13 @@ with gc_paused():
     from qlora_repeat.records.stage_inputs import MODULES
     from qlora_repeat.system.fingerprint import lock_digest, packages
 
-# What was imported stays: no search needs to go through it, nor write to the memory that forked trials share.
+# Exclude imported objects from garbage collection, which would copy memory that forked trials share.
 gc.freeze()
 
-# What is on disk may change while a study runs: records must name the code that was imported, here and now.
+# Files may change while a study runs, but records must name the code that was imported.
 for modules in MODULES.values():
     code_digest(*modules)
 lock_digest()
 packages()
 
-logging.disable(disabled)  # trials have logs of their own
+logging.disable(disabled)

@@ -1,7 +1,7 @@
-"""Many jobs, each in a process of its own, forked from a server that has imported the libraries.
+"""Run jobs in processes that are forked from a server which has imported the libraries.
 
-The server (multiprocessing's forkserver) has touched no model and no device, so every job starts as fresh
-as a new process would, without paying for the imports again.
+The server (multiprocessing's forkserver) has not touched a model or a device. So each job starts like a new
+process, but without the time for imports.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ PRELOAD = ["qlora_repeat.execution.preload"]
 
 
 class Job(Protocol):
-    """What a process of its own does; it is pickled.
+    """The work of one process; picklable.
 
-    What the process prints goes to `log`. Jobs of one `kind` take about as long as each other: that is a
-    model, and whether its base is tested. `run` does the work; where its process ends without a word of its
-    own, the parent calls `failed`.
+    The output of the process goes to `log`. `kind` is the model, and whether the job tests its base; jobs of
+    one kind take about the same time. `run` does the work. If the process ends without a message, the parent
+    calls `failed`.
     """
 
     @property
@@ -50,7 +50,7 @@ class Job(Protocol):
 
 
 class Watcher(Protocol):
-    """Sees how the jobs go."""
+    """Receives the progress of jobs."""
 
     def started(self, job: Job) -> None: ...
     def progress(self, job: Job, stage: str, done: int, total: int, loss: float | None) -> None: ...
@@ -58,15 +58,14 @@ class Watcher(Protocol):
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> list[KitError]:
-    """Run jobs, at most `workers` at a time; one that fails does not stop the others.
+    """Run jobs, at most `workers` at the same time; a failed job does not stop the others.
 
     Returns:
-        Why jobs did not end well: StageError, BusyError where another process works on the same, or
-        StoppedError.
+        The errors of jobs: StageError, BusyError (another process works on the same), or StoppedError.
 
     Raises:
-        KeyboardInterrupt, StoppedError: after every running job has been asked to stop, and has: those that
-            fine-tune end their step and keep a checkpoint. Another Ctrl-C kills them.
+        KeyboardInterrupt, StoppedError: after all running jobs have stopped; a fine-tuning first finishes its
+            step and writes a checkpoint. A second Ctrl-C kills the jobs.
     """
     context = _server()
     waiting, errors, gpus = list(jobs), list[KitError](), visible_gpus()
@@ -78,7 +77,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> list[KitErr
                 gpu = min(gpus, key=busy.count, default=None)
                 job = waiting.pop(0)
                 with deferrable():
-                    defer()  # or a job could be started that nobody knows of
+                    defer()  # otherwise a started job could get lost
                     try:
                         running.append(_start(context, job, gpu, watcher))
                     except OSError as error:
@@ -98,10 +97,10 @@ def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> list[KitErr
 
 
 def _server() -> Any:
-    """The context of processes forked from a server, which heeds no signal but its parent's end.
+    """Return the context of processes forked from a server that ignores signals and ends with its parent.
 
-    A scheduler sends its signals to every process of a job, and the server is one too. Its children are born
-    with signals held back, so that none is lost before they can heed it.
+    A scheduler sends signals to every process of a job, also to the server. Its children start with blocked
+    signals, so that no signal is lost before they can handle it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD if on_cpu() else [])
@@ -129,20 +128,20 @@ def _stop(running: Sequence["_Child"]) -> None:
 
 
 _ERRORS = {"done": None, "failed": StageError, "busy": BusyError, "stopped": StoppedError}
-"""What a job's last message makes of it."""
+"""The error for each last message of a job."""
 
 
 class _Child:
-    """A running job: its process, and the pipe on which it tells how it goes."""
+    """A running job: its process, and the pipe that receives its messages."""
 
     def __init__(self, job: Job, process: Any, pipe: connection.Connection, gpu: str | None) -> None:
         self.job, self.process, self.pipe, self.gpu = job, process, pipe, gpu
         self.began = time.monotonic()
         self.error: KitError | None = None
-        self._closed_well = False
+        self._reported = False
 
     def listen(self, watcher: Watcher) -> bool:
-        """Passes on one message; False once the job has ended."""
+        """Pass on one message; return False if the job has ended."""
         try:
             kind, *rest = self.pipe.recv()
         except EOFError:
@@ -151,26 +150,26 @@ class _Child:
             watcher.progress(self.job, *rest)
             return True
         if kind in _ERRORS:
-            self._closed_well = True
+            self._reported = True
             error = _ERRORS[kind]
             self.error = error(*rest) if error else None
             return True
         self.process.join()
-        if not self._closed_well:
+        if not self._reported:
             code = self.process.exitcode
             how = (
-                f"killed by {signal.Signals(-code).name}"
+                f"was killed by {signal.Signals(-code).name}"
                 if code and code < 0
                 else f"ended with exit code {code}"
             )
-            self.error = StageError(f"{self.job.name}: its process was {how}; see {self.job.log}")
-            self.job.failed(f"its process was {how}")
+            self.error = StageError(f"{self.job.name}: its process {how}; see {self.job.log}")
+            self.job.failed(f"its process {how}")
         watcher.ended(self.job, self.error, time.monotonic() - self.began)
         return False
 
 
 def _ready(running: list[_Child]) -> list[_Child]:
-    if not running:  # none could be started: there is nothing to wait for
+    if not running:  # no job could be started
         return []
     pipes = connection.wait([child.pipe for child in running])
     return [child for child in running if child.pipe in pipes]
@@ -178,7 +177,7 @@ def _ready(running: list[_Child]) -> list[_Child]:
 
 def _start(context: Any, job: Job, gpu: str | None, watcher: Watcher) -> _Child:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.log.touch()  # a folder that takes no log is told here, in a line
+    job.log.touch()  # fails here, with one line, if the folder is not writable
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, gpu, job))
     process.start()
@@ -188,8 +187,8 @@ def _start(context: Any, job: Job, gpu: str | None, watcher: Watcher) -> _Child:
 
 
 def _work(pipe: connection.Connection, gpu: str | None, job: Job) -> None:
-    """The body of a job's process. What libraries print goes to the log."""
-    # Ctrl-C reaches the whole group; the parent stops this process.
+    """Run a job in its process, with all output in its log."""
+    # Ctrl-C reaches the whole process group; the parent stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with job.log.open("a", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
@@ -202,7 +201,7 @@ def _work(pipe: connection.Connection, gpu: str | None, job: Job) -> None:
         try:
             pipe.send(("progress", stage, done, total, loss))
         except OSError:
-            sys.exit(128 + signal.SIGHUP)  # nobody is left to work for
+            sys.exit(128 + signal.SIGHUP)  # the parent is gone
 
     def end(kind: str, *rest: str) -> None:
         with contextlib.suppress(OSError):

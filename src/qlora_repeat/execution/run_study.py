@@ -1,6 +1,6 @@
-"""From a study to its records: what is missing is fetched, and each job that is open is run.
+"""Run a study: fetch what is missing, and run each job that is not done.
 
-Knows no terminal. What a person sees goes through an `Observer`.
+Nothing here prints; an `Observer` shows progress.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from qlora_repeat.system.determinism import prepare_environment
 from qlora_repeat.system.gpus import default_workers
 
 BASE_WAIT_SECONDS = 3600
-"""How long a process that tests a base waits for another one that does the same test."""
+"""How long a process waits for another one that runs the same test of a base."""
 
 
 class Observer(Protocol):
-    """Shows a person how a study goes.
+    """Shows the progress of a study.
 
-    `tell` shows a line that explains something. While their blocks run, `watch_jobs` shows how jobs go, of
-    which at most `workers` run at a time, and `watch_trial` how the stages of one trial go.
+    `tell` shows a line of text. `watch_jobs` shows the progress of jobs, of which at most `workers` run at
+    the same time; `watch_trial` shows the stages of one trial.
     """
 
     def tell(self, line: str) -> None: ...
@@ -49,20 +49,19 @@ def run_study(
     find: Callable[[], Sequence[Job]] | None = None,
     title: str = "",
 ) -> int:
-    """Run those of these stages that are not done (with `force`: all), each trial in its own process.
+    """Run the given stages that are not done (with `force`: all), each trial in its own process.
 
     Args:
-        jobs: how many run at a time; by default `default_workers`.
-        find: returns the jobs that are still to be run, where these are not all of the study's. They may be
-            of studies derived from it.
-        title: what they are called, if not by the study's name.
+        jobs: how many run at the same time (default: `default_workers`).
+        find: returns the jobs to run (default: `open_jobs` of the study). They may belong to derived studies.
+        title: a name for the jobs (default: the study's name).
 
     Returns:
         The number of jobs that were run.
 
     Raises:
-        StageError: some failed; the others are done.
-        BusyError: all are done, except those that another process works on.
+        StageError: some jobs failed; the others are done.
+        BusyError: all jobs are done, except those that another process works on.
         StoppedError: this process, or one that it started, was asked to stop.
     """
     study = workspace.study
@@ -74,7 +73,7 @@ def run_study(
     trials = [job.trial for job in waiting if isinstance(job, TrialJob)]
     damages = base_damages(workspace) if "evaluate" in stages else []
     for line in damages + explanations(map(trial_state, trials)):
-        observer.tell(f"to be run again: {line}")
+        observer.tell(f"running again: {line}")
     workers = min(jobs or default_workers(study.threads), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     observer.tell(f"study {title or study.name}: {len(waiting)} jobs, {workers} at a time")
@@ -83,7 +82,7 @@ def run_study(
             errors = run_jobs(waiting, workers, watcher)
     except (KeyboardInterrupt, StoppedError):
         observer.tell(
-            "With --force, the same command runs every job again, also those that are done now."
+            "With --force, the same command also runs the finished jobs again."
             if force
             else f"{len(find())} of {len(waiting)} jobs are left; run the same command to resume."
         )
@@ -111,13 +110,13 @@ def run_one(
     With `same_seeds`, the fine-tuning uses the seeds of the trial's record.
 
     Raises:
-        UsageError: with `same_seeds`, the trial has no record.
+        UsageError: `same_seeds` is set, but the trial has no record.
     """
     fetch_missing(trial.workspace, observer.tell, [trial.model_name])
     seeds = _recorded_seeds(trial) if same_seeds else None
     with observer.watch_trial(trial.name) as progress:
         if "evaluate" in stages:
-            with contextlib.suppress(BusyError):  # then another trial of the model tests it
+            with contextlib.suppress(BusyError):  # another trial of the model tests it
                 run_base_test(trial.workspace.base_tests(trial.model_name)[0], progress)
         run_trial(trial, stages, progress, force=force, seeds=seeds)
 
@@ -125,16 +124,18 @@ def run_one(
 def _recorded_seeds(trial: Trial) -> dict[str, int]:
     record = read_record(trial.record("finetune"))
     if record is None:
-        raise UsageError(f"{trial.name}: --same-seeds takes the seeds of its record, and there is none yet")
+        raise UsageError(
+            f"{trial.name}: --same-seeds needs the record of an earlier fine-tuning, and there is none yet"
+        )
     seeds: dict[str, int] = record.outputs["seeds"]
     return seeds
 
 
 def run_base_tests(workspace: Workspace, model: str, observer: Observer) -> None:
-    """Test the base of a model as often as the study asks for, in this process.
+    """Run all tests of a model's base in this process.
 
     Raises:
-        BusyError: another process is at one of the tests, for longer than an hour.
+        BusyError: another process has worked on one of the tests for more than an hour.
     """
     fetch_missing(workspace, observer.tell, [model])
     tests, until = workspace.base_tests(model), time.monotonic() + BASE_WAIT_SECONDS
@@ -144,7 +145,7 @@ def run_base_tests(workspace: Workspace, model: str, observer: Observer) -> None
         for test in left:
             try:
                 run_base_test(test, lambda *told: None)
-            except BusyError:  # a trial of the model does it, and may fail
+            except BusyError:  # a trial of the model runs it, and may fail
                 if time.monotonic() > until:
                     raise
                 busy.append(test)
@@ -155,7 +156,7 @@ def run_base_tests(workspace: Workspace, model: str, observer: Observer) -> None
 
 
 def fetch_missing(workspace: Workspace, tell: Callable[[str], None], models: Collection[str] = ()) -> None:
-    """Fetch what the study, or some of its models, still lack, before anything else touches a device."""
+    """Fetch what the study, or some of its models, still need, before anything else uses a device."""
     prepare_environment(workspace.study.randomness.kernels)
     if not all(item.present for item in needed(workspace, models)):
         fetch(workspace, tell, models)

@@ -1,4 +1,4 @@
-"""The four stages of a trial, in order, and the test of a base: run in this process what is not done."""
+"""Run the stages of a trial, or a test of a base, in this process, unless they are done."""
 
 import contextlib
 import errno
@@ -33,20 +33,20 @@ def run_trial(
     stale: bool = False,
     delete_merged: bool = False,
 ) -> None:
-    """Run those of a trial's stages that are not done (with `force`: all that are named), in this process.
+    """Run the given stages of a trial that are not done (with `force`: all), in this process.
 
     Args:
-        seeds: as a record has them, instead of those that the fine-tuning would draw.
-        until_step: only fine-tune, and only up to this step; leaves the trace in ``unfinished`` and a record
-            in `Trial.first_steps`, and the stage is not done.
-        stale: a stage may use what an earlier one left, though that is stale now.
-        delete_merged: delete the merged weights in the end, whatever the study says.
+        seeds: recorded seeds to use instead of those that the fine-tuning would draw.
+        until_step: only fine-tune, up to this step; leave the trace in ``unfinished`` and a record in
+            `Trial.first_steps`. The stage does not count as done.
+        stale: allow a stage to use stale results of an earlier stage.
+        delete_merged: delete the merged weights at the end, even if the study keeps them.
 
     Raises:
         BusyError: another process works on the trial.
         MissingError: the disk has no room for merged weights.
-        StageError: a stage before a wanted one is not done, or a stage failed.
-        StoppedError: this process was asked to stop; what is done is kept.
+        StageError: a stage failed, or an earlier stage that it needs is not done.
+        StoppedError: this process was asked to stop; finished work is kept.
     """
     workspace = trial.workspace
     require_space(trial.folder, base_bytes(workspace, trial.model.base), "QLORA_REPEAT_RUNS")
@@ -64,7 +64,7 @@ def run_trial(
                 stop_if_requested()
                 _run_stage(trial, stage, states, progress, seeds or _seeds_before(states))
             except StoppedError as error:
-                # With it, what is done by now would be done once more; a fine-tuning has a checkpoint.
+                # --force would repeat the finished stages; only a fine-tuning resumes from a checkpoint.
                 without = " without --force" if force and stage != "finetune" else ""
                 raise StoppedError(f"{error}; run the same command{without} to resume") from None
         trial.failure.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def run_trial(
 
 
 def _seeds_before(states: dict[Stage, StageState]) -> dict[str, int] | None:
-    """The seeds of a fine-tuning of which only a file is damaged: it gives the same adapter again."""
+    """Return the recorded seeds if only a file of the fine-tuning is damaged, to restore its adapter."""
     before = states["finetune"]
     if before.state != "damaged" or before.record is None or before.changed:
         return None
@@ -83,7 +83,7 @@ def _seeds_before(states: dict[Stage, StageState]) -> dict[str, int] | None:
 
 
 def _clean(trial: Trial) -> None:
-    """Removes what a process left that was killed: half a folder, or what was unfinished until it ended."""
+    """Remove temporary files of a killed process, and the checkpoint of a finished fine-tuning."""
     for name in (".merged.*", ".adapter.*", ".unfinished.*", ".trace.*", ".*.json.*", "unfinished/.*"):
         for left in trial.folder.glob(name):
             if left.name.startswith(f".{trial.lock.name}"):
@@ -97,11 +97,11 @@ def _clean(trial: Trial) -> None:
 
 
 def run_base_test(test: BaseTest, progress: Progress) -> None:
-    """Test the base of a model, in this process, unless that test is done.
+    """Test the base of a model in this process, unless the test is done.
 
     Raises:
-        BusyError: another process does it.
-        StageError: it failed.
+        BusyError: another process runs the test.
+        StageError: the test failed.
     """
     with exclusive(test.lock, test.name), stop_not_hidden():
         if base_state(test).state == "done":
@@ -132,7 +132,7 @@ def _run_stage(
     from qlora_repeat.stages.finetune import finetune
     from qlora_repeat.stages.timing import time_responses
 
-    def heeding(stage: str, done: int, total: int, loss: float | None) -> None:
+    def stoppable(stage: str, done: int, total: int, loss: float | None) -> None:
         stop_if_requested()
         progress(stage, done, total, loss)
 
@@ -145,7 +145,7 @@ def _run_stage(
     inputs = stage_inputs(trial, stage, upstream)
     path = trial.record(stage) if until_step is None else trial.first_steps
     with deferrable(), _recorded(path, trial.name, stage, inputs, trial) as outputs:
-        if stage == "finetune":  # which looks for requests to stop itself, and keeps a checkpoint first
+        if stage == "finetune":  # handles requests to stop itself, with a checkpoint
             outputs |= finetune(trial, progress, inputs, seeds, until_step)
         elif stage == "merge":
             outputs |= merge.merge(trial)
@@ -153,22 +153,26 @@ def _run_stage(
             merge.require_merged(trial, upstream["merged_digest"])
             measure = evaluate if stage == "evaluate" else time_responses
             with named_operation(trial.model_name):
-                outputs |= measure(trial, heeding, upstream["seeds"])
+                outputs |= measure(trial, stoppable, upstream["seeds"])
     if stage == "finetune" and until_step is None:
         done = trial.folder / f".{trial.unfinished.name}.done"
-        trial.unfinished.rename(done)  # or, killed half way, it would look like a checkpoint that is damaged
+        trial.unfinished.rename(done)  # a partly deleted folder would look like a damaged checkpoint
         shutil.rmtree(done, ignore_errors=True)
 
 
 def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale: bool) -> None:
-    """Check that what a stage needs is there; damaged merged weights are deleted, to be built again."""
+    """Check that the stage before is done; delete damaged merged weights, so that they are rebuilt."""
     needed: dict[Stage, Stage] = {"merge": "finetune", "evaluate": "merge", "time": "merge"}
     before = needed.get(stage)
     if before is None:
         return
     state = states[before]
     if state.state == "damaged" and before == "merge" and state.record is not None and not state.changed:
-        print(f"{state.damage}; the {stage} stage needs it, so that is done now", file=sys.stderr, flush=True)
+        print(
+            f"{state.damage}; the {stage} stage needs it, so the weights are rebuilt now",
+            file=sys.stderr,
+            flush=True,
+        )
         merge.delete_merged(trial)
     elif state.state == "damaged":
         raise StageError(f"{trial.name}: {stage} needs the {before} stage, which is damaged: {state.damage}")
@@ -183,18 +187,18 @@ def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale:
 def _recorded(
     path: Path, name: str, stage: str, inputs: dict[str, Any], trial: Trial | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields a dictionary for the outputs, and writes the record when the block ends well.
+    """Yield a dictionary for the outputs, and write the record if the block ends without an error.
 
     Raises:
-        StageError: the disk is full or cannot be written; names the file, and says how to go on.
+        StageError: the disk is full or read-only; the message names the file.
     """
     from qlora_repeat.system.fingerprint import fingerprint
 
     started, began = now(), time.perf_counter()
     outputs: dict[str, Any] = {}
     try:
-        if path.is_dir():  # told now, and not after hours
-            raise IsADirectoryError(errno.EISDIR, "a folder stands where the record is to be", str(path))
+        if path.is_dir():  # fail now, not after hours
+            raise IsADirectoryError(errno.EISDIR, "expected a record, found a folder", str(path))
         yield outputs
         record = Record(
             stage=stage,
@@ -209,10 +213,10 @@ def _recorded(
         )
         write_record(path, record)
     except OSError as error:
-        if error.errno is None:  # of a library, which does not speak of a disk
+        if error.errno is None:  # raised by a library, not by the disk
             raise
         what = disk_error(error, path.parent)
-        raise StageError(f"{name}: {stage}: {what}; what was done before is kept") from error
+        raise StageError(f"{name}: {stage}: {what}; finished work is kept") from error
 
 
 def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
@@ -227,7 +231,7 @@ def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
 
 @contextlib.contextmanager
 def _failure_noted(trial: Trial) -> Iterator[None]:
-    """Leaves a note where the block fails, and makes what a library raises one line."""
+    """Write a failure note if the block fails, and turn errors of libraries into one line."""
     try:
         with stop_not_hidden():
             yield
@@ -238,6 +242,4 @@ def _failure_noted(trial: Trial) -> Iterator[None]:
             write_json(trial.failure, {"time": now(), "error": f"{type(error).__name__}: {error}"})
         if isinstance(error, (KitError, AssertionError, TypeError, NameError, AttributeError)):
             raise
-        raise StageError(
-            f"{trial.name}: {type(error).__name__}: {error}; what was done before is kept"
-        ) from error
+        raise StageError(f"{trial.name}: {type(error).__name__}: {error}; finished work is kept") from error
