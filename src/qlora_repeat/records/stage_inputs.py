@@ -1,14 +1,12 @@
 """The inputs of a stage: the settings, digests and code that its outputs depend on."""
 
+from dataclasses import asdict
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.datasets import data_folder
 from qlora_repeat.records.code_digest import code_digest
-from qlora_repeat.study.randomness import Randomness
-from qlora_repeat.study.study import Generation, Lora, Quantization, Study, Training
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.fingerprint import lock_digest, packages
@@ -23,10 +21,6 @@ MODULES: dict[Stage, tuple[str, ...]] = {
 """The modules of each stage, whose code digest is one of its inputs."""
 FIRST_TRIAL_SETTINGS = {"repeated_responses"}
 """Settings that only the first trial of an arm has."""
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (Randomness, Quantization, Lora, Training, Generation)
-}
-"""Converters of settings to JSON, built once because building them is slow."""
 
 
 def stage_inputs(
@@ -77,15 +71,15 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
         return {
             "optimizer": trial.optimizer,
             "threads": study.threads,
-            **{name: _plain(study.randomness)[name] for name in ("adapter_init", "data_order", "dropout")},
+            **{name: asdict(study.randomness)[name] for name in ("adapter_init", "data_order", "dropout")},
             **_split_settings(study, model.data),
             "kernels": study.randomness.kernels,
             "nudge": study.randomness.nudge,
-            "quantization": _plain(study.quantization),
+            "quantization": asdict(study.quantization),
             "weights": study.weights,
             "compute": study.precision.compute,
-            "lora": _plain(study.lora),
-            "training": _plain(model.training),
+            "lora": asdict(study.lora),
+            "training": asdict(model.training),
             "template": model.template,
             "special_tokens": model.special_tokens,
             "max_rows": trial.data.max_rows,
@@ -98,8 +92,8 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "merged": study.precision.merged,
         }
     shared: dict[str, Any] = {
-        "generation": _plain(study.generation),
-        "generation_seed": _plain(study.randomness)["generation"],
+        "generation": asdict(study.generation),
+        "generation_seed": asdict(study.randomness)["generation"],
         "kernels": study.randomness.kernels,
         **_split_settings(study, model.data),
         "max_new_tokens": trial.data.max_new_tokens,
@@ -137,12 +131,8 @@ def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
 def _split_settings(study: Study, name: str) -> dict[str, Any]:
     """Return what the split depends on; rows that match a prompt go to the test part."""
     data = study.data[name]
-    split = _plain(study.randomness)["split"]
+    split = asdict(study.randomness)["split"]
     return {"split": split, "test_share": data.test_share, "prompts": data.prompts}
-
-
-def _plain(settings: Any) -> Any:
-    return _ADAPTERS[type(settings)].dump_python(settings, mode="json")
 
 
 def changed_inputs(recorded: dict[str, Any], today: dict[str, Any]) -> list[str]:

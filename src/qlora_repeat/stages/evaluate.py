@@ -1,6 +1,7 @@
 """The test of a fine-tuned model: perplexity, accuracy and responses (section VIII)."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,18 +12,9 @@ from qlora_repeat.assets.tokenized import encoded_part
 from qlora_repeat.stages.generate import answer_letter, respond
 from qlora_repeat.stages.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.study.randomness import draw_seed, recorded_or_drawn, stream_seed
-from qlora_repeat.study.study import Sampling, Study
+from qlora_repeat.study.study import Sampling
 from qlora_repeat.study.trial import BaseTest, Progress, Trial
 from qlora_repeat.study.workspace import Workspace
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt to answer: how to sample the response, and the seed of its random stream."""
-
-    prompt: Prompt
-    sampling: Sampling
-    seed: int
 
 
 def evaluate(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[str, Any]:
@@ -42,12 +34,28 @@ def evaluate(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[st
     seed = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     outputs["generation_seed"] = seed
 
-    def responses(requests: list[Request]) -> list[dict[str, Any]]:
-        return [_response(model, tokenizer, study, trial.model_name, request) for request in requests]
+    def response(prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
+        text = respond(model, tokenizer, prompt, study, trial.model_name, sampling, seed)
+        return {
+            "prompt": prompt.shown,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "text": text,
+            "answer": answer_letter(text) if prompt.has_options else None,
+            "seed": seed,
+        }
 
-    outputs["responses"] = responses(_requests(trial, prompts, seed))
-    if trial.repeats_responses:
-        outputs["repeated_responses"] = responses(_repeated_requests(trial, prompts))
+    asked = list(itertools.product(enumerate(prompts, 1), study.generation.samplings))
+    outputs["responses"] = [
+        response(prompt, each, stream_seed(seed, "generation", number, each.temperature, each.top_p))
+        for (number, prompt), each in asked
+    ]
+    if trial.repeats_responses and study.ablation:
+        outputs["repeated_responses"] = [  # section IX
+            response(prompt, each, draw_seed("fresh", "generation", trial.number))
+            for (_, prompt), each in asked
+            for _ in range(study.ablation.responses)
+        ]
     return outputs
 
 
@@ -88,42 +96,4 @@ def measure_losses(
         "test_examples": len(losses),
         "test_tokens": sum(loss.tokens for loss in losses),
         "examples": [dataclasses.asdict(loss) for loss in losses],
-    }
-
-
-def _requests(trial: Trial, prompts: list[Prompt], seed: int) -> list[Request]:
-    """Return a request for each prompt and sampling, each with its own random stream."""
-    return [
-        Request(
-            prompt,
-            sampling,
-            stream_seed(seed, "generation", number, sampling.temperature, sampling.top_p),
-        )
-        for number, prompt in enumerate(prompts, 1)
-        for sampling in trial.study.generation.samplings
-    ]
-
-
-def _repeated_requests(trial: Trial, prompts: list[Prompt]) -> list[Request]:
-    """Return the same requests several times, each with a fresh seed (section IX)."""
-    ablation = trial.study.ablation
-    assert ablation is not None, "the study has [ablation]"
-    return [
-        Request(prompt, sampling, draw_seed("fresh", "generation", trial.number))
-        for prompt in prompts
-        for sampling in trial.study.generation.samplings
-        for _ in range(ablation.responses)
-    ]
-
-
-def _response(model: Any, tokenizer: Any, study: Study, model_name: str, request: Request) -> dict[str, Any]:
-    prompt, sampling = request.prompt, request.sampling
-    text = respond(model, tokenizer, prompt, study, model_name, sampling, request.seed)
-    return {
-        "prompt": prompt.shown,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "text": text,
-        "answer": answer_letter(text) if prompt.has_options else None,
-        "seed": request.seed,
     }

@@ -2,7 +2,6 @@
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,6 @@ from qlora_repeat.system.files import move_folder, new_folder, write_bytes
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.memory import reset_peak_memory
 from qlora_repeat.system.signals import defer
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A fine-tuning that is ready for its next step."""
-
-    adapted: Any
-    trainer: Any
-    unfinished: Unfinished
-    weights: dict[str, Any]
-    """How the frozen weights are kept in memory, for the record."""
 
 
 def finetune(
@@ -55,9 +43,8 @@ def finetune(
         StoppedError: this process was asked to stop; there is a checkpoint.
         StageError: the profile asks for deterministic kernels, and an operation has none.
     """
-    begun = _begin(trial, progress, inputs, seeds, until_step)
-    adapted, trainer, unfinished = begun.adapted, begun.trainer, begun.unfinished
-    checkpoint = trainer.checkpoint
+    trainer, weights = _begin(trial, progress, inputs, seeds, until_step)
+    unfinished, checkpoint = trainer.unfinished, trainer.checkpoint
     defer()
     if trainer.done < trainer.end:
         with named_operation(trial.model_name):
@@ -66,16 +53,16 @@ def finetune(
         return {"seeds": unfinished.seeds, "steps": trainer.end}
 
     folder = base_folder(trial.workspace, trial.model.base)
-    _name_base(adapted, trial, folder)
+    _name_base(trainer.model, trial, folder)
     with new_folder(unfinished.folder / "adapter") as adapter:
-        adapted.save_pretrained(adapter, save_embedding_layers=False)  # otherwise PEFT asks a hub
+        trainer.model.save_pretrained(adapter, save_embedding_layers=False)  # otherwise PEFT asks a hub
         (adapter / "README.md").unlink(missing_ok=True)  # a template that contains a local path
     # An older record does not fit the files below.
     trial.record("finetune").unlink(missing_ok=True)
     write_bytes(trial.trace, unfinished.trace.read_bytes())
     move_folder(unfinished.folder / "adapter", trial.adapter)
     outputs = _outputs(trial, trainer, unfinished, checkpoint)
-    return outputs | begun.weights | {"miniature": is_miniature(folder)}
+    return outputs | weights | {"miniature": is_miniature(folder)}
 
 
 def _begin(
@@ -84,8 +71,8 @@ def _begin(
     inputs: dict[str, Any],
     seeds: dict[str, int] | None,
     steps: int | None,
-) -> _Begun:
-    """Return the model with its adapter and the trainer, restored from the last checkpoint if any."""
+) -> tuple[Any, dict[str, Any]]:
+    """Return the trainer, restored from the last checkpoint if any, and outputs on the frozen weights."""
     workspace, study, model = trial.workspace, trial.study, trial.model
     check_base(workspace, model.base, weights=False)  # `load_frozen_base` checks those that it reads
     folder = base_folder(workspace, model.base)
@@ -112,7 +99,7 @@ def _begin(
         _set_adapter(adapted, checkpoint)
     weights = _set_frozen_weights(trial, adapted, examples, order)
     trainer = _trainer(trial, adapted, tokenizer, examples, order, unfinished, checkpoint, progress, steps)
-    return _Begun(adapted, trainer, unfinished, weights)
+    return trainer, weights
 
 
 def _set_frozen_weights(
