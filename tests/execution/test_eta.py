@@ -1,4 +1,4 @@
-"""The time that a run will still take, from what has been told of its jobs."""
+"""The remaining time of a run, estimated from the progress of its jobs."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def jobs(study: Study, tmp_path: Path) -> list[Job]:
     return [BaseTestJob(test), *own[:4], *own[4:6]]
 
 
-def test_nothing_is_told_before_two_steps_of_a_trial_are_done(jobs: list[Job]) -> None:
+def test_there_is_no_estimate_before_two_steps_of_a_trial_are_done(jobs: list[Job]) -> None:
     left = TimeLeft(jobs, 2)
     assert left.left(0) is None
     for job in jobs[:2]:
@@ -35,7 +35,7 @@ def test_nothing_is_told_before_two_steps_of_a_trial_are_done(jobs: list[Job]) -
     assert left.left(21) is not None
 
 
-def test_steps_tell_the_time_at_least(jobs: list[Job]) -> None:
+def test_steps_give_a_lower_bound(jobs: list[Job]) -> None:
     left = TimeLeft(jobs[1:5], 1)
     left.started(jobs[1], 0)
     left.progress(jobs[1], "finetune", 1, 41, 20)
@@ -44,10 +44,10 @@ def test_steps_tell_the_time_at_least(jobs: list[Job]) -> None:
     assert found is not None
     assert (found.seconds, found.at_least) == (30 + 3 * 60, True)
     found = left.left(35)
-    assert found is not None and found.seconds == 25 + 3 * 60, "it goes on between steps"
+    assert found is not None and found.seconds == 25 + 3 * 60, "time passes between steps"
 
 
-def test_a_checkpoint_that_a_trial_goes_on_from_counts_as_no_time(jobs: list[Job]) -> None:
+def test_steps_before_a_resumed_checkpoint_count_as_no_time(jobs: list[Job]) -> None:
     left = TimeLeft(jobs[1:2], 1)
     left.started(jobs[1], 0)
     left.progress(jobs[1], "finetune", 1001, 2000, 10)
@@ -56,7 +56,7 @@ def test_a_checkpoint_that_a_trial_goes_on_from_counts_as_no_time(jobs: list[Job
     assert found is not None and found.seconds == 998
 
 
-def test_a_stage_without_steps_keeps_what_was_known(jobs: list[Job]) -> None:
+def test_a_stage_without_steps_keeps_the_last_estimate(jobs: list[Job]) -> None:
     left = TimeLeft(jobs[1:3], 1)
     left.started(jobs[1], 0)
     left.progress(jobs[1], "finetune", 1, 3, 1)
@@ -66,7 +66,7 @@ def test_a_stage_without_steps_keeps_what_was_known(jobs: list[Job]) -> None:
     assert found is not None and found.seconds == 4, "of the other trial"
 
 
-def test_ended_trials_tell_the_time_of_those_of_their_model(jobs: list[Job]) -> None:
+def test_ended_trials_give_the_time_of_other_trials_of_their_model(jobs: list[Job]) -> None:
     left = TimeLeft(jobs[1:], 2)
     for job in jobs[1:3]:
         left.started(job, 0)
@@ -81,7 +81,7 @@ def test_ended_trials_tell_the_time_of_those_of_their_model(jobs: list[Job]) -> 
     assert found is not None and found.seconds == (2 * 100 + 4) / 2
 
 
-def test_the_last_trial_takes_its_time_however_many_could_run(jobs: list[Job]) -> None:
+def test_more_workers_do_not_shorten_the_last_trial(jobs: list[Job]) -> None:
     left = TimeLeft(jobs[1:3], 2)
     for job in jobs[1:3]:
         left.started(job, 0)
@@ -92,7 +92,7 @@ def test_the_last_trial_takes_its_time_however_many_could_run(jobs: list[Job]) -
     assert found is not None and found.seconds == 49, "it takes longer than the other did"
 
 
-def test_a_job_that_failed_at_once_is_no_measure_of_the_others(jobs: list[Job]) -> None:
+def test_a_failed_job_does_not_change_the_estimate(jobs: list[Job]) -> None:
     left = TimeLeft(jobs[1:4], 1)
     left.started(jobs[1], 0)
     left.ended(jobs[1], 0, well=False)
@@ -104,7 +104,7 @@ def test_a_job_that_failed_at_once_is_no_measure_of_the_others(jobs: list[Job]) 
     assert found is not None and found.seconds == 0
 
 
-def test_bases_alone_have_a_time(study: Study, tmp_path: Path) -> None:
+def test_base_tests_alone_have_an_estimate(study: Study, tmp_path: Path) -> None:
     workspace = at(study, tmp_path)
     tests = [BaseTestJob(BaseTest(workspace, "tiny-neox", number)) for number in (1, 2, 3)]
     left = TimeLeft(tests, 1)

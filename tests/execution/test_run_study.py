@@ -1,4 +1,4 @@
-"""Whole studies from the command line: run, kill, go on, collect, tables."""
+"""Whole studies from the command line: run, kill, resume, collect, tables."""
 
 import json
 import os
@@ -24,7 +24,7 @@ TRIALS = [f"{arm}/{number}" for arm in ARMS for number in (1, 2)]
 
 @pytest.fixture(scope="module")
 def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """A study killed half way and run again: its file, its runs, and what was done before the kill."""
+    """A study that was killed and run again: its file, its runs, and the trials done before the kill."""
     folder = tmp_path_factory.mktemp("run")
     study, runs = write_study(folder), folder / "runs"
     command = [KIT, "run", study, "--runs", runs, "--cache", cache]
@@ -59,18 +59,18 @@ def done_trials(runs: Path) -> list[str]:
 
 
 def wait_for_idle(runs: Path) -> None:
-    """The killed run's children end once they notice that nobody listens."""
+    """Wait until the children of the killed run notice that their parent is gone, and end."""
     deadline = time.monotonic() + 60
     while list(runs.rglob("lock.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
-def test_a_killed_run_goes_on_where_it_was(finished: tuple[Path, Path, list[str]]) -> None:
+def test_a_killed_run_resumes(finished: tuple[Path, Path, list[str]]) -> None:
     _, runs, _ = finished
     assert done_trials(runs) == TRIALS
 
 
-def test_nothing_but_results_is_left(finished: tuple[Path, Path, list[str]]) -> None:
+def test_only_results_are_left(finished: tuple[Path, Path, list[str]]) -> None:
     _, runs, _ = finished
     names = {path.name for path in runs.rglob("*")}
     assert not [
@@ -105,7 +105,7 @@ def test_status_collect_and_tables(
     assert "Your silence will" in (tmp_path / "tables" / "table-04.tex").read_text()
 
 
-def test_damage_is_named_and_done_again_and_nothing_else(
+def test_only_damaged_stages_are_named_and_run_again(
     finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
 ) -> None:
     study, whole, _ = finished
@@ -138,7 +138,9 @@ def test_damage_is_named_and_done_again_and_nothing_else(
     assert {path for path in done if path.parent == trained.parent} == {trained}
 
 
-def test_one_stage_of_all_trials_by_force(finished: tuple[Path, Path, list[str]], cache: Path) -> None:
+def test_force_runs_one_stage_of_all_trials_again(
+    finished: tuple[Path, Path, list[str]], cache: Path
+) -> None:
     study, runs, _ = finished
     record = finetune_record(runs, TRIALS[0]).with_name("time.json")
     before = json.loads(record.read_text())["outputs"]
@@ -157,10 +159,10 @@ def test_one_stage_of_all_trials_by_force(finished: tuple[Path, Path, list[str]]
         ("trial", signal.SIGTERM, False, 6),
     ],
 )
-def test_a_fine_tuning_that_is_asked_to_stop_keeps_a_checkpoint_and_goes_on_from_it(
+def test_a_stopped_fine_tuning_resumes_from_its_checkpoint(
     command: str, number: signal.Signals, group: bool, code: int, cache: Path, tmp_path: Path
 ) -> None:
-    """By its own process, or by those of its group at once, as a scheduler and a terminal do."""
+    """The signal goes to one process, or to its whole group, as from a scheduler or a terminal."""
     study = write_study(
         tmp_path, ("\nsteps = 3", "\nsteps = 30"), ("checkpoint_every = 2", "checkpoint_every = 1000")
     )
@@ -253,10 +255,10 @@ def test_a_trial_that_another_process_runs_is_refused(cache: Path, study_file: P
     assert "perplexity" in output
 
 
-def test_trials_that_fail_are_told_in_a_line_and_the_others_go_on(
+def test_a_failed_trial_gives_one_line_and_does_not_stop_the_others(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
-    """One whose trace cannot be written, and one whose folder cannot even be made."""
+    """One trial cannot write its trace, another cannot create its folder."""
     runs = tmp_path / "runs"
     finetune_record(runs, TRIALS[0]).with_name("trace.jsonl").mkdir(parents=True)
     folder = finetune_record(runs, TRIALS[-1]).parent
@@ -273,7 +275,7 @@ def test_trials_that_fail_are_told_in_a_line_and_the_others_go_on(
     assert f"{TRIALS[0]} failed: " in status.stdout
 
 
-def test_two_runs_at_once_do_the_study_together(cache: Path, study_file: Path, tmp_path: Path) -> None:
+def test_two_runs_at_once_share_the_study(cache: Path, study_file: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     command = [KIT, "run", study_file, "--runs", runs, "--cache", cache, "--jobs", "1"]
     both = [
@@ -287,8 +289,8 @@ def test_two_runs_at_once_do_the_study_together(cache: Path, study_file: Path, t
     assert not list(runs.rglob("failed.json"))
 
 
-def test_each_gpu_gets_a_trial_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the driver's tool lists, or what the user lets the run see."""
+def test_each_gpu_gets_one_trial_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The GPUs are those that the driver's tool lists, or that the user makes visible."""
     monkeypatch.setattr(gpus, "on_cpu", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

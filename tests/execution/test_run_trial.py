@@ -32,12 +32,12 @@ MODELS = ["tiny-neox", "tiny-llama-chat"]
 
 
 def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignores progress."""
+    """Ignore progress."""
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def trial(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Trial:
-    """The first 8-bit trial of each model, finished, its merged weights kept."""
+    """The finished first 8-bit trial of each model, with its merged weights."""
     folder = tmp_path_factory.mktemp("kept")
     study = load_study(str(write_study(folder, ("keep_merged = false", "keep_merged = true"))))
     trial = at(study, folder / "runs", cache).trial(f"{request.param}/adamw-8bit/1")
@@ -74,7 +74,7 @@ def test_plain_transformers_loads_the_merged_model(trial: Trial) -> None:
     assert weights_digest(trial.merged) == outputs(trial, "merge")["merged_digest"]
 
 
-def test_merged_weights_are_bit_for_bit_what_peft_gives(trial: Trial, cache: Path, tmp_path: Path) -> None:
+def test_merged_weights_have_the_bits_of_pefts_merge(trial: Trial, cache: Path, tmp_path: Path) -> None:
     folder = base_folder(at(trial.study, NO_RUNS, cache), trial.model.base)
     merge_weights(folder, trial.adapter, tmp_path, "float32")
     ours = load_full(tmp_path, "float32").state_dict()
@@ -95,7 +95,7 @@ def test_merged_logits_are_those_of_base_and_adapter(trial: Trial, cache: Path, 
     assert (merged - base).abs().max().item() > 100 * difference
 
 
-def test_perplexity_is_what_transformers_own_loss_gives_one_by_one(trial: Trial, cache: Path) -> None:
+def test_perplexity_equals_that_of_transformers_loss_for_single_examples(trial: Trial, cache: Path) -> None:
     model = load_full(trial.merged, "float32")
     tokenizer = load_tokenizer(trial.merged)
     total, tokens = 0.0, 0
@@ -132,7 +132,7 @@ def test_the_trace_has_every_step(trial: Trial) -> None:
 def test_rare_digests_are_also_taken_after_the_first_and_the_last_step(
     trial: Trial, cache: Path, tmp_path: Path
 ) -> None:
-    """The first update is what tells optimizers apart."""
+    """The first update is the first difference between optimizers."""
     study = dataclasses.replace(trial.study, digest_every=10)
     rare = at(study, tmp_path, cache).trial(trial.name)
     run_trial(rare, ["finetune"], quiet, seeds=outputs(trial, "finetune")["seeds"])
@@ -140,14 +140,14 @@ def test_rare_digests_are_also_taken_after_the_first_and_the_last_step(
     assert [step.adapter for step in read_trace(rare.trace)] == [*digests[:2], None, digests[3]]
 
 
-def test_the_trace_names_the_rows_that_were_seen(trial: Trial, cache: Path) -> None:
+def test_the_trace_names_the_rows_of_each_batch(trial: Trial, cache: Path) -> None:
     rows = part_rows(at(trial.study, NO_RUNS, cache), trial.model.data, "train", 42)
     examples = encode(load_tokenizer(trial.merged), trial.model, rows)
     for step in read_trace(trial.trace)[1:]:
         assert step.tokens == sum(len(examples[row].ids) for row in step.examples or [])
 
 
-def test_nothing_of_a_finished_fine_tuning_is_unfinished(trial: Trial) -> None:
+def test_a_finished_fine_tuning_leaves_no_checkpoint(trial: Trial) -> None:
     assert not trial.unfinished.exists()
 
 
@@ -176,7 +176,9 @@ def test_seeded_trials_give_the_same_bits_and_other_state_precision_other_bits(
     assert set(outputs(trial, "finetune")["optimizer_state"]) == {"float32"}
 
 
-def test_fresh_adapters_differ_and_can_be_drawn_again(cache: Path, study_file: Path, tmp_path: Path) -> None:
+def test_fresh_adapters_differ_and_can_be_repeated_from_recorded_seeds(
+    cache: Path, study_file: Path, tmp_path: Path
+) -> None:
     study = load_study(str(study_file))
     first, second = at(study, tmp_path / "runs", cache).trials()[:2]
     for trial in (first, second):
@@ -212,14 +214,14 @@ def test_a_trial_with_a_split_of_its_own_is_tested_on_its_own_test_part(
 
 @pytest.fixture
 def trained(cache: Path, study_file: Path, tmp_path: Path) -> Trial:
-    """A trial that is fine-tuned, with seeds of its own."""
+    """A fine-tuned trial with fresh seeds."""
     trial = at(study_file, tmp_path / "runs", cache).trials()[0]
     run_trial(trial, ["finetune"], quiet)
     return trial
 
 
 def stop_at(step: int) -> Progress:
-    """Stops a fine-tuning, as a signal does."""
+    """Return a callback that stops a fine-tuning at a step, as a signal does."""
 
     def watch(stage: str, done: int, total: int, loss: float | None) -> None:
         if loss is not None and done == step:
@@ -228,7 +230,7 @@ def stop_at(step: int) -> Progress:
     return watch
 
 
-def test_seeds_that_are_given_count_whatever_was_begun_with_others(trained: Trial, cache: Path) -> None:
+def test_given_seeds_replace_an_attempt_with_other_seeds(trained: Trial, cache: Path) -> None:
     trial, before = trained, outputs(trained, "finetune")
     with pytest.raises(StoppedError):
         run_trial(trial, ["finetune"], stop_at(2), force=True)
@@ -238,7 +240,7 @@ def test_seeds_that_are_given_count_whatever_was_begun_with_others(trained: Tria
     assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
 
 
-def test_a_damaged_adapter_is_made_again_from_the_seeds_of_its_record(trained: Trial, cache: Path) -> None:
+def test_a_damaged_adapter_is_restored_from_its_recorded_seeds(trained: Trial, cache: Path) -> None:
     trial, before = trained, outputs(trained, "finetune")
     (trial.adapter / "adapter_model.safetensors").unlink()
     run_trial(trial, ["finetune"], quiet)
@@ -288,13 +290,13 @@ def test_deleted_merged_weights_are_rebuilt_and_then_deleted_again(
 
 
 def flip(path: Path) -> None:
-    """Flips the last bit of a file."""
+    """Flip the last bit of a file."""
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
 
 
-def test_a_damaged_adapter_is_named_and_not_used_but_trained_again(cache: Path, tmp_path: Path) -> None:
+def test_a_damaged_adapter_is_named_and_trained_again(cache: Path, tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"))))
     trial = at(study, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
     run_trial(trial, STAGES, quiet)
@@ -310,12 +312,12 @@ def test_a_damaged_adapter_is_named_and_not_used_but_trained_again(cache: Path, 
     run_trial(trial, STAGES, quiet)
     assert trial_state(trial).state == "done"
     assert outputs(trial, "finetune")["adapter_digest"] == before["finetune"]["adapter_digest"]
-    # The same adapter again: what followed from it still stands.
+    # The adapter is the same again, so the later stages are still valid.
     assert outputs(trial, "time") == before["time"]
 
 
 @pytest.mark.parametrize("damage", ["model.safetensors", "config.json", "record"])
-def test_damaged_merged_weights_are_built_again_for_a_later_stage(
+def test_damaged_merged_weights_are_rebuilt_for_a_later_stage(
     damage: str, cache: Path, study_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     trial = at(study_file, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
@@ -337,7 +339,7 @@ def test_damaged_merged_weights_are_built_again_for_a_later_stage(
     assert outputs(trial, "merge") == before
 
 
-def test_weights_that_merge_to_others_than_were_recorded_are_not_evaluated(
+def test_merged_weights_that_differ_from_the_record_are_not_evaluated(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
     trial = at(study_file, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
@@ -353,10 +355,10 @@ def test_weights_that_merge_to_others_than_were_recorded_are_not_evaluated(
 
 
 @needs_mount
-def test_a_full_disk_is_named_with_the_way_out_and_loses_nothing(
+def test_a_full_disk_gives_a_helpful_error_and_loses_nothing(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
-    """It fills up when the adapter is there, and merged weights are about to be written."""
+    """The disk fills up after the adapter is written, before the merged weights."""
     script = """
 import shutil, sys
 from pathlib import Path
@@ -421,7 +423,7 @@ def test_a_stage_out_of_order_says_what_is_missing(cache: Path, study_file: Path
 
 
 def test_greedy_decoding_gives_the_answers_that_count_as_right(cache: Path, study_file: Path) -> None:
-    """A model that has learned one answer by heart, measured and asked."""
+    """Evaluate and ask a model that has memorized one answer."""
     study = load_study(str(study_file))
     wanted = study.models["tiny-llama-chat"]
     folder = base_folder(at(study, NO_RUNS, cache), wanted.base)

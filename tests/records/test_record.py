@@ -1,4 +1,4 @@
-"""Records, and how they tell that a stage is stale."""
+"""Records, and how they show that a stage is stale."""
 
 import ast
 import importlib.util
@@ -53,13 +53,13 @@ PACKAGE = Path(qlora_repeat.__file__).parent
 
 
 def sealed(**changes: Any) -> bytes:
-    """The text of a record with other content, and the digest that fits it."""
+    """Return the text of a record with changed content and the matching digest."""
     content = {"format": FORMAT, **asdict(RECORD), **changes}
     return json_text({**content, "digest": json_digest(content)}).encode()
 
 
 def refusal(path: Path) -> str:
-    """Why a file is no record."""
+    """Return why a file is not a record."""
     with pytest.raises(MissingError) as caught:
         read_record(path)
     message = str(caught.value)
@@ -75,7 +75,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "evaluate.json").read_bytes() == sealed()
 
 
-def test_what_json_writes_otherwise_is_read_as_json(tmp_path: Path) -> None:
+def test_values_that_json_converts_are_read_as_json(tmp_path: Path) -> None:
     outputs = {"losses": {10: math.inf, 9: -0.0}, "pair": (1, 2)}
     write_record(tmp_path / "evaluate.json", replace(RECORD, outputs=outputs))
     found = read_record(tmp_path / "evaluate.json")
@@ -94,7 +94,7 @@ _PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | _TEXT
         st.recursive(_PLAIN, lambda inner: st.lists(inner) | st.dictionaries(_TEXT, inner), max_leaves=9),
     )
 )
-def test_whatever_json_a_stage_gives_is_read_as_it_was_written(outputs: dict[str, Any]) -> None:
+def test_any_json_outputs_are_read_as_they_were_written(outputs: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "evaluate.json")
         write_record(path, replace(RECORD, outputs=outputs))
@@ -103,7 +103,7 @@ def test_whatever_json_a_stage_gives_is_read_as_it_was_written(outputs: dict[str
     assert json_text(found.outputs) == json_text(outputs)
 
 
-def test_no_file_is_no_record(tmp_path: Path) -> None:
+def test_a_missing_file_is_no_record(tmp_path: Path) -> None:
     assert read_record(tmp_path / "evaluate.json") is None
 
 
@@ -112,7 +112,7 @@ def test_no_file_is_no_record(tmp_path: Path) -> None:
     ["", "{", "null", "[]", "3", "{}", '{"format": 2}', "\ud800", "[" * 100_000, "1" * 5000],
     ids=lambda content: content[:14] or "empty",
 )
-def test_what_is_no_record_is_named_with_the_way_out(content: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_record_gives_a_helpful_error(content: str, tmp_path: Path) -> None:
     path = tmp_path / "evaluate.json"
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
     refusal(path)
@@ -139,13 +139,15 @@ def test_what_is_no_record_is_named_with_the_way_out(content: str, tmp_path: Pat
         ({"files": {"x": {**KEPT, "mode": 1}}}, "file 'x': expected exactly the keys sha256 and bytes"),
     ],
 )
-def test_a_record_of_another_shape_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    """Even with the right digest: it may come from elsewhere."""
+def test_a_record_with_wrong_keys_or_types_is_refused(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    """The digest matches, because someone else may have written the record."""
     (tmp_path / "evaluate.json").write_bytes(sealed(**changes))
     assert reason in refusal(tmp_path / "evaluate.json")
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
     text = sealed().replace(b'  "seconds": 1.25,\n', b'  "seconds": 9.25,\n  "seconds": 1.25,\n')
     (tmp_path / "evaluate.json").write_bytes(text)
     assert "key 'seconds' appears twice" in refusal(tmp_path / "evaluate.json")
@@ -162,7 +164,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         (b"1.25", b"125e-2"),
     ],
 )
-def test_another_number_and_another_way_to_write_it_are_noticed(
+def test_a_changed_number_and_a_changed_spelling_of_it_are_noticed(
     old: bytes, new: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "evaluate.json").write_bytes(sealed().replace(old, new, 1))
@@ -224,20 +226,20 @@ def test_settings_are_the_same_once_recorded(stage: Any, study: Study, tmp_path:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of the kit, to change."""
+    """Return a copy of the kit that can be changed."""
     return Path(
         shutil.copytree(PACKAGE, tmp_path / "qlora_repeat", ignore=shutil.ignore_patterns("__pycache__"))
     )
 
 
 def digests(package: Path) -> dict[str, str]:
-    """The digest of each stage's code in a copy of the kit."""
+    """Return the digest of each stage's code in a copy of the kit."""
     code_digest = code_digest_of(package)
     return {stage: code_digest(*modules) for stage, modules in MODULES.items()}
 
 
 def code_digest_of(package: Path) -> Callable[..., str]:
-    """The function of a copy of the kit that digests the code of that copy."""
+    """Return the function `code_digest` of a copy of the kit."""
     spec = importlib.util.spec_from_file_location("of_the_copy", package / "records" / "code_digest.py")
     assert spec is not None
     assert spec.loader is not None
@@ -297,7 +299,7 @@ def told(trial: Trial, size: int = 1) -> str:
 
 
 def made_stale(package: Path, old: str, new: str) -> list[str]:
-    """The stages whose code is another if this text in a module of one stage is."""
+    """Return the stages whose code digest changes with this text of a module."""
     assert old in MODULE
     (package / "stages" / "timing.py").write_text(MODULE)
     before = digests(package)
@@ -316,7 +318,7 @@ def made_stale(package: Path, old: str, new: str) -> list[str]:
     ],
     ids=["module's docstring", "comment", "comment, spaces and blank lines", "function's docstring"],
 )
-def test_what_is_said_about_code_makes_nothing_stale(old: str, new: str, package: Path) -> None:
+def test_comments_and_docstrings_make_nothing_stale(old: str, new: str, package: Path) -> None:
     assert made_stale(package, old, new) == []
 
 
@@ -325,11 +327,11 @@ def test_what_is_said_about_code_makes_nothing_stale(old: str, new: str, package
     [("int = 1", "int = 2"), (" of {", " in {"), ("* 2", "+ 2"), ("SIZE = 30", "SIZE = 31")],
     ids=["default value", "text", "operator", "number"],
 )
-def test_what_code_does_makes_its_stage_stale(old: str, new: str, package: Path) -> None:
+def test_a_code_change_makes_its_stage_stale(old: str, new: str, package: Path) -> None:
     assert made_stale(package, old, new) == ["time"]
 
 
-def test_modules_are_followed_however_they_are_imported(package: Path) -> None:
+def test_every_form_of_import_is_followed(package: Path) -> None:
     (package / "render" / "deep.py").write_text("VALUE = 1\n")
     for line in (
         "from qlora_repeat.render.deep import VALUE",
@@ -365,7 +367,7 @@ def test_a_name_of_a_module_that_does_not_exist_is_an_error(package: Path) -> No
 
 
 def test_packages_have_no_code_of_their_own() -> None:
-    """Their `__init__` files are in no digest, so that a change to code there would make nothing stale."""
+    """No digest includes `__init__` files, so a change to code there would make nothing stale."""
     for path in PACKAGE.rglob("__init__.py"):
         if path.parent != PACKAGE:
             (docstring,) = ast.parse(path.read_text(encoding="utf-8")).body
@@ -410,5 +412,5 @@ print(json.dumps({stage: state.changed for stage, state in states.items() if sta
     assert json.loads(done.stdout) == STALE[module]
 
 
-def test_where_the_kit_stands_makes_nothing_stale(package: Path) -> None:
+def test_the_kits_folder_makes_nothing_stale(package: Path) -> None:
     assert digests(package) == digests(PACKAGE)

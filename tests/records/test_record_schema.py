@@ -1,4 +1,4 @@
-"""Records of another shape than a stage writes: damaged, named with the key, and no harm to other trials."""
+"""A record with wrong keys or types is damaged and named with the key, and other trials are unaffected."""
 
 import math
 import subprocess
@@ -25,12 +25,12 @@ NAME = "tiny-neox/adamw-8bit/1"
 NO_CACHE = Path("/nonexistent")
 RESPONSE = {"prompt": "p", "temperature": 1, "top_p": 0.5, "text": "t", "answer": None, "seed": 3}
 GONE = object()
-"""Stands for a key that is not there."""
+"""Marks a missing key."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
-    """The tiny study, finished; each test mends what it spoils."""
+    """The finished tiny study; each test restores what it changes."""
     from support.tiny import write_study
 
     folder = tmp_path_factory.mktemp("finished")
@@ -46,7 +46,7 @@ def trial(runs: tuple[Study, Path]) -> Trial:
 
 @pytest.fixture
 def rewrite(trial: Trial) -> Any:
-    """Writes a value into a record, at a dotted key, with a digest that fits; all is as it was afterwards."""
+    """Return a function that sets a dotted key of a record and its digest; restore the record afterwards."""
     before: dict[Path, bytes] = {}
 
     def rewritten(path: Path, key: str, value: Any) -> None:
@@ -104,7 +104,7 @@ MISFITS: list[tuple[str, str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("stage", "key", "value", "words"), MISFITS)
-def test_a_record_of_another_shape_is_damaged_and_takes_no_other_trial_with_it(
+def test_a_record_with_wrong_keys_or_types_is_damaged_and_other_trials_are_unaffected(
     stage: Any, key: str, value: Any, words: str, trial: Trial, rewrite: Rewrite
 ) -> None:
     path = trial.record(stage)
@@ -129,7 +129,7 @@ def test_a_record_of_another_shape_is_damaged_and_takes_no_other_trial_with_it(
         ("inputs|settings", 1, "inputs.settings is 1"),
     ],
 )
-def test_a_test_of_a_base_of_another_shape_gives_no_number(
+def test_a_base_test_with_wrong_keys_or_types_gives_no_number(
     key: str, value: Any, words: str, trial: Trial, rewrite: Rewrite
 ) -> None:
     path = trial.workspace.base_tests("tiny-neox")[0].record
@@ -156,7 +156,7 @@ def test_a_test_of_a_base_of_another_shape_gives_no_number(
         ("time", "fingerprint|gpu", "A GPU"),
     ],
 )
-def test_what_a_stage_may_write_is_no_damage(
+def test_optional_and_additional_outputs_are_no_damage(
     stage: Any, key: str, value: Any, trial: Trial, rewrite: Rewrite
 ) -> None:
     rewrite(trial.record(stage), key, value)
@@ -174,7 +174,7 @@ def test_responses_are_what_a_row_of_results_takes(trial: Trial, rewrite: Rewrit
     assert row.responses == [Response(**RESPONSE)]  # type: ignore[arg-type]
 
 
-def test_the_commands_name_it_in_a_line(trial: Trial, rewrite: Rewrite, tmp_path: Path) -> None:
+def test_commands_name_the_damage_in_one_line(trial: Trial, rewrite: Rewrite, tmp_path: Path) -> None:
     rewrite(trial.record("finetune"), "outputs|seeds", GONE)
     line = f"{trial.record('finetune')}: not a valid record (no outputs.seeds); "
     options = [trial.workspace.runs / "tiny.toml", "--runs", trial.workspace.runs, "--cache", tmp_path]

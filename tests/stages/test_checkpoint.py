@@ -1,4 +1,4 @@
-"""Fine-tunings killed at every step and at every change of a file, and taken up again to the same bits."""
+"""Fine-tunings that are killed at every step and file change resume to the same bits."""
 
 import functools
 import multiprocessing
@@ -34,7 +34,7 @@ forks.set_forkserver_preload(["qlora_repeat.execution.preload"])
 
 
 def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, moment: int, number: int) -> None:
-    """Fine-tunes in a process that signals itself after a step, within one, or before a change of a file."""
+    """Fine-tune in a process that signals itself after a step, within a step, or before a file change."""
     changes = 0
 
     def watch(stage: str, done: int, total: int, loss: float | None) -> None:
@@ -63,11 +63,11 @@ def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, moment
 
 
 CHANGES = {"open", "os.rename", "os.remove", "os.link", "os.chmod", "os.truncate", "shutil.rmtree"}
-"""What Python tells of before it does it (PEP 578); a file is written between `open` and `os.chmod`."""
+"""Events that Python announces (PEP 578); a file is written between `open` and `os.chmod`."""
 
 
 class Arena:
-    """Runs of trials in processes of their own, each in a folder of its own."""
+    """Runs trials, each in its own process and folder."""
 
     def __init__(self, folder: Path, cache: Path, *replacements: tuple[str, str]) -> None:
         steps = ("\nsteps = 3", f"\nsteps = {STEPS}")
@@ -100,7 +100,7 @@ def arena(cache: Path, tmp_path: Path) -> Arena:
 
 @pytest.fixture(scope="module")
 def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trial]:
-    """A trial of the arena's study that nothing interrupted."""
+    """Return an uninterrupted trial of the arena's study."""
     arena = Arena(tmp_path_factory.mktemp("whole"), cache, SEEDED)
 
     @functools.cache
@@ -141,7 +141,7 @@ def test_killed_after_any_step_it_ends_with_the_same_adapter_and_trace(
 def test_killed_before_any_change_of_a_file_it_ends_with_the_same_adapter_and_trace(
     arena: Arena, whole: Callable[[str], Trial]
 ) -> None:
-    """Each attempt gets one change further than it would have had to, until one gets through."""
+    """Each attempt is killed one file change later, until one finishes."""
     name = "tiny-neox/adamw-8bit/1"
     attempts = 1
     while (code := arena.start(name, "killed", "file", attempts)) != 0:
@@ -165,7 +165,7 @@ def test_fresh_seeds_are_drawn_once_however_often_it_is_killed(cache: Path, tmp_
     assert outputs(arena.trial(name, "others"))["seeds"] != start["seeds"]
 
 
-def test_a_damaged_checkpoint_is_passed_over(arena: Arena, whole: Callable[[str], Trial]) -> None:
+def test_a_damaged_checkpoint_is_skipped(arena: Arena, whole: Callable[[str], Trial]) -> None:
     name = "tiny-llama-chat/adamw-8bit/1"
     assert arena.start(name, "killed", "step", 3) == -signal.SIGKILL
     for file in ("adapter.safetensors", "optimizer.safetensors", "checkpoint.json", "../trace.jsonl"):
@@ -181,7 +181,9 @@ def test_a_damaged_checkpoint_is_passed_over(arena: Arena, whole: Callable[[str]
         assert_same(damaged, whole(name))
 
 
-def test_half_a_line_of_the_trace_is_written_again(arena: Arena, whole: Callable[[str], Trial]) -> None:
+def test_an_incomplete_line_of_the_trace_is_written_again(
+    arena: Arena, whole: Callable[[str], Trial]
+) -> None:
     name = "tiny-neox/adamw-8bit/1"
     assert arena.start(name, "killed", "step", 3) == -signal.SIGKILL
     killed = arena.trial(name, "killed")
@@ -192,7 +194,7 @@ def test_half_a_line_of_the_trace_is_written_again(arena: Arena, whole: Callable
     assert_same(killed, whole(name))
 
 
-def test_with_other_settings_it_starts_anew(arena: Arena) -> None:
+def test_with_other_settings_it_starts_over(arena: Arena) -> None:
     name = "tiny-neox/adamw-8bit/1"
     assert arena.start(name, "killed", "step", 3) == -signal.SIGKILL
     arena.study.write_text(arena.study.read_text().replace("alpha = 32", "alpha = 16"))
@@ -202,7 +204,7 @@ def test_with_other_settings_it_starts_anew(arena: Arena) -> None:
     assert_same(arena.trial(name, "killed"), arena.trial(name, "whole"))
 
 
-def test_an_older_adapter_stays_until_the_new_one_is_whole(arena: Arena) -> None:
+def test_an_older_adapter_stays_until_the_new_one_is_complete(arena: Arena) -> None:
     name = "tiny-neox/adamw-8bit/1"
     assert arena.start(name, "runs") == 0
     trial = arena.trial(name, "runs")

@@ -25,7 +25,7 @@ BATCHES = [(1, 1), (1, 7), (2, 19), (1, 64)]
 
 @pytest.fixture
 def bitwise(study: Study) -> Study:
-    """The tiny study, so that every bit is settled."""
+    """The tiny study with fixed seeds."""
     return dataclasses.replace(study, profile="bitwise")
 
 
@@ -34,7 +34,7 @@ def trials_with(study: Study, weights: FrozenWeights, runs: Path, cache: Path) -
 
 
 def adapted(study: Study, cache: Path) -> Any:
-    """A tiny model as fine-tuning has it."""
+    """A tiny model with an adapter, as in fine-tuning."""
     trial = at(study, NO_RUNS, cache).trials()[0]
     base = load_quantized(study, base_folder(trial.workspace, trial.model.base))
     return with_adapter(trial, base)
@@ -45,7 +45,7 @@ def adapted(study: Study, cache: Path) -> Any:
 def test_adapters_and_traces_are_the_same_bits_whatever_the_frozen_weights(
     optimizer: str, checkpointing: bool, bitwise: Study, cache: Path, tmp_path: Path
 ) -> None:
-    """Both architectures, gradients and all, and with layers that are computed twice."""
+    """For both architectures, also with gradient checkpointing."""
     models = {
         name: dataclasses.replace(
             model,
@@ -123,7 +123,7 @@ def test_auto_unpacks_where_memory_allows(study: Study, cache: Path, monkeypatch
 def test_auto_keeps_4_bits_where_the_bits_would_differ(
     study: Study, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU that multiplies without unpacking; asked for by name it is done, and the record tells."""
+    """As on a GPU with fused kernels. If set by name, weights are dequantized, and the record says so."""
     model = adapted(study, cache)
     monkeypatch.setattr(dequantize, "gives_same_bits", lambda *given: False)
     assert dequantize.set_frozen_weights(model, "auto", BATCHES, 1) == {

@@ -20,7 +20,7 @@ PINNED = ('adapter_init = "fresh"', "adapter_init = 7")
 
 
 def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignores progress."""
+    """Ignore progress."""
 
 
 def trained(folder: Path, cache: Path, optimizer: str, *changes: tuple[str, str], number: int = 1) -> Trial:
@@ -32,7 +32,7 @@ def trained(folder: Path, cache: Path, optimizer: str, *changes: tuple[str, str]
 
 
 def test_the_old_map_changes_the_second_update(cache: Path, tmp_path: Path) -> None:
-    """The first update has second moments that were never kept."""
+    """The second moments of the first update were never stored."""
     today = trained(tmp_path / "today", cache, "adamw-8bit")
     old = trained(tmp_path / "old", cache, "adamw-8bit+bitsandbytes-0.41.0")
     parted = first_divergence(read_trace(today.trace), read_trace(old.trace))
@@ -55,7 +55,7 @@ def test_a_nudge_is_one_weight_by_one_ulp(number: int, cache: Path, tmp_path: Pa
 NUDGE = ('kernels = "default"\n\n[profiles.seeded]', 'kernels = "default"\nnudge = true\n\n[profiles.seeded]')
 
 
-def test_the_first_steps_are_those_of_the_whole(cache: Path, tmp_path: Path) -> None:
+def test_the_first_steps_equal_those_of_a_whole_trial(cache: Path, tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", cache, "adamw-8bit", ('schedule = "constant"', 'schedule = "cosine"'))
     begun = at(whole.study, tmp_path / "begun", cache).trial(whole.name)
     told: list[tuple[int, int]] = []

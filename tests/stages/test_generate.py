@@ -27,14 +27,14 @@ from qlora_repeat.stages.generate import answer_letter, finite_scores
         ("A person says B", "B"),
     ],
 )
-def test_the_first_letter_that_stands_alone_is_the_answer(response: str, letter: str) -> None:
+def test_the_first_single_letter_is_the_answer(response: str, letter: str) -> None:
     assert answer_letter(response) == letter
 
 
 @pytest.mark.parametrize(
     "response", ["", "27", "E", "b", "Because", "ABCD", "D'accord", "Don’t", "BC", "A's", "A person does"]
 )
-def test_there_may_be_none(response: str) -> None:
+def test_a_response_may_have_no_answer(response: str) -> None:
     assert answer_letter(response) is None
 
 
@@ -47,7 +47,7 @@ def test_quotation_marks_do_not_hide_a_letter_and_digits_do(response: str, lette
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 @pytest.mark.parametrize("worst", [math.inf, -math.inf, math.nan])
-def test_scores_of_a_diverged_model_can_be_sampled_from(temperature: float, worst: float) -> None:
+def test_scores_of_a_diverged_model_can_be_sampled(temperature: float, worst: float) -> None:
     scores = finite_scores(None, torch.tensor([[0.0, worst, 1.0]]))
     chances = torch.softmax(scores / temperature, dim=-1)
     assert torch.multinomial(chances, 1).item() in (0, 1, 2)

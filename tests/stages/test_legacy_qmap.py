@@ -5,8 +5,8 @@ import torch
 from qlora_repeat.stages.legacy_qmap import old_map, set_legacy_qmap
 
 
-def test_the_old_map_is_that_of_the_releases() -> None:
-    """524 values where 256 fit, so that nothing above a tenth of a block's largest moment can be kept."""
+def test_the_old_map_equals_the_map_of_the_releases() -> None:
+    """Only 256 of its 524 values fit: nothing above a tenth of a block's largest moment can be stored."""
     values = old_map()
     assert len(values) == 524
     assert values == sorted(values)
@@ -22,7 +22,7 @@ def test_todays_map_has_all_of_its_values() -> None:
 
 
 def _second_moments(legacy_qmap: str | None) -> torch.Tensor:
-    """What 8-bit AdamW has kept of the squares of gradients 0 to 1 after a step, relative to the largest."""
+    """Return the second moments, relative to the largest, that 8-bit AdamW stores for gradients 0 to 1."""
     from bitsandbytes.functional import dequantize_blockwise
     from bitsandbytes.optim import PagedAdamW8bit
 
@@ -46,8 +46,8 @@ def test_with_the_old_map_large_moments_are_lost() -> None:
     assert (old[last] < true[last] / 9).all()
 
 
-def test_a_map_that_is_set_is_that_of_the_optimizer_alone() -> None:
-    """Another optimizer in the same process has today's."""
+def test_a_map_is_set_for_one_optimizer_only() -> None:
+    """Another optimizer in the same process has today's map."""
     before = _second_moments(None)
     assert not torch.equal(_second_moments("bitsandbytes-0.41.0"), before)
     assert torch.equal(_second_moments(None), before)

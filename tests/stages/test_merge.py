@@ -62,9 +62,7 @@ def test_an_adapter_is_merged_by_the_papers_sum(base: Path, tmp_path: Path) -> N
         ('{"r": 0, "lora_alpha": 4}', "expected numbers lora_alpha and r"),
     ],
 )
-def test_a_configuration_that_does_not_hold_is_refused(
-    config: str, reason: str, base: Path, tmp_path: Path
-) -> None:
+def test_an_invalid_configuration_is_refused(config: str, reason: str, base: Path, tmp_path: Path) -> None:
     folder = adapter(tmp_path, config=config)
     with pytest.raises(MissingError) as caught:
         merged(base, folder, tmp_path)
@@ -74,7 +72,7 @@ def test_a_configuration_that_does_not_hold_is_refused(
 
 
 class Harm:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return Path.touch, (Path("harm-was-done"),)
@@ -107,7 +105,7 @@ def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> No
         merged(base, folder, tmp_path)
 
 
-def test_a_base_whose_index_leads_elsewhere_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_base_whose_index_points_outside_is_refused(base: Path, tmp_path: Path) -> None:
     index = base / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"layer.weight": "../elsewhere.safetensors"}}))
     with pytest.raises(MissingError, match=f"^{index}: 'layer.weight' is mapped to"):
@@ -115,7 +113,7 @@ def test_a_base_whose_index_leads_elsewhere_is_refused(base: Path, tmp_path: Pat
 
 
 def test_merging_holds_one_tensor_of_the_base_at_a_time(tmp_path: Path) -> None:
-    """What is mapped of the base's file is the system's to drop; what is not, would have to be swapped."""
+    """The system can drop mapped memory, but would have to swap other memory."""
     (folder := tmp_path / "base").mkdir()
     shape = (2048, 4096)  # 32 MiB each in float32
     save_file({f"layer.{n}.weight": torch.ones(shape) for n in range(12)}, folder / "model.safetensors")

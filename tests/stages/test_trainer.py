@@ -1,4 +1,4 @@
-"""Steps that a gradient scaler skips, losses that are not finite, and all ways of training gone on with."""
+"""Skipped steps, infinite losses, and resuming with every way of training."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ NAME = "tiny-neox/adamw-8bit/1"
 
 
 def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignores progress."""
+    """Ignore progress."""
 
 
 def outputs(trial: Trial) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def outputs(trial: Trial) -> dict[str, Any]:
 
 @pytest.fixture
 def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives every fine-tuning a gradient scaler, as float16 does on a GPU: one that begins far too high."""
+    """Give every fine-tuning a gradient scaler, as float16 on a GPU has, with a far too high scale."""
     make = finetune._trainer
 
     def with_scaler(*arguments: Any) -> Any:
@@ -73,7 +73,7 @@ def test_a_step_that_the_scaler_skips_is_marked_and_changes_nothing(trial: Trial
 
 @pytest.mark.usefixtures("scaled")
 @pytest.mark.parametrize("stop", [2, 4])
-def test_the_scaler_goes_on_from_a_checkpoint(stop: int, trial: Trial, cache: Path, tmp_path: Path) -> None:
+def test_the_scaler_resumes_from_a_checkpoint(stop: int, trial: Trial, cache: Path, tmp_path: Path) -> None:
     run_trial(trial, ["finetune"], quiet)
     other = at(trial.study, tmp_path / "others", cache).trial(NAME)
 
@@ -113,7 +113,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_it_goes_on_to_the_same_bits_however_it_is_trained(way: str, cache: Path, tmp_path: Path) -> None:
+def test_every_way_of_training_resumes_to_the_same_bits(way: str, cache: Path, tmp_path: Path) -> None:
     text = write_study(
         tmp_path, ('adapter_init = "fresh"', "adapter_init = 7"), ("\nsteps = 3", "\nsteps = 6")
     )

@@ -34,17 +34,17 @@ sbatch = { mail-type = "END", nice = 5 }
         ("1-0:0:1", 1441),
     ],
 )
-def test_time_limits_are_as_sbatch_takes_them(text: str, minutes: int) -> None:
+def test_time_limits_are_in_the_formats_of_sbatch(text: str, minutes: int) -> None:
     assert minutes_of(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "0", "0-0"])
-def test_what_is_no_time_limit_is_told_in_a_line(text: str) -> None:
+def test_an_invalid_time_limit_gives_one_line(text: str) -> None:
     with pytest.raises(UsageError, match="--time"):
         minutes_of(text)
 
 
-def test_a_study_has_settings_and_options_say_otherwise(tmp_path: Path) -> None:
+def test_options_override_the_settings_of_a_study(tmp_path: Path) -> None:
     study = load_study(str(write_study(tmp_path, ("[quantization]", TABLE))))
     asked = over(study.cluster, Cluster(partition="long", sbatch={"nice": 0}))
     assert (asked.partition, asked.minutes) == ("long", 90)
@@ -104,7 +104,7 @@ def test_settings_of_a_study_make_no_trial_stale(tmp_path: Path) -> None:
         ]
 
 
-def test_the_users_file_is_read_and_its_mistakes_are_told(
+def test_the_users_file_is_read_and_its_mistakes_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "cluster.toml"
@@ -124,7 +124,7 @@ def test_the_users_file_is_read_and_its_mistakes_are_told(
             read_user_file()
 
 
-def test_without_a_file_of_the_user_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_users_file_nothing_is_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QLORA_REPEAT_CLUSTER", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert read_user_file() == Cluster()
@@ -138,16 +138,14 @@ def test_without_a_file_of_the_user_nothing_is_asked(tmp_path: Path, monkeypatch
         (["--image", "none.sif"], "--image none.sif: no such file"),
     ],
 )
-def test_mistakes_are_told_in_a_line(
-    options: list[str], words: str, study_file: Path, tmp_path: Path
-) -> None:
+def test_mistakes_give_one_line(options: list[str], words: str, study_file: Path, tmp_path: Path) -> None:
     arguments = ["submit", str(study_file), "--dry-run", "--runs", str(tmp_path), *options]
     done = CliRunner().invoke(cli, arguments)
     assert isinstance(done.exception, UsageError)
     assert str(done.exception).startswith(words)
 
 
-def test_a_dry_run_tells_what_would_be_asked(study_file: Path, tmp_path: Path) -> None:
+def test_a_dry_run_shows_what_would_be_requested(study_file: Path, tmp_path: Path) -> None:
     arguments = ["submit", str(study_file), "--dry-run", "--runs", str(tmp_path / "runs")]
     arguments += ["--gpus", "a100:2", "--partition", "gpu", "--time", "1:30:00", "--memory", "8"]
     done = CliRunner().invoke(cli, [*arguments, "--concurrent", "4", "--sbatch", "exclusive"])
@@ -166,7 +164,7 @@ def test_a_dry_run_tells_what_would_be_asked(study_file: Path, tmp_path: Path) -
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_a_slurm_nothing_is_submitted(
+def test_without_slurm_nothing_is_submitted(
     study_file: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qlora_repeat.errors import MissingError

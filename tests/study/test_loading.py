@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The data folder of a kit installed from a wheel, which brings the study `tiny`."""
+    """The data folder of a kit installed from a wheel, with the study `tiny`."""
     folder = tmp_path / "site-packages" / "qlora_repeat" / "data"
     (folder / "studies").mkdir(parents=True)
     write_study(folder / "studies")
@@ -41,7 +41,7 @@ def test_the_current_folder_comes_before_its_studies_and_these_before_those_of_t
     assert study_path("pocket") == Path("pocket.toml")
 
 
-def test_a_path_is_taken_as_it_is(here: Path) -> None:
+def test_a_path_is_used_unchanged(here: Path) -> None:
     assert study_path("studies/pocket.toml@bitwise") == Path("studies/pocket.toml")
 
 
@@ -79,7 +79,7 @@ def test_a_study_of_an_installed_kit_is_locked_in_the_current_folder(here: Path,
     assert lock_file(workspace).current == Path("tiny.lock")
 
 
-def test_others_call_a_study_of_the_kit_by_its_name(here: Path, installed: Path) -> None:
+def test_a_study_of_the_kit_is_portable_by_its_name(here: Path, installed: Path) -> None:
     assert portable_name("tiny@bitwise") == "tiny@bitwise"
     write_study(here)
     assert portable_name("tiny@bitwise") == "tiny.toml@bitwise"

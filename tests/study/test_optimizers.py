@@ -11,13 +11,13 @@ from qlora_repeat.study.optimizers import Optimizer, OptimizerName
 OLD = "adamw-8bit+bitsandbytes-0.41.0"
 
 
-def test_a_name_tells_family_bits_and_map() -> None:
+def test_a_name_contains_family_bits_and_map() -> None:
     assert Optimizer.parse(OLD) == Optimizer("adamw", 8, "bitsandbytes-0.41.0")
     assert Optimizer.parse("lion-32bit") == Optimizer("lion", 32)
 
 
 @given(st.one_of(st.sampled_from(get_args(OptimizerName)), st.text(st.characters(exclude_characters="+"))))
-def test_every_name_comes_back(name: str) -> None:
+def test_every_name_survives_parsing(name: str) -> None:
     assert Optimizer.parse(name).name == name
 
 
@@ -31,11 +31,11 @@ def test_every_name_comes_back(name: str) -> None:
         ("sgd", "sgd"),
     ],
 )
-def test_headings_are_the_papers(name: str, heading: str) -> None:
+def test_headings_are_those_of_the_paper(name: str, heading: str) -> None:
     assert Optimizer.parse(name).heading == heading
 
 
-def test_each_8_bit_optimizer_has_a_32_bit_one_to_be_compared_with() -> None:
+def test_each_8_bit_optimizer_has_a_32_bit_reference() -> None:
     found = {name: Optimizer.parse(name).reference.name for name in get_args(OptimizerName)}
     assert set(found.values()) == {"adamw-32bit", "lion-32bit"}
     assert found[OLD] == "adamw-32bit"

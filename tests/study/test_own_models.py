@@ -21,7 +21,7 @@ MOST_LINES = 20
 
 
 def extended(plain: str, block: str) -> str:
-    """A study file with a block: tables go to its end, other lines to where their keys are."""
+    """Write a study file with a block: its tables at the end, other lines next to their keys."""
     if block.startswith("["):
         return f"{plain}\n{block}"
     for line in block.splitlines():
@@ -31,7 +31,7 @@ def extended(plain: str, block: str) -> str:
 
 
 def written(plain: str, block: str, path: Path) -> Study:
-    """The extended study, named like its file, once few enough lines are others."""
+    """Return the extended study, if few enough lines differ."""
     text = re.sub(
         r'^name = ".*"$', f'name = "{path.stem}"', extended(plain, block), count=1, flags=re.MULTILINE
     )
@@ -61,7 +61,7 @@ def test_the_pocket_study_takes_it(block: str, tmp_path: Path) -> None:
 
 
 def tiny_block(block: str) -> str:
-    """With the tiny study's base, and next to no pretraining."""
+    """Use the tiny study's base and almost no pretraining."""
     changes = {"fortune_steps = 80": "fortune_steps = 1", "question_steps = 30": "question_steps = 1"}
     changes |= {"batch_size = 16": "batch_size = 2", 'base = "smollm2-135m"': 'base = "tiny-llama"'}
     for old, new in changes.items():

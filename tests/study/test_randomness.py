@@ -55,11 +55,11 @@ def test_a_seed_depends_on_nothing_else() -> None:
     assert seeds == {int(elsewhere.stdout)}
 
 
-def test_seeds_stay_what_they_were_when_results_were_published() -> None:
+def test_seeds_equal_those_of_published_results() -> None:
     assert [stream_seed(42, source) for source in SOURCES] == PUBLISHED
 
 
-def test_fresh_draws_differ_whatever_was_seeded() -> None:
+def test_fresh_draws_differ_even_with_equal_seeds() -> None:
     drawn = set()
     for _ in range(50):
         random.seed(1)
@@ -70,7 +70,7 @@ def test_fresh_draws_differ_whatever_was_seeded() -> None:
     assert all(0 <= seed < 2**32 for seed in drawn)
 
 
-def test_a_stream_is_the_same_whatever_ran_before() -> None:
+def test_a_stream_does_not_depend_on_what_ran_before() -> None:
     drawn = []
     for state in (1, 2):
         torch.manual_seed(state)
@@ -80,7 +80,7 @@ def test_a_stream_is_the_same_whatever_ran_before() -> None:
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_the_generator_goes_on_after_a_stream_as_if_there_had_been_none(failing: bool) -> None:
+def test_a_stream_leaves_the_generator_unchanged(failing: bool) -> None:
     torch.manual_seed(1)
     undisturbed = torch.rand(3).tolist()
     torch.manual_seed(1)
@@ -103,7 +103,7 @@ def test_streams_within_each_other_do_not_mix() -> None:
         assert first + torch.rand(2).tolist() == alone
 
 
-def test_a_seed_is_that_of_all_trials_or_each_has_one_of_its_own() -> None:
+def test_a_seed_is_for_all_trials_or_for_each() -> None:
     for source in SOURCES:
         assert {draw_seed(42, source, trial) for trial in range(1, 8)} == {42}
         drawn = [draw_seed(PerTrial(42), source, trial) for trial in range(1, 8)]
@@ -117,7 +117,7 @@ ROWS = [{"quote": str(number)} for number in range(20)]
 
 
 def draw(source: Source, seed: int, step: int) -> Any:
-    """What the kit draws from a source at a step."""
+    """Return what the kit draws from a source at a step."""
     if source == "split":
         return split_rows(QUOTES, ROWS, seed)["test"]
     if source == "data_order":
@@ -131,7 +131,7 @@ def draw(source: Source, seed: int, step: int) -> Any:
 
 
 def disturb(how: int) -> None:
-    """What another library, an evaluation or a user's code does to the generators of a process."""
+    """Change generators of the process, as another library, an evaluation or a user's code does."""
     random.seed(how)
     np.random.seed(how)
     np.random.rand(how)
@@ -144,8 +144,8 @@ DRAWS = st.tuples(st.sampled_from(SOURCES), st.integers(0, 3), st.integers(0, 11
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(DRAWS, st.integers(0, 99)), max_size=12))
-def test_a_draw_is_the_same_whatever_was_drawn_before_it(program: list[Any]) -> None:
-    """Any draws from any sources in any order, with anything else that draws in between."""
+def test_a_draw_does_not_depend_on_earlier_draws(program: list[Any]) -> None:
+    """The program has draws from any sources in any order, mixed with other uses of the generators."""
     mixed = []
     for action in program:
         if isinstance(action, int):

@@ -1,4 +1,4 @@
-"""Study files: what they may say, and how a mistake in one is told."""
+"""Study files: what they may contain, and how errors in them are reported."""
 
 import dataclasses
 import re
@@ -36,7 +36,7 @@ question_seed = 1
 
 
 def complaint(path: Path) -> str:
-    """What the user reads about a study file after its name; always one line."""
+    """Return the error for a study file without its name; always one line."""
     with pytest.raises(UsageError) as caught:
         load_study(str(path))
     name, separator, message = str(caught.value).partition(f"{path}: ")
@@ -115,17 +115,17 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_line(mistake: str, tmp_path: Path) -> None:
+def test_a_mistake_gives_one_line(mistake: str, tmp_path: Path) -> None:
     old, new, *words = MISTAKES[mistake]
     message = complaint(write_study(tmp_path, (old, new)))
     assert [word for word in words if word not in message] == [], message
 
 
-def test_a_misspelt_key_is_told_as_such_and_not_as_missing(tmp_path: Path) -> None:
+def test_a_misspelled_key_is_not_reported_as_missing(tmp_path: Path) -> None:
     assert "did you mean trials?" in complaint(write_study(tmp_path, ("trials = 2", "trails = 2")))
 
 
-def test_a_wrong_seed_is_told_what_else_it_could_be(tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_seed_lists_the_alternatives(tmp_path: Path) -> None:
     message = complaint(write_study(tmp_path, ('"fresh"', '"frech"')))
     assert "constrained" not in message
     assert "'fresh'" in message
@@ -146,7 +146,9 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("mistake", UNUSABLE)
-def test_what_cannot_be_used_later_is_refused_when_the_study_is_read(mistake: str, tmp_path: Path) -> None:
+def test_values_that_would_fail_later_are_refused_when_the_study_is_read(
+    mistake: str, tmp_path: Path
+) -> None:
     complaint(write_study(tmp_path, UNUSABLE[mistake]))
 
 
@@ -166,7 +168,7 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize("wrong", WRONG_VALUES)
-def test_no_value_of_any_key_brings_the_reader_down(wrong: str, tmp_path: Path) -> None:
+def test_no_value_of_any_key_crashes_the_reader(wrong: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     lines = tiny_text().splitlines()
     refused = 0
@@ -192,11 +194,11 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     complaint(path)
 
 
-def test_a_study_is_given_by_path_too(study_file: Path) -> None:
+def test_a_study_can_be_given_by_path(study_file: Path) -> None:
     assert load_study(str(study_file)).name == "tiny"
 
 
-def test_a_copy_under_another_name_is_refused_before_it_writes_over_results(tmp_path: Path) -> None:
+def test_a_copy_under_another_name_is_refused_before_it_overwrites_results(tmp_path: Path) -> None:
     copy = write_study(tmp_path).rename(tmp_path / "copy.toml")
     with pytest.raises(UsageError, match="expected the file's name, 'copy'"):
         load_study(str(copy))
@@ -243,7 +245,7 @@ WRONG_HUBS = {
 
 
 @pytest.mark.parametrize("mistake", WRONG_HUBS)
-def test_a_mistake_about_a_hub_is_told_in_one_line(mistake: str, tmp_path: Path) -> None:
+def test_a_mistake_about_a_hub_gives_one_line(mistake: str, tmp_path: Path) -> None:
     old, new, *words = WRONG_HUBS[mistake]
     message = complaint(write_hub_study(tmp_path, (old, new)))
     assert [word for word in words if word not in message] == [], message
@@ -267,7 +269,7 @@ def test_a_study_can_be_cut_short_by_its_name(variant: str, steps: int | None, r
     assert dataclasses.replace(short, **kept) == paper
 
 
-def test_what_the_file_cuts_shorter_stays_so(tmp_path: Path) -> None:
+def test_a_shorter_limit_in_the_file_stays(tmp_path: Path) -> None:
     path = write_hub_study(
         tmp_path,
         ("steps = 3\n", "epochs = 3.0\nmax_steps = 5\n"),
@@ -297,7 +299,7 @@ def test_what_the_file_cuts_shorter_stays_so(tmp_path: Path) -> None:
         *("12-steps4-rows", "4-rows-12-steps", "12-steps-12-steps", " 4-rows", "Bitwise"),
     ],
 )
-def test_another_way_to_cut_short_is_told_in_one_line(variant: str, tmp_path: Path) -> None:
+def test_an_unknown_part_after_the_name_gives_one_line(variant: str, tmp_path: Path) -> None:
     path = write_study(tmp_path)
     with pytest.raises(UsageError) as caught:
         load_study(f"{path}@{variant}")
@@ -312,7 +314,7 @@ def test_another_way_to_cut_short_is_told_in_one_line(variant: str, tmp_path: Pa
 @pytest.mark.parametrize(
     "variant", ["12-steps@4-rows", "seeded@bitwise", "adamw-8bit@adamw-32bit", "nf4@materialized"]
 )
-def test_two_of_a_kind_after_the_name_are_refused(variant: str, tmp_path: Path) -> None:
+def test_two_parts_of_one_kind_are_refused(variant: str, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=f"study tiny@{variant}: give at most one profile, one optimizer, one cut and"
     ):
@@ -339,20 +341,20 @@ def test_another_profile_changes_the_randomness_and_the_folder_and_nothing_else(
 
 
 @pytest.mark.parametrize("name", ["bitwise@2-steps-4-rows", "2-steps-4-rows@bitwise"])
-def test_a_profile_and_a_cut_go_together(name: str, tmp_path: Path) -> None:
+def test_a_profile_and_a_cut_can_be_combined(name: str, tmp_path: Path) -> None:
     study = load_study(f"{write_study(tmp_path)}@{name}")
     assert study.label == "tiny@bitwise@2-steps-4-rows"
     assert study.randomness.kernels == "deterministic"
     assert study.models["tiny-neox"].training.max_steps == 2
 
 
-def test_an_optimizer_may_name_the_version_whose_map_it_has(tmp_path: Path) -> None:
+def test_an_optimizer_may_name_the_version_of_its_map(tmp_path: Path) -> None:
     table = '{ optimizer = "adamw-8bit", state_map = "bitsandbytes-0.41.0" }, '
     study = load_study(str(write_study(tmp_path, ('"adamw-8bit", ', table))))
     assert study.optimizers == ["adamw-8bit+bitsandbytes-0.41.0", "adamw-32bit"]
 
 
-def test_a_study_with_one_optimizer_alone_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_study_with_one_optimizer_has_its_own_folder(tmp_path: Path) -> None:
     path = write_study(tmp_path)
     old = load_study(f"{path}@bitwise@adamw-8bit+bitsandbytes-0.41.0@2-steps")
     assert old.label == "tiny@bitwise@adamw-8bit+bitsandbytes-0.41.0@2-steps"

@@ -13,7 +13,7 @@ from qlora_repeat.study.trial import STAGES
 RUNS = Path("runs")
 
 
-def test_all_trials_stand_in_the_order_of_the_study(study: Study) -> None:
+def test_trials_are_in_the_order_of_the_study(study: Study) -> None:
     assert [trial.name for trial in at(study, RUNS).trials()] == [
         "tiny-neox/adamw-8bit/1",
         "tiny-neox/adamw-8bit/2",
@@ -61,7 +61,9 @@ def test_no_two_trials_share_a_path(study: Study) -> None:
         ("tiny-neox/adamw-8bit/trial-1", "numbers its trials 1 to 2"),
     ],
 )
-def test_a_wrong_name_is_told_which_part_and_what_there_is(study: Study, name: str, words: str) -> None:
+def test_the_error_for_a_wrong_name_says_which_part_and_lists_the_alternatives(
+    study: Study, name: str, words: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         at(study, RUNS).trial(name)
     assert str(caught.value).startswith(f"trial {name!r}: ")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from qlora_repeat.system.files import new_folder, parse_json, write_json
+from qlora_repeat.system.files import json_text, new_folder, parse_json, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
 from qlora_repeat.system.safetensors_file import read_weights
 
@@ -91,7 +91,9 @@ def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: IO[st
         rest = {key: value for key, value in vars(checkpoint).items() if key not in ("adapter", "optimizer")}
         files = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
         position = {"bytes": unfinished.trace.stat().st_size, "sha256": file_digest(unfinished.trace)}
-        write_sealed(folder / "checkpoint.json", {**rest, "files": files, "trace": position})
+        # Not by `write_sealed`, because `new_folder` syncs it to disk with the others.
+        sealed = _sealed({**rest, "files": files, "trace": position})
+        (folder / "checkpoint.json").write_text(sealed, encoding="utf-8")
     for older in checkpoint_folders(unfinished.folder):
         if older != path:  # rename first: a partly deleted folder would look damaged
             gone = older.with_name(f".{older.name}.old")
@@ -153,7 +155,11 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
     """Write JSON with its own digest."""
-    write_json(path, {**content, "digest": json_digest(content)})
+    write_text(path, _sealed(content))
+
+
+def _sealed(content: dict[str, Any]) -> str:
+    return json_text({**content, "digest": json_digest(content)})
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
