@@ -102,7 +102,7 @@ def test_runs_that_began_with_the_same_seed_are_said_to_be_not_independent() -> 
 def test_what_is_not_finite_is_left_out_and_counted() -> None:
     table = made(rows([*TAMPA, math.nan, math.inf], "a"), rows(OSLO, "b"))
     assert cells(table, "Tampa")["n"] == "7"
-    assert "Left out, for they are not finite: GPT-NeoX-20B 8-bit (2 in Tampa)." in table.notes
+    assert "Left out because they are not finite: GPT-NeoX-20B 8-bit (2 in Tampa)." in table.notes
 
 
 def test_only_trials_that_count_do() -> None:
@@ -115,7 +115,7 @@ def test_what_was_not_run_alike_is_not_pooled() -> None:
     told = cells(table, "all laboratories")
     assert (told["s_r"], told["s_R"], told["common adapters"]) == ("—", "—", "0")
     assert (
-        "Not pooled, for it was not the same in all laboratories: "
+        "Not pooled because settings differ between laboratories: "
         "GPT-NeoX-20B 8-bit (randomness profile)." in table.notes
     )
     assert compared(rows(TAMPA, "a", randomness="seeded"), rows(OSLO, "b")).unlike == [], "not known of one"
@@ -166,7 +166,7 @@ def test_it_is_said_in_words() -> None:
     same = [laboratory(name, rows(TAMPA, "a")) for name in ("Tampa", "Oslo")]
     assert sentences(compare_laboratories(same)) == [
         "gpt-neox-20b/adamw-8bit: within a laboratory s_r = 0.241, in any of 2 s_R = 0.241; "
-        "adapters that more than one has, bit for bit: 7"
+        "adapters common to several laboratories, bit for bit: 7"
     ]
 
 
@@ -198,7 +198,7 @@ def test_archives_of_two_laboratories_become_a_table(finished: Lab, tmp_path: Pa
     result = run("interlab", f"Tampa={finished.archive}", f"Oslo={there.archive}", "--out", out)
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.output.splitlines()[-2:] == [f"{out}/table-S5.tex", f"{out}/table-S5.md"]
-    assert "adapters that more than one has, bit for bit: 2" in result.output
+    assert "adapters common to several laboratories, bit for bit: 2" in result.output
     text = (out / "table-S5.md").read_text()
     assert "| Tiny NeoX 8-bit" in text
     assert "Tampa: Study: tiny." in text
@@ -220,7 +220,7 @@ def test_other_settings_are_found_in_the_records(finished: Lab, tmp_path: Path) 
     finish_study(load_study(str(there.study)), there.runs, there.cache)
     there.pack()
     result = run("interlab", f"a={finished.archive}", f"b={there.archive}", "--out", tmp_path / "out")
-    assert "tiny-neox/adamw-8bit: 2 laboratories, not pooled: not the same training; " in result.output
+    assert "adamw-8bit: 2 laboratories, not pooled because these differ: training; " in result.output
     assert "tiny-llama-chat/adamw-8bit: within a laboratory" in result.output, "it has a rate of its own"
 
 

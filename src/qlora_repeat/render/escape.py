@@ -1,7 +1,7 @@
-"""Any text, shown as it is, in LaTeX, Markdown, figures and terminals: no answer may change a layout.
+"""Escape any text for LaTeX, Markdown, figures and terminals, so that no response changes a layout.
 
-A character that would be invisible (control, zero-width, bidirectional, lone surrogate, tab) shows as its
-code, ``\\u{202e}``; a line break shows as an arrow, and a space that a renderer would drop or merge as ``␣``.
+An invisible character (control, zero-width, bidirectional, lone surrogate, tab) becomes its code,
+``\\u{202e}``; a line break becomes an arrow, and a space that a renderer would drop or merge becomes ``␣``.
 """
 
 import functools
@@ -16,7 +16,7 @@ _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs"})
 _HIDDEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""What other categories have that shows nothing: fillers, variation selectors, internal code points."""
+"""Invisible characters of other categories: fillers, variation selectors, internal code points."""
 
 _MARKDOWN = {character: f"\\{character}" for character in "\\`*_[]~$"} | {
     "&": "&amp;",
@@ -51,37 +51,37 @@ _LATIN_EXTENDED_A = frozenset("ĂăĄąĆćČčĎďĐđĘęĚěĞğĹĺĽľŁł�
 _IN_T1 = _ASCII | _LATIN_1 | _LATIN_EXTENDED_A | frozenset("–—‘’‚“”„†‡•…‰‹›€™␣\n")
 
 _LIGATURE = re.compile("(?<=[-–,‘’!?])(?=[-,‘’])")
-"""Within pairs that T1 fonts draw as one other character, such as ``--``, ``,,`` and ``?‘``."""
+"""The middle of pairs that T1 fonts draw as one character, such as ``--``, ``,,`` and ``?‘``."""
 _WIDE = frozenset("%@mwæœ—†…‰™")
 _LONG_WORD = 20
-"""In the width of narrow letters, of which capitals and the wide characters have two."""
+"""Width in narrow letters; capitals and wide characters count twice."""
 _PIECE = re.compile(r"(?:(?!<U\+|\\u\{).){1,5}|<U\+[0-9A-F]+>|\\u\{[0-9a-f]+\}|.")
-"""What stays together: five letters, or the code of a character."""
+"""Parts that are not broken: five letters, or the code of a character."""
 _BREAK = r"\penalty500 "
-"""Between the pieces of a word: TeX breaks the line here, without a hyphen, if nothing else helps."""
+"""Lets TeX break a word here without a hyphen, if nothing else helps."""
 
 
 def markdown(text: str) -> str:
-    """The text for a cell or a line of GitHub's Markdown: no markup, HTML, line break or pipe in it."""
+    """Return the text for a cell or line of GitHub's Markdown, without markup, HTML, line breaks or pipes."""
     return "".join(map(_in_markdown, _mark_spaces(text)))
 
 
 def latex(text: str) -> str:
-    """The text for LaTeX with T1 fonts and UTF-8 input: no commands or ligatures, straight quotes straight.
+    """Return the text for LaTeX with T1 fonts and UTF-8 input, without commands, ligatures or curly quotes.
 
-    Characters that these fonts lack show as ``<U+4E2D>``. Long words can be broken.
+    Characters that these fonts lack become ``<U+4E2D>``. Long words can be broken.
     """
     shown = "".join(map(_in_t1, _mark_spaces(text)))
     return "".join(_latex_word(word) for word in re.split(r"([ \n])", shown))
 
 
 def plain(text: str, drawn: Container[str]) -> str:
-    """The text for a figure, on one line. Characters that its font does not draw show as ``<U+4E2D>``."""
+    """Return the text for a figure, on one line. Characters that its font lacks become ``<U+4E2D>``."""
     return "".join(_in_font(character, drawn) for character in _mark_spaces(text).replace("\n", "⏎"))
 
 
 def terminal(text: str) -> str:
-    """The text for a terminal, on one line: nothing in it that a terminal obeys, or that takes no room."""
+    """Return the text for a terminal, on one line, without control or zero-width characters."""
     shown = _mark_spaces(text).replace("\n", "⏎")
     return "".join(
         _code(character) if _is_hidden(character) or cell_len(character) == 0 else character

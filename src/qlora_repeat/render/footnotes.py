@@ -1,4 +1,4 @@
-"""What is said below tables and figures: where rows come from, which values lack, are stale or diverged."""
+"""Notes below tables and figures: sources, and missing, stale or diverged values."""
 
 import math
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ from qlora_repeat.study.study import PUBLISHED
 
 
 def source_of(arms: Sequence[Arm]) -> str:
-    """Say where the rows come from: the paper, or study, randomness, devices, first to last day, software."""
+    """Return where the rows come from: the paper, or study, randomness, devices, days and software."""
     trials = [trial for arm in arms for trial in arm.trials]
     done = [trial for arm in arms for trial in arm.done]
     studies = distinct(trial.study for trial in trials)
@@ -29,45 +29,45 @@ def source_of(arms: Sequence[Arm]) -> str:
 
 
 def study_names(arms: Iterable[Arm]) -> str:
-    """Return the studies that the arms are of."""
+    """Return the names of the arms' studies."""
     return ", ".join(distinct(trial.study for arm in arms for trial in arm.trials))
 
 
 def source_text(facts: dict[str, str]) -> str:
-    """Write facts, each with its name, as a line; without those that are not known."""
+    """Return named facts as a line, without empty ones."""
     return " ".join(f"{name}: {value}." for name, value in facts.items() if value)
 
 
 def first_to_last_day(times: Iterable[str]) -> list[str]:
-    """Return the first and the last day of ISO 8601 times, as a text; none of none."""
+    """Return the first and last day of ISO 8601 times as one string; an empty list without times."""
     days = sorted(time[:10] for time in times)
     return [" to ".join(distinct([days[0], days[-1]]))] if days else []
 
 
 def stale(arms: Iterable[Arm], uses: Callable[[TrialResult], bool] = lambda trial: True) -> list[str]:
-    """Note the trials that a table `uses` whose values are not of today's settings."""
+    """Note the trials that a table `uses` and whose values come from other than the current settings."""
     runs: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for arm in arms:
         for trial in arm.done:
             if trial.stale_inputs and uses(trial):
                 runs[", ".join(trial.stale_inputs)][arm.name].append(str(trial.trial))
     return [
-        _not_of_today(changes, [f"{arm} run {', '.join(distinct(own))}" for arm, own in found.items()])
+        _stale_note(changes, [f"{arm} run {', '.join(distinct(own))}" for arm, own in found.items()])
         for changes, found in runs.items()
     ]
 
 
 def stale_bases(arms: Iterable[Arm]) -> list[str]:
-    """Note the base models whose values are not of today's settings."""
+    """Note the base models whose values come from other than the current settings."""
     titles: dict[str, list[str]] = defaultdict(list)
     for arm in arms:
         if changes := arm.trials[0].stale_base_inputs:  # all trials of a model have the same
             titles[", ".join(changes)].append(f"{arm.title} before fine-tuning")
-    return [_not_of_today(changes, distinct(found)) for changes, found in titles.items()]
+    return [_stale_note(changes, distinct(found)) for changes, found in titles.items()]
 
 
-def _not_of_today(changes: str, what: list[str]) -> str:
-    return f"Not of today's settings (changed since: {changes}): {'; '.join(what)}."
+def _stale_note(changes: str, what: list[str]) -> str:
+    return f"Stale (changed since: {changes}): {'; '.join(what)}."
 
 
 def diverged(arms: Iterable[Arm]) -> list[str]:
@@ -79,7 +79,7 @@ def diverged(arms: Iterable[Arm]) -> list[str]:
                 found.append(f"{arm.name} run {trial.trial} (from step {trial.diverged_at})")
             elif trial.perplexity is not None and not math.isfinite(trial.perplexity):
                 found.append(f"{arm.name} run {trial.trial}")
-    return [f"Diverged, and kept in mean and SD: {'; '.join(found)}."] if found else []
+    return [f"Diverged, but included in mean and SD: {'; '.join(found)}."] if found else []
 
 
 def missing(
@@ -87,7 +87,7 @@ def missing(
     has: Callable[[TrialResult], object] = lambda trial: True,
     begin: str = f"No value ({DASH}) from",
 ) -> list[str]:
-    """Note how many trials of the arms lack a value, and why; `has` returns None where a done one does."""
+    """Note how many trials lack a value, and why; `has` returns None if a finished trial lacks it."""
     runs = sorted({trial.trial for arm in arms for trial in arm.trials})
     reasons: Counter[str] = Counter()
     for arm in arms:
@@ -102,5 +102,5 @@ def missing(
 
 
 def dash_note(rows: Iterable[Iterable[str]], meaning: str) -> list[str]:
-    """Note what a dash means, where there is one."""
+    """Note the meaning of a dash, if there is one."""
     return [f"{DASH}: {meaning}."] if any(DASH in row for row in rows) else []

@@ -1,4 +1,4 @@
-"""One PDF of a study's tables and figures, compiled by pdflatex."""
+"""Compile a study's tables and figures to one PDF with pdflatex."""
 
 import os
 import re
@@ -15,11 +15,11 @@ _MOST_PASSES = 6
 
 
 def compile_paper(folder: Path) -> Path:
-    """Compiles a folder's ``all.tex`` to ``all.pdf``, in as many passes as LaTeX asks for; returns its path.
+    """Compile a folder's ``all.tex`` to ``all.pdf``, in the passes that LaTeX asks for; return its path.
 
     Raises:
-        MissingError: there is no ``all.tex``, no pdflatex, or not a class, package or font that it needs.
-        StageError: LaTeX fails; says how.
+        MissingError: ``all.tex``, pdflatex, or a class, package or font that it needs is missing.
+        StageError: LaTeX fails; the message has its error.
     """
     if not (folder / "all.tex").is_file():
         raise MissingError(f"{folder / 'all.tex'}: no tables to compile; run `qlora-repeat tables` first")
@@ -36,12 +36,12 @@ def compile_paper(folder: Path) -> Path:
 
 
 def _run_latex(folder: Path, work: Path) -> str:
-    """One pass; its log."""
+    """Run one pass and return its log."""
     command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", "-file-line-error", "-no-shell-escape"]
     done = subprocess.run(
         [*command, f"-output-directory={work}", "all.tex"],
         cwd=folder,
-        env=os.environ | {"max_print_line": "10000"},  # or the log breaks its lines after 79 letters
+        env=os.environ | {"max_print_line": "10000"},  # otherwise the log breaks lines after 79 characters
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

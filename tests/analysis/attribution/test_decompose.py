@@ -66,15 +66,13 @@ def test_seven_replicates_name_the_largest_source_and_find_the_sources_additive(
     assert decomposition.largest_in > 0.95
     assert found.problems == []
     sizes, first, second, third, fourth = sentences(measured, found)
-    assert sizes.startswith("Freed alone, sources change log perplexity by, in the median: adapter init ")
+    assert sizes.startswith("Median change of log perplexity with one source freed: adapter init ")
     assert sizes.index("adapter init") < sizes.index("data order") < sizes.index("dropout")
     assert "adapter init" in first
     assert first.index("adapter init") < first.index("data order") < first.index("dropout")
-    assert second.startswith("The sources are additive")
+    assert second.startswith("The sources are practically additive")
     assert "2,000 times as far" in third
-    assert fourth.startswith(
-        "With adamw-8bit and the same levels of all sources, log perplexity differs by 0.25"
-    )
+    assert fourth.startswith("With adamw-8bit and the same seeds and kernels, log perplexity differs by 0.25")
 
 
 def test_four_replicates_have_no_intervals() -> None:
@@ -105,7 +103,7 @@ def test_an_interaction_of_three_is_told_at_least_whole_and_half_in_each_share()
     assert found.interactions.value == pytest.approx(2, abs=0.2)
     assert [found.shares[source].value for source in FREED] == pytest.approx([0.5] * 3, abs=0.1)
     assert any(
-        "one of three counts twice" in note
+        "an interaction of three counts twice" in note
         for note in attribution_table(experiment, attribute(experiment)).notes
     )
 
@@ -116,7 +114,7 @@ def test_a_source_that_is_the_largest_by_chance_is_not_named_as_such() -> None:
     largest_in = found.decompositions[MAIN].largest_in
     assert largest_in is not None
     assert 0.3 < largest_in < 0.95
-    assert "7 replicates cannot tell which source has the largest share" in sentences(measured, found)[1]
+    assert "7 replicates are too few to say which is the largest" in sentences(measured, found)[1]
 
 
 def test_without_a_nudge_there_is_no_noise_to_compare_with() -> None:
@@ -124,8 +122,8 @@ def test_without_a_nudge_there_is_no_noise_to_compare_with() -> None:
     kept = [each for each in measured.outcomes if each.condition != NUDGE]
     measured = dataclasses.replace(measured, outcomes=kept)
     told = sentences(measured, attribute(measured))[2]
-    assert "cannot tell" in told
-    assert told.endswith("without a nudge, there is no noise to compare with.")
+    assert "too few to decide" in told
+    assert told.endswith("(there is no nudge whose noise it could be compared with).")
 
 
 def test_one_observation_as_often_as_there_are_replicates_has_no_interval() -> None:
@@ -212,8 +210,8 @@ def test_what_is_not_pinned_is_told(condition: str, replicate: int, changes: dic
     assert problems
     assert all(word in problems[0] for word in words), problems
     found = attribute(measured)
-    assert sentences(measured, found)[0].startswith("Not to be interpreted: ")
-    assert any("Not to be interpreted" in note for note in attribution_table(measured, found).notes)
+    assert sentences(measured, found)[0].startswith("Do not interpret these results: ")
+    assert any("Do not interpret" in note for note in attribution_table(measured, found).notes)
 
 
 def test_a_level_that_is_drawn_twice_is_told() -> None:
@@ -256,7 +254,7 @@ def test_what_is_not_to_be_interpreted_ends_with_a_code_of_its_own(
     write_attribution(measured, attribute(measured), [], path)
     done = kit("attribute", "--results", path, "--out", tmp_path / "out")
     assert done.returncode == code, done.stderr
-    assert done.stdout.startswith("Not to be interpreted: ") == bool(code)
+    assert done.stdout.startswith("Do not interpret these results: ") == bool(code)
 
 
 def test_an_experiment_without_anything_amiss_has_no_problems() -> None:
@@ -273,7 +271,7 @@ def test_a_replicate_without_finite_perplexity_is_left_out_and_told(perplexity: 
     assert "(1 of 7 replicates left out: not finite)" in sentences(measured, found)[1]
     table = attribution_table(measured, found)
     assert any("not finite: all together 1" in note for note in table.notes)
-    assert any("are of 6 replicates" in note for note in table.notes)
+    assert any("come from 6 replicates" in note for note in table.notes)
 
 
 def test_without_two_finite_replicates_nothing_is_told_of_sources() -> None:
@@ -283,8 +281,8 @@ def test_without_two_finite_replicates_nothing_is_told_of_sources() -> None:
     found = attribute(measured)
     assert found.decompositions[MAIN].additive == "cannot tell"
     _, first, second, *_ = sentences(measured, found)
-    assert "cannot be told" in first
-    assert "cannot be told" in second
+    assert "is unknown" in first
+    assert "is unknown" in second
 
 
 def test_one_source_alone_has_a_spread_and_no_shares() -> None:
@@ -300,7 +298,7 @@ def test_a_baseline_alone_with_a_nudge_is_told_as_such() -> None:
     kept = [each for each in measured.outcomes if each.condition in (BASELINE, REPEAT, NUDGE)]
     measured = dataclasses.replace(measured, outcomes=kept)
     (only,) = sentences(measured, attribute(measured))
-    assert only.startswith("One weight of the initial adapter")
+    assert only.startswith("Moving one weight of the initial adapter")
 
 
 def test_the_table_has_a_row_for_each_condition_and_its_files_the_same_bytes() -> None:

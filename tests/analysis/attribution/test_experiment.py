@@ -146,7 +146,7 @@ def test_an_operation_that_is_not_deterministic_is_found(
     (problem,) = find_problems(measured)
     assert "step 1, in loss" in problem
     assert "kernels" in problem
-    assert sentences(measured, attribute(measured))[0] == f"Not to be interpreted: {problem}"
+    assert sentences(measured, attribute(measured))[0] == f"Do not interpret these results: {problem}"
 
 
 def test_a_shuffled_split_is_found(copied: Experiment, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,9 +151,7 @@ def test_a_stale_trial_that_was_asked_for_has_its_curve_and_a_note() -> None:
     figure = drawn([trial(falling(1)), trial(falling(2), trial=2, status="stale", stale_inputs=["code"])])
     curves, bars = figure.axes
     assert len(curves_of(curves)) == len(bars.patches) == 2
-    assert any(
-        "Not of today's settings (changed since: code): NeoX 8-bit run 2." in text for text in texts(figure)
-    )
+    assert any("Stale (changed since: code): NeoX 8-bit run 2." in text for text in texts(figure))
 
 
 def test_a_run_that_one_optimizer_has_is_missing_from_the_other() -> None:

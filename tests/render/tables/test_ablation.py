@@ -22,7 +22,7 @@ def asked(texts: dict[tuple[str, tuple[float, float]], list[str]]) -> list[Respo
 
 
 def arm(optimizer: str, repeated: list[Response], **changes: object) -> list[TrialResult]:
-    """Two trials, of which the first was asked again."""
+    """Return two trials; the first got its prompts repeatedly."""
     first = trial(optimizer=optimizer, base_perplexity=7.0, base_perplexities=[7.0, 7.0, 7.0], **changes)
     return [replace(first, repeated_responses=repeated), replace(first, trial=2)]
 
@@ -59,9 +59,9 @@ def test_stale_trials_and_bases_that_it_uses_have_a_footnote() -> None:
     first, second = arm("adamw-8bit", asked({(QUOTES[0], HOT): ["a", "b"]}), stale_base_inputs=["lock"])
     stale = {"status": "stale", "stale_inputs": ["code"]}
     made = table([replace(first, **stale), replace(second, **stale)], "S0")
-    assert [note for note in made.notes if "today" in note] == [
-        "Not of today's settings (changed since: lock): GPT-NeoX-20B before fine-tuning.",
-        "Not of today's settings (changed since: code): GPT-NeoX-20B 8-bit run 1.",
+    assert [note for note in made.notes if "Stale (" in note] == [
+        "Stale (changed since: lock): GPT-NeoX-20B before fine-tuning.",
+        "Stale (changed since: code): GPT-NeoX-20B 8-bit run 1.",
     ]
 
 

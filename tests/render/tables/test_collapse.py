@@ -90,7 +90,7 @@ def test_a_trial_without_a_base_beside_it_is_not_counted() -> None:
 
 def test_the_rule_is_stated_under_the_table() -> None:
     (rule,) = [note for note in table(study(STABLE, STABLE, STABLE)).notes if note.startswith("Collapsed")]
-    assert "a perplexity above the base's own before fine-tuning, or not finite" in rule
+    assert "perplexity above that of the base before fine-tuning, or not finite" in rule
     assert "Wilson" in rule
 
 
@@ -100,7 +100,7 @@ def test_an_old_map_is_compared_with_todays_and_that_with_32_bit_state() -> None
     old, today, plain = (
         cells(results, name) for name in ("8-bit, map of bitsandbytes 0.41.0", "8-bit", "32-bit")
     )
-    assert [each["spread, beside that of"] for each in (old, today, plain)] == ["8-bit", "32-bit", "—"]
+    assert [each["spread compared with"] for each in (old, today, plain)] == ["8-bit", "32-bit", "—"]
     assert float(old["ratio of spreads"]) == pytest.approx(40, rel=1e-2)
     assert float(old["equal spread: p"]) < 0.05
     assert (today["ratio of spreads"], today["equal spread: p"]) == ("1", "1")

@@ -71,12 +71,12 @@ def test_stale_trials_are_named_on_their_side() -> None:
     theirs = [replace(row, study="earlier", stale_base_inputs=["lock"]) for row in ours]
     theirs[1] = replace(theirs[1], status="stale", stale_inputs=["code"])
     made = compared(ours, theirs, "C1")
-    assert [note for note in made.notes if "today" in note] == [
-        "earlier: Not of today's settings (changed since: lock): SmolLM2-135M before fine-tuning.",
-        "earlier: Not of today's settings (changed since: code): SmolLM2-135M 8-bit run 2.",
+    assert [note for note in made.notes if "Stale (" in note] == [
+        "earlier: Stale (changed since: lock): SmolLM2-135M before fine-tuning.",
+        "earlier: Stale (changed since: code): SmolLM2-135M 8-bit run 2.",
     ]
     assert cells(made)["SmolLM2-135M, 8-bit"]["earlier", "n"] == "2"
-    assert len([note for note in compared(ours, theirs, "C10").notes if "today" in note]) == 1
+    assert len([note for note in compared(ours, theirs, "C10").notes if "Stale (" in note]) == 1
 
 
 def test_bases_are_compared_with_as_many_tests_as_there_were() -> None:
@@ -100,7 +100,7 @@ def test_a_study_of_the_papers_models_has_every_table_and_no_note_of_stand_ins()
     assert [table.number for table in made] == ["C1", "C2", "C3", "C10", "C11"]
     for table in made:
         assert ("compared with", "model") not in table.columns
-        assert not any("stands in" in note for note in table.notes)
+        assert not any("as a stand-in" in note for note in table.notes)
         for row in cells(table).values():
             assert {text for heading, text in row.items() if heading[0] == "ratio"} == {"1"}
             assert [row["paper", name] for name in ("mean",)] == [
@@ -257,6 +257,6 @@ def test_make_hands_the_comparison_on() -> None:
         assert shown.count("--compare") == is_asked
 
 
-def test_miniatures_beside_the_papers_models_are_told_as_stand_ins() -> None:
+def test_miniatures_are_noted_as_stand_ins() -> None:
     ours = trial(model="llama2-7b", model_title="miniature Llama2-7B", miniature=True)
-    assert any("stands in" in note for note in compared([ours], PUBLISHED, "C1").notes)
+    assert any("as a stand-in" in note for note in compared([ours], PUBLISHED, "C1").notes)

@@ -159,32 +159,31 @@ def test_stale_trials_that_were_asked_for_have_values_and_a_footnote() -> None:
         trial(trial=1, optimizer="adamw-32bit", **STALE),
     ]
     notes = [
-        "Not of today's settings (changed since: code, lock): GPT-NeoX-20B 8-bit run 2, 3; "
-        "GPT-NeoX-20B 32-bit run 1.",
-        "Not of today's settings (changed since: alpha): GPT-NeoX-20B 8-bit run 4.",
+        "Stale (changed since: code, lock): GPT-NeoX-20B 8-bit run 2, 3; GPT-NeoX-20B 32-bit run 1.",
+        "Stale (changed since: alpha): GPT-NeoX-20B 8-bit run 4.",
     ]
     made = table(results, "1")
     assert [row[1] for row in made.rows] == ["3.567", "4.5", "5.5", "6.5"]
     assert summary(made)["n"] == ["4", "1"]
     assert summary(made)["mean"][0] == f"{statistics.mean([3.567, 4.5, 5.5, 6.5]):.3f}"
     assert all(
-        [note for note in one.notes if "today" in note] == notes for one in make_tables(group_arms(results))
+        [note for note in one.notes if "Stale (" in note] == notes for one in make_tables(group_arms(results))
     )
 
 
 def test_a_footnote_names_only_the_stale_trials_that_a_table_uses() -> None:
     results = [trial(trial=1), trial(trial=2, test_seconds=None, train_seconds=None, **STALE)]
-    assert any("today" in note for note in table(results, "1").notes)
-    assert not any("today" in note for note in table(results, "10").notes)
+    assert any("Stale (" in note for note in table(results, "1").notes)
+    assert not any("Stale (" in note for note in table(results, "10").notes)
     assert table(results, "10").notes[-1] == (
         "No value (—) from 1 of 2 trials: 1 stale, but without this value."
     )
-    assert not any("today" in note for one in make_tables(group_arms([trial()])) for note in one.notes)
+    assert not any("Stale (" in note for one in make_tables(group_arms([trial()])) for note in one.notes)
 
 
 def test_a_stale_base_has_a_footnote_where_it_is_shown() -> None:
     results = [trial(trial=1, stale_base_inputs=["code"]), trial(trial=2, stale_base_inputs=["code"])]
-    note = "Not of today's settings (changed since: code): GPT-NeoX-20B before fine-tuning."
+    note = "Stale (changed since: code): GPT-NeoX-20B before fine-tuning."
     assert note in table(results, "1").notes
     assert note not in table(results, "10").notes
 
@@ -193,7 +192,7 @@ def test_footnotes_of_stale_trials_are_in_both_files(tmp_path: Path) -> None:
     render_tables(group_arms([trial(**STALE)]), tmp_path, TEMPLATES)
     for name in ("table-01.md", "table-01.tex", "table-04.md", "table-10.tex"):
         text = (tmp_path / name).read_text(encoding="utf-8")
-        assert re.search(r"settings \(changed since: code, lock\): GPT-NeoX-20B 8-bit run 1\.", text), name
+        assert re.search(r"Stale \(changed since: code, lock\): GPT-NeoX-20B 8-bit run 1\.", text), name
 
 
 def test_the_profile_of_randomness_is_told_with_the_source() -> None:

@@ -112,9 +112,9 @@ def test_values_that_are_not_finite_are_counted_and_told() -> None:
     assert row["range"] == "2.9–inf"
     assert cells(made, "GPT-NeoX-20B 8-bit", "runs")["diverged"] == "2 of 9"
     assert "Fewer values than runs: GPT-NeoX-20B 8-bit perplexity: 7, and 2 not finite." in made.notes
-    assert any(note.startswith("What is not finite is left out of mean") for note in made.notes)
+    assert any(note.startswith("Values that are not finite are left out of mean") for note in made.notes)
     compared = table(results, "S1b")
-    assert "Left out, for they are not finite: GPT-NeoX-20B 8-bit perplexity (2)." in compared.notes
+    assert "Left out because they are not finite: GPT-NeoX-20B 8-bit perplexity (2)." in compared.notes
     assert cells(compared, "GPT-NeoX-20B 8-bit", "perplexity")["ratio"] == "1.00"
     assert "nan" not in repr((made.rows, compared.rows))
 
@@ -138,7 +138,7 @@ def test_trials_that_are_not_done_or_not_of_today_are_noted() -> None:
     made = table(results, "S1")
     assert cells(made, "GPT-NeoX-20B 8-bit", "runs")["n"] == "6"
     assert "Not in these numbers: 1 of 7 trials: 1 failed." in made.notes
-    assert any("Not of today's settings (changed since: code)" in note for note in made.notes)
+    assert any("Stale (changed since: code)" in note for note in made.notes)
     assert not any("not done" in note or "failed" in note for note in table(study(), "S1").notes)
 
 

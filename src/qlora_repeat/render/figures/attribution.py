@@ -177,7 +177,7 @@ def _draw_sums(axes: Axes, measured: Measurements) -> None:
 
 
 def _notes(measured: Measurements, found: Attribution) -> list[str]:
-    notes = [f"Not to be interpreted: {problem}" for problem in found.problems]
+    notes = [f"Do not interpret these results: {problem}" for problem in found.problems]
     notes.append(
         f"A point is a fine-tuning of {measured.model_title} with {measured.optimizer}; from the top of a "
         f"row, replicates 1 to {measured.replicates}, each of which has levels of its own, the same in all "

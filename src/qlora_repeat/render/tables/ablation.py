@@ -1,4 +1,4 @@
-"""Table S0: the ablation of the paper's section IX, in which a model that stays the same is tested again."""
+"""Table S0: the ablation of the paper's section IX, which tests one unchanged model repeatedly."""
 
 from qlora_repeat.render.footnotes import dash_note, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
@@ -8,7 +8,7 @@ from qlora_repeat.results.trial_result import Response
 
 
 def ablation_tables(arms: list[Arm]) -> list[Table]:
-    """Table S0, where a base was tested more than once or a model asked again; otherwise nothing."""
+    """Make Table S0 if a base was tested, or a model prompted, more than once; otherwise nothing."""
     models = by_model(arms)
     bases = {model: base_perplexities(own) for model, own in models.items()}
     repeated = {arm.key: _repeated(arm) for arm in arms}
@@ -40,14 +40,14 @@ def ablation_tables(arms: list[Arm]) -> list[Table]:
     if asked:
         runs = distinct(str(trial.trial) for arm in arms for trial in arm.done if trial.repeated_responses)
         notes.append(
-            f"Distinct responses: of a fine-tuned model (run {', '.join(runs)} of each arm) that was asked "
-            "again and again, each time with another seed. T: temperature. Prompts are in the study's order."
+            f"Distinct responses: one fine-tuned model (run {', '.join(runs)} of each arm) got each prompt "
+            "repeatedly, each time with another seed. T: temperature. Prompts are in the study's order."
         )
     return [
         Table(
             number="S0",
-            caption="Tests of the same model, repeated (section IX): perplexity of each base model in "
-            "processes of their own" + (", and distinct responses of fine-tuned models." if asked else "."),
+            caption="Tests of the same model, repeated (section IX): perplexity of each base model, one "
+            "process for each test" + (", and distinct responses of fine-tuned models." if asked else "."),
             source=source_of(arms),
             stub="Model",
             columns=[
@@ -69,7 +69,7 @@ def ablation_tables(arms: list[Arm]) -> list[Table]:
 
 
 def _repeated(arm: Arm) -> list[Response]:
-    """The responses of the arm's trial that was asked again and again."""
+    """Return the responses of the arm's trial that got its prompts repeatedly."""
     return next((trial.repeated_responses for trial in arm.done if trial.repeated_responses), [])
 
 
@@ -82,7 +82,7 @@ def _sampling(response: Response) -> str:
 
 
 def _distinct(responses: list[Response], sampling: str, place: int) -> str:
-    """How many of the responses to a prompt differ."""
+    """Return how many of the responses to a prompt are distinct."""
     prompt = dict(enumerate(_prompts(responses))).get(place)
     texts = [
         response.text

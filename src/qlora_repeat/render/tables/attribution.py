@@ -1,4 +1,4 @@
-"""Table S2: what each source of randomness does, and what share it has of the variance of all together."""
+"""Table S2: the effect of each source of randomness, and its share of the total variance."""
 
 from qlora_repeat.analysis.attribution.decompose import MAIN, REST, SIGNIFICANT, SMALL, Attribution, Effect
 from qlora_repeat.analysis.attribution.measurements import BASELINE, Measurements
@@ -13,7 +13,7 @@ NUMBER = "S2"
 
 
 def attribution_table(measured: Measurements, found: Attribution) -> Table:
-    """A row for each condition: what it changes, where it first differs, and what share it has."""
+    """Make a row for each condition: what it changes, where it first differs, and its share."""
     decomposition = found.decompositions.get(MAIN)
     summary = []
     if decomposition is not None:
@@ -25,8 +25,8 @@ def attribution_table(measured: Measurements, found: Attribution) -> Table:
     return Table(
         number=NUMBER,
         part=measured.arm,
-        caption=f"What makes runs of {measured.model_title} with {measured.optimizer} differ: sources with "
-        "another level, one by one and all of them, and disturbances.",
+        caption=f"Why runs of {measured.model_title} with {measured.optimizer} differ: each source of "
+        "randomness at another level, alone and all together, and small disturbances.",
         source=source_of_experiment(measured),
         stub="Freed or changed",
         columns=[
@@ -37,7 +37,7 @@ def attribution_table(measured: Measurements, found: Attribution) -> Table:
             ("loss SD", "late"),
             ("loss SD", "final"),
             ("adapters", "distance"),
-            ("adapters", "parted at"),
+            ("adapters", "first difference"),
             ("variance of log perplexity", "total effect"),
             ("variance of log perplexity", "share"),
         ],
@@ -71,70 +71,71 @@ def _row(measured: Measurements, found: Attribution, effect: Effect) -> list[str
 
 
 def _notes(measured: Measurements, found: Attribution) -> list[str]:
-    notes = [f"Not to be interpreted: {problem}" for problem in found.problems]
+    notes = [f"Do not interpret these results: {problem}" for problem in found.problems]
     notes.append(
-        f"Each row is compared with {measured.replicates} trials of the baseline, replicate by replicate: a "
-        "source has another level there, and all else is as in the baseline (but repeated: its first trial "
-        "alone). median change: of the size of changes; of log perplexity, it is about a relative change of "
-        "perplexity. SD: the root of half the mean square of changes, which is the standard deviation that "
-        "the source gives. late: of the mean loss of the last quarter of the steps."
+        f"Each row is compared with {measured.replicates} trials of the baseline, replicate by replicate: "
+        "one source has another level, and everything else is as in the baseline (the repeated row: only "
+        "its first trial). median change: median of absolute changes; a change of log perplexity is about a "
+        "relative change of perplexity. SD: root of half the mean square of the changes, which is the "
+        "standard deviation that the source causes. late: the mean loss over the last quarter of the steps."
     )
     notes.append(
-        "changed: trials whose adapter is not that of the baseline. distance: the median from the "
-        "baseline, of what adapters add to the weights (BA), relative to its size (1.41: unrelated). "
-        "parted at: the first step at which a trace is not that of the baseline, and in what."
+        "changed: trials whose adapter differs from the baseline's. distance: median relative distance "
+        "from the baseline of the product BA, which an adapter adds to the weights (1.41: unrelated). "
+        "first difference: the first step at which a trace differs from the baseline's, and what differs."
     )
     if {"data_order", "split"} & set(measured.freed):
         notes.append(
-            "Where data order or split is freed, losses are those of other examples too: their SD is not "
-            "that of the models alone."
+            "Where data order or split is freed, losses are also measured on other examples: their SD does "
+            "not come from the models alone."
         )
     if "kernels" in measured.freed:
         first, other = measured.of(BASELINE)[0], measured.of("kernels")[0]
         notes.append(
             f"kernels and threads: {other.kernels} kernels with {_threads(other.threads)}, in training and "
-            f"in testing; in the baseline {first.kernels} ones with {_threads(first.threads)}. They are one "
-            "other level, and not drawn: the effect is that of a change from the one to the other."
+            f"testing; the baseline has {first.kernels} kernels with {_threads(first.threads)}. There is "
+            "only one other level, which is not drawn at random: the effect is the change between the two."
         )
     if "split" in measured.freed:
         notes.append(
-            "Another split also tests on other examples: its spread is that of two samples, of what a model "
-            "learns from and of what it is asked."
+            "Another split also tests on other examples: its spread comes from two samples, the training "
+            "examples and the test examples."
         )
     if MAIN in found.decompositions:
         notes += _notes_on_shares(measured, found)
     if any(effect.diverged for effect in found.effects):
-        told = (f"{title(e.condition, measured)} {e.diverged}" for e in found.effects if e.diverged)
-        notes.append(f"Trials with a loss that was not finite: {', '.join(told)}.")
+        counts = (f"{title(e.condition, measured)} {e.diverged}" for e in found.effects if e.diverged)
+        notes.append(f"Trials with a loss that is not finite: {', '.join(counts)}.")
     return notes
 
 
 def _notes_on_shares(measured: Measurements, found: Attribution) -> list[str]:
     decomposition = found.decompositions[MAIN]
     notes = [
-        "total effect: mean square of the change over that of all together (Jansen); it counts interactions "
-        "whole. share: the mean of total and first-order effect, which counts half of an interaction of two; "
-        "shares and rest add up to 100 %. interactions: taken as of two sources at a time; one of three "
-        "counts twice. Estimates may lie outside of 0 to 100 %. Intervals: of shares by "
-        "standard error HC3, of total effects by a jackknife of the logarithm. " + INTERVALS
+        "total effect: mean square of the change, divided by the mean square with all sources freed "
+        "(Jansen); it includes interactions in full. share: mean of total and first-order effect, which "
+        "includes half of an interaction of two; shares and rest add up to 100 %. interactions: assumed to "
+        "be of two sources; an interaction of three counts twice. Estimates may lie outside 0 to 100 %. "
+        "Intervals: HC3 standard errors for shares, a jackknife of the logarithm for total effects. "
+        + INTERVALS
     ]
     if measured.pairs:
-        notes.append("A × B: both freed; its total effect is what the two do only together.")
+        notes.append("A × B: both are freed; the total effect is the interaction of the two.")
     if (lost := measured.replicates - decomposition.replicates) > 0:
         notes.append(
-            f"Total effects and shares are of {decomposition.replicates} replicates: in {lost} a perplexity "
-            "is not finite, so that they tell of the others alone."
+            f"Total effects and shares come from {decomposition.replicates} replicates: {lost} others have a "
+            "perplexity that is not finite and are left out."
         )
     notes.append(
-        f"Sources: {decomposition.additive}. Additive: interactions have certainly less than "
-        f"{percent(SMALL)} of the variance; not additive: not so, and an F test tells them from "
-        f"disturbances (p of at most {SIGNIFICANT:g})."
+        f"Sources: {decomposition.additive}. Additive: the whole interval of interactions is below "
+        f"{percent(SMALL)} of the variance; not additive: it is not, and an F test distinguishes them from "
+        f"disturbances (p at most {SIGNIFICANT:g})."
     )
     if decomposition.above_floor is not None:
         notes.append(
-            "What sources do only together has a root mean square of "
-            f"{number(decomposition.interaction_sd)}; a disturbance such as the nudge's of each trial would "
-            f"give {number(decomposition.floor)} (F test: p = {decomposition.above_floor:.2g})."
+            f"Interactions have a root mean square of {number(decomposition.interaction_sd)}; a disturbance "
+            f"of each trial, as large as the effect of the nudge, would give {number(decomposition.floor)} "
+            f"(F test: p = {decomposition.above_floor:.2g})."
         )
     return notes
 
@@ -144,11 +145,11 @@ def _threads(count: int) -> str:
 
 
 def source_of_experiment(measured: Measurements) -> str:
-    """Say where the rows of an attribution come from, as `source_of` does."""
+    """Return where the rows of an attribution come from, as `source_of` does."""
     facts = {
         "Study": measured.study,
         "Device": "; ".join(distinct(outcome.device for outcome in measured.outcomes))
-        + f", {_threads(measured.of(BASELINE)[0].threads)} where they are pinned",
+        + f", {_threads(measured.of(BASELINE)[0].threads)} where threads are pinned",
         "Steps": str(measured.steps),
         "Finished (UTC)": first_to_last_day(outcome.finished for outcome in measured.outcomes)[0],
         "Software": "; ".join(distinct(outcome.software for outcome in measured.outcomes)),

@@ -1,4 +1,4 @@
-"""Table S4: the paper's claims, each with its rule and what these results say of it."""
+"""Table S4: the paper's claims, each with its rule and its verdict."""
 
 from qlora_repeat.analysis.claims.claims import RULES, judge_claims
 from qlora_repeat.render.footnotes import missing, source_of, stale, stale_bases
@@ -7,7 +7,7 @@ from qlora_repeat.results.arms import Arm, distinct
 
 
 def claims_table(arms: list[Arm]) -> Table:
-    """Table S4, of any results: what they cannot tell is untested."""
+    """Make Table S4; claims that the results cannot decide are untested."""
     return Table(
         number="S4",
         caption="The paper's claims, in other words, and whether the runs support them.",

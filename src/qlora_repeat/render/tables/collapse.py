@@ -1,4 +1,4 @@
-"""Table S3: the same trials with an old map of 8-bit state, with today's, and with 32-bit state."""
+"""Table S3: the same trials with an old quantization map of 8-bit state, today's map, and 32-bit state."""
 
 from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
@@ -7,7 +7,7 @@ from qlora_repeat.results.number_format import DASH, cell, interval_text, rounde
 from qlora_repeat.results.statistical_methods import FEWEST, Share, Summary, compare_spreads, holm_known
 from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics, worse_than_base_share
 
-COLLAPSED = "Collapsed: with a perplexity above the base's own before fine-tuning, or not finite."
+COLLAPSED = "Collapsed: perplexity above that of the base before fine-tuning, or not finite."
 _ROWS = (
     "runs",
     "perplexity: median",
@@ -17,7 +17,7 @@ _ROWS = (
     "collapsed: 95 % interval",
     "final loss: median",
     "diverged",
-    "spread, beside that of",
+    "spread compared with",
     "ratio of spreads",
     "ratio: 95 % interval",
     "equal spread: p",
@@ -25,19 +25,19 @@ _ROWS = (
 
 
 def tested_models(arms: list[Arm]) -> dict[str, list[Arm]]:
-    """Return the arms of those models that were also trained with another state map than today's."""
+    """Return the arms of the models that were also trained with an old quantization map, by model."""
     return {
         model: own for model, own in by_model(arms).items() if any(arm.optimizer.legacy_qmap for arm in own)
     }
 
 
 def collapse_share(arm: Arm) -> Share | None:
-    """Return how many runs of an arm collapsed, of those that were tested and whose base was, too."""
+    """Return how many runs of an arm collapsed, among those with a test of the run and of its base."""
     return worse_than_base_share(arm.done)
 
 
 def collapse_tables(arms: list[Arm]) -> list[Table]:
-    """Table S3, where an arm has another state map than today's; otherwise nothing."""
+    """Make Table S3 if an arm has an old quantization map; otherwise nothing."""
     tested = [arm for own in tested_models(arms).values() for arm in own]
     if not tested:
         return []
@@ -46,21 +46,20 @@ def collapse_tables(arms: list[Arm]) -> list[Table]:
     return [
         Table(
             number="S3",
-            caption="Fine-tuning with an old map of 8-bit optimizer state, with today's, and with 32-bit "
-            "state: perplexity afterwards, collapses and losses.",
+            caption="Fine-tuning with an old quantization map of 8-bit optimizer state, with today's "
+            "map, and with 32-bit state: perplexity afterwards, collapses and losses.",
             source=source_of(tested),
             stub="Measure",
             columns=[(arm.title, arm.heading) for arm in tested],
             rows=[[name, *(cells[place] for cells in columns)] for place, name in enumerate(_ROWS)],
             notes=[
-                f"{COLLAPSED} Its interval is Wilson's. diverged: with a loss or perplexity that is not "
-                "finite.",
-                "SD: sample standard deviation (n-1), of what is finite. final loss: of the last step, on "
-                "one example, which is the same in all runs where the order is seeded.",
-                "spread: the mean distance of the logarithms of perplexity from their median, without the "
-                "smallest. p: two-sided, by permutation of these distances, adjusted by Holm's method for "
-                "all tests of this table; the interval has the ratios that one such test does not reject at "
-                "5 %.",
+                f"{COLLAPSED} Intervals are Wilson's. diverged: a loss or the perplexity is not finite.",
+                "SD: sample standard deviation (n-1) of the finite values. final loss: the loss of the last "
+                "step, on one example; all runs have the same last example where the data order is seeded.",
+                "spread: mean distance of log perplexities from their median, without the smallest "
+                "distance. p: two-sided permutation test of these distances, adjusted by Holm's method for "
+                "all tests of this table. The interval contains the ratios that one such test does not "
+                "reject at 5 %.",
                 *stale(tested, lambda trial: trial.perplexity is not None),
                 *stale_bases(tested),
                 *missing(tested, lambda trial: trial.perplexity),
@@ -73,7 +72,7 @@ def collapse_tables(arms: list[Arm]) -> list[Table]:
 
 
 def _outcomes(own: ArmStatistics) -> list[str]:
-    """The cells above those of the spread."""
+    """Return the cells above the rows of the spread."""
     nothing = Summary(0, 0)
     found, losses = (own.measures.get(name, nothing) for name in ("perplexity", "final_loss"))
     worse = own.worse_than_base
@@ -90,7 +89,7 @@ def _outcomes(own: ArmStatistics) -> list[str]:
 
 
 def _spread_cells(tested: list[Arm]) -> list[list[str]]:
-    """For each arm: beside which its spread is shown, their ratio, its interval, and p."""
+    """Return for each arm: the arm that its spread is compared with, their ratio, its interval, and p."""
     references = [_reference(arm, tested) for arm in tested]
     tests = [
         compare_spreads(arm.perplexities, other.perplexities) if other else None
@@ -111,7 +110,7 @@ def _spread_cells(tested: list[Arm]) -> list[list[str]]:
 
 
 def _reference(arm: Arm, tested: list[Arm]) -> Arm | None:
-    """Of the same model: for an old map, the arm with today's; for 8-bit state with that, the 32-bit arm."""
+    """Return the same model's arm with today's map, for an old map; otherwise its 32-bit arm, if any."""
     own = arm.optimizer
     wanted = own.with_todays_qmap if own.legacy_qmap else own.reference
     others = (each for each in tested if each is not arm)

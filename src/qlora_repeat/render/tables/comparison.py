@@ -1,4 +1,4 @@
-"""Tables C1, C2, C3, C10 and C11: a study's numbers beside the paper's, or another study's, arm by arm."""
+"""Tables C1, C2, C3, C10 and C11: compare a study with the paper, or with another study, arm by arm."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ _AVERAGES = {"mean": mean, "median": median}
 
 @dataclass(frozen=True)
 class MatchedArms:
-    """An arm of this study, and the one that it is compared with."""
+    """An arm of this study and the arm that it is compared with."""
 
     ours: Arm
     theirs: Arm
@@ -51,7 +51,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """What was measured on both sides."""
+    """Measured values of both sides."""
 
     name: str
     model: str
@@ -61,10 +61,10 @@ class ComparedRow:
 
 
 def comparison_tables(ours: list[Arm], theirs: list[Arm]) -> list[Table]:
-    """Make the tables that set these arms beside others of the same task and optimizer.
+    """Make the tables that compare arms with others of the same task and optimizer.
 
-    Models match if they are the same, or else if they have the same counterpart in the paper; one without a
-    counterpart is its own.
+    Models match if they are the same, or else if they have the same counterpart in the paper; a model
+    without a counterpart is its own counterpart.
 
     Raises:
         UsageError: no arm has a match; names the models of both.
@@ -100,7 +100,7 @@ def _matches(arm: Arm, others: list[Arm]) -> list[Arm]:
 
 
 def _perplexity(table: str, task: str, compared: Comparison) -> Table:
-    """Table C1 or C2: of the fine-tuned models, then of their bases."""
+    """Make Table C1 or C2: the fine-tuned models, then their bases."""
     rows = [_row(pair, pair.ours.heading, lambda arm: arm.perplexities) for pair in compared.pairs]
     models = {(pair.ours.model, pair.theirs.model): pair for pair in compared.pairs}
     base = [_row(pair, "base", lambda arm: base_perplexities([arm])) for pair in models.values()]
@@ -114,7 +114,7 @@ def _perplexity(table: str, task: str, compared: Comparison) -> Table:
 
 
 def _memory(compared: Comparison) -> Table:
-    """Table C3."""
+    """Make Table C3."""
     rows = [_row(pair, pair.ours.heading, _shares) for pair in compared.pairs]
     note = "The paper has one value for each model and optimizer, and does not say whether it is a peak."
     caption = "Peak GPU memory while fine-tuning, in percent of the GPU's"
@@ -127,7 +127,7 @@ def _shares(arm: Arm) -> list[float]:
 
 
 def _seconds(table: str, task: str, compared: Comparison) -> Table:
-    """Table C10 or C11: to fine-tune, then to test."""
+    """Make Table C10 or C11: seconds to fine-tune, then to test."""
     train, test = (
         [
             _row(pair, f"{pair.ours.heading}, {name}", partial(Arm.values, measure=measure))
@@ -174,8 +174,8 @@ def _table(
     alone = [f"Without a match in {compared.there}: {_arms(compared.alone)}."] if compared.alone else []
     return Table(
         number=number,
-        caption=f"{caption}: {compared.here} beside {compared.there}.",
-        source=f"{source_of(ours)} Beside it: {source_of(theirs)}",
+        caption=f"{caption}: {compared.here} compared with {compared.there}.",
+        source=f"{source_of(ours)} Compared with: {source_of(theirs)}",
         stub="Arm",
         columns=[
             *([("compared with", "model")] if titled else []),
@@ -205,7 +205,7 @@ def _ratio(average: str, row: ComparedRow) -> str:
 
 
 def _stand_ins(compared: Comparison) -> list[str]:
-    """A note, where a model is compared with one that it stands in for."""
+    """Note the models that are compared with a model that they stand in for."""
     unlike = distinct(
         f"{pair.ours.title} with {pair.theirs.title}"
         for pair in compared.pairs
@@ -215,13 +215,13 @@ def _stand_ins(compared: Comparison) -> list[str]:
     if not unlike:
         return []
     return [
-        f"Different models are compared, of which one stands in for the other: {'; '.join(unlike)}. Their "
-        "ratios do not say whether results agree."
+        f"Different models are compared, one as a stand-in for the other: {'; '.join(unlike)}. Their ratios "
+        "do not show whether results agree."
     ]
 
 
 def _arms(arms: list[Arm]) -> str:
-    """The models with their optimizers, and what they stand in for."""
+    """Return the models with their optimizers, and what they stand in for."""
     described: dict[str, list[str]] = {}
     for arm in arms:
         stands = "" if arm.counterpart == arm.model else f" for {arm.counterpart}"

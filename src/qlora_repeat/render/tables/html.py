@@ -10,7 +10,7 @@ from qlora_repeat.render.tables.write import Heading, heading_levels
 
 
 def tables_html(tables: Sequence[Table]) -> str:
-    """Return tables as a part of a page, below each other."""
+    """Return tables below each other, as part of a page."""
     environment = Environment(
         loader=PackageLoader("qlora_repeat.render"),
         autoescape=True,
@@ -23,6 +23,6 @@ def tables_html(tables: Sequence[Table]) -> str:
 
 
 def all_headings(table: Table) -> list[list[Heading]]:
-    """Return the rows of headings above a table's columns; the first column, of names, has none of them."""
+    """Return the rows of headings above a table's columns, without the column of row names."""
     count = len(table.columns)
     return heading_levels(table, list(range(count)), [0] * count)

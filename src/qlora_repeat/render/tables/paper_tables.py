@@ -1,7 +1,7 @@
-"""What the tables of a study's results say, in the paper's order and with its numbers, before any layout.
+"""The tables of a study's results, in the paper's order and with its table numbers, before any layout.
 
-A third model's responses have the second's number and a letter (5b). Only trials that are done have
-values, or stale ones on request, with a note; any other leaves a dash and a note.
+The table of a third model's responses has the second's number and a letter (5b). Only finished trials have
+values, and stale ones on request, with a note; any other trial leaves a dash and a note.
 """
 
 from qlora_repeat.errors import UsageError
@@ -45,7 +45,7 @@ def make_tables(arms: list[Arm]) -> list[Table]:
 
 
 def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
-    """Table 1 or 2, with a summary of the runs and the base models' perplexity."""
+    """Make Table 1 or 2, with a summary of the runs and the base models' perplexity."""
     columns = [number_column((arm.title, arm.heading), arm, lambda trial: trial.perplexity) for arm in arms]
     summary = summary_rows(["mean", "SD", "range", "n"], [arm.perplexities for arm in arms])
     base = {
@@ -54,10 +54,10 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
     }
     summary.append(["base", *(span(base[arm.model]) or DASH for arm in arms)])
     caption = f"Perplexity of the fine-tuned {task} models on the test examples, by run and optimizer."
-    merged = "Measured on merged models, which have no 4-bit weights: fine-tuning took another path."
+    merged = "Perplexity is measured after merging into unquantized weights; training used the 4-bit base."
     notes = [
         DEVIATION_NOTE,
-        "base: the model before fine-tuning, measured alike.",
+        "base: the model before fine-tuning, measured in the same way.",
         *([merged] if any(trial.weights for arm in arms for trial in arm.done) else []),
         *diverged(arms),
         *stale_bases(arm for arm in arms if base[arm.model]),
@@ -66,13 +66,13 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
 
 
 def _memory(arms: list[Arm]) -> Table:
-    """Table 3: a share of the GPU where all runs were measured on GPUs, otherwise MiB."""
+    """Make Table 3: percent of the GPU if all runs were measured on GPUs, otherwise MiB."""
     on_gpu = is_share_of_gpu(arms)
     measure, unit, digits = (share_percent, "% of GPU", 2) if on_gpu else (_mebibytes, "MiB", 1)
     if on_gpu:
         what = "GPU memory while fine-tuning, in percent of the GPU's memory"
     elif any(arm.values(share_percent) for arm in arms):
-        what = "memory while fine-tuning, in MiB (of the GPU, or resident where there was none)"
+        what = "memory while fine-tuning, in MiB (GPU memory, or resident memory without a GPU)"
     else:
         what = "resident memory of the fine-tuning process, in MiB"
     optimizers = distinct(arm.heading for arm in arms)
@@ -97,14 +97,14 @@ def _memory(arms: list[Arm]) -> Table:
 
 
 def _frozen_weights(arms: list[Arm]) -> list[str]:
-    """A note of how the frozen base stood in memory, which tells most of what fine-tuning takes."""
+    """Note how the frozen base was kept in memory, which explains most of the peak."""
     known = [(arm, trial.weights) for arm in arms for trial in arm.done if trial.weights is not None]
     runs = {kind: distinct(arm.name for arm, found in known if found == kind) for _, kind in known}
-    told = "; ".join(
+    kinds = "; ".join(
         _FROZEN.get(kind, kind) + (f": {', '.join(own)}" if len(runs) > 1 else "")
         for kind, own in runs.items()
     )
-    return [f"The frozen base while fine-tuning: {told}."] if told else []
+    return [f"The frozen base while fine-tuning: {kinds}."] if kinds else []
 
 
 _FROZEN = {
@@ -114,13 +114,13 @@ _FROZEN = {
 
 
 def is_share_of_gpu(arms: list[Arm]) -> bool:
-    """Whether every trial that has its memory measured has it as a share of a GPU's."""
+    """Return whether every trial with a memory measurement has it as a share of a GPU's memory."""
     shares = sum(len(arm.values(share_percent)) for arm in arms)
     return shares >= max(sum(len(arm.values(_mebibytes)) for arm in arms), 1)
 
 
 def share_percent(trial: TrialResult) -> float | None:
-    """The peak memory in percent of the GPU's."""
+    """Return the peak memory in percent of the GPU's memory."""
     return None if trial.peak_memory_share is None else 100 * trial.peak_memory_share
 
 
@@ -129,7 +129,7 @@ def _mebibytes(trial: TrialResult) -> float | None:
 
 
 def _seconds(number: str, task: str, arms: list[Arm]) -> Table:
-    """Table 10 or 11: the optimizers side by side, in each the models, as in the paper."""
+    """Make Table 10 or 11: optimizers side by side, with the models below each, as in the paper."""
     columns, found = [], []
     for heading in distinct(arm.heading for arm in arms):
         for arm in (arm for arm in arms if arm.heading == heading):

@@ -1,4 +1,4 @@
-"""What the tables of the paper's own numbers say beside them: nothing that only the paper could vouch for."""
+"""Captions and notes for tables of the paper's own numbers; they state only what the paper states."""
 
 from dataclasses import replace
 
@@ -10,8 +10,8 @@ from qlora_repeat.study.study import PUBLISHED
 _COMPUTED = f"Statistics are computed here from the paper's values. {DEVIATION_NOTE}"
 _BASE = "base: the model before fine-tuning, as printed in section IX."
 _KINDS = (
-    "A letter is the option answered. Other responses are not copied: (words) stands for one that is "
-    "intelligible but gives no letter, (degenerate) for repetition or fragments, (blank) for none."
+    "A letter is the chosen option. Other responses are not copied: (words) is an intelligible response "
+    "without a letter, (degenerate) is repetition or fragments, (blank) is no response."
 )
 
 _PERPLEXITY = "Perplexity of the fine-tuned {} models on the test split, by run and optimizer."
@@ -39,7 +39,7 @@ _WORDS: dict[str, tuple[str, list[str]]] = {
     ),
     "S0": ("Perplexity of the models before fine-tuning, in repeated tests (section IX).", []),
 }
-"""Caption and notes of each table that the paper's numbers have."""
+"""Caption and notes of each table of the paper's numbers."""
 _STATISTICS = {
     "S1": [
         "Statistics are computed here from the paper's values.",
@@ -47,15 +47,15 @@ _STATISTICS = {
     ],
     "S1b": ["Statistics are computed here from the paper's values."],
     "S4": [
-        "Verdicts are computed here from the paper's values, in the digits that it prints. What it does not "
+        "Verdicts are computed here from the paper's values, as printed. What the paper does not "
         "print as numbers (losses, weights, the sentences of Tables 4 to 7) is untested."
     ],
 }
-"""What is also said below tables that the paper does not have."""
+"""Additional notes for tables that the paper does not have."""
 
 
 def in_the_papers_words(table: Table, arms: list[Arm]) -> Table:
-    """Return the table; with other caption and notes, where it shows the paper's numbers."""
+    """Return the table, with its own caption and notes if it shows the paper's numbers."""
     if any(trial.study != PUBLISHED for arm in arms for trial in arm.trials):
         return table
     if table.number in _STATISTICS:

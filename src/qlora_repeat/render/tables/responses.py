@@ -1,4 +1,4 @@
-"""Tables 4 to 9: what the fine-tuned models respond to the study's prompts."""
+"""Tables 4 to 9: the responses of the fine-tuned models to the study's prompts."""
 
 from functools import partial
 from string import ascii_lowercase
@@ -8,14 +8,14 @@ from qlora_repeat.results.arms import Arm, by_model, distinct
 from qlora_repeat.results.trial_result import Response, TrialResult
 
 _PROMPTS = 2
-"""So many prompts are shown, as in the paper."""
+"""Prompts shown, as in the paper."""
 _RESPONSE_LENGTH = 400
 _ANSWER_LENGTH = 20
 _PROMPT_LENGTH = 160
 
 
 def continuation_tables(arms: list[Arm]) -> list[Table]:
-    """Tables 4 to 7: each prompt with its response, by run; one table for each prompt and model."""
+    """Make Tables 4 to 7: each prompt with its response, by run; one table for each prompt and model."""
     tables = []
     for place, own in enumerate(by_model(arms).values()):
         for first, prompt in zip((4, 6), _prompts(own) or _prompts(arms), strict=False):
@@ -23,8 +23,10 @@ def continuation_tables(arms: list[Arm]) -> list[Table]:
                 Column((arm.title, arm.heading), arm, partial(_continuation, prompt=prompt)) for arm in own
             ]
             responses = [_response(trial, prompt) for arm in own for trial in arm.done]
-            shown = f"{own[0].title} makes of the prompt “{_shortened(prompt, _PROMPT_LENGTH)}”"
-            caption = f"What {shown}, by run and optimizer{_samplings(responses)}."
+            caption = (
+                f"Continuations by {own[0].title} of the prompt “{_shortened(prompt, _PROMPT_LENGTH)}”, "
+                f"by run and optimizer{_samplings(responses)}."
+            )
             is_cut = any(response and len(response.text) > _RESPONSE_LENGTH for response in responses)
             notes = [f"Responses are cut (…) after {_RESPONSE_LENGTH} characters."] if is_cut else []
             tables.append(by_run(_letter(first, place), caption, columns, notes=notes, prose=True))
@@ -32,7 +34,7 @@ def continuation_tables(arms: list[Arm]) -> list[Table]:
 
 
 def answer_tables(arms: list[Arm]) -> list[Table]:
-    """Tables 8 and 9: the answers to the instructions, by run; one table for each model."""
+    """Make Tables 8 and 9: the answers to the instructions, by run; one table for each model."""
     tables = []
     for place, own in enumerate(by_model(arms).values()):
         prompts = _prompts(own) or _prompts(arms)
@@ -47,7 +49,7 @@ def answer_tables(arms: list[Arm]) -> list[Table]:
         caption = (
             f"Answers of {own[0].title} to the instructions, by run and optimizer{_samplings(responses)}."
         )
-        notes = ["A letter is the option answered; other responses are shown by how they begin."]
+        notes = ["A letter is the chosen option; of other responses, the first words are shown."]
         for number, prompt in enumerate(prompts, 1):
             notes.append(f"Instruction {number}: {_shortened(prompt, _PROMPT_LENGTH)}")
         tables.append(by_run(_letter(8, place), caption, columns, notes=notes, prose=True))
@@ -60,7 +62,7 @@ def _prompts(arms: list[Arm]) -> list[str]:
 
 
 def _response(trial: TrialResult, prompt: str) -> Response | None:
-    """The trial's response at the highest temperature; the first, if there are several."""
+    """Return the trial's response at the highest temperature; the first, if there are several."""
     responses = [response for response in trial.responses if response.prompt == prompt]
     return max(responses, key=lambda response: response.temperature, default=None)
 
@@ -83,7 +85,7 @@ def _samplings(responses: list[Response | None]) -> str:
 
 
 def _letter(first: int, place: int) -> str:
-    """The number of the table of a task's model: 4, 5, then 5b, 5c."""
+    """Return the number of the table of a task's model: 4, 5, then 5b, 5c."""
     return str(first + place) if place < 2 else f"{first + 1}{ascii_lowercase[place - 1]}"
 
 

@@ -1,4 +1,4 @@
-"""Tables S1 and S1b: what the trials of each arm say together, and whether 8-bit arms spread more."""
+"""Tables S1 and S1b: statistics of each arm, and whether 8-bit arms spread more."""
 
 from collections import Counter
 
@@ -30,7 +30,7 @@ _COMPARED = ("spread", "of 32-bit", "ratio", "95 % interval", "p", "Holm")
 
 
 def statistics_tables(arms: list[Arm]) -> list[Table]:
-    """Table S1, where an arm has two values to summarize; and S1b, where an 8-bit arm can be compared."""
+    """Make Table S1 if an arm has two values to summarize, and S1b if an 8-bit arm can be compared."""
     found = study_statistics(arms)
     tables = []
     if any(each.n + each.not_finite > 1 for arm in found.arms for each in arm.measures.values()):
@@ -41,7 +41,7 @@ def statistics_tables(arms: list[Arm]) -> list[Table]:
 
 
 def _arms_table(arms: list[Arm], found: StudyStatistics) -> Table:
-    """Table S1: a row for each arm; a panel for the runs, and one for each measure."""
+    """Make Table S1: a row for each arm; a panel for the runs, and one for each measure."""
     measures = list(found.arms[0].measures)
     rows = [
         [
@@ -54,13 +54,13 @@ def _arms_table(arms: list[Arm], found: StudyStatistics) -> Table:
         for arm, own in zip(arms, found.arms, strict=True)
     ]
     notes = [
-        "n: runs whose values count. diverged: loss or perplexity not finite. worse than base: perplexity "
-        "above the model's before fine-tuning. Shares are 95 % intervals, Wilson's.",
-        "SD: sample standard deviation (n-1); SD, 95 %: its interval, Bonett's (2006). Simulated with seven "
-        "values, it has the true SD in 97 % of cases for normal values, in 92 % with heavy tails (t, 3 "
-        "degrees of freedom), in 99 % where four of seven runs collapse; but in 77 % for strongly skewed "
-        "values, and in 65 % where one of seven collapses.",
-        "CV: SD / mean. MAD: median distance from the median, not scaled.",
+        "n: runs whose values count. diverged: loss or perplexity is not finite. worse than base: "
+        "perplexity above that of the model before fine-tuning. Shares are Wilson's 95 % intervals.",
+        "SD: sample standard deviation (n-1). SD, 95 %: Bonett's interval of the SD (2006). In simulations "
+        "with seven values it contains the true SD in 97 % of cases for normal values, in 92 % with heavy "
+        "tails (t, 3 degrees of freedom), in 99 % if four of seven runs collapse, but in 77 % for strongly "
+        "skewed values and in 65 % if one of seven runs collapses.",
+        "CV: SD / mean. MAD: median absolute distance from the median, not scaled.",
         *_exceptions(arms, found),
         *_shared_notes(arms),
         *stale_bases(arms),
@@ -81,7 +81,7 @@ def _arms_table(arms: list[Arm], found: StudyStatistics) -> Table:
 
 
 def _summary_cells(summary: Summary) -> list[str]:
-    """The cells under `_SUMMARY`."""
+    """Return the cells under `_SUMMARY`."""
     sd = summary.sd
     return [
         value_text(summary.mean, sd),
@@ -95,7 +95,7 @@ def _summary_cells(summary: Summary) -> list[str]:
 
 
 def _exceptions(arms: list[Arm], found: StudyStatistics) -> list[str]:
-    """Notes of the measures that have fewer finite values than there are runs."""
+    """Note the measures that have fewer finite values than there are runs."""
     fewer, some_not_finite = [], False
     for arm, own in zip(arms, found.arms, strict=True):
         for name, summary in own.measures.items():
@@ -106,14 +106,14 @@ def _exceptions(arms: list[Arm], found: StudyStatistics) -> list[str]:
     notes = [f"Fewer values than runs: {'; '.join(fewer)}."] if fewer else []
     if some_not_finite:
         notes.append(
-            "What is not finite is left out of mean, SD and CV, and is above all other values in median, MAD "
-            "and range."
+            "Values that are not finite are left out of mean, SD and CV; in median, MAD and range they are "
+            "larger than all others."
         )
     return notes
 
 
 def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
-    """Table S1b: a row for each 8-bit arm, a panel for each measure."""
+    """Make Table S1b: a row for each 8-bit arm, a panel for each measure."""
     comparisons = {(each.model, each.optimizer, each.measure): each for each in found.comparisons}
     measures = distinct(each.measure for each in found.comparisons)
     compared = {(each.model, each.optimizer) for each in found.comparisons}
@@ -129,22 +129,23 @@ def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
     ]
     tested = Counter(each.measure for each in found.comparisons if each.p_holm is not None)
     notes = [
-        "spread: mean distance of the values' natural logarithms from their median, without the smallest, "
-        "which is 0 or a copy by construction. ratio: of this spread to that of the model's 32-bit arm; its "
-        "interval has the ratios that the test does not reject at 5 %. p: two-sided, by permutation of the "
-        f"distances. Holm: adjusted for the {max(tested.values(), default=0)} arms compared in a measure.",
-        "Simulated with seven runs in each arm: of equal spread, p is at most 0.05 in 4 to 5 % of cases for "
-        "normal, lognormal and heavy-tailed (t, 3 degrees of freedom) values, in 8 % where one run of seven "
-        "collapses. A ratio of 3 is found in 47 % of cases, of 5 in 76 %, of 10 in 94 % (lognormal values). "
-        "The least p that seven runs against seven can have is 0.0022.",
-        f"Runs in each arm that find a ratio in four of five cases: {_needed()}.",
+        "spread: mean distance of the values' natural logarithms from their median, without the smallest "
+        "distance, which is always 0 or a copy of another. ratio: the spread divided by the spread of the "
+        "model's 32-bit arm; its interval contains the ratios that the test does not reject at 5 %. p: "
+        "two-sided permutation test of the distances. Holm: p adjusted for the "
+        f"{max(tested.values(), default=0)} arms compared in a measure.",
+        "In simulations with seven runs in each arm and equal spread, p is at most 0.05 in 4 to 5 % of cases "
+        "for normal, lognormal and heavy-tailed (t, 3 degrees of freedom) values, and in 8 % if one run of "
+        "seven collapses. The test finds a ratio of 3 in 47 % of cases, of 5 in 76 %, of 10 in 94 % "
+        "(lognormal values). The smallest possible p with seven runs in each arm is 0.0022.",
+        f"Runs needed in each arm to find a ratio in four of five cases: {_needed()}.",
         *_left_out(used, found),
         *_shared_notes(used),
         *dash_note(rows, f"not measured, or no spread at all; a test needs {FEWEST} values in each arm"),
     ]
     return Table(
         number="S1b",
-        caption="Spread of the runs with 8-bit states beside those with 32-bit states, on the log scale.",
+        caption="Spread of runs with 8-bit state compared with runs with 32-bit state, on the log scale.",
         source=source_of(used),
         stub="Arm",
         columns=[(_TITLES[name], heading) for name in measures for heading in _COMPARED],
@@ -154,7 +155,7 @@ def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
 
 
 def _comparison_cells(comparison: SpreadComparison | None) -> list[str]:
-    """The cells under `_COMPARED`."""
+    """Return the cells under `_COMPARED`."""
     if comparison is None:
         return [DASH] * len(_COMPARED)
     test = comparison.test
@@ -169,7 +170,7 @@ def _comparison_cells(comparison: SpreadComparison | None) -> list[str]:
 
 
 def _left_out(arms: list[Arm], found: StudyStatistics) -> list[str]:
-    """A note of the values that have no logarithm to compare."""
+    """Note the values that have no finite logarithm to compare."""
     summaries = {(own.model, own.optimizer): own.measures for own in found.arms}
     counts = [
         f"{arm.name} {_TITLES[name]} ({summary.not_finite})"
@@ -177,15 +178,15 @@ def _left_out(arms: list[Arm], found: StudyStatistics) -> list[str]:
         for name, summary in summaries[arm.key].items()
         if summary.not_finite
     ]
-    return [f"Left out, for they are not finite: {'; '.join(counts)}."] if counts else []
+    return [f"Left out because they are not finite: {'; '.join(counts)}."] if counts else []
 
 
 def _needed() -> str:
-    """How many runs find which ratio, of one model and of four."""
+    """Return how many runs find which ratio, for one model and for four."""
     largest_first = sorted(TRIALS_NEEDED.items(), reverse=True)
     alone = [f"{own} for {ratio:g}" for ratio, (own, _) in largest_first]
     of_four = [str(more) for _, (_, more) in largest_first]
-    return f"{', '.join(alone)}; as the least p of four, by Holm: {', '.join(of_four)}"
+    return f"{', '.join(alone)}; as the smallest of four p values, by Holm: {', '.join(of_four)}"
 
 
 def _shared_notes(arms: list[Arm]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A table before any layout: rows of plain text under headings, and how one with a row per run is made."""
+"""A table before any layout: rows of plain text under headings."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from qlora_repeat.results.trial_result import TrialResult
 
 @dataclass(frozen=True)
 class Column:
-    """A column with a cell for each run of an arm: its headings from the top, and what a done trial shows."""
+    """A column with a cell for each run of an arm: headings from the top, and its cells."""
 
     headings: tuple[str, ...]
     arm: Arm
@@ -22,28 +22,28 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """What a table says, not yet escaped. Each row begins with its name."""
+    """The content of a table, not yet escaped. Each row begins with its name."""
 
     number: str
-    """The paper's (1, 5b), or that of a table the paper lacks: S0, S1b, C1."""
+    """The paper's number (1, 5b), or S0, S1b, C1 for tables that the paper does not have."""
     caption: str
     source: str
     """The study, devices, days and software of what is shown."""
     stub: str
     """The heading of the rows' names."""
     columns: list[tuple[str, ...]]
-    """The headings of each column, from the top; equally many for all columns."""
+    """The headings of each column, from the top; the same number for all columns."""
     rows: list[list[str]]
     summary: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     prose: bool = False
     """Cells are running text to be wrapped, not numbers."""
     part: str = ""
-    """What tells it from others of its number: the arm of an attribution (S2)."""
+    """Distinguishes tables with the same number: the arm of an attribution (S2)."""
 
     @property
     def name(self) -> str:
-        """That of its files: ``table-01``, ``table-05b``, ``table-C01``, ``table-S1b``, ``table-S2-ARM``."""
+        """The file name: ``table-01``, ``table-05b``, ``table-C01``, ``table-S1b``, ``table-S2-ARM``."""
         digits = self.number.strip(ascii_letters)
         padded = digits if self.number.startswith("S") else f"{digits:0>2}"
         return f"table-{self.number.replace(digits, padded)}" + (f"-{self.part}" if self.part else "")

@@ -11,17 +11,17 @@ from qlora_repeat.render.escape import terminal
 from qlora_repeat.render.tables.table import Table
 
 _LEGIBLE = 24
-"""Running text is in columns of at least so many letters, or as many as it has, where there is room."""
+"""The smallest width of a column of running text, in characters, if there is room."""
 _NARROWEST = 4
 _FRAME = 3
-"""A column is so much wider than its text."""
+"""Width of the borders of a column."""
 _SECOND_HALF = "\0"
-"""Stands after a letter that is two wide while lengths are taken: no cell has it."""
+"""Follows each character of two columns while tabulate measures lengths; no cell contains it."""
 _BETWEEN = str.maketrans("╭┬╮", "├┼┤")
 
 
 def terminal_table(table: Table, width: int) -> str:
-    """Caption, rows and notes of a table: no line wider than `width`, if that has room for a column."""
+    """Return caption, rows and notes with lines of at most `width`, if that has room for a column."""
     body = table.rows + table.summary
     stub = min(_longest([table.stub, *(row[0] for row in body)]), max(width // 2, _NARROWEST))
     room = width - 1 - stub - _FRAME
@@ -33,7 +33,7 @@ def terminal_table(table: Table, width: int) -> str:
 
 
 def _column_widths(table: Table, room: int) -> list[int]:
-    """As wide as the longest cell and the longest word of the headings."""
+    """Return the width of the longest cell or the longest word of the headings, for each column."""
     body = table.rows + table.summary
     return [
         _within(_longest([*" ".join(headings).split(), *(row[place] for row in body)]), room)
@@ -42,7 +42,7 @@ def _column_widths(table: Table, room: int) -> list[int]:
 
 
 def _prose_widths(table: Table, room: int) -> list[int]:
-    """All the same: as many side by side as are still legible."""
+    """Return equal widths: as many columns side by side as are still legible."""
     count = len(table.columns)
     longest = _longest(
         [cell for row in table.rows for cell in row[1:]] + [each[-1] for each in table.columns]
@@ -61,7 +61,7 @@ def _within(wanted: int, room: int) -> int:
 
 
 def _parts(columns: list[tuple[str, ...]], widths: list[int], room: int) -> list[list[int]]:
-    """The columns that stand side by side, by their places: those under one heading together, if they fit."""
+    """Return which columns stand side by side, by index; those under one heading together, if they fit."""
     parts: list[list[int]] = []
     left = 0
     for _, group in itertools.groupby(range(len(columns)), lambda place: columns[place][0]):
@@ -82,8 +82,8 @@ def _parts(columns: list[tuple[str, ...]], widths: list[int], room: int) -> list
 
 
 def _grid(table: Table, part: list[int], stub: int, widths: list[int]) -> str:
-    """Some of the columns, below the heading that all of them have, if there is one."""
-    tabulate.WIDE_CHARS_MODE = False  # widths are told here, whether wcwidth is installed or not
+    """Return some of the columns as a grid, below their common heading if they have one."""
+    tabulate.WIDE_CHARS_MODE = False  # widths are computed here, whether wcwidth is installed or not
     headings, above = [table.columns[place] for place in part], ""
     if len(headings[0]) > 1 and len({each[0] for each in headings}) == 1:
         above, headings = f"{terminal(headings[0][0])}\n", [each[1:] for each in headings]
@@ -111,7 +111,7 @@ def _grid(table: Table, part: list[int], stub: int, widths: list[int]) -> str:
 
 
 def _stacked(headings: list[tuple[str, ...]], widths: list[int]) -> list[list[str]]:
-    """The lines of each column's headings, those of one level side by side."""
+    """Return the lines of each column's headings, with the levels aligned."""
     levels = [
         _as_high([_wrapped(text, width) for text, width in zip(level, widths, strict=True)])
         for level in zip(*headings, strict=True)
@@ -120,13 +120,13 @@ def _stacked(headings: list[tuple[str, ...]], widths: list[int]) -> list[list[st
 
 
 def _as_high(cells: list[list[str]]) -> list[list[str]]:
-    """Lines of cells side by side, with empty ones below, so that all are as high."""
+    """Fill cells with empty lines below, so that all have the same height."""
     height = max(map(len, cells))
     return [lines + [""] * (height - len(lines)) for lines in cells]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """The lines of a text, in which a letter that is two wide is followed by a sign for its second half."""
+    """Return the lines of a text, with `_SECOND_HALF` after each character of two columns."""
     lines = Text(terminal(text)).wrap(Console(), width)
     return [
         "".join(letter + _SECOND_HALF * (cell_len(letter) - 1) for letter in line.plain.rstrip())

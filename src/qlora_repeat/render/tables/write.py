@@ -1,7 +1,7 @@
-"""The tables of a study, and of its comparison with another, written as LaTeX and as Markdown.
+"""Write the tables of a study, and of its comparison with another, as LaTeX and Markdown.
 
-A pure function of the results: no clock, no locale, no torch. What the tables say is decided in
-`table_content` and `comparison`, how they look in ``paper/templates``.
+The files depend on the results alone, not on clock or locale. `paper_tables` and `comparison` decide what the
+tables contain, ``paper/templates`` how they look.
 """
 
 import functools
@@ -26,27 +26,27 @@ from qlora_repeat.results.arms import Arm
 from qlora_repeat.system.files import write_text
 
 Format = Literal["latex", "markdown"]
-"""Of files with tables."""
+"""The format of a file with tables."""
 ENDINGS: dict[Format, str] = {"latex": ".tex", "markdown": ".md"}
 _PAGE = 100
-"""About so many digits of footnote size are as wide as the text on a page."""
+"""The width of a page in digits of footnote size, approximately."""
 _TOGETHER = 6
-"""So many more still fit, where columns would otherwise be torn from those under the same heading."""
+"""Additional width that is allowed to keep columns under one heading together."""
 _MARKDOWN_COLUMNS = 16
-"""A table of more columns is in parts in Markdown, too: one for each of its highest headings."""
+"""Wider tables are split in Markdown, too: one part for each heading of the highest level."""
 _PROSE_COLUMNS = 4
-"""So many columns of running text are still legible side by side."""
+"""Columns of running text that are legible side by side."""
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading above columns `first` to `last` of a panel, counted from 1, the column of names."""
+    """A heading above columns `first` to `last` of a panel; column 1 contains the row names."""
 
     text: str
     first: int
     last: int
     width: int
-    """Of these columns, in characters."""
+    """Width of these columns, in characters."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Panel:
     rows: list[list[str]]
     summary: list[list[str]]
     lines: int
-    """About so many lines of a page keep it together, with the notes below the last one."""
+    """Approximate number of lines on the page, including the notes below the last panel."""
 
 
 def collected_tables(
@@ -65,7 +65,7 @@ def collected_tables(
     others: list[Arm] | None = None,
     experiments: Sequence[Measurements] = (),
 ) -> list[Table]:
-    """Make the tables of arms; with `others`, also those that compare with them; S2 of each experiment.
+    """Make the tables of arms, their comparison with `others`, and S2 of each experiment.
 
     Raises:
         UsageError: there are no arms, or no arm to compare.
@@ -85,9 +85,8 @@ def write_tables(
 ) -> list[Path]:
     """Write each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
 
-    ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a document of its own, which says that
-    these are results of `studies`. Tables in `out`, of the same `formats`, that are not among these any more
-    are removed. Returns the files written.
+    ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a complete document, which names
+    `studies`. Older tables in `out`, of the same `formats`, are removed. Returns the files written.
     """
     of_experiments = [table.part for table in tables if table.part]
     tex, md = _latex_environment(templates), _markdown_environment(templates)
@@ -127,7 +126,7 @@ def render_tables(
 
 
 def _experiment_table(measured: Measurements) -> Table:
-    # What it needs of scipy takes a second to import.
+    # Import scipy only here: it takes a second.
     from qlora_repeat.analysis.attribution.decompose import attribute
     from qlora_repeat.render.tables.attribution import attribution_table
 
@@ -135,7 +134,7 @@ def _experiment_table(measured: Measurements) -> Table:
 
 
 def table_texts(table: Table, templates: Path) -> dict[str, str]:
-    """One table by the names of its files: as LaTeX, to be put into a document, and as Markdown."""
+    """Return a table as LaTeX and as Markdown, by file name."""
     tex, md = _latex_environment(templates), _markdown_environment(templates)
     return {
         f"{table.name}.tex": tex.get_template("table.tex.j2").render(table=table, panels=panels(table)),
@@ -172,7 +171,7 @@ def _latex_environment(templates: Path) -> Environment:
 
 
 def _markdown_grid(table: Table) -> str:
-    """The rows as a pipe table, or several. There is one row of headings, so those of a column are joined."""
+    """Return the rows as one or more pipe tables, which have one row of headings: levels are joined."""
     places = list(range(len(table.columns)))
     parts = [places]
     if len(places) > _MARKDOWN_COLUMNS:
@@ -195,7 +194,7 @@ def _markdown_part(table: Table, part: list[int]) -> str:
 
 
 def _stacked(text: str, width: int) -> str:
-    """A heading for LaTeX, on several lines if it is wider than its columns."""
+    """Return a heading for LaTeX, on several lines if it is wider than its columns."""
     lines = [latex(line) for line in textwrap.wrap(text, max(width, 1))] or [""]
     if len(lines) == 1:
         return lines[0]
@@ -203,7 +202,7 @@ def _stacked(text: str, width: int) -> str:
 
 
 def panels(table: Table) -> list[Panel]:
-    """The table in parts as wide as a page of LaTeX, to be set below each other."""
+    """Split a table into panels of the width of a LaTeX page."""
     body = table.rows + table.summary
     room = _PAGE - 2 - max(len(row[0]) for row in body)
     widths = [
@@ -233,7 +232,7 @@ def panels(table: Table) -> list[Panel]:
 
 
 def _groups(columns: list[tuple[str, ...]], widths: list[int], room: int) -> list[list[int]]:
-    """The columns that stay together: those under the highest headings that all have room, or none."""
+    """Return groups of columns to keep together: under the highest headings that fit, or single columns."""
     places = range(len(columns))
     for depth in range(1, len(columns[0])):
         above = [headings[:depth] for headings in columns]
@@ -244,7 +243,7 @@ def _groups(columns: list[tuple[str, ...]], widths: list[int], room: int) -> lis
 
 
 def heading_levels(table: Table, part: list[int], widths: list[int]) -> list[list[Heading]]:
-    """The rows of headings above some of the columns; equal neighbors under the same heading are one."""
+    """Return the rows of headings above some columns; equal neighbors under one heading are merged."""
     levels = []
     for depth in range(1, len(table.columns[0]) + 1):
         above = [table.columns[place][:depth] for place in part]

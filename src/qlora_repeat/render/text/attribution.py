@@ -1,4 +1,4 @@
-"""What an attribution says, in words."""
+"""The results of an attribution, in sentences."""
 
 import math
 
@@ -28,16 +28,18 @@ _TITLES = {
 
 
 def title(condition: str, measured: Measurements) -> str:
-    """What is freed or changed in a condition, for people."""
+    """Return a title that says what is freed or changed in a condition."""
     if condition == OTHER:
         return f"{Optimizer.parse(measured.other).bits}-bit state"
     return " × ".join(_TITLES.get(part, part) for part in condition.split(" × "))
 
 
 def sentences(measured: Measurements, found: Attribution) -> list[str]:
-    """First, where there are problems, that it is not to be interpreted. Then which source explains most,
-    whether sources are additive, what becomes of a nudge, and what the state's precision does."""
-    told = [f"Not to be interpreted: {problem}" for problem in found.problems[:1]]
+    """Return sentences on the effects: problems, sizes, largest share, additivity, nudge and precision.
+
+    If there are problems, the first sentence says that the results must not be interpreted.
+    """
+    told = [f"Do not interpret these results: {problem}" for problem in found.problems[:1]]
     if (others := len(found.problems) - 1) > 0:
         told[0] += f" (And {others} more such problem{'s' if others > 1 else ''}.)"
     if (decomposition := found.decompositions.get(MAIN)) is not None:
@@ -46,8 +48,8 @@ def sentences(measured: Measurements, found: Attribution) -> list[str]:
         (effect,) = (effect for effect in found.effects if effect.condition == measured.freed[0])
         told.append(
             f"{title(measured.freed[0], measured).capitalize()} alone gives log perplexity a standard "
-            f"deviation of {cell(effect.changes[MAIN].sd)}; what share that is, and whether "
-            "sources are additive, takes two sources or more to tell."
+            f"deviation of {cell(effect.changes[MAIN].sd)}. Shares and additivity need at least two "
+            "sources."
         )
     if found.amplification is not None:
         told.append(_nudge(found.amplification, decomposition))
@@ -57,7 +59,7 @@ def sentences(measured: Measurements, found: Attribution) -> list[str]:
 
 
 def _sizes(measured: Measurements, found: Attribution) -> str:
-    """What each source does alone, the largest first."""
+    """Return the median effect of each source alone, largest first."""
     medians = {effect.condition: effect.changes[MAIN].median for effect in found.effects}
     known = {
         name: math.inf if (size := medians[name]) is None or math.isnan(size) else size for name in medians
@@ -65,7 +67,7 @@ def _sizes(measured: Measurements, found: Attribution) -> str:
     order = sorted(measured.freed, key=lambda source: known[source], reverse=True)
     alone = ", ".join(f"{title(source, measured)} {number(known[source])}" for source in order)
     return (
-        f"Freed alone, sources change log perplexity by, in the median: {alone}; all together "
+        f"Median change of log perplexity with one source freed: {alone}; with all sources freed: "
         f"{number(known[measured.together])}."
     )
 
@@ -73,52 +75,50 @@ def _sizes(measured: Measurements, found: Attribution) -> str:
 def _largest(measured: Measurements, found: Decomposition) -> str:
     if found.largest is None:
         return (
-            "Which source explains most cannot be told: with all sources freed, log perplexity is the "
-            "same, or it is not finite in all replicates but one."
+            "The largest source is unknown: with all sources freed, log perplexity does not change, or is "
+            "finite in only one replicate."
         )
     order = sorted(measured.freed, key=lambda source: found.shares[source].value or 0, reverse=True)
     first, *others = (f"{title(source, measured)} {in_percent(found.shares[source])}" for source in order)
     lost = measured.replicates - found.replicates
     without = f" ({lost} of {measured.replicates} replicates left out: not finite)" if lost else ""
-    begin = f"Of the variance of log perplexity with all sources freed{without}, "
+    shares = f"{', '.join([first, *others])}"
+    begin = f"Shares of the variance of log perplexity with all sources freed{without}: {shares}."
     if found.largest_in is None:
-        return f"{begin}{first} has the largest share; then {', '.join(others)}."
-    often = f"{percent(found.largest_in)} of bootstrap samples"
+        return begin
+    often = f"the first is the largest in {percent(found.largest_in)} of bootstrap samples"
     if found.largest_in >= LEVEL:
-        return f"{begin}{first} has the largest share, in {often}; then {', '.join(others)}."
-    return (
-        f"{begin}{found.replicates} replicates cannot tell which source has the largest share: "
-        f"{', '.join([first, *others])}; the first has the largest in {often}."
-    )
+        return f"{begin} The order is clear: {often}."
+    return f"{begin} {found.replicates} replicates are too few to say which is the largest: {often}."
 
 
 def _additive(found: Decomposition) -> str:
     if found.interactions.value is None:
-        return "Whether the sources are additive cannot be told: there is no finite spread to divide."
+        return "Additivity is unknown: there is no finite spread to divide."
     begin = {
-        "additive": "The sources are additive, as far as this matters",
+        "additive": "The sources are practically additive",
         "not additive": "The sources are not additive",
-        "cannot tell": f"Whether the sources are additive, {found.replicates} replicates cannot tell",
+        "cannot tell": f"{found.replicates} replicates are too few to decide whether sources are additive",
     }[found.additive]
     beside = (
-        f", and noise as a nudge makes it explains that with p = {found.above_floor:.2g}"
+        f" (F test against the noise of a nudge: p = {found.above_floor:.2g})"
         if found.above_floor is not None
-        else "; without a nudge, there is no noise to compare with"
+        else " (there is no nudge whose noise it could be compared with)"
     )
     sources = len(found.shares) - 1
-    taken = ", taken as of two sources at a time," if sources > 2 else ""
-    return f"{begin}: interactions{taken} have {in_percent(found.interactions)} of that variance{beside}."
+    taken = ", assumed to be of two sources," if sources > 2 else ""
+    return f"{begin}: interactions{taken} have {in_percent(found.interactions)} of this variance{beside}."
 
 
 def _nudge(found: Amplification, decomposition: Decomposition | None) -> str:
     if found.value_distance == 0:
-        return "One weight of the initial adapter moved by one unit in the last place changes nothing."
+        return "Moving one weight of the initial adapter by one unit in the last place changes nothing."
     total = decomposition.total.get(NUDGE) if decomposition is not None else None
     beside = (
         f", {percent(total.value)} of the variance with all sources freed" if total and total.value else ""
     )
     return (
-        "One weight of the initial adapter moved by one unit in the last place (at most "
+        "Moving one weight of the initial adapter by one unit in the last place (at most "
         f"{found.one_ulp:.1e}) moves the final adapter by {found.value_distance:.1e}, at least "
         f"{rounded(found.factor, 2)} times as far, and gives log perplexity a standard deviation "
         f"of {cell(found.sd)}{beside}."
@@ -127,20 +127,19 @@ def _nudge(found: Amplification, decomposition: Decomposition | None) -> str:
 
 def _precision(measured: Measurements, found: PrecisionEffect) -> str:
     told = (
-        f"With {found.other} and the same levels of all sources, log perplexity differs by "
+        f"With {found.other} and the same seeds and kernels, log perplexity differs by "
         f"{with_interval(found.mean)}"
     )
     if found.spread.value is None:
         return f"{told}."
-    told += " in the mean"
     return (
-        f"{told}, and its variance over {measured.replicates} replicates is {in_percent(found.spread)} of "
-        "the arm's own."
+        f"{told} in the mean. Its variance over {measured.replicates} replicates is "
+        f"{in_percent(found.spread)} of the variance of this arm."
     )
 
 
 def in_percent(found: Estimate) -> str:
-    """A share with its interval: ``74 % (31 to 117 %)``."""
+    """Return a share with its interval: ``74 % (31 to 117 %)``."""
     if found.low is None or found.high is None:
         return percent(found.value)
     low, high = (percent(end).removesuffix(" %") for end in (found.low, found.high))
@@ -148,7 +147,7 @@ def in_percent(found: Estimate) -> str:
 
 
 def with_interval(found: Estimate) -> str:
-    """A number with its interval: ``0.022 (0.014 to 0.05)``."""
+    """Return a number with its interval: ``0.022 (0.014 to 0.05)``."""
     if found.low is None or found.high is None:
         return cell(found.value)
     return f"{number(found.value)} ({number(found.low)} to {number(found.high)})"

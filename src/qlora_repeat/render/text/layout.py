@@ -1,4 +1,4 @@
-"""Paragraphs and tables for a terminal, as all sentences and plans have them."""
+"""Paragraphs and tables for a terminal."""
 
 import textwrap
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A plan for people to read: three tables, and what they leave out."""
+"""A plan as text: three tables, and what they leave out."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,19 +11,19 @@ GB = 1e9
 WEIGHTS = {
     "nf4": 'Frozen weights stay in 4 bits while fine-tuning (weights = "nf4").',
     "materialized": 'Frozen weights are unpacked once while fine-tuning (weights = "materialized").',
-    "auto": 'Frozen weights are planned as unpacked (weights = "auto"): a trial does that where they take at '
-    "most half of the memory that is free, and give the same bits. In 4 bits they take less.",
+    "auto": 'The plan assumes unpacked frozen weights (weights = "auto"): a trial unpacks them if they take '
+    "at most half of the free memory and give the same bits. In 4 bits they take less.",
 }
-"""What the plan says of the frozen weights."""
+"""The plan's sentence on the frozen weights."""
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan; sizes in GB of 1e9 bytes."""
+    """Return the plan as text; sizes in GB of 1e9 bytes."""
     gpu, disk = plan.gpu, plan.disk
     pace = (
         f"assumed as fast as the paper's {PAPER_GPU}"
         if gpu.bandwidth is None
-        else f"{gpu.bandwidth} GB/s, by that {gpu.speed:.2f} times as fast as the paper's {PAPER_GPU}"
+        else f"{gpu.bandwidth} GB/s, thus {gpu.speed:.2f} times as fast as the paper's {PAPER_GPU}"
     )
     parts = [
         prose(f"Study {plan.study} on {plan.gpus} x {gpu.name}: {gpu.memory / GB:.1f} GB each, {pace}."),
@@ -33,9 +33,9 @@ def plan_text(plan: Plan) -> str:
         _table(EVALUATE, plan.models),
         prose(WEIGHTS[plan.models[0].weights]),
         prose(
-            f"Peaks have {plan.context / GB:.1f} GB for the CUDA context, a nominal allowance, and nothing "
-            "for what torch's allocator holds beyond live tensors. Paper: its Table 3 (one A100), for models "
-            "of the same size. GB are 1e9 bytes."
+            f"Peaks include a nominal {plan.context / GB:.1f} GB for the CUDA context, but not the memory "
+            "that torch's allocator reserves beyond live tensors. Column paper: Table 3 (one A100), for "
+            "models of the same size. 1 GB is 1e9 bytes."
         ),
         prose(
             f"Disk: {disk.bases / GB:.1f} GB for the bases (more where pickled weights are converted), "
@@ -51,17 +51,17 @@ def plan_text(plan: Plan) -> str:
 
 def _total(plan: Plan) -> str:
     if plan.gpu_hours is None or plan.wall_hours is None:
-        return "No model is as large as one of the paper's, so there is no time to estimate from."
+        return "No estimate: no model has the size of one of the paper's models."
     gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
     left_out = (
-        f" Without {plan.trials_without_estimate} trials of models of other sizes."
+        f" {plan.trials_without_estimate} trials of models of other sizes are left out."
         if plan.trials_without_estimate
         else ""
     )
     return (
         f"Total: {plan.gpu_hours:.1f} GPU hours; {plan.wall_hours:.1f} hours on {gpus}, each trial on one."
-        f"{left_out} From the paper's Tables 10 and 11, by number of steps and memory bandwidth. Loading, "
-        "merging, testing and the tests of the bases are left out; the paper has no times of them."
+        f"{left_out} Estimated from the paper's Tables 10 and 11, by number of steps and memory bandwidth. "
+        "Loading, merging, testing and base tests are left out, since the paper gives no times for them."
     )
 
 

@@ -1,4 +1,4 @@
-"""A verdict as one HTML file, with both loss curves, that needs nothing else."""
+"""A verdict as one self-contained HTML file with both loss curves."""
 
 import io
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from qlora_repeat.render.text.diff import shown
 from qlora_repeat.render.text.verdict import divergence_sentence, measured_rows
 
 _LARGEST = 1e30
-"""What a plot can show; a record may claim anything."""
+"""The largest value that is drawn; a record may contain any number."""
 _RECORDED, _AGAIN, _PARTED = "#0072B2", "#D55E00", "#777777"
 
 
@@ -24,7 +24,7 @@ def verdict_page(
     rerun: Sequence[float | None],
     command: str,
 ) -> str:
-    """The page; `recorded` and `rerun` are the losses by step, from step 1."""
+    """Return the page; `recorded` and `rerun` are the losses by step, from step 1."""
     environment = Environment(
         loader=PackageLoader("qlora_repeat.render"), autoescape=True, undefined=StrictUndefined
     )
@@ -40,7 +40,7 @@ def verdict_page(
 
 
 def _curves(recorded: Sequence[float | None], rerun: Sequence[float | None], verdict: Verdict) -> str:
-    """The losses as SVG, and below them how far they are apart."""
+    """Return an SVG of the losses, and below them their relative difference."""
     settings: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
         "svg.hashsalt": "verdict",  # the same bytes for the same verdict
