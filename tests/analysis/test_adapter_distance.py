@@ -94,14 +94,14 @@ def test_adapters_of_other_tensors_have_no_distance(change: dict, words: str, tm
 
 def test_what_is_no_adapter_is_named(tmp_path: Path) -> None:
     first, second = write(tmp_path / "first"), tmp_path / "second"
-    with pytest.raises(MissingError, match="second: no adapter is there"):
+    with pytest.raises(MissingError, match="second: has no adapter"):
         adapter_distances(first, second)
     write(second)
     _file(second).write_bytes(_file(first).read_bytes()[:-1])
     with pytest.raises(UsageError, match=r"adapter_model\.safetensors: not a safetensors file"):
         adapter_distances(first, second)
     save_file({A: np.ones(1, np.int32)}, _file(second))
-    with pytest.raises(UsageError, match=r"adapter_model\.safetensors: an adapter of 'I32' values"):
+    with pytest.raises(UsageError, match=r"adapter_model\.safetensors: has 'I32' values"):
         adapter_distances(first, second)
 
 

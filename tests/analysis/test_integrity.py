@@ -19,7 +19,7 @@ from support.finished import finish_study
 from support.places import NO_RUNS, at
 from support.small_disk import needs_mount, on_small_disk
 
-from qlora_repeat.analysis.integrity import Checked, check
+from qlora_repeat.analysis.integrity import CheckedStudy, check
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.datasets import data_folder
 from qlora_repeat.records.record import read_record, write_record
@@ -63,7 +63,7 @@ def trial(template: tuple[Study, Path], tmp_path: Path) -> Trial:
     return at(study, tmp_path / "runs", NO_CACHE).trial(NAME)
 
 
-def checked(trial: Trial, cache: Path = NO_CACHE) -> Checked:
+def checked(trial: Trial, cache: Path = NO_CACHE) -> CheckedStudy:
     return check(at(trial.study, trial.workspace.runs, cache), lambda done, total: None)
 
 
@@ -326,12 +326,12 @@ def test_a_damaged_checkpoint_beside_a_whole_one_tells_where_it_goes_on(
     assert checked(trial).problems == []  # nothing goes on from an older one
     flip(unfinished / "step-10" / "optimizer.safetensors")
     problems = checked(trial).problems
-    assert all(problem.endswith("; `qlora-repeat run` begins this fine-tuning anew") for problem in problems)
+    assert all(problem.endswith("; `qlora-repeat run` starts this fine-tuning again") for problem in problems)
     assert len(problems) == 2
     (unfinished / "step-2" / "adapter.safetensors").write_text("adapter")
     (problem,) = checked(trial).problems
     assert problem.startswith(f"{unfinished}/step-10/optimizer.safetensors: not the bytes")
-    assert problem.endswith("; `qlora-repeat run` goes on from step-2")
+    assert problem.endswith("; `qlora-repeat run` resumes from step-2")
 
 
 KILLED = """
@@ -423,7 +423,7 @@ def test_a_trial_that_a_process_works_on_is_left_alone(trial: Trial) -> None:
     with exclusive(trial.lock, trial.name):
         found = checked(trial)
     assert (found.trials, found.problems) == (7, [])
-    assert found.notes == [f"{NAME}: not checked, for a process works on it"]
+    assert found.notes == [f"{NAME}: not checked, because a process is working on it"]
 
 
 def test_results_that_are_not_of_these_records_are_a_note(trial: Trial) -> None:
@@ -431,7 +431,7 @@ def test_results_that_are_not_of_these_records_are_a_note(trial: Trial) -> None:
     write_results(collect(trial.workspace), path)
     assert checked(trial).notes == []
     path.write_text(path.read_text().replace("8.25", "8.26", 1))
-    note = f"{path}: not what the records give now; run `qlora-repeat collect` for this study"
+    note = f"{path}: differs from the records; run `qlora-repeat collect` for this study"
     assert checked(trial).notes == [note]
     path.write_text("{")
     assert checked(trial).notes[0].startswith(f"{path}:1: not a row of collected results")

@@ -153,12 +153,12 @@ def test_laboratories_that_cannot_be_compared_are_told() -> None:
     with pytest.raises(UsageError, match="at least two"):
         compare_laboratories([one])
     with pytest.raises(
-        UsageError, match="2 laboratories are named 'Tampa'; name them otherwise, as in NAME="
+        UsageError, match="2 laboratories are named 'Tampa'; give each its own name with NAME="
     ):
         compare_laboratories([one, one])
     with pytest.raises(UsageError, match="Tampa has gpt-neox-20b/adamw-8bit; Oslo has llama2-7b/adamw-8bit"):
         compare_laboratories([one, other])
-    with pytest.raises(UsageError, match="Oslo: 2 rows are of trial gpt-neox-20b/adamw-8bit/1"):
+    with pytest.raises(UsageError, match="Oslo: trial gpt-neox-20b/adamw-8bit/1 has 2 rows"):
         compare_laboratories([one, laboratory("Oslo", [trial(), trial()])])
 
 

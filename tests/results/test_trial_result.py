@@ -95,7 +95,7 @@ def without(key: str) -> dict[str, Any]:
         (without("x") | {"perplexitty": 1.0}, "perplexitty"),
         (without("x") | {"responses": [{"prompt": "p", "temperature": 1.0, "top_p": 1.0}]}, "text"),
         (without("x") | {"responses": ["text"]}, "str"),
-        (without("x") | {"loss_curve": [[0.5]]}, "loss_curve has [0.5], not [epochs, loss]"),
+        (without("x") | {"loss_curve": [[0.5]]}, "loss_curve: expected [epochs, loss], found [0.5]"),
         (without("x") | {"loss_curve": [[0.5, 2.0], [1.0, "2.0"]]}, "loss_curve"),
         (without("x") | {"loss_curve": [[math.nan, 2.0]]}, "loss_curve"),
         (without("x") | {"loss_curve": [3.0]}, "loss_curve"),

@@ -1,4 +1,4 @@
-"""What trials and results mean: differences, verdicts, causes, claims.
+"""Interpret trials and results: differences, verdicts, causes, claims.
 
 The packages `verify`, `attribution` and `claims` do not import each other. How findings are shown belongs
 in `render`. Read `trial_diff` first.

@@ -1,4 +1,4 @@
-"""How far two adapters are apart. Reads safetensors without torch."""
+"""Measure the distance of two adapters, without torch."""
 
 import math
 from collections.abc import Iterable
@@ -14,43 +14,43 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.system.safetensors_file import read_header
 
 PARTS = ("lora_A", "lora_B")
-"""An adapter's matrices A and B of each module; what the model adds to its weights is their product BA."""
+"""An adapter's matrices A and B of each module; the model adds their product BA to its weights."""
 
 Adapter = dict[str, NDArray[Any]]
-"""The values of an adapter, by name."""
+"""The tensors of an adapter, by name."""
 
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far values of two adapters are apart."""
+    """The distance of values of two adapters."""
 
     values: int
-    """How many there are in each."""
+    """Number of values in each."""
     equal: int
-    """How many of them are the same bits."""
+    """Number of values with the same bits."""
     largest: float
     """The largest absolute difference."""
     l2: float
     """The norm of the difference."""
     relative: float | None
-    """The same, divided by the norm of the first; None where that is 0."""
+    """The norm of the difference, divided by the norm of the first; None if that is 0."""
 
 
 def adapter_distances(first: Path, second: Path) -> dict[str, Distance]:
-    """The distance of the adapters in two folders: of ``all`` values, and of the matrices A and of B alone.
+    """Return the distances of the adapters in two folders: of ``all`` values, ``lora_A`` and ``lora_B``.
 
     Raises:
         MissingError: a folder has no weights.
-        UsageError: a file is not one of safetensors, or of another number format than floats.
+        UsageError: a file is not a safetensors file, or has values that are not floats.
         ValueError: the adapters do not have the same tensors; says which differ.
     """
     return distances(read_adapter(first), read_adapter(second))
 
 
 def distances(ours: Adapter, theirs: Adapter) -> dict[str, Distance]:
-    """The same, of adapters that have been read.
+    """Return the same distances for adapters in memory.
 
     Raises:
         ValueError: as `adapter_distances`.
@@ -67,11 +67,11 @@ def distances(ours: Adapter, theirs: Adapter) -> dict[str, Distance]:
 
 
 def update_distance(ours: Adapter, theirs: Adapter) -> float | None:
-    """How far apart is what two adapters add to the weights, the products BA of all their modules.
+    """Return the distance of the products BA of all modules, which two adapters add to the weights.
 
-    The norm of the difference, divided by the root mean square of both norms: 0 for the same, 1.41 for
-    unrelated ones. Unlike the adapters' own values, BA does not differ by what cancels out within it. None
-    where neither adds anything.
+    It is the norm of the difference, divided by the root mean square of both norms: 0 for equal products,
+    1.41 for unrelated ones. Differences of A and B that cancel out in BA do not count. None if both products
+    are zero.
     """
     apart = ours_squared = theirs_squared = 0.0
     for name in ours:
@@ -81,7 +81,7 @@ def update_distance(ours: Adapter, theirs: Adapter) -> float | None:
         a, other_a, b, other_b = (
             _numbers(each[key]).reshape(each[key].shape) for key in (name, twin) for each in (ours, theirs)
         )
-        # B1 A1 - B2 A2 = (B1 - B2) A1 + B2 (A1 - A2): accurate also where the two are nearly the same.
+        # B1 A1 - B2 A2 = (B1 - B2) A1 + B2 (A1 - A2) is accurate even if both are nearly the same.
         apart += _product_squares(np.hstack([b - other_b, other_b]), np.vstack([a, a - other_a]))
         ours_squared += _product_squares(b, a)
         theirs_squared += _product_squares(other_b, other_a)
@@ -90,7 +90,7 @@ def update_distance(ours: Adapter, theirs: Adapter) -> float | None:
 
 
 def _product_squares(b: NDArray[np.float64], a: NDArray[np.float64]) -> float:
-    """The sum of squares of BA, from matrices no larger than its rank."""
+    """Return the sum of squares of BA, using matrices no larger than its rank."""
     return max(float(np.sum((b.T @ b) * (a @ a.T))), 0.0)
 
 
@@ -124,21 +124,21 @@ def _type(values: NDArray[Any]) -> str:
 
 
 def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:
-    """In float64; numpy has no bfloat16, which is the upper half of a float32."""
+    """Return values as float64; bfloat16, which numpy lacks, is the upper half of a float32."""
     if values.dtype.kind == "u":
         values = (values.astype("<u4") << 16).view("<f4")
     return values.astype(np.float64).ravel()
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The weights in a folder, by name; those in bfloat16 as whole numbers of two bytes.
+    """Read the tensors in a folder, by name; bfloat16 values become unsigned 16-bit integers.
 
     Raises:
         MissingError, UsageError: as `adapter_distances`.
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
-        raise MissingError(f"{folder}: no adapter is there; run `qlora-repeat finetune` for its trial")
+        raise MissingError(f"{folder}: has no adapter; run `qlora-repeat finetune` for its trial")
     found = {}
     for path in paths:
         try:
@@ -147,9 +147,9 @@ def read_adapter(folder: Path) -> Adapter:
                 kind = "<u2" if tensor["dtype"] == "BF16" else _TYPES[tensor["dtype"]]
                 found[name] = np.frombuffer(tensor["data"], dtype=kind).reshape(tensor["shape"])
         except KeyError as error:
-            raise UsageError(f"{path}: an adapter of {error} values, which cannot be compared") from None
+            raise UsageError(f"{path}: has {error} values, which cannot be compared") from None
         except MissingError as error:
             raise UsageError(str(error)) from None
         except (SafetensorError, ValueError) as error:
-            raise UsageError(f"{path}: not a file of safetensors ({error})") from None
+            raise UsageError(f"{path}: not a safetensors file ({error})") from None
     return found

@@ -1,4 +1,4 @@
-"""The results of several laboratories side by side: what each measured, and what they have in common."""
+"""Compare the results of several laboratories."""
 
 import json
 import math
@@ -15,33 +15,33 @@ from qlora_repeat.results.statistical_methods import spans_a_decade
 from qlora_repeat.results.trial_result import TrialResult
 
 Conditions = dict[str, set[str]]
-"""What trials of an arm were run with, by name: each value that one has, as JSON."""
+"""The conditions of an arm's trials: each name with all values that occur, as JSON."""
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Where a study was run, and what was collected there."""
+    """A laboratory and its collected results."""
 
     name: str
     arms: list[Arm]
     conditions: dict[ArmKey, Conditions] = field(default_factory=dict)
-    """What records tell; without them (of a results file alone) it is less."""
+    """Conditions from records; empty if there is only a results file."""
 
 
 @dataclass(frozen=True)
 class LaboratoryArm:
-    """What the trials of an arm gave in one laboratory."""
+    """The results of an arm in one laboratory."""
 
     laboratory: str
     n: int
-    """Perplexities that are finite."""
+    """Number of finite perplexities."""
     not_finite: int
     adapters: int | None
-    """Different ones, by digest; None where results have no digests."""
+    """Number of distinct adapters, by digest; None if results have no digests."""
     mean: float | None
-    """On the log scale, the geometric one."""
+    """Arithmetic mean of the perplexities; on the log scale, the geometric mean."""
     sd: float | None
-    """Of the perplexities, or of their natural logarithms."""
+    """Standard deviation of the perplexities, or of their natural logarithms."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class SharedArm:
     """Whether it is compared on the log scale."""
     laboratories: list[LaboratoryArm]
     common_adapters: int | None
-    """Those that more than one laboratory has, bit for bit; None where fewer than two have digests."""
+    """Number of adapters that more than one laboratory has; None if fewer than two have digests."""
     common_seeds: int
-    """The same of seeds of the initial adapter. Runs that share one are not independent."""
+    """Number of seeds of the initial adapter that more than one has. Such trials are not independent."""
     unlike: list[str]
-    """What was not the same in all laboratories; then nothing is pooled."""
+    """Conditions that differ between laboratories; then nothing is pooled."""
     pooled: Reproducibility | None
     """In the unit of the SDs."""
 
@@ -69,23 +69,23 @@ def laboratory(
     """Return the laboratory that collected these results.
 
     Raises:
-        UsageError: two rows are of one trial.
+        UsageError: two rows have the same trial.
     """
     return Laboratory(name, group_arms(results, where=name), conditions or {})
 
 
 def compare_laboratories(laboratories: Sequence[Laboratory]) -> list[SharedArm]:
-    """Compare the arms that at least two of them have measured, in the order of the first.
+    """Compare the arms that at least two laboratories have measured.
 
     Raises:
-        UsageError: there are fewer than two laboratories, two of one name, or no such arm.
+        UsageError: there are fewer than two laboratories, two have the same name, or none share an arm.
     """
     names = Counter(each.name for each in laboratories)
     if len(laboratories) < 2:
         raise UsageError("give the results of at least two laboratories to compare")
     twice, count = names.most_common(1)[0]
     if count > 1:
-        raise UsageError(f"{count} laboratories are named {twice!r}; name them otherwise, as in NAME=FILE")
+        raise UsageError(f"{count} laboratories are named {twice!r}; give each its own name with NAME=FILE")
     measured = {each.name: {arm.key: arm for arm in each.arms if arm.perplexities} for each in laboratories}
     shared = []
     for key in dict.fromkeys(key for own in measured.values() for key in own):
@@ -93,10 +93,10 @@ def compare_laboratories(laboratories: Sequence[Laboratory]) -> list[SharedArm]:
         if len(having) > 1:
             shared.append(_shared(key, having, {each.name: measured[each.name][key] for each in having}))
     if not shared:
-        told = "; ".join(
+        found = "; ".join(
             f"{name} has {', '.join(map('/'.join, own)) or 'none'}" for name, own in measured.items()
         )
-        raise UsageError(f"no model and optimizer with results of two laboratories: {told}")
+        raise UsageError(f"no model and optimizer with results of two laboratories: {found}")
     return shared
 
 
@@ -136,24 +136,24 @@ def _center(values: list[float], logarithmic: bool) -> float | None:
 
 
 def _common(own: Iterable[set[Any]]) -> int:
-    """How many of these are in more than one of the sets."""
+    """Return the number of elements that more than one set has."""
     return sum(count > 1 for count in Counter(each for found in own for each in found).values())
 
 
 def _conditions(laboratory: Laboratory, key: ArmKey, rows: list[TrialResult]) -> Conditions:
-    """What is known of an arm in a laboratory, from results and from records, if there are any."""
-    told: dict[str, set[Any]] = {
+    """Return the conditions of an arm in a laboratory, from results and, if there are any, from records."""
+    found: dict[str, set[Any]] = {
         "randomness profile": {row.randomness for row in rows},
         "number of test examples": {row.test_examples for row in rows},
         "miniature": {row.miniature for row in rows},
     }
-    known = {name: {json.dumps(each) for each in own if each is not None} for name, own in told.items()}
+    known = {name: {json.dumps(each) for each in own if each is not None} for name, own in found.items()}
     return known | laboratory.conditions.get(key, {})
 
 
 def _unlike(conditions: list[Conditions]) -> Iterator[str]:
-    """What two of them tell, and tell otherwise."""
+    """Yield the names of known conditions that differ."""
     for name in dict.fromkeys(name for own in conditions for name in own):
-        told = [own[name] for own in conditions if own.get(name)]
-        if any(each != told[0] for each in told):
+        values = [own[name] for own in conditions if own.get(name)]
+        if any(each != values[0] for each in values):
             yield name

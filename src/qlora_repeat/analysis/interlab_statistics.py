@@ -1,7 +1,7 @@
-"""Repeatability within laboratories, and reproducibility between them, of values that several have measured.
+"""Estimate repeatability within laboratories and reproducibility between them.
 
-The words are those of ISO 5725-1, in which reproducibility allows another laboratory its own equipment. The
-paper (section IV) asks for the same hardware and software there too.
+The terms are from ISO 5725-1, where another laboratory may have other equipment. The paper (section IV) asks
+for the same hardware and software there too.
 """
 
 import math
@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from qlora_repeat.results.statistical_methods import LEVEL, deviation_interval
 
 FEWEST_LABORATORIES = 3
-"""From two, one difference tells of the spread between them: an SD's interval then spans a factor of 71."""
+"""With two laboratories, the interval of the SD between them spans a factor of 71."""
 
 
 @dataclass(frozen=True)
@@ -21,36 +21,36 @@ class Reproducibility:
 
     laboratories: int
     n: int
-    """Values."""
+    """Number of values."""
     mean: float
-    """Of all values."""
+    """Mean of all values."""
     repeatability: float
     """s_r, within a laboratory."""
     repeatability_low: float | None
     repeatability_high: float | None
     between: float
-    """s_L, of the laboratories' own means; 0 where they differ by no more than values within one do."""
+    """s_L, of the true means of laboratories; 0 if their means differ by no more than s_r explains."""
     reproducibility: float
     """s_R, of values from any laboratory."""
     reproducibility_low: float | None
     reproducibility_high: float | None
     p: float | None
-    """Of laboratories without a difference (F test); None where values within them do not spread."""
+    """F test of equal means; None if the values in each laboratory are equal."""
 
 
 def reproducibility(laboratories: Sequence[Sequence[float]], level: float = LEVEL) -> Reproducibility | None:
-    """Both, as in ISO 5725-2 (1994, 7.4.5): a one-way random effects model.
+    """Estimate both as in ISO 5725-2 (1994, 7.4.5), with a one-way random effects model.
 
-    Of N values in p laboratories, of which one has n values, their mean y and their SD s:
+    For N values in p laboratories, each with n values, their mean y and their SD s:
 
         s_r^2 = sum (n - 1) s^2 / (N - p)               s_d^2 = sum n (y - mean of all)^2 / (p - 1)
         s_L^2 = (s_d^2 - s_r^2) / n'  or 0              n' = (N - sum n^2 / N) / (p - 1)
         s_R^2 = s_r^2 + s_L^2
 
-    Nothing is taken for an outlier, other than there. The interval of s_r is `deviation_interval`'s with one
-    kurtosis for all laboratories. That of s_R joins it with the one that the means have, by Graybill and Wang
-    (Journal of the American Statistical Association 75, 1980, 869-873), with means that count alike (Thomas
-    and Hultquist, Annals of Statistics 6, 1978, 582-587), and needs `FEWEST_LABORATORIES`.
+    Unlike ISO 5725-2, remove no outliers. The interval of s_r is `deviation_interval`'s with one kurtosis for
+    all laboratories. The interval of s_R combines it with the interval of the means by Graybill and Wang
+    (Journal of the American Statistical Association 75, 1980, 869-873), with unweighted means (Thomas and
+    Hultquist, Annals of Statistics 6, 1978, 582-587), and needs `FEWEST_LABORATORIES`.
 
     None if there are fewer than two laboratories with values, or none has two.
     """

@@ -1,4 +1,4 @@
-"""Where two fine-tunings part: the first step that differs, in what, and what is different besides."""
+"""Compare two trials: the first training step that differs, the adapters, and the records."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Likeness = Literal["alike", "alike as far as compared", "different"]
 
 _COMPARED_STAGES: tuple[Stage, ...] = ("finetune", "evaluate")
 
-_IN_A_TRACE = {
+_TRACED = {
     "examples": "examples",
     "tokens": "numbers of tokens",
     "learning_rate": "learning rates",
@@ -28,7 +28,7 @@ _IN_A_TRACE = {
     "gradient_norm": "gradient norms",
     "adapter": "digests of adapters",
 }
-"""What a step may have, in words."""
+"""Optional fields of a step, in words."""
 
 MEANINGS: dict[DivergenceKind, str] = {
     "init": "The initial adapters are not the same, which points to their seeds or to the code that draws "
@@ -53,24 +53,24 @@ class Divergence:
     step: int
     """0 is the adapter before any update."""
     kind: DivergenceKind
-    """In what: the first that differs, in the order in which a step computes them."""
+    """The first value that differs, in the order in which a step computes them."""
     first: Any
     second: Any
     alike_after: int | None
-    """The last step before this one after which both adapters have a digest; it is the same."""
+    """The last earlier step after which both traces have a digest of the adapter; these digests agree."""
     apart_after: int | None
-    """The first step after which both adapters have a digest and differ, if there is one."""
+    """The first step after which both traces have a digest of the adapter and these differ, if any."""
 
     @property
     def unwatched(self) -> list[int]:
-        """The steps before this one after which no digest says that both adapters were still the same."""
+        """Return the earlier steps since the last digest that shows the adapters to be the same."""
         return list(range(1 + (self.alike_after or 0), self.step))
 
 
 def first_divergence(first: Sequence[Step], second: Sequence[Step]) -> Divergence | None:
-    """Where two traces part; None if no step differs that both have. Both begin at step 0.
+    """Return the first step that differs, or None if all common steps agree. Both traces begin at step 0.
 
-    Compared is what both have, exactly: nan is equal to nan, and 0 is not to -0.
+    Compare the values that both have exactly: NaN equals NaN, and 0 does not equal -0.
     """
     alike_after = None
     for place, (one, other) in enumerate(zip(first, second, strict=False)):
@@ -92,7 +92,7 @@ def first_divergence(first: Sequence[Step], second: Sequence[Step]) -> Divergenc
 
 
 def _values(one: Step, other: Step) -> Iterator[tuple[DivergenceKind, Any, Any]]:
-    """What two steps have, in the order in which a step computes it."""
+    """Yield the values of two steps, in the order in which a step computes them."""
     yield "data", one.examples, other.examples
     yield "data", one.tokens, other.tokens
     yield "learning rate", one.learning_rate, other.learning_rate
@@ -112,13 +112,13 @@ def _is_apart(one: Step, other: Step) -> bool:
 
 @dataclass(frozen=True)
 class Side:
-    """One of two trials that are compared: what it has left."""
+    """The files of one of two compared trials."""
 
     name: str
     folder: Path
     steps: list[Step]
     finished: bool
-    """Whether its fine-tuning is; otherwise the trace goes as far as it has come."""
+    """Whether the fine-tuning is finished; otherwise `steps` are those done so far."""
     records: dict[Stage, Record]
 
     @property
@@ -131,7 +131,7 @@ class Side:
 
     @property
     def diverged_at(self) -> int | None:
-        """The first step whose loss is not finite."""
+        """Return the first step whose loss is not finite."""
         return next((step.step for step in self.steps if step.diverged), None)
 
     @property
@@ -140,7 +140,7 @@ class Side:
 
     @property
     def perplexity(self) -> float | None:
-        """That of this adapter; of an earlier one it does not count."""
+        """Return the perplexity of this adapter; ignore the perplexity of an earlier one."""
         trained, merged, tested = (self.records.get(stage) for stage in ("finetune", "merge", "evaluate"))
         if trained is None or merged is None or tested is None:
             return None
@@ -153,47 +153,47 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not the same in the records of two trials."""
+    """A value that differs between the records of two trials."""
 
     what: What
     stage: Stage
     key: str
-    """With dots, where values stand in each other."""
+    """Dots separate the keys of nested values."""
     first: Any
     second: Any
 
 
 @dataclass(frozen=True)
 class TrialDiff:
-    """How two trials compare."""
+    """The comparison of two trials."""
 
     first: Side
     second: Side
     divergence: Divergence | None
     distances: "dict[str, Distance] | None"
-    """Of ``all`` values of the adapters, of ``lora_A`` and of ``lora_B``; None where not compared."""
+    """Between ``all`` values of the adapters, ``lora_A`` and ``lora_B``; None where not compared."""
     differences: list[Difference]
-    """Between settings, other inputs, seeds and fingerprints."""
+    """Differences of settings, other inputs, seeds and fingerprints."""
     unlike: list[str]
-    """What of traces and adapters is different besides, in words."""
+    """Other differences of traces and adapters, in words."""
     not_compared: list[str]
     """What could not be compared, and why."""
 
     @property
     def compared_steps(self) -> int:
-        """Optimizer steps that both have."""
+        """Return the number of optimizer steps that both have."""
         return min(self.first.last_step, self.second.last_step)
 
     @property
     def verdict(self) -> Likeness:
-        """Whether trace and adapter are the same bits."""
+        """Return whether trace and adapter are bitwise the same."""
         if self.divergence or self.unlike:
             return "different"
         return "alike as far as compared" if self.distances is None else "alike"
 
 
 def read_side(name: str, folder: Path) -> Side:
-    """What the trial in a folder has left; of one that is not finished, its trace so far.
+    """Read the trial in a folder; if it is not finished, its trace so far.
 
     Raises:
         MissingError: there is no trace, or a file that a record names is missing or damaged.
@@ -206,16 +206,14 @@ def read_side(name: str, folder: Path) -> Side:
         steps, finished = read_trace(begun, unfinished=True), False
     else:
         raise MissingError(
-            f"{folder}: no trace.jsonl here, nor unfinished/trace.jsonl; "
-            "`qlora-repeat finetune` leaves one for each trial"
+            f"{folder}: has neither trace.jsonl nor unfinished/trace.jsonl; "
+            "`qlora-repeat finetune` writes one for each trial"
         )
     if not steps:
         raise UsageError(f"{done if finished else begun}: the trace has no step yet; try again later")
-    records: dict[Stage, Record] = {}
-    stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
-    for stage in stages if finished else ():
-        if (record := read_record(folder / f"{stage}.json")) is not None:
-            records[stage] = record
+    stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate") if finished else ()
+    found = {stage: read_record(folder / f"{stage}.json") for stage in stages}
+    records = {stage: record for stage, record in found.items() if record is not None}
     if (trained := records.get("finetune")) is not None:
         for kept_name, kept in trained.files.items():
             if (damage := damaged_file(folder / kept_name, kept)) is not None:
@@ -224,10 +222,10 @@ def read_side(name: str, folder: Path) -> Side:
 
 
 def compare_trials(first: Side, second: Side) -> TrialDiff:
-    """Compares traces, adapters and records.
+    """Compare traces, adapters and records.
 
     Raises:
-        UsageError: an adapter is not a file of safetensors.
+        UsageError: an adapter is not a safetensors file.
     """
     from qlora_repeat.analysis.adapter_distance import adapter_distances
 
@@ -247,7 +245,7 @@ def compare_trials(first: Side, second: Side) -> TrialDiff:
         except MissingError as error:
             not_compared.append(f"adapters: {error}")
         except ValueError as error:
-            unlike.append(f"the adapters have other tensors: {error}")
+            unlike.append(f"the adapters have different tensors: {error}")
     return TrialDiff(
         first=first,
         second=second,
@@ -261,46 +259,44 @@ def compare_trials(first: Side, second: Side) -> TrialDiff:
 
 def _lacking(side: Side) -> Iterator[str]:
     if not side.finished:
-        yield f"what comes after step {side.last_step} of {side.name}, which is not finished; and its adapter"
+        yield f"steps after {side.last_step}, and the adapter: the fine-tuning of {side.name} is not finished"
     elif (side.folder / "unfinished").is_dir():
-        yield f"the fine-tuning of {side.name} that goes on now, but the finished one before"
+        yield f"the new fine-tuning of {side.name}, which is not finished; the earlier one was compared"
     if "finetune" not in side.records:
         yield f"settings, seeds and fingerprint: {side.name} has no record of its fine-tuning"
     if side.finished and side.perplexity is None:
-        yield f"perplexity: {side.name} is not evaluated" + (
-            ", but with another adapter" if "evaluate" in side.records else ""
-        )
+        other = "evaluate" in side.records
+        yield f"perplexity: {side.name} is not evaluated{' with this adapter' if other else ''}"
 
 
 def _unknown(first: Sequence[Step], second: Sequence[Step]) -> Iterator[str]:
-    """What no step has in both traces."""
-    for name, words in _IN_A_TRACE.items():
+    """Yield the values that no step has in both traces."""
+    for name, words in _TRACED.items():
         steps = zip(first[1:], second[1:], strict=False)
         if not any(
             getattr(one, name) is not None and getattr(other, name) is not None for one, other in steps
         ):
-            yield f"{words}: no step has any in both traces"
+            yield f"{words}: no step has them in both traces"
 
 
 def _differences(first: dict[Stage, Record], second: dict[Stage, Record]) -> list[Difference]:
-    """Between what fine-tuning and evaluation started from and ran on; each is told once."""
+    """Return the differences of inputs, seeds and fingerprints of fine-tuning and evaluation, each once."""
     found: list[Difference] = []
-    told = set()
+    seen = set()
     for stage in _COMPARED_STAGES:
         if stage not in first or stage not in second:
             continue
         ours, theirs = _by_what(first[stage]), _by_what(second[stage])
         for what in ours:
             for key, *values in fingerprint_differences(ours[what], theirs[what]):
-                if (known := (key, *map(repr, values))) not in told:
-                    told.add(known)
+                if (difference := (key, *map(repr, values))) not in seen:
+                    seen.add(difference)
                     found.append(Difference(what, stage, key, *values))
     return found
 
 
 def _by_what(record: Record) -> dict[What, dict[str, Any]]:
-    # The merged model is another if the adapter is, of which the distance tells.
-    apart = ("settings", "merged_digest")
+    apart = ("settings", "merged_digest")  # the merged models differ if the adapters do
     return {
         "setting": record.inputs.get("settings", {}),
         "input": {name: value for name, value in record.inputs.items() if name not in apart},

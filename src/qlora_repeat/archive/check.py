@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from qlora_repeat.analysis.integrity import Checked, Looked, check_base_tests, check_trial
+from qlora_repeat.analysis.integrity import CheckedFile, CheckedStudy, check_base_tests, check_trial
 from qlora_repeat.archive.unpack import Unpacked
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.loading import open_workspace
 
 
-def check_archive(unpacked: Unpacked, cache: Path) -> Checked:
+def check_archive(unpacked: Unpacked, cache: Path) -> CheckedStudy:
     """Check an archive whose checksums fit: whether its records fit themselves, and all else fits them.
 
     The collected results must be those that the records give. Whether records tell the truth is not looked
@@ -22,8 +22,10 @@ def check_archive(unpacked: Unpacked, cache: Path) -> Checked:
     files = [looked for own in found for looked in own] + list(check_base_tests(workspace))
     path = workspace.results
     told, given = unpacked.results(), collect(workspace, include_stale=True)
-    files += [Looked(path, f"{path}: {problem}") for problem in _unlike(told, given)] or [Looked(path)]
-    return Checked(trials=sum(map(bool, found)), files=files, inputs=[], notes=[])
+    files += [CheckedFile(path, f"{path}: {problem}") for problem in _unlike(told, given)] or [
+        CheckedFile(path)
+    ]
+    return CheckedStudy(trials=sum(map(bool, found)), files=files, inputs=[], notes=[])
 
 
 def _unlike(told: list[TrialResult], given: list[TrialResult]) -> Iterator[str]:

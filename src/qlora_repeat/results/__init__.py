@@ -1,5 +1,5 @@
-"""Collected results and their statistics, without torch.
+"""Collect results and compute their statistics, without torch.
 
-What is shown of them belongs in `render`, what they mean in `analysis`. Read `trial_result` first, then
+Tables and figures belong in `render`, interpretation in `analysis`. Read `trial_result` first, then
 `collect`.
 """

@@ -1,4 +1,4 @@
-"""Arms of collected results: the trials of one model and optimizer."""
+"""Group collected results into arms: the trials of one model and optimizer."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ class Arm:
 
     model: str
     title: str
-    """The model's name for people."""
+    """The model's display name."""
     optimizer: Optimizer
     trials: list[TrialResult]
 
@@ -29,17 +29,17 @@ class Arm:
 
     @property
     def heading(self) -> str:
-        """The optimizer as in the paper's headings: ``8-bit``."""
+        """Return the optimizer as in the paper's headings: ``8-bit``."""
         return self.optimizer.heading
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Return the arm's display name."""
         return f"{self.title} {self.heading}"
 
     @property
     def done(self) -> list[TrialResult]:
-        """The trials whose values count; also stale ones, where they were collected on request."""
+        """Return the trials whose values count, including stale ones that were collected on request."""
         return [trial for trial in self.trials if trial.measured]
 
     @property
@@ -48,7 +48,7 @@ class Arm:
 
     @property
     def counterpart(self) -> str:
-        """The paper's model that this one is compared with; a model without one is its own."""
+        """Return the paper's model that this one is compared with, or else the model itself."""
         return self.trials[0].counterpart or self.model
 
     @property
@@ -56,15 +56,15 @@ class Arm:
         return self.values(lambda trial: trial.perplexity)
 
     def values(self, measure: Measure) -> list[float]:
-        """Return what was measured in the trials that are done."""
+        """Return the values of a measure in the trials that count."""
         return values(self.done, measure)
 
 
 def group_arms(results: Sequence[TrialResult], where: str = "collected results") -> list[Arm]:
-    """Group results by model and optimizer, in their order; models with the same title get distinct ones.
+    """Group results by model and optimizer, in their order; models that share a title get distinct titles.
 
     Raises:
-        UsageError: two rows are of the same trial; the message begins with `where`.
+        UsageError: two rows have the same trial; the message begins with `where`.
     """
     trials: dict[ArmKey, list[TrialResult]] = defaultdict(list)
     for result in results:
@@ -72,7 +72,7 @@ def group_arms(results: Sequence[TrialResult], where: str = "collected results")
     for own in trials.values():
         name, count = Counter(trial.name for trial in own).most_common(1)[0]
         if count > 1:
-            raise UsageError(f"{where}: {count} rows are of trial {name}")
+            raise UsageError(f"{where}: trial {name} has {count} rows, expected one")
     titles = {model: own[0].model_title for (model, _), own in trials.items()}
     shared = {title for title, count in Counter(titles.values()).items() if count > 1}
     return [
@@ -95,14 +95,14 @@ def by_model(arms: Iterable[Arm]) -> dict[str, list[Arm]]:
 
 
 def base_perplexities(arms: Iterable[Arm]) -> list[float]:
-    """Return the perplexity of a model before fine-tuning, from each process that measured it."""
+    """Return the base model's perplexity in each test."""
     trials = [trial for arm in arms for trial in arm.trials]
     tests = [trial.base_perplexities for trial in trials if trial.base_perplexities]
     return tests[0] if tests else values(trials, lambda trial: trial.base_perplexity)[:1]
 
 
 def distinct_adapters(arms: Iterable[Arm]) -> list[str]:
-    """Return a line for each arm: how many of its trials' adapters differ, by digest."""
+    """Return a line for each arm with the number of distinct adapters, by digest."""
     lines = []
     for arm in arms:
         counts = Counter(trial.adapter_digest for trial in arm.done if trial.adapter_digest)
@@ -117,7 +117,7 @@ def distinct_adapters(arms: Iterable[Arm]) -> list[str]:
 
 
 def values(trials: Iterable[TrialResult], measure: Measure) -> list[float]:
-    """Return what was measured, without the trials that lack it."""
+    """Return the values of a measure, without trials that lack it."""
     return [value for value in map(measure, trials) if value is not None]
 
 

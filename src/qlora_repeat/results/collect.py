@@ -1,4 +1,4 @@
-"""From the records of a study to its collected results."""
+"""Collect the results of a study from its records."""
 
 import dataclasses
 from typing import Any
@@ -26,12 +26,11 @@ _OF_BASE = ("perplexity", "perplexity_example_mean", "accuracy")
 
 @gc_paused()  # records have no cycles
 def collect(workspace: Workspace, *, include_stale: bool = False) -> list[TrialResult]:
-    """One row per trial that the study asks for; only those that are done, and so whole, bring values.
+    """Return a row for each trial of the study, with values if the trial is done.
 
-    With `include_stale`, so do those that are stale but complete, and tests of a base that are stale where
-    none is done; the row says what has changed since. A trial whose stages are not of the same adapter and
-    merged model has no values: there would be no one model that they are of. One that was tested on another
-    split than its base, as where each trial draws its own, has no values of the base beside its own.
+    With `include_stale`, complete but stale trials have values too, and stale base tests count where none is
+    done; the row lists what has changed. A trial whose stages belong to different adapters or merged models
+    has no values. A trial that was tested on another split than its base has no base values.
     """
     bases = {
         model: list(counted_base_tests(workspace, model, include_stale=include_stale).values())
@@ -48,7 +47,7 @@ def collect(workspace: Workspace, *, include_stale: bool = False) -> list[TrialR
 
 
 def free_sources(randomness: Randomness) -> list[str]:
-    """What may make trials differ: sources without one seed for all, and kernels that need not repeat."""
+    """Return what may make trials differ: sources without a common seed, and nondeterministic kernels."""
     found: list[str] = [source for source in SOURCES if not isinstance(getattr(randomness, source), int)]
     return [*found, "kernels"] if randomness.kernels == "default" else found
 
@@ -56,7 +55,7 @@ def free_sources(randomness: Randomness) -> list[str]:
 def counted_base_tests(
     workspace: Workspace, model: str, *, include_stale: bool = False
 ) -> dict[int, tuple[Record, list[str]]]:
-    """The records of those tests of a base that count, by number, each with what has changed since."""
+    """Return the records of the base tests that count, by number, each with what has changed since."""
     states = {test.number: base_state(test) for test in workspace.base_tests(model)}
     for wanted in ("done", "stale") if include_stale else ("done",):
         tests = {
@@ -99,13 +98,13 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
 
 
 def _tested_alike(states: dict[Stage, StageState], base: Record) -> bool:
-    """Whether a trial and its base were tested on the test part of the same split."""
+    """Return whether a trial and its base were tested on the same split."""
     trained = states["finetune"].record
     return trained is not None and bool(trained.outputs["seeds"]["split"] == base.outputs["split_seed"])
 
 
 def _changes(states: dict[Stage, StageState]) -> list[str] | None:
-    """What has changed since a trial's records; None if one lacks, or they are not of the same model."""
+    """Return what has changed since the records; None if one is missing or their models differ."""
     if any(state.record is None or state.state not in ("done", "stale") for state in states.values()):
         return None
     changed = {change for state in states.values() for change in state.changed}

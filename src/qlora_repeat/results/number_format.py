@@ -1,4 +1,4 @@
-"""How tables show numbers, and the summary of several: mean, SD, range, n."""
+"""Format numbers for tables, and summarize several: mean, SD, median, range, n."""
 
 import math
 import statistics
@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from qlora_repeat.results.statistical_methods import Share
 
 DASH = "—"
-"""Stands for a value that there is none of."""
+"""The text for a missing value."""
 _SPREAD_DIGITS = 3
-"""Significant digits of what says how much values spread: from a few trials, more would be noise."""
+"""Significant digits of a spread; from a few trials, more would be noise."""
 _LEAST_DIGITS, _MOST_DIGITS = 4, 7
-"""Of the values themselves."""
+"""Significant digits of the values themselves."""
 DEVIATION_NOTE = "SD: sample standard deviation (n-1), of at least two runs."
 
 
 def number(value: float | None) -> str | None:
-    """With the decimals that the value has, at most 3 below 1,000 and 2 from there; see the examples.
+    """Format a number with its own decimals, but at most 3 below 1,000 and at most 2 above.
 
-    3.47 and 21,024 as they are, 3.5671 as 3.567, 233812.794 as 233,812.79, 0.000214 as 0.00021, 1.2e30 as
-    1.200e+30; not finite as ``nan`` and ``inf``.
+    3.47 and 21,024 stay, 3.5671 becomes 3.567, 233812.794 becomes 233,812.79, 0.000214 becomes 0.00021,
+    1.2e30 becomes 1.200e+30; other texts are ``nan`` and ``inf``.
     """
     if value is None:
         return None
@@ -37,24 +37,24 @@ def number(value: float | None) -> str | None:
 
 
 def cell(value: float | None) -> str:
-    """Return the number as in a table, with a dash where there is none."""
+    """Return the number for a table; a dash for None."""
     return number(value) or DASH
 
 
 def rounded(value: float | None, digits: int = 3) -> str:
-    """Return the number to so many significant digits, without zeros at the end; a dash for None."""
+    """Return the number with this many significant digits, without trailing zeros; a dash for None."""
     return cell(None if value is None else float(f"{value:.{digits}g}"))
 
 
 def percent(share: float | None) -> str:
-    """Return a share in percent: whole from 9.5 % on, to two digits below."""
+    """Return a share in percent: without decimals from 9.5 %, with two significant digits below."""
     if share is None:
         return DASH
     return f"{100 * share:.0f} %" if abs(share) >= 0.095 else f"{100 * share:.2g} %"
 
 
 def share_text(share: Share | None) -> str:
-    """Return a count as in a table: ``5 of 7``; a dash where there is nothing to count."""
+    """Return a count for a table: ``5 of 7``; a dash for None."""
     return f"{share.count} of {share.of}" if share else DASH
 
 
@@ -64,7 +64,7 @@ def share_interval(share: Share | None) -> str:
 
 
 def spread_text(value: float | None) -> str:
-    """An SD or its like: to three significant digits, zeros at the end included; to two below 0.1."""
+    """Return a spread with three significant digits, including trailing zeros; with two below 0.1."""
     if value is None or not 0.01 <= value < 1e7:
         return number(value) or DASH
     shortened = float(f"{value:.{_SPREAD_DIGITS}g}")
@@ -73,7 +73,7 @@ def spread_text(value: float | None) -> str:
 
 
 def value_text(value: float | None, sd: float | None, of_sd: int = 2) -> str:
-    """To four significant digits, or to as many of the SD's where that is finer."""
+    """Return a value with four significant digits, or with `of_sd` digits of its SD if that is finer."""
     if value is None:
         return DASH
     digits = _LEAST_DIGITS
@@ -83,38 +83,38 @@ def value_text(value: float | None, sd: float | None, of_sd: int = 2) -> str:
 
 
 def interval_text(low: str, high: str) -> str:
-    """From one to the other; once, where they read alike."""
+    """Return the interval; a single text if both ends are the same."""
     return "–".join(dict.fromkeys((low, high)))
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean; not finite where a value is not."""
+    """Return the mean; not finite if a value is not."""
     if not values:
         return None
     return statistics.mean(values) if all(map(math.isfinite, values)) else sum(values)
 
 
 def median(values: Sequence[float]) -> float | None:
-    """The median; nan where a value is."""
+    """Return the median; NaN if a value is NaN."""
     if not values:
         return None
     return math.nan if any(map(math.isnan, values)) else statistics.median(values)
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation (n - 1)."""
+    """Return the sample standard deviation (n - 1)."""
     if len(values) < 2:
         return None
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def span(values: Sequence[float]) -> str | None:
-    """From the least to the greatest value, as text."""
+    """Return the range from the smallest to the largest value, as text."""
     if not values:
         return None
     if any(map(math.isnan, values)):
         return "nan"
-    return "–".join(dict.fromkeys(number(value) or "" for value in (min(values), max(values))))
+    return interval_text(cell(min(values)), cell(max(values)))
 
 
 STATISTICS: dict[str, Callable[[Sequence[float]], str | None]] = {
@@ -124,14 +124,14 @@ STATISTICS: dict[str, Callable[[Sequence[float]], str | None]] = {
     "range": span,
     "n": lambda values: str(len(values)),
 }
-"""What tables say of several values, by its name."""
+"""The statistics that tables show, by name."""
 
 
 def statistic(name: str, values: Sequence[float]) -> str:
-    """One of `STATISTICS`; a dash where there are too few values."""
+    """Return one of `STATISTICS`; a dash if there are too few values."""
     return STATISTICS[name](values) or DASH
 
 
 def summary_rows(names: Sequence[str], measured: list[list[float]]) -> list[list[str]]:
-    """A row for each of these statistics, with a cell for each list of values."""
+    """Return a row for each of these statistics, with a cell for each list of values."""
     return [[name, *(statistic(name, values) for values in measured)] for name in names]

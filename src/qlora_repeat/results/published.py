@@ -1,4 +1,4 @@
-"""The numbers that the paper prints, from ``paper/published/``, as results of a study named ``published``."""
+"""Read the paper's numbers from ``paper/published/`` as results of a study named ``published``."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -32,14 +32,14 @@ _Value = TypeVar("_Value")
 
 
 def read_published(folder: Path) -> list[TrialResult]:
-    """The paper's 56 trials: Tables 1, 2, 3, 8, 9, 10 and 11, and the base perplexities of section IX.
+    """Read the paper's 56 trials: Tables 1, 2, 3, 8, 9, 10 and 11, and the base perplexities of section IX.
 
-    A trial has its arm's value of Table 3, since the paper has no others. The paper gives one mean and
-    SD 0.0 for the seven tests of a base: those are seven equal values. What the paper does not say is null.
+    Each trial has the value of its arm in Table 3. The paper gives one mean and SD 0.0 for the seven tests of
+    a base model, which are read as seven equal values. What the paper does not report is None.
 
     Raises:
-        MissingError: a file is not there.
-        UsageError: a file has other columns or rows than it should, or a value that is none; names the line.
+        MissingError: a file is missing.
+        UsageError: a file has unexpected columns or rows, or an invalid value; names the line.
     """
     quoting, chatting = list(_MODELS)[:2], list(_MODELS)[2:]
     instructions, seconds_of = ("instruction_1", "instruction_2"), ("train_seconds", "test_seconds")
@@ -83,7 +83,7 @@ def read_published(folder: Path) -> list[TrialResult]:
 
 
 def _response(place: int, cell: str) -> Response:
-    """What a cell of Table 8 or 9 stands for, at the settings that section VII calls the default."""
+    """Return the response in a cell of Table 8 or 9, at the default sampling of section VII."""
     letter = cell if cell in _LETTERS else None
     return Response(f"Instruction {place}", 1.0, 1.0, letter or f"({cell})", letter)
 
@@ -91,7 +91,7 @@ def _response(place: int, cell: str) -> Response:
 def _by_run(
     path: Path, models: list[str], columns: _Cells, parse: Callable[[list[str]], _Value]
 ) -> dict[_Cells, _Value]:
-    """The values of each run, model and optimizer."""
+    """Read the values of each run, model and optimizer."""
     keys = product(map(str, _RUNS), models, _OPTIMIZERS)
     return _read(path, ("run", "model", "optimizer"), keys, columns, parse)
 
@@ -103,11 +103,11 @@ def _read(
     value_columns: _Cells,
     parse: Callable[[list[str]], _Value],
 ) -> dict[_Cells, _Value]:
-    """What is parsed of each row, by what its first columns say: a row for each of `keys`, in any order."""
+    """Return the parsed values of each row by its key columns; `keys` are the expected rows, in any order."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise MissingError(f"{path}: no such file; paper/published holds the paper's numbers") from None
+        raise MissingError(f"{path}: no such file; the paper's numbers are in paper/published") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not a text file in UTF-8") from None
     header = key_columns + value_columns
@@ -119,15 +119,15 @@ def _read(
         if len(cells) != len(header):
             raise UsageError(f"{where}: expected {len(header)} cells, found {len(cells)}")
         if key not in wanted:
-            raise UsageError(f"{where}: the paper's table has no row of {','.join(key)}")
+            raise UsageError(f"{where}: the paper's table has no row {','.join(key)}")
         if key in found:
-            raise UsageError(f"{where}: a second row of {','.join(key)}")
+            raise UsageError(f"{where}: a second row {','.join(key)}")
         try:
             found[key] = parse(cells[len(key_columns) :])
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
     if lacking := sorted(wanted - set(found)):
-        raise UsageError(f"{path}: no row of {','.join(lacking[0])} ({len(lacking)} rows are missing)")
+        raise UsageError(f"{path}: no row {','.join(lacking[0])} ({len(lacking)} rows are missing)")
     return found
 
 
@@ -146,7 +146,7 @@ def _number(cell: str) -> float:
 
 
 def _tests(cells: list[str]) -> list[float]:
-    """The perplexity of a base in each test, from mean, SD and the number of tests."""
+    """Return the perplexity of a base model in each test, from mean, SD and the number of tests."""
     mean, deviation, tests = cells
     if deviation != "0.0" or not tests.isdecimal():
         raise ValueError(f"expected sd 0.0 and a whole number of tests, found {deviation} and {tests}")

@@ -1,11 +1,11 @@
-"""What a few repeated trials support: statistics over lists of numbers, with intervals that seven can bear.
+"""Statistical methods for a few repeated values: summaries, intervals, tests and Holm's adjustment.
 
-Each method was chosen by its simulated coverage or error rate at seven values; ``benchmarks/coverage.py``
-prints them. Values that are not finite (diverged trials) are never hidden: they rank above all others where
-ranks suffice, and are left out, and counted, where they do not.
+Each method was chosen by its simulated coverage or error rate with seven values; ``benchmarks/coverage.py``
+prints them. Values that are not finite (diverged trials) are never hidden: they rank above all others in
+methods that use ranks; other methods leave them out and count them.
 
-scipy.stats takes a second to import, more than all of the tables, so only scipy.special is used here; the
-tests hold what is written out to scipy.stats where it has the same.
+scipy.stats takes a second to import, longer than making all tables, so this module uses scipy.special only;
+tests compare its results with scipy.stats.
 """
 
 import functools
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEVEL = 0.95
-"""Of all intervals, unless another is asked for."""
+"""The default level of all intervals."""
 FEWEST = 5
-"""An interval or a test has at least so many values; with four in each arm, no test could be significant."""
+"""The least number of values for an interval or a test; with four in each arm, no test can be significant."""
 TRIALS_NEEDED = {1.5: (56, 79), 2.0: (23, 32), 3.0: (12, 17), 5.0: (8, 11), 10.0: (6, 8)}
-"""For a ratio of spreads, the trials in each arm with which `compare_spreads` finds it in four of five cases:
-of one model (p at most 0.05), and of the first of four by Holm (0.0125). For lognormal values, simulated by
-``benchmarks/coverage.py``."""
+"""For each ratio of spreads, the trials in each arm for which `compare_spreads` has a power of 80 %: with one
+model (p at most 0.05), and with the first of four models by Holm (0.0125). For lognormal values, simulated
+by ``benchmarks/coverage.py``."""
 
 MOST_ASSIGNMENTS = 10_000
-"""Up to so many are all looked at (eight values in each arm); of more, this many are drawn."""
+"""Permutation tests use up to this many assignments (eight values in each arm), else a random sample."""
 _TIED = 1e-12
-"""Sums of the same numbers in another order differ by less, as a share."""
+"""Relative tolerance for sums of the same numbers in another order."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The values of one arm in one measure. What there are too few values for is None."""
+    """Summary of the values of one arm in one measure; None where there are too few values."""
 
     n: int
-    """Values that are finite."""
+    """Number of finite values."""
     not_finite: int
-    """Values that are not: left out of mean, SD and CV; above all others in median, MAD and range."""
+    """Number of other values: left out of mean, SD and CV; above all others in median, MAD and range."""
     mean: float | None = None
     sd: float | None = None
-    """With n - 1 below the line."""
+    """Sample standard deviation (n - 1)."""
     sd_low: float | None = None
     sd_high: float | None = None
     """The interval of `deviation_interval`."""
@@ -54,14 +54,14 @@ class Summary:
     """SD / mean."""
     median: float | None = None
     mad: float | None = None
-    """The median distance from the median, as it is: not scaled to be an SD's equal under a normal law."""
+    """Median absolute deviation from the median, not scaled."""
     low: float | None = None
     high: float | None = None
 
 
 @dataclass(frozen=True)
 class Share:
-    """So many of so many, with the Wilson interval of the share."""
+    """A count, its total, and the Wilson interval of the share."""
 
     count: int
     of: int
@@ -71,10 +71,10 @@ class Share:
 
 @dataclass(frozen=True)
 class SpreadTest:
-    """The spread of one arm beside another's, on the log scale: as factors, whatever the unit."""
+    """The comparison of the spreads of two arms on the log scale, independent of the unit."""
 
     spread: float
-    """The mean distance of the logarithms from their median, its own zero left out."""
+    """The mean distance of the logarithms from their median, without the smallest distance."""
     other_spread: float
     ratio: float | None
     """spread / other_spread; infinite if only the other is 0, None if both are."""
@@ -82,11 +82,11 @@ class SpreadTest:
     high: float | None
     """The ratios that the test does not reject."""
     p: float | None
-    """Two-sided; None where an arm has fewer than `FEWEST` values."""
+    """Two-sided; None if an arm has fewer than `FEWEST` values."""
 
 
 def summarize(values: Sequence[float], level: float = LEVEL) -> Summary:
-    """Location and spread of an arm's values, in their own unit."""
+    """Return location and spread of an arm's values, in their unit."""
     finite = [value for value in values if math.isfinite(value)]
     ranked = [rank(value) for value in values]
     n, not_finite = len(finite), len(values) - len(finite)
@@ -112,25 +112,25 @@ def summarize(values: Sequence[float], level: float = LEVEL) -> Summary:
 
 
 def rank(value: float) -> float:
-    """The value for comparing with others: one that is not finite is above all that are."""
+    """Return the value for comparisons: infinity if it is not finite, so that it is above all others."""
     return value if math.isfinite(value) else math.inf
 
 
 def spans_a_decade(values: Sequence[float]) -> bool:
-    """Return whether values belong on a log scale: all above 0, the largest over 10 times the least."""
+    """Return whether values belong on a log scale: all above 0, the largest over 10 times the smallest."""
     return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
 
 
 def deviation_interval(*groups: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Return an interval for the standard deviation of what values are drawn from; None below `FEWEST`.
+    """Return a confidence interval of the standard deviation; None if there are fewer than `FEWEST` values.
 
-    Of several groups, it is for the deviation that they have in common, about their own means.
+    For several groups, it is the interval of their common standard deviation about their own means.
 
-    Bonett's (Computational Statistics & Data Analysis 50, 2006, 775-782): on the logarithm of the variance,
-    with a kurtosis about a trimmed mean. At seven values, the bootstrap (BCa) covers the true deviation of
-    normal values in 76 % of cases where it promises 95 %, and of t values with three degrees of freedom in
-    51 %; this one in 97 % and 92 %. Of strongly skewed values, and of a rare second mode that was not seen,
-    no interval covers it: for such arms, compare logarithms (`compare_spreads`). Equal values: (0, 0).
+    Bonett's interval (Computational Statistics & Data Analysis 50, 2006, 775-782) is on the logarithm of the
+    variance, with a kurtosis about a trimmed mean. At seven values and a level of 95 %, it covers the true
+    deviation of normal values in 97 % of cases, and of t values with three degrees of freedom in 92 %; the
+    bootstrap (BCa) in 76 % and 51 %. No interval covers it for strongly skewed values or a rare second mode
+    that was not observed: compare logarithms for such arms (`compare_spreads`). Equal values give (0, 0).
     """
     spread = [values for values in groups if len(values) > 1]
     n = sum(map(len, spread))
@@ -151,36 +151,36 @@ def deviation_interval(*groups: Sequence[float], level: float = LEVEL) -> tuple[
 
 
 def _fourth_powers(values: Sequence[float], unit: float) -> float:
-    """The sum of fourth powers of the distances from a trimmed mean, in this unit."""
+    """Return the sum of fourth powers of the distances from a trimmed mean, in this unit."""
     cut = int(len(values) / (2 * math.sqrt(len(values) - 4))) if len(values) > 4 else 0
     trimmed = mean(sorted(values)[cut : len(values) - cut])
     return math.fsum(((value - trimmed) / unit) ** 4 for value in values)
 
 
 def share(count: int, of: int, level: float = LEVEL) -> Share | None:
-    """A share with its Wilson interval; None of none."""
+    """Return a share with its Wilson interval; None if `of` is 0."""
     if of == 0:
         return None
     z = normal_quantile(level)
     center = (count + z * z / 2) / (of + z * z)
     half = z / (of + z * z) * math.sqrt(count * (of - count) / of + z * z / 4)
-    # A bound is exact where none or all are counted, but for rounding.
+    # Avoid rounding errors at the bounds 0 and 1.
     low = 0.0 if count == 0 else center - half
     high = 1.0 if count == of else center + half
     return Share(count, of, low, high)
 
 
 def prediction_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Where one further value of the same arm is to be expected, with probability `level`.
+    """Return a prediction interval for one more value of the same arm.
 
-    Student's interval for one more value, on the log scale and with half the degrees of freedom; widened to
-    all that was seen, where it is not as wide already (of seven values it always is). Student's own covers
-    92.7 % of t values with three degrees of freedom where it promises 95 %: halved, the degrees leave
-    room for tails of which seven values show little, and it is 96.0 %, and 98.0 % of normal ones. It holds
-    for two modes that were both seen. One that was not cannot be foreseen: if a share q of trials falls
-    into it, a further one does, and none of n before, in q (1 - q)^n of cases; of seven, at most 4.9 %.
+    It is Student's interval on the log scale with half the degrees of freedom, extended to the range of the
+    values if necessary (never with seven values). At seven values and a level of 95 %, Student's own interval
+    covers 92.7 % of t values with three degrees of freedom; half the degrees of freedom give 96.0 %, and
+    98.0 % of normal values. The interval is also valid for two modes that were both observed, but cannot
+    foresee another: if a share q of trials falls into it, the next trial does, and none of n before, in
+    q (1 - q)^n of cases; with n = 7, in at most 4.9 %.
 
-    If a value is not finite, there is no upper end (infinity). Equal values give that value twice.
+    If a value is not finite, the upper end is infinity. Equal values give that value twice.
     None if fewer than `FEWEST` values are finite, or one is not above 0.
     """
     finite = [value for value in values if math.isfinite(value)]
@@ -200,14 +200,14 @@ def prediction_interval(values: Sequence[float], level: float = LEVEL) -> tuple[
 def compare_spreads(
     values: Sequence[float], others: Sequence[float], level: float = LEVEL
 ) -> SpreadTest | None:
-    """Whether two arms spread equally on the log scale: a permutation test, with the ratio and its interval.
+    """Test whether two arms spread equally on the log scale; return the ratio, its interval and p.
 
-    Brown and Forsythe's distances from the median, without the one that is 0 by construction in an odd
-    number of values (of an even number, one of two that are always equal; Hines and Hines, Biometrics 56,
-    2000, 451-454), over all ways to assign them to the two arms. Of arms of seven that spread equally, Brown
-    and Forsythe's own test rejects 1.6 % where it promises 5 %, this one 4.4 %; a ratio of 3 they find in
-    28 % and 47 % of cases. The interval has the ratios by which the first arm's distances can be divided
-    so that the test does not reject: it excludes 1 exactly where p is at most 1 - level.
+    The test permutes Brown and Forsythe's distances from the median over all assignments to the two arms. It
+    leaves out the distance that is 0 by construction in an odd number of values (in an even number, one of
+    two that are always equal; Hines and Hines, Biometrics 56, 2000, 451-454). At a level of 5 %, for two arms
+    of seven, Brown and Forsythe's own test rejects equal spreads in 1.6 % of cases and this one in 4.4 %;
+    they find a ratio of 3 in 28 % and 47 %. The interval has the ratios by which the first arm's distances
+    can be divided so that the test does not reject: it excludes 1 exactly if p is at most 1 - level.
 
     Values that are not finite are left out. None if an arm has fewer than two values, or one not above 0.
     """
@@ -224,7 +224,7 @@ def compare_spreads(
     count = ties + len(ratios)
     as_wide = ties + int((ratios <= 1 + _TIED).sum())
     as_narrow = ties + int((ratios >= 1 - _TIED).sum())
-    # Dividing by a ratio below the k-th smallest leaves fewer than half of 1 - level of assignments as wide.
+    # Divided by a ratio below the k-th smallest, fewer than (1 - level) / 2 of assignments are as wide.
     k = math.floor((1 - level) / 2 * count * (1 + _TIED)) + 1 - ties
     low = float(ratios[k - 1]) if 0 < k <= len(ratios) else 0.0
     high = float(ratios[-k]) if 0 < k <= len(ratios) else math.inf
@@ -232,11 +232,11 @@ def compare_spreads(
 
 
 def compare_ranks(values: Sequence[float], others: Sequence[float]) -> float | None:
-    """Whether one arm's values lie above or below another's: p of the rank-sum test, two-sided.
+    """Return the two-sided p-value of Wilcoxon's rank-sum test.
 
-    Wilcoxon's, exact: over all ways to assign the ranks to the two arms, or `MOST_ASSIGNMENTS` of them that
-    are drawn where there are more (of seven values, beside nine or more). Equal values have the mean of their
-    ranks, and those that are not finite are above all others. None if an arm has fewer than `FEWEST` values.
+    The test is exact, over all assignments of ranks to the two arms; if there are more than
+    `MOST_ASSIGNMENTS` (seven values and nine or more), over a random sample of them. Equal values have their
+    mean rank; values that are not finite are above all others. None if an arm has fewer than `FEWEST` values.
     """
     if min(len(values), len(others)) < FEWEST:
         return None
@@ -244,7 +244,7 @@ def compare_ranks(values: Sequence[float], others: Sequence[float]) -> float | N
 
     ranked = sorted(map(rank, values)), sorted(map(rank, others))
     pooled = sorted(ranked[0] + ranked[1])
-    # Twice the mean rank of equal values, which is whole; and how far it is from the middle.
+    # Twice the mean rank, a whole number, relative to the middle rank.
     ours, theirs = (
         np.array([bisect_left(pooled, each) + bisect_right(pooled, each) - len(pooled) for each in arm])
         for arm in ranked
@@ -255,13 +255,13 @@ def compare_ranks(values: Sequence[float], others: Sequence[float]) -> float | N
 
 
 def holm_known(ps: Sequence[float | None]) -> list[float | None]:
-    """Adjust those p-values that there are, as `holm` does; None stays None."""
+    """Adjust the p-values that are not None, as `holm` does."""
     adjusted = iter(holm([p for p in ps if p is not None]))
     return [None if p is None else next(adjusted) for p in ps]
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """The p-values of several tests, so adjusted that 5 % is the chance of any false one among them."""
+    """Return p-values with Holm's adjustment, which controls the family-wise error rate."""
     order = sorted(range(len(ps)), key=ps.__getitem__)
     adjusted, largest = [0.0] * len(ps), 0.0
     for place, index in enumerate(order):
@@ -271,7 +271,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def _distances(values: Sequence[float]) -> list[float] | None:
-    """The distances of the logarithms from their median, without the smallest."""
+    """Return the sorted distances of the logarithms from their median, without the smallest."""
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2 or min(finite) <= 0:
         return None
@@ -281,10 +281,10 @@ def _distances(values: Sequence[float]) -> list[float] | None:
 
 
 def _critical_ratios(ours: list[float], theirs: list[float]) -> "tuple[int, NDArray[float64]]":
-    """For each assignment, the ratio by which ours must be divided to make it as wide as what was observed.
+    """Return, for each assignment, the ratio by which to divide ours to make it as wide as the observed one.
 
-    An assignment takes some of ours out and as many of theirs in; it is as wide if what comes in has the
-    sum of what goes out. Those where both are 0 are tied at any ratio, and counted apart.
+    An assignment replaces some of our distances by as many of theirs; it is as wide if both have the same
+    sum. Return first the number of assignments where both sums are 0, which are tied at any ratio.
     """
     import numpy as np
 
@@ -299,7 +299,10 @@ def _critical_ratios(ours: list[float], theirs: list[float]) -> "tuple[int, NDAr
 
 @functools.cache
 def _assignments(ours: int, theirs: int) -> "tuple[NDArray[float64], NDArray[float64]]":
-    """Which of ours leave the first arm (1) and which of theirs join it: a row each, the observed first."""
+    """Return which of ours leave the first arm (1) and which of theirs join it: a row for each assignment.
+
+    The first row is the observed assignment.
+    """
     import numpy as np
 
     total = ours + theirs
@@ -314,7 +317,7 @@ def _assignments(ours: int, theirs: int) -> "tuple[NDArray[float64], NDArray[flo
 
 
 def normal_quantile(level: float) -> float:
-    """How many standard deviations from its mean a normal value is, with this probability, at most."""
+    """Return the half-width, in standard deviations, of the central normal interval at this level."""
     return NormalDist().inv_cdf((1 + level) / 2)
 
 

@@ -1,4 +1,4 @@
-"""The statistics of each arm of collected results, and of 8-bit arms beside the 32-bit arm of their model."""
+"""Compute the statistics of each arm, and compare 8-bit arms with the 32-bit arm of the same model."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ MEASURES: dict[str, Measure] = {
     "train_seconds": lambda trial: trial.train_seconds,
     "test_seconds": lambda trial: trial.test_seconds,
 }
-"""The measures that have statistics, by the names of their fields."""
+"""The measures that have statistics, by field of `TrialResult`."""
 METHODS = {
     "sd": "sample standard deviation (n - 1)",
     "sd_low, sd_high": "Bonett 2006",
@@ -42,22 +42,22 @@ METHODS = {
 
 @dataclass(frozen=True)
 class ArmStatistics:
-    """The statistics of one arm, over the trials whose values count."""
+    """The statistics of one arm, over its measured trials."""
 
     model: str
     optimizer: str
     trials: int
-    """How many trials count."""
+    """Number of measured trials."""
     diverged: Share | None
     """The trials with a loss or a perplexity that is not finite."""
     worse_than_base: Share | None
-    """The trials with a perplexity above their model's before fine-tuning, of those that have both."""
+    """The trials with a perplexity above the base model's, among trials that have both."""
     measures: dict[str, Summary]
 
 
 @dataclass(frozen=True)
 class SpreadComparison:
-    """The spread of an 8-bit arm beside the spread of the 32-bit arm of its model, in one measure."""
+    """The comparison of an 8-bit arm's spread with the 32-bit arm of the same model, in one measure."""
 
     model: str
     optimizer: str
@@ -86,7 +86,7 @@ def study_statistics(arms: Sequence[Arm]) -> StudyStatistics:
 
 
 def arm_statistics(arms: Sequence[Arm]) -> list[ArmStatistics]:
-    """Return the statistics of each arm, in their order; a measure that no trial has is left out."""
+    """Return the statistics of each arm, without measures that no trial has."""
     measures = {
         name: measure for name, measure in MEASURES.items() if any(arm.values(measure) for arm in arms)
     }
@@ -103,12 +103,12 @@ def arm_statistics(arms: Sequence[Arm]) -> list[ArmStatistics]:
 
 
 def write_statistics(arms: Sequence[Arm], path: Path) -> None:
-    """Write a file of statistics."""
+    """Write the statistics of arms as JSON."""
     write_text(path, statistics_text(arms))
 
 
 def statistics_text(arms: Sequence[Arm]) -> str:
-    """Return the statistics as JSON, in which a number that is not finite is text (`files.strict`)."""
+    """Return the statistics as JSON; numbers that are not finite become text (`files.strict`)."""
     found = dataclasses.asdict(study_statistics(arms))
     return json_text(strict({"level": LEVEL, "methods": METHODS} | found))
 
@@ -121,9 +121,9 @@ def _has_diverged(trial: TrialResult) -> bool:
 
 
 def worse_than_base_share(trials: Sequence[TrialResult]) -> Share | None:
-    """Return how many trials have a perplexity above their model's before fine-tuning, of those with both."""
+    """Return the share of trials with a perplexity above the base model's, among trials that have both."""
     worse = [
-        not trial.perplexity <= trial.base_perplexity  # so that nan is worse, too
+        not trial.perplexity <= trial.base_perplexity  # NaN counts as worse
         for trial in trials
         if trial.perplexity is not None and trial.base_perplexity is not None
     ]
@@ -131,7 +131,7 @@ def worse_than_base_share(trials: Sequence[TrialResult]) -> Share | None:
 
 
 def compare_with_32_bit(arms: Sequence[Arm], measure: str) -> list[SpreadComparison]:
-    """Compare each 8-bit arm with the 32-bit arm of its model, where both have two finite values."""
+    """Compare each 8-bit arm with the 32-bit arm of its model, if both have two finite values."""
     values = {arm.key: arm.values(MEASURES[measure]) for arm in arms}
     found = []
     for arm in arms:

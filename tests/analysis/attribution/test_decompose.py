@@ -179,8 +179,8 @@ def test_the_other_optimizer_is_compared_over_the_same_levels() -> None:
     ("condition", "replicate", "changes", "words"),
     [
         (REPEAT, 1, {"first_step": 3, "first_kind": "loss"}, ["repetition", "step 3, in loss", "kernels"]),
-        (REPEAT, 1, {"adapter_digest": "other"}, ["other adapters after one trace"]),
-        (REPEAT, 1, {"perplexity": 7.0}, ["other perplexities with one adapter"]),
+        (REPEAT, 1, {"adapter_digest": "other"}, ["the same trace but different adapters"]),
+        (REPEAT, 1, {"perplexity": 7.0}, ["the same adapter but different perplexities"]),
         ("dropout", 4, {"seeds": {"split": 1}}, ["dropout 4 has another seed of split"]),
         (
             "dropout",
@@ -190,21 +190,48 @@ def test_the_other_optimizer_is_compared_over_the_same_levels() -> None:
         ),
         (NUDGE, 1, {"first_kind": "data"}, ["nudge 1 first differs in data"]),
         (JOINT, 7, {"machine": "other", "device": "another CPU"}, ["2 kinds of machine", "another CPU"]),
-        (BASELINE, 3, {"optimizer": "sgd"}, ["adapter_init 3 has other optimizer than the baseline"]),
+        (BASELINE, 3, {"optimizer": "sgd"}, ["adapter_init 3 differs from the baseline in optimizer"]),
         # What hides behind the first difference of the freed source.
-        ("adapter_init", 2, {"rows_digest": "x"}, ["adapter_init 2 has other rows in its steps"]),
-        ("adapter_init", 2, {"rates_digest": "x"}, ["adapter_init 2 has other learning rates"]),
-        ("adapter_init", 2, {"threads": 2}, ["adapter_init 2 has other number of threads"]),
-        ("data_order", 2, {"initial_digest": "x"}, ["data_order 2 has other initial adapter"]),
-        ("dropout", 5, {"kernels": "default"}, ["dropout 5 has other kind of kernels"]),
+        (
+            "adapter_init",
+            2,
+            {"rows_digest": "x"},
+            ["adapter_init 2 differs from the baseline in rows in its steps"],
+        ),
+        (
+            "adapter_init",
+            2,
+            {"rates_digest": "x"},
+            ["adapter_init 2 differs from the baseline in learning rates"],
+        ),
+        (
+            "adapter_init",
+            2,
+            {"threads": 2},
+            ["adapter_init 2 differs from the baseline in number of threads"],
+        ),
+        (
+            "data_order",
+            2,
+            {"initial_digest": "x"},
+            ["data_order 2 differs from the baseline in initial adapter"],
+        ),
+        ("dropout", 5, {"kernels": "default"}, ["dropout 5 differs from the baseline in kind of kernels"]),
         # Levels that are not what they are said to be.
         ("adapter_init", 2, {"initial_digest": "x"}, ["another initial adapter than the trial that has all"]),
         ("data_order", 2, {"rows_digest": "x"}, ["data_order 2 has other rows in its steps than the trial"]),
-        ("data_order", 2, {"rows_digest": "2 2"}, ["data_order 2 has the same rows in its steps"]),
-        (NUDGE, 2, {"initial_digest": "2 False"}, ["nudge 2 has the same initial adapter"]),
+        (
+            "data_order",
+            2,
+            {"rows_digest": "2 2"},
+            ["data_order 2 agrees with the baseline in rows in its steps"],
+        ),
+        (NUDGE, 2, {"initial_digest": "2 False"}, ["nudge 2 agrees with the baseline in initial adapter"]),
     ],
 )
-def test_what_is_not_pinned_is_told(condition: str, replicate: int, changes: dict, words: list[str]) -> None:
+def test_a_failed_control_check_is_reported(
+    condition: str, replicate: int, changes: dict, words: list[str]
+) -> None:
     measured = changed(made(additive), condition, replicate, **changes)
     problems = find_problems(measured)
     assert problems
@@ -214,7 +241,7 @@ def test_what_is_not_pinned_is_told(condition: str, replicate: int, changes: dic
     assert any("Do not interpret" in note for note in attribution_table(measured, found).notes)
 
 
-def test_a_level_that_is_drawn_twice_is_told() -> None:
+def test_a_level_that_is_drawn_twice_is_reported() -> None:
     measured = made(additive)
     seeds = dict(measured.of(BASELINE)[0].seeds)
     outcomes = [
@@ -224,7 +251,7 @@ def test_a_level_that_is_drawn_twice_is_told() -> None:
         for each in measured.outcomes
     ]
     found = find_problems(dataclasses.replace(measured, outcomes=outcomes))
-    assert found == ["Two levels of dropout are the same seed."]
+    assert found == ["Two levels of dropout have the same seed."]
 
 
 def test_a_perplexity_that_is_not_a_number_repeats() -> None:

@@ -126,7 +126,7 @@ def test_another_seed_that_nobody_sees_is_found(
     repeated, dropout, *_ = find_problems(measure(copied))
     assert "repetition" in repeated
     assert "step 0, in init" in repeated
-    assert dropout.startswith("dropout 2 first differs in init, at step 0, where only dropout differs")
+    assert dropout.startswith("dropout 2 first differs in init, at step 0. Changing only dropout")
 
 
 def test_an_operation_that_is_not_deterministic_is_found(

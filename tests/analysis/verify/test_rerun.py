@@ -94,7 +94,7 @@ def test_a_trial_run_again_is_bitwise_and_untouched(lab: Lab) -> None:
     result = lab.verify()
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"tiny:{NAME}: bitwise\n")
-    assert "The same bits are to be expected: " in " ".join(result.stdout.split())
+    assert "The same bits are expected, because " in " ".join(result.stdout.split())
     assert folder_digests(lab.runs) == before
     page = next(lab.scratch.rglob("verdict.html")).read_text()
     assert "bitwise" in page
@@ -118,14 +118,14 @@ def test_first_steps_are_quick_and_say_what_they_cannot_tell(lab: Lab) -> None:
 def test_an_evaluation_can_be_verified_alone(lab: Lab) -> None:
     verdict = lab.verdict("--stages", "evaluate")
     assert (verdict["verdict"], verdict["scope"]) == ("bitwise", "evaluation"), verdict["why"]
-    assert "was taken as recorded" in verdict["cannot_tell"][0]
+    assert "because it was not run again" in verdict["cannot_tell"][0]
 
 
 def test_a_perplexity_that_the_adapter_does_not_have_is_different(lab: Lab) -> None:
     rewrite(lab.trial, "evaluate", perplexity=12.5)
     verdict = lab.verdict("--stages", "evaluate")
     assert (verdict["verdict"], verdict["exit"]) == ("different", 7)
-    assert "Nothing in settings, seeds or fingerprints explains it: the test." in verdict["why"]
+    assert "Nothing in settings, seeds or fingerprints explains the difference in the test." in verdict["why"]
 
 
 def test_a_seed_that_does_not_give_the_recorded_adapter_is_different(lab: Lab) -> None:
@@ -158,7 +158,7 @@ def contradicted(lab: Lab) -> str:
     """The reason for a verdict that no re-run is needed for."""
     verdict = lab.verdict()
     assert (verdict["verdict"], verdict["exit"], verdict["steps"]) == ("different", 7, 0)
-    assert verdict["why"][-2:] == ["What was recorded contradicts itself.", "It was not run again."]
+    assert verdict["why"][-2:] == ["The recorded files contradict each other.", "It was not run again."]
     return str(verdict["why"][0])
 
 
@@ -166,19 +166,22 @@ def test_a_seed_that_was_chosen_for_its_result_contradicts_its_setting(lab: Lab)
     record = read_record(lab.trial.record("finetune"))
     assert record is not None
     rewrite(lab.trial, "finetune", seeds=record.outputs["seeds"] | {"data_order": 1337})
-    assert contradicted(lab) == "The seed of data_order is not the one that its setting gives."
+    assert contradicted(lab) == "The recorded seed of data_order is not the one that its setting gives."
 
 
 def test_an_output_that_the_trace_does_not_give_contradicts_it(lab: Lab) -> None:
     rewrite(lab.trial, "finetune", loss_curve=[[1.0, 2.0]])
-    assert contradicted(lab) == "The record's loss_curve is not that of the trace."
+    assert contradicted(lab) == "The record's loss_curve does not follow from the trace."
 
 
 def test_an_adapter_that_is_scaled_otherwise_contradicts_its_settings(lab: Lab) -> None:
     path = lab.trial.adapter / "adapter_config.json"
     path.write_text(path.read_text().replace('"lora_alpha": 32', '"lora_alpha": 64'))
     rewrite(lab.trial, "finetune")
-    assert contradicted(lab) == "The adapter's configuration has another lora_alpha than its settings, 32."
+    assert (
+        contradicted(lab)
+        == "The adapter's configuration has another lora_alpha than the settings, which have 32."
+    )
 
 
 def test_a_trace_that_lacks_its_numbers_contradicts_what_fine_tuning_writes(lab: Lab) -> None:
@@ -197,7 +200,10 @@ def test_a_forged_response_is_different(lab: Lab) -> None:
     rewrite(lab.trial, "evaluate", responses=forged)
     verdict = lab.verdict("--stages", "evaluate")
     assert verdict["verdict"] == "different"
-    assert "The same merged model gave other losses of test examples, or other responses." in verdict["why"]
+    assert (
+        "The same merged model gave different losses on the test examples, or different responses."
+        in verdict["why"]
+    )
 
 
 def test_new_seeds_make_another_trial_of_the_arm(lab: Lab) -> None:
@@ -235,7 +241,7 @@ def test_what_verify_has_not_begun_is_neither_trusted_nor_cleared(lab: Lab) -> N
         folder = again.workspace.runs
     shutil.rmtree(folder)
     shutil.copytree(lab.runs, folder)
-    assert "not begun by verify" in str(failure(lab, "--steps", 1))
+    assert "not a folder of verify" in str(failure(lab, "--steps", 1))
     assert (folder / "tiny").is_dir()
 
 
@@ -279,7 +285,7 @@ def test_two_verifications_at_once_say_who_is_first(lab: Lab) -> None:
 
 
 def test_what_cannot_be_verified_is_told_in_a_line(lab: Lab) -> None:
-    assert "no trace.jsonl here" in str(failure(lab, trial="tiny-neox/adamw-8bit/2"))
+    assert "has neither trace.jsonl" in str(failure(lab, trial="tiny-neox/adamw-8bit/2"))
     assert "numbers its trials" in str(failure(lab, trial="tiny-neox/adamw-8bit/9"))
     assert isinstance(failure(lab, "--steps", 1, "--new-seeds"), UsageError)
     adapter = lab.trial.adapter / "adapter_model.safetensors"
@@ -296,4 +302,4 @@ def test_a_record_without_a_setting_is_told_in_a_line(lab: Lab) -> None:
     inputs = inputs_of(lab.trial)
     del inputs["settings"]["lora"]
     rewrite(lab.trial, "finetune", inputs)
-    assert "not settings of a trial (no setting 'lora')" in str(failure(lab, "--steps", 1))
+    assert "not the settings of a trial (no setting 'lora')" in str(failure(lab, "--steps", 1))

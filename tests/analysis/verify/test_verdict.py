@@ -164,7 +164,9 @@ def test_an_adapter_must_be_near_whatever_the_losses_are(relative: float | None,
 
 
 def test_adapters_of_other_tensors_are_different() -> None:
-    unlike = dataclasses.replace(diff(trace(10)), unlike=["the adapters have other tensors: only one has x"])
+    unlike = dataclasses.replace(
+        diff(trace(10)), unlike=["the adapters have different tensors: only one has x"]
+    )
     assert judge_rerun(unlike, ARM, TOLERANCE).kind == "different"
 
 
@@ -180,7 +182,7 @@ def test_losses_that_are_not_finite_agree_with_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "settle"), [(ARM[:4], "at least 5 other recorded trials"), ([10.0] * 7, "seeds are fresh")]
+    ("arm", "settle"), [(ARM[:4], "at least 5 other recorded trials"), ([10.0] * 7, "fresh seeds")]
 )
 def test_without_a_spread_to_compare_with_it_is_inconclusive_and_says_what_would_settle(
     arm: list[float], settle: str
@@ -213,7 +215,7 @@ def test_it_says_of_which_updates_no_digest_tells() -> None:
     verdict = judge_rerun(diff([*sparse[:4], late, *sparse[5:]], recorded=sparse), ARM, TOLERANCE)
     assert verdict.kind == "within tolerance"
     assert verdict.cannot_tell[0].startswith(
-        "whether the updates of steps 2 to 3 were the recorded optimizer's"
+        "whether the recorded optimizer made the updates of steps 2 to 3"
     )
 
 
@@ -229,9 +231,9 @@ def test_it_says_whether_bits_are_to_be_expected() -> None:
         judge_rerun(diff(noisy(1e-5), THREADS), ARM, TOLERANCE),
     )
     assert same.bits_expected
-    assert "Bits were expected to be the same, and are not." in same.why
+    assert "The same bits were expected, but they differ." in same.why
     assert not other.bits_expected
-    assert other.expectation == "The same bits are not to be expected, because of: threads."
+    assert other.expectation == "The same bits are not expected, because these differ: threads."
 
 
 def test_a_weaker_verdict_can_be_accepted() -> None:

@@ -275,7 +275,7 @@ def test_results_without_curves_have_no_figure_nor_an_old_one(tmp_path: Path) ->
 
 
 def test_two_rows_of_a_trial_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="2 rows are of trial neox/adamw-8bit/1"):
+    with pytest.raises(UsageError, match="trial neox/adamw-8bit/1 has 2 rows"):
         render_figures(group_arms([trial([2.0]), trial([2.0])]), tmp_path)
 
 

@@ -316,7 +316,7 @@ def test_models_of_the_same_title_are_told_apart() -> None:
 def test_results_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no collected results"):
         render_tables([], tmp_path, TEMPLATES)
-    with pytest.raises(UsageError, match="2 rows are of trial gpt-neox-20b/adamw-8bit/1"):
+    with pytest.raises(UsageError, match="trial gpt-neox-20b/adamw-8bit/1 has 2 rows"):
         render_tables(group_arms([trial(), trial()]), tmp_path, TEMPLATES)
 
 

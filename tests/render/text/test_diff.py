@@ -202,7 +202,7 @@ def test_an_unfinished_trial_is_compared_up_to_its_last_step(
     assert done.exit_code == 0
     assert "Identical bit for bit in what could be compared: 5 steps." in done.output
     assert "Not compared:" in done.output
-    assert f"what comes after step 5 of {going}, which is not finished; and its adapter" in done.output
+    assert f"steps after 5, and the adapter: the fine-tuning of {going} is not finished" in done.output
     assert ["loss", "of", "step", "5", "2.375", "2.375", "0"] in [
         line.split() for line in done.output.splitlines()
     ]
@@ -248,8 +248,8 @@ def test_what_cannot_be_compared_is_listed(trials: tuple[Path, Path], diff: Diff
     told = "\n".join(found["not_compared"])
     assert f"settings, seeds and fingerprint: {bare} has no record of its fine-tuning" in told
     assert f"perplexity: {bare} is not evaluated" in told
-    assert f"adapters: {bare}/adapter: no adapter is there" in told
-    assert "numbers of tokens: no step has any in both traces" in told
+    assert f"adapters: {bare}/adapter: has no adapter" in told
+    assert "numbers of tokens: no step has them in both traces" in told
     shown = diff(ONE, bare)
     assert shown.exit_code == 0
     assert all(f"- {line}" in shown.output.splitlines() for line in found["not_compared"])
@@ -262,7 +262,7 @@ def test_the_perplexity_of_an_earlier_adapter_does_not_count(trials: tuple[Path,
     write_record(path, replace(record, inputs=record.inputs | {"adapter_digest": "earlier"}))
     found = json.loads(diff(ONE, TWO, "--json").output)
     assert (found["first"]["perplexity"], found["second"]["perplexity"]) == (20.0, None)
-    assert found["not_compared"] == [f"perplexity: tiny:{TWO} is not evaluated, but with another adapter"]
+    assert found["not_compared"] == [f"perplexity: tiny:{TWO} is not evaluated with this adapter"]
 
 
 def test_adapters_of_other_models_differ(trials: tuple[Path, Path], diff: Diff, tmp_path: Path) -> None:
@@ -272,8 +272,9 @@ def test_adapters_of_other_models_differ(trials: tuple[Path, Path], diff: Diff, 
     save_file({"layers.0.v.lora_A.weight": np.ones(2, np.float32)}, other / "adapter" / "a.safetensors")
     done = diff(ONE, other)
     assert done.exit_code == 7
-    assert "Different: the adapters have other tensors: only one has layers.0.q.lora_A.weight" in " ".join(
-        done.output.split()
+    assert (
+        "Different: the adapters have different tensors: only one has layers.0.q.lora_A.weight"
+        in " ".join(done.output.split())
     )
 
 
@@ -346,7 +347,7 @@ def no_step(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "code", "words"),
     [
-        (no_trace, 3, "trial-2: no trace.jsonl here, nor unfinished/trace.jsonl"),
+        (no_trace, 3, "trial-2: has neither trace.jsonl nor unfinished/trace.jsonl"),
         (cut_trace, 2, "trial-2/trace.jsonl:13: not a step of a trace"),
         (no_step, 2, "trial-2/trace.jsonl: the trace has no step yet"),
         (damage_trace, 3, "were recorded; run `qlora-repeat finetune tiny-neox/adamw-8bit/1`"),

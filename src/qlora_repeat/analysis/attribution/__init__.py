@@ -1,4 +1,4 @@
-"""The experiment that asks which source of randomness makes trials differ.
+"""Run and analyze the experiment that shows which source of randomness makes trials differ.
 
 Read `experiment` first, then `decompose`.
 """

@@ -1,4 +1,4 @@
-"""Is what an experiment pins really pinned? Otherwise nothing can be read from it."""
+"""Check that an experiment really pins what it should; otherwise it cannot be interpreted."""
 
 from collections.abc import Iterator
 
@@ -22,21 +22,21 @@ _EXPECTED: dict[str, set[DivergenceKind]] = {
     NUDGE: {"init"},
     OTHER: {"update"},
 }
-"""What may differ first between a trial and its reference, by what is freed or changed between them."""
+"""What may differ first between a trial and its reference, by the freed source or changed condition."""
 _NOISE: set[DivergenceKind] = {"loss", "gradient", "skipped", "update"}
-"""What kernels that do not repeat may show in."""
+"""What may differ first with nondeterministic kernels."""
 _DRAWN = ("split", "adapter_init", "data_order", "dropout")
 """The sources that have a seed."""
 _ORDER = {"data_order", "split"}
-"""Those that the rows of a step depend on."""
+"""The sources that determine the rows of a step."""
 
 
 def find_problems(measured: Measurements) -> list[str]:
-    """What differs that should not, or does not that should: one line for each.
+    """Return a line for each unexpected difference, and for each unexpected agreement.
 
-    Of a trial and its reference: the first difference, seeds, rows, learning rates, initial adapter,
-    optimizer, kernels and threads. Of all trials: the machine and its software. A freed source must have, in
-    each condition, the level that it has where all are freed.
+    Compare each trial with its reference: the first difference, seeds, rows, learning rates, initial adapter,
+    optimizer, kernels and threads. Compare machine and software of all trials. In each condition, a freed
+    source must have the same level as in the condition that frees all sources.
     """
     problems = list(_repeated(measured))
     baseline = measured.of(BASELINE)
@@ -46,38 +46,38 @@ def find_problems(measured: Measurements) -> list[str]:
     if (kinds := len({outcome.machine for outcome in measured.outcomes})) > 1:
         names = sorted({f"{outcome.device}, {outcome.software}" for outcome in measured.outcomes})
         problems.append(
-            f"Trials ran on {kinds} kinds of machine (processor, its instructions, driver and packages are "
-            f"compared): {'; '.join(names)}."
+            f"Trials ran on {kinds} kinds of machine (compared by processor, instruction sets, driver and "
+            f"packages): {'; '.join(names)}."
         )
     return problems
 
 
 def _repeated(measured: Measurements) -> Iterator[str]:
-    """Whether one trial of the baseline, run again, is the same bits; default kernels promise none."""
+    """Yield a line if the repeated baseline trial is not bitwise the same despite deterministic kernels."""
     if measured.kernels != "deterministic":
         return
     first, again = measured.of(BASELINE)[0], measured.of(REPEAT)[0]
     begin = "Trial 1 of the baseline, where everything is pinned, and its repetition"
     if again.first_kind is not None:
         yield (
-            f"{begin} differ: first at step {again.first_step}, in {again.first_kind}. "
+            f"{begin} differ first at step {again.first_step}, in {again.first_kind}. "
             f"{MEANINGS[again.first_kind]}"
         )
     elif again.adapter_digest != first.adapter_digest:
-        yield f"{begin} have other adapters after one trace."
-    elif repr(again.perplexity) != repr(first.perplexity):  # nan is like nan
-        yield f"{begin} have other perplexities with one adapter."
+        yield f"{begin} have the same trace but different adapters."
+    elif repr(again.perplexity) != repr(first.perplexity):  # repr, because NaN is not equal to NaN
+        yield f"{begin} have the same adapter but different perplexities."
 
 
 def freed_in(measured: Measurements, condition: str) -> list[str]:
-    """The sources that have their second levels in a condition."""
+    """Return the sources that have their second levels in a condition."""
     if condition == JOINT:
         return measured.freed
     return [part for part in condition.split(" × ") if part in measured.freed]
 
 
 def _unlike(measured: Measurements, outcome: Outcome, reference: Outcome) -> Iterator[str]:
-    """In what a trial is unlike its reference, or alike, that its condition does not say."""
+    """Yield a line for each difference from the reference, or agreement, that the condition rules out."""
     name = f"{outcome.condition} {outcome.replicate}"
     freed = freed_in(measured, outcome.condition)
     changed = freed or [outcome.condition]
@@ -85,16 +85,16 @@ def _unlike(measured: Measurements, outcome: Outcome, reference: Outcome) -> Ite
     expected |= set() if measured.kernels == "deterministic" else _NOISE
     if outcome.condition != BASELINE and outcome.first_kind not in {None, *expected}:
         yield (
-            f"{name} first differs in {outcome.first_kind}, at step {outcome.first_step}, where only "
-            f"{', '.join(changed)} differs, which shows first in {' or '.join(sorted(expected))}: "
-            "something else is not pinned."
+            f"{name} first differs in {outcome.first_kind}, at step {outcome.first_step}. Changing only "
+            f"{', '.join(changed)} shows first in {' or '.join(sorted(expected))}, so something else is not "
+            "pinned."
         )
     for source in _DRAWN:
         ours, theirs = outcome.seeds.get(source), reference.seeds.get(source)
         if source in freed and ours == theirs:
-            yield f"{name} has the baseline's seed of {source}, where it should have another."
+            yield f"{name} has the baseline's seed of {source}, but should have another."
         if source not in freed and ours != theirs:
-            yield f"{name} has another seed of {source} than the baseline, where it should be pinned."
+            yield f"{name} has another seed of {source} than the baseline, but it should be pinned."
     order = "data_order" in freed
     alike = [
         ("rates_digest", "learning rates", True),
@@ -107,13 +107,13 @@ def _unlike(measured: Measurements, outcome: Outcome, reference: Outcome) -> Ite
     for key, words, pinned in alike:
         same = getattr(outcome, key) == getattr(reference, key)
         if pinned is True and not same:
-            yield f"{name} has other {words} than the baseline, where they should be pinned."
+            yield f"{name} differs from the baseline in {words}, which should be pinned."
         if pinned is False and same:
-            yield f"{name} has the same {words} as the baseline, where they should differ."
+            yield f"{name} agrees with the baseline in {words}, which should differ."
 
 
 def _same_levels(measured: Measurements) -> Iterator[str]:
-    """Whether a source has one second level in each replicate, another in each, and first ones as well."""
+    """Yield a line for each source whose second level varies within a replicate, or whose levels repeat."""
     together = measured.of(measured.together) if measured.freed else []
     for outcome in measured.outcomes:
         freed = freed_in(measured, outcome.condition)
@@ -130,4 +130,4 @@ def _same_levels(measured: Measurements) -> Iterator[str]:
     for source in (source for source in measured.freed if source in _DRAWN):
         seeds = [outcome.seeds.get(source) for outcome in (*measured.of(BASELINE), *together)]
         if len(set(seeds)) < len(seeds):
-            yield f"Two levels of {source} are the same seed."
+            yield f"Two levels of {source} have the same seed."

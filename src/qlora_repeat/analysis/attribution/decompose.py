@@ -1,18 +1,18 @@
-"""Which source explains how much of the spread, from what an experiment measured. Pure: no files, no torch.
+"""Decompose the variance of an experiment's outcomes by source. Pure functions: no files, no torch.
 
 In each replicate, let D be the change from the baseline to ``joint``, where all sources have their second
-levels, and e(s) the change where source s alone has. Then D = e(adapter_init) + e(data_order) + ... + rest,
-and the rest is what sources do only together. As both levels are drawn alike, E[D^2] is twice the variance of
-the outcome (kernels alone are not drawn: theirs is a change from one level to another), and over replicates
+levels, and e(s) the change where only source s has. Then D = e(adapter_init) + e(data_order) + ... + rest,
+where the rest is due to interactions. Both levels have the same distribution, so E[D^2] is twice the variance
+of the outcome (except for kernels, which change from one fixed level to another). Over replicates,
 
     total effect of s:  sum of e(s)^2 / sum of D^2     (Jansen 1999): alone and in all of its interactions
     share of s:         sum of D e(s) / sum of D^2     the mean of the total and the first-order effect
 
-The shares and that of the rest add up to 1. Where no more than two sources interact at a time, a share is in
-expectation the Shapley effect (Owen 2014), where an interaction counts half for each of the two, and the rest
-has none. The sum of rest^2 over twice the sum of D^2 is then in expectation the share of the variance that is
-due to interactions; it is exactly 0 if sources are additive. An interaction of three counts twice there, one
-of four 3.5 times, so that it is never too small in expectation.
+The shares of the sources and of the rest add up to 1. If at most two sources interact at a time, the expected
+share is the Shapley effect (Owen 2014), which assigns half of an interaction to each source, and the expected
+share of the rest is zero. Then sum of rest^2 / (2 sum of D^2) estimates the share of the variance that is due
+to interactions; it is exactly 0 for additive sources. It counts an interaction of three sources twice and one
+of four 3.5 times, so its expectation is never too small.
 """
 
 import math
@@ -47,9 +47,9 @@ from qlora_repeat.analysis.attribution.paired_statistics import (
 from qlora_repeat.analysis.trial_diff import DivergenceKind
 
 SMALL = 0.2
-"""Interactions that are certain to have less than this share of the variance count as none."""
+"""Sources count as additive if the interval of the interactions' share of the variance is below this."""
 SIGNIFICANT = 0.01
-"""Larger p-values are no evidence that there are interactions at all."""
+"""Larger p-values are no evidence of interactions."""
 
 MEASURES: dict[str, Callable[[Outcome], float]] = {
     "log perplexity": lambda outcome: outcome.log_perplexity,
@@ -62,34 +62,34 @@ REST = "rest"
 
 @dataclass(frozen=True)
 class Change:
-    """What a condition changes in a measure, from the baseline of the same replicate."""
+    """The change of a measure by a condition, from the baseline of the same replicate."""
 
     sd: float | None
-    """The standard deviation that it gives the measure, by `paired.half_deviation`."""
+    """The standard deviation that it causes, by `paired_statistics.half_deviation`."""
     median: float | None
-    """The median absolute change: what a replicate far off does not decide, as it does the deviation."""
+    """The median absolute change, which is robust against outliers."""
     largest: float | None
-    """The largest absolute change; not finite where an outcome is not."""
+    """The largest absolute change; not finite if an outcome is not."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a condition does."""
+    """The effect of a condition."""
 
     condition: str
     trials: int
     changed: int
-    """Trials whose adapter is not that of their reference."""
+    """Number of trials whose adapter differs from their reference's."""
     diverged: int
-    """Trials with a loss that was not finite."""
+    """Number of trials with a loss that was not finite."""
     changes: dict[str, Change]
     """By measure."""
     distance: float | None
-    """The median distance from the reference, in what the adapters add to the weights."""
+    """The median `update_distance` from the reference."""
     first_step: int | None
-    """The first step at which any trial differs from its reference; None where none does."""
+    """The first step at which any trial differs from its reference, if any."""
     first_kind: DivergenceKind | None
-    """In what most of those differ that do so at that step."""
+    """The most frequent kind of difference at that step."""
 
 
 @dataclass(frozen=True)
@@ -97,60 +97,60 @@ class Decomposition:
     """The variance of a measure with all sources freed, by source."""
 
     replicates: int
-    """Those in which all outcomes are finite: only they can be taken apart."""
+    """Number of replicates in which all outcomes are finite; only these are decomposed."""
     total: dict[str, Estimate]
-    """The total effect of each source; of the nudge, the variance that it gives; relative to the variance."""
+    """Total effect of each source, and the variance due to the nudge, relative to the variance."""
     shares: dict[str, Estimate]
-    """Of each source and of the `REST`; they sum to 1."""
+    """Shares of each source and of the `REST`, which sum to 1."""
     interactions: Estimate
-    """The share of the variance that is due to interactions, if these are of two sources at a time."""
+    """Share of the variance that is due to interactions, if at most two sources interact at a time."""
     pairs: dict[str, Estimate]
-    """Of these, what is due to each pair of sources that was freed together, and to larger ones with it."""
+    """The same for each pair of sources that was freed together, including larger interactions with it."""
     interaction_sd: float | None
-    """The root mean square of what sources do only together."""
+    """Root mean square of the rest."""
     floor: float | None
-    """What that would be if each fine-tuning had just a disturbance such as the nudge's of its own."""
+    """Its expectation if each fine-tuning had only an independent disturbance like the nudge's."""
     above_floor: float | None
-    """The p-value of an F test of no more than that."""
+    """p-value of an F test that it is at most the floor."""
     largest: str | None
     """The source with the largest share."""
     largest_in: float | None
-    """In what share of bootstrap samples it is the largest."""
+    """Share of bootstrap samples in which it is the largest."""
     additive: str
     """``additive``, ``not additive`` or ``cannot tell``."""
 
 
 @dataclass(frozen=True)
 class Amplification:
-    """What becomes of one weight moved by one unit in the last place."""
+    """The growth of a disturbance: one weight moved by one unit in the last place."""
 
     one_ulp: float
-    """At most so large."""
+    """Upper bound of the disturbance."""
     value_distance: float
-    """The median distance of the nudged adapters from their references, at the end."""
+    """The median final distance of the nudged adapters from their references."""
     factor: float
-    """At least so many times the disturbance has grown."""
+    """Lower bound of the growth: `value_distance` / `one_ulp`."""
     sd: float | None
-    """The standard deviation that it gives the log perplexity."""
+    """The standard deviation of the log perplexity that it causes."""
 
 
 @dataclass(frozen=True)
 class PrecisionEffect:
-    """What the other optimizer's state changes in the log perplexity, over the same levels of all sources."""
+    """The effect of the other optimizer on the log perplexity, with the same levels of all sources."""
 
     other: str
     mean: Estimate
-    """The other less the arm's own: the mean, with its t interval."""
+    """The mean difference (other - own), with its t interval."""
     spread: Estimate
-    """The variance between replicates, relative to the arm's own; Pitman and Morgan's interval."""
+    """The variance between replicates, relative to the arm's own, with Pitman and Morgan's interval."""
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """What an experiment says."""
+    """The analysis of an experiment."""
 
     problems: list[str]
-    """Why it is not to be interpreted: what is not pinned that should be."""
+    """Why it cannot be interpreted: failed control checks."""
     effects: list[Effect]
     decompositions: dict[str, Decomposition]
     """By measure; none with fewer than two sources."""
@@ -159,7 +159,7 @@ class Attribution:
 
 
 def attribute(measured: Measurements) -> Attribution:
-    """Takes an experiment apart."""
+    """Analyze an experiment."""
     return Attribution(
         problems=find_problems(measured),
         effects=[_effect(measured, name) for name in measured.conditions if name != BASELINE],
@@ -170,7 +170,7 @@ def attribute(measured: Measurements) -> Attribution:
 
 
 def changes(measured: Measurements, condition: str, measure: str = MAIN) -> Values:
-    """A measure in each replicate of a condition, less the baseline's of the same replicate."""
+    """Return the change of a measure in each replicate of a condition, from the baseline."""
     values = _values(measured, condition, measure)
     with np.errstate(invalid="ignore"):
         found: Values = values - _values(measured, BASELINE, measure)[: len(values)]
@@ -178,7 +178,7 @@ def changes(measured: Measurements, condition: str, measure: str = MAIN) -> Valu
 
 
 def known_replicates(measured: Measurements, measure: str = MAIN) -> NDArray[np.bool_]:
-    """Which replicates have a finite measure in the baseline and in every condition that frees sources."""
+    """Return which replicates have a finite measure in the baseline and all conditions that free sources."""
     names = [BASELINE, measured.together, *measured.freed, *map(pair_name, measured.pairs)]
     values = np.array([_values(measured, name, measure) for name in names])
     found: NDArray[np.bool_] = np.all(np.isfinite(values), axis=0)
@@ -226,8 +226,8 @@ def _decompose(measured: Measurements, measure: str) -> Decomposition:
     nudged = changes(measured, NUDGE, measure)
     disturbed = nudged[np.isfinite(nudged)]
     interactions = _half(size(rest, joint))
-    # The rest adds joint, takes each single one, and has the baseline (sources - 1) times; each of these
-    # varies by half of a nudge's mean square.
+    # rest = joint - sum of single outcomes + (sources - 1) * baseline; each of these outcomes has a variance
+    # of half the nudge's mean square.
     times = (1 + len(single) + (len(single) - 1) ** 2) / 2
     p = excess(rest, disturbed, times)
     largest, largest_in = largest_share(single, joint)
@@ -282,6 +282,6 @@ def _precision(measured: Measurements) -> PrecisionEffect | None:
         return None
     other, own = (_values(measured, name, MAIN) for name in (OTHER, BASELINE))
     mean = mean_difference(changes(measured, OTHER))
-    if not np.ptp(own):  # one observation, as often as there are replicates
+    if not np.ptp(own):  # all replicates repeat a single observation
         mean = Estimate(mean.value)
     return PrecisionEffect(measured.other, mean, variance_ratio(other, own))

@@ -1,8 +1,8 @@
-"""How much of what changes together each part explains: values that are paired, replicate by replicate.
+"""Estimate how much of a total change its parts explain, from values paired by replicate.
 
-A change is the difference of two outcomes whose levels are drawn alike, so that its mean is zero; squares are
-therefore taken about zero, not about the mean. Intervals were chosen by their simulated coverage with seven
-replicates (``benchmarks/coverage.py attribution``).
+A change is the difference of two outcomes whose levels have the same distribution, so its expectation is
+zero; squares are therefore taken about zero, not about the mean. Intervals were chosen by their simulated
+coverage with seven replicates (``benchmarks/coverage.py attribution``).
 """
 
 import functools
@@ -16,14 +16,14 @@ from scipy import stats
 from qlora_repeat.results.statistical_methods import FEWEST, LEVEL
 
 RESAMPLES, SEED = 9999, 0
-"""Of the bootstrap, which draws whole replicates."""
+"""The bootstrap resamples whole replicates."""
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval; None where there are too few replicates, or all that counts is in one."""
+    """A number and its interval; None if there are too few replicates, or a single one determines it."""
 
     value: float | None
     low: float | None = None
@@ -31,11 +31,11 @@ class Estimate:
 
 
 def share(part: Values, whole: Values) -> Estimate:
-    """The sum of part x whole over that of whole x whole: the slope of a line through zero.
+    """Return sum(part * whole) / sum(whole^2), the slope of a line through zero.
 
     Shares of parts that add up to the whole sum to 1. The interval is t times the standard error HC3
-    (MacKinnon and White 1985), which does not take the scatter around the line as even, and is large where
-    one replicate decides the slope.
+    (MacKinnon and White 1985), which allows for heteroscedasticity and is large if one replicate determines
+    the slope.
     """
     if not _comparable(part, whole):
         return Estimate(None)
@@ -49,7 +49,7 @@ def share(part: Values, whole: Values) -> Estimate:
 
 
 def size(part: Values, whole: Values) -> Estimate:
-    """The sum of squares of a part over that of the whole; its interval is by a jackknife of its log."""
+    """Return sum(part^2) / sum(whole^2), with an interval from a jackknife of its logarithm."""
     if not _comparable(part, whole):
         return Estimate(None)
     above, below = float(part @ part), float(whole @ whole)
@@ -64,9 +64,9 @@ def size(part: Values, whole: Values) -> Estimate:
 
 
 def variance_ratio(part: Values, whole: Values) -> Estimate:
-    """Var(part) / Var(whole), with the interval of Pitman and Morgan (1939): exact where both are normal.
+    """Return Var(part) / Var(whole), with the interval of Pitman and Morgan (1939), exact for normal values.
 
-    The closer the two follow each other, the narrower it is; an F interval takes them as independent.
+    The stronger the correlation, the narrower the interval; an F interval would assume independence.
     """
     count = len(whole)
     if not _comparable(part, whole) or not np.ptp(whole):
@@ -81,7 +81,7 @@ def variance_ratio(part: Values, whole: Values) -> Estimate:
 
 
 def largest_share(parts: dict[str, Values], whole: Values) -> tuple[str | None, float | None]:
-    """The part with the largest share, and in what share of bootstrap samples it has the largest."""
+    """Return the part with the largest share, and the share of bootstrap samples in which it is largest."""
     shares = {name: share(part, whole).value for name, part in parts.items()}
     known = {name: value for name, value in shares.items() if value is not None}
     if not known or len(known) < len(parts):
@@ -95,7 +95,7 @@ def largest_share(parts: dict[str, Values], whole: Values) -> tuple[str | None, 
 
 
 def mean_difference(values: Values) -> Estimate:
-    """The mean of paired differences, with its t interval."""
+    """Return the mean of paired differences, with its t interval."""
     if not len(values) or not np.isfinite(values).all():
         return Estimate(None)
     mean, count = float(values.mean()), len(values)
@@ -106,7 +106,7 @@ def mean_difference(values: Values) -> Estimate:
 
 
 def excess(values: Values, noise: Values, times: float) -> float | None:
-    """The p-value of an F test: that squares of values are no larger than so many times those of a noise."""
+    """Return the p-value of an F test that the mean square of values is at most `times` that of noise."""
     known = len(values) and len(noise) and np.isfinite(values).all() and np.isfinite(noise).all()
     if not known or not noise.any():
         return None
@@ -115,19 +115,18 @@ def excess(values: Values, noise: Values, times: float) -> float | None:
 
 
 def root_mean_square(values: Values) -> float:
-    """nan where there is none."""
+    """Return the root mean square; NaN without values."""
     with np.errstate(invalid="ignore", over="ignore"):
         return math.sqrt(float(np.mean(values**2))) if len(values) else math.nan
 
 
 def half_deviation(changes: Values) -> float | None:
-    """The standard deviation of outcomes, from changes between two draws: the root of half the mean
-    square."""
+    """Return the standard deviation of outcomes from changes between two draws: sqrt(mean square / 2)."""
     return root_mean_square(changes) / math.sqrt(2) if len(changes) else None
 
 
 def _comparable(part: Values, whole: Values) -> bool:
-    """Whether all values are finite, and the whole changes at all."""
+    """Return whether all values are finite and the whole is not zero throughout."""
     finite = bool(np.isfinite(part).all() and np.isfinite(whole).all())
     return finite and len(whole) > 1 and bool(whole.any())
 

@@ -1,4 +1,4 @@
-"""What the paper claims, and whether results support it; without torch.
+"""Judge whether results support the paper's claims, without torch.
 
 Read `claims` first.
 """

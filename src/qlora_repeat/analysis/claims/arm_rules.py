@@ -1,7 +1,7 @@
-"""What each arm or model of collected results says of a claim of the paper; `claims` has the rules in words.
+"""Apply the rules of claims to each arm or model; ``claims.toml`` has the rules in words.
 
-An arm has too little to say with fewer runs than `FEWEST` that have the value. And runs that share every seed
-of fine-tuning are one run, made again, where they are all alike: then they say nothing of runs that do not.
+An arm is inconclusive if fewer than `FEWEST` of its runs have the value, or if its runs are equal and share
+all seeds of fine-tuning: then they are repetitions of one run. As in the paper, a *run* is one trial.
 """
 
 import itertools
@@ -15,10 +15,10 @@ from qlora_repeat.results.statistical_methods import FEWEST, rank
 from qlora_repeat.results.trial_result import Response, TrialResult
 
 LOW = 0.1
-"""A low temperature is at most this, which the paper sets against 1 (section IX)."""
+"""The highest low temperature; the paper compares it with 1 (section IX)."""
 
 RUN = "make all STUDY={study}"
-"""What to run where runs or their values lack. Names of studies are put in by `claims`."""
+"""The command if runs or their values are missing; `claims` inserts the name of the study."""
 RUN_PAPER = "make all STUDY=paper"
 _RUN_MORE = f"{RUN}, with trials = {FEWEST} or more in its file"
 _RUN_FREE = "make all STUDY={unpinned} RANDOMNESS=as-published"
@@ -28,39 +28,39 @@ _RUN_BASES = f"{RUN}, with base_tests = 2 or more under [ablation]"
 _COLLECT = "qlora-repeat collect {study}"
 
 _OF_TRAINING = {"adapter_init", "data_order", "dropout"}
-"""The sources that a fine-tuning draws from, once its split is made."""
+"""The random sources of a fine-tuning, apart from the split."""
 
 Value = float | str
 ClaimRule = Callable[..., "list[ClaimFinding]"]
-"""What takes arms, and parameters by name."""
+"""A function of arms, and of parameters by name."""
 
 
 @dataclass(frozen=True)
 class ClaimFinding:
-    """What one arm or model says of a claim."""
+    """Whether a claim holds in one arm, model or comparison."""
 
     of: str
-    """Its name."""
+    """The name of the arm, model or comparison."""
     holds: bool | None
-    """None where it cannot tell."""
+    """None if it is inconclusive."""
     words: str
-    """Its numbers; or why it cannot tell."""
+    """Its numbers, or why it is inconclusive."""
     remedy: str = ""
-    """What to run so that it can; with places for names of studies."""
+    """What to run to make it conclusive, with placeholders for names of studies."""
 
 
 def is_8_bit(arm: Arm) -> bool:
-    """Return whether its optimizer has 8-bit state, of whatever map."""
+    """Return whether the optimizer has 8-bit state, with any quantization map."""
     return arm.optimizer.bits == 8
 
 
 def answering(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms of models that answer questions."""
+    """Return the arms of question-answering models."""
     return [arm for arm in arms if arm.task == "question-answering"]
 
 
 def too_few(arm: Arm, values: Sequence[Value]) -> ClaimFinding | None:
-    """That fewer runs than `FEWEST` have a value."""
+    """Return an inconclusive finding if fewer than `FEWEST` runs have a value."""
     if len(values) >= FEWEST:
         return None
     remedy = RUN if len(arm.trials) >= FEWEST else _RUN_MORE
@@ -70,11 +70,11 @@ def too_few(arm: Arm, values: Sequence[Value]) -> ClaimFinding | None:
 def no_sample(
     arm: Arm, values: Sequence[Value], *, seeded: Sequence[str] = ("split",), each: bool = False
 ) -> ClaimFinding | None:
-    """That an arm's runs are too few, or no independent fine-tunings that could tell what another one does.
+    """Return an inconclusive finding if an arm's runs are too few, or not independent fine-tunings.
 
-    They are none where a source that should be `seeded` is not, so that it may be why they differ; or where
-    they are alike, and so are their seeds, or what their seeds were is not known. They are alike if all of
-    them are; where `each` counts, if two of them are.
+    They are not independent if a source that should be `seeded` is not, which may be why they differ; or if
+    values are equal, and the seeds are the same or unknown. Without `each`, all values must be equal; with
+    `each`, two of them.
     """
     if (few := too_few(arm, values)) is not None:
         return few
@@ -96,9 +96,9 @@ def no_sample(
 
 
 def runs_differ(arms: Sequence[Arm], measure: str, noun: str, *, each: bool = False) -> list[ClaimFinding]:
-    """For each arm: not all of its runs have the same value; or with `each`, no two of them have.
+    """Check in each arm that not all runs have the same value or, with `each`, that no two runs do.
 
-    `measure` is a field of `TrialResult`. Numbers that are not finite are all alike.
+    `measure` is a field of `TrialResult`. All numbers that are not finite count as equal.
     """
     found = []
     for arm in arms:
@@ -118,7 +118,10 @@ def runs_differ(arms: Sequence[Arm], measure: str, noun: str, *, each: bool = Fa
 
 
 def accuracies_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each arm that answers questions: not all runs have the same accuracy, unless it is none or all."""
+    """Check in each question-answering arm that not all runs have the same accuracy.
+
+    An arm with accuracy 0 in all runs, or 1, is inconclusive.
+    """
     found = []
     for arm in answering(arms):
         (finding,) = runs_differ([arm], "accuracy", "accuracies")
@@ -132,24 +135,24 @@ def accuracies_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
 
 
 def responses_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each arm: not all runs respond alike to a prompt, at a low temperature and at another."""
+    """Check in each arm that not all runs give the same response, at a low and at a higher temperature."""
     return [_prompted(arm, (False, True), lambda response: response.text, "responses") for arm in arms]
 
 
 def answers_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each arm that answers questions: not all runs answer an instruction alike (Tables 8 and 9)."""
+    """Check in each question-answering arm that not all runs give the same answer (Tables 8 and 9)."""
     return [_prompted(arm, (False,), answer, "answers") for arm in answering(arms)]
 
 
 def answer(response: Response) -> str:
-    """The letter that a response gives, or else its text."""
+    """Return the letter that a response gives, or else its text."""
     return response.answer or response.text.strip()
 
 
 def _prompted(
     arm: Arm, temperatures: tuple[bool, ...], read: Callable[[Response], str], noun: str
 ) -> ClaimFinding:
-    """Whether runs differ in what they say to each prompt, at temperatures that are low (True) or not."""
+    """Check that runs differ in their response to each prompt, at temperatures that are low (True) or not."""
     tests, words = [], []
     for low in temperatures:
         prompts = distinct(
@@ -175,18 +178,18 @@ def _prompted(
 
 
 def said(trial: TrialResult, prompt: str, low: bool) -> Response | None:
-    """What a run said to a prompt, at its highest temperature that is low, or is not."""
+    """Return a run's response to a prompt at its highest low temperature, or its highest other one."""
     found = [each for each in trial.responses if each.prompt == prompt and is_low(each) == low]
     return max(found, key=lambda response: response.temperature, default=None)
 
 
 def is_low(response: Response) -> bool:
-    """Whether it was drawn at a low temperature."""
+    """Return whether the response was sampled at a low temperature."""
     return response.temperature <= LOW
 
 
 def asked_again(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each arm: a model, asked again, says one thing at a low temperature, and several at another."""
+    """Check in each arm that repeated responses are equal at a low temperature and differ at a higher one."""
     return [_asked_again(arm) for arm in arms]
 
 
@@ -212,7 +215,7 @@ def _asked_again(arm: Arm) -> ClaimFinding:
 
 
 def bases_repeat(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each model: all tests of it before fine-tuning gave the same perplexity."""
+    """Check for each model that all tests of the base model have the same perplexity."""
     return [_base_repeats(own) for own in by_model(arms).values()]
 
 
@@ -231,7 +234,7 @@ def _base_repeats(arms: list[Arm]) -> ClaimFinding:
 
 
 def worse_than_base(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each 8-bit arm: more than half of its runs end with a perplexity above the base's."""
+    """Check in each 8-bit arm that more than half of the runs have a perplexity above the base model's."""
     found = []
     for arm in filter(is_8_bit, arms):
         pairs = _beside_base(arm)
@@ -241,7 +244,7 @@ def worse_than_base(arms: Sequence[Arm]) -> list[ClaimFinding]:
 
 
 def better_than_base(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each 32-bit arm: all of its runs end with a perplexity below the base's."""
+    """Check in each 32-bit arm that all runs have a perplexity below the base model's."""
     found = []
     for arm in itertools.filterfalse(is_8_bit, arms):
         pairs = _beside_base(arm)
@@ -255,7 +258,7 @@ def _counted(arm: Arm, pairs: list[tuple[float, float]], holds: bool, words: str
 
 
 def _beside_base(arm: Arm) -> list[tuple[float, float]]:
-    """The perplexity of each run, with its model's before fine-tuning."""
+    """Return the perplexities of each run and of its base model."""
     return [
         (rank(trial.perplexity), trial.base_perplexity)
         for trial in arm.done

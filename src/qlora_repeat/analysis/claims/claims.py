@@ -1,7 +1,7 @@
-"""What the paper claims, in our words; the rule by which collected results support it; and what they say.
+"""Judge the paper's claims from collected results.
 
-Every verdict is computed from results alone, by a rule that can be followed with the tables at hand. Claims
-and rules are in ``claims.toml``.
+``claims.toml`` has the claims, in our words, and the rule for each. Every verdict is computed from results
+alone, and readers can check it with the tables.
 """
 
 import tomllib
@@ -28,33 +28,33 @@ class Claim:
     words: str
     """The claim, in our words."""
     where: str
-    """Where the paper makes it: sections, tables."""
+    """The paper's sections and tables that make it."""
     rule: str
     """When results support it."""
     command: str
-    """What tests it, with a place for the name of a study, and where that shows what the rule looks at."""
+    """The command that tests it, with a placeholder for the study, and the table that shows the numbers."""
     subject: str
-    """What has a say: ``arm``, ``model``, or ``comparison`` of a model's 8-bit runs with its 32-bit runs."""
+    """What the rule applies to: ``arm``, ``model``, or ``comparison`` of a model's 8-bit and 32-bit runs."""
     function: str
     """The name of the function that applies the rule to arms."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Of that function."""
+    """The parameters of that function."""
 
     def findings(self, arms: Sequence[Arm]) -> list[ClaimFinding]:
-        """Return what each arm, model or comparison says of the claim."""
+        """Return a finding for each arm, model or comparison."""
         return _RULES[self.function](arms, **self.parameters)
 
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """What results say of a claim."""
+    """The verdict of results on a claim."""
 
     claim: Claim
     verdict: ClaimVerdict
     evidence: str
-    """One sentence with the numbers; for what is untested, with what to run."""
+    """One sentence with the numbers; for an untested claim, with what to run."""
     command: str
-    """The claim's, for these results' study."""
+    """The command that tests the claim with these results' study."""
 
 
 def _read_claims() -> list[Claim]:
@@ -79,16 +79,16 @@ RULES = [
     "The rank-sum test is Wilcoxon's, two-sided and exact. Holm: adjusted for all comparisons. "
     f"A low temperature is at most {LOW:g}.",
 ]
-"""What the rules of all claims rest on."""
+"""Definitions that the rules of all claims share."""
 
 _NAMED = 2
-"""At most this many that say the same are named; more are counted."""
+"""Name at most this many findings with the same words; count more."""
 _NAMES = {"study": "paper", "unpinned": "paper", "file": "paper"}
-"""What is put into commands: a study, the same without its profile, and the name of its file."""
+"""The placeholders of commands: a study, the same without its profile, and the name of its file."""
 
 
 def judge_claims(arms: Sequence[Arm]) -> list[JudgedClaim]:
-    """Return a verdict on each claim, from the arms of a study or those that the paper prints."""
+    """Return a verdict on each claim, from the arms of a study or of the paper."""
     names = _NAMES
     if arms and (row := arms[0].trials[0]).study != PUBLISHED:
         name, *parts = row.study.split("@")
@@ -113,7 +113,7 @@ def _judged(claim: Claim, found: list[ClaimFinding], names: dict[str, str]) -> J
         text = f"{len(cannot)} of {every} cannot tell: {_listed(cannot, claim.subject)}"
         text = text if found else f"No such {claim.subject} in the results"
         remedies = distinct(finding.remedy for finding in cannot)
-        # Which settings a study needs is of no help where there is no study.
+        # Remedies that name settings of a study do not help if there is no study.
         remedies = [RUN_PAPER] if not found or names is _NAMES else remedies
         text += f"; to test it: {'; '.join(remedies).format(**names)}"
     else:
@@ -123,7 +123,7 @@ def _judged(claim: Claim, found: list[ClaimFinding], names: dict[str, str]) -> J
 
 
 def _listed(found: list[ClaimFinding], subject: str) -> str:
-    """What findings say, once for all that say the same."""
+    """Return the words of findings, each once with the names that share them."""
     names: dict[str, list[str]] = {}
     for finding in found:
         names.setdefault(finding.words, []).append(finding.of)

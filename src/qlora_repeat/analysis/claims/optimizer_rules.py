@@ -1,4 +1,4 @@
-"""What each model of collected results says of a claim that sets its 8-bit runs beside its 32-bit runs."""
+"""Apply the rules of claims that compare the 8-bit runs of a model with its 32-bit runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ from qlora_repeat.results.study_statistics import compare_with_32_bit
 from qlora_repeat.results.trial_result import Response, TrialResult
 
 SLIGHTLY = 1.1
-"""What is slightly more is at most so many times as much: our reading."""
+"""Our reading of *slightly more*: a factor of at most this."""
 ALPHA = round(1 - LEVEL, 10)
-"""A test finds a difference if p, after Holm, is at most this."""
+"""A test is significant if p, after Holm, is at most this."""
 
 _RUN_BOTH = "make all STUDY={file}, with both optimizers in its file"
 _RUN_GPU = f"{RUN_PAPER}, on a GPU"
@@ -37,14 +37,14 @@ _Hindrance = Callable[[Arm, Sequence[Value]], ClaimFinding | None]
 
 @dataclass(frozen=True)
 class _OptimizerPair:
-    """An 8-bit arm beside the 32-bit arm of its model."""
+    """An 8-bit arm and the 32-bit arm of the same model."""
 
     name: str
     less: Arm
     more: Arm
 
     def values(self, measure: Measure) -> tuple[list[float], list[float]]:
-        """Those of either arm; what is not finite is above all others."""
+        """Return the values of both arms; those that are not finite are above all others."""
         less, more = ([rank(value) for value in arm.values(measure)] for arm in (self.less, self.more))
         return less, more
 
@@ -52,7 +52,7 @@ class _OptimizerPair:
 def _pairs(
     arms: Sequence[Arm], measure: Measure, hindrance: _Hindrance
 ) -> tuple[list[_OptimizerPair], list[ClaimFinding]]:
-    """The pairs that can be compared, and of the other models why they can not."""
+    """Return the pairs that can be compared, and inconclusive findings for the other models."""
     pairs, found = [], []
     for own in by_model(arms).values():
         less = [arm for arm in own if is_8_bit(arm)]
@@ -72,7 +72,7 @@ def _pairs(
 
 
 def spread_wider(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each model: its 8-bit perplexities spread more widely than its 32-bit ones, by Table S1b's test."""
+    """Check for each model that 8-bit perplexities spread more than 32-bit ones, by Table S1b's test."""
     pairs, found = _pairs(arms, lambda trial: trial.perplexity, no_sample)
     tests = {(each.model, each.optimizer): each for each in compare_with_32_bit(arms, "perplexity")}
     for pair in pairs:
@@ -92,33 +92,35 @@ def spread_wider(arms: Sequence[Arm]) -> list[ClaimFinding]:
 def median_above(
     arms: Sequence[Arm], measure: str, *, more_bits: bool = False, slightly: bool = False, timed: bool = False
 ) -> list[ClaimFinding]:
-    """For each model: a measure is higher in 8-bit runs, or with `more_bits` in 32-bit ones.
+    """Check for each model that a measure is higher in 8-bit runs or, with `more_bits`, in 32-bit runs.
 
-    `measure` is a field of `TrialResult`; `slightly` bounds by how much. What is `timed` differs between runs
-    that share all seeds, too.
+    Args:
+        measure: a field of `TrialResult`.
+        slightly: whether the medians may differ by a factor of at most `SLIGHTLY`.
+        timed: whether the measure differs even between runs that share all seeds.
     """
     hindrance = too_few if timed else no_sample
     return _above(arms, attrgetter(measure), hindrance, more_bits=more_bits, slightly=slightly)
 
 
 def more_letters(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each model that answers questions: its 32-bit runs give a letter for more of the instructions."""
+    """Check for each question-answering model that 32-bit runs answer more instructions with a letter."""
 
     def unlike(arm: Arm, counts: Sequence[Value]) -> ClaimFinding | None:
-        # Runs that answer as many instructions are not alike for that.
+        # Compare answers, because runs with equal counts may still differ.
         return no_sample(arm, ["\n".join(map(answer, own)) for own in map(_answers, arm.done) if own])
 
     return _above(answering(arms), _letters, unlike, more_bits=True)
 
 
 def _answers(trial: TrialResult) -> list[Response]:
-    """A run's answer to each instruction, of those that Tables 8 and 9 show."""
+    """Return a run's answers to the instructions of Tables 8 and 9."""
     prompts = distinct(response.prompt for response in trial.responses)
     return [response for prompt in prompts if (response := said(trial, prompt, low=False)) is not None]
 
 
 def _letters(trial: TrialResult) -> float | None:
-    """How many instructions a run answers with a letter."""
+    """Return the number of instructions that a run answers with a letter."""
     answers = _answers(trial)
     return float(sum(response.answer is not None for response in answers)) if answers else None
 
@@ -131,9 +133,9 @@ def _above(
     more_bits: bool = False,
     slightly: bool = False,
 ) -> list[ClaimFinding]:
-    """For each model: the higher values are those of 8-bit runs, or with `more_bits` of 32-bit runs.
+    """Check for each model that 8-bit runs, or with `more_bits` 32-bit runs, have higher values.
 
-    By the rank-sum test; and their median is higher, by no more than `SLIGHTLY` if that is asked.
+    The rank-sum test must be significant and the median higher, with `slightly` by at most `SLIGHTLY`.
     """
     pairs, found = _pairs(arms, measure, hindrance)
     values = [pair.values(measure) for pair in pairs]
@@ -148,7 +150,7 @@ def _above(
 
 
 def memory_higher(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """For each model: the mean share of the GPU's memory is slightly higher in 32-bit runs."""
+    """Check for each model that 32-bit runs use a slightly higher mean share of the GPU's memory."""
     pairs, found = _pairs(arms, lambda trial: trial.peak_memory_share, _off_gpu)
     for pair in pairs:
         less_bits, more_bits = map(mean, pair.values(lambda trial: trial.peak_memory_share))
@@ -159,7 +161,7 @@ def memory_higher(arms: Sequence[Arm]) -> list[ClaimFinding]:
 
 
 def _off_gpu(arm: Arm, shares: Sequence[Value]) -> ClaimFinding | None:
-    """That an arm's memory was not that of a GPU, or too seldom."""
+    """Return an inconclusive finding if too few runs have a value of GPU memory."""
     few = too_few(arm, shares)
     if few is not None and len(arm.values(lambda trial: trial.peak_memory_bytes)) >= FEWEST:
         return ClaimFinding(few.of, None, "no GPU, whose memory the claim is about", _RUN_GPU)

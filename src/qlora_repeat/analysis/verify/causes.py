@@ -1,4 +1,4 @@
-"""What can explain that two runs part: seeds, and what of a fingerprint can change bits."""
+"""The recorded differences that can explain why two trials differ: seeds and parts of the fingerprint."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from qlora_repeat.analysis.trial_diff import Difference, TrialDiff
 from qlora_repeat.study.trial import Stage
 
 Cause = Literal["data", "learning rate", "init", "arithmetic", "update", "perplexity"]
-"""In what runs part, in the order in which one leads to another."""
+"""What differs between two trials, in the order in which one leads to another."""
 
 MATTERS = (
     r"packages\.[\w-]+|cpu|cpu_flags\.numeric|cpu_capability|machine|libc|threads|gpu|gpu_capability|cuda|cudnn"
@@ -16,7 +16,7 @@ MATTERS = (
     r"|environment\.(?!CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|OMP_NUM_THREADS|HF_|TRANSFORMERS_|TOKENIZERS_|LD_"
     r"|\w*(_HOME|_PATH)$).*"
 )
-"""What of a fingerprint can change bits; the number of threads is told by ``threads``."""
+"""The keys of a fingerprint that can change bits; ``threads`` stands for OMP_NUM_THREADS."""
 
 _EXPLANATIONS: dict[Cause, tuple[str, tuple[str, ...]]] = {
     "data": (
@@ -32,16 +32,16 @@ _EXPLANATIONS: dict[Cause, tuple[str, tuple[str, ...]]] = {
     "update": (rf"code|{MATTERS}", ()),
     "perplexity": (rf"code|{MATTERS}", ()),
 }
-"""Which inputs and parts of the fingerprint, and which seeds, can explain that runs part so.
+"""Inputs and keys of the fingerprint, and seeds, that can explain each cause.
 
-Nothing explains another learning rate: it follows from the settings.
+Nothing explains another learning rate, because it follows from the settings.
 """
 
 
 def explained(
     causes: Iterable[Cause], differing: Sequence[Difference], noisy: list[Difference]
 ) -> dict[Cause, list[Difference]]:
-    """What may explain each cause. Whatever explains other rows explains all that follows from them."""
+    """Return what may explain each cause. What explains different rows also explains their consequences."""
     causes = set(causes)
     rows = _explaining("data", differing) if "data" in causes else []
     return {
@@ -63,7 +63,7 @@ def _explaining(cause: Cause, differing: Sequence[Difference]) -> list[Differenc
 
 
 def noisy_kernels(diff: TrialDiff, stage: Stage) -> list[Difference]:
-    """On a GPU, kernels that may add up in any order: a difference without one in the fingerprints."""
+    """Return a difference if GPU kernels were not deterministic, even where the fingerprints agree."""
     found = [side.records[stage].fingerprint for side in (diff.first, diff.second)]
     switched = [each.get("kernels", {}).get("deterministic") if each.get("gpu") else True for each in found]
     key = "kernels of a GPU that are not deterministic"
@@ -71,16 +71,15 @@ def noisy_kernels(diff: TrialDiff, stage: Stage) -> list[Difference]:
 
 
 def expectation(differing: Sequence[Difference], noisy: Sequence[Difference]) -> tuple[bool, str]:
-    """Whether the same bits are to be expected, and why."""
+    """Return whether the re-run should be bitwise the same, and why."""
     if reasons := [*differing, *noisy]:
-        keys = ", ".join(dict.fromkeys(map(_named, reasons)))
-        return False, f"The same bits are not to be expected, because of: {keys}."
-    same = "seeds, packages, code, threads, kernels and model of processor"
-    return True, f"The same bits are to be expected: {same} are the same."
-
-
-def _named(difference: Difference) -> str:
-    return f"seed of {difference.key}" if difference.what == "seed" else difference.key
+        names = (f"seed of {each.key}" if each.what == "seed" else each.key for each in reasons)
+        return (
+            False,
+            f"The same bits are not expected, because these differ: {', '.join(dict.fromkeys(names))}.",
+        )
+    same = "seeds, packages, code, threads, kernels and processor model"
+    return True, f"The same bits are expected, because {same} are the same."
 
 
 def may_matter(difference: Difference) -> bool:

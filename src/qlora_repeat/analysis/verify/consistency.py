@@ -1,10 +1,10 @@
-"""Where what a recorded trial left disagrees with itself, though each file is as its record says.
+"""Find contradictions between the files of a recorded trial whose digests are all correct.
 
-Whoever changes a number can make all digests fit again; it is harder to make all numbers fit each other.
+A forger can recompute all digests; it is harder to make all numbers agree with each other.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from qlora_repeat.system.hashing import weights_digest
 
 
 def contradictions(side: Side, again: Trial) -> list[str]:
-    """Sentences, each on something in which the files of a trial disagree; `again` has its settings."""
+    """Return a sentence for each contradiction between the files of a trial; `again` has its settings."""
     return [
         *_trace(side, again),
         *_outputs_of_trace(side),
@@ -30,7 +30,7 @@ def contradictions(side: Side, again: Trial) -> list[str]:
 
 
 def _trace(side: Side, again: Trial) -> Iterator[str]:
-    """A trace that lacks what every fine-tuning writes."""
+    """Yield what the trace lacks, and the numbers of steps that differ from it."""
     needed = ("examples", "tokens", "loss", "gradient_norm", "learning_rate")
     for step in side.steps[1:]:
         if lacking := [name for name in needed if getattr(step, name) is None]:
@@ -38,28 +38,28 @@ def _trace(side: Side, again: Trial) -> Iterator[str]:
             break
     if side.steps[0].adapter is None or side.steps[-1].adapter is None:
         yield "The trace has no digest of the adapter before the first step, or after the last."
-    training, told = again.model.training, side.records["finetune"].outputs.get("steps")
-    expected = training.total_steps(0) if training.steps else None  # of epochs, the rows would tell
-    for source, steps in (("the record", told), ("its settings", expected)):
+    training, recorded = again.model.training, side.records["finetune"].outputs.get("steps")
+    expected = training.total_steps(0) if training.steps else None  # steps of epochs depend on the rows
+    for source, steps in (("the record", recorded), ("its settings", expected)):
         if steps is not None and steps != side.last_step:
             yield f"The trace has {side.last_step} steps, where {source} say {steps}."
 
 
 def _outputs_of_trace(side: Side) -> Iterator[str]:
-    """Outputs that follow from the trace."""
+    """Yield the recorded outputs that do not follow from the trace."""
     if side.last_step < 1:
         return
-    steps, told = side.steps, side.records["finetune"].outputs
-    followed: dict[str, Callable[[], Any]] = {
-        "initial_loss": lambda: steps[1].loss,
-        "final_loss": lambda: steps[-1].loss,
-        "loss_curve": lambda: loss_curve(steps),
-        "diverged_at": lambda: side.diverged_at,
-        "skipped_steps": lambda: side.skipped_steps,
+    steps, recorded = side.steps, side.records["finetune"].outputs
+    traced = {
+        "initial_loss": steps[1].loss,
+        "final_loss": steps[-1].loss,
+        "loss_curve": loss_curve(steps),
+        "diverged_at": side.diverged_at,
+        "skipped_steps": side.skipped_steps,
     }
-    for name, follows in followed.items():
-        if name in told and _text(told[name]) != _text(follows()):
-            yield f"The record's {name} is not that of the trace."
+    for name, value in traced.items():
+        if name in recorded and _text(recorded[name]) != _text(value):
+            yield f"The record's {name} does not follow from the trace."
 
 
 def _adapter(side: Side, again: Trial) -> Iterator[str]:
@@ -70,57 +70,57 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     }
     for where, claim in claims.items():
         if claim is not None and claim != weights:
-            yield f"The adapter has digest {weights[:12]}, {where} says {claim[:12]}."
+            yield f"The adapter has digest {weights[:12]}, but {where} says {claim[:12]}."
     path, lora = side.folder / "adapter" / "adapter_config.json", again.study.lora
-    config = read_json(path, "it is PEFT's, beside the adapter's weights")
+    config = read_json(path, "PEFT writes it beside the adapter's weights")
     wanted = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     for name, value in wanted.items():
         if config.get(name) != value:
-            yield f"The adapter's configuration has another {name} than its settings, {value}."
+            yield f"The adapter's configuration has another {name} than the settings, which have {value}."
     if sorted(config.get("target_modules") or []) != sorted(again.model.target_modules):
-        yield "The adapter's configuration has other target_modules than its settings."
+        yield "The adapter's configuration has other target_modules than the settings."
 
 
 def _seeds(side: Side, again: Trial) -> Iterator[str]:
-    """Seeds that the settings give, and are not those that were used."""
+    """Yield the recorded seeds that the settings would not give."""
     seeds = side.records["finetune"].outputs["seeds"]
     for source in SOURCES:
         setting = getattr(again.study.randomness, source)
         if setting == "fresh":
             continue
         if seeds.get(source) != draw_seed(setting, source, again.number):
-            yield f"The seed of {source} is not the one that its setting gives."
+            yield f"The recorded seed of {source} is not the one that its setting gives."
     tested = side.records.get("evaluate")
-    told = tested.outputs.get("generation_seed") if tested else None
-    if told is not None and told != seeds.get("generation"):
-        yield "The responses have another seed than the fine-tuning's record says."
+    used = tested.outputs.get("generation_seed") if tested else None
+    if used is not None and used != seeds.get("generation"):
+        yield "The responses have another seed than the record of the fine-tuning says."
 
 
 def _settings(side: Side, again: Trial) -> Iterator[str]:
-    """Settings of one stage that do not fit those of another."""
+    """Yield the settings of a stage that contradict those of another."""
     stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
     for stage in stages:
         if (record := side.records.get(stage)) is None:
             continue
-        told, fit = record.inputs["settings"], stage_settings(again, stage)
-        for name in sorted(told.keys() & fit.keys() - FIRST_TRIAL_SETTINGS):
-            if told[name] != fit[name]:
-                yield f"The {stage} stage's setting {name} does not fit those of the other stages."
+        recorded, expected = record.inputs["settings"], stage_settings(again, stage)
+        for name in sorted(recorded.keys() & expected.keys() - FIRST_TRIAL_SETTINGS):
+            if recorded[name] != expected[name]:
+                yield f"The setting {name} of the {stage} stage contradicts the other stages."
 
 
 def _chain(side: Side) -> Iterator[str]:
-    """Records of stages that are not of the same adapter and merged model."""
+    """Yield a sentence if the stages do not have the same adapter and merged model."""
     if "evaluate" in side.records and side.perplexity is None:
-        yield "The record of the evaluation is of another adapter, or its merge has no record."
+        yield "The record of the evaluation belongs to another adapter, or there is no record of the merge."
 
 
 def _text(value: Any) -> str:
-    """As JSON, where nan is equal to nan."""
+    """Return a value as JSON, where NaN equals NaN."""
     return json.dumps(float(value) if isinstance(value, int) and not isinstance(value, bool) else value)
 
 
-def plain_files(folder: Path) -> str | None:
-    """The first thing in a folder that is no plain file, or None; links could lead anywhere."""
+def first_not_plain(folder: Path) -> str | None:
+    """Return the first name in a folder that is not a plain file, or None; a link could lead anywhere."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_symlink() or not path.is_file():
             return path.name

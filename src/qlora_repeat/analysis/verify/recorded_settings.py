@@ -1,4 +1,4 @@
-"""A trial as its records say that it was run, whatever the study file says today."""
+"""Rebuild a trial from the settings in its records, whatever the study file says today."""
 
 import dataclasses
 import json
@@ -19,17 +19,17 @@ from qlora_repeat.study.trial import Stage, Trial
 
 _PROFILE = "recorded"
 MOST_THREADS = 1024
-"""A record that asks for more was not made by a study."""
+"""No study asks for more threads than this."""
 
 
 def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, runs: Path) -> Trial:
-    """The trial in another folder of results, with every setting that its records, in `where`, have.
+    """Return the trial with all settings of its records, which are in `where`, and with results in `runs`.
 
-    Only where models and data come from is the study file's: records name them by digest. Without a record of
-    the evaluation, how it tests is the study file's too.
+    The sources of models and data come from the study file, because records name them by digest. So do the
+    settings of the evaluation if it has no record.
 
     Raises:
-        MissingError: a record lacks a setting, or has one that is none.
+        MissingError: a record lacks a setting, or has an invalid one.
     """
     study = trial.study
     tuned = records["finetune"].inputs["settings"]
@@ -62,44 +62,42 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
             evaluation=_evaluation(study.evaluation, tested),
             data=study.data | {model.data: _data(study, model, tuned, tested)},
             models={trial.model_name: model},
-            ablation=None,  # what is repeated with fresh seeds differs by design
+            ablation=None,  # fresh seeds give other responses by design
             keep_merged=False,
         )
     except (KeyError, ValueError, TypeError) as error:
         what = f"no setting {error}" if isinstance(error, KeyError) else _first_line(error)
         raise MissingError(
-            f"{where / 'finetune.json'}: not settings of a trial ({what}); it cannot be run again from them"
+            f"{where / 'finetune.json'}: not the settings of a trial ({what}), so it cannot be run again"
         ) from None
     workspace = dataclasses.replace(trial.workspace, study=changed, runs=runs)
     return dataclasses.replace(trial, workspace=workspace)
 
 
 def other_sources(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
-    """Which of base model and data the study file takes from elsewhere than the record says, in words."""
+    """Return a sentence if base model or data have another source in the study file than in the record."""
     inputs = records["finetune"].inputs
     return [
-        f"the study file names another {what} {name} than the trial was run with"
+        f"the study file has another source of {what} {name} than the record"
         for what, key, name, source, _ in _sources(trial)
         if inputs.get(f"{key}_source") != source
     ]
 
 
 def missing_inputs(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
-    """Which of the recorded base model and data are not in the cache as they were, in words."""
+    """Return a sentence if base model or data are not in the cache, or have another digest than recorded."""
     found = []
     for what, key, name, _, today in _sources(trial):
         recorded = records["finetune"].inputs.get(key)
         if today is None:
             found.append(f"{what} {name} is not fetched")
         elif recorded != today:
-            found.append(
-                f"{what} {name} here has digest {today[:12]}, where {str(recorded)[:12]} is recorded"
-            )
+            found.append(f"{what} {name} here has digest {today[:12]}, but {str(recorded)[:12]} is recorded")
     return found
 
 
 def _sources(trial: Trial) -> list[tuple[str, str, str, str, str | None]]:
-    """Base model and data: in words, the key of inputs, the study's name, the source, and the digest here."""
+    """Return, of base model and data: the noun, the key of inputs, the name, the source, the digest here."""
     where, base, data = trial.workspace, trial.model.base, trial.model.data
     return [
         ("base model", "base", base, base_folder(where, base).name, base_digest(where, base)),
@@ -108,12 +106,10 @@ def _sources(trial: Trial) -> list[tuple[str, str, str, str, str | None]]:
 
 
 def _randomness(now: Randomness, tuned: dict[str, Any], tested: dict[str, Any]) -> Randomness:
-    names = ("split", "adapter_init", "data_order", "dropout", "kernels")
-    settings = {name: tuned[name] for name in names}
-    generation = tested.get("generation_seed", _plain(now)["generation"])
-    found: Randomness = _typed(
-        Randomness, settings | {"generation": generation, "nudge": tuned.get("nudge", False)}
-    )
+    settings = {name: tuned[name] for name in ("split", "adapter_init", "data_order", "dropout", "kernels")}
+    today = TypeAdapter(Randomness).dump_python(now, mode="json")["generation"]
+    settings["generation"] = tested.get("generation_seed", today)
+    found: Randomness = _typed(Randomness, settings | {"nudge": tuned.get("nudge", False)})
     return found
 
 
@@ -143,13 +139,8 @@ def _data(study: Study, model: Model, tuned: dict[str, Any], tested: dict[str, A
 
 
 def _typed(kind: Any, content: Any) -> Any:
-    """A setting, once it has this type; no text passes for a number."""
+    """Return the content as a value of this type, validated strictly: no text passes for a number."""
     return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = TypeAdapter(type(settings)).dump_python(settings, mode="json")
-    return plain
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Running a recorded trial again, in a folder of its own, and what of it is compared.
+"""Run a recorded trial again in a folder of its own, and compare the two.
 
-Nothing is written to the recorded trial, and nothing that its files claim is taken for granted: settings
-and seeds are what its records say, everything else is computed anew, or hashed.
+Nothing is written to the recorded trial. Settings and seeds come from its records; everything else is
+computed or hashed again.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Side, TrialDiff, compare_trials, read_side
-from qlora_repeat.analysis.verify.consistency import contradictions, plain_files
+from qlora_repeat.analysis.verify.consistency import contradictions, first_not_plain
 from qlora_repeat.analysis.verify.recorded_settings import recorded_trial
 from qlora_repeat.analysis.verify.verdict import Scope
 from qlora_repeat.errors import MissingError, UsageError
@@ -39,50 +39,50 @@ _TESTED = (
     "examples", "responses", "accuracy", "perplexity_example_mean", "test_examples", "test_tokens",
     "generation_seed",
 )  # fmt: skip
-"""What a test of the same merged model gives again, besides its perplexity."""
+"""Outputs, besides the perplexity, that a test of the same merged model reproduces."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """A trial as somebody has recorded it."""
+    """A recorded trial, its arm, and the trial to run again."""
 
     side: Side
     again: Trial
-    """The trial as its records say that it was run, to be run again."""
+    """The trial with its recorded settings, to be run again."""
     others: list[float]
     """The perplexities of the other recorded trials of its arm."""
     left_out: list[str]
     """Trials of the arm that do not count, and why."""
     contradictions: list[str]
-    """Where its files disagree with each other."""
+    """Sentences on files that disagree with each other."""
 
     @property
     def seeds(self) -> dict[str, int]:
-        """Those that it was fine-tuned with."""
+        """Return the seeds of its fine-tuning."""
         found: dict[str, int] = self.side.records["finetune"].outputs["seeds"]
         return found
 
 
 def read_recorded(trial: Trial, folder: Path, scratch: Path, scope: Scope = "whole") -> Recorded:
-    """Reads a recorded trial and its arm; `folder` may be anybody's. It is to be run again in `scratch`.
+    """Read a recorded trial and its arm from any folder; the re-run will be in `scratch`.
 
     Raises:
         MissingError: it lacks what its `scope` needs, or a file is missing, damaged, or not what its stage
             writes.
-        UsageError: it stands among the re-runs.
+        UsageError: the folder is itself a re-run.
     """
     folder = folder.resolve()
     if folder.is_relative_to(scratch.resolve()):
-        raise UsageError(f"{folder}: is itself a re-run, in --scratch; give another folder there")
+        raise UsageError(f"{folder}: is itself a re-run; give a trial outside of --scratch")
     side = _checked_side(trial.name, folder)
     needed = _STAGES if scope == "evaluation" else _STAGES[:1]
     if lacking := [stage for stage in needed if stage not in side.records]:
-        raise MissingError(f"{folder / lacking[0]}.json: no record of that stage; there is nothing to verify")
+        raise MissingError(f"{folder / lacking[0]}.json: no such record, so there is nothing to verify")
     again = recorded_trial(trial, side.records, folder, scratch)
     if sorted(side.records["finetune"].outputs["seeds"]) != sorted(SOURCES):
-        raise MissingError(f"{folder / 'finetune.json'}: its seeds are not those of {', '.join(SOURCES)}")
-    if (strange := plain_files(folder / "adapter")) is not None:
-        raise MissingError(f"{folder / 'adapter' / strange}: not a plain file, and so nothing of an adapter")
+        raise MissingError(f"{folder / 'finetune.json'}: expected exactly the seeds {', '.join(SOURCES)}")
+    if (strange := first_not_plain(folder / "adapter")) is not None:
+        raise MissingError(f"{folder / 'adapter' / strange}: an adapter has only plain files")
     others, left_out = _others(trial, folder, side)
     return Recorded(side, again, others, left_out, contradictions(side, again))
 
@@ -96,10 +96,10 @@ def _checked_side(name: str, folder: Path) -> Side:
 
 
 def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[str]]:
-    """The perplexities of the trials beside this one that were run with the same settings."""
+    """Return the perplexities of the arm's other trials, and sentences on trials that do not count."""
     found: list[float] = []
     left_out: list[str] = []
-    if folder.name != f"trial-{trial.number}":  # its neighbors need not be of its arm
+    if folder.name != f"trial-{trial.number}":  # other folders need not belong to its arm
         return found, left_out
     folders = sorted(folder.parent.glob("trial-*"), key=lambda path: (len(path.name), path.name))
     for other in folders:
@@ -114,14 +114,14 @@ def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[st
         if side.perplexity is None:
             left_out.append(f"{name}: not evaluated")
         elif any(_origin(side, stage) != _origin(own, stage) for stage in _STAGES):
-            left_out.append(f"{name}: run with other settings, data or base")
+            left_out.append(f"{name}: has other settings, data or base model")
         else:
             found.append(side.perplexity)
     return found, left_out
 
 
 def _origin(side: Side, stage: Stage) -> Any:
-    """What trials of an arm have in common."""
+    """Return the inputs of a stage that all trials of an arm share."""
     record = side.records.get(stage)
     if record is None:
         return None
@@ -135,14 +135,14 @@ def _origin(side: Side, stage: Stage) -> Any:
 def rerun_folder(
     recorded: Recorded, scope: Scope, steps: int | None, new_seeds: bool
 ) -> Iterator[tuple[Trial, dict[str, int]]]:
-    """The trial in the folder of its re-run, which this process holds for the block, and its seeds.
+    """Lock the folder of a re-run for the block; yield the trial there and its seeds.
 
-    Another recorded trial, scope or number of steps has another folder. One that was interrupted is gone on
-    with, if it was begun with the same inputs on the same machine; one that has its verdict is begun anew.
+    The folder depends on the recorded trial, the scope and the number of steps. An interrupted re-run resumes
+    if inputs and machine are the same; a re-run that has its verdict starts from the beginning.
 
     Raises:
-        BusyError: another process runs it again there.
-        MissingError: there is something else in that folder.
+        BusyError: another process is running it there.
+        MissingError: the folder contains something else.
     """
     records = {stage: vars(record) for stage, record in recorded.side.records.items()}
     wanted = json_digest(
@@ -155,7 +155,7 @@ def rerun_folder(
     with exclusive(scratch.with_name(f"{scratch.name}.lock.json"), again.name):
         begun = read_sealed(marker)
         if scratch.exists() and any(scratch.iterdir()) and begun is None:
-            raise MissingError(f"{scratch}: not begun by verify; move it away, or give another --scratch")
+            raise MissingError(f"{scratch}: not a folder of verify; move it away, or give another --scratch")
         here = json_digest([stage_inputs(again, stage, {}) for stage in _STAGES] + [fingerprint()])
         if begun is None or begun["here"] != here or list(scratch.rglob(VERDICT)):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -176,9 +176,9 @@ def run_again(
     scope: Scope = "whole",
     steps: int | None = None,
 ) -> Side:
-    """Run a recorded trial again, or the part of it that `scope` says, in the folder of `again`.
+    """Run a recorded trial again, or the part that `scope` names, in the folder of `again`.
 
-    Of merged weights nothing stays: they can be as large as the base, and are compared by their digest.
+    Delete the merged weights, which can be as large as the base model; their digest is compared.
 
     Raises:
         StageError, StoppedError: as `run_trial`.
@@ -201,14 +201,14 @@ def run_again(
 
 
 def _copy_fine_tuning(recorded: Side, again: Trial) -> None:
-    """Copy the record of a fine-tuning, and the files that it names."""
+    """Copy the record of a fine-tuning and the files that it names."""
     for name in ("finetune.json", *recorded.records["finetune"].files):
         (again.folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(recorded.folder / name, again.folder / name)
 
 
 def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[TrialDiff, bool]:
-    """How a re-run compares, within its scope; and whether tests of the same model gave other numbers."""
+    """Compare a re-run within its scope; return also whether the same merged model was tested differently."""
     if scope == "evaluation":  # trace and adapter are the recorded ones
         rerun = dataclasses.replace(rerun, folder=recorded.folder)
     diff = compare_trials(recorded, rerun)
@@ -230,7 +230,7 @@ def _unlike_tests(recorded: Side, rerun: Side) -> bool:
 
 
 def _output(side: Side, stage: Stage, name: str) -> str | None:
-    """An output as JSON, where nan is equal to nan."""
+    """Return an output as JSON, where NaN equals NaN."""
     if stage not in side.records:
         return None
     return json.dumps(side.records[stage].outputs.get(name), sort_keys=True)
