@@ -329,8 +329,8 @@ def test_another_number_of_threads_is_one_for_which_there_are_cores() -> None:
     [
         (["--model", "llama"], "--model llama: study tiny has the models tiny-neox, tiny-llama-chat"),
         (["--optimizer", "sgd"], "--optimizer sgd: study tiny has the optimizers adamw-8bit, adamw-32bit"),
-        (["--sources", "dropout,seed"], "--sources seed: a source is one of adapter_init, data_order, drop"),
-        (["--sources", ""], "--sources : a source is one of"),
+        (["--sources", "dropout,seed"], "--sources seed: expected one of adapter_init, data_order, drop"),
+        (["--sources", ""], "--sources : expected one of"),
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments: list[str], words: str, study_file: Path) -> None:

@@ -1,14 +1,14 @@
-"""The experiment that asks which source makes the runs of an arm differ: its conditions and their trials.
+"""Design and run the experiment that shows which source makes the trials of an arm differ.
 
-Each source that is looked at has two levels in each replicate, drawn independently. The baseline has the
-first of all, ``joint`` the second of all, and each other condition takes the second of one source, or of two,
-and the first of the rest (pick-freeze; Sobol 1993). So what a source does is seen at as many levels of the
-other sources as there are replicates, and not only at those that a study happens to have.
+Each source has two levels in each replicate, drawn independently. The baseline has the first levels of all
+sources and ``joint`` the second; each other condition has the second level of one or two sources and the
+first levels of the rest (pick-freeze; Sobol 1993). So the effect of a source is measured at as many levels of
+the other sources as there are replicates.
 
-One trial of the baseline is run twice, with everything pinned: it must be the same bits.
+One trial of the baseline is run twice with everything pinned: it must be bitwise the same.
 
-Each condition is a study of its own, derived from the given one; whatever the kit does for studies it does
-for the experiment: trials run side by side, go on where they were killed, have records, and become stale.
+Each condition is a study derived from the given one, so its trials run in parallel, resume, have records and
+become stale like those of any study.
 """
 
 import itertools
@@ -49,33 +49,33 @@ from qlora_repeat.system.fingerprint import machine_digest, machine_name, softwa
 from qlora_repeat.system.hashing import json_digest
 
 CHOICES = (*FREED, "nudge", "optimizer")
-"""What ``--sources`` takes; the last two are disturbances that are not random."""
+"""The values of ``--sources``; the last two are not random."""
 DEFAULT = tuple(choice for choice in CHOICES if choice != "split")
 
 STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
-"""Those of a trial of the experiment: it measures no time."""
+"""The stages of a trial of the experiment, which measures no time."""
 REPLICATES = 7
-"""By default; so many trials has the paper of each arm."""
+"""Default number of replicates, as many as the paper has trials of each arm."""
 PINNED = 42
-"""The seed of a source for which the study has none of its own."""
+"""The seed of a source if the study does not set one."""
 LATE = 4
-"""The late loss is the mean loss of the last of so many equal parts of the steps."""
+"""The late loss is the mean loss over the last 1/LATE of the steps."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is asked of which arm."""
+    """The design of an experiment on one arm."""
 
     workspace: Workspace
     model: str
     optimizer: OptimizerName
     sources: tuple[str, ...]
-    """Of `CHOICES`, in their order."""
+    """Some of `CHOICES`, in their order."""
     replicates: int
     interactions: bool
-    """Whether also each pair of random sources is freed together, to tell which of them interact."""
+    """Whether to free each pair of random sources together too, to show which of them interact."""
     kernels: Kernels
-    """Those of the baseline: default ones only where an operation has no deterministic form."""
+    """The kernels of the baseline; default ones only if an operation has no deterministic form."""
 
     @property
     def study(self) -> Study:
@@ -83,14 +83,14 @@ class Experiment:
 
     @property
     def runs(self) -> Path:
-        """The folder of the results of its trials."""
+        """Return the folder of the experiment's trials."""
         return self.workspace.runs / self.label
 
     @property
     def label(self) -> str:
-        """The name of the folder of its trials, in that of results.
+        """Return the name of the folder of the experiment's trials.
 
-        Another choice of sources that have levels makes another baseline, and so another folder.
+        Another choice of sources with levels has another baseline, and so another folder.
         """
         levels: list[str] = [source for source in self.sources if source in FREED and source != "kernels"]
         usual = [source for source in DEFAULT if source in FREED and source != "kernels"]
@@ -99,17 +99,17 @@ class Experiment:
 
     @property
     def freed(self) -> tuple[Freed, ...]:
-        """The sources that are freed."""
+        """Return the sources that are freed."""
         return tuple(source for source in FREED if source in self.sources)
 
     @property
     def other(self) -> OptimizerName:
-        """The optimizer whose state has another precision."""
+        """Return the optimizer whose state has the other precision."""
         return Optimizer.parse(self.optimizer).other_precision.name
 
     @property
     def file(self) -> Path:
-        """What was measured, and what it says of the sources. A smaller experiment has a file of its own."""
+        """Return the path of measurements and analysis; a smaller experiment has its own file."""
         lacking = [f"no-{source}" for source in DEFAULT if source not in self.sources]
         fewer = [f"{self.replicates}-replicates"] if self.replicates < REPLICATES else []
         pinned = ["default-kernels"] if self.kernels == "default" else []
@@ -119,7 +119,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Condition:
-    """What is freed or changed together, and its trials: one for each replicate."""
+    """The sources that are freed together or the change that is made, with a trial for each replicate."""
 
     name: str
     freed: tuple[Freed, ...]
@@ -136,10 +136,10 @@ def make_experiment(
     interactions: bool,
     kernels: Kernels = "deterministic",
 ) -> Experiment:
-    """The experiment on an arm: by default, of the study's first model and its 32-bit optimizer.
+    """Return the experiment on an arm; by default, the study's first model with the 32-bit optimizer.
 
     Raises:
-        UsageError: the study has no such model or optimizer, a source is unknown, or none is named.
+        UsageError: the study has no such model or optimizer, a source is unknown, or there is no source.
     """
     study = workspace.study
     model = model or next(iter(study.models))
@@ -152,7 +152,7 @@ def make_experiment(
         raise UsageError(f"--optimizer {optimizer}: study {study.name} has the optimizers {known}")
     for source in sources:
         if source not in CHOICES:
-            raise UsageError(f"--sources {source}: a source is one of {', '.join(CHOICES)}")
+            raise UsageError(f"--sources {source}: expected one of {', '.join(CHOICES)}")
     chosen = tuple(choice for choice in CHOICES if choice in sources)
     if not chosen:
         raise UsageError(f"--sources: name at least one of {', '.join(CHOICES)}")
@@ -161,7 +161,7 @@ def make_experiment(
 
 
 def conditions(experiment: Experiment) -> list[Condition]:
-    """The conditions, the baseline first; that of all sources only where there are two or more."""
+    """Return the conditions, the baseline first; ``joint`` only if there are two or more sources."""
     freed = experiment.freed
     chosen: list[tuple[str, tuple[Freed, ...]]] = [(BASELINE, ()), (REPEAT, ())]
     chosen += [(source, (source,)) for source in freed]
@@ -172,7 +172,7 @@ def conditions(experiment: Experiment) -> list[Condition]:
 
 
 def pairs(experiment: Experiment) -> list[tuple[Freed, ...]]:
-    """The pairs of random sources that are freed together; none where the joint condition is that pair."""
+    """Return the pairs of random sources that are freed together; none if ``joint`` is the only pair."""
     random = [source for source in experiment.freed if source != "kernels"]
     if not experiment.interactions or len(experiment.freed) < 3:
         return []
@@ -201,10 +201,9 @@ def _condition(experiment: Experiment, name: str, freed: tuple[Freed, ...]) -> C
 def _derived(
     experiment: Experiment, condition: str, freed: tuple[Freed, ...], optimizer: OptimizerName, number: int
 ) -> Study:
-    """The study of one trial. What it does not measure is cut short, and no fine-tuning depends on it.
+    """Return the study of one trial, with the shortest generation, on which fine-tuning does not depend.
 
-    Its folder is named after what is freed, and so may be shared by experiments on two optimizers, or with
-    other choices of sources.
+    Its folder is named after the freed sources, so experiments on other optimizers or sources may share it.
     """
     study, profile = experiment.study, experiment.study.randomness
     kernels, threads, variant = experiment.kernels, study.threads, ""
@@ -251,29 +250,29 @@ def _derived(
 
 
 def _pinned(setting: Setting) -> int:
-    """The study's own seed of a source, where it has one."""
+    """Return the study's seed of a source, or else `PINNED`."""
     if isinstance(setting, PerTrial):
         return setting.per_trial
     return PINNED if setting == "fresh" else setting
 
 
 def other_threads(threads: int) -> int:
-    """Another number of threads: half as many, for which there are cores; two for one."""
+    """Return another number of threads: half as many, so that there are enough cores; two instead of one."""
     return threads // 2 or 2
 
 
 def measure(experiment: Experiment) -> Measurements:
-    """Reads what all trials of an experiment left.
+    """Read the records, traces and adapters of all trials of an experiment.
 
     Raises:
-        MissingError: one is not done; says which.
+        MissingError: a trial is not done; says which.
     """
     found = conditions(experiment)
-    baseline = [_Left.of(trial) for trial in found[0].trials]
-    outcomes = [_outcome(BASELINE, left, left) for left in baseline]
+    baseline = [_read_trial(trial) for trial in found[0].trials]
+    outcomes = [_outcome(BASELINE, files, files) for files in baseline]
     for condition in found[1:]:
         outcomes += [
-            _outcome(condition.name, _Left.of(trial), reference)
+            _outcome(condition.name, _read_trial(trial), reference)
             for trial, reference in zip(condition.trials, baseline, strict=False)
         ]
     return Measurements(
@@ -293,19 +292,19 @@ def measure(experiment: Experiment) -> Measurements:
 
 
 def run_experiment(experiment: Experiment, observer: Observer, jobs: int | None = None) -> None:
-    """Run the trials of an experiment that are not done; of merged weights nothing stays.
+    """Run the trials of an experiment that are not done, and delete their merged weights.
 
     Raises:
         StageError, BusyError, StoppedError: as `run_study`.
     """
     found = conditions(experiment)
     baseline = found[0].trials[0].study
-    # With default kernels: a trial sets what its own need, and those of one need not be those of all.
+    # With default kernels, because each trial sets its own kernels.
     profiles = {name: replace(each, kernels="default") for name, each in baseline.profiles.items()}
     study = replace(baseline, profiles=profiles)
     workspace = replace(experiment.workspace, study=study, runs=experiment.runs)
-    # Where there are more threads than cores, those that wait by spinning take the cores from those that they
-    # wait for (measured: 5 s became 140 s). This changes no bit.
+    # If there are more threads than cores, threads that wait by spinning slow down the others (measured: 5 s
+    # became 140 s). This changes no bits.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     def open_trials() -> list[TrialJob]:
@@ -320,70 +319,70 @@ def run_experiment(experiment: Experiment, observer: Observer, jobs: int | None 
 
 
 @dataclass(frozen=True)
-class _Left:
-    """What a trial left."""
+class _TrialFiles:
+    """The contents of a finished trial's files."""
 
     trial: Trial
     records: dict[Stage, Record]
     steps: list[Step]
     adapter: Adapter
 
-    @staticmethod
-    def of(trial: Trial) -> "_Left":
-        states = stage_states(trial)
-        records: dict[Stage, Record] = {}
-        for stage in STAGES:
-            state = states[stage]
-            if state.state != "done" or state.record is None:
-                changed = f" ({', '.join(state.changed)})" if state.changed else ""
-                raise MissingError(
-                    f"{trial.folder}: its {stage} stage is {state.state}{changed}; "
-                    "the same `qlora-repeat attribute` goes on with it"
-                )
-            records[stage] = state.record
-        return _Left(trial, records, read_trace(trial.trace), read_adapter(trial.adapter))
+
+def _read_trial(trial: Trial) -> _TrialFiles:
+    states = stage_states(trial)
+    records: dict[Stage, Record] = {}
+    for stage in STAGES:
+        state = states[stage]
+        if state.state != "done" or state.record is None:
+            changed = f" ({', '.join(state.changed)})" if state.changed else ""
+            raise MissingError(
+                f"{trial.folder}: its {stage} stage is {state.state}{changed}; "
+                "run the same `qlora-repeat attribute` to resume"
+            )
+        records[stage] = state.record
+    return _TrialFiles(trial, records, read_trace(trial.trace), read_adapter(trial.adapter))
 
 
-def _outcome(condition: str, left: _Left, reference: _Left) -> Outcome:
-    trained, tested = left.records["finetune"], left.records["evaluate"]
-    parted = first_divergence(reference.steps, left.steps)
-    losses = [step.loss for step in left.steps if step.loss is not None]
+def _outcome(condition: str, files: _TrialFiles, reference: _TrialFiles) -> Outcome:
+    trained, tested = files.records["finetune"], files.records["evaluate"]
+    divergence = first_divergence(reference.steps, files.steps)
+    losses = [step.loss for step in files.steps if step.loss is not None]
     late = losses[-math.ceil(len(losses) / LATE) :]
     return Outcome(
         condition=condition,
-        replicate=left.trial.number,
-        optimizer=left.trial.optimizer,
-        kernels=left.trial.study.randomness.kernels,
-        threads=left.trial.study.threads,
+        replicate=files.trial.number,
+        optimizer=files.trial.optimizer,
+        kernels=files.trial.study.randomness.kernels,
+        threads=files.trial.study.threads,
         seeds=dict(trained.outputs["seeds"]),
         perplexity=tested.outputs["perplexity"],
         final_loss=trained.outputs["final_loss"],
         late_loss=math.fsum(late) / len(late) if all(map(math.isfinite, late)) else sum(late) / len(late),
         diverged_at=trained.outputs["diverged_at"],
         adapter_digest=trained.outputs["adapter_digest"],
-        initial_digest=str(left.steps[0].adapter),
-        rows_digest=json_digest([(step.examples, step.tokens) for step in left.steps]),
-        rates_digest=json_digest([step.learning_rate for step in left.steps]),
-        first_step=parted.step if parted else None,
-        first_kind=parted.kind if parted else None,
-        update_distance=_steady(update_distance(reference.adapter, left.adapter)),
-        value_distance=_steady(distances(reference.adapter, left.adapter)["all"].l2) or 0.0,
+        initial_digest=str(files.steps[0].adapter),
+        rows_digest=json_digest([(step.examples, step.tokens) for step in files.steps]),
+        rates_digest=json_digest([step.learning_rate for step in files.steps]),
+        first_step=divergence.step if divergence else None,
+        first_kind=divergence.kind if divergence else None,
+        update_distance=_stable(update_distance(reference.adapter, files.adapter)),
+        value_distance=_stable(distances(reference.adapter, files.adapter)["all"].l2) or 0.0,
         device=machine_name(trained.fingerprint),
         machine=json_digest([machine_digest(record.fingerprint) for record in (trained, tested)]),
         software=software_names(trained.fingerprint),
-        finished=max(record.finished for record in left.records.values()),
+        finished=max(record.finished for record in files.records.values()),
     )
 
 
-def _steady(distance: float | None) -> float | None:
-    """Without the last digits, in which matrix products vary with the threads that compute them."""
+def _stable(distance: float | None) -> float | None:
+    """Return a distance without its last digits, which depend on the number of threads."""
     return None if distance is None else float(f"{distance:.9g}")
 
 
 def _one_ulp(adapter: Adapter) -> float:
-    """A unit in the last place of the largest weight that an initial A can have, which is a float32.
+    """Return the unit in the last place of the largest initial weight of any A, in float32.
 
-    PEFT draws A evenly from ±1/√(its columns).
+    PEFT draws A uniformly from ±1/√columns.
     """
     import numpy as np
 

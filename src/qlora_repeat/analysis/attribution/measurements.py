@@ -1,7 +1,6 @@
-"""What the trials of an attribution experiment left: a row for each.
+"""Read and write the measurements of an attribution experiment, with one outcome for each trial.
 
-With it goes the file that keeps them, ``attribution.json``, from which the experiment's table, figure and
-sentences are made, without the trials.
+Its table, figure and sentences are made from the file ``attribution.json``, without the trials.
 """
 
 import dataclasses
@@ -20,21 +19,21 @@ from qlora_repeat.system.files import read_json, strict, write_json
 
 FORMAT = 2
 Freed = Literal["adapter_init", "data_order", "dropout", "split", "kernels"]
-"""A source that can be freed. ``kernels`` are the kind of kernels and the number of threads."""
+"""A source that can be freed. ``kernels`` stands for the kind of kernels and the number of threads."""
 FREED: tuple[Freed, ...] = get_args(Freed)
 
 BASELINE, REPEAT, JOINT, NUDGE, OTHER = "baseline", "repeat", "joint", "nudge", "optimizer"
-"""Conditions that free no single source: the first levels; the first trial of these once more; the second
-levels of all sources; one weight of the initial adapter moved; and the other optimizer."""
+"""Conditions that free no single source: first levels of all sources; their first trial again; second levels
+of all sources; one weight of the initial adapter moved; the other optimizer."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial of a condition. Its reference is the trial of the baseline in the same replicate."""
+    """One trial of a condition. Its reference is the baseline trial of the same replicate."""
 
     condition: str
     replicate: int
-    """From 1; in one replicate each source has the same two levels in all conditions."""
+    """From 1; within a replicate, each source has the same two levels in all conditions."""
     optimizer: str
     kernels: str
     threads: int
@@ -42,87 +41,87 @@ class Outcome:
     perplexity: float
     final_loss: float
     late_loss: float
-    """The mean of the last quarter of the steps; the loss of the last one is that of one batch alone."""
+    """The mean loss of the last quarter of the steps; the final loss is that of a single batch."""
     diverged_at: int | None
     adapter_digest: str
     initial_digest: str
-    """Of the adapter before any update."""
+    """Digest of the adapter before any update."""
     rows_digest: str
-    """Of the rows that each step saw, and of their numbers of tokens."""
+    """Digest of the rows of each step and their numbers of tokens."""
     rates_digest: str
-    """Of the learning rates of all steps."""
+    """Digest of the learning rates of all steps."""
     first_step: int | None
-    """The first step at which its trace differs from that of its reference; None where none does."""
+    """The first step at which its trace differs from its reference's, if any."""
     first_kind: DivergenceKind | None
-    """In what it differs there."""
+    """The kind of that difference."""
     update_distance: float | None
-    """From its reference, in what the adapter adds to the weights; see `adapter_distance.update_distance`."""
+    """`adapter_distance.update_distance` from its reference."""
     value_distance: float
-    """From its reference, in the adapter's values: the norm of the difference."""
+    """Norm of the difference of the adapter's values from its reference's."""
     device: str
-    """For people; `machine` tells more exactly."""
+    """Display name; `machine` is more exact."""
     machine: str
-    """A digest of what of processor, driver and packages may change bits, in training and in testing."""
+    """Digest of all that may change bits in processor, driver and packages, in training and in testing."""
     software: str
     finished: str
 
     @property
     def log_perplexity(self) -> float:
-        """Whose differences are about relative differences of the perplexity."""
+        """Return the log perplexity; its differences approximate relative differences of perplexity."""
         return math.log(self.perplexity) if self.perplexity > 0 else math.nan
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What an experiment measured."""
+    """The measurements of an experiment."""
 
     study: str
-    """With what follows @."""
+    """The study's label, including what follows @."""
     model: str
     model_title: str
     optimizer: str
     other: str
-    """The optimizer of the condition that has another."""
+    """The optimizer of the condition ``optimizer``."""
     kernels: str
-    """Those of the baseline; only ``deterministic`` ones are pinned."""
+    """The kernels of the baseline; only ``deterministic`` ones are pinned."""
     freed: list[str]
-    """The sources, in their order."""
+    """The freed sources, in order."""
     pairs: list[list[str]]
-    """Those that were also freed two at a time."""
+    """Pairs of sources that were also freed together."""
     replicates: int
     steps: int
     one_ulp: float
-    """The largest that one unit in the last place of an initial weight of the adapter can be."""
+    """Upper bound of a unit in the last place of an initial weight of the adapter."""
     outcomes: list[Outcome]
 
     @property
     def arm(self) -> str:
-        """A name of model and optimizer that files can have."""
+        """Return model and optimizer as part of a file name."""
         return f"{self.model}-{self.optimizer}"
 
     @property
     def together(self) -> str:
-        """The condition that has the second levels of all sources: with a single one, that of its own."""
+        """Return the condition that has the second levels of all sources; of a single source, its own."""
         return JOINT if len(self.freed) != 1 else self.freed[0]
 
     def of(self, condition: str) -> list[Outcome]:
-        """The outcomes of a condition, by replicate."""
+        """Return the outcomes of a condition, by replicate."""
         found = [outcome for outcome in self.outcomes if outcome.condition == condition]
         return sorted(found, key=lambda outcome: outcome.replicate)
 
     @property
     def conditions(self) -> list[str]:
-        """Their names, in their order."""
+        """Return the names of the conditions, in order."""
         return list(dict.fromkeys(outcome.condition for outcome in self.outcomes))
 
 
 def pair_name(pair: Sequence[str]) -> str:
-    """The name of the condition that frees these two."""
+    """Return the name of the condition that frees these two sources."""
     return " × ".join(pair)
 
 
 def write_attribution(measured: Measurements, analysis: Any, sentences: list[str], path: Path) -> None:
-    """Writes what was measured; and, to be read, what it says: an `attribution.Attribution` and sentences."""
+    """Write the measurements and, for readers, their analysis: a `decompose.Attribution` and sentences."""
     content = {
         "format": FORMAT,
         "measured": dataclasses.asdict(measured),
@@ -133,9 +132,9 @@ def write_attribution(measured: Measurements, analysis: Any, sentences: list[str
 
 
 def read_experiments(study: str, runs: Path, tell: Callable[[str], None]) -> list[Measurements]:
-    """What the attribution experiments of a study with this label measured, each of the default's sources.
+    """Read the attribution experiments with default sources of the study with this label.
 
-    A file that cannot be read is told of, and left out: it is a supplement to the tables.
+    Call `tell` for a file that cannot be read, and leave it out: it only supplements the tables.
     """
     found = []
     for path in sorted((runs / f"{study}@attribute").glob("*/*/attribution.json")):
@@ -147,13 +146,13 @@ def read_experiments(study: str, runs: Path, tell: Callable[[str], None]) -> lis
 
 
 def read_measured(path: Path) -> Measurements:
-    """What was measured, from a file that may come from elsewhere.
+    """Read measurements from a file of any origin.
 
     Raises:
-        MissingError: there is no such file, or it is no JSON.
-        UsageError: it is not of this format; names the key.
+        MissingError: there is no such file, or it is not JSON.
+        UsageError: it does not have this format; names the key.
     """
-    content = read_json(path, "run `qlora-repeat attribute`, which leaves such a file")
+    content = read_json(path, "run `qlora-repeat attribute`, which writes it")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path}: not an attribution of format {FORMAT}; run `qlora-repeat attribute` again")
     try:
@@ -167,24 +166,24 @@ def read_measured(path: Path) -> Measurements:
 
 
 def _check(measured: Measurements, path: Path) -> None:
-    """Whether its conditions are those of an experiment, with all replicates that are compared in pairs."""
+    """Raise UsageError unless conditions and replicates are those of an experiment."""
 
     def refuse(reason: str) -> NoReturn:
         raise UsageError(f"{path}: not an attribution: {reason}")
 
     for name in (measured.model, measured.optimizer):
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name, re.ASCII):
-            refuse(f"{name!r:.40} is no name of a model or an optimizer")
+            refuse(f"{name!r:.40} is not a valid name of a model or optimizer")
     if measured.replicates < 2 or len(set(measured.freed)) < len(measured.freed):
         refuse("it has fewer than two replicates, or frees a source twice")
     if not {*measured.conditions} - {BASELINE, REPEAT}:
-        refuse("it has nothing to compare with its baseline")
+        refuse("it has no condition to compare with its baseline")
     if unknown := [name for name in measured.freed if name not in FREED]:
         refuse(f"it frees {unknown[0]!r:.40}; sources are {', '.join(FREED)}")
     if any(
         len({*pair}) != 2 or len(pair) != 2 or not set(pair) <= set(measured.freed) for pair in measured.pairs
     ):
-        refuse("a pair is not of two sources that it frees")
+        refuse("a pair must be two of the freed sources")
     if not 0 < measured.one_ulp < math.inf:
         refuse(f"one_ulp is {measured.one_ulp}")
     pairs = [pair_name(pair) for pair in measured.pairs]
