@@ -123,7 +123,7 @@ def stage_of(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def lasting(template: tuple[Study, Path]) -> Trial:
-    """A trial that each example of a property damages and mends again."""
+    """A trial that each example of a property damages and restores."""
     study, folder = template
     few = dataclasses.replace(study, trials=1)
     finish_study(few, folder / "lasting", NO_CACHE)
@@ -246,7 +246,7 @@ def rewrite(trial: Trial, **outputs: Any) -> None:
         ({}, lambda lines: [*lines[:-1], lines[-1].replace('"adapter": "', '"adapter": "x')], "last adapter"),
     ],
 )
-def test_a_trace_or_adapter_that_the_record_does_not_speak_of_is_told(
+def test_a_trace_or_adapter_that_contradicts_its_record_is_a_problem(
     outputs: dict[str, Any], edit: Callable[[list[str]], list[str]] | None, problem: str, trial: Trial
 ) -> None:
     if edit is not None:
@@ -309,7 +309,7 @@ def test_a_fine_tuning_in_progress_is_checked(trial: Trial, unfinished: Path) ->
     ],
 )
 @pytest.mark.parametrize("damage", [lambda path: flip(path, 20), lambda path: os.truncate(path, 3)])
-def test_damage_to_a_checkpoint_is_told(
+def test_damage_to_a_checkpoint_is_a_problem(
     name: str, damage: Callable[[Path], None], trial: Trial, unfinished: Path
 ) -> None:
     damage(unfinished / name)
@@ -318,7 +318,7 @@ def test_damage_to_a_checkpoint_is_told(
     assert "`qlora-repeat run`" in problem
 
 
-def test_a_damaged_checkpoint_beside_a_whole_one_tells_where_it_goes_on(
+def test_a_damaged_checkpoint_names_the_one_from_which_training_resumes(
     trial: Trial, unfinished: Path
 ) -> None:
     shutil.copytree(unfinished / "step-2", unfinished / "step-10")
@@ -388,13 +388,15 @@ def test_checkpoints_of_what_is_done_are_no_damage(gone: str, trial: Trial) -> N
 
 
 @pytest.mark.parametrize("name", ["trace.jsonl", "step-2/checkpoint.json", "step-2/adapter.safetensors"])
-def test_a_checkpoint_without_one_of_its_files_is_told(name: str, trial: Trial, unfinished: Path) -> None:
+def test_a_checkpoint_without_one_of_its_files_is_a_problem(
+    name: str, trial: Trial, unfinished: Path
+) -> None:
     (unfinished / name).unlink()
     (problem,) = checked(trial).problems
     assert problem.startswith(f"{unfinished / name}: ")
 
 
-def test_a_checkpoint_that_leads_elsewhere_is_told(trial: Trial, unfinished: Path) -> None:
+def test_a_checkpoint_with_a_link_to_another_folder_is_a_problem(trial: Trial, unfinished: Path) -> None:
     outside = trial.folder / "outside"
     outside.write_text("x")
     path = unfinished / "step-2" / "checkpoint.json"
@@ -459,7 +461,7 @@ def test_bases_and_data_of_the_study_are_checked_where_they_are(
     assert all("`qlora-repeat fetch`" in problem for problem in problems)
 
 
-def test_the_command_line_tells_problems_and_how_many_files_are_whole(trial: Trial, tmp_path: Path) -> None:
+def test_the_command_prints_problems_and_the_number_of_undamaged_files(trial: Trial, tmp_path: Path) -> None:
     options = [tmp_path / "tiny.toml", "--runs", trial.workspace.runs, "--cache", tmp_path / "cache"]
     whole = kit("check", *options)
     assert (whole.returncode, whole.stderr) == (0, "")

@@ -147,7 +147,7 @@ def test_arms_that_one_laboratory_lacks_are_dashes_there() -> None:
     assert cells(table, "Lima", 1)["n"] == "5"
 
 
-def test_laboratories_that_cannot_be_compared_are_told() -> None:
+def test_laboratories_that_cannot_be_compared_are_an_error() -> None:
     one = laboratory("Tampa", rows(TAMPA, "a"))
     other = laboratory("Oslo", rows(OSLO, "b", model="llama2-7b"))
     with pytest.raises(UsageError, match="at least two"):

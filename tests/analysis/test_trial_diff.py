@@ -105,7 +105,7 @@ def test_what_one_trace_lacks_is_no_difference() -> None:
     assert first_divergence(trace(6, digest_every=2), trace(6, digest_every=3)) is None
 
 
-def test_digests_of_some_steps_tell_between_which_the_adapters_parted() -> None:
+def test_sparse_digests_narrow_down_where_the_adapters_first_differ() -> None:
     own = trace(40, digest_every=10)
     late = changed(changed(own, 17, loss=9.0), 20, adapter="another")
     divergence = found(own, late)

@@ -22,6 +22,6 @@ def test_the_adapters_of_an_arm_are_counted_by_digest(digests: list[str | None],
     assert distinct_adapters(group_arms(rows)) == [f"gpt-neox-20b/adamw-8bit: {words}"]
 
 
-def test_a_trial_with_two_rows_is_told_with_where_they_are() -> None:
+def test_a_trial_with_two_rows_is_an_error_that_names_their_origin() -> None:
     with pytest.raises(UsageError, match="Oslo: trial gpt-neox-20b/adamw-8bit/1 has 2 rows"):
         group_arms([trial(), trial()], where="Oslo")

@@ -195,7 +195,7 @@ def test_a_row_says_what_may_make_trials_differ(study: Study, rows: Rows) -> Non
     assert free_sources(each) == ["split", "data_order", "dropout"]
 
 
-def test_collect_tells_how_many_are_stale_and_tables_name_them(study: Study, tmp_path: Path) -> None:
+def test_collect_counts_stale_trials_and_tables_name_them(study: Study, tmp_path: Path) -> None:
     for trial in at(study, tmp_path / "runs", tmp_path / "cache").trials()[:3]:
         write_trial(trial)
     path = write_study(tmp_path, ALPHA)

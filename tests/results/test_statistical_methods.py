@@ -46,7 +46,7 @@ def compared(values: list[float], others: list[float], level: float = 0.95) -> S
 
 
 def spread_by(factor: float, values: list[float]) -> list[float]:
-    """The values with the logarithms so many times as far from each other."""
+    """Return values whose logarithms are this many times as far apart."""
     return [value**factor for value in values]
 
 

@@ -108,7 +108,7 @@ def without(key: str) -> dict[str, Any]:
         ("row", "not a row"),
     ],
 )
-def test_a_wrong_row_is_told_by_line_and_key(row: Any, word: str, tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_row_names_line_and_key(row: Any, word: str, tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     write_results([ROW], path)
     with path.open("a") as file:
@@ -120,7 +120,7 @@ def test_a_wrong_row_is_told_by_line_and_key(row: Any, word: str, tmp_path: Path
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_line_that_is_cut_off_is_told_by_number(tmp_path: Path) -> None:
+def test_the_error_for_a_truncated_line_names_its_number(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     write_results([ROW, ROW], path)
     path.write_text(path.read_text()[:-20])
@@ -131,7 +131,9 @@ def test_a_line_that_is_cut_off_is_told_by_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"perplexity": "12"}, {"trial": "1"}, {"trial": None}, {"status": 3}, {"model": None}]
 )
-def test_a_value_of_another_type_is_told_by_line_and_key(wrong: dict[str, Any], tmp_path: Path) -> None:
+def test_the_error_for_a_value_of_another_type_names_line_and_key(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(dataclasses.asdict(ROW) | wrong) + "\n")
     with pytest.raises(UsageError, match=rf"results\.jsonl:1: .*{next(iter(wrong))}"):
@@ -144,7 +146,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         read_results(tmp_path / "results.jsonl")
 
 
-def test_missing_results_are_told_how_to_collect_them(tmp_path: Path) -> None:
+def test_the_error_for_missing_results_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(
         MissingError, match=r"results\.jsonl: no collected results; run `qlora-repeat collect`"
     ):

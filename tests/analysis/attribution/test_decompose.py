@@ -94,7 +94,7 @@ def test_small_interactions_of_few_replicates_are_not_called_any() -> None:
     assert (few.additive, usual.additive) == ("cannot tell", "additive")
 
 
-def test_an_interaction_of_three_is_told_at_least_whole_and_half_in_each_share() -> None:
+def test_an_interaction_of_three_counts_at_least_once_and_half_in_each_share() -> None:
     def together(at: Levels) -> float:
         return math.prod(at[source] for source in FREED)
 
@@ -160,7 +160,7 @@ def test_what_is_no_more_than_a_nudge_would_do_is_not_above_the_floor() -> None:
     assert found.additive == "additive"
 
 
-def test_a_nudge_is_told_by_its_growth_and_beside_all_sources() -> None:
+def test_a_nudge_is_reported_with_its_growth_and_next_to_all_sources() -> None:
     found = attribute(made(additive, noise=1e-2))
     assert found.amplification is not None
     assert found.amplification.factor == pytest.approx(2000)
@@ -289,7 +289,7 @@ def test_an_experiment_without_anything_amiss_has_no_problems() -> None:
 
 
 @pytest.mark.parametrize("perplexity", [math.inf, math.nan])
-def test_a_replicate_without_finite_perplexity_is_left_out_and_told(perplexity: float) -> None:
+def test_a_replicate_without_finite_perplexity_is_left_out_and_reported(perplexity: float) -> None:
     measured = changed(made(additive), JOINT, 3, perplexity=perplexity, diverged_at=5)
     found = attribute(measured)
     assert found.decompositions[MAIN].replicates == 6
@@ -301,7 +301,7 @@ def test_a_replicate_without_finite_perplexity_is_left_out_and_told(perplexity: 
     assert any("come from 6 replicates" in note for note in table.notes)
 
 
-def test_without_two_finite_replicates_nothing_is_told_of_sources() -> None:
+def test_sources_are_not_compared_without_two_finite_replicates() -> None:
     measured = made(additive)
     for replicate in range(1, 7):
         measured = changed(measured, "dropout", replicate, perplexity=math.inf)
@@ -320,7 +320,7 @@ def test_one_source_alone_has_a_spread_and_no_shares() -> None:
     assert attribution_table(measured, found).summary == []
 
 
-def test_a_baseline_alone_with_a_nudge_is_told_as_such() -> None:
+def test_a_baseline_with_only_a_nudge_is_reported_as_such() -> None:
     measured = made(additive, freed=[])
     kept = [each for each in measured.outcomes if each.condition in (BASELINE, REPEAT, NUDGE)]
     measured = dataclasses.replace(measured, outcomes=kept)
@@ -377,7 +377,7 @@ def test_the_file_gives_back_what_was_measured(tmp_path: Path) -> None:
     assert "Infinity" not in path.read_text()
 
 
-def test_a_file_that_is_none_is_told_in_a_line(tmp_path: Path) -> None:
+def test_an_invalid_file_is_an_error_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "attribution.json"
     with pytest.raises(MissingError, match=r"attribution\.json: cannot be read"):
         read_measured(path)

@@ -81,7 +81,7 @@ def changed(experiment: Experiment, **changes: Any) -> Experiment:
 
 
 def again(experiment: Experiment, name: str, number: int, cache: Path) -> None:
-    """Does one trial anew."""
+    """Run one trial again."""
     trial = by_name(experiment)[name].trials[number - 1]
     shutil.rmtree(trial.folder)
     run(trial, cache)
@@ -164,7 +164,7 @@ def test_a_shuffled_split_is_found(copied: Experiment, cache: Path, monkeypatch:
     assert hidden.startswith("dropout 2 has other rows in its steps than the baseline")
 
 
-def test_the_command_goes_on_with_what_is_missing_and_reports(
+def test_the_command_resumes_and_reports(
     copied: Experiment, cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
     write_study(study_file.parent, *SHORT)
@@ -333,7 +333,7 @@ def test_another_number_of_threads_is_one_for_which_there_are_cores() -> None:
         (["--sources", ""], "--sources : expected one of"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments: list[str], words: str, study_file: Path) -> None:
+def test_mistakes_are_errors_in_one_line(arguments: list[str], words: str, study_file: Path) -> None:
     done = CliRunner().invoke(cli, ["attribute", str(study_file), "--dry-run", *arguments])
     assert isinstance(done.exception, UsageError)
     assert str(done.exception).startswith(words)

@@ -102,7 +102,7 @@ def test_a_mean_has_its_t_interval() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((3, 3 - reach, 3 + reach))
 
 
-def test_where_nothing_can_be_told_nothing_is() -> None:
+def test_there_are_no_estimates_from_too_few_values() -> None:
     one, nan = draws(7, 1)[0], np.array([1.0, math.nan, 2.0, 3.0, 4.0, 5.0, math.inf])
     for found in (
         share(one, np.zeros(SEVEN)),

@@ -235,7 +235,7 @@ def test_a_re_run_is_not_verified_by_itself(lab: Lab) -> None:
     assert "is itself a re-run" in str(failure(lab, trial=inside))
 
 
-def test_what_verify_has_not_begun_is_neither_trusted_nor_cleared(lab: Lab) -> None:
+def test_a_folder_of_another_origin_is_neither_trusted_nor_cleared(lab: Lab) -> None:
     recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch, "first steps")
     with rerun_folder(recorded, "first steps", 1, False) as (again, _):
         folder = again.workspace.runs
@@ -245,7 +245,7 @@ def test_what_verify_has_not_begun_is_neither_trusted_nor_cleared(lab: Lab) -> N
     assert (folder / "tiny").is_dir()
 
 
-def test_killed_half_way_it_goes_on(lab: Lab) -> None:
+def test_a_killed_re_run_resumes(lab: Lab) -> None:
     recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch)
 
     def stop(stage: str, done: int, total: int, loss: float | None) -> None:
@@ -263,7 +263,7 @@ def test_killed_half_way_it_goes_on(lab: Lab) -> None:
     assert content["outputs"]["resumed_from"] == 2
 
 
-def test_one_that_has_its_verdict_is_run_anew(lab: Lab) -> None:
+def test_a_re_run_with_a_verdict_starts_from_the_beginning(lab: Lab) -> None:
     assert lab.verdict("--steps", 1)["verdict"] == "bitwise"
     first = next(lab.scratch.rglob("step-1"))
     (first / "left").touch()
@@ -284,7 +284,7 @@ def test_two_verifications_at_once_say_who_is_first(lab: Lab) -> None:
         assert lab.verdict("--steps", 2)["verdict"] == "bitwise", "another question, in a folder of its own"
 
 
-def test_what_cannot_be_verified_is_told_in_a_line(lab: Lab) -> None:
+def test_what_cannot_be_verified_is_an_error_in_one_line(lab: Lab) -> None:
     assert "has neither trace.jsonl" in str(failure(lab, trial="tiny-neox/adamw-8bit/2"))
     assert "numbers its trials" in str(failure(lab, trial="tiny-neox/adamw-8bit/9"))
     assert isinstance(failure(lab, "--steps", 1, "--new-seeds"), UsageError)
@@ -298,7 +298,7 @@ def test_what_cannot_be_verified_is_told_in_a_line(lab: Lab) -> None:
     assert "adapter_model.safetensors: not the bytes that were recorded" in str(error)
 
 
-def test_a_record_without_a_setting_is_told_in_a_line(lab: Lab) -> None:
+def test_a_record_without_a_setting_is_an_error_in_one_line(lab: Lab) -> None:
     inputs = inputs_of(lab.trial)
     del inputs["settings"]["lora"]
     rewrite(lab.trial, "finetune", inputs)

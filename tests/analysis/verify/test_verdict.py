@@ -203,13 +203,13 @@ def test_it_says_where_both_perplexities_must_lie() -> None:
     assert "both perplexities, 10 and 10.1, are in the 99.8% prediction interval" in verdict.why[-1].lower()
 
 
-def test_an_update_between_two_digests_is_told_as_one_of_several_steps() -> None:
+def test_an_update_between_two_digests_is_one_of_several_steps() -> None:
     sparse = [dataclasses.replace(step, adapter=None) if step.step in (2, 3) else step for step in trace(10)]
     verdict = judge_rerun(diff(changed(sparse, 4, adapter="x"), recorded=sparse), ARM, TOLERANCE)
     assert verdict.why[0].startswith("One of steps 2 to 4 had the same loss")
 
 
-def test_it_says_of_which_updates_no_digest_tells() -> None:
+def test_updates_without_a_digest_are_listed() -> None:
     sparse = [dataclasses.replace(step, adapter=None) if step.step in (2, 3) else step for step in trace(10)]
     late = dataclasses.replace(sparse[4], loss=sparse[4].loss * (1 + 1e-6))
     verdict = judge_rerun(diff([*sparse[:4], late, *sparse[5:]], recorded=sparse), ARM, TOLERANCE)
@@ -225,7 +225,7 @@ def test_files_that_contradict_each_other_are_different_whatever_the_re_run_give
     assert verdict.why[0] == "The adapter has another digest."
 
 
-def test_it_says_whether_bits_are_to_be_expected() -> None:
+def test_the_verdict_says_whether_the_same_bits_are_expected() -> None:
     same, other = (
         judge_rerun(diff(noisy(1e-5)), ARM, TOLERANCE),
         judge_rerun(diff(noisy(1e-5), THREADS), ARM, TOLERANCE),
