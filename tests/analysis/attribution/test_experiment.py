@@ -159,9 +159,9 @@ def test_a_shuffled_split_is_found(copied: Experiment, cache: Path, monkeypatch:
         again(copied, "dropout", 2, cache)
     repeated, dropout, hidden = find_problems(measure(copied))
     assert "step 1, in data" in repeated
-    assert "other examples" in repeated
+    assert "different examples" in repeated
     assert dropout.startswith("dropout 2 first differs in data, at step 1")
-    assert hidden.startswith("dropout 2 has other rows in its steps than the baseline")
+    assert hidden.startswith("dropout 2 differs from the baseline in rows in its steps")
 
 
 def test_the_command_resumes_and_reports(
