@@ -256,7 +256,7 @@ def test_a_trace_or_adapter_that_contradicts_its_record_is_a_problem(
     found = checked(trial).problems[0]
     assert found.startswith(f"{trial.folder}/")
     assert problem in found
-    assert found.endswith(f"; `qlora-repeat finetune {NAME} --force` does it again")
+    assert found.endswith(f"; `qlora-repeat finetune {NAME} --force` runs it again")
     assert states(trial)[0] == "done"  # so `qlora-repeat run` would not
 
 

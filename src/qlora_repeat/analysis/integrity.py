@@ -118,7 +118,7 @@ def _file(path: Path, kept: Any) -> CheckedFile:
 def _finetuned(trial: Trial, record: Record) -> Iterator[CheckedFile]:
     """Check that an undamaged trace and adapter agree with the record."""
     # The files have the recorded digests, so `qlora-repeat run` would take the stage as done.
-    remedy = f"`qlora-repeat finetune {trial.name} --force` does it again"
+    remedy = f"`qlora-repeat finetune {trial.name} --force` runs it again"
     recorded, count = record.outputs.get("adapter_digest"), record.outputs.get("steps")
     try:
         found = weights_digest(trial.adapter)
