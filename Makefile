@@ -42,15 +42,8 @@ COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 .PHONY: image sif docker-all apptainer-all image-test sif-test base-image submit
 
 ##@ Run a study
-all: setup ## run the whole study: trials, results, tables, figures, report
-	@status=0
-	$(RUN) || status=$$?
-	[ $$status -ne 6 ] && [ $$status -lt 128 ] || exit $$status # stopped, to be gone on with
-	$(KIT) collect "$(NAMED)"
-	$(KIT) tables "$(NAMED)" $(TO) $(COMPARED)
-	$(KIT) figures "$(NAMED)" $(TO) || [ $$status -ne 0 ] # where all trials failed, there is nothing to draw
-	$(KIT) report "$(NAMED)" $(TO)
-	exit $$status
+all: setup $(if $(TRIAL),run collect tables figures report) ## run the whole study: trials, results, tables, figures, report
+	$(if $(TRIAL),,$(RUN) $(TO) $(COMPARED))
 
 setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if lock files or pyproject.toml are newer than it
 
@@ -68,7 +61,7 @@ finetune merge evaluate time:
 	$(KIT) $@ $(or $(TRIAL),--all) --study "$(NAMED)"
 
 run: setup ## fetch, then run what is missing, several trials at once
-	$(RUN)
+	$(RUN) $(if $(TRIAL),,--no-report)
 
 rehearsal: setup ## run the paper's whole study on miniature models, offline: minutes
 	@export HF_HOME="$(REHEARSAL)/hub" HF_HUB_OFFLINE=1 QLORA_REPEAT_CACHE="$(REHEARSAL)/cache"

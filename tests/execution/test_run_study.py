@@ -27,7 +27,7 @@ def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A study that was killed and run again: its file, its runs, and the trials done before the kill."""
     folder = tmp_path_factory.mktemp("run")
     study, runs = write_study(folder), folder / "runs"
-    command = [KIT, "run", study, "--runs", runs, "--cache", cache]
+    command = [KIT, "run", study, "--runs", runs, "--cache", cache, "--out", folder / "out"]
     first = subprocess.Popen([*command, "--jobs", "2"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert first.stderr is not None
     while len(done_trials(runs)) < 3 and first.poll() is None:
@@ -80,9 +80,36 @@ def test_only_results_are_left(finished: tuple[Path, Path, list[str]]) -> None:
 
 def test_a_second_run_finds_nothing_to_do(finished: tuple[Path, Path, list[str]], cache: Path) -> None:
     study, runs, _ = finished
-    again = kit("run", study, "--runs", runs, "--cache", cache)
+    again = kit("run", study, "--runs", runs, "--cache", cache, "--no-report")
     assert again.returncode == 0
     assert "every trial is done" in again.stdout
+
+
+def test_a_run_ends_with_results_tables_figures_and_report(finished: tuple[Path, Path, list[str]]) -> None:
+    study, runs, _ = finished
+    written = {path.name for path in (study.parent / "out").iterdir()}
+    assert {"table-01.tex", "tables.md", "figure-04.pdf", "report.html"} <= written
+    assert (runs / "tiny" / "results.jsonl").is_file() and (runs / "tiny" / "statistics.json").is_file()
+
+
+def test_where_a_trial_fails_the_others_are_reported(
+    finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    study, whole, _ = finished
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    shutil.copytree(whole, runs)
+    trial = finetune_record(runs, TRIALS[0]).parent
+    shutil.rmtree(trial)
+    (trial / "trace.jsonl").mkdir(parents=True)
+    options = [study, "--runs", runs, "--cache", cache, "--out", out]
+    options += ["--compare", whole / "tiny" / "results.jsonl"]
+    failed = kit("run", *options)
+    assert (failed.returncode, "1 of 1 jobs failed: " in failed.stderr) == (4, True)
+    assert "7 of 8 trials done" in failed.stdout
+    assert {"table-01.md", "table-C01.md", "report.html"} <= {path.name for path in out.iterdir()}
+    shutil.rmtree(out)
+    assert kit("run", *options, "--stages", "finetune").returncode == 4
+    assert not out.exists()
 
 
 def test_status_collect_and_tables(
@@ -123,7 +150,7 @@ def test_only_damaged_stages_are_named_and_run_again(
     assert status.stdout.count("is damaged") == 2, "the sizes of the adapter's files are as they were"
     collected = runs / "tiny" / "statistics.json"
     stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("*.json") if path != collected}
-    again = kit("run", *options)
+    again = kit("run", *options, "--no-report")
     assert again.returncode == 0, again.stderr
     for path in (weights, record, base):
         assert f" is damaged: {path}: " in again.stderr
@@ -189,7 +216,7 @@ def test_a_stopped_fine_tuning_resumes_from_its_checkpoint(
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert "run the same command to resume" in errors
-    assert not [*runs.rglob("lock.json"), *runs.rglob("failed.json")]
+    assert not [*runs.rglob("lock.json"), *runs.rglob("failed.json"), *runs.rglob("results.jsonl")]
     (checkpoint,) = trace.parent.glob("step-*")
     again = kit("finetune", TRIALS[0], "--study", study, *options)
     assert again.returncode == 0, again.stderr
@@ -204,7 +231,7 @@ def test_a_bitwise_run_has_no_spread_and_leaves_other_profiles_alone(
     study, runs, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (runs / "tiny").rglob("*")}
     options = ["--runs", runs, "--cache", cache]
-    done = kit("run", study, "--randomness", "bitwise", *options)
+    done = kit("run", study, "--randomness", "bitwise", "--no-report", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("one adapter in all 2 trials") == len(ARMS)
     alone = ["finetune", TRIALS[0], "--study", f"{study}@bitwise", "--cache", cache, "--runs", tmp_path]
@@ -213,7 +240,7 @@ def test_a_bitwise_run_has_no_spread_and_leaves_other_profiles_alone(
     own, others = (json.loads((folder / place).read_text())["outputs"] for folder in (tmp_path, runs))
     assert own["adapter_digest"] == others["adapter_digest"], "a trial alone and in a run has the same bits"
     assert {path: path.stat().st_mtime_ns for path in (runs / "tiny").rglob("*")} == before
-    assert "every trial is done" in kit("run", study, *options).stdout
+    assert "every trial is done" in kit("run", study, "--no-report", *options).stdout
     kit("collect", f"{study}@bitwise", *options)
     kit("tables", f"{study}@bitwise", "--runs", runs, "--out", tmp_path / "tables")
     table = (tmp_path / "tables" / "table-01.md").read_text()
@@ -277,7 +304,7 @@ def test_a_failed_trial_gives_one_line_and_does_not_stop_the_others(
 
 def test_two_runs_at_once_share_the_study(cache: Path, study_file: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    command = [KIT, "run", study_file, "--runs", runs, "--cache", cache, "--jobs", "1"]
+    command = [KIT, "run", study_file, "--runs", runs, "--cache", cache, "--jobs", "1", "--no-report"]
     both = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

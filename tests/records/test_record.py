@@ -269,7 +269,7 @@ def code_digest_of(package: Path) -> Callable[..., str]:
         ("render/tables/paper_tables", []),
         ("results/collect", []),
         ("execution/process_pool", []),
-        ("cli/progress", []),
+        ("api/progress", []),
         ("cli/main", []),
         ("cli/commands/stage", []),
     ],

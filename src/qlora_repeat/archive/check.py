@@ -11,7 +11,7 @@ from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.loading import open_workspace
 
 
-def check_archive(unpacked: Unpacked, cache: Path) -> CheckedStudy:
+def check_archive(unpacked: Unpacked, cache: Path | None) -> CheckedStudy:
     """Check an archive whose checksums fit: whether its records fit themselves, and all else fits them.
 
     The collected results must be those that the records give. Whether records tell the truth is not looked

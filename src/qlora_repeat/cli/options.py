@@ -13,22 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from qlora_repeat.api.places import BUILD
 from qlora_repeat.errors import UsageError
-from qlora_repeat.results.published import read_published
-from qlora_repeat.results.trial_result import TrialResult, read_results
-from qlora_repeat.study.loading import cache_folder, open_workspace
+from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.study import PUBLISHED
 from qlora_repeat.study.trial import STAGES, Stage
-from qlora_repeat.system.package_data import kit_path
 
 if TYPE_CHECKING:
-    from qlora_repeat.analysis.attribution.measurements import Measurements
-
-BUILD = Path(os.environ.get("QLORA_REPEAT_BUILD") or "paper/build")
-"""A folder for each study, of tables and figures."""
-PUBLISHED_NUMBERS = kit_path("paper/published")
-TEMPLATES = kit_path("paper/templates")
-"""Of tables."""
+    from qlora_repeat.api.results import Results
 
 
 def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,10 +62,8 @@ def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--runs",
         type=click.Path(file_okay=False, path_type=Path),
-        default=Path("runs"),
         envvar="QLORA_REPEAT_RUNS",
-        show_default=True,
-        help="Folder of results.",
+        help="Folder of results.  [default: runs]",
     )(command)
 
 
@@ -82,7 +72,6 @@ def cache_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--cache",
         type=click.Path(file_okay=False, path_type=Path),
-        default=cache_folder,
         help="Folder of models and data.  [default: $QLORA_REPEAT_CACHE or ~/.cache/qlora-repeat]",
     )(command)
 
@@ -99,7 +88,7 @@ def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _opened(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
-    def opened(*args: Any, study_file: str, runs: Path, cache: Path, **kwargs: Any) -> Any:
+    def opened(*args: Any, study_file: str, runs: Path | None, cache: Path | None, **kwargs: Any) -> Any:
         return command(*args, workspace=open_workspace(study_file, runs=runs, cache=cache), **kwargs)
 
     return runs_option(cache_option(opened))
@@ -114,6 +103,16 @@ def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def compare_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--compare: other results that tables also compare with."""
+    return click.option(
+        "--compare",
+        metavar="NAME",
+        help="Also compare with: `published` (the paper's numbers), another study, or a results file "
+        "(.jsonl).",
+    )(command)
+
+
 def results_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--runs and --results: what tables and figures are made of; and --out."""
     command = click.option(
@@ -124,29 +123,19 @@ def results_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return runs_option(command)
 
 
-def chosen_results(study_file: str, runs: Path, results: Path | None = None) -> tuple[str, list[TrialResult]]:
-    """The label and the rows of a study's collected results, of a results file, or of the paper's numbers.
+def chosen_results(study_file: str, runs: Path | None, file: Path | None) -> "Results":
+    """Return the collected results of a study, those of a file, or the paper's numbers.
 
     Raises:
         UsageError: a results file is given for the paper's numbers.
     """
+    from qlora_repeat.api.results import read_results, results_of
+
+    if file is None:
+        return results_of(study_file, runs)
     if study_file == PUBLISHED:
-        if results is not None:
-            raise UsageError(f"{PUBLISHED} has its own numbers; leave out --results, or name a study")
-        return PUBLISHED, read_published(PUBLISHED_NUMBERS)
-    if results is not None:
-        return Path(study_file).stem, read_results(results)
-    workspace = open_workspace(study_file, runs=runs)
-    return workspace.study.label, read_results(workspace.results)
-
-
-def chosen_experiments(label: str, runs: Path, results: Path | None) -> "list[Measurements]":
-    """A study's attribution experiments; none where results come from a file. What cannot be read is told."""
-    from qlora_repeat.analysis.attribution.measurements import read_experiments
-
-    return (
-        [] if results is not None else read_experiments(label, runs, functools.partial(click.echo, err=True))
-    )
+        raise UsageError(f"{PUBLISHED} has its own numbers; leave out --results, or name a study")
+    return read_results(file, label=Path(study_file).stem)
 
 
 class _Stages(click.ParamType[list[Stage]]):
@@ -189,23 +178,6 @@ def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-q", "--quiet", is_flag=True, help="Show errors only.")(command)
 
 
-def console(quiet: bool = False) -> Console:
-    """Where progress is shown; not standard output, which is for results.
-
-    Nothing moves where it would be kept: in a file, or in the log of CI, which may look like a terminal.
-    """
-    kept = not sys.stderr.isatty() or os.environ.get("CI", "").lower() not in ("", "0", "false")
-    return Console(
-        stderr=True,
-        quiet=quiet,
-        soft_wrap=True,
-        markup=False,
-        emoji=False,
-        highlight=False,
-        force_interactive=False if kept else None,
-    )
-
-
 def output() -> Console:
     """Standard output, where words are in colors if it is a terminal; lines are never wrapped or cut."""
     return Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
@@ -215,6 +187,8 @@ def output() -> Console:
 def byte_progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes for the block, where a person watches; yields what is told how many of how many."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    from qlora_repeat.api.progress import console
 
     out = console(quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
@@ -228,6 +202,7 @@ def silence_libraries(verbose: bool, *, downloads: bool = False) -> None:
 
     With `downloads`, the bars of a hub's downloads stay where a person watches.
     """
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses to start with a backend that it does not know
     if verbose:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Sequence
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +20,7 @@ from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError
 from qlora_repeat.study.trial import Progress
 from qlora_repeat.system.files import disk_error
 from qlora_repeat.system.gpus import on_cpu, visible_gpus
-from qlora_repeat.system.signals import (
-    SIGNALS,
-    defer,
-    deferrable,
-    signals_blocked,
-    stop_if_requested,
-    stop_on_signals,
-)
+from qlora_repeat.system.signals import defer, deferrable, signals_blocked, stop_if_requested, stop_on_signals
 
 PRELOAD = ["qlora_repeat.execution.preload"]
 
@@ -104,14 +98,9 @@ def _server() -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD if on_cpu() else [])
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    with signals_blocked():
-        forkserver.ensure_running()
+    for helper in (resource_tracker, forkserver):
+        with signals_blocked():
+            helper.ensure_running()
     return context
 
 
@@ -179,14 +168,32 @@ def _start(context: Any, job: Job, gpu: str | None, watcher: Watcher) -> _Child:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.log.touch()  # fails here, with one line, if the folder is not writable
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, gpu, job))
-    process.start()
+    chosen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    # The server has the environment of the first run of this process; this may be another one.
+    process = context.Process(target=_work, args=(theirs, {**os.environ, **chosen}, job))
+    with _without_main():
+        process.start()
     theirs.close()
     watcher.started(job)
     return _Child(job, process, ours, gpu)
 
 
-def _work(pipe: connection.Connection, gpu: str | None, job: Job) -> None:
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Start processes in the block that do not import the caller's script again.
+
+    multiprocessing imports ``__main__`` in each process, so that scripts need a guard. A job is of the kit
+    alone and needs nothing of the script.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _work(pipe: connection.Connection, environment: dict[str, str], job: Job) -> None:
     """Run a job in its process, with all output in its log."""
     # Ctrl-C reaches the whole process group; the parent stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -194,8 +201,8 @@ def _work(pipe: connection.Connection, gpu: str | None, job: Job) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    os.environ.clear()
+    os.environ.update(environment)
 
     def progress(stage: str, done: int, total: int, loss: float | None) -> None:
         try:

@@ -19,7 +19,7 @@ Progress = Callable[[str, int, int, float | None], None]
 """A callback for progress: stage, done, total, and the loss if there is one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trial:
     """One independent fine-tuning of an arm (a model and an optimizer)."""
 
@@ -28,6 +28,9 @@ class Trial:
     optimizer: str
     number: int
     """From 1."""
+
+    def __repr__(self) -> str:
+        return f"<Trial {self.name} of {self.study.label}>"
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import BaseTest, Trial
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Workspace:
     """A study and the paths of everything that belongs to it."""
 
@@ -23,6 +23,9 @@ class Workspace:
     """The study file."""
     given: str
     """The study as the user gave it, for commands in messages."""
+
+    def __repr__(self) -> str:
+        return f"<Study {self.study.label}: {len(self.trials())} trials, results in {self.folder}>"
 
     @property
     def folder(self) -> Path:

@@ -5,6 +5,7 @@ Most work stops at once; files are complete or absent. Fine-tuning completes its
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -21,6 +22,8 @@ _deferred = False
 def stop_on_signals(*, keyboard: bool) -> Iterator[None]:
     """Stop the block when a signal requests it, in the main thread; with `keyboard`, also at Ctrl-C.
 
+    In another thread, where Python cannot handle signals, nothing changes.
+
     Signals that `signals_blocked` has blocked until now arrive at once.
 
     Raises:
@@ -30,6 +33,8 @@ def stop_on_signals(*, keyboard: bool) -> Iterator[None]:
     global _requested
     _requested = None
     wanted = [*SIGNALS, *([signal.SIGINT] if keyboard else [])]
+    if threading.current_thread() is not threading.main_thread():
+        wanted = []
     before = {number: signal.signal(number, _request) for number in wanted}
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)

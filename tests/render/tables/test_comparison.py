@@ -253,7 +253,7 @@ def test_make_hands_the_comparison_on() -> None:
             text=True,
             check=True,
         ).stdout
-        assert ('tables "x" --compare "published"' in " ".join(shown.split())) == is_asked
+        assert ('"x" --compare "published"' in " ".join(shown.split())) == is_asked
         assert shown.count("--compare") == is_asked
 
 

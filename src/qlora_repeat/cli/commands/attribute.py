@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qlora_repeat.api.places import BUILD, TEMPLATES
 from qlora_repeat.cli.commands.diff import DIFFERENT
 from qlora_repeat.cli.options import (
-    BUILD,
-    TEMPLATES,
     cache_option,
-    console,
     jobs_option,
     out_option,
     runs_option,
@@ -74,8 +72,8 @@ def command(
     dry_run: bool,
     results: Path | None,
     jobs: int | None,
-    runs: Path,
-    cache: Path,
+    runs: Path | None,
+    cache: Path | None,
     out: Path | None,
     quiet: bool,
     verbose: bool,
@@ -100,7 +98,7 @@ def command(
         run_experiment,
     )
     from qlora_repeat.analysis.attribution.measurements import read_measured
-    from qlora_repeat.cli.progress import Terminal
+    from qlora_repeat.api.progress import Terminal, console
     from qlora_repeat.study.loading import open_workspace
 
     if results is not None:

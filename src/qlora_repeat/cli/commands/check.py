@@ -7,7 +7,6 @@ import click
 from qlora_repeat.cli.options import (
     byte_progress,
     cache_option,
-    console,
     output,
     runs_option,
     study_argument,
@@ -19,7 +18,7 @@ from qlora_repeat.cli.options import (
 @runs_option
 @cache_option
 @click.option("-q", "--quiet", is_flag=True, help="Show problems only.")
-def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
+def command(study_file: str, runs: Path | None, cache: Path | None, quiet: bool) -> None:
     """Read again all that a study's records name, and its models and data, and name what is damaged.
 
     Exit code 3 if anything is. What can be mended, `qlora-repeat run` mends. STUDY may be an archive of
@@ -35,7 +34,8 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
     from rich.progress import Progress
 
     from qlora_repeat.analysis.integrity import check
-    from qlora_repeat.cli.colors import colored
+    from qlora_repeat.api.colors import colored
+    from qlora_repeat.api.progress import console
     from qlora_repeat.errors import MissingError
     from qlora_repeat.study.loading import open_workspace
 
@@ -64,7 +64,7 @@ def command(study_file: str, runs: Path, cache: Path, quiet: bool) -> None:
         shown.print(colored(whole, "done"))
 
 
-def _archive(path: Path, cache: Path, quiet: bool) -> None:
+def _archive(path: Path, cache: Path | None, quiet: bool) -> None:
     """Checks an archive, in a temporary folder that no line names."""
     from qlora_repeat.archive.check import check_archive
     from qlora_repeat.archive.unpack import opened

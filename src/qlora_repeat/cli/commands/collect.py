@@ -1,9 +1,15 @@
 """`qlora-repeat collect`."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from qlora_repeat.cli.options import workspace_argument
 from qlora_repeat.study.workspace import Workspace
+
+if TYPE_CHECKING:
+    from qlora_repeat.api.results import Results
 
 
 @click.command("collect")
@@ -21,25 +27,27 @@ def command(workspace: Workspace, include_stale: bool) -> None:
     Example:
       qlora-repeat collect pocket
     """
+    from qlora_repeat.api.studies import collect
     from qlora_repeat.records.trial_state import base_damages, explanations, trial_state
-    from qlora_repeat.results.arms import group_arms
-    from qlora_repeat.results.collect import collect
-    from qlora_repeat.results.study_statistics import write_statistics
-    from qlora_repeat.results.trial_result import write_results
 
-    results, path = collect(workspace, include_stale=include_stale), workspace.results
-    write_results(results, path)
-    write_statistics(group_arms(results), workspace.statistics)
-    done = sum(row.status == "done" for row in results)
-    click.echo(f"{path}: {done} of {len(results)} trials done")
-    if stale := [row for row in results if row.status == "stale"]:
-        kept = sum(row.measured for row in stale)
-        click.echo(
-            f"{len(stale)} stale, {kept} of them with values, which tables then say"
-            if include_stale
-            else f"{len(stale)} stale: `qlora-repeat status` says why, --include-stale takes their values too"
-        )
+    results = collect(workspace, include_stale=include_stale)
+    for line in summary(results, include_stale):
+        click.echo(line)
     rows = zip(workspace.trials(), results, strict=True)
     damaged = [trial for trial, row in rows if row.status == "damaged"]
     for line in base_damages(workspace) + explanations(map(trial_state, damaged)):
         click.echo(line, err=True)
+
+
+def summary(results: "Results", include_stale: bool = False) -> Iterator[str]:
+    """Yield how many trials of a study are done, and how many are stale."""
+    done = sum(row.status == "done" for row in results)
+    assert results.study is not None, "they were collected from its records"
+    yield f"{results.study.results}: {done} of {len(results)} trials done"
+    if stale := [row for row in results if row.status == "stale"]:
+        kept = sum(row.measured for row in stale)
+        yield (
+            f"{len(stale)} stale, {kept} of them with values, which tables then say"
+            if include_stale
+            else f"{len(stale)} stale: `qlora-repeat status` says why, --include-stale takes their values too"
+        )

@@ -31,7 +31,7 @@ def command(workspace: Workspace, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from qlora_repeat.cli.colors import LEVELS, with_colored
+    from qlora_repeat.api.colors import LEVELS, with_colored
     from qlora_repeat.errors import MissingError
     from qlora_repeat.planning.doctor import examine
     from qlora_repeat.system.determinism import set_kernels

@@ -14,7 +14,7 @@ from qlora_repeat.cli.options import cache_option, silence_libraries, study_argu
 )
 @cache_option
 @verbosity_options
-def command(study_file: str, models: tuple[str, ...], cache: Path, quiet: bool, verbose: bool) -> None:
+def command(study_file: str, models: tuple[str, ...], cache: Path | None, quiet: bool, verbose: bool) -> None:
     """Bring a study's models and data to the cache, and verify their checksums.
 
     What is there already is verified again; an interrupted fetch goes on with the rest. What comes from a hub
@@ -25,8 +25,6 @@ def command(study_file: str, models: tuple[str, ...], cache: Path, quiet: bool, 
       qlora-repeat fetch pocket
     """
     silence_libraries(verbose, downloads=not quiet)
-    from qlora_repeat.assets.fetch import fetch
-    from qlora_repeat.study.loading import open_workspace
+    from qlora_repeat.api.studies import fetch, load_study
 
-    workspace = open_workspace(study_file, cache=cache)
-    fetch(workspace, lambda line: None if quiet else click.echo(line), models)
+    fetch(load_study(study_file, cache=cache), models=models, quiet=quiet)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qlora_repeat.cli.options import BUILD, TEMPLATES, chosen_results, out_option, runs_option
+from qlora_repeat.api.places import BUILD, TEMPLATES
+from qlora_repeat.cli.options import out_option, runs_option
 
 if TYPE_CHECKING:
     from qlora_repeat.analysis.interlab import Laboratory
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @runs_option
 @out_option
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON, and write nothing.")
-def command(laboratories: tuple[str, ...], runs: Path, out: Path | None, as_json: bool) -> None:
+def command(laboratories: tuple[str, ...], runs: Path | None, out: Path | None, as_json: bool) -> None:
     """Compare what several laboratories measured: Table S5.
 
     RESULTS is an archive made by `pack` (.zip), a results file (.jsonl), a study's name, or `published`. For
@@ -48,13 +49,14 @@ def command(laboratories: tuple[str, ...], runs: Path, out: Path | None, as_json
         click.echo(folder / name)
 
 
-def _laboratory(given: str, runs: Path) -> "Laboratory":
+def _laboratory(given: str, runs: Path | None) -> "Laboratory":
     from qlora_repeat.analysis.interlab import laboratory
+    from qlora_repeat.api.results import results_of
     from qlora_repeat.archive.laboratory import read_laboratory
 
     name, equals, source = given.rpartition("=")
     path = Path(source)
     if path.suffix in (".zip", ".jsonl"):
         return read_laboratory(name if equals else path.stem, path)
-    label, results = chosen_results(source, runs)
-    return laboratory(name if equals else label, results)
+    results = results_of(source, runs)
+    return laboratory(name if equals else results.label, results)

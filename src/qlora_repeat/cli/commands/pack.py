@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from qlora_repeat.api.places import BUILD
 from qlora_repeat.cli.options import (
-    BUILD,
     byte_progress,
     workspace_argument,
 )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.options import BUILD, out_option, study_argument
+from qlora_repeat.api.places import BUILD
+from qlora_repeat.cli.options import out_option, study_argument
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import PUBLISHED
 

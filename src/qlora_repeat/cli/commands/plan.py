@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import (
-    PUBLISHED_NUMBERS,
     cache_option,
     silence_libraries,
     study_argument,
@@ -18,7 +17,7 @@ from qlora_repeat.cli.options import (
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="How many of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON: bytes and seconds.")
 @cache_option
-def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Path) -> None:
+def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Path | None) -> None:
     """Tell what a study will need of a GPU: memory, disk and hours. Nothing has to be fetched.
 
     Ends with exit code 2 if one GPU has too little memory for a model.
@@ -31,15 +30,15 @@ def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Pat
     import dataclasses
     import json
 
+    from qlora_repeat.api.results import paper_results
     from qlora_repeat.errors import UsageError
     from qlora_repeat.planning.gpu_catalog import find_gpu
     from qlora_repeat.planning.plan import make_plan
     from qlora_repeat.render.text.plan import plan_text
-    from qlora_repeat.results.published import read_published
     from qlora_repeat.study.loading import open_workspace
 
     workspace, gpu = open_workspace(study_file, cache=cache), find_gpu(gpu_name)
-    plan = make_plan(workspace, gpu, gpus, read_published(PUBLISHED_NUMBERS))
+    plan = make_plan(workspace, gpu, gpus, paper_results().items)
     click.echo(json.dumps(dataclasses.asdict(plan), indent=2) if as_json else plan_text(plan))
     if problems := plan.too_large():
         raise UsageError("\n".join(problems))

@@ -1,10 +1,13 @@
 """`qlora-repeat run`."""
 
+from pathlib import Path
+
 import click
 
 from qlora_repeat.cli.options import (
-    console,
+    compare_option,
     jobs_option,
+    out_option,
     silence_libraries,
     stages_option,
     verbosity_options,
@@ -20,36 +23,60 @@ from qlora_repeat.study.workspace import Workspace
     "--gpus", metavar="0,1,...", help="The GPUs to use, by nvidia-smi's numbers or UUIDs.  [default: all]"
 )
 @stages_option
+@click.option("--no-report", is_flag=True, help="Write results, but no tables, figures and report.")
+@compare_option
+@out_option
 @workspace_argument
 @verbosity_options
 def command(
     jobs: int | None,
     gpus: str | None,
     stages: list[Stage],
+    no_report: bool,
+    compare: str | None,
+    out: Path | None,
     workspace: Workspace,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Run every trial of a study that is not complete, each in a process of its own.
+    """Run every trial that is not complete, then write results, tables, figures and report.
 
-    Fetches what is missing first. If it is interrupted, run the same command to resume.
+    Each trial has a process of its own. What is missing is fetched first. Run the same command again to
+    resume. Where some trials fail, the results of the others are written. With --stages, only these stages
+    run, and nothing is written but their records.
 
     \b
     Example:
-      qlora-repeat run pocket
+      qlora-repeat run pocket --compare published
     """
     silence_libraries(verbose)
-    from qlora_repeat.cli.progress import Terminal
-    from qlora_repeat.execution.run_study import run_study
-    from qlora_repeat.results.arms import distinct_adapters, group_arms
-    from qlora_repeat.results.collect import collect
+    from qlora_repeat.api.rendered import write_all
+    from qlora_repeat.api.results import results_of
+    from qlora_repeat.api.studies import collect, run
+    from qlora_repeat.cli.commands.collect import summary
+    from qlora_repeat.errors import BusyError, KitError, StageError
+    from qlora_repeat.results.arms import distinct_adapters
     from qlora_repeat.system.gpus import choose_gpus
 
     if gpus is not None:
         choose_gpus(gpus)
-    if run_study(workspace, stages, Terminal(console(quiet)), jobs=jobs) == 0 and not quiet:
-        only = "" if stages == [*STAGES] else f" ({', '.join(stages)})"
-        click.echo(f"study {workspace.study.name}: every trial is done{only}")
-    for line in distinct_adapters(group_arms(collect(workspace))):
-        if not quiet:
-            click.echo(line)
+    others = None if compare is None else results_of(compare, workspace.runs)  # or told after hours
+    whole, unfinished = stages == [*STAGES], list[KitError]()
+    try:
+        results = run(workspace, jobs=jobs, stages=stages, quiet=quiet)
+    except (StageError, BusyError) as error:
+        if not whole:
+            raise
+        unfinished, results = [error], collect(workspace)
+    lines = distinct_adapters(results.arms())
+    if all(row.status == "done" for row in results):
+        lines.append(f"study {results.label}: every trial is done")
+    if whole:
+        lines += summary(results)
+    if whole and not no_report:
+        paths = write_all(results, out, compare=others)
+        lines.append(f"{paths[-1].parent}: tables, figures and {paths[-1].name}, {len(paths)} files")
+    for line in () if quiet else lines:
+        click.echo(line)
+    if unfinished:
+        raise unfinished[0]

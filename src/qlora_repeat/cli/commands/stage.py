@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 import click
 
 from qlora_repeat.cli.options import (
-    console,
     jobs_option,
     silence_libraries,
     verbosity_options,
@@ -40,7 +39,7 @@ def stage_command(stage: Stage, help: str) -> click.Command:
         same_seeds: bool = False,
     ) -> None:
         silence_libraries(verbose)
-        from qlora_repeat.cli.progress import Terminal
+        from qlora_repeat.api.progress import Terminal, console
         from qlora_repeat.execution.run_study import run_one, run_study
 
         if same_seeds and every:

@@ -19,7 +19,7 @@ from qlora_repeat.cli.options import cache_option, output, runs_option, study_op
 )
 @runs_option
 @cache_option
-def command(name: str | None, study_file: str, lines: int, runs: Path, cache: Path) -> None:
+def command(name: str | None, study_file: str, lines: int, runs: Path | None, cache: Path | None) -> None:
     """Show which trials of a study are done, running, stale, damaged, failed or missing, and why.
 
     For a TRIAL, named model/optimizer/number, show its state, its last step, and the end of its log and of
@@ -41,7 +41,7 @@ def _is_trial(name: str) -> bool:
     return name.count("/") == 2 and not name.partition("@")[0].endswith(".toml")
 
 
-def _show_trial(study_file: str, name: str, lines: int, runs: Path) -> None:
+def _show_trial(study_file: str, name: str, lines: int, runs: Path | None) -> None:
     from qlora_repeat.slurm.logs import trial_logs
     from qlora_repeat.study.loading import open_workspace
 
@@ -49,8 +49,8 @@ def _show_trial(study_file: str, name: str, lines: int, runs: Path) -> None:
         click.echo(line)
 
 
-def _show_study(study_file: str, runs: Path, cache: Path) -> None:
-    from qlora_repeat.cli.colors import STATES, with_colored
+def _show_study(study_file: str, runs: Path | None, cache: Path | None) -> None:
+    from qlora_repeat.api.colors import STATES, with_colored
     from qlora_repeat.records.trial_state import base_damages, base_state, explanations, trial_state
     from qlora_repeat.render.text.status import status_text
     from qlora_repeat.study.loading import open_workspace

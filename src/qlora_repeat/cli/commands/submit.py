@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_repeat.api.places import BUILD
 from qlora_repeat.cli.options import (
-    BUILD,
     out_option,
     silence_libraries,
     workspace_argument,
@@ -134,14 +134,13 @@ def _extra(options: tuple[str, ...]) -> dict[str, Any]:
 
 def _plan(workspace: Workspace) -> "Plan | None":
     """What the study needs on the paper's GPU; None where its bases are not known yet."""
-    from qlora_repeat.cli.options import PUBLISHED_NUMBERS
+    from qlora_repeat.api.results import paper_results
     from qlora_repeat.errors import KitError
     from qlora_repeat.planning.gpu_catalog import find_gpu
     from qlora_repeat.planning.plan import make_plan
-    from qlora_repeat.results.published import read_published
 
     try:
-        published = read_published(PUBLISHED_NUMBERS)
+        published = paper_results().items
         return make_plan(workspace, find_gpu("a100-80gb"), 1, published)
     except KitError:
         return None

@@ -7,7 +7,6 @@ import click
 
 from qlora_repeat.cli.commands.stage import same_seeds_option
 from qlora_repeat.cli.options import (
-    console,
     silence_libraries,
     stages_option,
     verbosity_options,
@@ -42,7 +41,7 @@ def command(
       qlora-repeat trial smollm2-135m/adamw-8bit/3
     """
     silence_libraries(verbose)
-    from qlora_repeat.cli.progress import Terminal
+    from qlora_repeat.api.progress import Terminal, console
     from qlora_repeat.execution.run_study import run_base_tests, run_one
     from qlora_repeat.records.record import read_record
 

@@ -1,6 +1,9 @@
 """How work is seen to go on: live lines in a terminal; elsewhere plain ones, of which a log may hold many."""
 
 import contextlib
+import importlib.util
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qlora_repeat.cli.colors import colored
+from qlora_repeat.api.colors import colored
 from qlora_repeat.errors import KitError
 from qlora_repeat.execution.eta import Left, TimeLeft
 from qlora_repeat.execution.process_pool import Job
@@ -26,6 +29,25 @@ from qlora_repeat.study.trial import Progress
 SIGN_OF_LIFE = 600.0
 """Seconds after which a log gets another line where no job has ended: some jobs take hours."""
 _WIDEST = 100
+
+
+def console(quiet: bool = False) -> Console:
+    """Return where progress is shown: a notebook's output, or standard error.
+
+    Nothing moves where it would be kept: in a file, or in the log of CI, which may look like a terminal. In a
+    notebook, it moves if ipywidgets is installed, which rich needs for that.
+    """
+    shown = Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    if shown.is_jupyter:
+        shown.is_interactive = importlib.util.find_spec("ipywidgets") is not None
+    elif not sys.stderr.isatty() or os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        shown.is_interactive = False
+    return shown
+
+
+def _moving(shown: Console) -> Console:
+    """Return the console of what moves: in a notebook, lines of the same one would each have a copy of it."""
+    return Console(quiet=shown.quiet) if shown.is_jupyter else shown
 
 
 @dataclass
@@ -75,7 +97,9 @@ class Display:
         self._time_left = TimeLeft(jobs, workers)
         self._began = self._last_line = time.monotonic()
         self._drawing = threading.Lock()  # lines are drawn by a thread of rich's
-        self._live = Live(console=console, get_renderable=self._drawn, refresh_per_second=4, transient=True)
+        self._live = Live(
+            console=_moving(console), get_renderable=self._drawn, refresh_per_second=4, transient=True
+        )
 
     def __enter__(self) -> Self:
         if self._console.is_interactive:
@@ -159,7 +183,7 @@ def stage_bars(console: Console, name: str) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
+    with Bars(*columns, console=_moving(console), transient=True, disable=not console.is_interactive) as bars:
         tasks: dict[str, TaskID] = {}
 
         def told(stage: str, done: int, total: int, loss: float | None) -> None:

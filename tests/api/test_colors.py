@@ -14,7 +14,7 @@ from support.terminal import environment, has_colors, in_terminal, kit_command, 
 from support.tiny import write_study
 
 from qlora_repeat.analysis.verify.verdict import VerdictKind
-from qlora_repeat.cli.colors import LEVELS, STATES, VERDICTS, with_colored
+from qlora_repeat.api.colors import LEVELS, STATES, VERDICTS, with_colored
 from qlora_repeat.planning.machine_checks import Level
 from qlora_repeat.records.trial_state import State
 from qlora_repeat.study.loading import load_study

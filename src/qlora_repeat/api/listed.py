@@ -1,0 +1,24 @@
+"""A sequence that also has a name and ways to show itself: the base of what the API returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar, overload
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, repr=False)
+class Listed(Sequence[Item]):
+    """Items that are looked at as a list."""
+
+    items: list[Item]
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | list[Item]:
+        return self.items[place]
+
+    def __len__(self) -> int:
+        return len(self.items)

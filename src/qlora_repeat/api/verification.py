@@ -1,0 +1,191 @@
+"""Run a recorded trial again, and judge how far the re-run agrees."""
+
+import contextlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qlora_repeat.analysis.verify.recorded_settings import missing_inputs, other_sources
+from qlora_repeat.analysis.verify.rerun import (
+    RERUNS,
+    VERDICT,
+    Recorded,
+    compared,
+    read_recorded,
+    rerun_folder,
+    run_again,
+)
+from qlora_repeat.analysis.verify.verdict import Scope, Verdict, judge_rerun, tolerance_of, without_rerun
+from qlora_repeat.api.progress import Terminal, console
+from qlora_repeat.archive.unpack import opened, study_of
+from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.execution.run_study import fetch_missing
+from qlora_repeat.records.record import read_record
+from qlora_repeat.render.text.verdict import verdict_json, verdict_text
+from qlora_repeat.render.text.verdict_page import verdict_page
+from qlora_repeat.study.loading import open_workspace
+from qlora_repeat.study.trial import Trial
+from qlora_repeat.system.files import write_text
+
+DEFAULT_STUDY = "pocket"
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """What a re-run says of a recorded trial."""
+
+    name: str
+    """The study and the trial."""
+    found: Verdict
+    left_out: list[str]
+    """Other trials of the arm that do not count, and why."""
+    page: Path | None
+    """The page with both loss curves, where there was a re-run."""
+
+    @property
+    def verdict(self) -> str:
+        """How far the re-run agrees: one of five words, such as ``bitwise`` or ``different``."""
+        return self.found.kind
+
+    def to_json(self) -> str:
+        """Return all of it."""
+        return verdict_json(self.name, self.found, self.left_out)
+
+    def __str__(self) -> str:
+        return verdict_text(self.name, self.found)
+
+    __repr__ = __str__
+
+
+def verify(
+    trial: Trial | str | Path,
+    *,
+    study: str | None = None,
+    runs: str | Path | None = None,
+    cache: str | Path | None = None,
+    stages: Literal["all", "evaluate"] = "all",
+    steps: int | None = None,
+    new_seeds: bool = False,
+    scratch: str | Path | None = None,
+    quiet: bool = False,
+) -> Verification:
+    """Run one recorded trial again, in a folder of its own, and say how far it agrees.
+
+    Settings and seeds are those of the trial's records; the study only says where models and data come from.
+    Nothing of the recorded trial is changed.
+
+    Args:
+        trial: a trial; its name in `study`; its folder, which may be somebody else's; or a trial in an
+            archive, as in ``theirs.zip:smollm2-135m/adamw-8bit/3``.
+        study: by default the study that came with the archive or the folder; otherwise ``pocket``.
+        runs, cache: the folders of results, and of models and data.
+        stages: ``evaluate`` merges and tests the recorded adapter, without fine-tuning.
+        steps: only fine-tune, and only this many steps.
+        new_seeds: draw seeds again where the trial did, which makes another trial of the arm.
+        scratch: the folder of re-runs; by default ``verify`` in the cache.
+        quiet: show no progress.
+
+    Raises:
+        UsageError: the arguments exclude each other, or the trial is itself a re-run.
+        MissingError: a record is missing, or a file is damaged.
+        BusyError: another process runs the same trial again.
+        StageError, StoppedError: the re-run failed or was stopped.
+    """
+    if steps is not None and (stages == "evaluate" or new_seeds):
+        raise UsageError("--steps goes neither with --stages evaluate nor with --new-seeds")
+    if new_seeds and stages == "evaluate":
+        raise UsageError("--new-seeds needs a fine-tuning; leave out --stages evaluate")
+    scope: Scope = "first steps" if steps else "evaluation" if stages == "evaluate" else "whole"
+    command_line = _command_line(
+        trial,
+        stages=None if stages == "all" else stages,
+        steps=steps,
+        new_seeds=new_seeds,
+        scratch=scratch,
+        study=study,
+        runs=runs,
+        cache=cache,
+    )
+    with contextlib.ExitStack() as stack:
+        named, folder = _named(stack, trial, study, _path(runs), _path(cache))
+        recorded = read_recorded(named, folder, _path(scratch) or named.workspace.cache / RERUNS, scope)
+        if steps is not None and steps > recorded.side.last_step:
+            raise UsageError(f"--steps {steps}: the trial has {recorded.side.last_step}")
+        name, shown = f"{named.study.label}:{named.name}", Terminal(console(quiet))
+        tolerance = tolerance_of(named.study, named.optimizer)
+        wrong = recorded.contradictions
+        lacking = [] if wrong else _lacking(recorded, shown)
+        if wrong or lacking:
+            return Verification(
+                name, without_rerun(lacking, wrong, tolerance, scope), recorded.left_out, None
+            )
+        with (
+            rerun_folder(recorded, scope, steps, new_seeds) as (again, seeds),
+            shown.watch_trial(f"re-run of {name}") as progress,
+        ):
+            side = run_again(recorded, again, seeds, progress, scope=scope, steps=steps)
+            diff, unlike_tests = compared(recorded.side, side, scope)
+            verdict = judge_rerun(diff, recorded.others, tolerance, scope=scope, unlike_tests=unlike_tests)
+            page = again.folder / "verdict.html"
+            found = Verification(name, verdict, recorded.left_out, page)
+            write_text(again.folder / VERDICT, found.to_json() + "\n")
+            ours, theirs = ([step.loss for step in each.steps[1:]] for each in (diff.first, diff.second))
+            write_text(page, verdict_page(name, verdict, ours, theirs, command_line))
+            return found
+
+
+def _named(
+    stack: contextlib.ExitStack,
+    given: Trial | str | Path,
+    study: str | None,
+    runs: Path | None,
+    cache: Path | None,
+) -> tuple[Trial, Path]:
+    """Return the trial, and the folder of its records; an archive is unpacked until the stack ends."""
+    if isinstance(given, Trial):
+        return given, given.folder
+    archive, _, name = str(given).rpartition(":")
+    if archive.endswith(".zip"):
+        unpacked = stack.enter_context(opened(Path(archive)))
+        folder = open_workspace(unpacked.study_file, runs=unpacked.runs).trial(name).folder
+    elif Path(given).is_dir():
+        folder = Path(given)
+    else:
+        trial = open_workspace(study or DEFAULT_STUDY, runs=runs, cache=cache).trial(str(given))
+        return trial, trial.folder
+    record = read_record(folder / "finetune.json")
+    if record is None:
+        raise MissingError(
+            f"{given}: no finetune.json there; give the folder of a finished trial, or its name"
+        )
+    own = study or study_of(folder) or DEFAULT_STUDY
+    return open_workspace(own, runs=runs, cache=cache).trial(record.trial), folder
+
+
+def _lacking(recorded: Recorded, shown: Terminal) -> list[str]:
+    """Return what the re-run would lack here, after an attempt to fetch it."""
+    again, records = recorded.again, recorded.side.records
+    if other := other_sources(again, records):
+        return other
+    try:
+        fetch_missing(again.workspace, shown.tell, [again.model_name])
+    except MissingError as error:
+        return [str(error)]
+    return missing_inputs(again, records)
+
+
+def _command_line(trial: Trial | str | Path, **options: object) -> str:
+    """Return the command that verifies the same."""
+    if isinstance(trial, Trial):
+        places = trial.workspace
+        options |= {"study": places.given, "runs": places.runs, "cache": places.cache}
+    words = ["qlora-repeat", "verify", trial.name if isinstance(trial, Trial) else str(trial)]
+    for name, value in options.items():
+        if value not in (None, False):
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return Path(given) if given else None
