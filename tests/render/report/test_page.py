@@ -94,7 +94,7 @@ def test_runs_part_where_their_traces_do() -> None:
     (row,) = arm_rows(group_arms([trial(1), trial(2), trial(3, "other")]), files, "mine")
     assert [cell.parts for cell in row.cells] == [None, None, "step 2, in loss"]
     (chart,) = loss_charts([row], files)
-    assert "first part at step 2 (run 3)" in chart.description
+    assert "first differ at step 2 (run 3)" in chart.description
     assert "step 2" in json.dumps(chart.specification)
 
 

@@ -1,4 +1,4 @@
-"""The charts of a report: which there are, of which values, and what is said beside them."""
+"""The charts of a report: their values, and the text beside them."""
 
 import math
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from qlora_repeat.results.statistical_methods import spans_a_decade
 from qlora_repeat.results.trial_result import TrialResult
 
 MOST_POINTS = 240
-"""Of a curve: of a longer one each point is the mean of so many steps that no more are drawn."""
+"""Points of a curve; of a longer curve, each point is the mean of several steps."""
 _FAR = 3.0
-"""A base model's value is drawn where it is no further from the points than so often their range."""
+"""A base model's value is drawn within this multiple of the points' range."""
 _LARGEST = 1e30
 
 
@@ -25,13 +25,13 @@ class Chart:
 
     title: str
     description: str
-    """What is seen, for those who do not see it."""
+    """Description for readers who cannot see the chart."""
     specification: Specification
     notes: list[str]
 
 
 def perplexity_charts(rows: Sequence[ArmRow]) -> list[Chart]:
-    """Of each model: the perplexity of every trial, by optimizer, with the base model's."""
+    """Make a chart for each model: perplexity of every trial, by optimizer, with the base model's."""
     charts = []
     for own in _of_models(rows):
         points = [
@@ -74,17 +74,17 @@ def perplexity_charts(rows: Sequence[ArmRow]) -> list[Chart]:
 
 
 def loss_charts(rows: Sequence[ArmRow], files: TrialFiles) -> list[Chart]:
-    """Of each arm: the loss of every run, by step, or by epoch where there are no traces."""
+    """Make a chart for each arm: loss of every run, by step, or by epoch without traces."""
     return [chart for row in rows if (chart := _loss_chart(row, files)) is not None]
 
 
 def distance_charts(rows: Sequence[ArmRow], files: TrialFiles) -> list[Chart]:
-    """Of each arm: how far the loss of each run is from that of the first, by step, relative to it."""
+    """Make a chart for each arm: relative difference of each run's loss from the first run's, by step."""
     return [chart for row in rows if (chart := _distance_chart(row, files)) is not None]
 
 
 def beside_the_paper(rows: Sequence[ArmRow], published: Sequence[ArmRow]) -> Chart | None:
-    """The perplexity of every trial relative to its base model's, ours and the paper's."""
+    """Make a chart of perplexity relative to the base model's, for this study and the paper."""
     points = [
         (row.arm.counterpart, row.arm.heading, whose, trial.trial, ratio)
         for whose, own in (("here", rows), ("paper", published))
@@ -108,7 +108,7 @@ def beside_the_paper(rows: Sequence[ArmRow], published: Sequence[ArmRow]) -> Cha
     ]
     return Chart(
         title="Perplexity relative to the base model's",
-        description="Of each trial, in the paper and here: below 1 fine-tuning has helped, above it harmed.",
+        description="Each trial, in the paper and here: below 1, fine-tuning helped; above 1, it harmed.",
         specification=ratios(named, columns),
         notes=distinct(
             f"Here {row.arm.title} stands in for {titles[model]}."
@@ -138,11 +138,11 @@ def _loss_chart(row: ArmRow, files: TrialFiles) -> Chart | None:
     first = min(parted, default=None)
     losses = [loss for _, _, loss in points]
     runs = list(curves)
-    said = f" Runs first part at step {first[0]} (run {first[1]})." if first and traced else ""
+    said = f" Runs first differ at step {first[0]} (run {first[1]})." if first and traced else ""
     notes = [f"Each point is the mean loss of {every} steps."] if every > 1 else []
     if not traced:
         notes.append(
-            "Traces are not at hand: the points are those collected, and where runs part is not known."
+            "There are no traces: points are the collected losses, and the first difference is unknown."
         )
     return Chart(
         title=row.name,
@@ -161,7 +161,7 @@ def _loss_chart(row: ArmRow, files: TrialFiles) -> Chart | None:
 
 
 def _distance_chart(row: ArmRow, files: TrialFiles) -> Chart | None:
-    """None where no loss differs: a log scale has no zero, and the grid says so already."""
+    """Return None if no loss differs: a log scale has no zero, and the grid shows this already."""
     curves = [curve for trial in row.arm.done if (curve := _curve(trial, files, traced=True))]
     runs = [trial.trial for trial in row.arm.done if trial.name in files.traces]
     points = [
@@ -177,7 +177,7 @@ def _distance_chart(row: ArmRow, files: TrialFiles) -> Chart | None:
     values = [distance for _, _, distance in drawn]
     return Chart(
         title=row.name,
-        description=f"Relative difference of the loss of each run of {row.name} from that of run {runs[0]}, "
+        description=f"Relative difference of the loss of each run of {row.name} from run {runs[0]}, "
         f"by step: {_range(values)}.",
         specification=lines(drawn, "step", "difference", runs[1:], None, log=True),
         notes=[f"One step in {every} is shown."] if every > 1 else [],
@@ -185,7 +185,7 @@ def _distance_chart(row: ArmRow, files: TrialFiles) -> Chart | None:
 
 
 def _curve(trial: TrialResult, files: TrialFiles, traced: bool) -> list[tuple[float, float]]:
-    """A run's losses: of each step, or those that were collected."""
+    """Return a run's losses: of each step, or the collected ones."""
     if not traced:
         return [(epoch, loss) for epoch, loss in trial.loss_curve]
     steps = files.traces.get(trial.name, [])
@@ -193,7 +193,7 @@ def _curve(trial: TrialResult, files: TrialFiles, traced: bool) -> list[tuple[fl
 
 
 def _thinned(curve: Sequence[tuple[float, float]], every: int) -> list[tuple[float, float]]:
-    """Means of so many points; not finite where one is not."""
+    """Return means of `every` points; not finite if one of them is not."""
     parts = [curve[start : start + every] for start in range(0, len(curve), every)]
     return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]
 
@@ -211,7 +211,7 @@ def _to_base(trial: TrialResult) -> float | None:
 
 
 def _is_near(value: float, values: Sequence[float]) -> bool:
-    """Whether a value can be drawn without pressing the others together; on a log scale any can."""
+    """Return whether a value can be drawn without squeezing the others; on a log scale any can."""
     if spans_a_decade(values) or len(values) == 1:
         return True
     low, high = min(values), max(values)
@@ -223,5 +223,5 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _is_drawn(value: float | None) -> bool:
-    """Whether a chart can show it."""
+    """Return whether a chart can show the value."""
     return value is not None and abs(value) < _LARGEST  # false also where it is not a number
