@@ -1,4 +1,4 @@
-"""What Slurm says of its jobs and partitions, where there is one."""
+"""Query Slurm about jobs and partitions."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from qlora_repeat.study.cluster import minutes_of
 
 _NOT_ON_A_NODE = {"PD", "RQ", "RH", "RD", "SE", "RS", "RF"}
-"""States of jobs, as squeue shortens them, that have no process."""
+"""Job states without a process, as squeue abbreviates them."""
 
 
 @dataclass(frozen=True)
 class Queue:
-    """This user's jobs that Slurm knows."""
+    """This user's jobs in Slurm."""
 
     waiting_or_running: frozenset[str]
     """Numbers of jobs, such as ``17``, and of tasks of an array, ``17_3``."""
@@ -22,8 +22,8 @@ class Queue:
 
 
 def read_queue() -> Queue | None:
-    """What Slurm says; None where there is none, or it does not answer."""
-    told = _told("squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i %A %t")
+    """Return the queue; None without Slurm, or if it does not answer."""
+    told = _output("squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i %A %t")
     if told is None:
         return None
     lines = [line.split() for line in told.splitlines() if len(line.split()) == 3]
@@ -34,17 +34,17 @@ def read_queue() -> Queue | None:
 
 
 def cluster_name() -> str | None:
-    """The cluster that jobs are submitted to; None where nobody tells."""
-    found = re.search(r"^ClusterName\s*=\s*(\S+)", _told("scontrol", "show", "config") or "", re.MULTILINE)
+    """Return the name of the cluster; None if unknown."""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", _output("scontrol", "show", "config") or "", re.MULTILINE)
     return found[1] if found else None
 
 
 def partition_minutes(partition: str | None) -> int | None:
-    """The time limit of a partition, or of the default one; None where it has none, or nobody tells.
+    """Return the time limit of a partition, or of the default one; None if it has none or is unknown.
 
-    Of several, with commas between, the shortest: Slurm starts a job in any.
+    For several partitions, separated by commas, return the shortest: Slurm may start a job in any of them.
     """
-    told = _told("sinfo", "--noheader", "--format=%P %l") or ""
+    told = _output("sinfo", "--noheader", "--format=%P %l") or ""
     wanted = set(partition.split(",")) if partition else set()
     limits = []
     for name, limit in (line.split() for line in told.splitlines() if len(line.split()) == 2):
@@ -54,8 +54,8 @@ def partition_minutes(partition: str | None) -> int | None:
     return min(limits, default=None)
 
 
-def _told(*command: str) -> str | None:
-    """What a command of Slurm prints; None where it is not there, fails, or does not answer."""
+def _output(*command: str) -> str | None:
+    """Return the output of a Slurm command; None if it is missing, fails or does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -31,22 +31,22 @@ from qlora_repeat.system.files import read_json, write_json
 from qlora_repeat.system.hashing import file_digest
 
 WARNING_SECONDS = 120
-"""Before its time is up a task is asked to stop: a fine-tuning ends its step, and keeps a checkpoint."""
+"""Seconds before the time limit at which a task is asked to stop; fine-tuning then saves a checkpoint."""
 MOST_TIMES = 100
-"""So often may a task run out of time and be queued again: it goes on each time."""
+"""How often a task may run out of time and be requeued; it resumes each time."""
 FALLBACK_MINUTES = 240
 """The time limit of a task for which the plan has no estimate."""
 MARGIN = 1.5
-"""Of the time limit, over the estimate."""
+"""Ratio of the time limit to the estimate."""
 OTHER_MINUTES = 30
-"""For what a trial does besides fine-tuning; and the time limit of the job that renders."""
+"""Minutes for a trial besides fine-tuning; also the time limit of the job that renders."""
 OTHER_GB = 4.0
-"""Of the host's memory, besides the weights that are loaded and merged there."""
+"""GB of host memory, besides the weights that are loaded and merged there."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of Slurm for a study."""
+    """The jobs that a study needs from Slurm."""
 
     tasks: list[str]
     """The names of trials, and of models whose base is tested (``model/base``)."""
@@ -55,16 +55,16 @@ class Request:
     array: dict[str, Any]
     """The parameters of the array, as submitit names them."""
     render: dict[str, Any]
-    """Those of the job that renders."""
+    """The parameters of the job that renders."""
     estimated: bool
-    """Whether time and memory are the plan's."""
+    """Whether time and memory come from the plan."""
 
 
 def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> Request:
-    """What there is to ask for.
+    """Return the jobs that a study needs from Slurm.
 
     Raises:
-        UsageError: an image that is not there.
+        UsageError: the image does not exist.
     """
     image = image_of(cluster)
     if image is not None and not image.exists():
@@ -121,22 +121,22 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
 
 
 def _task_name(job: TrialJob | BaseTestJob) -> str:
-    """What `qlora-repeat trial` takes: a trial, or MODEL/base for all tests of a base."""
+    """Return the argument of `qlora-repeat trial`: a trial, or MODEL/base for all tests of a base."""
     return job.name if isinstance(job, TrialJob) else f"{job.test.model_name}/base"
 
 
 def _asked(options: dict[str, str | int | bool]) -> dict[str, Any]:
-    """sbatch's options without those that are taken back."""
+    """Return sbatch's options without those that are set to false."""
     return {name: value for name, value in options.items() if value is not False}
 
 
 def image_of(cluster: Cluster) -> Path | None:
-    """The image that tasks run in."""
+    """Return the image that tasks run in."""
     return None if cluster.image is None else Path(cluster.image).expanduser()
 
 
 def estimates(study: Study, plan: Plan | None) -> tuple[int, float]:
-    """Minutes and GB for the largest task: its fine-tuning, and the base twice, as it is merged."""
+    """Return minutes and GB for the largest task; merging needs the base twice in memory."""
     if plan is None:
         return FALLBACK_MINUTES, OTHER_GB
     seconds = [arm.train_seconds for model in plan.models for arm in model.arms]
@@ -148,7 +148,7 @@ def estimates(study: Study, plan: Plan | None) -> tuple[int, float]:
 
 
 def default_gpus(cluster: Cluster) -> int:
-    """One for each task, unless it runs with torch's CPU build here, outside of an image."""
+    """Return 1, or 0 without an image if torch is the CPU build."""
     from qlora_repeat.system.gpus import on_cpu
 
     return 0 if cluster.image is None and on_cpu() else 1
@@ -157,15 +157,15 @@ def default_gpus(cluster: Cluster) -> int:
 def submit(
     request: Request, workspace: Workspace, cluster: Cluster, out: Path
 ) -> tuple[dict[str, str], str | None]:
-    """Hands the jobs to Slurm, all at once or not at all for the array.
+    """Submit the jobs to Slurm; the array is submitted as a whole or not at all.
 
     Returns:
-        The number of each task's job, and that of the job that renders, if there is one.
+        The job number of each task, and of the job that renders, if there is one.
 
     Raises:
         MissingError: there is no sbatch here.
-        UsageError: Slurm refuses what is asked for; in its own words.
-        BusyError: another process submits the same study.
+        UsageError: Slurm refuses the jobs; the message quotes it.
+        BusyError: another process is submitting the same study.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise MissingError(
@@ -217,14 +217,14 @@ def submit(
 
 
 def _render_job(folder: Path, queue: Queue) -> str | None:
-    """The job that an earlier submission left to render, if it has not ended."""
+    """Return the rendering job of an earlier submission, if it has not ended."""
     path = folder / "render.json"
     number = str(read_json(path, "delete it")) if path.is_file() else ""
     return number if number in queue.waiting_or_running else None
 
 
 def _submitted(folder: Path, parameters: dict[str, Any], tasks: Sequence[Task]) -> list[str]:
-    """The numbers of the jobs that these tasks have become."""
+    """Submit tasks and return their job numbers."""
     import submitit
 
     try:
@@ -241,10 +241,10 @@ def _submitted(folder: Path, parameters: dict[str, Any], tasks: Sequence[Task]) 
 
 
 def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> list[str]:
-    """How a job starts the kit: as here, or in the image, which is shown these folders.
+    """Return the command that starts the kit in a job: directly, or in the image with these folders mounted.
 
     Raises:
-        UsageError: a folder's name has a letter that Apptainer takes for an end of it.
+        UsageError: a folder's name has a comma or colon, which Apptainer cannot mount.
     """
     if (image := image_of(cluster)) is None:
         return [str(Path(sys.executable).with_name("qlora-repeat"))]
@@ -269,12 +269,12 @@ def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> lis
 
 
 def jobs_folder(workspace: Workspace) -> Path:
-    """Of what submitit keeps of a study's jobs: a folder for each, with what it printed."""
+    """Return the folder where submitit keeps a study's jobs and their output."""
     return workspace.folder / "slurm"
 
 
 def queued_tasks(workspace: Workspace, queue: Queue | None) -> dict[str, str]:
-    """The tasks that were submitted and have not ended, with their jobs' numbers; none without Slurm."""
+    """Return submitted tasks that have not ended, with their job numbers; none without Slurm."""
     if queue is None:
         return {}
     known = known_tasks(jobs_folder(workspace))
@@ -282,16 +282,16 @@ def queued_tasks(workspace: Workspace, queue: Queue | None) -> dict[str, str]:
 
 
 def known_tasks(folder: Path) -> dict[str, str]:
-    """All tasks that were ever submitted, each with the number of its last job."""
+    """Return all tasks that were ever submitted, each with its last job number."""
     path = folder / "tasks.json"
     known: dict[str, str] = read_json(path, "delete it") if path.is_file() else {}
     return known
 
 
 def clear_locks(workspace: Workspace) -> None:
-    """Removes locks whose job has ended, as where its node died.
+    """Remove locks of jobs that have ended, for example because a node died.
 
-    Where another host cannot tell, Slurm can: a job that it does not know has no process any more.
+    Other hosts cannot check a process, but Slurm can: a job that it does not know has ended.
     """
     locks = [trial.lock for trial in workspace.trials()]
     locks += [test.lock for test in workspace.base_tests()]

@@ -1,4 +1,4 @@
-"""What a job of a cluster does: the kit's commands, each in a process of its own below submitit's."""
+"""The task of a cluster job: commands of the kit, each in its own process."""
 
 import contextlib
 import os
@@ -13,18 +13,18 @@ from typing import Any
 from qlora_repeat.errors import MissingError, StageError, StoppedError
 
 SECONDS_TO_REQUEUE = 30
-"""Of the warning before a limit: for submitit to have the task queued again."""
+"""Seconds of the warning that submitit needs to requeue the task."""
 MOST_KILLED = 2
-"""So often in a row may a task be killed for not having stopped in time: it makes no progress."""
+"""A task that had to be killed this often in a row makes no progress and is not requeued."""
 SECONDS_TO_BE_ENDED = 900
-"""A task whose process was told to stop by Slurm is ended by Slurm: at the latest after a grace time."""
+"""The longest time in which Slurm ends a task after it has stopped the process."""
 STOPPED = (StoppedError.exit_code, -signal.SIGTERM, 128 + signal.SIGTERM)
-"""Exit codes of a process that Slurm has stopped; the latter two of one that was still starting."""
+"""Exit codes of a process that Slurm has stopped; the last two if it was still starting."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image, as it was when a task was submitted: its record is to have the digest of what it runs in."""
+    """An image when a task was submitted; records contain its digest, so it must not change."""
 
     path: str
     size: int
@@ -33,28 +33,28 @@ class ImageFile:
 
     @classmethod
     def at(cls, path: Path) -> "ImageFile":
-        """The image as it is now."""
+        """Return the current state of an image file."""
         now = path.stat()
         return cls(str(path), now.st_size, now.st_mtime_ns)
 
 
 @dataclass
 class Task:
-    """What a job does: commands one after the other. submitit keeps it in a file, and calls it."""
+    """Commands that a job runs one after the other. submitit pickles the task and calls it."""
 
     commands: list[list[str]]
     folder: str
-    """Where they are started."""
+    """The working directory."""
     warning: int
     """Seconds between the signal to stop and the end of the job's time."""
     image: ImageFile | None = None
-    """The file that they run in."""
+    """The image that the commands run in."""
     killed: int = 0
-    """How often in a row it had to be killed."""
+    """How often in a row the task had to be killed."""
     _running: "subprocess.Popen[bytes] | None" = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self) -> None:
-        """Runs them all, also where one fails.
+        """Run all commands, even if one fails.
 
         Raises:
             MissingError: the image has changed since.
@@ -74,10 +74,10 @@ class Task:
             raise StageError("; ".join(failed))
 
     def checkpoint(self) -> Any:
-        """What goes on in its place when it is queued again: the same, once the process has stopped.
+        """Stop the process and return the task to requeue.
 
         Returns:
-            None where nothing is to be queued again: the process needs longer to stop than there is.
+            The same task; None if the process repeatedly needs longer to stop than the warning allows.
         """
         from submitit.helpers import DelayedSubmission
 
@@ -107,9 +107,9 @@ class Task:
 
 
 def _stopped(pid: int, seconds: float) -> bool:
-    """Asks a child to stop, and waits; one that has not stopped in time is killed.
+    """Ask a child to stop and wait; kill it if it does not stop in time. Return whether it stopped.
 
-    Not by the methods of Popen: what the signal interrupts may be waiting there, and hold its lock.
+    Popen's methods are not used: the interrupted code may be waiting in them and hold their lock.
     """
     ends = time.monotonic() + max(seconds, 1)
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
