@@ -1,4 +1,4 @@
-"""What a report says, before any layout: the verdict, arms and their trials, responses, how to run again."""
+"""The content of a report before layout: verdict, arms and trials, responses, commands."""
 
 import difflib
 import re
@@ -17,10 +17,10 @@ from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
 COLORS = 8
-"""So many adapters of an arm have a color of their own; further ones share the last."""
+"""Number of colors for the distinct adapters of an arm; further adapters share the last color."""
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 _MOST_WORDS = 2000
-"""Of longer texts only what is in common at both ends is looked for: the time grows with the square."""
+"""Longer texts are only compared at both ends, since the time grows with the square of the length."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Cell:
     """Of the letter, from 0."""
     parting: Divergence | None
     command: str
-    """What runs it again and says how far it agrees; or what runs it, where it has no values."""
+    """Command that verifies the trial; or runs it, if it has no values."""
 
     @property
     def parts(self) -> str | None:
-        """Where it leaves the first trial, in words."""
+        """Return where it first differs from the first trial, in words."""
         return None if self.parting is None else f"step {self.parting.step}, in {self.parting.kind}"
 
     @property
@@ -57,7 +57,7 @@ class ArmRow:
     arm: Arm
     cells: list[Cell]
     adapters: int
-    """How many different ones there are."""
+    """Number of distinct adapters."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class ArmRow:
 
     @property
     def says(self) -> str:
-        """How far its trials agree."""
+        """Return how far the trials agree."""
         known = sum(cell.adapter is not None for cell in self.cells)
         if known == 0:
             return "no adapter yet"
@@ -82,17 +82,17 @@ class Span:
 
     text: str
     differs: bool
-    """Whether it is not in the first run's response, there."""
+    """Whether it differs from the first run's response."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one run responded."""
+    """The response of one run."""
 
     run: int
     spans: list[Span]
     same: bool
-    """Whether it is what the first run responded."""
+    """Whether it is the same as the first run's response."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Question:
 
     @property
     def texts(self) -> int:
-        """How many different responses there are."""
+        """Return the number of distinct responses."""
         return len({"".join(span.text for span in answer.spans) for answer in self.answers})
 
 
@@ -133,7 +133,7 @@ def arm_rows(arms: Sequence[Arm], files: TrialFiles, study_name: str) -> list[Ar
 
 
 def verdict(rows: Sequence[ArmRow]) -> list[str]:
-    """Whether trials repeat, in a sentence; then how far they are apart, and which ended badly."""
+    """Return sentences: whether trials repeat, how much they spread, and how many ended badly."""
     trials = sum(len(row.arm.trials) for row in rows)
     lacking = trials - sum(len(row.arm.done) for row in rows)
     compared = [row for row in rows if sum(cell.adapter is not None for cell in row.cells) > 1]
@@ -159,7 +159,7 @@ def verdict(rows: Sequence[ArmRow]) -> list[str]:
 
 
 def _by_perplexity(rows: Sequence[ArmRow]) -> str:
-    """Where there are no adapters: equal numbers are not yet equal models, but other numbers are others."""
+    """Return a sentence for trials without adapters: equal numbers do not prove equal models."""
     found = [values for row in rows if len(values := row.arm.perplexities) > 1]
     if not found:
         return "Nothing can be said yet about repeatability: no arm has two trials to compare."
@@ -179,7 +179,7 @@ def _apart(rows: Sequence[ArmRow]) -> str:
 
 
 def _spread(arms: Sequence[ArmStatistics]) -> list[str]:
-    """The standard deviations of perplexity, each relative to its mean."""
+    """Return a sentence on the standard deviations of perplexity, relative to the mean."""
     summaries = [arm.measures.get("perplexity") for arm in arms]
     shares = [each.cv for each in summaries if each is not None and each.cv is not None]
     if not shares:
@@ -198,13 +198,13 @@ def _ended_badly(arms: Sequence[ArmStatistics]) -> list[str]:
 
 
 def meanings(rows: Sequence[ArmRow]) -> list[str]:
-    """What it means to part in this or that, for what there is."""
+    """Return the meaning of each kind of first difference that occurs."""
     kinds = distinct(cell.parting.kind for row in rows for cell in row.cells if cell.parting)
     return [f"{kind}: {meaning}" for kind, meaning in MEANINGS.items() if kind in kinds]
 
 
 def questions(rows: Sequence[ArmRow]) -> list[Question]:
-    """The responses of each arm, by prompt and sampling setting, each beside the first run's."""
+    """Return the responses of each arm, by prompt and sampling setting, compared with the first run."""
     found = []
     for row in rows:
         asked: dict[tuple[str, float, float], list[tuple[int, Response]]] = {}
@@ -224,7 +224,7 @@ def questions(rows: Sequence[ArmRow]) -> list[Question]:
 
 
 def differences(first: str, other: str) -> list[Span]:
-    """The other text in spans; together they are all of it."""
+    """Split `other` into spans that are equal to `first` or differ from it."""
     words, reference = _WORDS.findall(other), _WORDS.findall(first)
     if max(len(words), len(reference)) > _MOST_WORDS:
         return _ends_in_common(first, other)
