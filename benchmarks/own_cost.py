@@ -23,10 +23,10 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from finished import Outputs, finish_study  # noqa: E402
 from recording import print_shares  # noqa: E402
+from support.finished import Outputs, finish_study  # noqa: E402
+from support.tiny import fill_cache, tiny_text  # noqa: E402
 from tabulate import tabulate  # noqa: E402
-from tiny import fill_cache, tiny_text  # noqa: E402
 
 from qlora_repeat.study.loading import load_study  # noqa: E402
 from qlora_repeat.study.optimizers import OptimizerName  # noqa: E402

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,6 +28,8 @@ from places import at
 from qlora_repeat.analysis.trial_diff import Side, compare_trials, read_side
 from qlora_repeat.analysis.verify.rerun import Recorded, compared, read_recorded, rerun_folder, run_again
 from qlora_repeat.analysis.verify.verdict import judge_rerun
+from qlora_repeat.assets import tokenized
+from qlora_repeat.assets.base_models import load_tokenizer
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.stages import evaluate, finetune, merge
@@ -104,7 +106,7 @@ def swapped_rows(kind: str, number: int) -> Iterator[None]:
     if kind != "one example swapped":
         yield
         return
-    part_rows = finetune.part_rows
+    part_rows = tokenized.part_rows
     study = load_study(STUDY)
     seeds = draw_seeds(study.randomness, number)
 
@@ -117,42 +119,26 @@ def swapped_rows(kind: str, number: int) -> Iterator[None]:
         rows[seen], rows[other] = rows[other], rows[seen]
         return rows
 
-    with patch.object(finetune, "part_rows", swapped):
+    with patch.object(tokenized, "part_rows", swapped):
         yield
 
 
 def remembered() -> None:
-    """Lets this process read tokenizer and data once: they are the same for all trials."""
+    """Let this process read the tokenizer once: it is the same for all trials."""
     import gc
 
     import qlora_repeat.execution.preload  # noqa: F401
 
     gc.freeze()  # collecting the libraries' own objects after each trial takes a quarter of its time
-    known: dict[Any, Any] = {}
+    known: list[Any] = []
 
-    def once(function: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            place = (function.__name__, key(*arguments, **keywords))
-            if place not in known:
-                known[place] = function(*arguments, **keywords)
-            return known[place]
+    def load(folder: Path) -> Any:
+        if not known:
+            known.append(load_tokenizer(folder))
+        return known[0]
 
-        return call
-
-    rows = once(finetune.part_rows, lambda study, name, part, cache, seed, **more: (name, part, seed))
-    encode = once(
-        finetune.encode,
-        lambda tokenizer, model, rows: (model.training.max_length, hash(json.dumps(rows))),
-    )
-    tokenizer = once(finetune.load_tokenizer, lambda folder: "the same")
-    for module, names in (
-        (finetune, ("part_rows", "encode", "load_tokenizer")),
-        (evaluate, ("part_rows", "encode", "load_tokenizer")),
-        (merge, ("load_tokenizer",)),
-    ):
-        for name in names:
-            setattr(module, name, {"part_rows": rows, "encode": encode, "load_tokenizer": tokenizer}[name])
+    for module in (finetune, evaluate, merge):
+        setattr(module, "load_tokenizer", load)  # noqa: B010
 
 
 def noise_of(work: Path, number: int) -> list[dict[str, Any]]:
