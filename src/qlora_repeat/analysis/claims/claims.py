@@ -69,13 +69,14 @@ CLAIMS = _read_claims()
 """In the order of the paper's evaluation."""
 
 RULES = [
-    "An arm has the runs of one model with one optimizer. supported: the rule holds for all arms, models or "
-    "comparisons of the 8-bit and the 32-bit runs of a model. not supported: it does not for one or more, "
-    "which is no proof of the opposite. untested: one or more cannot tell, and it holds for the others.",
-    f"An arm can tell if {FEWEST} of its runs have the value. Runs that share all seeds of fine-tuning, and "
-    "are alike, are one run made again, and cannot tell; nor can runs of which each has its own split, or "
-    "its own seed of sampling where responses are compared. Values that are not finite are one value, above "
-    "all others.",
+    "An arm is the trials (the paper's runs) of one model with one optimizer. supported: the rule "
+    "holds for all arms, models or comparisons of a model's 8-bit and 32-bit trials. not supported: "
+    "the rule fails for at least one of them, which does not prove the opposite. untested: some arms "
+    "have too few runs; no other arm contradicts it.",
+    f"An arm has too few runs, and cannot tell, if fewer than {FEWEST} of them have the value. Runs "
+    "that share all seeds and agree count as one run repeated. Runs that each have their own split, "
+    "or their own sampling seed where responses are compared, cannot tell either. Values that are not "
+    "finite count as one value, above all others.",
     "The rank-sum test is Wilcoxon's, two-sided and exact. Holm: adjusted for all comparisons. "
     f"A low temperature is at most {LOW:g}.",
 ]
