@@ -41,10 +41,10 @@ class Lab:
         return at(self.study, self.runs, self.cache).trial(NAME)
 
     def verify(self, *options: object, trial: object = NAME) -> Result:
-        from qlora_repeat.cli.commands.verify import command
+        from qlora_repeat.cli.main import cli
 
         where = ["--study", self.study, "--runs", self.runs, "--scratch", self.scratch, "--cache", self.cache]
-        return CliRunner().invoke(command, [str(each) for each in (trial, *where, *options, "--quiet")])
+        return CliRunner().invoke(cli, ["verify", *map(str, (trial, *where, *options, "--quiet"))])
 
     def verdict(self, *options: object, trial: object = NAME) -> dict[str, Any]:
         result = self.verify(*options, "--json", trial=trial)

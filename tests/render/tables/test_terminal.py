@@ -122,7 +122,7 @@ def test_formats_choose_the_files(tmp_path: Path) -> None:
         (["--table", "1"], "--table chooses what --format terminal shows"),
         (
             ["--format", "terminal", "--table", "12"],
-            "--table 12: there is no such table; there are 1, 2, 3, 8,",
+            "there is no table 12; there are 1, 2, 3, 8,",
         ),
         (["--format", "html"], "'html' is not one of 'latex', 'markdown', 'terminal'"),
     ],

@@ -1,6 +1,8 @@
 """`qlora-repeat run`."""
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +17,9 @@ from qlora_repeat.cli.options import (
 )
 from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
+
+if TYPE_CHECKING:
+    from qlora_repeat.api.results import Results
 
 
 @click.command("run")
@@ -50,24 +55,33 @@ def command(
       qlora-repeat run pocket --compare published
     """
     silence_libraries(verbose)
-    from qlora_repeat.api.rendered import write_all
     from qlora_repeat.api.results import results_of
     from qlora_repeat.api.studies import collect, run
-    from qlora_repeat.cli.commands.collect import summary
     from qlora_repeat.errors import BusyError, KitError, StageError
-    from qlora_repeat.results.arms import distinct_adapters
     from qlora_repeat.system.gpus import choose_gpus
 
     if gpus is not None:
         choose_gpus(gpus)
     others = None if compare is None else results_of(compare, workspace.runs)  # or told after hours
-    whole, unfinished = stages == [*STAGES], list[KitError]()
+    whole = stages == [*STAGES]
     try:
         results = run(workspace, jobs=jobs, stages=stages, quiet=quiet)
-    except (StageError, BusyError) as error:
-        if not whole:
-            raise
-        unfinished, results = [error], collect(workspace)
+    except (StageError, BusyError):
+        if whole:  # what cannot be written then matters less than why trials failed
+            with contextlib.suppress(KitError, OSError):
+                _show(collect(workspace), whole, no_report, out, others, quiet)
+        raise
+    _show(results, whole, no_report, out, others, quiet)
+
+
+def _show(
+    results: "Results", whole: bool, no_report: bool, out: Path | None, others: "Results | None", quiet: bool
+) -> None:
+    """Write tables, figures and report, unless left out, and print what there is now."""
+    from qlora_repeat.api.rendered import write_all
+    from qlora_repeat.cli.commands.collect import summary
+    from qlora_repeat.results.arms import distinct_adapters
+
     lines = distinct_adapters(results.arms())
     if all(row.status == "done" for row in results):
         lines.append(f"study {results.label}: every trial is done")
@@ -78,5 +92,3 @@ def command(
         lines.append(f"{paths[-1].parent}: tables, figures and {paths[-1].name}, {len(paths)} files")
     for line in () if quiet else lines:
         click.echo(line)
-    if unfinished:
-        raise unfinished[0]
