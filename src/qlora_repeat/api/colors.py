@@ -35,7 +35,7 @@ def colored(text: str, word: str) -> Text:
 
 
 def with_colored(text: str, words: Iterable[str], most: int | None = None) -> Text:
-    """The text with these words in their colors, or the first so many of them: names have no spaces."""
+    """Return the text with these words in their colors, at most the first `most` of them."""
     shown = Text(text)
     either = "|".join(map(re.escape, words))
     for found in list(re.finditer(rf"(?<!\S)(?:{either})(?![^\s,:;])", text))[:most]:

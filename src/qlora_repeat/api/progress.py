@@ -52,7 +52,7 @@ def _moving(shown: Console) -> Console:
 
 @dataclass
 class _Shown:
-    """What is told of a running job."""
+    """The last known progress of a running job."""
 
     stage: str = "starting"
     done: int = 0

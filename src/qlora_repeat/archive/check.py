@@ -29,9 +29,9 @@ def check_archive(unpacked: Unpacked, cache: Path | None) -> CheckedStudy:
 
 
 def _unlike(told: list[TrialResult], given: list[TrialResult]) -> Iterator[str]:
-    """In which trials the results that are told are not those that records give.
+    """Yield the trials whose collected results differ from those that their records give.
 
-    Of what is stale here, but was not where it was packed, the values must be the same.
+    Where a trial is stale here but was not when it was packed, the values must still be the same.
     """
     rows = [{row.name: row for row in results} for results in (told, given)]
     if len(rows[0]) < len(told):

@@ -30,7 +30,7 @@ MOST_FILES = 100_000
 LONGEST_NAME = 500
 
 ByteReport = Callable[[int, int], None]
-"""Is told how many bytes are done, of how many."""
+"""Called with the bytes done so far, and the bytes in all."""
 
 _PART = r"\w[\w.+@-]*"
 _KNOWN = re.compile(

@@ -34,7 +34,7 @@ _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
     metavar="N",
 )
 @click.option(
-    "--new-seeds", is_flag=True, help="Draw seeds anew where the trial did: another trial of the arm."
+    "--new-seeds", is_flag=True, help="Draw new seeds where the trial drew its own: another trial of the arm."
 )
 @click.option(
     "--accept",
@@ -72,10 +72,10 @@ def command(
     """Run one recorded trial again, and say how far it agrees.
 
     TRIAL is one of --study in --runs; or a trial's folder, which may be somebody else's; or in an archive, as
-    in theirs.zip:smollm2-135m/adamw-8bit/3. Settings and seeds are those of its records; only where models
-    and data come from is told by the study file: of an archive, or a folder that one was unpacked to, by its
-    own unless --study says otherwise. Nothing of the recorded trial is changed. Exit codes: 0 bitwise, 7
-    different, 8 within tolerance, 9 statistically consistent, 10 inconclusive.
+    in theirs.zip:smollm2-135m/adamw-8bit/3. Settings and seeds come from its records. Only the sources of
+    models and data come from the study file; an archive, or the folder it was unpacked to, brings its own,
+    unless --study names another. The recorded trial is not changed. Exit codes: 0 bitwise, 7 different, 8
+    within tolerance, 9 statistically consistent, 10 inconclusive.
 
     \b
     Example:
