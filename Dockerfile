@@ -1,15 +1,15 @@
-# The kit, with everything that its lock files pin; `make image` builds it, see docs/howto/run-on-a-cluster.md.
+# The kit with all packages that its lock files pin. `make image` builds it; see docs/howto/run-on-a-cluster.md.
 #
-# BASE_IMAGE    a base with the libraries of a GPU's driver interface; torch brings its own CUDA.
-#               `make base-image` says whether its tag still has this digest
-# SNAPSHOT      the day whose packages of Ubuntu or Debian are installed, if not that in container/install.sh;
-#               empty: what the base is set to
+# BASE_IMAGE    the base, with the libraries of a GPU's driver interface; torch brings its own CUDA.
+#               `make base-image` checks whether its tag still has this digest
+# SNAPSHOT      the day of the Ubuntu or Debian archive that packages come from (default: see
+#               container/install.sh); empty: the package sources of the base
 # ACCELERATOR   the build of torch: cuda or cpu
-# COMMIT        the kit's, for records and labels; with -dirty where files are not as committed
-# LOCK          the digest of what the lock files pin, as in records
+# COMMIT        the commit of the kit, for records and labels; ends in -dirty if files were changed
+# LOCK          the digest of the lock files, as in records
 #
-# For package indexes of one's own: a pip.conf and the certificates that it names as /run/ca.crt can be given as
-# secrets, pipconf and ca. They leave no trace in the image.
+# To use other package indexes, pass a pip.conf as the secret `pipconf`, and the certificates that it names as
+# /run/ca.crt as the secret `ca`. They leave no trace in the image.
 ARG BASE_IMAGE=docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04@sha256:f8ef28f579ea42a44b415d2c5d46f788e6a9b395c6c83f2929416e1fc192c143
 
 FROM ${BASE_IMAGE} AS packages

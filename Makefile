@@ -1,21 +1,21 @@
 # From a clean checkout to tables and figures: `make all`. Every target: `make help`.
 #
-#   STUDY        a study in studies/, or the path of a TOML file; cut short: paper@12-steps-4-rows
-#   RANDOMNESS   another of the study's profiles: as-published, seeded or bitwise (docs/explanation/method.md)
-#   TRIAL        one trial, as model/optimizer/number, where a target would otherwise take them all
+#   STUDY        a study in studies/, or the path of a TOML file; shortened: paper@12-steps-4-rows
+#   RANDOMNESS   the study's profile: as-published, seeded or bitwise (docs/explanation/method.md)
+#   TRIAL        one trial, as model/optimizer/number (default: all trials)
 #   OPTIONS      more options for `verify` and `submit`, such as "--stages evaluate"
-#   COMPARE      what tables also compare with: published (the paper's numbers), a study, or a results file
-#   JOBS         how many trials `run` and `attribute` work on at once
+#   COMPARE      what `tables` compares the results with: published (the paper's numbers), a study, or a results file
+#   JOBS         how many trials `run` and `attribute` run in parallel
 #   MODEL, OPTIMIZER, SOURCES, REPLICATES
-#                what `attribute` looks at: the arm, the sources, and how many trials each gets
-#   GPU, GPUS    what `plan` is to plan for: such as a100-80gb, or GB of memory; and how many
+#                the arm and the sources that `attribute` examines, and the number of trials for each source
+#   GPU, GPUS    the GPU that `plan` plans for (a100-80gb, or GB of memory), and the number of GPUs
 #   REHEARSAL    the folder of `make rehearsal`: its hub, its cache, its results, its tables
-#   OUT          the folder of tables and figures, where that is not paper/build/STUDY
-#   ACCELERATOR  which build of torch .venv gets: cpu, cuda, or auto (cuda where nvidia-smi works)
-#   PYTHON       the Python that .venv is made from, or several to try
+#   OUT          the folder of tables and figures (default: paper/build/STUDY)
+#   ACCELERATOR  the build of torch in .venv: cpu, cuda, or auto (cuda where nvidia-smi works)
+#   PYTHON       the Python for .venv, or several to try in order
 #   ENGINE, IMAGE, SIF, BASE_IMAGE, SNAPSHOT, RESULTS, CACHE, BUILD_OPTIONS, CONTAINER_OPTIONS
-#                what images are made of and run with (docs/howto/run-on-a-cluster.md)
-#   KIT_PYTHON   the Python of an environment that has the kit already (its full path): .venv is then not used
+#                how images are built and run (docs/howto/run-on-a-cluster.md)
+#   KIT_PYTHON   the full path of a Python that has the kit installed; make uses it instead of .venv
 STUDY ?= pocket
 REHEARSAL ?= $(CURDIR)/runs/rehearsal
 ACCELERATOR ?= auto
@@ -24,7 +24,7 @@ PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.NOTPARALLEL: # targets follow each other; trials run side by side within `run`
+.NOTPARALLEL: # targets run one after the other; `run` runs trials in parallel
 .DEFAULT_GOAL := all
 
 BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
@@ -45,9 +45,9 @@ COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 all: setup $(if $(TRIAL),run collect tables figures report) ## run the whole study: trials, results, tables, figures, report
 	$(if $(TRIAL),,$(RUN) $(TO) $(COMPARED))
 
-setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if lock files or pyproject.toml are newer than it
+setup: $(if $(KIT_PYTHON),,.venv/.kit) ## make .venv, if it is older than the lock files or pyproject.toml
 
-plan: setup ## estimate memory, disk and hours (GPU=a100-80gb), before anything is fetched
+plan: setup ## estimate memory, disk and hours without fetching anything (GPU=a100-80gb)
 	@$(KIT) plan "$(NAMED)" $(if $(GPU),--gpu "$(GPU)") $(if $(GPUS),--gpus "$(GPUS)")
 
 fetch: setup ## fetch the study's models and data, and verify them
@@ -55,36 +55,36 @@ fetch: setup ## fetch the study's models and data, and verify them
 
 finetune: fetch ## train the adapters
 merge: finetune ## merge the adapters into the base models
-evaluate: merge ## measure perplexity, record responses
-time: evaluate ## time the responses to the prompts
+evaluate: merge ## measure perplexity and record responses
+time: evaluate ## measure the time of responses to the prompts
 finetune merge evaluate time:
 	$(KIT) $@ $(or $(TRIAL),--all) --study "$(NAMED)"
 
-run: setup ## fetch, then run what is missing, several trials at once
+run: setup ## fetch, then run the missing trials in parallel
 	$(RUN) $(if $(TRIAL),,--no-report)
 
-rehearsal: setup ## run the paper's whole study on miniature models, offline: minutes
+rehearsal: setup ## run the paper's whole study on miniature models, offline, in minutes
 	@export HF_HOME="$(REHEARSAL)/hub" HF_HUB_OFFLINE=1 QLORA_REPEAT_CACHE="$(REHEARSAL)/cache"
 	export QLORA_REPEAT_RUNS="$(REHEARSAL)" QLORA_REPEAT_LOCK="$(REHEARSAL)/paper.lock"
 	$(KIT) miniature paper --out "$$HF_HOME"
 	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows RANDOMNESS=$(RANDOMNESS) TRIAL= OUT="$(REHEARSAL)/tables"
 
 ##@ Look at results
-collect: setup ## gather the trials' records in one results file
-tables: setup ## write the paper's tables; STUDY=published: of the paper's own numbers
+collect: setup ## collect the trials' records in one results file
+tables: setup ## write the paper's tables (STUDY=published takes the paper's numbers)
 figures: setup ## draw the paper's Figure 4
-report: setup ## write one HTML file, to read without a network
-paper: tables ## make one PDF of tables and figure; needs LaTeX
+report: setup ## write one HTML file that opens offline
+paper: tables ## make one PDF of the tables and the figure; needs LaTeX
 	@$(KIT) figures "$(NAMED)" $(TO) || [ $$? -eq 3 ] # results without loss curves have tables only
 	$(KIT) paper "$(NAMED)" $(TO)
 ##@ Inspect and compare
-attribute: setup ## find which source of randomness makes trials differ, by an experiment
+attribute: setup ## run an experiment that finds which source of randomness makes trials differ
 	$(KIT) attribute "$(NAMED)" $(ARM) $(FREED) $(if $(JOBS),--jobs $(JOBS)) $(TO)
-doctor: setup ## show the machine, and what would stop the study here
+doctor: setup ## check whether the study can run on this machine
 	@$(KIT) doctor "$(NAMED)"
-status: setup ## show what is done, stale, damaged or missing
-check: setup ## re-hash everything, and name what is damaged
-verify: setup ## run TRIAL again, and say how far it agrees (OPTIONS="--steps 10")
+status: setup ## show which trials are done, stale, damaged or missing
+check: setup ## hash every file again, and name the damaged ones
+verify: setup ## run TRIAL again, and compare it with its record (OPTIONS="--steps 10")
 	@$(KIT) verify "$(or $(TRIAL),$(error verify needs TRIAL=model/optimizer/number))" --study "$(NAMED)" $(OPTIONS)
 list: setup ## show the study and its trials
 	@$(KIT) show "$(NAMED)"
@@ -102,9 +102,9 @@ docker-all: ## run `make all` in the image of Docker or Podman
 	@container/run.sh docker $(INSIDE)
 apptainer-all: ## run `make all` in Apptainer's image
 	@container/run.sh apptainer $(INSIDE)
-image-test: ## try the image offline: its packages, and one trial of the pocket study
+image-test: ## test the image offline: import its packages, run one trial of the pocket study
 	@container/try.sh docker $(TRIAL)
-sif-test: ## try Apptainer's image offline
+sif-test: ## test Apptainer's image offline
 	@container/try.sh apptainer $(TRIAL)
 submit: setup ## submit the study to Slurm (OPTIONS="--partition gpu --image qlora-repeat.sif")
 	@$(KIT) submit "$(NAMED)" $(TO) $(OPTIONS)
@@ -113,7 +113,7 @@ submit: setup ## submit the study to Slurm (OPTIONS="--partition gpu --image qlo
 test: setup ## run the tests
 	$(BIN)python -m pytest --numprocesses 2
 
-lint: setup ## check style, formatting, and the import contracts of the layers
+lint: setup ## check style, formatting, and the imports between layers
 	$(BIN)python -m ruff check
 	$(BIN)python -m ruff format --check
 	$(BIN)lint-imports --no-cache
@@ -121,14 +121,14 @@ lint: setup ## check style, formatting, and the import contracts of the layers
 types: setup ## check types
 	$(BIN)python -m mypy src
 
-bench: setup ## compare the kit with a plain script; half an hour on two cores
+bench: setup ## compare the speed of the kit and a plain script; half an hour on two cores
 	@$(BIN)python -m pip install --disable-pip-version-check -qq --no-deps --require-hashes -r lockfiles/bench.txt
 	$(BIN)python benchmarks/speed.py
 
 lock: setup ## write the lock files (UPGRADE=--upgrade takes newer versions)
 	$(BIN)python lockfiles/refresh.py $(UPGRADE)
 
-base-image: ## check the base image's pinned digest (UPDATE=--update pins the new one)
+base-image: ## check the pinned digest of the base image (UPDATE=--update pins the new one)
 	@$(firstword $(foreach python,$(PYTHON),$(shell command -v $(python)))) container/base_image.py $(UPDATE)
 
 web: ## bundle the report's scripts from lockfiles/web; needs npm
@@ -142,10 +142,10 @@ help: ## show this list
 	@awk -F ':.*## ' '/^##@ / { printf "%s%s\n", separator, substr($$0, 5); separator = "\n" }
 	/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The environment. Each stamp is made last, so that an interrupted set-up starts over. .packages holds the name
-# of the torch build inside, and asking for another makes .venv anew; `auto` accepts the one that is there.
+# The environment. Each stamp file is written last, so an interrupted setup starts over. .packages holds the name of
+# the installed torch build; asking for another build makes .venv again, and `auto` accepts the installed one.
 
-# What a Python needs; a name may be a shim for a version that is not there.
+# Run this in each candidate: it fails where a module is missing, or where the name is a shim for an absent version.
 FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 
 ifeq ($(filter auto cpu cuda,$(ACCELERATOR)),)

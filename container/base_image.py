@@ -1,6 +1,7 @@
-"""Whether the base image's tag still has the pinned digest: `make base-image`; --update pins its new one.
+"""Check whether the tag of the base image still has the pinned digest (`make base-image`).
 
-Its name stands in two files, Dockerfile and apptainer.def, which must agree. Needs Python alone.
+With --update, pin the new digest. Dockerfile and apptainer.def both name the image and must agree. The
+script needs only Python.
 """
 
 import json
@@ -28,7 +29,7 @@ KINDS = ", ".join(
 
 
 def pinned(root: Path) -> re.Match[str]:
-    """The one base image that the files name."""
+    """Return the base image that both files name; exit if they do not agree."""
     found = {file: PINNED.search((root / file).read_text(encoding="utf-8")) for file in FILES}
     for file, match in found.items():
         if match is None:
@@ -40,7 +41,7 @@ def pinned(root: Path) -> re.Match[str]:
 
 
 def current_digest(host: str, name: str, tag: str) -> str:
-    """The digest that a registry gives for a tag now (OCI distribution specification, end-3)."""
+    """Return the current digest of a tag in a registry (OCI distribution specification, end-3)."""
     host = REGISTRIES.get(host, host)
     scheme = "http" if host.partition(":")[0] in ("localhost", "127.0.0.1") else "https"
     request = urllib.request.Request(f"{scheme}://{host}/v2/{name}/manifests/{tag}", method="HEAD")
@@ -57,7 +58,7 @@ def current_digest(host: str, name: str, tag: str) -> str:
 
 
 def anonymous_token(challenge: str) -> str:
-    """What a registry wants to see even from anybody, from where its challenge says (RFC 6750)."""
+    """Return a token for anonymous access, from the address in a registry's challenge (RFC 6750)."""
     asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     query = urllib.parse.urlencode({key: asked[key] for key in ("service", "scope") if key in asked})
     with urllib.request.urlopen(f"{asked['realm']}?{query}", timeout=60) as answer:
@@ -69,7 +70,7 @@ def main(root: Path = ROOT) -> None:
     try:
         digest = current_digest(image["host"], image["name"], image["tag"])
     except (OSError, KeyError) as error:
-        sys.exit(f"{image['host']}: does not tell the digest of {image['name']}:{image['tag']} ({error})")
+        sys.exit(f"{image['host']}: cannot get the digest of {image['name']}:{image['tag']} ({error})")
     if digest == image["digest"]:
         print(f"{image['name']}:{image['tag']} still has the pinned digest, {digest}")
     elif "--update" in sys.argv[1:]:
@@ -79,12 +80,12 @@ def main(root: Path = ROOT) -> None:
                 path.read_text(encoding="utf-8").replace(image["digest"], digest), encoding="utf-8"
             )
         print(
-            f"{image['name']}:{image['tag']}: {' and '.join(FILES)} pin {digest} now, not {image['digest']}"
+            f"{image['name']}:{image['tag']}: {' and '.join(FILES)} now pin {digest}, not {image['digest']}"
         )
     else:
         sys.exit(
-            f"{image['name']}:{image['tag']} has the digest {digest} now, and {image['digest']} is pinned; "
-            "`make base-image UPDATE=--update` pins the new one"
+            f"{image['name']}:{image['tag']} now has the digest {digest}, but {image['digest']} is pinned; "
+            "run `make base-image UPDATE=--update` to pin the new one"
         )
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the image: container/build.sh docker|apptainer [OPTION OF THE ENGINE...]
+# Build the image: container/build.sh docker|apptainer [OPTION OF THE ENGINE...]
 set -euo pipefail
 # shellcheck source=container/engine.sh
 . "$(dirname "$0")/engine.sh"
 : "${ACCELERATOR:=cuda}"
-case $ACCELERATOR in cpu | cuda) ;; *) echo "ACCELERATOR=$ACCELERATOR: an image has torch for cpu or cuda" >&2; exit 2 ;; esac
+case $ACCELERATOR in cpu | cuda) ;; *) echo "ACCELERATOR=$ACCELERATOR: expected cpu or cuda" >&2; exit 2 ;; esac
 
-lock_digest() { # as records have it; without a Python that can tell, the label is empty
+lock_digest() { # as in records; empty if no Python can compute it
 	local python
 	for python in ${PYTHON:-python3}; do
 		PYTHONPATH=src "$python" -c "from qlora_repeat.system.fingerprint import lock_digest
@@ -24,7 +24,7 @@ case $kind in
 docker)
 	find_engine
 	[ -z "${BASE_IMAGE:-}" ] || inputs+=(BASE_IMAGE="$BASE_IMAGE")
-	# Every file and the image itself are dated by the commit.
+	# Every file and the image get the time of the commit.
 	if "$ENGINE" --version | grep -qi podman; then dated=(--timestamp "$made")
 	else dated=(--build-arg=SOURCE_DATE_EPOCH="$made"); fi
 	DOCKER_BUILDKIT=1 "$ENGINE" build --tag "$IMAGE" "${inputs[@]/#/--build-arg=}" "${dated[@]}" "$@" .

@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# What an image consists of, for Dockerfile and apptainer.def alike.
+# Install the parts of an image; Dockerfile and apptainer.def both use it.
 #
-#   container/install.sh system [PACKAGE...]   the distribution's packages, as they were on the day of $SNAPSHOT
-#   container/install.sh packages              /opt/kit: Python's, from lockfiles/, with torch for $ACCELERATOR
-#   container/install.sh kit                   the kit in /kit, into /opt/kit
-#   container/install.sh mounts                the folders for results, models and data
-#   container/install.sh sources ID CODENAME   shows where a distribution's packages come from
-#   container/install.sh clean                 removes what names the day of the build, or only serves to install
+#   container/install.sh system [PACKAGE...]   install packages of the distribution from the day of $SNAPSHOT
+#   container/install.sh packages              install the locked Python packages in /opt/kit, torch for $ACCELERATOR
+#   container/install.sh kit                   install the kit from /kit in /opt/kit
+#   container/install.sh mounts                make the folders for results, models and data
+#   container/install.sh sources ID CODENAME   print where packages of a distribution come from
+#   container/install.sh clean                 remove logs, caches and other files that differ between builds
 set -euo pipefail
-umask 022 # whoever runs the image is not who built it
+umask 022 # the user of the image must be able to read all files
 here=$(cd "$(dirname "$0")/.." && pwd)
 
-# What the kit needs besides Python's packages: the base image brings a GPU's libraries, torch the rest.
+# What the kit needs besides Python packages. The base image has the libraries of the GPU driver, torch the rest.
 SYSTEM=(ca-certificates make python3)
 
-# The day of the archive; set, but empty: what the base image is set to.
+# The day of the package archive; if it is set to nothing, the package sources of the base image are used.
 : "${SNAPSHOT=20261101T000000Z}"
 
-sources() { # ID CODENAME: as /etc/os-release has them
+sources() { # ID CODENAME, as in /etc/os-release
 	local url security component=main keys=/usr/share/keyrings/$1-archive-keyring.gpg
 	case $1 in
 	ubuntu)
 		url=http://snapshot.ubuntu.com/ubuntu/$SNAPSHOT security=$url
-		component='main universe' ;; # the latter has python3-venv
+		component='main universe' ;; # universe has python3-venv
 	debian)
 		url=http://snapshot.debian.org/archive/debian/$SNAPSHOT
 		security=http://snapshot.debian.org/archive/debian-security/$SNAPSHOT ;;
 	*)
-		echo "container/install.sh: no snapshots of $1 are known; build with SNAPSHOT= (empty)" >&2
+		echo "container/install.sh: expected ubuntu or debian, not $1; for another distribution, build with SNAPSHOT= (empty)" >&2
 		exit 2 ;;
 	esac
 	local options="[check-valid-until=no signed-by=$keys]"
@@ -44,7 +44,7 @@ install_system() {
 		rm -rf /etc/apt/sources.list /etc/apt/sources.list.d
 		echo "$found" > /etc/apt/sources.list
 	fi
-	# As root throughout: a build without subordinate ids has no other user.
+	# apt must stay root: a build without subordinate ids has no other user.
 	apt-get -qq -o APT::Sandbox::User=root update
 	DEBIAN_FRONTEND=noninteractive apt-get -qq -o APT::Sandbox::User=root install -y --no-install-recommends \
 		"${SYSTEM[@]}" "$@" >/dev/null
@@ -69,16 +69,16 @@ install_kit() {
 	compile /opt/kit "$here/src"
 	printf '{"base": "%s", "commit": "%s"}\n' "${BASE_IMAGE:-}" "${COMMIT:-}" > "$here/image.json" # for records
 	mkdir -p "$here/runs"
-	chmod -R a+rX "$here" # of a clone with a strict umask, too
+	chmod -R a+rX "$here" # the clone may have been made with a strict umask
 	make_mounts
 }
 
-make_mounts() { # for whoever runs it, also where nothing is mounted
+make_mounts() { # any user can write here, even if nothing is mounted
 	mkdir -p "$here/runs" /cache/huggingface /cache/qlora-repeat
 	chmod 1777 "$here/runs" /cache /cache/*
 }
 
-compile() { # valid whatever the time of the source says: an image is read-only, and is to be the same again
+compile() { # bytecode without the time of its source, so that each build gives the same files
 	PYTHONHASHSEED=0 /opt/kit/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash "$@" || true
 }
 

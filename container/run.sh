@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command in the image: container/run.sh docker|apptainer COMMAND...
+# Run a command in the image: container/run.sh docker|apptainer COMMAND...
 #
-# The root is read-only, the user is whoever asks, and of the host there are three folders: that of results,
-# and CACHE/huggingface and CACHE/qlora-repeat. $CONTAINER_OPTIONS are given to the engine.
+# The root of the container is read-only. The command runs as the calling user, and sees three folders of the
+# host: RESULTS, CACHE/huggingface and CACHE/qlora-repeat. The engine also gets $CONTAINER_OPTIONS.
 set -euo pipefail
 # shellcheck source=container/engine.sh
 . "$(dirname "$0")/engine.sh"
@@ -17,10 +17,10 @@ case $kind in
 docker)
 	find_engine
 	user=$(id -u):$(id -g)
-	case $("$ENGINE" info --format '{{.SecurityOptions}}' 2>/dev/null) in *rootless*) user=0:0 ;; esac # is who asks
+	case $("$ENGINE" info --format '{{.SecurityOptions}}' 2>/dev/null) in *rootless*) user=0:0 ;; esac # there, root is the calling user
 	options+=(--rm --read-only --tmpfs /tmp --user "${CONTAINER_USER:-$user}" "${folders[@]/#/--volume=}")
-	options+=(--security-opt label=disable) # SELinux, which would hide the folders
-	if "$ENGINE" --version | grep -qi podman; then # also where it is named docker
+	options+=(--security-opt label=disable) # SELinux would hide the folders
+	if "$ENGINE" --version | grep -qi podman; then # Podman may be installed as docker
 		[ "$(id -u)" = 0 ] || options+=(--userns keep-id)
 		! has_gpu || options+=(--device nvidia.com/gpu=all)
 	else

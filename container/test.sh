@@ -1,5 +1,5 @@
 #!/bin/sh
-# What an image must be able to do wherever it is: seconds, no GPU, no network, nothing written.
+# Test an image in seconds, without a GPU or a network, and without writing files.
 set -e
 qlora-repeat --version
 /opt/kit/bin/python -c "

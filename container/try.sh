@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tries an image, without a network: what it must be able to do, and the pocket study's first trial.
+# Test an image without a network: run container/test.sh, then the first trial of the pocket study.
 #
 #   container/try.sh docker|apptainer [TRIAL]
 set -euo pipefail

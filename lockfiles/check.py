@@ -1,8 +1,8 @@
 """Check that the lock files resolve on every Python and machine that the kit supports.
 
-`make lock` ends with it, and a test runs it. It resolves pyproject.toml, pocket.in and bench.in with the
-locked versions alone. For each Python and machine, every package must be in a lock file, with the hash of a
-file that fits.
+`make lock` runs it at the end, and so does a test. It resolves pyproject.toml, pocket.in and bench.in with
+only the locked versions. For each Python and machine, every package must be in a lock file, with the hash of
+a file that can be installed there.
 """
 
 import re
@@ -41,7 +41,7 @@ def read_locks(folder: Path, *names: str) -> Locked:
 
 
 def problems(folder: Path = LOCKS) -> list[str]:
-    """Return what is wrong with the lock files, a line each.
+    """Return the problems of the lock files, one line each.
 
     Raises:
         ConnectionError: no package index answers.
@@ -97,7 +97,7 @@ def _file_name(file: dict[str, Any]) -> str:
 
 
 def _tags(python: tuple[int, int], machine: str) -> set[Tag]:
-    """Return the tags of the wheels that fit, with a C library as old as glibc 2.28."""
+    """Return the tags of wheels that can be installed there, with glibc 2.28."""
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(28, 16, -1)]
     platforms += [f"manylinux2014_{machine}", f"manylinux2010_{machine}", f"manylinux1_{machine}"]
     interpreter = f"cp{python[0]}{python[1]}"
@@ -108,7 +108,7 @@ def _tags(python: tuple[int, int], machine: str) -> set[Tag]:
 
 
 def _cpu_problems(folder: Path, locked: Locked) -> Iterator[str]:
-    """Yield what is wrong with torch-cpu.txt as far as it shows without PyTorch's own index."""
+    """Yield the problems of torch-cpu.txt that can be found without PyTorch's index."""
     version, hashes = read_locks(folder, "torch-cpu").get("torch", ("", set()))
     other = locked.get("torch", ("no torch",))[0]
     if version != f"{other}+cpu":

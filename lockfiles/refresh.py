@@ -1,9 +1,9 @@
-"""Write the lock files anew from pyproject.toml, pocket.in and bench.in: `make lock`.
+"""Write the lock files from pyproject.toml, pocket.in and bench.in: `make lock`.
 
-Packages keep their locked versions unless pyproject.toml rules these out or an argument for uv says
-otherwise: `--upgrade`, `--upgrade-package NAME`. One resolution, for Python 3.11 on x86_64, makes build.txt,
-torch-cuda.txt, runtime.txt and dev.txt, so no package has two versions. Then check.py says whether it holds
-on every Python and machine that the kit supports.
+Packages keep their locked versions unless pyproject.toml excludes them or an argument for uv says otherwise:
+`--upgrade`, `--upgrade-package NAME`. One resolution, for Python 3.11 on x86_64, gives build.txt,
+torch-cuda.txt, runtime.txt and dev.txt, so each package has one version. Then check.py checks the files for
+every Python and machine that the kit supports.
 """
 
 import re
@@ -22,25 +22,25 @@ Pins = dict[str, str]  # a package's name, and the lines that pin it
 
 
 def compiled(output: Path, *arguments: str) -> Pins:
-    """What uv resolves its arguments to, preferring the versions that `output` holds already."""
+    """Return what uv resolves its arguments to; it prefers the versions that `output` already has."""
     command = [sys.executable, "-m", "uv", "pip", "compile", *arguments, f"--output-file={output}", "--quiet"]
     command += ["--generate-hashes", "--no-header", "--annotation-style=line"]
     command += ["--python-version=3.11", "--python-platform=x86_64-manylinux_2_28"]
     subprocess.run(command, cwd=LOCKS.parent, check=True)
-    # A package's name starts at the margin, its hashes and notes are indented.
+    # Lines with a package's name are not indented; its hashes and notes are.
     blocks = re.split(r"^(?=[a-z0-9])", output.read_text(), flags=re.MULTILINE)[1:]
     return {block.split("==")[0]: block for block in blocks}
 
 
 def write(name: str, pins: Pins, packages: Iterable[str]) -> None:
-    """Leaves a file that is right already untouched, so `make` sees no reason to install anew."""
+    """Write a lock file, unless it is up to date: then `make` need not install again."""
     lock, text = LOCKS / name, HEADER + "".join(pins[package] for package in sorted(packages))
     if not lock.exists() or lock.read_text() != text:
         lock.write_text(text)
 
 
 def refresh(folder: Path, options: list[str]) -> None:
-    """Resolve everything at once, then find out which part of it belongs in which lock file."""
+    """Resolve all packages at once, then divide them among the lock files."""
     everything, part = folder / "everything.txt", folder / "part.txt"
     groups = ("pyproject.toml", "--group=build", "--group=dev")
     locked = [LOCKS / name for name in ("build.txt", "torch-cuda.txt", "runtime.txt", "dev.txt")]

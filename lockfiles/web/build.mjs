@@ -1,4 +1,4 @@
-// Writes the one file of other people's code that a report has, and their licenses.
+// Bundle the libraries of a report in one file, and write their licenses.
 import { build } from "esbuild";
 import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 
@@ -20,7 +20,7 @@ for (const path of Object.keys(metafile.inputs)) {
   const found = path.match(/.*node_modules\/((?:@[^/]+\/)?[^/]+)\//);
   if (found) names.add(found[1]);
 }
-const licenses = new Map(); // a license's text, and the packages that have it
+const licenses = new Map(); // the text of each license: the packages that have it
 for (const name of [...names].sort()) {
   const home = `node_modules/${name}`;
   const { version, license } = JSON.parse(readFileSync(`${home}/package.json`, "utf8"));

@@ -1,4 +1,4 @@
-// All of other people's code that a report has.
+// All libraries that a report uses.
 import DataTable from "datatables.net";
 import embed from "vega-embed";
 import { expressionInterpreter } from "vega-interpreter";

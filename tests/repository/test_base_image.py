@@ -1,4 +1,4 @@
-"""`make base-image`: whether a tag still has the pinned digest, asked of a registry on this machine."""
+"""`make base-image` compares the pinned digest with the digest in a registry (here: a local one)."""
 
 import json
 import os
@@ -19,7 +19,7 @@ FILES = ("Dockerfile", "apptainer.def")
 
 
 class Registry(BaseHTTPRequestHandler):
-    """One tag of one image, for whoever has asked for a token."""
+    """Serve one tag of one image to clients that have asked for a token."""
 
     digest = OLD
 
@@ -58,7 +58,7 @@ def registry() -> Iterator[tuple[type[Registry], str]]:
 
 @pytest.fixture
 def checkout(tmp_path: Path, registry: tuple[type[Registry], str]) -> Path:
-    """A copy of the files that name the base image, which is of the registry here."""
+    """Return a copy of the files that name the base image, with an image of the local registry."""
     (tmp_path / "container").mkdir()
     shutil.copy(ROOT / "container/base_image.py", tmp_path / "container")
     for name in FILES:
@@ -74,7 +74,7 @@ def base_image(checkout: Path, *options: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_a_tag_that_has_moved_is_told_and_pinned_when_asked_for(
+def test_a_tag_that_has_moved_is_reported_and_pinned_with_update(
     checkout: Path, registry: tuple[type[Registry], str]
 ) -> None:
     same = base_image(checkout)
@@ -91,7 +91,7 @@ def test_a_tag_that_has_moved_is_told_and_pinned_when_asked_for(
     assert base_image(checkout).returncode == 0
 
 
-def test_what_is_wrong_is_told_in_a_line(checkout: Path) -> None:
+def test_a_problem_is_reported_in_one_line(checkout: Path) -> None:
     recipe = checkout / "apptainer.def"
     right = recipe.read_text()
     recipe.write_text(right.replace("nv/cuda:13.0", "nv/cuda:12.0"))
@@ -104,7 +104,7 @@ def test_what_is_wrong_is_told_in_a_line(checkout: Path) -> None:
             path.read_text().replace("nv/cuda:13.0", "nv/cuda:14.0").replace(":14.0\n", f":14.0@{OLD}\n")
         )
     unknown = base_image(checkout)
-    assert "does not tell the digest of nv/cuda:14.0 (HTTP Error 404" in unknown.stderr
+    assert "cannot get the digest of nv/cuda:14.0 (HTTP Error 404" in unknown.stderr
     assert len(unknown.stderr.splitlines()) == 1
 
 
@@ -128,10 +128,10 @@ def test_system_packages_come_from_the_archive_of_a_day(
     assert parts[0] in lines[2]
 
 
-def test_what_has_no_such_archive_is_told_in_a_line() -> None:
+def test_a_distribution_without_such_an_archive_is_reported_in_one_line() -> None:
     done = installs("20260101T000000Z", "sources", "arch", "rolling")
     assert done.returncode == 2
-    assert done.stderr.startswith("container/install.sh: no snapshots of arch are known")
+    assert done.stderr.startswith("container/install.sh: expected ubuntu or debian, not arch")
 
 
 def installs(snapshot: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
