@@ -1,13 +1,13 @@
-"""The plain script: QLoRA with transformers' Trainer, peft and bitsandbytes, as their documents show it.
+"""Run QLoRA as a plain script, as the documents of transformers, peft and bitsandbytes show it.
 
-What `benchmarks/speed.py` compares the kit with. One call is one trial in a process of its own: quantize the
-base while loading it, train, save, merge by peft, measure perplexity one example at a time, answer prompts.
-There is no trace, no checkpoint and no record; nothing is slower than its authors would write it.
+`benchmarks/speed.py` compares the kit with this script. Each call runs one trial: load and quantize the base
+model, train, save, merge with peft, measure perplexity one example at a time, answer prompts. It writes no
+trace, checkpoint or record, and is as fast as the authors of these libraries would write it.
 
 python benchmarks/baseline.py BASE TRAIN TEST OUT [--trainer sft] [--steps 20] [--seed 1]
 
-BASE is a folder that transformers loads, TRAIN and TEST are JSON lines with a key `text`. The last line
-printed is one JSON object: seconds of each part, perplexity, responses, peak memory of training.
+BASE is a folder that transformers loads; TRAIN and TEST are JSON lines with a key `text`. The last line of
+output is one JSON object: the seconds of each part, perplexity, responses, peak memory of training.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MAX_LENGTH, NEW_TOKENS = 128, 20
 
 
 def one_by_one(model: Any, tokenizer: Any, texts: Iterable[str]) -> tuple[list[float], int]:
-    """The negative log-likelihood of each text, and the number of predicted tokens of all."""
+    """Return the negative log-likelihood of each text, and the total number of predicted tokens."""
     import torch
 
     losses, tokens = [], 0
@@ -39,7 +39,7 @@ def one_by_one(model: Any, tokenizer: Any, texts: Iterable[str]) -> tuple[list[f
 
 
 def main() -> None:
-    """One trial."""
+    """Run one trial."""
     parser = argparse.ArgumentParser()
     parser.add_argument("base")
     parser.add_argument("train")

@@ -1,4 +1,4 @@
-"""Do the statistics hold what they promise with seven trials? How many does an effect need? Minutes, no GPU.
+"""Check the statistics for seven trials by simulation, and how many trials an effect needs (minutes, no GPU).
 
     python benchmarks/coverage.py                # all parts
     python benchmarks/coverage.py coverage       # intervals and the test of equal spread
@@ -6,8 +6,8 @@
     python benchmarks/coverage.py attribution    # intervals of shares and total effects
     python benchmarks/coverage.py laboratories   # intervals of spreads within and between laboratories
 
-Values are drawn from families that the paper's tables suggest, with a generator and a seed of its own. Each
-share has its 95 % Wilson interval over the simulated studies.
+The script draws values from families of distributions that the paper's tables suggest. Each table has its own
+generator and seed. Each share has its 95 % Wilson interval over the simulated studies.
 """
 
 import math
@@ -43,7 +43,7 @@ def _lognormal(sigma: float) -> Callable[[np.random.Generator, tuple[int, int]],
 
 
 def _collapse(often: float) -> Callable[[np.random.Generator, tuple[int, int]], Values]:
-    """Perplexities of which a share collapses; logarithms deviate by 0.3 there and 0.1 elsewhere."""
+    """Return a sampler of perplexities of which this share collapses; their logs have SD 0.3, others 0.1."""
 
     def draw(generator: np.random.Generator, shape: tuple[int, int]) -> Values:
         collapsed = generator.random(shape) < often
@@ -70,18 +70,18 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Value
     "collapse in 4 of 7": (_collapse(4 / 7), _collapse_deviation(4 / 7)),
     "collapse in 1 of 7": (_collapse(1 / 7), _collapse_deviation(1 / 7)),
 }
-"""How an arm's values are drawn, and their true standard deviation."""
+"""For each family, the sampler of an arm's values and their true standard deviation."""
 
 
 def percent(hits: Values) -> str:
-    """The share of true values, with its interval."""
+    """Return the share of true values, with its interval."""
     found = share(int(hits.sum()), len(hits))
     assert found is not None
     return f"{100 * hits.mean():.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
 
 
 def within(bounds: Values, truth: float | Values) -> Values:
-    """Whether intervals (low, high) have the true value, each."""
+    """Return for each interval (low, high) whether it holds the true value."""
     return (bounds[:, 0] <= truth) & (truth <= bounds[:, 1])
 
 
@@ -155,21 +155,21 @@ def prediction_coverage(generator: np.random.Generator, studies: int = 20_000) -
         "95 %, Student's",
         "99 % (used)",
         "99 %, Student's",
-        "two further of six, as verify asks",
+        "two further trials after six, as in verify",
         "range of the seven",
     ]
     return _table("Prediction interval for one further trial: coverage (%)", heads, rows)
 
 
 def tested(ours: Values, theirs: Values, ratio: float = 1.0) -> tuple[Values, Values]:
-    """The p-value of each study's two arms, and whether its interval has the true ratio of spreads."""
+    """Return each study's p-value for its two arms, and whether its interval holds the true ratio."""
     found = [compare_spreads(a, b) for a, b in zip(ours.tolist(), theirs.tolist(), strict=True)]
     bounds = np.array([(each.low, each.high) for each in found if each])
     return np.array([each.p for each in found if each]), within(bounds, ratio)
 
 
 def brown_forsythe(ours: Values, theirs: Values) -> Values:
-    """The p-values of the test as scipy has it, on the log scale."""
+    """Return the p-values of scipy's Brown-Forsythe test, on the log scale."""
     found: Values = stats.levene(np.log(ours).T, np.log(theirs).T, center="median").pvalue
     return found
 
@@ -183,7 +183,7 @@ def false_findings(generator: np.random.Generator, studies: int = 5_000) -> str:
         p, _ = tested(ours, theirs)
         rows.append([name, *(percent(each <= 0.05) for each in (p, brown_forsythe(ours, theirs), f))])
     heads = ["family of both arms", "permuted distances (used)", "Brown-Forsythe", "F test"]
-    return _table("Test of equal spread on the log scale, 5 %: equal arms that it rejects (%)", heads, rows)
+    return _table("Test of equal spread on the log scale, 5 %: rejections of equal arms (%)", heads, rows)
 
 
 def findings(generator: np.random.Generator, studies: int = 2_000) -> str:
@@ -220,7 +220,7 @@ def _found(p: Values, other: Values) -> list[str]:
 
 
 def trials_needed(generator: np.random.Generator) -> str:
-    """The fewest trials in each arm that find a ratio in four of five cases."""
+    """Tabulate the smallest number of trials in each arm that finds a ratio in four of five cases."""
     rows = []
     for ratio, starts, studies in (
         (10.0, 6, 4_000),
@@ -237,7 +237,7 @@ def trials_needed(generator: np.random.Generator) -> str:
                 p, _ = tested(ours, np.exp(0.02 * generator.normal(size=(studies, n))))
                 if (p <= level).mean() >= 0.8:
                     break
-                n += max(1, int(n * (0.8 - (p <= level).mean()) / 5))  # small steps: it must not step over
+                n += max(1, int(n * (0.8 - (p <= level).mean()) / 5))  # small steps find the smallest n
             cells += [str(n), percent(p <= level)]
         rows.append([f"{ratio:g}", *cells, "{} and {}".format(*TRIALS_NEEDED[ratio])])
     heads = ["ratio", "trials at 5 %", "found (%)", "trials at 1.25 %", "found (%)", "TRIALS_NEEDED"]
@@ -254,18 +254,18 @@ LEVELS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Values]] = {
         + 0.1 * generator.normal(size=shape)
     ),
 }
-"""How the levels of a source are drawn; their standard deviation is 1, or near."""
+"""For each family, the sampler of a source's levels; LEVEL_DEVIATIONS has their standard deviation."""
 LEVEL_DEVIATIONS = {
     "normal": 1.0,
     "t, 3 degrees of freedom": 1.0,
     "one level in seven far off": math.hypot(1, 0.1),
 }
 NOISE = 1e-3
-"""The standard deviation of what a disturbance such as a nudge does to one fine-tuning."""
+"""The standard deviation of the change that a small disturbance, such as a nudge, makes in one trial."""
 
 
 def shares_of_sources(generator: np.random.Generator, studies: int = 4_000) -> str:
-    """Experiments as of `qlora-repeat attribute` on outcomes with two sources that matter, 7 replicates."""
+    """Tabulate experiments like those of `qlora-repeat attribute`, with two sources that matter."""
     rows = []
     for n in (N, 20):
         for name, draw in LEVELS.items():
@@ -288,7 +288,7 @@ def shares_of_sources(generator: np.random.Generator, studies: int = 4_000) -> s
 
 
 def _attributed(generator: np.random.Generator, draw: Callable[..., Values], mixed: float, n: int) -> Values:
-    """Of one experiment: whether intervals cover, interactions are found, and the larger source is named."""
+    """Return whether an experiment's intervals cover, it finds interactions, and names the larger source."""
     alone = np.array([0.25, 0.25] if mixed else [0.8, 0.2])
     first, second = draw(generator, (2, n)), draw(generator, (2, n))
 
@@ -314,7 +314,7 @@ def _attributed(generator: np.random.Generator, draw: Callable[..., Values], mix
 
 
 def spreads_of_laboratories(generator: np.random.Generator, studies: int = 4_000) -> str:
-    """Laboratories of seven runs whose SD is 1 within, and whose means spread half or twice as much."""
+    """Tabulate laboratories of seven trials with SD 1 within, whose means have SD 0.5 or 2."""
     rows = []
     for count in (3, 5, 8):
         for name, draw in LEVELS.items():
@@ -334,16 +334,16 @@ def spreads_of_laboratories(generator: np.random.Generator, studies: int = 4_000
                             (found.reproducibility_high or 0) / (found.reproducibility_low or math.nan),
                         ]
                     )
-                told = np.array(hits)
+                measured = np.array(hits)
                 label = f"{count} laboratories, {name}, between {between:g}"
-                cells = [percent(told[:, place]) for place in range(3)]
-                rows.append([label, *cells, f"{np.nanmedian(told[:, 3]):.1f}"])
+                cells = [percent(measured[:, place]) for place in range(3)]
+                rows.append([label, *cells, f"{np.nanmedian(measured[:, 3]):.1f}"])
     heads = ["study", "s_r (used)", "s_r, chi-square", "s_R (used)", "s_R: high / low, median"]
     return _table("Intervals of spreads within and between laboratories, 95 %: coverage (%)", heads, rows)
 
 
 def _exact(values: Values) -> tuple[float, float]:
-    """The interval of the SD within laboratories that holds of normal values."""
+    """Return the exact interval of the SD within laboratories for normal values."""
     freedom = values.size - len(values)
     squares = freedom * values.var(axis=1, ddof=1).mean()
     low, high = np.sqrt(squares / stats.chi2.ppf([0.975, 0.025], freedom))
@@ -363,7 +363,7 @@ PARTS: dict[str, tuple[Callable[[np.random.Generator], str], ...]] = {
 
 
 def main(parts: list[str]) -> None:
-    """Prints the tables of these parts."""
+    """Print the tables of these parts."""
     for part in parts or list(PARTS):
         generator = np.random.default_rng(SEED)
         for table in PARTS[part]:

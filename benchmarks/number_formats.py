@@ -1,19 +1,18 @@
-"""Which number format do printed perplexities come from? A test of the paper's numbers, without its runs.
+"""Find the number format of the paper's perplexities from their printed digits (a second).
 
     python benchmarks/number_formats.py
 
-A half-precision format has few numbers: float16 has 1,024 between 8 and 16, where three decimals have 8,000.
-So a column of numbers that all lie on such a grid was, all but surely, computed in that format; and if they
-also lie on the coarser grid of the exponentials of the format's numbers, so was the loss that they are the
-exponentials of.
+A half-precision format has few numbers: float16 has 1,024 between 8 and 16, while three decimals give 8,000.
+If all numbers of a column lie on such a grid, they were almost certainly computed in that format. If they
+also lie on the coarser grid of exponentials of the format's numbers, then so was the loss.
 
-Chance is modeled thus: without a grid, each number with that many decimals between two powers of two is as
-likely as any other, and the printed numbers are independent.
+The probability by chance assumes that, without a grid, all numbers with the same decimals between two powers
+of two are equally likely, and that the printed numbers are independent.
 
-Prints, in a second and as Markdown: for each model and optimizer how many printed values may be a number of
-float16 or bfloat16, or the exponential of one, with the probability of as many by chance; then each value of
-the GPT-NeoX models with the numbers that it may be; and how the runs of Llama2-7B alternate. For
-docs/findings.md.
+The output is Markdown, for docs/explanation/findings.md. For each model and optimizer, it says how many
+printed values can be a number of float16 or bfloat16, or the exponential of one, with the probability of at
+least this number by chance. Then it lists each value of the GPT-NeoX models with the numbers that it can be,
+and shows how the runs of Llama2-7B alternate.
 """
 
 import csv
@@ -34,16 +33,16 @@ Numbers = NDArray[np.float64]
 FORMATS = ("float16", "bfloat16")
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 BASE = "base"
-"""Stands for the optimizer, of a model before fine-tuning."""
+"""Takes the place of the optimizer for a model before fine-tuning."""
 GRIDS = [*FORMATS, *(f"exp-{name}" for name in FORMATS)]
 HEADINGS = ["float16", "bfloat16", "exp of a float16 loss", "exp of a bfloat16 loss"]
 SHOWN = {"gpt-neox-20b": "float16", "gpt-neoxt-chat-20b": "bfloat16"}
-"""The models on a grid, and which."""
+"""The models whose numbers lie on a grid, and its format."""
 
 
 @dataclass(frozen=True)
 class Printed:
-    """A perplexity of Table 1 or 2, to the digit."""
+    """A perplexity of Table 1 or 2 as printed."""
 
     model: str
     optimizer: str
@@ -53,16 +52,16 @@ class Printed:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many printed numbers lie on a grid."""
+    """The number of printed values that lie on a grid."""
 
     found: int
     of: int
     chance: float
-    """The probability of at least so many without a grid."""
+    """The probability of at least `found` values without a grid."""
 
 
 def read_perplexities(folder: Path) -> list[Printed]:
-    """Tables 1 and 2 of ``paper/published/``, and the bases of section IX; zeros at the end included."""
+    """Return Tables 1 and 2 of ``paper/published/`` and section IX's base models, with trailing zeros."""
     rows = []
     for name in ("table-01.csv", "table-02.csv", "base-perplexity.csv"):
         with (folder / name).open(encoding="utf-8", newline="") as file:
@@ -80,7 +79,7 @@ def read_perplexities(folder: Path) -> list[Printed]:
 
 @cache
 def grid(name: str) -> Numbers:
-    """All positive finite numbers of a format; of ``exp-FORMAT``, the exponentials of its losses."""
+    """Return all positive finite numbers of a format; for ``exp-FORMAT``, the exponentials of its losses."""
     if name.startswith("exp-"):
         return np.unique(_exponentials(name.removeprefix("exp-"))[1])
     if name == "float16":
@@ -89,14 +88,14 @@ def grid(name: str) -> Numbers:
 
 
 def losses_of(number: float, name: str) -> list[float]:
-    """The losses of a format whose exponential, in that format, is this number of it."""
+    """Return the losses of a format whose exponential in that format is this number."""
     losses, exponentials = _exponentials(name)
     return [float(loss) for loss in losses[exponentials == number]]
 
 
 @cache
 def _exponentials(name: str) -> tuple[Numbers, Numbers]:
-    """The losses of a format from 0.5, and their exponentials: of float32, rounded, as torch has them."""
+    """Return a format's losses from 0.5, and their exponentials as in torch: in float32, then rounded."""
     losses = grid(name)
     losses = losses[(losses >= 0.5) & (losses < math.log(LARGEST[name]))]
     exact = np.exp(losses).astype(np.float32)
@@ -108,7 +107,7 @@ def _exponentials(name: str) -> tuple[Numbers, Numbers]:
 
 
 def sources(text: str, name: str) -> list[float]:
-    """The numbers of a grid that may be printed like this: rounded, or cut, to the decimals that it has."""
+    """Return the numbers of a grid that give this text when rounded or truncated to its decimals."""
     digits = _decimals(text)
     wanted = round(float(text) * 10.0**digits)
     numbers = _between(name, _power_of_two(float(text)))
@@ -116,12 +115,12 @@ def sources(text: str, name: str) -> list[float]:
 
 
 def lies_on(text: str, name: str) -> bool:
-    """Whether a printed number may be one of a grid."""
+    """Return whether a printed number can be a number of the grid."""
     return bool(sources(text, name))
 
 
 def share_on(text: str, name: str) -> float:
-    """Of all numbers with as many decimals between the same powers of two, how many may be of the grid."""
+    """Return the share of numbers with the same decimals and power of two that can be numbers of the grid."""
     digits, low = _decimals(text), _power_of_two(float(text))
     count = round(low * 10.0**digits)
     printed = {each for number in _between(name, low) for each in _printed_as(number, digits)}
@@ -129,14 +128,14 @@ def share_on(text: str, name: str) -> float:
 
 
 def agreement(texts: Iterable[str], name: str) -> Agreement:
-    """How many of these lie on a grid, and the probability of at least so many by chance."""
+    """Return how many of these lie on a grid, and the probability of at least this number by chance."""
     texts = list(texts)
     found = sum(lies_on(text, name) for text in texts)
     return Agreement(found, len(texts), at_least(found, [share_on(text, name) for text in texts]))
 
 
 def at_least(count: int, shares: Iterable[float]) -> float:
-    """The probability that so many or more of independent events happen (the Poisson binomial law)."""
+    """Return the probability that at least `count` of the independent events happen (Poisson binomial)."""
     law = [1.0]
     for share in shares:
         law = [(1 - share) * stay + share * come for stay, come in zip([*law, 0.0], [0.0, *law], strict=True)]
@@ -144,7 +143,7 @@ def at_least(count: int, shares: Iterable[float]) -> float:
 
 
 def step(value: float, name: str) -> float:
-    """From a number of a format to the next: its resolution there."""
+    """Return the distance from a number of a format to the next."""
     bits = {"float16": 10, "bfloat16": 7}[name]
     return _power_of_two(value) * 2.0**-bits
 
@@ -154,20 +153,20 @@ def _decimals(text: str) -> int:
 
 
 def _power_of_two(value: float) -> float:
-    """The largest that is not above the value."""
+    """Return the largest power of two that is not above the value."""
     return math.ldexp(1.0, math.frexp(value)[1] - 1)
 
 
 @cache
 def _between(name: str, low: float) -> Numbers:
-    """The numbers of a grid from a power of two to the next."""
+    """Return the numbers of a grid from a power of two to the next."""
     numbers = grid(name)
     return numbers[(numbers >= low) & (numbers < 2 * low)]
 
 
 def _printed_as(number: Any, digits: int) -> set[int]:
-    """What a number may be printed as, times a power of ten: cut, or rounded."""
-    scaled = float(number) * 10.0**digits  # exact: so few binary digits times so few decimal ones
+    """Return the number truncated and rounded to this number of decimals, as integers times 10**-digits."""
+    scaled = float(number) * 10.0**digits  # exact, since both factors have few digits
     return {math.floor(scaled), math.floor(scaled + 0.5)}
 
 
@@ -192,7 +191,7 @@ def _agreements(printed: list[Printed]) -> list[list[str]]:
 
 
 def _value(each: Printed) -> list[str]:
-    """The number that a printed value may be, and the loss whose exponential that is."""
+    """Return a row: a printed value, the number that it can be, and the loss whose exponential that is."""
     name = SHOWN[each.model]
     found = sources(each.text, name)
     losses = [loss for number in found for loss in losses_of(number, name)]
@@ -218,14 +217,12 @@ def _alternation(printed: list[Printed]) -> list[str]:
             pattern = "".join("H" if one else "L" for one in high)
             lines.append(
                 f"{model} {optimizer}: above 1,000 (H) or not (L), runs 1 to 7: {pattern}; "
-                f"{math.comb(len(high), sum(high))} orders of as many are possible"
+                f"{math.comb(len(high), sum(high))} orders with the same number of H are possible"
             )
     above = [each for each in printed if float(each.text) > LARGEST["float16"]]
     lines.append(f"above float16's largest, {LARGEST['float16']:,.0f}: " + _named(above))
     above = [each for each in printed if each.model.startswith("llama") and float(each.text) > 32000]
-    lines.append(
-        "above the 32,000 of a model that takes all tokens of Llama's as equally likely: " + _named(above)
-    )
+    lines.append("above 32,000, the perplexity if all tokens of Llama are equally likely: " + _named(above))
     return lines
 
 

@@ -1,12 +1,12 @@
-"""What the kit itself costs: seconds of its commands on studies of up to 1,000 trials; some minutes, no GPU.
+"""Measure the time of the kit's commands on studies of up to 1,000 trials (some minutes, no GPU).
 
     python benchmarks/own_cost.py [FOLDER]
 
-Writes 1,000 finished trials of a tiny study to a temporary folder, and prints, as Markdown: the best of three
-times of `--help`, and of `status`, `collect` and `tables` on the first 125, 250, 500 and 1,000 of them, which
-are trials of the same five models and five optimizers; and 1,000 trials' time as a multiple of 500 trials',
-about 2 where each trial costs the same. Then, for a FOLDER of results such as runs/pocket@bitwise, what
-`recording.py` prints: the share of a trial's time that goes into its trace, checkpoints, digests and records.
+The script writes 1,000 finished trials of a tiny study (five models, five optimizers) to a temporary folder.
+It prints, as Markdown, the best of three times of `--help`, and of `status`, `collect` and `tables` on the
+first 125, 250, 500 and 1,000 trials, and the ratio of the times for 1,000 and 500 trials: about 2 if each
+trial costs the same. For a FOLDER of results, such as runs/pocket@bitwise, it then prints the output of
+`recording.py`: the share of a trial's time that its trace, checkpoints, digests and records take.
 """
 
 import os
@@ -33,13 +33,13 @@ from qlora_repeat.study.optimizers import OptimizerName  # noqa: E402
 from qlora_repeat.study.trial import Trial  # noqa: E402
 
 SIZES = (125, 250, 500, 1000)
-"""Trials."""
+"""Numbers of trials."""
 MODELS = 5
 OPTIMIZERS = get_args(OptimizerName)
 REPEATS = 3
-"""Of each command, of which the quickest counts: nothing that disturbs it makes it quicker."""
+"""Each command is timed this many times; the shortest time counts, since disturbances only add time."""
 POINTS = 30
-"""Of a trial's loss curve: as many as those of longer trials have."""
+"""Points of a trial's loss curve, as in longer trials."""
 
 
 def main(folder: Path | None) -> None:
@@ -66,7 +66,7 @@ def main(folder: Path | None) -> None:
 
 
 def write_study(folder: Path, trials: int) -> Path:
-    """Writes the file of a study of so many trials; all sizes have the same name, and so the same results."""
+    """Write a study file with this number of trials; all sizes have the same name, so they share results."""
     shared, *models = tiny_text().split("[models.")
     lines = {"trials = 2": f"trials = {trials // (MODELS * len(OPTIMIZERS))}"}
     lines['optimizers = ["adamw-8bit", "adamw-32bit"]'] = f"optimizers = {_toml(OPTIMIZERS)}"
@@ -83,9 +83,9 @@ def write_study(folder: Path, trials: int) -> Path:
 
 
 def write_trials(study_file: Path, runs: Path, cache: Path) -> None:
-    """Fills the cache and finishes every trial, with outputs that differ as those of true trials do."""
+    """Fill the cache and finish every trial, with outputs that differ as in real trials."""
     study, draw = load_study(str(study_file)), random.Random(0)
-    with patch("os.fsync"):  # nothing here is to outlive a power cut
+    with patch("os.fsync"):  # these files need not survive a power failure
         fill_cache(study, cache)
         finish_study(study, runs, cache, lambda trial: _outputs(trial, draw))
 
@@ -122,7 +122,7 @@ def _outputs(trial: Trial, draw: random.Random) -> Outputs:
 
 
 def _quickest(arguments: Sequence[str]) -> float:
-    """Seconds of a command of the kit, as the console calls it."""
+    """Return the shortest time of a command of the kit in seconds, called as in a console."""
     command = [str(Path(sys.executable).with_name("qlora-repeat")), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     taken = []

@@ -1,4 +1,4 @@
-"""Where a benchmark has a study's results, its models and data."""
+"""Workspaces for benchmarks."""
 
 from pathlib import Path
 
@@ -8,6 +8,6 @@ from qlora_repeat.study.workspace import Workspace
 
 
 def at(study: Study, runs: Path = Path(), cache: Path | None = None) -> Workspace:
-    """The study with its results in a folder; its models and data are where they always are."""
+    """Return the study's workspace with results in this folder; the default cache holds models and data."""
     lock, file = runs / "study.lock", Path(f"{study.name}.toml")
     return Workspace(study, runs, cache or cache_folder(), lock, file, study.name)

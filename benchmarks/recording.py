@@ -1,13 +1,13 @@
-"""What recording costs, as shares of a trial's time, from a study's results.
+"""Measure the cost of recording as shares of a trial's time, from a study's results.
 
     python benchmarks/recording.py runs/pocket@bitwise
 
-Prints, for each model, the median over its trials of three shares in per cent: of the adapter's digests for
-the trace, and of checkpoints, in the time of fine-tuning; of all recording in the time of the four stages.
-Digests and checkpoints were timed in the trial. The rest was not, and is done again here, in a temporary
-folder beside the trial, for its disk: the lines of the trace; the hashing of what stages left, and of as many
-bytes as the base and twice the merged model have (from memory, since merged models are seldom kept); inputs,
-fingerprints and records.
+The script prints three shares for each model, in percent, as medians over its trials: digests of the adapter
+in the time of fine-tuning, checkpoints in the time of fine-tuning, and all recording in the time of the four
+stages. The trial itself timed its digests and checkpoints. The script repeats the rest in a temporary folder
+beside the trial, on the same disk: write the trace; hash the files of the stages, and the number of bytes of
+the base model and twice the merged model (in memory, since merged models are rarely kept); take inputs and
+fingerprints; write records.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.hashing import file_digest, weights_digest
 
 SAMPLE = bytes(1 << 28)
-"""What is hashed to learn how long a byte takes."""
+"""Bytes to hash, for the time of one byte."""
 
 
 def print_shares(folder: Path) -> None:
-    """Prints the shares of each model of a study, whose results are in the folder."""
-    import torch  # noqa: F401  (a trial has it, when it asks for its fingerprint)
+    """Print the shares of each model of a study from its folder of results."""
+    import torch  # noqa: F401  (in a trial, torch is imported before the fingerprint is taken)
 
     once = _seconds(lambda: [fingerprint(), *(code_digest(*MODULES[stage]) for stage in STAGES)])
     per_byte = _seconds(lambda: hashlib.sha256(SAMPLE)) / len(SAMPLE)
@@ -43,12 +43,12 @@ def print_shares(folder: Path) -> None:
         if shares:
             medians = [statistics.median(column) for column in zip(*shares, strict=True)]
             named = zip(("digests", "checkpoints", "all recording"), medians, strict=True)
-            told = ", ".join(f"{name} {value:.2f} %" for name, value in named)
-            print(f"{model.name}: {len(shares)} trials, {told}")
+            cells = ", ".join(f"{name} {value:.2f} %" for name, value in named)
+            print(f"{model.name}: {len(shares)} trials, {cells}")
 
 
 def _records(trial: Path) -> tuple[Path, list[Record]] | None:
-    """A trial's folder and its records, if it has all four."""
+    """Return a trial's folder and its records; None if it does not have all four."""
     records = [read_record(trial / f"{stage}.json") for stage in STAGES]
     whole = [record for record in records if record is not None]
     return (trial, whole) if len(whole) == len(STAGES) else None

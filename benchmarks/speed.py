@@ -1,12 +1,12 @@
-"""How long the kit takes for what a plain script does, side by side in one run, as ratios.
+"""Compare the time of the kit with a plain script that does the same work, as ratios from one run.
 
 make bench, or: python benchmarks/speed.py [--only trial,arm,perplexity,workers,step]
 
 The plain script is `benchmarks/baseline.py`. Both fine-tune SmolLM2-135M for 20 steps on the same quotes,
-merge, measure the perplexity of the same 500 and answer the same prompts, with float32 arithmetic and all
-cores. The kit works bitwise (`benchmarks/speed.toml`), and from a cache that has no copies when the run
-begins. Takes half an hour on two cores; it says little where something else runs. The last line is one JSON
-object of the ratios kit / plain script.
+merge, measure the perplexity of the same 500 quotes and answer the same prompts, with float32 arithmetic and
+all cores. The kit runs in bitwise mode (`benchmarks/speed.toml`), and its cache has no copies of models at
+first. This takes half an hour on two cores, and means little if other programs run at the same time. The last
+line is one JSON object with the ratios kit / plain script.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from qlora_repeat.assets.base_models import base_folder, load_full, load_tokeniz
 from qlora_repeat.assets.datasets import batch_order, encode, part_rows
 from qlora_repeat.cli.options import silence_libraries
 from qlora_repeat.execution.run_study import fetch_missing
-from qlora_repeat.records.record import read_record
+from qlora_repeat.records.record import Record, read_record
 from qlora_repeat.stages.perplexity import ExampleLoss, example_losses, perplexity
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
@@ -44,13 +44,13 @@ MODEL = "smollm2-135m"
 ARM = f"{MODEL}/adamw-8bit"
 STAGES = "finetune,merge,evaluate"
 LOSS_BOUND = 1e-4
-"""How far an example's loss in a batch may be from that of the example alone, relative to it."""
+"""The largest allowed relative difference between an example's loss in a batch and alone."""
 PARTS = ("trial", "arm", "perplexity", "workers", "step")
 
 
 @dataclass
 class Bench:
-    """A folder with all that the runs need, and what they gave."""
+    """The folder with all inputs of the runs, and their results."""
 
     folder: Path
     cores: int
@@ -58,7 +58,7 @@ class Bench:
     ratios: dict[str, float] = field(default_factory=dict)
 
     def study(self, threads: int) -> Path:
-        """The file of the study, with so many threads for each trial."""
+        """Write the study file with this number of threads for each trial; return its path."""
         path = self.folder / f"{threads}-threads" / "speed.toml"
         path.parent.mkdir(exist_ok=True)
         text = (HERE / "speed.toml").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ class Bench:
         return path
 
     def add(self, what: str, plain: float, kit: float, unit: str, key: str | None = None) -> None:
-        """A row of the table, and one of the ratios."""
+        """Add a row to the table and, with a key, a ratio to the last line."""
         self.rows.append([what, f"{plain:,.2f} {unit}", f"{kit:,.2f} {unit}", f"{kit / plain:.2f}"])
         print(*self.rows[-1], sep=" | ", flush=True)
         if key:
@@ -74,7 +74,7 @@ class Bench:
 
 
 def main() -> None:
-    """Runs what is asked for, prints a table, and the ratios in the last line."""
+    """Run the chosen parts, print a table, and the ratios in the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join(PARTS), help="some of: %(default)s")
     only = parser.parse_args().only.split(",")
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def prepare(bench: Bench) -> Study:
-    """The study's base and data, and the quotes as the plain script wants them."""
+    """Fetch the study's base model and data, and write the quotes for the plain script."""
     study = load_study(str(bench.study(bench.cores)))
     workspace = at(study, bench.folder)
     fetch_missing(workspace, lambda line: print(line, file=sys.stderr))
@@ -109,7 +109,7 @@ def prepare(bench: Bench) -> Study:
     for part in ("bases", "data"):
         (bench.folder / "cache" / part).symlink_to(workspace.cache / part)
     train, test = (part_rows(workspace, "quotes", part, 42) for part in ("train", "test"))
-    seen = [train[row] for [row] in batch_order(len(train), 1, 20, 42)]  # what the kit's trials see
+    seen = [train[row] for [row] in batch_order(len(train), 1, 20, 42)]  # the rows of the kit's trials
     for name, rows in (("train", seen), ("test", test[: study.evaluation.examples])):
         lines = [json.dumps({"text": row["quote"]}) + "\n" for row in rows]
         (bench.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -117,7 +117,7 @@ def prepare(bench: Bench) -> Study:
 
 
 def trials_and_arm(bench: Bench) -> None:
-    """Seven trials of the plain script, one after the other; the kit's between them, and as an arm."""
+    """Time seven trials of the plain script one by one, with the kit's in between, and then the kit's arm."""
     single = bench.study(bench.cores)
     kit(bench, "trial", f"{MODEL}/base", "--study", single)  # once for all trials of a model
     plain, ours = [], []
@@ -135,7 +135,7 @@ def trials_and_arm(bench: Bench) -> None:
     print("parts with TRL, s:", {name: round(value, 1) for name, value in sft["seconds"].items()}, flush=True)
     middle = statistics.median(each["wall"] for each in plain)
     bench.add("one trial", middle, statistics.median(ours), "s", "trial")
-    bench.add("one trial, the first: nothing kept yet", middle, ours[0], "s")
+    bench.add("one trial, the first (empty cache)", middle, ours[0], "s")
     bench.add("one trial, against TRL's SFTTrainer", sft["wall"], statistics.median(ours), "s")
 
     many = bench.study(1)
@@ -154,7 +154,7 @@ def trials_and_arm(bench: Bench) -> None:
 
 
 def same_bits(bench: Bench, single: Path, many: Path) -> None:
-    """Proves by digest that each way gave the adapter of the plain path: 4 bits, no copy, alone."""
+    """Check that all trials have the adapter of the plain path: 4-bit weights, no cached copy, run alone."""
     for study, runs in ((single, "runs"), (many, "arm")):
         shutil.rmtree(bench.folder / "cache" / "quantized")
         kit(bench, "finetune", f"{ARM}/2", "--study", f"{study}@nf4", runs="plain")
@@ -167,21 +167,24 @@ def same_bits(bench: Bench, single: Path, many: Path) -> None:
 
 
 def recording(bench: Bench, study: Path) -> None:
-    """The share of trace, digests and checkpoints in the trials of the arm."""
+    """Print the share of digests and checkpoints in the time of the arm's trials."""
     shares = []
     for number in range(1, 8):
         tuned = record(bench, study, number, "finetune", "arm")
         spent = tuned["digest_seconds"] + tuned["checkpoint_seconds"]
         whole = sum(
-            recorded_seconds(bench, study, number, stage) for stage in ("finetune", "merge", "evaluate")
+            stage_record(bench, study, number, stage, "arm").seconds
+            for stage in ("finetune", "merge", "evaluate")
         )
         shares.append((100 * spent / tuned["train_seconds"], 100 * spent / whole))
     of_training, of_trial = (statistics.median(share) for share in zip(*shares, strict=True))
-    print(f"trace and checkpoints: {of_training:.1f} % of training, {of_trial:.1f} % of a trial", flush=True)
+    print(
+        f"digests and checkpoints: {of_training:.1f} % of training, {of_trial:.1f} % of a trial", flush=True
+    )
 
 
 def compare_perplexity(bench: Bench, study: Study) -> None:
-    """500 quotes, one by one and in batches, on the base at the same precision; twice, in turns."""
+    """Time 500 quotes one by one and in batches, on the same base model and precision; twice, in turns."""
     folder = base_folder(at(study), MODEL)
     tokenizer, model = load_tokenizer(folder), load_full(folder, study.precision.compute)
     rows = part_rows(at(study), "quotes", "test", 42)[: study.evaluation.examples]
@@ -203,7 +206,7 @@ def compare_perplexity(bench: Bench, study: Study) -> None:
 
 
 def report_losses(alone: list[float], tokens: int, batched: list[ExampleLoss]) -> None:
-    """Prints how far the two ways are apart, of each example and as a whole."""
+    """Print how much the losses of the two ways differ, for each example and on average."""
     assert tokens == sum(loss.tokens for loss in batched)
     apart = [abs(one - loss.loss) / loss.tokens for one, loss in zip(alone, batched, strict=True)]
     relative = [abs(one - loss.loss) / one for one, loss in zip(alone, batched, strict=True)]
@@ -214,25 +217,25 @@ def report_losses(alone: list[float], tokens: int, batched: list[ExampleLoss]) -
         f"perplexity {perplexity(batched):.4f}",
         flush=True,
     )
-    assert mean < 5e-4, "the mean loss is not the same"
-    assert max(relative) < LOSS_BOUND, "an example's loss differs by more than the document on speed says"
+    assert mean < 5e-4, "the mean losses differ"
+    assert max(relative) < LOSS_BOUND, (
+        "an example's losses differ by more than docs/explanation/speed.md says"
+    )
 
 
 def compare_workers(bench: Bench) -> None:
-    """The fine-tuning of seven trials, one at a time and as many as there are cores, with a thread each."""
+    """Time the fine-tuning of seven trials with one thread each: one at a time, and one per core."""
     study = bench.study(1)
     alone, together = (
         kit(bench, "run", study, "--stages", "finetune", "--jobs", jobs, runs=f"jobs-{jobs}")
         for jobs in (1, bench.cores)
     )
-    print(
-        f"seven fine-tunings: 1 at a time {alone:.1f} s, {bench.cores} at a time {together:.1f} s: ", end=""
-    )
+    print(f"seven trials: 1 at a time {alone:.1f} s, {bench.cores} at a time {together:.1f} s: ", end="")
     print(f"{alone / together:.2f} times as fast", flush=True)
 
 
 def compare_steps(bench: Bench) -> None:
-    """Seconds of a step with weights in 4 bits and unpacked, by threads; in turns, the least of three."""
+    """Print the best of three times of a step, by threads, with 4-bit and unpacked weights in turns."""
     for threads in dict.fromkeys((1, bench.cores)):
         study, found = bench.study(threads), {"nf4": list[float](), "materialized": list[float]()}
         for _ in range(3):
@@ -248,7 +251,7 @@ def compare_steps(bench: Bench) -> None:
 
 
 def baseline(bench: Bench, seed: int, *options: str) -> dict[str, Any]:
-    """A trial of the plain script: what it printed, and its seconds from start to end (`wall`)."""
+    """Run a trial of the plain script; return its printed results and its total seconds (`wall`)."""
     study = load_study(str(bench.study(1)))
     base = base_folder(at(study, cache=bench.folder / "cache"), MODEL)
     files = [bench.folder / "train.jsonl", bench.folder / "test.jsonl", bench.folder / "plain-script"]
@@ -260,7 +263,7 @@ def baseline(bench: Bench, seed: int, *options: str) -> dict[str, Any]:
 
 
 def kit(bench: Bench, command: str, *arguments: object, runs: str = "runs") -> float:
-    """Seconds that a command of the kit takes, from start to end."""
+    """Run a command of the kit; return its total seconds."""
     folders = ["--runs", bench.folder / runs, "--cache", bench.folder / "cache"]
     began = time.perf_counter()
     called([Path(sys.executable).with_name("qlora-repeat"), command, *arguments, *folders], bench.folder)
@@ -268,13 +271,13 @@ def kit(bench: Bench, command: str, *arguments: object, runs: str = "runs") -> f
 
 
 def called(arguments: Sequence[object], folder: Path) -> list[str]:
-    """The lines that a Python program printed; with no hub to ask, and nothing from a user's cache of one."""
+    """Run a Python program offline and without the user's hub cache; return the lines that it prints."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "hub"),
         "PYTHONWARNINGS": "ignore",
-        "PYTHONDONTWRITEBYTECODE": "",  # as most users have it
+        "PYTHONDONTWRITEBYTECODE": "",  # the usual setting
     }
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment
@@ -285,19 +288,16 @@ def called(arguments: Sequence[object], folder: Path) -> list[str]:
 
 
 def record(bench: Bench, study: object, number: int, stage: Stage, runs: str = "runs") -> dict[str, Any]:
-    """What a stage of a trial measured."""
-    trial = at(load_study(str(study)), bench.folder / runs).trial(f"{ARM}/{number}")
-    found = read_record(trial.record(stage))
-    assert found is not None, trial.record(stage)
-    return found.outputs
+    """Return the outputs of a stage of a trial."""
+    return stage_record(bench, study, number, stage, runs).outputs
 
 
-def recorded_seconds(bench: Bench, study: Path, number: int, stage: Stage) -> float:
-    """How long a stage of a trial of the arm took."""
-    trial = at(load_study(str(study)), bench.folder / "arm").trial(f"{ARM}/{number}")
-    found = read_record(trial.record(stage))
-    assert found is not None, trial.record(stage)
-    return found.seconds
+def stage_record(bench: Bench, study: object, number: int, stage: Stage, runs: str) -> Record:
+    """Return the record of a stage of a trial."""
+    path = at(load_study(str(study)), bench.folder / runs).trial(f"{ARM}/{number}").record(stage)
+    found = read_record(path)
+    assert found is not None, path
+    return found
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Where the time of a step of fine-tuning goes, by torch's profiler; everything but the first step.
+"""Show with torch's profiler how the steps of fine-tuning spend their time, without the first step.
 
 python benchmarks/step_profile.py [STUDY] [TRIAL], such as: pocket@bitwise@nf4 smollm2-135m/adamw-8bit/1
 
-What the profiler itself takes is in the numbers, mostly in those of small operations. `operations` are those
-that compute, each of which would be a launch on a GPU, or several. Then it prints how much arithmetic matrix
-products have, and how fast they went, beside a product of two matrices of 2,000 x 2,000.
+The numbers contain the time of the profiler itself, mostly in small operations. `operations` counts those
+that compute; on a GPU, each would need at least one kernel launch. The last lines give the number of
+operations and the speed of matrix products, and for comparison the speed of a product of two matrices of
+2,000 x 2,000.
 """
 
 import dataclasses
@@ -34,12 +35,12 @@ VIEWS = {
     "aten::as_strided", "aten::lift_fresh", "aten::resolve_conj", "aten::resolve_neg", "aten::result_type",
     "aten::set_", "aten::to", "aten::view",
 }  # fmt: skip
-"""Operations that compute nothing."""
+"""Operations without arithmetic."""
 UNPACKING = ("bitsandbytes::dequantize_4bit", "bitsandbytes::dequantize_blockwise")
 
 
 def main(study_name: str = "pocket@bitwise@nf4", trial_name: str = "smollm2-135m/adamw-8bit/1") -> None:
-    """Prints the milliseconds of a step, and the shares of what they go to."""
+    """Print the milliseconds of a step, and the share of each kind of operation."""
     study = load_study(study_name)
     set_kernels(study.randomness.kernels, study.threads)
     profiler = profile(activities=[ProfilerActivity.CPU])
@@ -62,8 +63,8 @@ def main(study_name: str = "pocket@bitwise@nf4", trial_name: str = "smollm2-135m
     headers = ["", "ms a step", "%", "operations"]
     print(tabulate(rows, headers, tablefmt="github", floatfmt=(None, ".1f", ".1f")))
 
-    # The products are the same with unpacked weights, and there the counter sees all of them. It has a run of
-    # its own, since it takes time that would be counted above.
+    # The counter sees all products only with unpacked weights, where they are the same. It needs a separate
+    # run, since its own time would be counted above.
     counter = FlopCounterMode(display=False)
     finetuned(dataclasses.replace(study, weights="materialized"), trial_name, counter)
     billions = counter.get_total_flops() / 1e9
@@ -75,7 +76,7 @@ def main(study_name: str = "pocket@bitwise@nf4", trial_name: str = "smollm2-135m
 def finetuned(
     study: Study, trial_name: str, watching: AbstractContextManager[Any]
 ) -> tuple[dict[str, Any], float]:
-    """Fine-tunes, with `watching` entered for all steps but the first: the outputs, and their seconds."""
+    """Fine-tune with `watching` entered after the first step; return the outputs and the seconds after it."""
     times = []
 
     def progress(stage: str, done: int, total: int, loss: float | None) -> None:
@@ -93,7 +94,7 @@ def finetuned(
 
 
 def large_product() -> float:
-    """Billions of operations a second in a product of matrices that are large in every direction."""
+    """Return the speed of a product of large matrices, in billions of operations per second."""
     size, repeats = 2000, 5
     one, other = torch.ones(size, size), torch.ones(size, size)
     began = time.perf_counter()
@@ -103,14 +104,14 @@ def large_product() -> float:
 
 
 def _computes(event: Any) -> bool:
-    """Whether it is an operation that is not made of others and computes: on a GPU, a launch at least."""
+    """Return whether the event is an elementary operation with arithmetic (on a GPU, at least one launch)."""
     if event.name in (*PRODUCTS, *UNPACKING):
         return True
     return not event.cpu_children and event.name.startswith("aten::") and event.name not in VIEWS
 
 
 def _kind(event: Any) -> str:
-    """What an operation's own time is spent on."""
+    """Return the kind of work of an operation."""
     within = event
     while within is not None:
         if within.name.startswith("Optimizer.step"):

@@ -1,10 +1,11 @@
-"""Which settings would take the GPU memory of the paper's Table 3? Some minutes, no GPU.
+"""Find settings that need the GPU memory of the paper's Table 3 (some minutes, no GPU).
 
     python benchmarks/table_3.py
 
-Prints what fine-tuning takes for some lengths of the longest example, with and without gradient
-checkpointing, with today's libraries and with two habits of those of mid-2023, and the length at which each
-number of Table 3 is reached. Nothing is fitted: the CUDA context is the plan's nominal allowance.
+The script prints the memory of fine-tuning for several lengths of the longest example, with and without
+gradient checkpointing, with today's libraries and with two properties of the libraries of mid-2023. Then it
+prints the length that gives each number of Table 3. Nothing is fitted: the CUDA context is the nominal value
+of `plan`.
 """
 
 import dataclasses
@@ -32,13 +33,13 @@ from qlora_repeat.study.trial import Trial
 
 STUDY = load_study("paper")
 SIZES = {"gpt-neox-20b": ["gpt-neox-20b", "gpt-neoxt-chat-20b"], "llama2-7b": ["llama2-7b", "llama2-chat-7b"]}
-"""The paper's models of each architecture, which alone matters here."""
+"""The paper's models of each architecture; models with the same architecture need the same memory."""
 LENGTHS = (256, 512, 1024, 2048)
 MEMORY = find_gpu(PAPER_GPU).memory
 
 
 class _KeepingProduct(torch.autograd.Function):
-    """The product with a 4-bit matrix as bitsandbytes 0.41.0 has it: it keeps its input, at its precision."""
+    """The product with a 4-bit matrix as in bitsandbytes 0.41.0, which saves its input unchanged."""
 
     @staticmethod
     def forward(ctx: Any, factor: Any, packed: Any, bias: Any, state: Any) -> Any:
@@ -48,13 +49,13 @@ class _KeepingProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
-        _ = ctx.saved_tensors  # unpacked, though not needed: so checkpointing computes it again
+        _ = ctx.saved_tensors  # not needed, but with checkpointing this access computes it again
         matrix = dequantize_4bit(ctx.packed, ctx.state).to(gradient.dtype)
         return gradient @ matrix, None, None, None
 
 
 def _forward_of_2023(layer: Any, inputs: Any) -> Any:
-    # 0.41.0 takes the precision of its first input for its own, whatever it was told: here, float32.
+    # 0.41.0 computes in the precision of its first input, whatever the setting says: here, float32.
     bias = None if layer.bias is None else layer.bias.to(inputs.dtype)
     product = _KeepingProduct.apply(inputs, layer.weight, bias, layer.weight.quant_state)
     return product.to(inputs.dtype)
@@ -72,7 +73,7 @@ def _trial(name: str, length: int, checkpointing: bool) -> Trial:
 
 def _config(name: str, libraries: str) -> Any:
     architecture = dict(STUDY.bases[STUDY.models[name].base].architecture or {})
-    # Until autumn 2023, attention was written out: it kept its scores of every pair of tokens.
+    # Until autumn 2023, attention saved its scores of every pair of tokens.
     return model_config(
         architecture | ({"attn_implementation": "eager"} if libraries == "2023" else {}), name
     )
@@ -80,14 +81,14 @@ def _config(name: str, libraries: str) -> Any:
 
 @functools.cache
 def percent(name: str, length: int, checkpointing: bool, libraries: str) -> float:
-    """The peak of fine-tuning with 8-bit AdamW, in per cent of the paper's GPU."""
+    """Return the peak memory of fine-tuning with 8-bit AdamW, in percent of the paper's GPU."""
     bitsandbytes.nn.Linear4bit.forward = FORWARD[libraries]
     memory = finetune_memory(_trial(name, length, checkpointing), _config(name, libraries))
     return 100 * (memory.peak("adamw-8bit") + CONTEXT_BYTES) / MEMORY
 
 
 def length_for(name: str, wanted: float, libraries: str) -> int:
-    """The length that takes so many per cent without checkpointing, by a parabola through three lengths."""
+    """Return the length that needs this percentage without checkpointing, by a parabola through three."""
     (x1, y1), (x2, y2), (x3, y3) = [(each, percent(name, each, False, libraries)) for each in LENGTHS[1:]]
     slope = (y2 - y1) / (x2 - x1)
     curve = ((y3 - y2) / (x3 - x2) - slope) / (x3 - x1)
@@ -127,9 +128,7 @@ def main() -> None:
     for name in SIZES:
         weights = evaluate_memory(_trial(name, 512, True), _config(name, "today")).weights
         both = 100 * (weights + CONTEXT_BYTES) / MEMORY
-        print(
-            f"{name}: weights in float16 {100 * weights / MEMORY:.2f}, with the context {both:.2f} per cent"
-        )
+        print(f"{name}: weights in float16 {100 * weights / MEMORY:.2f}, with the context {both:.2f} percent")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Does `verify` give the right verdict? Hundreds of re-runs of a tiny trial, each changed in a known way.
+"""Measure how often `verify` gives the right verdict, on hundreds of re-runs with known changes.
 
     python benchmarks/verify_calibration.py run RESULTS [--trials 301] [--workers 2]
     python benchmarks/verify_calibration.py table RESULTS
 
-`run` fills the folder RESULTS, and goes on where it was interrupted. Tolerances are set on trials of their
-own, before all others, and the verdict that is right for each kind stands in EXPECTED: both before any re-run
-is judged. `table` prints how often the verdict was the right one. First: `qlora-repeat fetch pocket`.
+`run` fills the folder RESULTS, and resumes if it was interrupted. It sets tolerances on separate trials
+before it judges any re-run; EXPECTED has the right verdict for each kind of change. `table` prints how often
+the verdict was right. Run `qlora-repeat fetch pocket` first.
 """
 
 import argparse
@@ -42,11 +42,11 @@ from qlora_repeat.study.workspace import Workspace
 STUDY = "benchmarks/calibration.toml"
 MODEL, OPTIMIZER = "neox", "adamw-32bit"
 FIRST_NOISE_TRIAL = 901
-"""Trials that tolerances are set on; those that are judged are numbered from 1."""
+"""The number of the first trial for tolerances; trials to judge are numbered from 1."""
 MARGIN = 10.0
-"""Tolerances are so many times the largest noise that was seen."""
+"""Tolerances are the largest observed noise times this factor."""
 LEAST_FIRST_LOSS = 1e-6
-"""The loss of one forward pass has noise of a few units in float32's last place, where it shows any."""
+"""The smallest tolerance of the first loss, whose noise is at most a few units in float32's last place."""
 ARM = 7
 
 EXPECTED: dict[str, tuple[str, ...]] = {
@@ -62,15 +62,15 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "8-bit state for 32-bit": ("different",),
     "32-bit state for 8-bit": ("different",),
 }
-"""The verdict that is right for each kind of re-run. Two threads may well give the same bits.
+"""The right verdicts for each kind of re-run. Two threads may also give the same bits.
 
-Where something was changed that settings, seeds or rates would tell, the re-run claims the recorded ones:
-what was done is to be found by what came out.
+If the settings, seeds or learning rates would reveal a change, the re-run claims the recorded ones: `verify`
+must find the change in the results.
 """
 
 
 def altered(study: Study, **changes: Any) -> Study:
-    """The study with training, randomness or any other of its settings changed."""
+    """Return the study with changes in training, randomness or other settings."""
     model = study.models[MODEL]
     training = dataclasses.replace(model.training, **changes.pop("training", {}))
     randomness = dataclasses.replace(study.randomness, **changes.pop("randomness", {}))
@@ -83,7 +83,7 @@ def altered(study: Study, **changes: Any) -> Study:
 
 
 def rerun_trial(kind: str, study: Study, number: int, runs: Path) -> Trial:
-    """The trial that is run in place of recorded trial `number`."""
+    """Return the trial to run in place of recorded trial `number`."""
     optimizer = "adamw-8bit" if kind.endswith("8-bit") else OPTIMIZER
     if kind.startswith("one weight moved"):
         study = altered(study, randomness={"nudge": True})
@@ -96,13 +96,13 @@ def rerun_trial(kind: str, study: Study, number: int, runs: Path) -> Trial:
 
 
 def run_one(trial: Trial, seeds: dict[str, int] | None = None) -> Side:
-    run_trial(trial, ["finetune", "merge", "evaluate"], lambda *told: None, seeds=seeds)
+    run_trial(trial, ["finetune", "merge", "evaluate"], lambda *progress: None, seeds=seeds)
     return read_side("re-run", trial.folder)
 
 
 @contextlib.contextmanager
 def swapped_rows(kind: str, number: int) -> Iterator[None]:
-    """Exchanges the row that one of the trial's steps sees with another, where that is the kind."""
+    """For this kind, exchange the row of one of the trial's steps with another row."""
     if kind != "one example swapped":
         yield
         return
@@ -124,12 +124,12 @@ def swapped_rows(kind: str, number: int) -> Iterator[None]:
 
 
 def remembered() -> None:
-    """Let this process read the tokenizer once: it is the same for all trials."""
+    """Make this process read the tokenizer only once, since it is the same for all trials."""
     import gc
 
     import qlora_repeat.execution.preload  # noqa: F401
 
-    gc.freeze()  # collecting the libraries' own objects after each trial takes a quarter of its time
+    gc.freeze()  # otherwise garbage collection of library objects takes a quarter of each trial
     known: list[Any] = []
 
     def load(folder: Path) -> Any:
@@ -142,7 +142,7 @@ def remembered() -> None:
 
 
 def noise_of(work: Path, number: int) -> list[dict[str, Any]]:
-    """How far a nudge and another number of threads move one trial, for each optimizer."""
+    """Measure for each optimizer how far a nudge and another number of threads move one trial."""
     study, found = load_study(STUDY), []
     with scratch() as folder:
         for optimizer in (OPTIMIZER, "adamw-8bit"):
@@ -158,18 +158,18 @@ def noise_of(work: Path, number: int) -> list[dict[str, Any]]:
 
 
 def record(work: Path, number: int) -> list[dict[str, Any]]:
-    """The recorded trial of that number, with each optimizer; the folders stay."""
+    """Run the recorded trial of that number with each optimizer, and keep its folders."""
     study, found = load_study(STUDY), []
     for optimizer in (OPTIMIZER, "adamw-8bit"):
         trial = Trial(at(study, work / "recorded"), MODEL, optimizer, number)
         side = run_one(trial)
-        merge.delete_merged(trial)  # 43 MB each, which nothing is compared with
+        merge.delete_merged(trial)  # 43 MB each, and not needed
         found.append({"optimizer": optimizer, "trial": number, "perplexity": side.perplexity})
     return found
 
 
 def rerun(work: Path, number: int) -> list[dict[str, Any]]:
-    """Each kind of re-run of a recorded trial, and the verdict on it."""
+    """Run each kind of re-run of a recorded trial, and judge it."""
     study, found = load_study(STUDY), []
     tolerances = tolerances_from(read_lines(work / "noise.jsonl"))
     with scratch() as folder:
@@ -195,11 +195,11 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
 
 
 def rerun_side(kind: str, own: Recorded, study: Study, runs: Path) -> Side:
-    """A recorded trial run once more, changed as its kind says."""
+    """Run a recorded trial again with the change of this kind."""
     number = own.again.number
     if kind.startswith("run again"):
         with rerun_folder(own, "whole", None, False) as (again, seeds):
-            return run_again(own, again, seeds, lambda *told: None)
+            return run_again(own, again, seeds, lambda *progress: None)
     trial = rerun_trial(kind, study, number, runs)
     fresh = draw_seeds(trial.study.randomness, number + 10_000)
     seeds = own.seeds
@@ -212,7 +212,7 @@ def rerun_side(kind: str, own: Recorded, study: Study, runs: Path) -> Side:
 
 
 def claimed(rerun: Side, recorded: Side) -> Side:
-    """The re-run, saying that it had the recorded seeds and learning rates."""
+    """Return the re-run with a claim that it had the recorded seeds and learning rates."""
     steps = [
         dataclasses.replace(step, learning_rate=own.learning_rate)
         for step, own in zip(rerun.steps, recorded.steps, strict=True)
@@ -224,7 +224,7 @@ def claimed(rerun: Side, recorded: Side) -> Side:
 
 
 def arm_beside(work: Path, number: int, optimizer: str) -> list[float]:
-    """The perplexities of the six other recorded trials of its arm; no trial is in two arms."""
+    """Return the perplexities of the six other recorded trials of its arm; arms do not overlap."""
     first = (number - 1) // ARM * ARM + 1
     return [
         line["perplexity"]
@@ -234,7 +234,7 @@ def arm_beside(work: Path, number: int, optimizer: str) -> list[float]:
 
 
 def tolerances_from(noise: list[dict[str, Any]]) -> dict[str, Tolerance]:
-    """For each optimizer, so many times the largest noise that was seen."""
+    """Return for each optimizer the largest observed noise times MARGIN."""
     names, found = ("first_loss", "loss", "adapter", "perplexity"), {}
     for optimizer in (OPTIMIZER, "adamw-8bit"):
         own = [line for line in noise if line["optimizer"] == optimizer]
@@ -256,7 +256,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def run(work: Path, trials: int, noise_trials: int, workers: int) -> None:
-    """Runs what is missing: noise first, then the recorded trials, then the re-runs."""
+    """Run the missing trials: first those for noise, then the recorded trials, then the re-runs."""
     work.mkdir(parents=True, exist_ok=True)
     noisy = range(FIRST_NOISE_TRIAL, FIRST_NOISE_TRIAL + noise_trials)
     context = multiprocessing.get_context("spawn")
@@ -272,7 +272,7 @@ def run(work: Path, trials: int, noise_trials: int, workers: int) -> None:
             )
             done = {line["trial"] for line in read_lines(path)}
             if any(line["code"] != code for line in read_lines(path)):
-                raise SystemExit(f"{path}: of other code than today's; give another folder")
+                raise SystemExit(f"{path}: the code has changed since; give another folder")
             left = [number for number in numbers if number not in done]
             with path.open("a", encoding="utf-8") as file:
                 for lines in pool.imap_unordered(functools.partial(function, work), left):
@@ -282,7 +282,7 @@ def run(work: Path, trials: int, noise_trials: int, workers: int) -> None:
 
 
 def table(work: Path) -> None:
-    """Prints the tolerances, and how often the verdict on each kind was the right one."""
+    """Print the tolerances, and how often the verdict on each kind was right."""
     from scipy.stats import binomtest
 
     noise, verdicts = read_lines(work / "noise.jsonl"), read_lines(work / "verdicts.jsonl")
@@ -305,8 +305,8 @@ def table(work: Path) -> None:
             if interval
             else "-"
         )
-        told = ", ".join(f"{count} {verdict}" for verdict, count in counted.most_common())
-        print(f"| {kind} | {' or '.join(right)} | {total} | {wrong} | {share} | {told} |")
+        verdicts_given = ", ".join(f"{count} {verdict}" for verdict, count in counted.most_common())
+        print(f"| {kind} | {' or '.join(right)} | {total} | {wrong} | {share} | {verdicts_given} |")
 
 
 def main() -> None:

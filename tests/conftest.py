@@ -1,4 +1,4 @@
-"""Fixtures: the tiny study, its filled cache, and one run of it that tests may read but not change."""
+"""Fixtures: the tiny study, its cache, and a finished run of it. Tests must not change shared fixtures."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from qlora_repeat.study.study import Study
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the tiny study's bases and data; shared, so read only."""
+    """Return a cache with the tiny study's base models and data; shared, so only for reading."""
     folder = tmp_path_factory.mktemp("cache")
     fill_cache(load_study(str(write_study(tmp_path_factory.mktemp("study")))), folder)
     return folder
@@ -26,19 +26,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study_file(tmp_path: Path) -> Path:
-    """The tiny study's file, in a folder of the test's own."""
+    """Return the tiny study's file, in the test's own folder."""
     return write_study(tmp_path)
 
 
 @pytest.fixture
 def study(study_file: Path) -> Study:
-    """The tiny study."""
     return load_study(str(study_file))
 
 
 @pytest.fixture(scope="session")
 def hub_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub of miniatures for the study of `hub_study`; shared, so read only."""
+    """Return a hub's folder with miniatures for the study of `hub_study`; shared, so only for reading."""
     from qlora_repeat.assets.miniature import write_hub
 
     folder = tmp_path_factory.mktemp("hub")
@@ -48,7 +47,7 @@ def hub_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(hub_home: Path) -> Iterator[Hub]:
-    """A hub that serves those miniatures, for a test to change."""
+    """Serve these miniatures from a hub that a test may change."""
     hub = Hub(read_cache(hub_home))
     yield hub
     hub.close()
@@ -56,14 +55,14 @@ def hub(hub_home: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def user(hub: Hub, tmp_path: Path) -> User:
-    """Somebody who has fetched nothing yet."""
+    """Return a user who has fetched nothing yet."""
     write_hub_study(tmp_path)
     return User(tmp_path, hub.url)
 
 
 @pytest.fixture(scope="session")
 def fetched(hub_home: Path, tmp_path_factory: pytest.TempPathFactory) -> User:
-    """Somebody who has fetched the whole study, from a hub that is gone now; shared, so read only."""
+    """Return a user who has fetched the study from a hub that is now closed; shared, so only for reading."""
     folder = tmp_path_factory.mktemp("fetched")
     write_hub_study(folder)
     hub = Hub(read_cache(hub_home))
@@ -75,21 +74,21 @@ def fetched(hub_home: Path, tmp_path_factory: pytest.TempPathFactory) -> User:
 
 @pytest.fixture
 def reader(user: User, fetched: User) -> User:
-    """Somebody who has the quotes already, for tests about bases (preparing data takes seconds)."""
+    """Return a user who already has the quotes, for tests of base models (data take seconds to prepare)."""
     shutil.copytree(fetched.cache / "data", user.cache / "data")
     return user
 
 
 @pytest.fixture
 def copied(fetched: User, tmp_path: Path) -> User:
-    """The same, for a test to change."""
+    """Return a copy of `fetched` that a test may change."""
     copy_folder(fetched.folder, tmp_path / "copied")
     return User(tmp_path / "copied", NOBODY)
 
 
 @pytest.fixture(scope="session")
 def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A lab whose study has finished, with results, tables and an archive; for tests to read."""
+    """Return a lab with a finished study, results, tables and an archive; only for reading."""
     lab = Lab(tmp_path_factory.mktemp("finished"), cache)
     write_study(lab.folder)
     finish_study(load_study(str(lab.study)), lab.runs, cache)

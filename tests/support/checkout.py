@@ -1,4 +1,4 @@
-"""The checkout: its folder, its command line, and copies of folders."""
+"""The folder of the checkout, its command line, and copies of folders."""
 
 import os
 import shutil
@@ -19,13 +19,11 @@ def _has_latex() -> bool:
     return len(found.splitlines()) == len(needed)
 
 
-needs_latex = pytest.mark.skipif(
-    not _has_latex(), reason="LaTeX is not installed, or not all of its packages"
-)
+needs_latex = pytest.mark.skipif(not _has_latex(), reason="LaTeX or one of its packages is not installed")
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copies a folder for a test to change; large files, which no test writes into, are the same ones."""
+    """Copy a folder for a test to change; large files are hard links, since no test writes into them."""
 
     def copy(file: str, copied: str) -> None:
         (os.link if Path(file).stat().st_size > 100_000 else shutil.copy2)(file, copied)
@@ -34,6 +32,6 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def kit(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Runs the command line as a user does, from the checkout."""
+    """Run a command of the kit as a user does, from the checkout."""
     command = [str(Path(sys.executable).with_name("qlora-repeat")), *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)

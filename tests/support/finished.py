@@ -1,4 +1,4 @@
-"""Trials as their four stages leave them, written in an instant: nothing is trained, but all is there."""
+"""Finished trials without training: all files that the four stages leave, with made-up content."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.hashing import weights_digest
 
 SPLIT = 6
-"""The seed of the split that bases are tested on, and trials too."""
+"""The seed of the split for tests of trials and base models."""
 
 
 Outputs = Mapping[Stage, dict[str, Any]]
@@ -29,7 +29,7 @@ Outputs = Mapping[Stage, dict[str, Any]]
 def finish_study(
     study: Study, runs: Path, cache: Path, more: Callable[[Trial], Outputs] = lambda trial: {}
 ) -> list[Trial]:
-    """Finishes every trial of a study, and the tests of its bases; `more` as in `finish`, of each trial."""
+    """Finish every trial and base test of a study; `more` gives each trial's outputs for `finish`."""
     workspace = at(study, runs, cache)
     for test in workspace.base_tests():
         outputs = {**_measured(9.5), "miniature": False, "split_seed": SPLIT}
@@ -41,9 +41,9 @@ def finish_study(
 
 
 def finish(trial: Trial, split: int = SPLIT, more: Outputs = MappingProxyType({})) -> None:
-    """Leaves adapter, trace and merged model, and the record of each stage.
+    """Write a trial's adapter, trace and merged model, and the record of each stage.
 
-    `split` is the split's seed; `more` are outputs that stages have instead of those here, or besides.
+    `split` is the seed of the split; `more` adds to or replaces the outputs of stages.
     """
     with new_folder(trial.adapter) as folder:
         save_file({"lora_A": full((4, 8), trial.number, "f")}, folder / "adapter_model.safetensors")

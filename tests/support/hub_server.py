@@ -1,6 +1,6 @@
-"""A model hub on this machine: the part of the protocol that fetching needs, with what can go wrong there.
+"""A local model hub with the part of the protocol that fetching needs, and with faults that tests can set.
 
-It serves what a folder in the layout of the hub's cache holds. The tests change its attributes.
+It serves the files of a folder in the layout of the hub's cache. The tests change its attributes.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".parquet")
-"""What a hub keeps apart from Git, and tells the SHA-256 of."""
+"""Files that a hub stores outside Git, with their SHA-256."""
 
 
 @dataclass
 class Repository:
-    """Files by commit and path, and the commits that branches are at."""
+    """Files by commit and path, and the commit of each branch."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: dict[str, bytes]) -> str:
-        """Makes a commit with all of the newest one's files and these, to which branch main moves."""
+        """Add a commit to branch main, with these files besides the latest ones; empty files are removed."""
         before = self.commits.get(self.branches.get("main", ""), {})
         content = {name: body for name, body in {**before, **files}.items() if body}
         name = hashlib.sha1(repr(sorted(content.items())).encode()).hexdigest()
@@ -36,30 +36,30 @@ class Repository:
 
 @dataclass
 class Hub:
-    """A hub that answers at `url` until it is closed."""
+    """A hub that answers at `url` until `close`."""
 
     repositories: dict[str, Repository]
-    """By kind and name: ``models/org/name``."""
+    """Repositories by kind and name: ``models/org/name``."""
     gated: dict[str, str] = field(default_factory=dict)
     """Repositories that need access: for their ``files``, or for ``everything``."""
     tokens: dict[str, set[str]] = field(default_factory=dict)
-    """Valid tokens, and the gated repositories that each has access to."""
+    """Valid tokens, and the gated repositories that each can access."""
     status: int | None = None
-    """Answers everything with this, where it is set."""
+    """The status of every answer, if set."""
     portal: bytes | None = None
-    """Answers everything with this page, as a network that wants a login does."""
+    """The page that answers every request, if set, as in a network that requires a login."""
     lists_files: bool = True
-    """Whether it tells the files of a commit, which a download of many asks for."""
+    """Whether the hub lists the files of a commit; downloads of many files ask for the list."""
     forbidden: list[str] = field(default_factory=list)
-    """Files, by path, that it gives to nobody."""
+    """Paths of files that the hub refuses to everyone."""
     changed: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
-    """Files, by path, whose content is changed on the way."""
+    """By path: functions that change the content of a file in transit."""
     held: dict[str, threading.Event] = field(default_factory=dict)
-    """Files, by path, of which the second half waits."""
+    """By path: the event that the second half of a file waits for."""
     broken: list[str] = field(default_factory=list)
-    """Files, by path, at which the connection breaks half-way, once each."""
+    """Paths of files whose next download is cut off half-way."""
     requests: list[str] = field(default_factory=list)
-    """What was asked for: method and path."""
+    """The method and path of each request."""
 
     def __post_init__(self) -> None:
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -75,20 +75,20 @@ class Hub:
         self._server.server_close()
 
     def hold(self, name: str) -> None:
-        """Lets the second half of a file wait."""
+        """Make the second half of a file wait."""
         self.held[name] = threading.Event()
 
     def release(self, name: str) -> None:
-        """Sends the rest of a held file, and does not hold it again."""
+        """Send the rest of a held file, and stop holding it."""
         self.held.pop(name).set()
 
     def asked_for(self, name: str) -> int:
-        """How often the content of a file was asked for."""
+        """Return the number of requests for the content of a file."""
         return sum(line.startswith("GET") and line.endswith(f"/{name}") for line in self.requests)
 
 
 def read_cache(home: Path) -> dict[str, Repository]:
-    """The repositories of a cache folder."""
+    """Return the repositories in a cache folder."""
     repositories = {}
     for folder in sorted((home / "hub").glob("*--*")):
         kind, _, name = folder.name.partition("--")
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
     def files(
         self, repository: str, revision: str, token: str, asking: str
     ) -> tuple[str, dict[str, bytes]] | None:
-        """The commit that a revision is, and its files; or None, and it is refused."""
+        """Return a revision's commit and its files; if access is refused, send that and return None."""
         known = self.hub.repositories.get(repository)
         gate = self.hub.gated.get(repository)
         if known is None:
@@ -238,5 +238,5 @@ def _sha256(body: bytes) -> str:
 
 
 def _blob(body: bytes) -> str:
-    """The name that Git gives to a file's content."""
+    """Return Git's object name for a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()

@@ -1,4 +1,4 @@
-"""A study that takes everything from a hub, and a user who fetches it with the command line."""
+"""A study whose models and data are all on a hub, and a user who fetches it with the command line."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from support.tiny import TINY
 
 MODEL = "acme/small-llama"
 PICKLED = "togethercomputer/GPT-NeoXT-Chat-Base-20B"
-"""A repository without safetensors, whose miniature has none either."""
+"""A repository without safetensors; its miniature has none either."""
 QUOTES = "acme/quotes"
 QUESTIONS = "acme/questions"
 SHARD = "model-00002-of-00003.safetensors"
-"""One of the model's."""
+"""A file of MODEL."""
 QUOTER = ("--only", "quoter")
-"""Only the model that is made of the first two."""
+"""Options for the model with base MODEL and data QUOTES."""
 NOBODY = "http://127.0.0.1:9"
-"""The discard port, where nothing listens."""
+"""An address where nothing listens (the discard port)."""
 
 STUDY = f"""
 [bases.llama]
@@ -67,7 +67,7 @@ target_modules = ["query_key_value"]
 
 
 def write_hub_study(folder: Path, *replacements: tuple[str, str]) -> Path:
-    """Writes the study to a file, with some of its text replaced."""
+    """Write the study to a file after these replacements in its text; return its path."""
     settings = (
         TINY.read_text(encoding="utf-8").partition("[bases.")[0].replace('name = "tiny"', 'name = "small"')
     )
@@ -82,11 +82,11 @@ def write_hub_study(folder: Path, *replacements: tuple[str, str]) -> Path:
 
 @dataclass
 class User:
-    """Somebody with a study file and empty caches in a folder."""
+    """A user with a study file and caches in one folder."""
 
     folder: Path
     hub: str
-    """The hub's address."""
+    """The address of the hub."""
 
     @property
     def study(self) -> Path:
@@ -98,35 +98,35 @@ class User:
 
     @property
     def cache(self) -> Path:
-        """The kit's own."""
+        """The cache of the kit."""
         return self.folder / "cache"
 
     @property
     def home(self) -> Path:
-        """HF_HOME."""
+        """The value of HF_HOME."""
         return self.folder / "home"
 
     def snapshot(self, repository: str, kind: str = "models") -> Path:
-        """Where the hub's cache has a repository's files."""
+        """Return the folder with a repository's files in the hub's cache."""
         folder = self.home / "hub" / f"{kind}--{repository.replace('/', '--')}" / "snapshots"
         return next(iter(sorted(folder.iterdir())))
 
     def base(self, name: str = "llama") -> Path:
-        """Where the kit's cache has a base."""
+        """Return the folder of a base model in the kit's cache."""
         return next((self.cache / "bases").glob(f"{name}-*"))
 
     def locked(self) -> dict[str, Any]:
-        """What the lock file holds."""
+        """Return the content of the lock file."""
         found: dict[str, Any] = json.loads(self.lock.read_text())
         return found
 
     def commit(self) -> str:
-        """The commit that the fetched base is of."""
+        """Return the commit of the fetched base model."""
         source: dict[str, str] = json.loads((self.base() / "source.json").read_text())
         return source["commit"]
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        """Starts `qlora-repeat fetch` on the study."""
+        """Start `qlora-repeat fetch` on the study."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         own = {
             "HF_HOME": str(self.home),
@@ -142,14 +142,14 @@ class User:
         )  # fmt: skip
 
     def fetch(self, *arguments: str, **environment: str) -> list[str]:
-        """Fetches, which must succeed; the lines it tells."""
+        """Fetch successfully; return the lines of output."""
         process = self.start(*arguments, **environment)
         output, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (0, ""), errors
         return output.splitlines()
 
     def refused(self, *arguments: str, code: int = 3, **environment: str) -> str:
-        """Fetches, which must end with an exit code and in one line, which is returned."""
+        """Fetch, check that it fails with this exit code and one line, and return the line."""
         process = self.start(*arguments, **environment)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == code, errors
@@ -158,5 +158,5 @@ class User:
         return errors.removeprefix("Error: ").rstrip("\n")
 
     def again(self, model: str = "quoter") -> str:
-        """The command that errors recommend."""
+        """Return the command that errors recommend."""
         return f"`qlora-repeat fetch {self.study} --only {model}`"

@@ -1,7 +1,6 @@
 """System packages for tests that start a scheduler or build an image.
 
-They are installed where QLORA_REPEAT_TESTS_MAY_INSTALL is set, as in CI: a test does not change a machine
-unasked.
+A test installs them only if QLORA_REPEAT_TESTS_MAY_INSTALL is set, as in CI.
 """
 
 import os
@@ -15,14 +14,14 @@ ALLOWED = "QLORA_REPEAT_TESTS_MAY_INSTALL"
 
 
 def require(commands: Iterable[str], packages: Iterable[str]) -> None:
-    """Skips the test, and says why, unless root is asking and the commands are there or can be had."""
+    """Skip the test, with the reason, unless the user is root and the commands exist or can be installed."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     if not (lacking := _lacking(commands)):
         return
     if not os.environ.get(ALLOWED):
-        pytest.skip(f"not installed: {lacking} (with {ALLOWED}=1 it is)")
-    # Both processes of the tests may want to install at a time.
+        pytest.skip(f"not installed: {lacking} ({ALLOWED}=1 lets the test install it)")
+    # Two test processes may install at the same time.
     apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):

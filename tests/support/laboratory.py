@@ -1,4 +1,4 @@
-"""A place with a study, and results of it."""
+"""A folder with a study and its results, and ways to run commands on them."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,7 @@ from qlora_repeat.errors import KitError
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """A place with a study, and results of it."""
+    """A folder with a study and its results."""
 
     folder: Path
     cache: Path
@@ -33,7 +33,7 @@ class Lab:
         return self.folder / "tables"
 
     def kit(self, command: str, *arguments: object) -> Result:
-        """Runs a subcommand on what is here."""
+        """Run a subcommand on the study in this folder."""
         where = ["--runs", self.runs, "--cache", self.cache]
         if command == "pack":
             where += ["--tables", self.tables]

@@ -1,6 +1,6 @@
-"""The image, built from the Dockerfile on a bare Debian that is made here: no registry is needed.
+"""Build the image from the Dockerfile on a minimal Debian that is made here, without a registry.
 
-Its torch is the CPU build, and its system packages are those of today: else it is what a user would build.
+It differs from a user's image in two ways: it has the CPU build of torch, and today's system packages.
 """
 
 import ast
@@ -20,7 +20,7 @@ BASE, IMAGE = "localhost/qlora-repeat-base:tests", "localhost/qlora-repeat:tests
 
 
 def build_image(folder: Path) -> None:
-    """Builds IMAGE. What is there of an earlier build is used again, as far as nothing has changed."""
+    """Build IMAGE; reuse the unchanged layers of an earlier build."""
     require(COMMANDS, COMMANDS)
     os.environ["CONTAINERS_CONF"] = str(_settings(folder))
     if subprocess.run(["podman", "image", "exists", BASE]).returncode:
@@ -31,7 +31,7 @@ def build_image(folder: Path) -> None:
     if tried.returncode:
         pytest.skip(f"containers cannot run here: {tried.stderr.strip()[-300:]}")
     options = ["--isolation=chroot", "--layers", *_package_index(folder)]
-    for _ in range(2):  # chroot isolation fails now and then, where it copies itself; layers are kept
+    for _ in range(2):  # chroot isolation sometimes fails while it copies itself; finished layers are kept
         done = subprocess.run(
             ["make", "image", f"BUILD_OPTIONS={' '.join(options)}"],
             cwd=ROOT,
@@ -46,7 +46,7 @@ def build_image(folder: Path) -> None:
 
 
 def _settings(folder: Path) -> Path:
-    """Podman's, for containers inside a sandbox: no higher limits than this process may set."""
+    """Write settings for Podman inside a sandbox: its limits are at most those that this process may set."""
     limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
     most = {name: resource.getrlimit(kind)[1] for name, kind in limits.items()}
     asked = {name: 1024 if limit in (-1, 0) else min(1024, limit) for name, limit in most.items()}
@@ -59,44 +59,45 @@ def _settings(folder: Path) -> Path:
 
 
 def _make_base(folder: Path) -> None:
-    """Imports a bare Debian from the mirror that apt uses."""
+    """Import a minimal Debian from the mirror that apt uses."""
     release = dict(
         line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
     )
-    told = subprocess.run(
+    targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
         capture_output=True,
         text=True,
         check=True,
     )
-    mirror = next(line for line in told.stdout.splitlines() if re.search(r"/debian/?$", line))
+    mirror = next(line for line in targets.stdout.splitlines() if re.search(r"/debian/?$", line))
     suite = release["VERSION_CODENAME"].strip('"')
     made = subprocess.run(
         ["debootstrap", "--variant=minbase", suite, str(folder), mirror], capture_output=True, text=True
     )
     if made.returncode:
-        pytest.skip(f"no bare {suite} can be had from {mirror}: {made.stderr.strip()[-300:]}")
+        pytest.skip(f"debootstrap cannot get {suite} from {mirror}: {made.stderr.strip()[-300:]}")
     packed = subprocess.Popen(["tar", "-C", str(folder), "-c", "."], stdout=subprocess.PIPE)
     subprocess.run(["podman", "import", "-", BASE], stdin=packed.stdout, check=True, capture_output=True)
     assert packed.wait() == 0
 
 
 def _package_index(folder: Path) -> list[str]:
-    """The options of a build that lets it use the package indexes that pip uses here."""
+    """Return build options with which the build uses the same package indexes as pip here."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    told = {
+    configured = {
         key.rpartition(".")[2]: ast.literal_eval(value)
         for key, value in (line.split("=", 1) for line in lines)
     }
-    settings = {key: told[key] for key in ("index-url", "extra-index-url", "find-links") if key in told}
+    keys = ("index-url", "extra-index-url", "find-links")
+    settings = {key: configured[key] for key in keys if key in configured}
     options = []
-    if "cert" in told:
-        options.append(f"--secret=id=ca,src={told['cert']}")
+    if "cert" in configured:
+        options.append(f"--secret=id=ca,src={configured['cert']}")
         settings["cert"] = "/run/ca.crt"
     found = re.findall(r"(?<![\w:])(?:file://)?(/[^\s:]+)", " ".join(map(str, settings.values())))
     for path in map(Path, found):
-        shown = path.parent if path.name == "simple" else path  # an index names files beside it
+        shown = path.parent if path.name == "simple" else path  # an index refers to files beside it
         if path.is_dir():
             options.append(f"--volume={shown}:{shown}:ro")
     written = folder / "pip.conf"

@@ -1,4 +1,4 @@
-"""Experiments with outcomes that a test makes up."""
+"""Attribution experiments with made-up outcomes."""
 
 import dataclasses
 import itertools
@@ -32,7 +32,7 @@ FIRST: dict[str, tuple[int, Any]] = {
 
 Levels = dict[str, float]
 Model = Callable[[Levels], float]
-"""The log perplexity at levels of the sources."""
+"""Gives the log perplexity at levels of the sources."""
 
 
 def made(
@@ -44,7 +44,7 @@ def made(
     seed: int = 1,
     draw: Callable[[np.random.Generator], float] = lambda generator: float(generator.normal()),
 ) -> Measurements:
-    """An experiment on a model whose sources have levels that are drawn, and whose noise is a nudge's."""
+    """Return an experiment whose levels of sources are drawn at random; `noise` is the effect of a nudge."""
     generator = np.random.default_rng(seed)
     first = [{source: draw(generator) for source in freed} for _ in range(replicates)]
     second = [{source: draw(generator) for source in freed} for _ in range(replicates)]
@@ -80,7 +80,7 @@ def made(
 def outcome(
     condition: str, replicate: int, log_perplexity: float, freed: Sequence[str] = (), **changes: Any
 ) -> Outcome:
-    """One trial, with the seeds, digests and first difference that it should have."""
+    """Return one trial with the seeds, digests and first difference that its condition implies."""
     seeds = {
         source: replicate + (100 if source in freed else 0)
         for source in ("adapter_init", "data_order", "dropout")
@@ -117,7 +117,7 @@ def outcome(
 
 
 def changed(measured: Measurements, condition: str, replicate: int, **changes: Any) -> Measurements:
-    """The same, but for one trial."""
+    """Return the measurements with changes in one trial."""
     outcomes = [
         dataclasses.replace(each, **changes)
         if (each.condition, each.replicate) == (condition, replicate)
@@ -128,7 +128,7 @@ def changed(measured: Measurements, condition: str, replicate: int, **changes: A
 
 
 def additive(at: Levels) -> float:
-    """Adapter init has 90 % of the variance, data order 9 %, dropout 1 %."""
+    """Return a sum in which adapter init has 90 % of the variance, data order 9 %, dropout 1 %."""
     return sum(weight * at.get(source, 0) for source, weight in WEIGHTS.items())
 
 
@@ -136,5 +136,5 @@ WEIGHTS = {"adapter_init": math.sqrt(0.9), "data_order": math.sqrt(0.09), "dropo
 
 
 def interacting(at: Levels) -> float:
-    """Adapter init and data order matter only together."""
+    """Return a value in which adapter init and data order have an effect only together."""
     return 0.1 * at.get("dropout", 0) + at.get("adapter_init", 0) * at.get("data_order", 0)

@@ -1,4 +1,4 @@
-"""Trials with loss curves that tests make up, and the texts of a figure."""
+"""Trials with made-up loss curves, and the texts of a figure."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from qlora_repeat.results.trial_result import TrialResult
 
 
 def trial(losses: list[float], **changes: Any) -> TrialResult:
-    """A finished trial of three epochs with these losses, changed as asked."""
+    """Return a finished trial of three epochs with these losses and changes."""
     curve = [[3 * place / len(losses), loss] for place, loss in enumerate(losses, 1)]
     made = TrialResult(
         study="paper",

@@ -1,4 +1,4 @@
-"""What a report is made of, as tests make it up."""
+"""Made-up trials and traces for a report."""
 
 from dataclasses import replace
 from typing import Any

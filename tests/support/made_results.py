@@ -1,4 +1,4 @@
-"""Collected results that tests make up, and what tests do with tables of them."""
+"""Made-up results, and helpers for tests of tables."""
 
 import itertools
 import re
@@ -55,7 +55,7 @@ ORDINARY = (
 
 
 def trial(**changes: Any) -> TrialResult:
-    """A finished trial, changed as asked."""
+    """Return a finished trial with these changes."""
     made = TrialResult(
         study="pocket",
         task="text-generation",
@@ -78,7 +78,7 @@ def trial(**changes: Any) -> TrialResult:
 
 
 def missing(**changes: Any) -> TrialResult:
-    """A trial of which nothing was measured."""
+    """Return a trial without results."""
     bare = TrialResult(
         "pocket", "text-generation", "gpt-neox-20b", "GPT-NeoX-20B", "adamw-8bit", 1, "missing"
     )
@@ -92,7 +92,7 @@ def table(results: list[TrialResult], number: str) -> Table:
 def study(
     texts: tuple[str, ...] = ORDINARY, trials: int = 7, models: dict[str, dict[str, str]] = MODELS
 ) -> list[TrialResult]:
-    """A whole study's results, with these responses in turn."""
+    """Return the results of a whole study; its responses take these texts in turn."""
     results = []
     turn = itertools.cycle(texts)
     for task, titles in models.items():
@@ -124,8 +124,8 @@ def study(
 
 
 def compile_cleanly(folder: Path) -> None:
-    """Compiles ``all.tex``; pdflatex must have nothing to say against it."""
-    for _ in range(3):  # longtable settles its widths
+    """Compile ``all.tex`` with pdflatex, and check that it gives no errors or warnings."""
+    for _ in range(3):  # longtable needs several passes for its widths
         done = subprocess.run(
             ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "all.tex"],
             cwd=folder,
@@ -142,7 +142,7 @@ PERPLEXITIES = [3.1, 3.5, 2.9, 3.3, 4.0, 3.6, 3.2]
 
 
 def arm(optimizer: str, perplexities: list[float], **changes: Any) -> list[TrialResult]:
-    """Trials of an arm, of which the times are always the same."""
+    """Return the trials of an arm with these perplexities."""
     return [
         trial(optimizer=optimizer, trial=number, perplexity=value, **changes)
         for number, value in enumerate(perplexities, 1)

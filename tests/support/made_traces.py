@@ -1,4 +1,4 @@
-"""Traces that tests make up."""
+"""Made-up traces."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from qlora_repeat.records.trace import Step
 
 
 def trace(count: int, digest_every: int = 1) -> list[Step]:
-    """Step 0, then so many."""
+    """Return step 0 and this number of training steps."""
     steps = [Step(0, adapter="digest 0")]
     for number in range(1, count + 1):
         steps.append(
@@ -27,5 +27,5 @@ def trace(count: int, digest_every: int = 1) -> list[Step]:
 
 
 def changed(steps: Sequence[Step], place: int, **changes: Any) -> list[Step]:
-    """The steps with one of them changed."""
+    """Return the steps with changes in one of them."""
     return [*steps[:place], replace(steps[place], **changes), *steps[place + 1 :]]

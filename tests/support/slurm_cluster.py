@@ -1,6 +1,6 @@
-"""A real Slurm of one node on this machine, for tests: they start and end it, and its state is in one folder.
+"""A real Slurm cluster with one local node, which tests start and stop; its state is in one folder.
 
-It needs root and packages of Debian or Ubuntu; without them tests that want it are skipped, and say so.
+It needs root and packages of Debian or Ubuntu; without them, tests that use it are skipped with the reason.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from support.installing import require
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "slurm-wlm-basic-plugins")
-# A job that is queued again waits for so long as its credentials might still be used: cred_expire.
+# A requeued job waits until its old credentials expire, so cred_expire is short.
 _SETTINGS = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -55,7 +55,7 @@ PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=2
 
 @contextlib.contextmanager
 def slurm(folder: Path) -> Iterator[None]:
-    """Starts a Slurm, and names it in the environment for the block."""
+    """Start Slurm, and set SLURM_CONF within the block."""
     require((*DAEMONS, "sbatch", "srun", "squeue"), PACKAGES)
     host = socket.gethostname().partition(".")[0]
     for name in ("controller", "node", "gpus"):
@@ -63,7 +63,7 @@ def slurm(folder: Path) -> Iterator[None]:
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o400)
-    for number in range(2):  # what passes for a GPU: nothing ever opens it
+    for number in range(2):  # stands in for a GPU; nothing opens it
         os.mknod(folder / "gpus" / f"gpu{number}", 0o020666, os.makedev(1, 3 + 2 * number))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     settings = _SETTINGS.format(
@@ -119,8 +119,8 @@ def _wait_until_idle(folder: Path) -> None:
         if done.stdout.strip() == "idle":
             return
         time.sleep(0.2)
-    told = "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(folder.glob("*.log")))
-    pytest.skip(f"Slurm does not come up here: {told}")
+    logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(folder.glob("*.log")))
+    pytest.skip(f"Slurm does not start here: {logs}")
 
 
 def _free_port() -> int:

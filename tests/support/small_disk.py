@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written: real ones, in memory, in a mount namespace of the test's own."""
+"""Full or read-only disks: real file systems in memory, in the test's own mount namespace."""
 
 import functools
 import os
@@ -22,15 +22,13 @@ def _permitted() -> bool:
     return done.returncode == 0
 
 
-needs_mount = pytest.mark.skipif(
-    not _permitted(), reason="mounting a disk of one's own is not permitted here"
-)
+needs_mount = pytest.mark.skipif(not _permitted(), reason="mounting a file system is not permitted here")
 
 
 def on_small_disk(
     script: str, folder: Path, megabytes: int, *arguments: object
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python code, which may import what tests may, where a disk of that size is at its `argv[1]`."""
+    """Run Python code with a disk of this size mounted at its `argv[1]`; it can import what tests can."""
     folder.mkdir(exist_ok=True)
     mounted = f'mount -t tmpfs -o size={megabytes}m tmpfs "$1" && exec "$0" -c "$2" "$1" "${{@:3}}"'
     command = [*_NAMESPACE, "bash", "-c", mounted, sys.executable, str(folder), script, *map(str, arguments)]

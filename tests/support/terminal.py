@@ -1,4 +1,4 @@
-"""A terminal of a given width for a test to run a command in, and what the command drew there."""
+"""Run a command in a terminal of a given size, and inspect what it draws there."""
 
 import fcntl
 import os
@@ -16,11 +16,11 @@ from support.checkout import ROOT
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 SETTINGS = ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "TERM")
-"""Variables that change what is drawn; a command gets none but those that its test gives, and TERM."""
+"""Variables that change the output; a command gets TERM, and the others only from its test."""
 
 
 def environment(**given: str) -> dict[str, str]:
-    """This process's, but for what changes how things are drawn."""
+    """Return the environment of this process, with only these variables and TERM from SETTINGS."""
     kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     return {**kept, "TERM": "xterm-256color", **given}
 
@@ -28,7 +28,7 @@ def environment(**given: str) -> dict[str, str]:
 def in_terminal(
     command: Sequence[object], columns: int = 80, rows: int = 24, variables: Mapping[str, str] | None = None
 ) -> str:
-    """Runs a command with a terminal as its input, output and errors; returns all that it wrote there."""
+    """Run a command with a terminal as its stdin, stdout and stderr; return everything that it writes."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
@@ -45,7 +45,7 @@ def in_terminal(
     try:
         while chunk := os.read(ours, 65536):
             written += chunk
-    except OSError:  # how Linux tells that nobody has the terminal any more
+    except OSError:  # on Linux: the other side is closed
         pass
     os.close(ours)
     assert process.wait(timeout=60) == 0, written.decode()
@@ -53,7 +53,7 @@ def in_terminal(
 
 
 def lines(written: str) -> list[str]:
-    """Every line that was drawn, also those drawn over later, without colors and cursor movements."""
+    """Return every line that was drawn, including overwritten ones, without colors and cursor movements."""
     return [line for line in re.split(r"[\r\n]+", _CONTROL.sub("", written)) if line.strip()]
 
 
@@ -62,10 +62,10 @@ def has_colors(written: str) -> bool:
 
 
 def moves(written: str) -> bool:
-    """Whether the cursor was moved or hidden: what keeps text would keep that, too."""
+    """Return whether the cursor was moved or hidden, which would spoil a saved log."""
     return any(not _COLOR.fullmatch(code) for code in _CONTROL.findall(written))
 
 
 def kit_command() -> Path:
-    """The console script, beside this Python."""
+    """Return the console script beside this Python."""
     return Path(sys.executable).with_name("qlora-repeat")

@@ -1,6 +1,6 @@
-"""A study small enough to run whole in a test: both architectures, both tasks, both optimizers, real NF4.
+"""A study small enough to run completely in a test: two architectures, tasks and optimizers, real NF4.
 
-Width 192 is the least at which an 8-bit optimizer keeps 8-bit state for an adapter's tensors.
+Width 192 is the smallest for which an 8-bit optimizer keeps 8-bit state for an adapter's tensors.
 """
 
 import functools
@@ -24,7 +24,7 @@ TINY = Path(__file__).with_name("tiny.toml")
 
 @functools.cache
 def tiny_text() -> str:
-    """The study file, with the digests of the rows that the installed packages give."""
+    """Return the text of the study file, with the digests of the rows from the installed packages."""
     text = TINY.read_text(encoding="utf-8")
     quotes = Data("text-generation", "fortunes", 60, 4, seed=1, sha256="0" * 64)
     questions = Data(
@@ -43,7 +43,7 @@ def tiny_text() -> str:
 
 
 def write_study(folder: Path, *replacements: tuple[str, str]) -> Path:
-    """Writes the tiny study to a file, with some of its text replaced."""
+    """Write the tiny study to a file after these replacements in its text; return its path."""
     text = tiny_text()
     for old, new in replacements:
         assert old in text, old
@@ -54,7 +54,7 @@ def write_study(folder: Path, *replacements: tuple[str, str]) -> Path:
 
 
 def fill_cache(study: Study, cache: Path) -> None:
-    """Puts data and bases into the cache: random weights of the true architectures, GPT-NeoX's tokenizer."""
+    """Fill the cache with data and random base models of real architectures with GPT-NeoX's tokenizer."""
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -82,7 +82,7 @@ def fill_cache(study: Study, cache: Path) -> None:
 
 
 def tiny_tokenizer() -> Any:
-    """GPT-NeoX-20B's tokenizer, as the package carries it."""
+    """Return GPT-NeoX-20B's tokenizer from its package."""
     from qlora_repeat.assets.pretrain import neox_tokenizer
 
     tokenizer = load_study("pocket").bases["neox-pocket"].tokenizer
