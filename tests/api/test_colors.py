@@ -1,4 +1,4 @@
-"""Colors of what commands say: in a terminal, never in a pipe, and never all that tells something."""
+"""Commands use colors in a terminal and not in a pipe; nothing is said by color alone."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ LOOKING = ("status", "check", "doctor")
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a study, of which trials stand in every way but running."""
+    """Return a folder with a study whose trials have every state except running."""
     folder = tmp_path_factory.mktemp("mixed")
     study, runs = load_study(str(write_study(folder))), folder / "runs"
     finish_study(study, runs, NO_CACHE)
@@ -82,12 +82,12 @@ def test_status_has_the_same_words_with_colors_and_without(mixed: Path) -> None:
     shown = dict(re.findall(r"(\x1b\[\d+m)(\w+)\x1b\[0m", colored))
     assert set(shown.values()) <= set(STATES)
     assert len(shown) > 3
-    (told,) = (line for line in colored.splitlines() if "this one is not" in line)
-    assert told.count("\x1b") == 2, "the state has a color, and no word of what went wrong"
+    (failed,) = (line for line in colored.splitlines() if "this one is not" in line)
+    assert failed.count("\x1b") == 2, "only the state has a color, not the error"
 
 
-def test_status_in_a_narrow_terminal_is_in_parts(tmp_path: Path) -> None:
-    """56 trials in 80 columns, and 50 trials of an arm."""
+def test_status_fits_a_narrow_terminal(tmp_path: Path) -> None:
+    """Show 56 trials in 80 columns, then an arm of 50 trials."""
     command = [kit_command(), "status", "pocket", "--runs", tmp_path]
     for columns, parts in ((80, 2), (100, 1)):
         drawn = lines(in_terminal(command, columns))
@@ -104,7 +104,7 @@ def test_status_in_a_narrow_terminal_is_in_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", LOOKING)
-def test_no_color_in_a_pipe_or_where_none_is_wanted(command: str, mixed: Path) -> None:
+def test_a_pipe_gets_colors_only_if_they_are_forced(command: str, mixed: Path) -> None:
     assert "\x1b" not in piped(command, mixed)
     assert has_colors(piped(command, mixed, FORCE_COLOR="1"))
     assert not has_colors(piped(command, mixed, FORCE_COLOR="1", NO_COLOR="1"))
@@ -121,7 +121,7 @@ def test_check_and_doctor_have_colors_in_a_terminal(mixed: Path, tmp_path: Path)
     assert not moves(doctor)
 
 
-def test_a_verdict_is_colored_where_it_stands_and_nowhere_else() -> None:
+def test_only_the_verdict_of_the_first_line_is_colored() -> None:
     text = "tiny:different/adamw-8bit/1: within tolerance\n\nTwo losses are different, not bitwise."
     (span,) = with_colored(text, VERDICTS, most=1).spans
     assert text[span.start : span.end] == "within tolerance"

@@ -1,4 +1,4 @@
-"""The code of docs/api.md runs, in order, as one script that has no guard for its main part."""
+"""The code blocks of docs/api.md run in order as one script without a `__main__` guard."""
 
 import os
 import re
@@ -30,13 +30,13 @@ def test_every_block_runs(cache: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr.count("jobs, ") == 1, "the script was run once, not again in each trial's process"
+    assert done.stderr.count("jobs, ") == 1, "the script ran only once, not in each trial's process"
     for words in ("supported", "alike", "bitwise", "out/report.html", "has the optimizers"):
         assert words in done.stdout, words
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"table-01.tex", "figure-04.pdf", "report.html"} <= written
 
 
-def test_it_is_short_and_its_lines_too() -> None:
+def test_the_document_and_its_lines_are_short() -> None:
     assert len(TEXT.split()) <= 700
     assert max(map(len, TEXT.splitlines())) <= 100

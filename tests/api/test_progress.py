@@ -1,4 +1,4 @@
-"""What a person sees of a run: in terminals of several widths, in logs, in CI, without colors."""
+"""Progress of a run in terminals of several widths, in logs, in CI, and without colors."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ with Display(console(), jobs, 2, sign_of_life=float(sys.argv[1])) as display:
     time.sleep(0.6)
     display.ended(jobs[2], None, 1)
 """
-"""Jobs with the longest names that the pocket study has, told of as `run_jobs` tells of them."""
+"""Jobs with the longest names of the pocket study, reported as `run_jobs` reports them."""
 
 
 def draw(columns: int = 80, rows: int = 24, **variables: str) -> str:
@@ -49,7 +49,7 @@ def piped(sign_of_life: float = 600, **variables: str) -> str:
 
 
 def test_a_run_in_a_terminal_of_60_columns(cache: Path, tmp_path: Path) -> None:
-    """A real one, of a base and a trial: what it draws, and that no line is wider than the terminal."""
+    """Run a base test and a trial; check what is drawn, and that no line is wider than the terminal."""
     study = write_study(
         tmp_path,
         ("trials = 2", "trials = 1"),
@@ -66,7 +66,7 @@ def test_a_run_in_a_terminal_of_60_columns(cache: Path, tmp_path: Path) -> None:
     assert found(drawn, r"1/2 ━+╸?╺?━* at least 0:\d\d:\d\d left, 0:\d\d:\d\d so far ?")
     assert found(drawn, r"\[2/2\] tiny-neox/adamw-8bit/1 done \(\d+ s\)")
     assert found(drawn, r"2 jobs in 0:\d\d:\d\d")
-    assert "kernels-community" not in written, "a library tells of it while it is imported"
+    assert "kernels-community" not in written, "a library prints this when it is imported"
 
 
 @pytest.mark.parametrize("columns", [24, 40, 60, 80, 200])
@@ -79,18 +79,20 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
     live = [line for line in drawn if " finetune 5/6" in line or "━" in line]
     assert len(live) > len(bar)
     assert max(map(len, live)) <= min(columns, 100)
-    assert found(drawn, r".*2bit/6 finetune 5/6000 loss 165687\.931") or columns < 40, "the number is kept"
+    assert found(drawn, r".*2bit/6 finetune 5/6000 loss 165687\.931") or columns < 40, (
+        "the trial's number stays visible"
+    )
     if columns >= 80:
         assert "neox-pocket-chat/adamw-32bit/5 finetune 5/6000 loss 165687.931" in drawn
 
 
-def test_a_low_terminal_shows_the_bar_of_all() -> None:
+def test_a_low_terminal_shows_the_total_progress() -> None:
     drawn = lines(draw(rows=2))
     assert found(drawn, r"0/3 ━+.* so far ?")
     assert not found(drawn, r"neox-pocket-chat/adamw-32bit/6 finetune .*")
 
 
-def test_jobs_that_have_ended_are_lines_above_the_live_ones() -> None:
+def test_finished_jobs_are_lines_above_the_running_ones() -> None:
     drawn = lines(draw())
     assert found(drawn, r"\[1/3\] neox-pocket-chat/adamw-32bit/5 done \(1 s\)")
     assert found(drawn, r"\[2/3\] not done: no space left \(1 s\)")
@@ -99,7 +101,7 @@ def test_jobs_that_have_ended_are_lines_above_the_live_ones() -> None:
     assert found(drawn, r"2/3 ━+.* \d:\d\d:\d\d left, 0:00:\d\d so far ?"), "a trial has ended"
 
 
-def test_without_colors_it_is_drawn_all_the_same() -> None:
+def test_progress_is_drawn_without_colors_too() -> None:
     colored, plain = draw(), draw(NO_COLOR="1")
     assert (has_colors(colored), has_colors(plain)) == (True, False)
     assert moves(colored) and moves(plain)
@@ -107,7 +109,7 @@ def test_without_colors_it_is_drawn_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"CI": "true"}, {"TTY_COMPATIBLE": "0"}], ids=str)
-def test_a_terminal_that_keeps_what_it_gets_gets_plain_lines(variables: dict[str, str]) -> None:
+def test_a_terminal_without_cursor_movement_gets_plain_lines(variables: dict[str, str]) -> None:
     written = draw(**variables)
     assert not moves(written)
     assert [re.sub(r"\d:\d\d:\d\d", "TIME", line) for line in lines(written)] == [
@@ -119,7 +121,7 @@ def test_a_terminal_that_keeps_what_it_gets_gets_plain_lines(variables: dict[str
 
 
 @pytest.mark.parametrize("ci", ["", "0", "false"])
-def test_what_says_that_this_is_no_ci_makes_none(ci: str) -> None:
+def test_empty_or_false_values_of_ci_mean_no_ci(ci: str) -> None:
     assert moves(draw(CI=ci))
 
 
@@ -127,21 +129,21 @@ def test_a_pipe_gets_lines_without_any_escape_code() -> None:
     assert "\x1b" not in piped()
 
 
-def test_a_pipe_whose_reader_wants_colors_gets_these_alone() -> None:
+def test_a_pipe_with_forced_colors_gets_no_cursor_movement() -> None:
     written = piped(FORCE_COLOR="1")
     assert has_colors(written) and not moves(written)
     assert lines(written) and not found(lines(written), ".*━.*")
 
 
-def test_a_log_is_told_now_and_then_how_long_jobs_go() -> None:
-    told = lines(piped(sign_of_life=0))
-    assert "[0/3] neox-pocket-chat/adamw-32bit/5: finetune 1/6000 loss 165687.931" in told
+def test_a_log_gets_a_sign_of_life_from_time_to_time() -> None:
+    logged = lines(piped(sign_of_life=0))
+    assert "[0/3] neox-pocket-chat/adamw-32bit/5: finetune 1/6000 loss 165687.931" in logged
     assert found(
-        told, r"\[0/3\] neox-pocket-chat/adamw-32bit/6: finetune 5/6000 loss .* \(at least .* left\)"
+        logged, r"\[0/3\] neox-pocket-chat/adamw-32bit/6: finetune 5/6000 loss .* \(at least .* left\)"
     )
     assert not [line for line in lines(piped()) if "/6000" in line], "but not at every step"
 
 
 def found(drawn: list[str], pattern: str) -> bool:
-    """Whether one of the lines is of that pattern."""
+    """Return whether one of the lines matches the pattern."""
     return any(re.fullmatch(pattern, line) for line in drawn)

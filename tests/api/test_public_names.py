@@ -1,4 +1,4 @@
-"""`import qlora_repeat`: what it offers, what it loads, and what type checkers see."""
+"""`import qlora_repeat`: its names, the modules that it loads, and its types."""
 
 import importlib
 import subprocess
@@ -21,7 +21,7 @@ def modules_after(script: str, folder: Path) -> set[str]:
     return set(done.stdout.partition("loaded:")[2].split())
 
 
-def test_the_import_loads_nothing_else(tmp_path: Path) -> None:
+def test_the_import_loads_no_large_library(tmp_path: Path) -> None:
     assert not modules_after("import qlora_repeat; dir(qlora_repeat)", tmp_path) & HEAVY
 
 
@@ -40,7 +40,7 @@ def test_the_papers_numbers_are_shown_in_any_folder_without_torch(tmp_path: Path
 
 
 @pytest.mark.parametrize("command", ["tables", "report"])
-def test_what_shows_results_loads_no_torch(command: str, tmp_path: Path) -> None:
+def test_commands_that_show_results_load_no_torch(command: str, tmp_path: Path) -> None:
     script = (
         f"import sys; sys.argv = ['qlora-repeat', {command!r}, 'published', '--out', 'out']\n"
         "from qlora_repeat.cli.main import main\n"
@@ -50,7 +50,7 @@ def test_what_shows_results_loads_no_torch(command: str, tmp_path: Path) -> None
     assert not modules_after(script, tmp_path) & {"torch", "transformers", "peft", "bitsandbytes"}
 
 
-def test_every_name_is_there_and_documented() -> None:
+def test_every_name_exists_and_is_documented() -> None:
     assert {*qr.__all__} <= {*dir(qr)}
     for name in qr.__all__:
         assert getattr(qr, name).__doc__, name

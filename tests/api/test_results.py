@@ -1,4 +1,4 @@
-"""Results, tables, claims and reports as the API gives them, from numbers made up or published."""
+"""Results, tables, claims and reports of the API, from made-up or published numbers."""
 
 import dataclasses
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_large_seeds_stay_exact_beside_missing_ones() -> None:
     assert frame["adapter_init_seed"][1] is pandas.NA
 
 
-def test_results_are_a_sequence_that_shows_itself(tmp_path: Path) -> None:
+def test_results_are_a_sequence_and_display_themselves(tmp_path: Path) -> None:
     paper = qr.paper_results()
     assert paper[-1].trial == 7
     part = qr.Results(paper[:7], "published")
@@ -42,7 +42,7 @@ def test_results_are_a_sequence_that_shows_itself(tmp_path: Path) -> None:
     assert (again.items, again.label) == (part.items, "published")
 
 
-def test_tables_are_chosen_written_and_shown(tmp_path: Path) -> None:
+def test_tables_can_be_chosen_written_and_displayed(tmp_path: Path) -> None:
     tables = qr.tables(qr.paper_results())
     chosen = tables.numbered("1", "s1B")
     assert [table.number for table in chosen] == ["1", "S1b"]
@@ -62,7 +62,7 @@ def test_cells_of_html_are_escaped() -> None:
     assert "<b>&" not in shown
 
 
-def test_claims_have_a_verdict_each() -> None:
+def test_every_claim_has_a_verdict() -> None:
     claims = qr.claims(qr.paper_results())
     assert {each.verdict for each in claims} == {"supported", "not supported", "untested"}
     assert len(claims) == repr(claims).count("\n") + 1
@@ -83,7 +83,7 @@ def test_a_study_is_reported_with_its_records(finished: Lab, tmp_path: Path) -> 
     assert qr.tables(study)._repr_html_() == qr.tables(collected)._repr_html_()
 
 
-def test_a_study_shows_itself_in_a_line(finished: Lab) -> None:
+def test_the_repr_of_a_study_is_one_line(finished: Lab) -> None:
     study = qr.load_study(finished.study, runs=finished.runs)
     assert repr(study) == f"<Study tiny: 8 trials, results in {finished.runs}/tiny>"
     assert repr(study.trials()[0]) == "<Trial tiny-neox/adamw-8bit/1 of tiny>"
@@ -111,8 +111,8 @@ def test_a_study_shows_itself_in_a_line(finished: Lab) -> None:
         (lambda study: qr.verify("no.zip:a/b/1"), qr.MissingError, "no.zip: no such archive"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(mistake, kind, words, study_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_mistake_gives_an_error_of_one_line(mistake, kind, words, study_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     study = qr.load_study(study_file, runs=tmp_path / "runs", cache=tmp_path / "cache")
-    with pytest.raises(kind, match=words) as told:
+    with pytest.raises(kind, match=words) as error:
         mistake(study)
-    assert isinstance(told.value, qr.KitError) and "\n" not in str(told.value)
+    assert isinstance(error.value, qr.KitError) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Every benchmark can be imported: what it takes from the package and from the tests is there."""
+"""Every benchmark can be imported, so the names that it imports exist."""
 
 import importlib
 

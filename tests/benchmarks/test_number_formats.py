@@ -1,4 +1,4 @@
-"""Grids of number formats, against torch's own numbers and against counting."""
+"""Grids of number formats agree with torch's numbers and with counting."""
 
 import random
 
@@ -43,7 +43,7 @@ def test_a_grid_of_exponentials_has_what_torch_gives_for_losses_of_the_format(na
     [
         ("8.039", "float16", [8.0390625]),  # 8.03906...
         ("8.391", "float16", [8.390625]),  # rounded up
-        ("8.179", "float16", [8.1796875]),  # cut
+        ("8.179", "float16", [8.1796875]),  # truncated
         ("8.039", "bfloat16", []),
         ("6.468", "bfloat16", [6.46875]),
         ("6.5", "bfloat16", [6.46875, 6.5, 6.53125, 6.5625, 6.59375]),
@@ -55,26 +55,26 @@ def test_a_grid_of_exponentials_has_what_torch_gives_for_losses_of_the_format(na
         ("165687.93", "float16", []),
     ],
 )
-def test_what_a_printed_number_may_be(text: str, name: str, numbers: list[float]) -> None:
+def test_a_printed_number_has_the_right_candidates(text: str, name: str, numbers: list[float]) -> None:
     assert sources(text, name) == numbers
     assert lies_on(text, name) == bool(numbers)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "exp-bfloat16", "exp-float16"])
 @pytest.mark.parametrize(("low", "digits"), [(1024, 0), (16, 1), (2, 2)])
-def test_the_share_on_a_grid_is_that_of_all_such_numbers(name: str, low: int, digits: int) -> None:
+def test_the_share_on_a_grid_agrees_with_counting(name: str, low: int, digits: int) -> None:
     texts = [f"{number / 10**digits:.{digits}f}" for number in range(low * 10**digits, 2 * low * 10**digits)]
     on = sum(lies_on(text, name) for text in texts)
     assert share_on(texts[0], name) == share_on(texts[-1], name) == pytest.approx(on / len(texts))
 
 
-def test_the_probability_of_at_least_so_many() -> None:
+def test_the_probability_of_at_least_n_events() -> None:
     for count in range(9):
         assert at_least(count, [0.3] * 8) == pytest.approx(binom.sf(count - 1, 8, 0.3))
     assert at_least(2, [0.5, 0.1, 1.0]) == pytest.approx(1 - 0.5 * 0.9)
 
 
-def test_numbers_of_a_grid_agree_with_it_however_printed_and_others_do_not() -> None:
+def test_only_numbers_of_a_grid_agree_with_it_rounded_or_truncated() -> None:
     draw = random.Random(5)
     numbers = [number for number in grid("float16").tolist() if 8 <= number < 16]
     cut = [f"{int(number * 1000) / 1000:.3f}" for number in draw.sample(numbers, 7)]
@@ -96,7 +96,7 @@ def printed_perplexities(model: str) -> list[str]:
     ]
 
 
-def test_gpt_neox_perplexities_are_float16_numbers_and_exponentials_of_such_but_one() -> None:
+def test_all_gpt_neox_perplexities_but_one_are_exponentials_of_float16_losses() -> None:
     texts = printed_perplexities("gpt-neox-20b")
     assert len(texts) == 14
     assert [text for text in texts if not lies_on(text, "float16")] == []
@@ -105,14 +105,14 @@ def test_gpt_neox_perplexities_are_float16_numbers_and_exponentials_of_such_but_
     assert agreement(texts, "exp-float16").chance < 1e-13
 
 
-def test_gpt_neoxt_chat_perplexities_are_bfloat16_numbers_and_exponentials_of_such_but_one() -> None:
+def test_all_gpt_neoxt_chat_perplexities_but_one_are_exponentials_of_bfloat16_losses() -> None:
     texts = printed_perplexities("gpt-neoxt-chat-20b")
     assert len(texts) == 14
     for name, chance in (("bfloat16", 1e-15), ("exp-bfloat16", 1e-22)):
         assert [text for text in texts if not lies_on(text, name)] == ["14680"]
         assert agreement(texts, name).chance < chance
     assert lies_on("14680", "float16")
-    assert lies_on("16.625", "exp-bfloat16"), "the base of section IX, too"
+    assert lies_on("16.625", "exp-bfloat16"), "the base model of section IX"
 
 
 def test_llama_perplexities_are_on_none_of_these_grids() -> None:

@@ -1,4 +1,4 @@
-"""The command line: its help, its exit codes, and how it tells mistakes."""
+"""The command line: its help, its exit codes, and its error messages."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ HEAVY |= {"scipy"}
 
 
 def examples(*command: str) -> list[str]:
-    """The commands that a help shows as examples."""
+    """Return the example commands in the help of a command."""
     shown = CliRunner().invoke(cli, [*command, "--help"])
     assert shown.exit_code == 0
     lines = re.split(r"\n  Examples?:\n", shown.output)[1].partition("\n\n")[0].splitlines()
@@ -39,7 +39,7 @@ def test_every_subcommand_has_help_with_an_example(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
-def test_examples_are_of_trials_and_studies_that_there_are_and_can_be_typed(command: list[str]) -> None:
+def test_examples_are_valid_and_name_existing_trials_and_studies(command: list[str]) -> None:
     known = [trial.name for trial in at(load_study("pocket"), Path("runs")).trials()]
     known += ["pocket", "paper", "published"]
     for example in examples(*command):
@@ -92,7 +92,9 @@ def test_version() -> None:
     ],
     ids=" ".join,
 )
-def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Path, tmp_path: Path) -> None:
+def test_commands_that_need_no_model_load_no_torch(
+    arguments: list[str], study_file: Path, tmp_path: Path
+) -> None:
     places = {"STUDY": str(study_file), "OUT": str(tmp_path / "out")}
     given = [places.get(argument, argument) for argument in arguments]
     if arguments[0] in ("status", "collect", "tables", "figures") and "--help" not in arguments:
@@ -105,7 +107,7 @@ def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Pa
     done = subprocess.run([sys.executable, "-c", script, *given], cwd=ROOT, capture_output=True, text=True)
     loaded = set(done.stderr.partition("loaded:")[2].split())
     assert "click" in loaded
-    tests_spread = arguments[:2] == ["tables", "published"]  # of Table S1b, by permutation, with numpy
+    tests_spread = arguments[:2] == ["tables", "published"]  # the permutation test of Table S1b needs numpy
     assert loaded & HEAVY == ({"numpy"} if tests_spread else set())
     assert done.returncode == (3 if arguments[0] in ("tables", "figures") and arguments[1] == "STUDY" else 0)
 
@@ -153,7 +155,7 @@ def test_what_needs_no_model_loads_no_torch(arguments: list[str], study_file: Pa
         ("trial tiny-neox/adamw-8bit/1 --study nonesuch", 3, "no such study file"),
     ],
 )
-def test_a_mistake_ends_in_its_exit_code_and_one_line(
+def test_a_mistake_gives_an_exit_code_and_an_error_of_one_line(
     arguments: str, code: int, words: str, study_file: Path, tmp_path: Path
 ) -> None:
     places = {"STUDY": str(study_file), "RUNS": str(tmp_path / "runs")}
@@ -171,14 +173,14 @@ def test_a_mistake_ends_in_its_exit_code_and_one_line(
 @pytest.mark.parametrize(
     "command", ["show", "status", "collect", "tables", "figures", "paper", "fetch", "run"]
 )
-def test_every_subcommand_tells_a_mistake_in_the_study_file(command: str, tmp_path: Path) -> None:
+def test_every_subcommand_reports_a_mistake_in_the_study_file(command: str, tmp_path: Path) -> None:
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
     done = kit(command, path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"
 
 
-def test_a_record_that_is_none_is_named_and_stops_nothing(study_file: Path, tmp_path: Path) -> None:
+def test_an_unreadable_record_is_named_and_other_trials_are_shown(study_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs/tiny/tiny-neox/adamw-8bit/trial-1/finetune.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
@@ -202,7 +204,7 @@ def test_a_study_that_has_not_run_has_a_row_for_each_trial(study_file: Path, tmp
     assert len((tmp_path / "runs/tiny/results.jsonl").read_text().splitlines()) == 8
 
 
-def test_list_names_the_studies_and_the_trials(study_file: Path) -> None:
+def test_show_lists_the_studies_and_trials(study_file: Path) -> None:
     assert "pocket: pocket study, 56 trials (studies/pocket.toml)" in kit("show").stdout.splitlines()
     head, _, trials = kit("show", study_file).stdout.partition("\n\n")
     assert head.splitlines()[0] == f"tiny: tiny study, 8 trials ({study_file})"
@@ -210,7 +212,7 @@ def test_list_names_the_studies_and_the_trials(study_file: Path) -> None:
     assert len(trials.splitlines()) == 8
 
 
-def test_the_study_may_come_from_the_environment(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_can_be_set_in_the_environment(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUDY", str(study_file))
     done = kit("trial", "x/y/1")
     assert "has the models tiny-neox, tiny-llama-chat" in done.stderr

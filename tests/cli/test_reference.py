@@ -1,4 +1,4 @@
-"""docs/commands.md says what the commands say of themselves."""
+"""docs/commands.md has the current help of the commands."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ RENEW = "run `.venv/bin/python -m qlora_repeat.cli.reference` in the checkout, a
 
 @pytest.fixture(scope="module")
 def written() -> str:
-    """The reference as it is written in a terminal of 20 columns, by somebody with own folders."""
+    """Return the reference as generated in a terminal of 20 columns by a user with custom folders."""
     script = "from qlora_repeat.cli.reference import reference; print(end=reference())"
     settings = {
         "COLUMNS": "20",
@@ -35,11 +35,11 @@ def written() -> str:
     ).stdout
 
 
-def test_the_reference_is_what_the_commands_say(written: str) -> None:
+def test_the_reference_has_the_current_help(written: str) -> None:
     assert (ROOT / PAGE).read_text(encoding="utf-8") == written, RENEW
 
 
-def test_it_has_a_chapter_and_an_example_for_every_command(written: str) -> None:
+def test_the_reference_has_a_chapter_and_an_example_for_every_command(written: str) -> None:
     chapters = written.split("\n## ")
     assert [chapter.partition("\n")[0] for chapter in chapters[1:]] == list(COMMANDS)
     for name, chapter in zip(COMMANDS, chapters[1:], strict=True):
@@ -48,6 +48,6 @@ def test_it_has_a_chapter_and_an_example_for_every_command(written: str) -> None
         assert "\n- `--" in chapter or name == "show"
 
 
-def test_it_tells_of_nothing_on_this_machine(written: str) -> None:
+def test_the_reference_does_not_depend_on_the_machine(written: str) -> None:
     assert "/mine" not in written and "\x1b" not in written
     assert max(len(line) for line in written.splitlines() if not line.startswith(("- ", "|"))) <= 120

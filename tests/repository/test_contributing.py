@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md, CHANGELOG.md and `make help` tell of what there is."""
+"""CONTRIBUTING.md, CHANGELOG.md and `make help` are complete and up to date."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_every_folder_has_its_place() -> None:
+def test_contributing_names_every_folder() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     folders = {f"{path.split('/')[0]}/" for path in listed.splitlines() if "/" in path and path[0] != "."}
     assert sorted(folder for folder in folders if f"`{folder}" not in CONTRIBUTING) == []

@@ -1,6 +1,6 @@
-"""Documents: links and anchors lead somewhere, commands exist, lines and documents are short.
+"""Check the documents: links, anchors and commands exist; lines and documents are short.
 
-Each check is a function that returns the problems of a page. It is tried on pages that are broken on purpose.
+Each check is a function that returns the problems of a page. Tests also run it on pages with known problems.
 """
 
 import re
@@ -20,28 +20,28 @@ from qlora_repeat.cli.main import cli
 
 LONGEST_LINE = 100
 MOST_WORDS = 15_000
-"""In all documents together, but for the generated reference of the commands."""
+"""In all documents together, without the generated reference of the commands."""
 MOST_WORDS_README = 900
 GENERATED = ROOT / "docs/commands.md"
 OTHER_TOOLS = {"--containall", "--no-home", "--no-deps", "--no-build-isolation", "--require-hashes"}
-"""Options in documents that are not the kit's own."""
+"""Options of other programs in the documents."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A document: its path decides where relative links lead."""
+    """A document; relative links start from its path."""
 
     path: Path
     text: str
 
     @property
     def prose(self) -> str:
-        """The text without code blocks, line by line (a line of code is left empty)."""
+        """Return the text with an empty line in place of each line of code blocks."""
         return "\n".join(line if block is None else "" for line, block in _lines(self.text))
 
     @property
     def code(self) -> list[str]:
-        """Commands: lines of code blocks that are shell, continued lines joined, and inline code."""
+        """Return the lines of shell code blocks (continued lines are joined), and inline code."""
         shell = "\n".join(line for line, block in _lines(self.text) if block == "")
         inline = re.findall(r"(?<!`)`([^`]+)`(?!`)", self.prose)
         return [*shell.replace("\\\n", " ").splitlines(), *(" ".join(each.split()) for each in inline)]
@@ -94,7 +94,7 @@ def anchors(text: str) -> set[str]:
 
 
 def dead_links(page: Page) -> list[str]:
-    """Return the relative links of a page that lead nowhere, and anchors that no heading has."""
+    """Return the relative links of a page to missing files and to missing headings."""
     text = re.sub(r"`[^`]*`", "", page.prose)
     links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)", text, re.MULTILINE)
     dead = []
@@ -112,7 +112,7 @@ def dead_links(page: Page) -> list[str]:
 
 @cache
 def options(command: str) -> frozenset[str]:
-    """Return the options of a subcommand; KeyError if there is no such one."""
+    """Return the options of a subcommand; raise KeyError if it does not exist."""
     with click.Context(cli) as context:
         context.invoked_subcommand = command
         found = cli.get_command(context, command)
@@ -136,7 +136,7 @@ def makefile() -> str:
 
 
 def unknown_commands(page: Page) -> list[str]:
-    """Return what a page tells to type that does not exist: commands, options, targets, files."""
+    """Return commands, options, make targets and files that a page names but do not exist."""
     found = []
     for line in page.code:
         found += [f"{line}: {problem}" for problem in _unknown(line)]
@@ -147,7 +147,7 @@ def _unknown(line: str) -> Iterator[str]:
     for part in re.split(r"; |&& |\| ", re.sub(r"(^|\s)#.*", "", line).strip().removeprefix("$ ")):
         try:
             words = shlex.split(part)
-        except ValueError:  # no command: an apostrophe
+        except ValueError:  # not a command: it has an apostrophe
             continue
         while words and (re.match(r"[A-Z_]+=", words[0]) or words[0] in ("time", "export")):
             words.pop(0)
@@ -194,12 +194,12 @@ def _missing_files(words: list[str]) -> Iterator[str]:
 
 
 def long_lines(page: Page) -> list[str]:
-    """Return the lines of prose and tables that are too long and can be broken."""
+    """Return the lines of prose and tables that are too long and contain spaces."""
     return [line for line in page.prose.splitlines() if len(line) > LONGEST_LINE and " " in line.strip()]
 
 
 def words(page: Page) -> int:
-    """Return the number of words of a page outside of code blocks; numbers and bars are none."""
+    """Return the number of words with letters outside of code blocks."""
     return sum(any(map(str.isalpha, word)) for word in page.prose.split())
 
 
@@ -209,7 +209,7 @@ def written() -> list[Page]:
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.path.relative_to(ROOT)))
 @pytest.mark.parametrize("problems", [dead_links, unknown_commands])
-def test_a_page_leads_to_what_exists(page: Page, problems: Callable[[Page], list[str]]) -> None:
+def test_links_and_commands_of_a_page_exist(page: Page, problems: Callable[[Page], list[str]]) -> None:
     assert problems(page) == []
 
 
@@ -244,12 +244,12 @@ def test_documents_are_short() -> None:
         (long_lines, "| a table | " + 20 * "words " + "|\n"),
     ],
 )
-def test_what_is_broken_on_purpose_is_found(problems: Callable[[Page], list[str]], text: str) -> None:
+def test_a_check_finds_problems(problems: Callable[[Page], list[str]], text: str) -> None:
     assert problems(Page(ROOT / "page.md", text)) != []
 
 
 @pytest.mark.parametrize("problems", [dead_links, unknown_commands, long_lines])
-def test_what_is_right_is_not_blamed(problems: Callable[[Page], list[str]]) -> None:
+def test_a_check_accepts_a_correct_page(problems: Callable[[Page], list[str]]) -> None:
     text = f"""# It's `all` right: 8-bit
 
 See [above](#its-all-right-8-bit), [commands](docs/commands.md#run) and

@@ -1,4 +1,4 @@
-"""The image: built from the Dockerfile, then used as `make image-test` and `make docker-all` use it."""
+"""Build the image from the Dockerfile, and use it as `make image-test` and `make docker-all` do."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> None:
 def start(
     results: Path, cache: Path, *command: object, user: str = "12345:12345", name: str = ""
 ) -> "subprocess.Popen[str]":
-    """A command in a container without a network, as a user who has no name there."""
+    """Start a command in a container without a network, as a user who has no name there."""
     environment = {
         "ENGINE": "podman",
         "IMAGE": IMAGE,
@@ -49,7 +49,7 @@ def start(
 
 
 def inside(results: Path, cache: Path, *command: object) -> "subprocess.CompletedProcess[str]":
-    """The same, once it has ended."""
+    """Run a command in such a container, and wait until it ends."""
     process = start(results, cache, *command)
     out, error = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
@@ -57,7 +57,7 @@ def inside(results: Path, cache: Path, *command: object) -> "subprocess.Complete
 
 @pytest.fixture
 def folders(tmp_path: Path, cache: Path) -> tuple[Path, Path]:
-    """Results and a cache of models and data, which anybody may write to."""
+    """Return folders for results and for the cache, writable for everyone."""
     shutil.copytree(cache, tmp_path / "cache" / "qlora-repeat")
     (tmp_path / "results").mkdir()
     write_study(tmp_path / "results")
@@ -74,7 +74,7 @@ def record(runs: Path) -> dict[str, Any]:
     return found
 
 
-def test_it_can_do_what_it_must_without_a_network_or_anything_to_write_to(folders: tuple[Path, Path]) -> None:
+def test_the_image_works_offline_with_a_read_only_root(folders: tuple[Path, Path]) -> None:
     done = inside(*folders, "container/test.sh")
     assert done.returncode == 0, done.stderr
     assert "torch 2" in done.stdout and "smollm2-135m/adamw-8bit/1" in done.stdout
@@ -82,7 +82,7 @@ def test_it_can_do_what_it_must_without_a_network_or_anything_to_write_to(folder
     assert "Read-only file system" in refused.stderr
 
 
-def test_a_trial_has_the_bits_that_it_has_outside_and_its_record_names_the_image(
+def test_a_trial_has_the_same_bits_as_outside_and_its_record_names_the_image(
     folders: tuple[Path, Path], cache: Path, tmp_path: Path
 ) -> None:
     results, _ = folders
@@ -93,26 +93,27 @@ def test_a_trial_has_the_bits_that_it_has_outside_and_its_record_names_the_image
     assert bare.returncode == 0, bare.stderr
     ours, theirs = record(results), record(tmp_path / "bare")
     assert ours["outputs"]["adapter_digest"] == theirs["outputs"]["adapter_digest"]
-    told, inspected = ours["fingerprint"], inspect()
-    assert told["image"] == {
+    fingerprint, inspected = ours["fingerprint"], inspect()
+    assert fingerprint["image"] == {
         "name": IMAGE,
         "digest": f"sha256:{inspected['Id']}",
         "base": BASE,
         "apptainer": None,
     }
-    assert (told["lock"], told["commit"]) == (lock_digest(), theirs["fingerprint"]["commit"])
+    expected = (lock_digest(), theirs["fingerprint"]["commit"])
+    assert (fingerprint["lock"], fingerprint["commit"]) == expected
 
 
 def inspect() -> dict[str, Any]:
-    told = subprocess.run(["podman", "image", "inspect", IMAGE], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(told.stdout)[0]
+    done = subprocess.run(["podman", "image", "inspect", IMAGE], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)[0]
     return found
 
 
 def test_a_container_that_is_stopped_keeps_a_checkpoint(
     folders: tuple[Path, Path],
 ) -> None:
-    """The engine signals the first process alone, which here is make's parent."""
+    """Stop a container: the engine signals only the first process, which here is make's parent."""
     results, _ = folders
     write_study(results, ("\nsteps = 3", "\nsteps = 400"), ("checkpoint_every = 2", "checkpoint_every = 100"))
     command = ["make", "finetune", f"TRIAL={TRIAL}", "STUDY=runs/tiny.toml", "RANDOMNESS=bitwise"]
@@ -124,19 +125,19 @@ def test_a_container_that_is_stopped_keeps_a_checkpoint(
         assert running.poll() is None and time.monotonic() < ends
         time.sleep(0.1)
     subprocess.run(["podman", "stop", "--time=60", "qlora-repeat-tests-stopped"], check=True)
-    told = running.communicate(timeout=60)[1]
-    assert "with a checkpoint, by SIGTERM; run the same command to resume" in told
+    errors = running.communicate(timeout=60)[1]
+    assert "with a checkpoint, by SIGTERM; run the same command to resume" in errors
     assert unfinished.is_dir() and not record_file(results).exists()
-    assert not list(unfinished.parent.glob("lock.json")), "it has given its lock back"
+    assert not list(unfinished.parent.glob("lock.json")), "the lock is released"
 
 
-def test_labels_say_what_it_was_made_from() -> None:
+def test_labels_name_the_lock_files_and_the_commit() -> None:
     labels = inspect()["Config"]["Labels"]
     assert labels["qlora-repeat.lock"] == lock_digest()
     assert len(labels["org.opencontainers.image.revision"].removesuffix("-dirty")) == 40
 
 
-def test_tables_are_left_beside_the_results(folders: tuple[Path, Path]) -> None:
+def test_tables_are_written_beside_the_results(folders: tuple[Path, Path]) -> None:
     done = inside(*folders, "make", "tables", "STUDY=published")
     assert done.returncode == 0, done.stderr
     assert (folders[0] / "tables-and-figures/published/table-01.md").stat().st_size > 100

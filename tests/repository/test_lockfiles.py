@@ -1,4 +1,4 @@
-"""The lock files resolve on every Python and machine; what is wrong with one is found."""
+"""The lock files resolve on every Python and machine, and the check finds problems in them."""
 
 import importlib.util
 import re
@@ -16,14 +16,14 @@ spec.loader.exec_module(check)
 
 @pytest.fixture
 def locks(tmp_path: Path) -> Path:
-    """A copy of the lock files, for a test to change."""
+    """Return a copy of the lock files that a test may change."""
     return shutil.copytree(
         ROOT / "lockfiles", tmp_path / "lockfiles", ignore=shutil.ignore_patterns("web", "__pycache__")
     )
 
 
 def problems(folder: Path) -> list[str]:
-    """Return what the check finds in a folder of lock files; skip the test where no index answers."""
+    """Return the problems in a folder of lock files; skip the test if no package index answers."""
     try:
         found: list[str] = check.problems(folder)
     except ConnectionError as error:

@@ -1,4 +1,4 @@
-"""Trials that documents name are trials of the pocket study, and commands that need no model run."""
+"""Trials in the documents are trials of the pocket study, and commands that need no model run."""
 
 import re
 
@@ -8,7 +8,7 @@ from support.places import at
 from qlora_repeat.study.loading import load_study
 
 
-def test_trials_that_are_named_are_trials_of_the_pocket_study() -> None:
+def test_trials_in_the_documents_are_trials_of_the_pocket_study() -> None:
     study = load_study("pocket")
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)

@@ -1,4 +1,4 @@
-"""Every command that the README shows is run: here, on a study of seconds, or by the test that is named."""
+"""Run every command of the README: here on a study of seconds, or in the test that is named."""
 
 import os
 import re
@@ -26,16 +26,16 @@ HERE = [
     "make tables STUDY=published",
     "make plan STUDY=paper GPU=a100-80gb",
 ]
-"""Run in this order, one going on where another has ended."""
+"""Commands to run in this order; each uses the results of those before it."""
 ELSEWHERE = {
-    "make test": "repository/test_readme_commands.py",  # this is part of it
+    "make test": "repository/test_readme_commands.py",  # this test is part of it
     "make attribute": "analysis/attribution/test_experiment.py",
-    "make bench": "repository/test_speed.py",  # the plain script alone, on a tiny model
+    "make bench": "repository/test_speed.py",  # only the plain script, on a tiny model
     "make paper": "render/test_pdf.py",
     "make rehearsal": "assets/test_rehearsal.py",
     "qlora-repeat run collapse": "stages/test_legacy_qmap.py",
     "make image docker-all STUDY=paper": "repository/test_image.py",
-    "make sif apptainer-all STUDY=paper": "repository/test_image.py",  # Apptainer by hand
+    "make sif apptainer-all STUDY=paper": "repository/test_image.py",  # Apptainer is tested by hand
     "qlora-repeat submit paper --partition gpu --gpus a100:1 --image qlora-repeat.sif": (
         "slurm/test_submit.py"
     ),
@@ -43,7 +43,7 @@ ELSEWHERE = {
 
 
 def shown() -> list[str]:
-    """The commands that stand in blocks of their own, or begin a sentence of what was found."""
+    """Return the commands in the README's code blocks and inline code."""
     blocks = re.findall(r"^ {4}(?:\.venv/bin/)?((?:make|qlora-repeat) .+?)(?:  +#.*)?$", README, re.MULTILINE)
     spoken = re.findall(r"`((?:make|qlora-repeat) [^`]+)`", README.replace("\n", " "))
     return list(dict.fromkeys(command.strip() for command in [*blocks, *spoken]))
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", HERE)
-def test_it_does_what_it_says(command: str, folder: Path, cache: Path) -> None:
+def test_a_command_of_the_readme_works(command: str, folder: Path, cache: Path) -> None:
     study = str(folder / "tiny.toml")
     words = shlex.split(command.replace(TRIAL, TINY).replace("trial-3", "trial-1"))
     if words[0] == "make":

@@ -1,4 +1,4 @@
-"""The plain script that the kit's speed is compared with does the work that it is said to do."""
+"""The plain script of the benchmark trains, merges and evaluates as the kit does."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def test_the_plain_script_trains_merges_and_tests_as_the_kit_does(
         [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    printed = json.loads(done.stdout.splitlines()[-1])
 
     found = {}
     for name, folder in (("base", base), ("merged", tmp_path / "out" / "merged")):
@@ -40,13 +40,13 @@ def test_the_plain_script_trains_merges_and_tests_as_the_kit_does(
         model = load_full(folder, "float32")
         losses = example_losses(model, examples, len(TEXTS), tokenizer.pad_token_id, lambda done: None)
         found[name] = perplexity(losses)
-    assert told["perplexity"] == pytest.approx(found["merged"], rel=1e-4)
-    assert told["perplexity"] < 0.99 * found["base"]
-    assert len(told["responses"]) == 4
-    assert told["seconds"].keys() == {"import", "load", "train", "merge", "perplexity", "responses"}
+    assert printed["perplexity"] == pytest.approx(found["merged"], rel=1e-4)
+    assert printed["perplexity"] < 0.99 * found["base"]
+    assert len(printed["responses"]) == 4
+    assert printed["seconds"].keys() == {"import", "load", "train", "merge", "perplexity", "responses"}
 
 
-def test_a_part_that_the_benchmark_does_not_have_is_told_before_it_begins() -> None:
+def test_an_unknown_part_of_the_benchmark_is_refused_at_once() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "speed.py"), "--only", "trial,tables"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""The kit from its wheel, in an empty folder, beside the locked packages and without a checkout."""
+"""The kit installed from its wheel, in an empty folder, with the locked packages and without a checkout."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from support.checkout import ROOT, kit
 from qlora_repeat.study.trial import STAGES
 
 STUDY = "pocket@bitwise@2-steps-4-rows"
-TRIAL = "smollm2-135m/adamw-8bit/2"  # the first trial also answers seven times
+TRIAL = "smollm2-135m/adamw-8bit/2"  # the first trial would also answer each prompt seven times
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel, which sees the packages of the tests' own, but not the kit there."""
+    """Return an environment with the wheel and the packages of the tests' environment, without its kit."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder / "dist"]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -26,7 +26,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = folder / "env"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (site_packages,) = environment.glob("lib/python3*/site-packages")
-    # Python adds these folders without running what is in their own .pth files, such as the kit's.
+    # Python adds these folders, but ignores .pth files in them, such as that of the kit.
     seen = [path for path in sys.path if Path(path).name == "site-packages"]
     (site_packages / "locked.pth").write_text("\n".join(seen))
     pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
@@ -37,7 +37,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is empty at first, in which the commands run."""
+    """Return an empty folder to run the commands in."""
     return tmp_path_factory.mktemp("empty")
 
 
@@ -56,14 +56,16 @@ def run(environment: Path, folder: Path, *command: object) -> "subprocess.Comple
     )
 
 
-def test_the_kit_is_the_installed_one_and_is_typed(environment: Path, empty: Path) -> None:
+def test_the_installed_kit_is_imported_and_typed(environment: Path, empty: Path) -> None:
     found = run(environment, empty, "python", "-c", "import qlora_repeat; print(qlora_repeat.__path__[0])")
     folder = Path(found.stdout.strip())
     assert folder.is_relative_to(environment)
     assert (folder / "py.typed").is_file()
 
 
-def test_the_papers_tables_are_those_of_a_checkout(environment: Path, empty: Path, tmp_path: Path) -> None:
+def test_the_papers_tables_are_the_same_as_from_a_checkout(
+    environment: Path, empty: Path, tmp_path: Path
+) -> None:
     done = run(environment, empty, "qlora-repeat", "tables", "published")
     assert done.returncode == 0, done.stderr
     assert kit("tables", "published", "--out", tmp_path).returncode == 0
@@ -82,15 +84,13 @@ def test_a_trial_of_the_kits_own_study_runs(environment: Path, empty: Path) -> N
     assert {f"{stage}.json" for stage in STAGES} <= {path.name for path in folder.iterdir()}
 
 
-def test_an_unknown_study_is_told_those_that_the_wheel_has(environment: Path, empty: Path) -> None:
+def test_an_unknown_study_gives_the_names_of_those_in_the_wheel(environment: Path, empty: Path) -> None:
     done = run(environment, empty, "qlora-repeat", "tables", "nonesuch")
     assert done.returncode == 3
     assert done.stderr.strip().endswith("there are collapse, paper, pocket")
 
 
-def test_a_missing_package_is_to_be_installed_from_a_file_that_is_there(
-    environment: Path, empty: Path
-) -> None:
+def test_the_lock_file_for_a_missing_package_is_in_the_wheel(environment: Path, empty: Path) -> None:
     script = (
         "from qlora_repeat.assets.package_files import package_folder; package_folder('some==1', 'nonesuch')"
     )
