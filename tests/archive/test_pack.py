@@ -1,4 +1,4 @@
-"""Archives of the tiny study: packed, checked, unpacked elsewhere, run again; and those of strangers."""
+"""Archives of the tiny study are packed, checked, unpacked elsewhere and run again; bad ones are refused."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from support.checkout import ROOT, copy_folder
 from support.laboratory import Lab, failure, run
 from support.made_attribution import additive, made
 from support.places import at
-from support.tiny import write_study
+from support.tiny import tiny_text, write_study
 
 from qlora_repeat.analysis.attribution.decompose import attribute
 from qlora_repeat.analysis.attribution.measurements import write_attribution
@@ -42,19 +42,19 @@ Files = dict[str, bytes]
 
 
 def quiet(done: int, total: int) -> None:
-    """Ignores progress."""
+    """Ignore progress."""
 
 
 @pytest.fixture
 def lab(finished: Lab, tmp_path: Path) -> Lab:
-    """A copy of it, for a test to change."""
+    """Return a copy of the finished study that a test may change."""
     copy_folder(finished.folder, tmp_path / "lab")
     return Lab(tmp_path / "lab", finished.cache)
 
 
 @pytest.fixture
 def files(finished: Lab) -> Files:
-    """What is in the archive."""
+    """Return the files in the archive."""
     with zipfile.ZipFile(finished.archive) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
@@ -71,12 +71,12 @@ def test_the_same_input_gives_the_same_bytes(lab: Lab, tmp_path: Path) -> None:
     assert there.pack() == first
 
 
-def test_another_input_gives_other_bytes(lab: Lab) -> None:
+def test_other_input_gives_other_bytes(lab: Lab) -> None:
     first = lab.pack()
     assert lab.pack("--author", "A. Author", "--license", "CC-BY-4.0") != first
 
 
-def test_entries_are_sorted_stored_and_without_a_clock(finished: Lab) -> None:
+def test_entries_are_sorted_uncompressed_and_without_times(finished: Lab) -> None:
     with zipfile.ZipFile(finished.archive) as archive:
         infos = archive.infolist()
     assert [info.filename for info in infos] == sorted(info.filename for info in infos)
@@ -85,7 +85,7 @@ def test_entries_are_sorted_stored_and_without_a_clock(finished: Lab) -> None:
     assert {info.compress_type for info in infos} == {zipfile.ZIP_STORED}
 
 
-def test_nothing_of_the_machine_is_in_it(lab: Lab) -> None:
+def test_the_archive_contains_nothing_about_the_machine(lab: Lab) -> None:
     trial = lab.runs / FOLDER.removeprefix("runs/")
     for name in ("log.txt", "failed.json", "adapter/.netrc", "adapter/notes.txt"):
         (trial / name).write_text("hunter2")
@@ -102,7 +102,7 @@ def test_nothing_of_the_machine_is_in_it(lab: Lab) -> None:
         assert not [name for name in archive.namelist() if "merged/" in name]
 
 
-def test_a_file_that_names_a_folder_is_told(lab: Lab) -> None:
+def test_pack_warns_of_a_file_that_names_a_local_folder(lab: Lab) -> None:
     assert "before you publish" not in lab.kit("pack").output
     lab.study.write_text(f"# Models are in {lab.cache}/bases\n" + lab.study.read_text())
     assert (
@@ -111,7 +111,7 @@ def test_a_file_that_names_a_folder_is_told(lab: Lab) -> None:
     )
 
 
-def test_its_crate_describes_each_file_and_each_trial(finished: Lab, files: Files) -> None:
+def test_the_crate_describes_each_file_and_each_trial(finished: Lab, files: Files) -> None:
     from rocrate.rocrate import ROCrate
 
     crate = ROCrate(finished.archive)
@@ -130,7 +130,7 @@ def test_its_crate_describes_each_file_and_each_trial(finished: Lab, files: File
     assert "8 of 8 trials" in root["description"]
     assert root["citation"].id == "https://doi.org/10.1109/ACCESS.2024.3470850"
     actions = {action["name"]: action for action in root["mentions"]}
-    assert len(actions) == 8 + 2, "trials, and tests of bases"
+    assert len(actions) == 8 + 2, "trials and base tests"
     first = actions[f"Trial {FIRST}"]
     assert first.type == "CreateAction"
     assert first["instrument"]["name"] == "qlora-repeat"
@@ -147,18 +147,18 @@ def test_its_crate_describes_each_file_and_each_trial(finished: Lab, files: File
     }
 
 
-def test_authors_and_licence_are_those_that_are_given(lab: Lab) -> None:
+def test_authors_and_license_can_be_given(lab: Lab) -> None:
     lab.pack("--author", "A. Author", "--author", "B. Author", "--license", "CC-BY-4.0")
     with zipfile.ZipFile(lab.archive) as archive:
         graph = {entity["@id"]: entity for entity in json.loads(archive.read(CRATE))["@graph"]}
-        assert "LICENSE" not in archive.namelist(), "which is the kit's"
+        assert "LICENSE" not in archive.namelist(), "that is the kit's license"
     authors = [graph[author["@id"]]["name"] for author in graph["./"]["author"]]
     assert authors == ["A. Author", "B. Author"]
     assert graph[graph["./"]["license"]["@id"]]["name"] == "CC-BY-4.0"
     assert isinstance(failure(lab.kit("pack", "--license", "my own")), UsageError)
 
 
-def test_it_is_checked_without_the_kit(finished: Lab, tmp_path: Path) -> None:
+def test_the_archive_can_be_checked_without_the_kit(finished: Lab, tmp_path: Path) -> None:
     with zipfile.ZipFile(finished.archive) as archive:
         archive.extractall(tmp_path)
     command = ["sha256sum", "--check", "--strict", "--quiet", SUMS]
@@ -167,11 +167,11 @@ def test_it_is_checked_without_the_kit(finished: Lab, tmp_path: Path) -> None:
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 1
 
 
-def test_unpacked_elsewhere_it_gives_the_same_results_and_tables(finished: Lab, tmp_path: Path) -> None:
+def test_an_unpacked_archive_gives_the_same_results_and_tables(finished: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
-    told = run("unpack", finished.archive, "--to", folder)
-    assert told.exit_code == 0, told.output
-    assert "study tiny: 8 of 8 trials have results" in told.output
+    result = run("unpack", finished.archive, "--to", folder)
+    assert result.exit_code == 0, result.output
+    assert "study tiny: 8 of 8 trials have results" in result.output
     before = folder_digests(folder)
     given = (folder / "studies/tiny.toml", "--runs", folder / "runs")
     states = run("status", *given, "--cache", finished.cache).output
@@ -179,10 +179,10 @@ def test_unpacked_elsewhere_it_gives_the_same_results_and_tables(finished: Lab, 
     collected = run("collect", *given, "--cache", finished.cache)
     assert "8 of 8 trials done" in collected.output
     assert run("tables", *given, "--out", folder / "tables").exit_code == 0
-    assert folder_digests(folder) == before, "collected and rendered again, it is what was packed"
+    assert folder_digests(folder) == before, "collected and rendered again, the files are as packed"
 
 
-def test_results_of_an_attribution_are_in_it(lab: Lab) -> None:
+def test_the_archive_contains_results_of_attributions(lab: Lab) -> None:
     measured = made(additive)
     path = lab.runs / "tiny@attribute" / "tiny-neox" / "adamw-32bit" / "attribution.json"
     write_attribution(measured, attribute(measured), [], path)
@@ -195,7 +195,7 @@ def test_results_of_an_attribution_are_in_it(lab: Lab) -> None:
     assert found == ["runs/tiny@attribute/tiny-neox/adamw-32bit/attribution.json"]
 
 
-def test_the_studys_own_lock_file_is_in_it(lab: Lab) -> None:
+def test_the_archive_contains_the_studys_lock_file(lab: Lab) -> None:
     lab.study.with_suffix(".lock").write_text("{}\n")
     lab.pack()
     with opened(lab.archive) as theirs:
@@ -209,7 +209,7 @@ def test_the_studys_own_lock_file_is_in_it(lab: Lab) -> None:
         assert sum(len(each["stages"]) for each in found) == 8 * len(STAGES) + 2
 
 
-def test_what_does_not_count_is_left_out_and_named(lab: Lab) -> None:
+def test_unfinished_and_damaged_trials_are_left_out_and_named(lab: Lab) -> None:
     neox = lab.runs / "tiny/tiny-neox"
     adapter = neox / "adamw-8bit/trial-1/adapter/adapter_config.json"
     adapter.write_text(adapter.read_text().replace("8", "9"))
@@ -223,12 +223,12 @@ def test_what_does_not_count_is_left_out_and_named(lab: Lab) -> None:
     shutil.rmtree(lab.tables)
     result = lab.kit("pack")
     assert result.exit_code == 0, result.output
-    told = [line for line in result.output.splitlines() if line.startswith("left out: ")]
-    assert len(told) == 4
-    assert f"left out: {FIRST} is damaged: {adapter}: not the bytes that were recorded" in told[0]
-    assert told[1].startswith("left out: tiny-neox/adamw-32bit/1 failed: no luck")
-    assert told[2] == "left out: tiny-neox/adamw-32bit/2 is running"
-    assert told[3] == "left out: 1 of 8 trials are missing, or not complete"
+    lines = [line for line in result.output.splitlines() if line.startswith("left out: ")]
+    assert len(lines) == 4
+    assert f"left out: {FIRST} is damaged: {adapter}: not the bytes that were recorded" in lines[0]
+    assert lines[1].startswith("left out: tiny-neox/adamw-32bit/1 failed: no luck")
+    assert lines[2] == "left out: tiny-neox/adamw-32bit/2 is running"
+    assert lines[3] == "left out: 1 of 8 trials are missing, or not complete"
     with opened(lab.archive) as theirs:
         rows = theirs.results()
         states = [(row.status, row.measured) for row in rows]
@@ -240,11 +240,12 @@ def test_what_does_not_count_is_left_out_and_named(lab: Lab) -> None:
         *((state, False) for state in ("damaged", "missing", "failed", "running")),
         *[("done", True)] * 4,
     ]
-    assert not list(Path(theirs.folder).parent.glob(f"{theirs.folder.name}*")), "it was there for the block"
+    left = list(Path(theirs.folder).parent.glob(f"{theirs.folder.name}*"))
+    assert not left, "it was unpacked only for the block"
 
 
 def holding(lab: Lab) -> Path:
-    """A lock that this process holds, as a file to be copied."""
+    """Return a copy of the file of a lock that this process holds."""
     from qlora_repeat.system.file_lock import exclusive
 
     path = lab.folder / "held.json"
@@ -253,7 +254,7 @@ def holding(lab: Lab) -> Path:
     return path
 
 
-def test_what_is_stale_is_taken_on_request(lab: Lab) -> None:
+def test_stale_trials_are_packed_on_request(lab: Lab) -> None:
     text = lab.study.read_text()
     lab.study.write_text(text.replace("learning_rate = 1e-3", "learning_rate = 5e-3"))
     shutil.rmtree(lab.tables)
@@ -274,7 +275,7 @@ def test_a_study_without_results_is_refused(lab: Lab) -> None:
     assert str(error) == "study tiny: no trial to pack: 8 missing; `qlora-repeat status` says why"
     assert not lab.archive.exists()
     assert isinstance(failure(lab.kit("pack", "--out", lab.folder / "tiny.toml")), UsageError)
-    assert lab.study.read_text().startswith("# See tiny.py")
+    assert lab.study.read_text() == tiny_text()
 
 
 def test_a_link_is_not_packed(lab: Lab) -> None:
@@ -285,12 +286,12 @@ def test_a_link_is_not_packed(lab: Lab) -> None:
 
 
 def stopping(done: int, total: int) -> None:
-    """Half way, the scheduler asks this process to stop."""
+    """Send SIGTERM to this process half-way, as a scheduler does."""
     if done > total / 2:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_stopped_half_way_it_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+def test_stopped_half_way_pack_and_unpack_leave_nothing(lab: Lab, tmp_path: Path) -> None:
     workspace = at(lab.study, lab.runs, lab.cache)
     before = lab.archive.read_bytes()
     there = sorted(lab.runs.iterdir())
@@ -305,7 +306,7 @@ def test_stopped_half_way_it_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == there
 
 
-def test_a_folder_that_is_there_is_not_overwritten(lab: Lab) -> None:
+def test_an_existing_folder_is_not_overwritten(lab: Lab) -> None:
     before = folder_digests(lab.runs)
     error = failure(run("unpack", lab.archive))
     assert isinstance(error, UsageError)
@@ -315,11 +316,11 @@ def test_a_folder_that_is_there_is_not_overwritten(lab: Lab) -> None:
     assert folder_digests(lab.runs) == before
 
 
-# Archives of strangers. Each of these changes one thing, and makes all else fit it again.
+# Archives from elsewhere. Each test changes one thing and keeps everything else consistent.
 
 
 def fitting(files: Files) -> Files:
-    """The files with checksums and description that fit them."""
+    """Return the files with matching checksums and a matching description."""
     files = {name: content for name, content in files.items() if name != SUMS}
     crate = json.loads(files[CRATE])
     known = {unquote(entity["@id"]): entity for entity in crate["@graph"] if entity["@type"] == "File"}
@@ -337,7 +338,7 @@ def fitting(files: Files) -> Files:
 
 
 def zipped(path: Path, files: Files, change: Callable[[zipfile.ZipInfo], None] = lambda info: None) -> Path:
-    """A zip of these files, as anybody can make one; `change` what is said of each."""
+    """Write a zip of these files with the standard library; `change` edits the entry of each file."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             info = zipfile.ZipInfo(name)
@@ -348,7 +349,7 @@ def zipped(path: Path, files: Files, change: Callable[[zipfile.ZipInfo], None] =
 
 
 def refused(path: Path, beside: Path) -> str:
-    """The reason for which an archive is refused, once nothing is left of it."""
+    """Return why an archive is refused, and check that unpacking leaves no files."""
     before = sorted(beside.rglob("*"))
     error = failure(run("unpack", path, "--to", beside / "theirs"))
     assert isinstance(error, MissingError)
@@ -357,7 +358,7 @@ def refused(path: Path, beside: Path) -> str:
     return str(error)
 
 
-def test_a_zip_that_somebody_made_of_the_same_files_is_as_good(files: Files, tmp_path: Path) -> None:
+def test_a_zip_of_the_same_files_from_another_program_is_accepted(files: Files, tmp_path: Path) -> None:
     assert fitting(files).keys() == files.keys()
     found = unpack(zipped(tmp_path / "a.zip", fitting(files)), tmp_path / "theirs", quiet)
     assert (found.label, found.files) == ("tiny", len(files))
@@ -389,13 +390,13 @@ def test_a_zip_that_somebody_made_of_the_same_files_is_as_good(files: Files, tmp
         "",
     ],
 )
-def test_a_name_that_leads_elsewhere_is_refused(name: str, files: Files, tmp_path: Path) -> None:
+def test_a_harmful_name_is_refused(name: str, files: Files, tmp_path: Path) -> None:
     assert "is not the name of a file that it may hold" in refused(
         zipped(tmp_path / "a.zip", fitting(files | {name: b"{}"})), tmp_path
     )
 
 
-def test_a_name_that_is_cut_when_it_is_read_is_refused(files: Files, tmp_path: Path) -> None:
+def test_a_name_with_a_null_byte_is_refused(files: Files, tmp_path: Path) -> None:
     path = zipped(
         tmp_path / "a.zip", fitting(files | {"runs/tiny/a.jsonXpy": b"{}", "runs/tiny/a.json": b"{}"})
     )
@@ -404,7 +405,7 @@ def test_a_name_that_is_cut_when_it_is_read_is_refused(files: Files, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFDIR])
-def test_what_is_no_file_is_refused(kind: int, files: Files, tmp_path: Path) -> None:
+def test_an_entry_that_is_no_file_is_refused(kind: int, files: Files, tmp_path: Path) -> None:
     def change(info: zipfile.ZipInfo) -> None:
         if info.filename == f"{FOLDER}/trace.jsonl":
             info.external_attr = (kind | 0o777) << 16
@@ -416,7 +417,7 @@ def test_what_is_no_file_is_refused(kind: int, files: Files, tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_name_that_is_there_twice_is_refused(files: Files, tmp_path: Path) -> None:
+def test_a_duplicate_name_is_refused(files: Files, tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.zip", files)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("README.md", "another")
@@ -428,7 +429,7 @@ def test_a_name_that_is_there_twice_is_refused(files: Files, tmp_path: Path) -> 
 
 
 def test_a_bomb_is_refused(files: Files, tmp_path: Path) -> None:
-    """One that is compressed, and one whose files are larger than all of it."""
+    """Refuse a compressed file, and files that claim to be larger than the archive."""
 
     def change(info: zipfile.ZipInfo) -> None:
         info.compress_type = zipfile.ZIP_DEFLATED
@@ -453,7 +454,7 @@ def test_an_encrypted_file_is_refused(files: Files, tmp_path: Path) -> None:
     assert "is encrypted or compressed" in refused(path, tmp_path)
 
 
-def test_what_is_listed_is_there_and_what_is_there_is_listed(files: Files, tmp_path: Path) -> None:
+def test_files_and_checksums_must_match(files: Files, tmp_path: Path) -> None:
     trace = f"{FOLDER}/trace.jsonl"
     less = {name: content for name, content in files.items() if name != trace}
     assert f"{trace}' is listed in {SUMS}, and not there" in refused(
@@ -474,7 +475,7 @@ def test_what_is_listed_is_there_and_what_is_there_is_listed(files: Files, tmp_p
         refused(zipped(tmp_path / f"{number}.zip", files | {SUMS: sums}), tmp_path)
 
 
-def test_other_bytes_than_were_packed_are_refused(files: Files, tmp_path: Path) -> None:
+def test_changed_bytes_are_refused(files: Files, tmp_path: Path) -> None:
     changed = files | {f"{FOLDER}/trace.jsonl": files[f"{FOLDER}/trace.jsonl"].replace(b"1", b"2")}
     assert f"trace.jsonl has other bytes than {SUMS} says" in refused(
         zipped(tmp_path / "a.zip", changed), tmp_path
@@ -491,7 +492,7 @@ def test_other_bytes_than_were_packed_are_refused(files: Files, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("crate", [b"{}", b"[]", b'{"@graph": 3}', b"{", b"[" * 100_000, b'{"@graph": [1]}'])
-def test_a_description_that_is_none_is_refused(crate: bytes, files: Files, tmp_path: Path) -> None:
+def test_an_invalid_description_is_refused(crate: bytes, files: Files, tmp_path: Path) -> None:
     sums = files[SUMS].replace(
         hashlib.sha256(files[CRATE]).hexdigest().encode(), hashlib.sha256(crate).hexdigest().encode()
     )
@@ -501,7 +502,7 @@ def test_a_description_that_is_none_is_refused(crate: bytes, files: Files, tmp_p
     )
 
 
-def test_what_is_no_archive_is_refused(finished: Lab, tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_refused(finished: Lab, tmp_path: Path) -> None:
     content = finished.archive.read_bytes()
     for number, part in enumerate((b"", b"PK", content[:-30], content[: len(content) // 2], content[1000:])):
         path = tmp_path / f"{number}.zip"
@@ -512,8 +513,8 @@ def test_what_is_no_archive_is_refused(finished: Lab, tmp_path: Path) -> None:
     assert "no such archive" in refused(tmp_path / "folder.zip", tmp_path)
 
 
-def test_a_byte_that_is_another_is_refused_or_of_no_account(finished: Lab, tmp_path: Path) -> None:
-    """Anywhere in the archive: what is unpacked is what was packed, or nothing."""
+def test_a_changed_byte_is_refused_or_has_no_effect(finished: Lab, tmp_path: Path) -> None:
+    """Change one byte anywhere: the unpacked files are as packed, or there are none."""
     content = finished.archive.read_bytes()
     with opened(finished.archive) as found:
         whole = folder_digests(found.folder)
@@ -532,12 +533,10 @@ def test_a_byte_that_is_another_is_refused_or_of_no_account(finished: Lab, tmp_p
     assert kept < len(places) / 2
 
 
-def test_an_archive_whose_parts_do_not_fit_is_told_by_check(
-    finished: Lab, files: Files, tmp_path: Path
-) -> None:
-    told = run("check", finished.archive, "--cache", finished.cache)
-    assert told.exit_code == 0
-    assert told.output == (
+def test_check_names_contradictions_in_an_archive(finished: Lab, files: Files, tmp_path: Path) -> None:
+    result = run("check", finished.archive, "--cache", finished.cache)
+    assert result.exit_code == 0
+    assert result.output == (
         f"{finished.archive}: {len(files)} files with the checksums that it says; records of 8 trials fit "
         "their files, and the collected results fit the records\n"
     )
@@ -560,7 +559,7 @@ def test_an_archive_whose_parts_do_not_fit_is_told_by_check(
         assert "/tmp/qlora-repeat-" not in result.output
 
 
-def test_a_study_file_of_a_stranger_is_told_in_a_line(files: Files, tmp_path: Path) -> None:
+def test_an_invalid_study_file_gives_one_line(files: Files, tmp_path: Path) -> None:
     for number, text in enumerate((b"name = 3", b"a = " + b"[" * 100_000, b"\xff")):
         path = zipped(tmp_path / f"{number}.zip", fitting(files | {"studies/tiny.toml": text}))
         assert isinstance(failure(run("check", path)), UsageError)
@@ -569,7 +568,7 @@ def test_a_study_file_of_a_stranger_is_told_in_a_line(files: Files, tmp_path: Pa
 
 @pytest.fixture(scope="session")
 def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A lab with one trial that has really run, packed."""
+    """Return a lab with a packed trial that really ran."""
     lab = Lab(tmp_path_factory.mktemp("recorded"), cache)
     write_study(lab.folder)
     trial = at(load_study(str(lab.study)), lab.runs, cache).trial(FIRST)
@@ -578,8 +577,8 @@ def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
-def test_an_unpacked_trial_is_run_again_to_the_same_bits(recorded: Lab, tmp_path: Path) -> None:
-    """With the study that is in the archive, by somebody who has only that."""
+def test_verify_repeats_an_unpacked_trial_to_the_same_bits(recorded: Lab, tmp_path: Path) -> None:
+    """Verify with only the study in the archive."""
     unpack(recorded.archive, tmp_path / "theirs", quiet)
     before = folder_digests(tmp_path / "theirs")
     where = ["--cache", recorded.cache, "--scratch", tmp_path / "scratch", "--quiet"]
@@ -587,14 +586,14 @@ def test_an_unpacked_trial_is_run_again_to_the_same_bits(recorded: Lab, tmp_path
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.stdout.startswith(f"tiny:{FIRST}: bitwise\n")
     assert folder_digests(tmp_path / "theirs") == before
-    told = read_results(tmp_path / "theirs/runs/tiny/results.jsonl")[0]
+    row = read_results(tmp_path / "theirs/runs/tiny/results.jsonl")[0]
     page = next((tmp_path / "scratch").rglob("verdict.json"))
     assert json.loads(page.read_text())["verdict"] == "bitwise"
     again = next((tmp_path / "scratch").rglob("evaluate.json"))
-    assert json.loads(again.read_text())["outputs"]["perplexity"] == told.perplexity
+    assert json.loads(again.read_text())["outputs"]["perplexity"] == row.perplexity
 
 
-def test_a_trial_in_an_archive_can_be_named(recorded: Lab, tmp_path: Path) -> None:
+def test_a_trial_in_an_archive_can_be_verified(recorded: Lab, tmp_path: Path) -> None:
     where = ["--cache", recorded.cache, "--scratch", tmp_path, "--quiet", "--steps", 1]
     result = run("verify", f"{recorded.archive}:{FIRST}", *where)
     assert result.exit_code == 0, (result.output, result.exception)
@@ -604,8 +603,8 @@ def test_a_trial_in_an_archive_can_be_named(recorded: Lab, tmp_path: Path) -> No
     assert "numbers its trials" in str(failure(run("verify", f"{recorded.archive}:tiny-neox/adamw-8bit/9")))
 
 
-def test_a_forged_number_is_found_by_running_it_again(recorded: Lab, tmp_path: Path) -> None:
-    """All checksums, records and results fit each other."""
+def test_verify_finds_a_forged_number(recorded: Lab, tmp_path: Path) -> None:
+    """Forge a number in consistent checksums, records and results."""
     forger = Lab(tmp_path / "forger", recorded.cache)
     copy_folder(recorded.folder, forger.folder)
     path = forger.runs / FOLDER.removeprefix("runs/") / "evaluate.json"
@@ -620,7 +619,7 @@ def test_a_forged_number_is_found_by_running_it_again(recorded: Lab, tmp_path: P
     assert result.stdout.startswith(f"tiny:{FIRST}: different\n")
 
 
-def test_a_file_that_changes_while_it_is_packed_is_noticed(tmp_path: Path) -> None:
+def test_a_change_to_a_file_during_packing_is_noticed(tmp_path: Path) -> None:
     from qlora_repeat.archive.zip_file import Entry
     from qlora_repeat.records.record import keep
 

@@ -1,4 +1,4 @@
-"""A study on a real Slurm: what is queued, stopped, preempted, failed, and rendered at the end."""
+"""A study on a real Slurm cluster: trials are queued, stopped, preempted and fail; tables come last."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def wait(what: Callable[[], bool], seconds: float = 240) -> None:
-    """Until something is so; looked at often, so that what lasts a second is seen."""
+    """Wait until the condition holds; check often, since some states last only a second."""
     ends = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < ends, subprocess.run(
@@ -59,18 +59,18 @@ def submit(study: Path, runs: Path, cache: Path, *options: object) -> subprocess
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def job_of(told: str, name: str) -> str:
-    (line,) = [line for line in told.splitlines() if line.startswith(f"{name}: job ")]
+def job_of(output: str, name: str) -> str:
+    (line,) = [line for line in output.splitlines() if line.startswith(f"{name}: job ")]
     return line.rpartition(" ")[2]
 
 
 def process_of(job: str) -> int:
-    """submitit's process of an array's task, which the command runs below."""
+    """Return the process of submitit for a task of an array; the command is its child."""
     array, task = job.split("_")
     wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
             command = (folder / "cmdline").read_bytes().split(b"\0")
             environment = set((folder / "environ").read_bytes().split(b"\0"))
             if b"submitit.core._submit" in command and b"srun" not in command[0] and wanted <= environment:
@@ -88,7 +88,7 @@ def digest(trial: Trial) -> str:
 def test_two_submissions_at_once_run_each_trial_once_and_tables_come_last(
     cache: Path, tmp_path: Path
 ) -> None:
-    """Also where a trial fails: its log says why, and it alone is submitted again."""
+    """Let one trial fail too: its log says why, and only this trial is submitted again."""
     study_file, runs = write_study(tmp_path, ("trials = 2", "trials = 1")), tmp_path / "runs"
     study = load_study(str(study_file))
     names = [trial.name for trial in at(study, runs, cache).trials()]
@@ -96,20 +96,21 @@ def test_two_submissions_at_once_run_each_trial_once_and_tables_come_last(
     (broken.folder / "trace.jsonl").mkdir(parents=True)
     command = submit_command(study_file, runs, cache, "--concurrent", 1)
     both = [subprocess.Popen(command, cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=300) for process in both]
-    for process, (_, error) in zip(both, told, strict=True):
+    outputs = [process.communicate(timeout=300) for process in both]
+    for process, (_, error) in zip(both, outputs, strict=True):
         assert process.returncode == 0 or "process " in error, error  # another process submits
-    queued = [line.split(": job ")[0] for out, _ in told for line in out.splitlines() if ": job " in line]
+    lines = [line for out, _ in outputs for line in out.splitlines()]
+    queued = [line.split(": job ")[0] for line in lines if ": job " in line]
     assert sorted(name for name in queued if name in names) == sorted(names)
     again = submit(study_file, runs, cache).stdout
-    assert "queued already, as job" in again and again.count(": job ") == 1, "that of the tables"
+    assert "queued already, as job" in again and again.count(": job ") == 1, "the job for the tables"
 
     most = 0
     while not empty():
         queue = read_queue()
         most = max(most, len(queue.on_a_node) if queue else 0)
         time.sleep(0.2)
-    assert most == 1, "a task at a time"
+    assert most == 1, "one task at a time"
     status = kit("status", study_file, "--runs", runs, "--cache", cache).stdout
     assert f"{broken.name} failed: " in status and status.count("failed: ") == 1
     logs = kit("status", broken.name, "--study", study_file, "--runs", runs).stdout
@@ -118,12 +119,12 @@ def test_two_submissions_at_once_run_each_trial_once_and_tables_come_last(
 
     (broken.folder / "trace.jsonl").rmdir()
     repaired = submit(study_file, runs, cache).stdout
-    assert job_of(repaired, broken.name) and repaired.count(": job ") == 2, "itself, and the tables"
+    assert job_of(repaired, broken.name) and repaired.count(": job ") == 2, "the trial and the tables"
     wait(empty)
     assert "every trial is done; nothing is submitted" in submit(study_file, runs, cache).stdout
 
 
-def test_what_was_cancelled_or_preempted_goes_on_to_the_same_bits(cache: Path, tmp_path: Path) -> None:
+def test_a_cancelled_or_preempted_trial_resumes_to_the_same_bits(cache: Path, tmp_path: Path) -> None:
     study_file = write_study(tmp_path, LONG, ("trials = 2", "trials = 1"))
     study = load_study(f"{study_file}@bitwise")
     undisturbed = at(study, tmp_path / "undisturbed", cache).trial("tiny-neox/adamw-8bit/1")
@@ -133,28 +134,26 @@ def test_what_was_cancelled_or_preempted_goes_on_to_the_same_bits(cache: Path, t
 
     runs = tmp_path / "runs"
     trial = at(study, runs, cache).trial(undisturbed.name)
-    told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
-    job = job_of(told, trial.name)
+    job = job_of(submit(study_file, runs, cache, "--randomness", "bitwise").stdout, trial.name)
 
-    def told_of(words: str) -> int:
+    def logged(words: str) -> int:
         log = kit("status", trial.name, *alone[:4], "--runs", runs, "--lines", 1000).stdout
         return log.count(words)
 
     wait(lambda: any(trial.unfinished.glob("step-*")))
-    os.kill(process_of(job), signal.SIGUSR1)  # as Slurm does before the limit; scancel does so several times
-    wait(lambda: told_of("Starting with JobEnvironment") == 2)
-    assert told_of("by SIGUSR1") == 1
-    wait(lambda: told_of(f"{trial.name}: finetune") == 2)
-    # What is more urgent takes the node: SIGTERM, a grace time, and the task is queued again.
+    os.kill(process_of(job), signal.SIGUSR1)  # as Slurm does before the limit; scancel sends it several times
+    wait(lambda: logged("Starting with JobEnvironment") == 2)
+    assert logged("by SIGUSR1") == 1
+    wait(lambda: logged(f"{trial.name}: finetune") == 2)
+    # A more urgent job takes the node: SIGTERM, then a grace time, then the task is queued again.
     urgent = ["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     subprocess.run(urgent, check=True, capture_output=True)
-    wait(lambda: told_of("Starting with JobEnvironment") == 3)
-    assert told_of("by SIGTERM") == 1
+    wait(lambda: logged("Starting with JobEnvironment") == 3)
+    assert logged("by SIGTERM") == 1
     subprocess.run(["scancel", job], check=True)
     wait(lambda: job not in (getattr(read_queue(), "waiting_or_running", {job})))
-    told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
-    assert job_of(told, trial.name) != job
+    assert job_of(submit(study_file, runs, cache, "--randomness", "bitwise").stdout, trial.name) != job
     wait(empty)
     assert digest(trial) == digest(undisturbed)
-    told = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
-    assert "every trial is done; nothing is submitted" in told, "also the bases, tested beside the trials"
+    output = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
+    assert "every trial is done; nothing is submitted" in output, "base tests are done too"

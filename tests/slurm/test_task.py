@@ -1,4 +1,4 @@
-"""What a job of a cluster does when it is asked to stop: real processes, without a scheduler."""
+"""A cluster's job is asked to stop: real processes without a scheduler."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import pytest
 from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.slurm.task import MOST_KILLED, ImageFile, Task
 
-HEEDS = """
+STOPS = """
 import pathlib, signal, sys, time
 def stop(*_):
     pathlib.Path("checkpoint").touch()
@@ -23,11 +23,11 @@ signal.signal(signal.SIGUSR1, stop)
 pathlib.Path("started").touch()
 time.sleep(60)
 """
-DEAF = HEEDS.replace("sys.exit(6)", "time.sleep(60)")
+IGNORES = STOPS.replace("sys.exit(6)", "time.sleep(60)")
 
 
 def interrupted(task: Task, folder: Path) -> Any:
-    """What `checkpoint` gives, called as submitit does: by a signal, while the task waits for its process."""
+    """Call `checkpoint` on a signal while the task waits, as submitit does; return the result."""
     found: list[Any] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -50,17 +50,17 @@ def interrupted(task: Task, folder: Path) -> Any:
     return found[0]
 
 
-def test_a_process_that_heeds_the_signal_is_waited_for(tmp_path: Path) -> None:
-    task = Task([[sys.executable, "-c", HEEDS]], str(tmp_path), warning=40)
+def test_a_process_that_stops_on_the_signal_writes_its_checkpoint(tmp_path: Path) -> None:
+    task = Task([[sys.executable, "-c", STOPS]], str(tmp_path), warning=40)
     again = interrupted(task, tmp_path)
     assert (tmp_path / "checkpoint").exists()
     assert again.function == task
 
 
-def test_one_that_does_not_is_killed_in_time_and_given_up_when_that_repeats(
+def test_a_process_that_ignores_the_signal_is_killed_and_finally_given_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = Task([[sys.executable, "-c", DEAF]], str(tmp_path), warning=31)
+    task = Task([[sys.executable, "-c", IGNORES]], str(tmp_path), warning=31)
     for times in range(1, MOST_KILLED):
         task = interrupted(task, tmp_path).function
         assert task.killed == times
@@ -68,7 +68,7 @@ def test_one_that_does_not_is_killed_in_time_and_given_up_when_that_repeats(
     assert "longer --time" in capsys.readouterr().err
 
 
-def test_all_commands_run_and_what_failed_is_told(tmp_path: Path) -> None:
+def test_all_commands_run_and_a_failure_is_reported(tmp_path: Path) -> None:
     fails = [sys.executable, "-c", "raise SystemExit(4)"]
     works = [sys.executable, "-c", "open('done', 'w')"]
     with pytest.raises(StageError, match="exit code 4"):
@@ -76,7 +76,7 @@ def test_all_commands_run_and_what_failed_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "done").exists()
 
 
-def test_an_image_that_is_another_by_now_is_not_run(tmp_path: Path) -> None:
+def test_a_changed_image_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "kit.sif"
     path.write_bytes(b"one")
     task = Task([["true"]], str(tmp_path), 40, ImageFile.at(path))
