@@ -1,4 +1,4 @@
-"""How far two adapters are apart, on files that tests write."""
+"""Distances between two adapters, from files that tests write."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ A, B = "layers.0.q.lora_A.weight", "layers.0.q.lora_B.weight"
 
 
 def write(folder: Path, **changes: NDArray) -> Path:
-    """An adapter of four values in A and two in B."""
+    """Write an adapter of four values in A and two in B."""
     tensors = {
         A: np.array([[1, 2], [3, 4]], np.float32),
         B: np.array([[0.5], [0]], np.float32),
@@ -31,7 +31,7 @@ def _file(folder: Path) -> Path:
     return folder / "adapter_model.safetensors"
 
 
-def test_distances_are_those_of_all_values_and_of_each_kind_of_matrix(tmp_path: Path) -> None:
+def test_distances_are_given_for_all_values_and_each_kind_of_matrix(tmp_path: Path) -> None:
     first = write(tmp_path / "first")
     second = write(
         tmp_path / "second", a=np.array([[1, 2], [3, 1]], np.float32), b=np.ones((2, 1), np.float32)
@@ -45,7 +45,7 @@ def test_distances_are_those_of_all_values_and_of_each_kind_of_matrix(tmp_path: 
     assert (found["lora_B"].values, found["lora_B"].equal, found["lora_B"].largest) == (2, 0, 1)
 
 
-def test_an_adapter_is_at_no_distance_from_its_copy_whatever_its_values(tmp_path: Path) -> None:
+def test_an_adapter_has_distance_zero_from_its_copy(tmp_path: Path) -> None:
     odd = np.array([[math.nan, -0.0], [math.inf, 1e-45]], np.float32)
     found = adapter_distances(write(tmp_path / "first", a=odd), write(tmp_path / "second", a=odd))
     assert (found["all"].values, found["all"].equal) == (6, 6)
@@ -57,7 +57,7 @@ def test_values_are_equal_only_by_their_bits(tmp_path: Path) -> None:
     assert (found["lora_B"].equal, found["lora_B"].largest, found["lora_B"].relative) == (0, 0, None)
 
 
-def test_a_difference_that_is_no_number_is_not_hidden(tmp_path: Path) -> None:
+def test_a_difference_that_is_not_a_number_is_not_hidden(tmp_path: Path) -> None:
     broken = np.array([[math.nan, 2], [3, 4]], np.float32)
     found = adapter_distances(write(tmp_path / "first"), write(tmp_path / "second", a=broken))
     assert math.isnan(found["all"].largest)
@@ -65,7 +65,7 @@ def test_a_difference_that_is_no_number_is_not_hidden(tmp_path: Path) -> None:
     assert found["lora_B"].l2 == 0
 
 
-def test_half_precision_is_read_exactly(tmp_path: Path) -> None:
+def test_half_precision_values_are_read_exactly(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file as save_torch
 
@@ -86,13 +86,13 @@ def test_half_precision_is_read_exactly(tmp_path: Path) -> None:
         ({"b": np.ones((2, 1), np.float16)}, "float32[2, 1] in one, float16[2, 1] in the other"),
     ],
 )
-def test_adapters_of_other_tensors_have_no_distance(change: dict, words: str, tmp_path: Path) -> None:
+def test_adapters_with_different_tensors_have_no_distance(change: dict, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         adapter_distances(write(tmp_path / "first"), write(tmp_path / "second", **change))
     assert words in str(caught.value)
 
 
-def test_what_is_no_adapter_is_named(tmp_path: Path) -> None:
+def test_an_invalid_adapter_is_named(tmp_path: Path) -> None:
     first, second = write(tmp_path / "first"), tmp_path / "second"
     with pytest.raises(MissingError, match="second: has no adapter"):
         adapter_distances(first, second)
@@ -105,7 +105,7 @@ def test_what_is_no_adapter_is_named(tmp_path: Path) -> None:
         adapter_distances(first, second)
 
 
-def test_updates_are_apart_by_what_the_products_are(tmp_path: Path) -> None:
+def test_the_distance_of_updates_is_the_distance_of_their_products(tmp_path: Path) -> None:
     changed = {"a": np.array([[1, 2], [3, 1]], np.float32), "b": np.array([[1], [0.5]], np.float32)}
     a, b = np.array([[1.0, 2], [3, 4]]), np.array([[0.5], [0]])
     ours, theirs = b @ a[:1], changed["b"] @ changed["a"][:1]
@@ -116,7 +116,7 @@ def test_updates_are_apart_by_what_the_products_are(tmp_path: Path) -> None:
     assert found == pytest.approx(math.sqrt(np.sum((ours - theirs) ** 2) / mean))
 
 
-def test_what_cancels_out_in_the_product_is_no_difference(tmp_path: Path) -> None:
+def test_changes_that_cancel_in_the_product_give_no_distance(tmp_path: Path) -> None:
     row = np.array([[1, 2]], np.float32)
     first = write(tmp_path / "first", a=row)
     second = write(tmp_path / "second", a=row / 4, b=np.array([[2], [0]], np.float32))
@@ -124,7 +124,7 @@ def test_what_cancels_out_in_the_product_is_no_difference(tmp_path: Path) -> Non
     assert adapter_distances(first, second)["all"].l2 > 1
 
 
-def test_the_smallest_difference_of_updates_is_not_lost(tmp_path: Path) -> None:
+def test_the_smallest_difference_of_updates_is_measured(tmp_path: Path) -> None:
     row = np.array([[1, 2]], np.float32)
     first = write(tmp_path / "first", a=row)
     second = write(tmp_path / "second", a=np.nextafter(row, np.float32(9)))
@@ -132,7 +132,7 @@ def test_the_smallest_difference_of_updates_is_not_lost(tmp_path: Path) -> None:
     assert update_distance(read_adapter(first), read_adapter(second)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_adapters_that_add_nothing_have_no_distance(tmp_path: Path) -> None:
+def test_adapters_with_zero_updates_have_no_distance(tmp_path: Path) -> None:
     zero = {"a": np.ones((1, 2), np.float32), "b": np.zeros((2, 1), np.float32)}
     first, second = write(tmp_path / "first", **zero), write(tmp_path / "second", **zero)
     assert update_distance(read_adapter(first), read_adapter(second)) is None

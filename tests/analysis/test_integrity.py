@@ -1,4 +1,4 @@
-"""One bit anywhere: what is damaged is named, counts as not done, and gives no number."""
+"""A damaged file, even by one bit, is named; its stage is not done, and its numbers are not collected."""
 
 import dataclasses
 import hashlib
@@ -45,7 +45,7 @@ NO_CACHE = Path("/nonexistent")
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
-    """The tiny study, finished, its merged models kept: to be copied."""
+    """Return the finished tiny study with its merged models, and its folder; tests copy it."""
     from support.tiny import write_study
 
     folder = tmp_path_factory.mktemp("finished")
@@ -56,7 +56,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
 
 @pytest.fixture
 def trial(template: tuple[Study, Path], tmp_path: Path) -> Trial:
-    """A trial of such a study, to be damaged."""
+    """Return a trial in a copy of this study, for a test to damage."""
     study, folder = template
     shutil.copytree(folder / "runs", tmp_path / "runs")
     shutil.copy(folder / "tiny.toml", tmp_path)
@@ -68,7 +68,7 @@ def checked(trial: Trial, cache: Path = NO_CACHE) -> CheckedStudy:
 
 
 def flip(path: Path, bit: int = 0) -> None:
-    """Flips a bit in place: all but the time of the change stays."""
+    """Flip a bit in a file; its size and modification time stay."""
     stat = path.stat()
     with path.open("r+b") as file:
         file.seek(bit // 8)
@@ -85,11 +85,11 @@ def states(trial: Trial, *, rehash: bool = True) -> list[str]:
 ASKED = {"study", "task", "model", "model_title", "counterpart", "optimizer", "trial"}
 ASKED |= {"randomness", "free_sources"}
 ASKED |= {"status", "miniature"}
-"""What a row says of a trial, or of its base, without a measurement."""
+"""Fields of a row that are set without any measurement."""
 
 
 def numbers(trial: Trial) -> dict[str, Any]:
-    """What collect has measured of a trial."""
+    """Return the measured values in a trial's collected row."""
     for row in collect(trial.workspace):
         if (row.model, row.optimizer, row.trial) == (trial.model_name, trial.optimizer, trial.number):
             return {
@@ -117,13 +117,13 @@ AFTER = {
 
 
 def stage_of(name: str) -> str:
-    """The stage that left a file."""
+    """Return the stage that writes a file."""
     return name.removesuffix(".json") if name in RECORDS else ("merge" if "merged" in name else "finetune")
 
 
 @pytest.fixture(scope="module")
 def lasting(template: tuple[Study, Path]) -> Trial:
-    """A trial that each example of a property damages and restores."""
+    """Return a trial that each example of a property test damages and restores."""
     study, folder = template
     few = dataclasses.replace(study, trials=1)
     finish_study(few, folder / "lasting", NO_CACHE)
@@ -132,7 +132,7 @@ def lasting(template: tuple[Study, Path]) -> Trial:
 
 @settings(deadline=None, max_examples=80)
 @given(st.sampled_from(KEPT + RECORDS), st.floats(0, 1, exclude_max=True))
-def test_one_bit_flipped_anywhere_is_never_done_and_gives_no_number(
+def test_a_flipped_bit_makes_the_stage_not_done_and_gives_no_number(
     lasting: Trial, name: str, place: float
 ) -> None:
     path = lasting.folder / name
@@ -153,7 +153,7 @@ def test_one_bit_flipped_anywhere_is_never_done_and_gives_no_number(
 
 @settings(deadline=None, max_examples=50)
 @given(st.floats(0, 1, exclude_max=True))
-def test_one_bit_flipped_in_the_test_of_a_base_gives_no_number(lasting: Trial, place: float) -> None:
+def test_a_flipped_bit_in_a_base_test_gives_no_number(lasting: Trial, place: float) -> None:
     (test,) = lasting.workspace.base_tests("tiny-neox")
     path = test.record
     bit = int(place * path.stat().st_size * 8)
@@ -169,7 +169,7 @@ def test_one_bit_flipped_in_the_test_of_a_base_gives_no_number(lasting: Trial, p
 
 
 @pytest.mark.parametrize("name", KEPT + RECORDS)
-def test_a_file_cut_short_or_gone_is_seen_without_reading_it(name: str, trial: Trial) -> None:
+def test_a_truncated_or_missing_file_is_found_without_reading_it(name: str, trial: Trial) -> None:
     path, stage = trial.folder / name, stage_of(name)
     os.truncate(path, path.stat().st_size - 1)
     assert states(trial, rehash=False) == AFTER[stage] == states(trial)
@@ -186,7 +186,7 @@ def test_a_file_cut_short_or_gone_is_seen_without_reading_it(name: str, trial: T
     assert numbers(trial) == {}
 
 
-def test_merged_weights_that_were_deleted_are_no_damage(trial: Trial) -> None:
+def test_deleted_merged_weights_are_no_damage(trial: Trial) -> None:
     shutil.rmtree(trial.merged)
     assert states(trial) == ["done"] * 4
     assert checked(trial).problems == []
@@ -203,7 +203,7 @@ def test_the_record_of_another_trial_is_damage(other: str, trial: Trial) -> None
     )
 
 
-def test_a_whole_study_holds_what_its_records_say(trial: Trial) -> None:
+def test_an_undamaged_study_has_no_problems(trial: Trial) -> None:
     found = checked(trial)
     assert (found.trials, found.problems, found.notes, found.inputs) == (8, [], [], [])
     assert numbers(trial)["perplexity"] == 8.25
@@ -212,16 +212,16 @@ def test_a_whole_study_holds_what_its_records_say(trial: Trial) -> None:
     assert {trial.folder / name for name in KEPT + RECORDS} < paths
 
 
-def test_every_damaged_file_is_named_not_only_the_first(trial: Trial) -> None:
-    spoilt = [trial.folder / name for name in (*KEPT, "evaluate.json")]
-    for path in spoilt:
+def test_every_damaged_file_is_named(trial: Trial) -> None:
+    damaged = [trial.folder / name for name in (*KEPT, "evaluate.json")]
+    for path in damaged:
         flip(path, 9)
     problems = checked(trial).problems
-    assert sorted(problem.partition(": ")[0] for problem in problems) == sorted(map(str, spoilt))
+    assert sorted(problem.partition(": ")[0] for problem in problems) == sorted(map(str, damaged))
 
 
 def rewrite(trial: Trial, **outputs: Any) -> None:
-    """Makes the finetune record say something else, as if the stage had written it."""
+    """Write a finetune record with these outputs and the current trace, as the stage would write it."""
     record = read_record(trial.record("finetune"))
     assert record is not None
     kept = {name: dataclasses.replace(file) for name, file in record.files.items()}
@@ -257,12 +257,12 @@ def test_a_trace_or_adapter_that_contradicts_its_record_is_a_problem(
     assert found.startswith(f"{trial.folder}/")
     assert problem in found
     assert found.endswith(f"; `qlora-repeat finetune {NAME} --force` runs it again")
-    assert states(trial)[0] == "done"  # so `qlora-repeat run` would not
+    assert states(trial)[0] == "done"  # so `qlora-repeat run` would not run it again
 
 
 @pytest.fixture
 def unfinished(trial: Trial) -> Path:
-    """A fine-tuning in progress, in a trial that has nothing else."""
+    """Return the folder of a fine-tuning in progress, in a trial without other files."""
     shutil.rmtree(trial.folder)
     folder = trial.folder / "unfinished"
     step = folder / "step-2"
@@ -288,7 +288,7 @@ def sha256(content: bytes) -> str:
 
 
 def seal(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON with its own digest."""
+    """Write JSON with its own digest."""
     write_json(path, {**content, "digest": json_digest(content)})
 
 
@@ -323,7 +323,7 @@ def test_a_damaged_checkpoint_names_the_one_from_which_training_resumes(
 ) -> None:
     shutil.copytree(unfinished / "step-2", unfinished / "step-10")
     (unfinished / "step-2" / "adapter.safetensors").unlink()
-    assert checked(trial).problems == []  # nothing goes on from an older one
+    assert checked(trial).problems == []  # training does not resume from an older one
     flip(unfinished / "step-10" / "optimizer.safetensors")
     problems = checked(trial).problems
     assert all(problem.endswith("; `qlora-repeat run` starts this fine-tuning again") for problem in problems)
@@ -371,8 +371,8 @@ def test_a_process_killed_while_it_deletes_an_older_checkpoint_leaves_no_damage(
 
 
 @pytest.mark.parametrize("gone", ["start.json", "trace.jsonl", "step-3/adapter.safetensors"])
-def test_checkpoints_of_what_is_done_are_no_damage(gone: str, trial: Trial) -> None:
-    """A process was killed while it removed them."""
+def test_checkpoints_of_a_finished_fine_tuning_are_no_damage(gone: str, trial: Trial) -> None:
+    """Leave checkpoints as a process does that is killed while it removes them."""
     step = trial.unfinished / "step-3"
     step.mkdir(parents=True)
     (step / "adapter.safetensors").write_text("adapter")
@@ -383,7 +383,7 @@ def test_checkpoints_of_what_is_done_are_no_damage(gone: str, trial: Trial) -> N
     found = checked(trial)
     assert found.problems == []
     assert found.notes == [f"{trial.unfinished}: left by a process that was killed; it can be deleted"]
-    (trial.unfinished / "trace.jsonl").write_text("another")  # one that is to be done again
+    (trial.unfinished / "trace.jsonl").write_text("another")  # the fine-tuning must run again
     assert len(checked(trial).problems) >= 1
 
 
@@ -407,7 +407,7 @@ def test_a_checkpoint_with_a_link_to_another_folder_is_a_problem(trial: Trial, u
     assert problem.startswith(f"{unfinished / 'step-2' / 'outside'}: not the bytes that were recorded")
 
 
-def test_what_killed_processes_left_is_a_note(trial: Trial) -> None:
+def test_files_left_by_killed_processes_are_noted(trial: Trial) -> None:
     merged, record = trial.folder / ".merged.abc123", trial.folder / ".time.json.x1y2"
     merged.mkdir()
     (merged / ".half.json.zz").write_text("")
@@ -419,7 +419,7 @@ def test_what_killed_processes_left_is_a_note(trial: Trial) -> None:
     ]
 
 
-def test_a_trial_that_a_process_works_on_is_left_alone(trial: Trial) -> None:
+def test_a_running_trial_is_not_checked(trial: Trial) -> None:
     (trial.folder / ".adapter.abc123").mkdir()
     flip(trial.trace)
     with exclusive(trial.lock, trial.name):
@@ -428,7 +428,7 @@ def test_a_trial_that_a_process_works_on_is_left_alone(trial: Trial) -> None:
     assert found.notes == [f"{NAME}: not checked, because a process is working on it"]
 
 
-def test_results_that_are_not_of_these_records_are_a_note(trial: Trial) -> None:
+def test_results_that_differ_from_the_records_are_noted(trial: Trial) -> None:
     path = trial.workspace.results
     write_results(collect(trial.workspace), path)
     assert checked(trial).notes == []
@@ -439,9 +439,7 @@ def test_results_that_are_not_of_these_records_are_a_note(trial: Trial) -> None:
     assert checked(trial).notes[0].startswith(f"{path}:1: not a row of collected results")
 
 
-def test_bases_and_data_of_the_study_are_checked_where_they_are(
-    trial: Trial, cache: Path, tmp_path: Path
-) -> None:
+def test_base_models_and_data_in_the_cache_are_checked(trial: Trial, cache: Path, tmp_path: Path) -> None:
     copy_folder(cache, tmp_path / "cache")
     study, own = trial.study, tmp_path / "cache"
     finish_study(study, trial.workspace.runs, own)
@@ -452,12 +450,12 @@ def test_bases_and_data_of_the_study_are_checked_where_they_are(
     assert {weights, *rows.glob("*.jsonl")} <= {looked.path for looked in found.inputs}
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
-    weights.unlink()  # it is a link to the shared cache's
+    weights.unlink()  # it is a hard link to the file in the shared cache
     weights.write_bytes(content)
-    spoilt = sorted(rows.glob("*.jsonl"))[0]
-    flip(spoilt)
+    damaged = sorted(rows.glob("*.jsonl"))[0]
+    flip(damaged)
     problems = checked(trial, own).problems
-    assert [problem.partition(" ")[0] for problem in problems] == [str(weights), str(spoilt)]
+    assert [problem.partition(" ")[0] for problem in problems] == [str(weights), str(damaged)]
     assert all("`qlora-repeat fetch`" in problem for problem in problems)
 
 
@@ -469,14 +467,14 @@ def test_the_command_prints_problems_and_the_number_of_undamaged_files(trial: Tr
     assert kit("check", *options, "--quiet").stdout == ""
     flip(trial.trace)
     (trial.folder / ".time.json.x1y2").write_text("")
-    spoilt = kit("check", *options)
-    assert spoilt.returncode == 3
-    first, second = spoilt.stdout.splitlines()
+    damaged = kit("check", *options)
+    assert damaged.returncode == 3
+    first, second = damaged.stdout.splitlines()
     assert (
         first == f"{trial.trace}: not the bytes that were recorded; `qlora-repeat run` runs its stage again"
     )
     assert second.startswith("note: ")
-    assert spoilt.stderr == "Error: study tiny: damage in 1 of 74 files\n"
+    assert damaged.stderr == "Error: study tiny: damage in 1 of 74 files\n"
     assert kit("check", *options, "--quiet").stdout == f"{first}\n"
     collected = kit("collect", *options)
     assert collected.returncode == 0
@@ -522,20 +520,18 @@ for command in ("status", "check", "collect", "run"):
 
 
 @needs_mount
-def test_results_that_cannot_be_written_can_be_looked_at(
-    cache: Path, study_file: Path, tmp_path: Path
-) -> None:
+def test_results_on_a_read_only_disk_can_be_read(cache: Path, study_file: Path, tmp_path: Path) -> None:
     kit = Path(sys.executable).with_name("qlora-repeat")
     disk = tmp_path / "disk"
     done = on_small_disk(CLOSED, disk, 10, study_file, kit, cache)
     assert done.returncode == 0, done.stderr
-    told = "Read-only file system; make it writable, or set QLORA_REPEAT_RUNS (results) or " + (
+    advice = "Read-only file system; make it writable, or set QLORA_REPEAT_RUNS (results) or " + (
         "QLORA_REPEAT_CACHE (models and data) to another folder"
     )
     status, check, collect, begun, *_, run = done.stdout.splitlines()
     assert status == "0 8 trials: 7 done, 1 missing; 2 tests of bases: 2 done"
     assert check.startswith("0 73 files of 8 trials hold what their records say, and ")
-    assert collect == f"3 Error: {disk}/tiny/results.jsonl: {told}"
+    assert collect == f"3 Error: {disk}/tiny/results.jsonl: {advice}"
     assert begun == "4 study tiny: 1 jobs, 1 at a time"
     where = f"{disk}/tiny/tiny-neox/adamw-8bit/trial-1/log.txt"
-    assert run == f"Error: 1 of 1 jobs failed: tiny-neox/adamw-8bit/1: {where}: {told}"
+    assert run == f"Error: 1 of 1 jobs failed: tiny-neox/adamw-8bit/1: {where}: {advice}"

@@ -1,4 +1,4 @@
-"""Laboratories side by side: Table S5 of results that a test makes up, and of archives."""
+"""Comparisons of laboratories: Table S5 from made-up results and from archives."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ OSLO = [8.8, 9.1, 8.7, 9.3, 8.9]
 
 
 def rows(perplexities: list[float], letter: str, **changes: Any) -> list[TrialResult]:
-    """Trials whose adapters are all different."""
+    """Return trials with these perplexities and different adapters."""
     return [
         trial(trial=number, perplexity=value, adapter_digest=f"{letter}{number}", **changes)
         for number, value in enumerate(perplexities, 1)
@@ -56,7 +56,7 @@ def cells(table: Table, group: str, row: int = 0) -> dict[str, str]:
     }
 
 
-def test_each_laboratory_has_its_own_numbers_and_all_have_one_spread() -> None:
+def test_laboratories_have_their_own_numbers_and_a_common_spread() -> None:
     arm = compared(rows(TAMPA, "a"), rows(OSLO, "b"))
     first, second = arm.laboratories
     assert (first.laboratory, first.n, first.adapters) == ("Tampa", 7, 7)
@@ -67,7 +67,7 @@ def test_each_laboratory_has_its_own_numbers_and_all_have_one_spread() -> None:
     assert (arm.common_adapters, arm.common_seeds, arm.unlike) == (0, 0, [])
 
 
-def test_what_spans_decades_is_compared_on_the_log_scale() -> None:
+def test_values_over_decades_are_compared_on_the_log_scale() -> None:
     collapsed = [8.1, 21024.0, 790.0]
     arm = compared(rows(TAMPA, "a"), rows(collapsed, "b"))
     assert arm.logarithmic
@@ -76,7 +76,7 @@ def test_what_spans_decades_is_compared_on_the_log_scale() -> None:
     assert cells(made(rows(TAMPA, "a"), rows(collapsed, "b")), "all laboratories")["scale"] == "log"
 
 
-def test_adapters_that_are_the_same_bits_are_counted() -> None:
+def test_identical_adapters_are_counted() -> None:
     first, second = rows(TAMPA, "a"), rows(TAMPA, "b")
     for place in (0, 3):
         second[place] = dataclasses.replace(second[place], adapter_digest=first[place].adapter_digest)
@@ -90,7 +90,7 @@ def test_adapters_that_are_the_same_bits_are_counted() -> None:
     assert cells(table, "all laboratories")["common adapters"] == "—"
 
 
-def test_runs_that_began_with_the_same_seed_are_said_to_be_not_independent() -> None:
+def test_trials_with_the_same_seed_are_noted_as_not_independent() -> None:
     seeded = [rows(TAMPA, letter, adapter_init_seed=42) for letter in "ab"]
     assert compared(*seeded).common_seeds == 1
     assert any(note.startswith("Not independent") for note in made(*seeded).notes)
@@ -99,29 +99,29 @@ def test_runs_that_began_with_the_same_seed_are_said_to_be_not_independent() -> 
     )
 
 
-def test_what_is_not_finite_is_left_out_and_counted() -> None:
+def test_values_that_are_not_finite_are_left_out_and_counted() -> None:
     table = made(rows([*TAMPA, math.nan, math.inf], "a"), rows(OSLO, "b"))
     assert cells(table, "Tampa")["n"] == "7"
     assert "Left out because they are not finite: GPT-NeoX-20B 8-bit (2 in Tampa)." in table.notes
 
 
-def test_only_trials_that_count_do() -> None:
+def test_only_done_trials_are_compared() -> None:
     own = [*rows(TAMPA, "a"), missing(trial=8), trial(trial=9, status="stale", perplexity=99.0)]
     assert compared(own, rows(OSLO, "b")).pooled == reproducibility([TAMPA, OSLO])
 
 
-def test_what_was_not_run_alike_is_not_pooled() -> None:
+def test_trials_with_different_settings_are_not_pooled() -> None:
     table = made(rows(TAMPA, "a", randomness="seeded"), rows(OSLO, "b", randomness="as-published"))
-    told = cells(table, "all laboratories")
-    assert (told["s_r"], told["s_R"], told["common adapters"]) == ("—", "—", "0")
+    pooled = cells(table, "all laboratories")
+    assert (pooled["s_r"], pooled["s_R"], pooled["common adapters"]) == ("—", "—", "0")
     assert (
         "Not pooled because settings differ between laboratories: "
         "GPT-NeoX-20B 8-bit (randomness profile)." in table.notes
     )
-    assert compared(rows(TAMPA, "a", randomness="seeded"), rows(OSLO, "b")).unlike == [], "not known of one"
+    assert compared(rows(TAMPA, "a", randomness="seeded"), rows(OSLO, "b")).unlike == [], "one is unknown"
 
 
-def test_two_laboratories_are_said_to_be_too_few_and_three_have_an_interval() -> None:
+def test_an_interval_needs_three_laboratories() -> None:
     two = made(rows(TAMPA, "a"), rows(OSLO, "b"))
     assert cells(two, "all laboratories")["s_R, 95 %"] == "—"
     assert any(note.startswith("Two laboratories are too few") for note in two.notes)
@@ -130,7 +130,7 @@ def test_two_laboratories_are_said_to_be_too_few_and_three_have_an_interval() ->
     assert not any("too few" in note for note in three.notes)
 
 
-def test_the_papers_words_depend_on_devices_and_software() -> None:
+def test_the_note_on_terms_depends_on_devices_and_software() -> None:
     alike = made(rows(TAMPA, "a"), rows(OSLO, "b")).notes
     assert any("calls reproducibility: another team in another place" in note for note in alike)
     apart = made(rows(TAMPA, "a"), rows(OSLO, "b", device="Another GPU")).notes
@@ -139,7 +139,7 @@ def test_the_papers_words_depend_on_devices_and_software() -> None:
     assert any("different devices and software" in note for note in both)
 
 
-def test_arms_that_one_laboratory_lacks_are_dashes_there() -> None:
+def test_an_arm_that_a_laboratory_lacks_has_dashes() -> None:
     other = rows(OSLO, "d", optimizer="adamw-32bit")
     table = made(rows(TAMPA, "a") + other, rows(OSLO, "b"), rows(TAMPA, "c") + other)
     assert [row[0] for row in table.rows] == ["GPT-NeoX-20B 8-bit", "GPT-NeoX-20B 32-bit"]
@@ -162,7 +162,7 @@ def test_laboratories_that_cannot_be_compared_are_an_error() -> None:
         compare_laboratories([one, laboratory("Oslo", [trial(), trial()])])
 
 
-def test_it_is_said_in_words() -> None:
+def test_the_comparison_is_also_given_in_sentences() -> None:
     same = [laboratory(name, rows(TAMPA, "a")) for name in ("Tampa", "Oslo")]
     assert sentences(compare_laboratories(same)) == [
         "gpt-neox-20b/adamw-8bit: within a laboratory s_r = 0.241, in any of 2 s_R = 0.241; "
@@ -171,7 +171,7 @@ def test_it_is_said_in_words() -> None:
 
 
 def other_lab(lab: Lab, folder: Path) -> Lab:
-    """A laboratory with the same study, whose numbers are a little higher and whose adapters are others."""
+    """Return a laboratory with the same study, slightly higher perplexities and other adapters."""
     from support.finished import finish_study
     from support.tiny import write_study
 
@@ -208,8 +208,8 @@ def test_archives_of_two_laboratories_become_a_table(finished: Lab, tmp_path: Pa
     assert shown[0]["pooled"]["laboratories"] == 2
 
 
-def test_other_settings_are_found_in_the_records(finished: Lab, tmp_path: Path) -> None:
-    """Two studies of one name, with the same profile, of which one learns faster."""
+def test_different_settings_are_found_in_the_records(finished: Lab, tmp_path: Path) -> None:
+    """Compare two studies that differ only in a learning rate."""
     there = other_lab(finished, tmp_path / "there")
     there.study.write_text(there.study.read_text().replace("learning_rate = 1e-3", "learning_rate = 5e-3"))
     shutil.rmtree(there.runs)
@@ -221,7 +221,7 @@ def test_other_settings_are_found_in_the_records(finished: Lab, tmp_path: Path) 
     there.pack()
     result = run("interlab", f"a={finished.archive}", f"b={there.archive}", "--out", tmp_path / "out")
     assert "adamw-8bit: 2 laboratories, not pooled because these differ: training; " in result.output
-    assert "tiny-llama-chat/adamw-8bit: within a laboratory" in result.output, "it has a rate of its own"
+    assert "tiny-llama-chat/adamw-8bit: within a laboratory" in result.output, "it has its own learning rate"
 
 
 def test_results_files_studies_and_the_papers_numbers_can_be_compared(finished: Lab, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_results_files_studies_and_the_papers_numbers_can_be_compared(finished: 
     assert isinstance(failure(run("interlab", "published", tmp_path / "none.jsonl")), MissingError)
 
 
-def test_the_same_laboratories_give_the_same_bytes_and_names_are_only_text(tmp_path: Path) -> None:
+def test_output_is_reproducible_and_names_are_escaped(tmp_path: Path) -> None:
     for number, name in enumerate(("a", "b")):
         write_results(rows(TAMPA if number else OSLO, name), tmp_path / f"{name}.jsonl")
     given = (f"<b>|\\input{{x}}={tmp_path / 'a.jsonl'}", f"\x1b[2J={tmp_path / 'b.jsonl'}")

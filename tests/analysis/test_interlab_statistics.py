@@ -1,4 +1,4 @@
-"""Standard deviations within and between laboratories: textbook data, other formulas, and simulation."""
+"""Standard deviations within and between laboratories, checked by textbook data, formulas and simulation."""
 
 import math
 
@@ -19,7 +19,7 @@ DYESTUFF = [
     [1595.0, 1630.0, 1515.0, 1635.0, 1625.0],
     [1520.0, 1455.0, 1450.0, 1480.0, 1445.0],
 ]
-"""Yields of six batches: Davies, Statistical Methods in Research and Production (1947)."""
+"""Yields of six batches (Davies, Statistical Methods in Research and Production, 1947)."""
 RESISTIVITY = [
     [196.3052, 196.1240, 196.1890, 196.2569, 196.3403],
     [196.3042, 196.3825, 196.1669, 196.3257, 196.0422],
@@ -27,7 +27,7 @@ RESISTIVITY = [
     [196.2795, 196.1748, 196.1494, 196.1485, 195.9885],
     [196.2119, 196.1051, 196.1850, 196.0052, 196.2090],
 ]
-"""Of silicon, by five instruments: SiRstv of NIST's Statistical Reference Datasets."""
+"""Resistivities of silicon by five instruments (SiRstv of NIST's Statistical Reference Datasets)."""
 UNEQUAL = [[3.1, 3.5, 2.9], [4.0, 4.4, 3.9, 4.1, 4.6, 4.2, 4.3], [3.6], [2.5, 3.4, 3.3, 2.8, 3.0]]
 
 LABS = st.lists(
@@ -43,7 +43,7 @@ def of(laboratories: list[list[float]], level: float = 0.95) -> Reproducibility:
     return found
 
 
-def test_variance_components_of_the_dyestuff_are_those_of_the_textbooks() -> None:
+def test_variance_components_of_dyestuff_match_the_textbooks() -> None:
     found = of(DYESTUFF)
     assert found.repeatability**2 == pytest.approx(2451.25)
     assert found.between**2 == pytest.approx(1764.05)
@@ -52,14 +52,14 @@ def test_variance_components_of_the_dyestuff_are_those_of_the_textbooks() -> Non
 
 
 def test_resistivities_have_the_certified_values() -> None:
-    """Certified to 15 digits: the residual standard deviation, and the mean square between instruments."""
+    """Check the residual SD and the mean square between instruments, both certified to 15 digits."""
     found = of(RESISTIVITY)
     assert found.repeatability == pytest.approx(1.04076068334656e-01, rel=1e-9)
     assert 5 * found.between**2 + found.repeatability**2 == pytest.approx(1.27865654000000e-02, rel=1e-9)
 
 
 @pytest.mark.parametrize("laboratories", [DYESTUFF, RESISTIVITY, UNEQUAL])
-def test_the_test_is_that_of_scipy(laboratories: list[list[float]]) -> None:
+def test_the_test_matches_scipy(laboratories: list[list[float]]) -> None:
     found, f = of(laboratories), stats.f_oneway(*laboratories)
     assert found.p == pytest.approx(f.pvalue)
     sizes = np.array([len(values) for values in laboratories])
@@ -69,8 +69,8 @@ def test_the_test_is_that_of_scipy(laboratories: list[list[float]]) -> None:
 
 
 @pytest.mark.parametrize("laboratories", [DYESTUFF, RESISTIVITY, UNEQUAL])
-def test_sums_of_sums_give_the_same(laboratories: list[list[float]]) -> None:
-    """The standard's other form, for computing by hand: from sums over laboratories."""
+def test_the_hand_calculation_gives_the_same(laboratories: list[list[float]]) -> None:
+    """Compute them from sums over laboratories, the standard's form for hand calculation."""
     own = [
         (len(each), np.mean(each), np.var(each, ddof=1) if len(each) > 1 else 0.0) for each in laboratories
     ]
@@ -89,13 +89,13 @@ def test_sums_of_sums_give_the_same(laboratories: list[list[float]]) -> None:
     assert found.reproducibility**2 == pytest.approx(within + max(between, 0))
 
 
-def test_laboratories_that_differ_less_than_their_runs_have_no_spread_of_their_own() -> None:
+def test_small_differences_between_laboratories_give_no_between_spread() -> None:
     found = of([[1.0, 5.0, 3.0], [3.0, 1.0, 5.0]])
     assert (found.between, found.reproducibility) == (0.0, found.repeatability)
     assert found.p == pytest.approx(1.0)
 
 
-def test_the_same_bits_everywhere_do_not_spread_at_all() -> None:
+def test_identical_values_have_no_spread() -> None:
     found = of([[math.log(71.2)] * 7] * 3)
     assert (found.repeatability, found.between, found.reproducibility) == (0.0, 0.0, 0.0)
     assert (found.repeatability_high, found.reproducibility_high, found.p) == (0.0, 0.0, None)
@@ -104,7 +104,7 @@ def test_the_same_bits_everywhere_do_not_spread_at_all() -> None:
     assert apart.between == pytest.approx(np.std([1, 2, 4], ddof=1))
 
 
-def test_too_few_values_have_no_interval_and_too_few_laboratories_none_of_theirs() -> None:
+def test_too_few_values_or_laboratories_have_no_interval() -> None:
     assert reproducibility([[1.0, 2.0, 3.0]]) is None
     assert reproducibility([[1.0, 2.0], []]) is None
     assert reproducibility([[1.0], [2.0], [3.0]]) is None
@@ -116,7 +116,7 @@ def test_too_few_values_have_no_interval_and_too_few_laboratories_none_of_theirs
     assert of(DYESTUFF[:3]).reproducibility_low is not None
 
 
-def test_of_one_laboratory_with_several_values_the_interval_is_that_of_an_arm() -> None:
+def test_one_laboratory_with_several_values_has_the_interval_of_an_arm() -> None:
     found = of([DYESTUFF[0], [1500.0]])
     assert (found.repeatability_low, found.repeatability_high) == pytest.approx(
         deviation_interval(DYESTUFF[0])
@@ -142,8 +142,8 @@ def test_unit_origin_and_order_do_not_matter(labs: list[list[float]], shift: flo
 
 
 @pytest.mark.parametrize("sizes", [[7] * 5, [3, 5, 7, 7, 12]])
-def test_intervals_cover_what_values_were_drawn_with(sizes: list[int]) -> None:
-    """In 95 % of cases or more, normal values; with 600 studies, a share is known to 2 %."""
+def test_intervals_cover_the_true_spreads(sizes: list[int]) -> None:
+    """Check for at least 95 % coverage with normal values; 600 studies give the share to 2 %."""
     generator = np.random.default_rng(1)
     covered = np.zeros(2)
     estimates = []

@@ -1,4 +1,4 @@
-"""Where two traces part, on traces that tests write and on trials' folders that they fill."""
+"""The first difference between two traces or trials, from files that tests write."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "skipped": ("skipped", True),
     "adapter": ("update", "another"),
 }
-"""What is changed in a step, the kind that it is, and to what."""
+"""Fields of a step, the kind of their difference, and a changed value."""
 
 
 def found(first: Sequence[Step], second: Sequence[Step]) -> Divergence:
@@ -34,7 +34,7 @@ def found(first: Sequence[Step], second: Sequence[Step]) -> Divergence:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_first_step_that_differs_is_named_and_in_what(name: str) -> None:
+def test_the_first_different_step_and_its_kind_are_named(name: str) -> None:
     kind, value = CHANGES[name]
     own = trace(9)
     for place in (1, 5, 9):
@@ -44,13 +44,13 @@ def test_the_first_step_that_differs_is_named_and_in_what(name: str) -> None:
         assert divergence.alike_after == place - 1
 
 
-def test_other_initial_adapters_are_init() -> None:
+def test_different_initial_adapters_are_of_kind_init() -> None:
     divergence = found(trace(3), changed(trace(3), 0, adapter="another"))
     assert (divergence.step, divergence.kind, divergence.alike_after) == (0, "init", None)
     assert divergence.apart_after == 0
 
 
-def test_in_a_step_the_cause_comes_before_its_effects() -> None:
+def test_within_a_step_causes_are_named_before_effects() -> None:
     own, other = trace(4), trace(4)
     for name in reversed(CHANGES):  # the one after the other, from the last that a step computes
         kind, value = CHANGES[name]
@@ -60,7 +60,7 @@ def test_in_a_step_the_cause_comes_before_its_effects() -> None:
 
 @settings(deadline=None)
 @given(st.data())
-def test_whatever_is_in_traces_the_first_change_is_found(data: st.DataObject) -> None:
+def test_the_first_change_is_found_in_any_traces(data: st.DataObject) -> None:
     step = st.builds(
         Step,
         step=st.just(1),
@@ -87,7 +87,7 @@ def test_whatever_is_in_traces_the_first_change_is_found(data: st.DataObject) ->
     assert divergence.alike_after == known[-1]
 
 
-def test_numbers_are_compared_by_bits() -> None:
+def test_numbers_are_compared_bit_by_bit() -> None:
     own = changed(trace(3), 2, loss=math.nan, gradient_norm=math.inf)
     assert first_divergence(own, changed(own, 2, loss=float("nan"))) is None
     for one, other in ((0.0, -0.0), (1.0, math.nextafter(1.0, 2)), (math.nan, 1.0), (math.inf, -math.inf)):
@@ -95,7 +95,7 @@ def test_numbers_are_compared_by_bits() -> None:
         assert (divergence.step, divergence.kind) == (2, "loss")
 
 
-def test_what_one_trace_lacks_is_no_difference() -> None:
+def test_a_value_that_one_trace_lacks_is_no_difference() -> None:
     own = trace(5)
     for name in CHANGES:
         if name != "skipped":
@@ -121,7 +121,7 @@ def test_sparse_digests_narrow_down_where_the_adapters_first_differ() -> None:
 
     known = found(own, changed(own, 21, loss=9.0))
     assert known.apart_after is None
-    assert meaning(known) == MEANINGS["loss"], "the adapter was alike after step 20"
+    assert meaning(known) == MEANINGS["loss"], "the adapters were the same after step 20"
 
     one_unseen = found(own, changed(own, 22, loss=9.0))
     assert "step 21, which has no digest" in meaning(one_unseen)

@@ -1,4 +1,4 @@
-"""What an attribution makes of outcomes in which a test has planted the causes."""
+"""Attributions of made-up outcomes with known causes."""
 
 import dataclasses
 import json
@@ -82,8 +82,8 @@ def test_four_replicates_have_no_intervals() -> None:
     assert found.additive == "cannot tell"
 
 
-def test_small_interactions_of_few_replicates_are_not_called_any() -> None:
-    """The F test finds them, and without an interval nobody knows that they are small."""
+def test_few_replicates_with_small_interactions_give_no_verdict_on_additivity() -> None:
+    """Make small interactions that the F test finds; without an interval, their size is unknown."""
 
     def slightly(at: Levels) -> float:
         return additive(at) + 1e-3 * at["adapter_init"] * at["data_order"]
@@ -108,7 +108,7 @@ def test_an_interaction_of_three_counts_at_least_once_and_half_in_each_share() -
     )
 
 
-def test_a_source_that_is_the_largest_by_chance_is_not_named_as_such() -> None:
+def test_a_source_that_may_be_the_largest_by_chance_is_not_named() -> None:
     measured = made(lambda at: sum(at[source] for source in FREED))
     found = attribute(measured)
     largest_in = found.decompositions[MAIN].largest_in
@@ -117,7 +117,7 @@ def test_a_source_that_is_the_largest_by_chance_is_not_named_as_such() -> None:
     assert "7 replicates are too few to say which is the largest" in sentences(measured, found)[1]
 
 
-def test_without_a_nudge_there_is_no_noise_to_compare_with() -> None:
+def test_without_a_nudge_there_is_no_noise_floor() -> None:
     measured = made(interacting)
     kept = [each for each in measured.outcomes if each.condition != NUDGE]
     measured = dataclasses.replace(measured, outcomes=kept)
@@ -126,7 +126,7 @@ def test_without_a_nudge_there_is_no_noise_to_compare_with() -> None:
     assert told.endswith("(there is no nudge whose noise it could be compared with).")
 
 
-def test_one_observation_as_often_as_there_are_replicates_has_no_interval() -> None:
+def test_replicates_that_repeat_one_observation_have_no_interval() -> None:
     measured = made(additive, freed=[], noise=0.0)
     found = attribute(measured).precision
     assert found is not None
@@ -153,7 +153,7 @@ def test_sources_that_matter_only_together_are_not_additive_and_the_pair_is_name
     assert sentences(measured, attribute(measured))[2].startswith("The sources are not additive: ")
 
 
-def test_what_is_no_more_than_a_nudge_would_do_is_not_above_the_floor() -> None:
+def test_an_effect_as_small_as_a_nudges_is_not_above_the_floor() -> None:
     found = attribute(made(additive, noise=1e-3, seed=3)).decompositions[MAIN]
     assert found.above_floor is not None
     assert found.above_floor > SIGNIFICANT
@@ -191,7 +191,7 @@ def test_the_other_optimizer_is_compared_over_the_same_levels() -> None:
         (NUDGE, 1, {"first_kind": "data"}, ["nudge 1 first differs in data"]),
         (JOINT, 7, {"machine": "other", "device": "another CPU"}, ["2 kinds of machine", "another CPU"]),
         (BASELINE, 3, {"optimizer": "sgd"}, ["adapter_init 3 differs from the baseline in optimizer"]),
-        # What hides behind the first difference of the freed source.
+        # Causes that the freed source's first difference could hide.
         (
             "adapter_init",
             2,
@@ -217,7 +217,7 @@ def test_the_other_optimizer_is_compared_over_the_same_levels() -> None:
             ["data_order 2 differs from the baseline in initial adapter"],
         ),
         ("dropout", 5, {"kernels": "default"}, ["dropout 5 differs from the baseline in kind of kernels"]),
-        # Levels that are not what they are said to be.
+        # Levels that are not as declared.
         ("adapter_init", 2, {"initial_digest": "x"}, ["another initial adapter than the trial that has all"]),
         ("data_order", 2, {"rows_digest": "x"}, ["data_order 2 has other rows in its steps than the trial"]),
         (
@@ -270,10 +270,8 @@ def test_default_kernels_promise_no_repetition() -> None:
 
 
 @pytest.mark.parametrize(("digest", "code"), [("another", 7), (None, 0)])
-def test_what_is_not_to_be_interpreted_ends_with_a_code_of_its_own(
-    digest: str | None, code: int, tmp_path: Path
-) -> None:
-    """A trial of the baseline that is not like its repetition."""
+def test_a_failed_control_check_has_its_own_exit_code(digest: str | None, code: int, tmp_path: Path) -> None:
+    """Change a trial of the baseline so that it differs from its repetition."""
     measured = made(additive)
     if digest:
         measured = changed(measured, REPEAT, 1, adapter_digest=digest, first_step=1, first_kind="loss")
@@ -284,7 +282,7 @@ def test_what_is_not_to_be_interpreted_ends_with_a_code_of_its_own(
     assert done.stdout.startswith("Do not interpret these results: ") == bool(code)
 
 
-def test_an_experiment_without_anything_amiss_has_no_problems() -> None:
+def test_a_correct_experiment_has_no_problems() -> None:
     assert find_problems(made(interacting, pairs=True)) == []
 
 
@@ -343,7 +341,7 @@ def test_the_table_has_a_row_for_each_condition_and_its_files_the_same_bytes() -
 
 
 @needs_latex
-def test_tables_and_figures_of_two_arms_come_into_the_pdf_of_the_study(tmp_path: Path) -> None:
+def test_the_pdf_of_a_study_contains_tables_and_figures_of_two_experiments(tmp_path: Path) -> None:
     one = made(additive, pairs=True)
     two = dataclasses.replace(one, optimizer="adamw-8bit+bitsandbytes-0.41.0")
     before = compile_with_tables(tmp_path, [])
@@ -358,14 +356,14 @@ def test_tables_and_figures_of_two_arms_come_into_the_pdf_of_the_study(tmp_path:
 
 
 def compile_with_tables(folder: Path, experiments: list[Measurements]) -> int:
-    """The size of the PDF of the paper's tables and of these experiments."""
+    """Compile a PDF of the paper's tables and these experiments; return its size."""
     render_tables(
         group_arms(read_published(ROOT / "paper" / "published")), folder, TEMPLATES, None, experiments
     )
     return compile_paper(folder).stat().st_size
 
 
-def test_the_file_gives_back_what_was_measured(tmp_path: Path) -> None:
+def test_measurements_are_read_as_they_were_written(tmp_path: Path) -> None:
     measured = changed(made(additive), JOINT, 3, perplexity=math.inf)
     found = attribute(measured)
     path = tmp_path / "attribution.json"
@@ -419,7 +417,7 @@ def test_an_invalid_file_is_an_error_in_one_line(tmp_path: Path) -> None:
             read_measured(path)
 
 
-def test_a_file_that_is_none_does_not_keep_the_tables_from_being_made(tmp_path: Path) -> None:
+def test_an_invalid_file_does_not_prevent_other_tables(tmp_path: Path) -> None:
     measured = made(additive)
     for name, text in (("one", "{}"), ("two", None)):
         path = tmp_path / "made@attribute" / "model" / name / "attribution.json"

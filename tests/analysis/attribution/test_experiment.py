@@ -1,4 +1,4 @@
-"""The attribution experiment on a tiny arm, run for real; and planted causes, which it is to find."""
+"""The attribution experiment really runs on a tiny arm, and finds known causes."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ SHORT = ("\nsteps = 3", "\nsteps = 2"), ("examples = 6", "examples = 4")
 
 
 def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignores progress."""
+    """Ignore progress."""
 
 
 def run(trial: Trial, cache: Path) -> None:
@@ -58,7 +58,7 @@ def run(trial: Trial, cache: Path) -> None:
 
 @pytest.fixture(scope="module")
 def done(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    """An experiment that is done; to be read only."""
+    """Return a finished experiment; only for reading."""
     folder = tmp_path_factory.mktemp("attribute")
     study = load_study(str(write_study(folder, *SHORT)))
     experiment = make_experiment(at(study, folder / "runs", cache), None, None, ["dropout"], 2, False)
@@ -70,13 +70,13 @@ def done(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 @pytest.fixture
 def copied(done: Experiment, tmp_path: Path) -> Experiment:
-    """The same, for a test to change."""
+    """Return a copy of the finished experiment that a test may change."""
     copy_folder(done.workspace.runs, tmp_path / "runs")
     return changed(done, runs=tmp_path / "runs")
 
 
 def changed(experiment: Experiment, **changes: Any) -> Experiment:
-    """The experiment with another study, or other places."""
+    """Return the experiment with another study or other folders."""
     return dataclasses.replace(experiment, workspace=dataclasses.replace(experiment.workspace, **changes))
 
 
@@ -104,12 +104,12 @@ def test_the_baseline_repeats_and_dropout_shows_in_the_first_gradient(done: Expe
     assert all(0.1 < each.update_distance < 1.4 for each in measured.of("dropout"))
 
 
-def test_merged_weights_are_gone_once_they_are_tested(done: Experiment) -> None:
+def test_merged_weights_are_deleted_after_their_test(done: Experiment) -> None:
     assert list(done.runs.rglob("merged")) == []
     assert len(list(done.runs.rglob("adapter_model.safetensors"))) == 5
 
 
-def test_another_seed_that_nobody_sees_is_found(
+def test_a_hidden_change_of_a_seed_is_found(
     copied: Experiment, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import qlora_repeat.stages.finetune as module
@@ -194,7 +194,7 @@ def test_the_command_resumes_and_reports(
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
 
 
-def test_what_is_not_done_is_named(copied: Experiment, cache: Path) -> None:
+def test_unfinished_trials_are_named(copied: Experiment, cache: Path) -> None:
     lost = by_name(copied)["dropout"].trials[0]
     lost.record("evaluate").unlink()
     with pytest.raises(MissingError, match=r"dropout.*trial-1: its evaluate stage is missing"):
@@ -211,7 +211,7 @@ def test_a_changed_study_makes_the_experiment_stale(done: Experiment, cache: Pat
 def test_every_condition_is_read_and_compared_with_its_reference(
     study: Study, cache: Path, tmp_path: Path
 ) -> None:
-    """Of trials that are only written down: those of one number have the same trace and adapter."""
+    """Write trials without training; trials with the same number have the same trace and adapter."""
     experiment = changed(full(study), runs=tmp_path, cache=cache)
     for condition in conditions(experiment):
         for trial in condition.trials:
@@ -243,7 +243,7 @@ def settings(trial: Trial) -> dict[str, Any]:
     return {name: found[name] for name in names}
 
 
-def test_conditions_have_second_levels_of_what_they_say_and_nothing_else(study: Study) -> None:
+def test_conditions_change_only_the_levels_that_they_name(study: Study) -> None:
     found = by_name(full(study))
     first: dict[str, Any] = {
         "split": 42,
@@ -291,7 +291,7 @@ def test_levels_of_all_replicates_are_independent_draws(study: Study) -> None:
     assert len(drawn) == 2 * 7 * 3
 
 
-def test_trials_have_folders_of_their_own_that_experiments_on_other_optimizers_share(study: Study) -> None:
+def test_experiments_on_two_optimizers_share_trial_folders(study: Study) -> None:
     experiment = full(study)
     folders = [trial.folder for condition in conditions(experiment) for trial in condition.trials]
     assert len(set(folders)) == len(folders)
@@ -300,7 +300,7 @@ def test_trials_have_folders_of_their_own_that_experiments_on_other_optimizers_s
     assert found[OTHER].trials == other[BASELINE].trials
 
 
-def test_smaller_experiments_leave_other_files_and_other_levels_other_folders(study: Study) -> None:
+def test_smaller_experiments_have_their_own_files_and_other_levels_their_own_folders(study: Study) -> None:
     whole = full(study)
     assert whole.file == Path("runs/tiny@attribute/tiny-neox/adamw-32bit/attribution.json")
     fewer = dataclasses.replace(whole, replicates=3)
@@ -320,7 +320,7 @@ def test_seeds_of_the_study_give_the_first_levels(study: Study) -> None:
     assert (first["data_order"], first["dropout"]) == ({"per_trial": 7}, {"per_trial": 42})
 
 
-def test_another_number_of_threads_is_one_for_which_there_are_cores() -> None:
+def test_the_other_number_of_threads_fits_the_cores() -> None:
     assert [other_threads(threads) for threads in (1, 2, 3, 8)] == [2, 1, 1, 4]
 
 
@@ -333,7 +333,7 @@ def test_another_number_of_threads_is_one_for_which_there_are_cores() -> None:
         (["--sources", ""], "--sources : expected one of"),
     ],
 )
-def test_mistakes_are_errors_in_one_line(arguments: list[str], words: str, study_file: Path) -> None:
+def test_mistakes_give_one_line(arguments: list[str], words: str, study_file: Path) -> None:
     done = CliRunner().invoke(cli, ["attribute", str(study_file), "--dry-run", *arguments])
     assert isinstance(done.exception, UsageError)
     assert str(done.exception).startswith(words)

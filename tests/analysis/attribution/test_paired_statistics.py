@@ -1,4 +1,4 @@
-"""Shares, ratios and their intervals, on numbers that tests draw."""
+"""Shares, ratios and their intervals, from random numbers."""
 
 import math
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def test_shares_of_parts_sum_to_one() -> None:
 
 @pytest.mark.parametrize("estimate", [share, size])
 @pytest.mark.parametrize("truth", [0.9, 0.5, 0.02])
-def test_intervals_of_a_share_and_of_a_size_cover_it(
+def test_intervals_of_shares_and_sizes_cover_the_true_values(
     estimate: Callable[[np.ndarray, np.ndarray], Estimate], truth: float
 ) -> None:
     sds = math.sqrt(truth), math.sqrt(1 - truth)
@@ -51,7 +51,7 @@ def test_intervals_of_a_share_and_of_a_size_cover_it(
 
 
 @pytest.mark.parametrize("truth", [0.9, 0.3])
-def test_intervals_of_a_ratio_of_paired_variances_cover_it(truth: float) -> None:
+def test_intervals_of_ratios_of_paired_variances_cover_the_true_ratio(truth: float) -> None:
     hits = 0
     for seed in range(1000):
         one, other = draws(seed, math.sqrt(truth), math.sqrt(1 - truth))
@@ -59,7 +59,7 @@ def test_intervals_of_a_ratio_of_paired_variances_cover_it(truth: float) -> None
     assert 0.93 < hits / 1000 < 0.97
 
 
-def test_a_part_that_is_all_of_it_has_all_of_it_for_certain() -> None:
+def test_the_only_part_has_a_share_of_exactly_one() -> None:
     (whole,) = draws(3, 1)
     for found in (share(whole, whole), size(whole, whole), variance_ratio(whole, whole)):
         assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
@@ -72,14 +72,14 @@ def test_a_share_is_a_slope_through_zero_and_a_size_takes_squares_about_zero() -
     assert half_deviation(part) == pytest.approx(math.sqrt(11 / 3 / 2))
 
 
-def test_where_one_replicate_has_everything_no_interval_is_given() -> None:
-    """It would be of no width, with the surest of numbers from a single observation."""
+def test_one_replicate_with_all_the_variance_gives_no_interval() -> None:
+    """Check that one observation gives no interval; it would have width zero."""
     whole = np.array([0, 0, 0, 5.0, 0, 0, 0])
     assert share(whole, whole) == Estimate(1)
     assert size(whole, whole) == Estimate(1)
 
 
-def test_the_largest_share_is_named_with_how_certain_that_is() -> None:
+def test_the_largest_share_is_named_with_its_certainty() -> None:
     large, small = draws(4, 1, 0.01)
     assert largest_share({"small": small, "large": large}, large + small) == ("large", 1)
     name, certain = largest_share(dict(zip("ab", draws(5, 1, 1), strict=True)), sum(draws(5, 1, 1)))
@@ -88,7 +88,7 @@ def test_the_largest_share_is_named_with_how_certain_that_is() -> None:
     assert 0.3 < certain < 1
 
 
-def test_noise_of_its_own_size_is_no_excess_and_ten_times_as_much_is() -> None:
+def test_ten_times_the_noise_is_an_excess_and_the_same_noise_is_not() -> None:
     noise, values = draws(6, 1, 1)
     probable, improbable = excess(2 * values, noise, 4), excess(100 * values, noise, 4)
     assert probable is not None

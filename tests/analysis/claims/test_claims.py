@@ -1,4 +1,4 @@
-"""The paper's claims: each supported, not supported and untested by results that a test makes up."""
+"""The paper's claims: made-up results support, do not support, or do not test each one."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ Change = Callable[[TrialResult], dict[str, Any]]
 
 
 def trial(task: str, optimizer: str, number: int) -> TrialResult:
-    """A run as the paper tells of them: what it says differs does."""
+    """Return a trial as the paper describes it: the values that should differ do differ."""
     narrow = optimizer == "adamw-8bit"
     name = f"{optimizer} {number}"
     answer = None if narrow or task == "text-generation" else "ABCD"[number % 4]
@@ -74,7 +74,7 @@ def trial(task: str, optimizer: str, number: int) -> TrialResult:
 
 
 def lifelike(trials: int = 7) -> list[TrialResult]:
-    """Results that support all that the paper claims."""
+    """Return results that support all claims of the paper."""
     return [
         trial(task, optimizer, number)
         for task in MODELS
@@ -84,7 +84,7 @@ def lifelike(trials: int = 7) -> list[TrialResult]:
 
 
 def changed(change: Change, optimizer: str = "", task: str = "") -> list[TrialResult]:
-    """Those results with something changed in all runs, or in those of an optimizer or a task."""
+    """Return those results with a change in all trials, or in trials of an optimizer or a task."""
     return [
         replace(row, **change(row)) if optimizer in row.optimizer and task in row.task else row
         for row in lifelike()
@@ -92,7 +92,7 @@ def changed(change: Change, optimizer: str = "", task: str = "") -> list[TrialRe
 
 
 def swapped(*names: str) -> list[TrialResult]:
-    """Those results with the values of 8-bit and 32-bit runs in each other's place."""
+    """Return those results with these values of 8-bit and 32-bit trials exchanged."""
     rows = {(row.task, row.optimizer, row.trial): row for row in lifelike()}
     others = {"adamw-8bit": "adamw-32bit", "adamw-32bit": "adamw-8bit"}
     return [
@@ -102,7 +102,7 @@ def swapped(*names: str) -> list[TrialResult]:
 
 
 def said(row: TrialResult, heat: float, text: str) -> list[Response]:
-    """A run's responses, of which those at a temperature say this."""
+    """Return a trial's responses, with this text at one temperature."""
     return [
         replace(response, text=text, answer=None) if response.temperature == heat else response
         for response in row.responses
@@ -110,7 +110,7 @@ def said(row: TrialResult, heat: float, text: str) -> list[Response]:
 
 
 def again(row: TrialResult, text: Callable[[Response], str]) -> list[Response]:
-    """What a run says that is asked again and again, with this text."""
+    """Return a trial's repeated responses with this text."""
     return [replace(response, text=text(response)) for response in row.repeated_responses]
 
 
@@ -167,13 +167,13 @@ AGAINST: list[tuple[str, list[TrialResult]]] = [
 @pytest.mark.parametrize(
     ("key", "results"), AGAINST, ids=[f"{key}-{n}" for n, (key, _) in enumerate(AGAINST)]
 )
-def test_results_to_the_contrary_do_not_support_a_claim(key: str, results: list[TrialResult]) -> None:
+def test_contrary_results_do_not_support_a_claim(key: str, results: list[TrialResult]) -> None:
     judged = found(results, key)
     assert judged.verdict == "not supported"
     assert re.match(r"Not in \d of \d (arm|model|comparison)s?: ", judged.evidence)
 
 
-def test_there_are_results_against_each_claim() -> None:
+def test_each_claim_has_contrary_results() -> None:
     assert {key for key, _ in AGAINST} == set(KEYS)
 
 
@@ -202,7 +202,7 @@ NEEDS = {
 @pytest.mark.parametrize("key", KEYS)
 def test_without_its_values_in_one_arm_a_claim_is_untested(key: str) -> None:
     nothing = [] if NEEDS[key] in ("responses", "repeated_responses") else None
-    if key == "bases-repeat":  # which all arms of a model have
+    if key == "bases-repeat":  # all arms of a model have its values
         results = changed(lambda row: {"base_perplexities": [14.35]}, task="answering")
     else:
         lacking = "8bit" if key == "8-bit-collapse" else "32bit"
@@ -229,13 +229,13 @@ def test_without_any_values_everything_is_untested(status: str) -> None:
 
 
 @pytest.mark.parametrize("trials", [FEWEST - 1, FEWEST])
-def test_a_few_runs_test_no_claim_about_them(trials: int) -> None:
+def test_too_few_trials_leave_claims_untested(trials: int) -> None:
     untested = {key for key, verdict in verdicts(lifelike(trials)).items() if verdict == "untested"}
     assert untested == (set(KEYS) - {"bases-repeat", "asked-again"} if trials < FEWEST else set())
     assert ("trials = 5 or more" in found(lifelike(trials), "runs-differ").evidence) == (trials < FEWEST)
 
 
-def test_runs_that_are_missing_are_to_be_run_again() -> None:
+def test_missing_trials_are_named_with_the_command_that_runs_them() -> None:
     results = [replace(row, status="failed") if row.trial > 4 else row for row in lifelike()]
     evidence = found(results, "runs-differ").evidence
     assert (
@@ -249,7 +249,7 @@ def test_runs_that_are_missing_are_to_be_run_again() -> None:
 
 
 def like_the_first(rows: list[TrialResult], **changes: Any) -> list[TrialResult]:
-    """Every run of an arm as its first one is."""
+    """Make all trials of an arm like the first."""
     first = {(row.model, row.optimizer): row for row in rows if row.trial == 1}
     return [replace(first[row.model, row.optimizer], trial=row.trial, **changes) for row in rows]
 
@@ -259,13 +259,13 @@ DIFFERING = {key for key in KEYS if "differ" in key} | {"no-two-agree", "8-bit-w
 
 @pytest.mark.parametrize("free", [None, FREE, ["kernels"], [], ["adapter_init"], ["split"]], ids=str)
 @pytest.mark.parametrize("profile", [None, "bitwise"])
-def test_runs_that_are_all_the_same_never_support_that_runs_differ(
+def test_identical_trials_never_support_that_trials_differ(
     free: list[str] | None, profile: str | None
 ) -> None:
     alike = verdicts(like_the_first(lifelike(), free_sources=free, randomness=profile))
     assert {key for key in DIFFERING if alike[key] == "supported"} == set()
-    told = (free is None and profile is None) or (free is not None and "adapter_init" in free)
-    assert {alike[key] for key in DIFFERING} == {"not supported" if told else "untested"}
+    tested = (free is None and profile is None) or (free is not None and "adapter_init" in free)
+    assert {alike[key] for key in DIFFERING} == {"not supported" if tested else "untested"}
 
 
 OF_SAMPLES = DIFFERING | {
@@ -273,10 +273,10 @@ OF_SAMPLES = DIFFERING | {
 }  # fmt: skip
 
 
-def test_runs_with_the_same_seeds_are_one_run_where_they_agree() -> None:
+def test_identical_trials_with_the_same_seeds_count_once() -> None:
     pinned = {"free_sources": [], "randomness": "bitwise", "study": "pocket@bitwise@5-steps"}
     results = like_the_first(lifelike(), **pinned)
-    # Times and memory of each run were measured all the same.
+    # Each trial still has its own measured times.
     results = [
         replace(row, train_seconds=own.train_seconds, test_seconds=own.test_seconds)
         for row, own in zip(results, lifelike(), strict=True)
@@ -289,7 +289,7 @@ def test_runs_with_the_same_seeds_are_one_run_where_they_agree() -> None:
     assert found(results, "runs-differ").command.startswith("make all STUDY=pocket@bitwise@5-steps")
 
 
-def test_runs_that_differ_all_the_same_count() -> None:
+def test_different_trials_with_the_same_seeds_all_count() -> None:
     results = [replace(row, free_sources=["kernels"], randomness="seeded") for row in lifelike()]
     assert verdicts(results) == dict.fromkeys(KEYS, "supported")
     two = [replace(row, perplexity=NARROW[max(row.trial, 2) - 1]) for row in results]
@@ -297,7 +297,7 @@ def test_runs_that_differ_all_the_same_count() -> None:
     assert "7 runs with the same seeds, some alike" in found(two, "no-two-agree").evidence
 
 
-def test_results_without_a_word_on_seeds_are_to_be_collected_again() -> None:
+def test_results_without_seeds_must_be_collected_again() -> None:
     alike = like_the_first(lifelike(), free_sources=None, randomness="bitwise")
     assert found(alike, "runs-differ").evidence.endswith("to test it: qlora-repeat collect pocket.")
 
@@ -306,12 +306,12 @@ def test_results_without_a_word_on_seeds_are_to_be_collected_again() -> None:
     ("source", "untested"),
     [("split", OF_SAMPLES), ("generation", {"responses-differ", "answers-differ"})],
 )
-def test_runs_that_differ_in_more_than_their_fine_tuning_cannot_tell(source: str, untested: set[str]) -> None:
+def test_trials_that_differ_in_other_sources_leave_claims_untested(source: str, untested: set[str]) -> None:
     found_verdicts = verdicts([replace(row, free_sources=[*FREE, source]) for row in lifelike()])
     assert {key for key, verdict in found_verdicts.items() if verdict == "untested"} == untested
 
 
-def test_runs_that_diverged_are_alike_and_worse_than_all_others() -> None:
+def test_diverged_trials_are_equal_and_worse_than_all_others() -> None:
     results = [
         replace(row, perplexity=(math.nan, math.inf)[row.trial % 2], final_loss=math.nan)
         if row.optimizer == "adamw-8bit"
@@ -326,13 +326,13 @@ def test_runs_that_diverged_are_alike_and_worse_than_all_others() -> None:
 
 
 @pytest.mark.parametrize(("accuracy", "answered"), [(0.0, "no"), (1.0, "every")])
-def test_accuracies_that_are_none_or_all_do_not_tell(accuracy: float, answered: str) -> None:
+def test_accuracies_of_zero_or_one_leave_the_claim_untested(accuracy: float, answered: str) -> None:
     judged = found(changed(lambda row: {"accuracy": accuracy}, "32bit", "answering"), "accuracy-differs")
     assert judged.verdict == "untested"
     assert f"Chatting 32-bit, {answered} question answered right in any run" in judged.evidence
 
 
-def test_memory_of_a_process_is_not_a_gpus() -> None:
+def test_memory_without_a_gpu_leaves_the_claim_untested() -> None:
     judged = found(changed(lambda row: {"peak_memory_share": None}), "more-memory")
     assert judged.verdict == "untested"
     assert judged.evidence.endswith(
@@ -357,7 +357,7 @@ def test_one_optimizer_or_one_task_leaves_its_claims_untested() -> None:
     )
 
 
-def test_an_old_state_map_is_an_arm_of_its_own_beside_32_bits() -> None:
+def test_an_old_state_map_is_a_separate_arm_compared_with_32_bit_state() -> None:
     old = [
         replace(row, optimizer="adamw-8bit+bitsandbytes-0.41.0", perplexity=NARROW[row.trial - 1])
         for row in lifelike()
@@ -395,7 +395,7 @@ SOME = st.lists(ROWS, max_size=28, unique_by=lambda row: (row.model, row.optimiz
 
 @settings(deadline=None, max_examples=60)
 @given(SOME)
-def test_any_results_have_a_verdict_on_each_claim_with_a_sentence(results: list[TrialResult]) -> None:
+def test_any_results_give_each_claim_a_verdict_and_a_sentence(results: list[TrialResult]) -> None:
     judged = judge_claims(group_arms(results))
     assert [each.claim.key for each in judged] == KEYS
     for each in judged:
@@ -407,7 +407,7 @@ def test_any_results_have_a_verdict_on_each_claim_with_a_sentence(results: list[
 
 @settings(deadline=None, max_examples=40)
 @given(st.randoms(use_true_random=False))
-def test_the_order_and_the_numbers_of_runs_change_no_verdict(chance: random.Random) -> None:
+def test_verdicts_do_not_depend_on_the_order_of_trials(chance: random.Random) -> None:
     pools = {
         "perplexity": [7.0, 8.5, 14.35, 14.4, math.nan, chance.uniform(5, 50)],
         "final_loss": [1.0, 2.0, chance.uniform(1, 2)],
@@ -430,7 +430,7 @@ def test_the_order_and_the_numbers_of_runs_change_no_verdict(chance: random.Rand
     assert verdicts(renumbered) == verdicts(results)
 
 
-def test_what_the_papers_own_numbers_support() -> None:
+def test_the_papers_numbers_give_the_expected_verdicts() -> None:
     of = verdicts(PUBLISHED)
     assert {key for key in KEYS if of[key] == "not supported"} == {
         "no-two-agree", "slower-training", "slower-test",
@@ -467,8 +467,8 @@ def test_table_s4_has_a_row_for_each_claim_side_by_side() -> None:
     assert "Not in these verdicts: 1 of 28 trials: 1 failed." in notes
 
 
-def test_docs_have_the_verdicts_on_the_papers_numbers() -> None:
-    """Each claim has its verdict there, and no number that its evidence does not have."""
+def test_the_document_has_the_verdicts_on_the_papers_numbers() -> None:
+    """Check that each claim has its verdict there, and only numbers from its evidence."""
     text = " ".join((ROOT / "docs/explanation/claims.md").read_text(encoding="utf-8").split())
     items = re.findall(
         r" (\d+)\. `([\w-]+)`: (.+?)\*\*(\w[\w ]+)\*\*(.*?)(?= \d+\. `| Untested claims)", text
@@ -485,5 +485,5 @@ def test_docs_have_the_verdicts_on_the_papers_numbers() -> None:
 
 
 def numbers(text: str) -> set[str]:
-    """The numbers of a text, but for the numbers in names."""
+    """Return the numbers in a text, without those in names."""
     return set(re.findall(r"(?<![\w.,-])\d[\d,.]*\d|(?<![\w.,-])\d(?![\w])", text))

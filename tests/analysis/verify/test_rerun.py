@@ -1,4 +1,4 @@
-"""Recorded trials of the tiny study that are run again: untouched, tampered with, interrupted, elsewhere."""
+"""Verify recorded trials of the tiny study: unchanged, forged, interrupted, or moved elsewhere."""
 
 import copy
 import dataclasses
@@ -24,12 +24,12 @@ NAME = "tiny-neox/adamw-8bit/1"
 
 
 def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignores progress."""
+    """Ignore progress."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """A place with a study, and results of it."""
+    """A study with its results and the folder for re-runs."""
 
     study: Path
     runs: Path
@@ -55,7 +55,7 @@ class Lab:
 
 @pytest.fixture(scope="session")
 def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """One trial, fine-tuned, merged and evaluated, with a fresh seed; for tests to read."""
+    """Return one trial, fine-tuned with a fresh seed, merged and evaluated; only for reading."""
     folder = tmp_path_factory.mktemp("recorded")
     lab = Lab(write_study(folder), folder / "runs", folder / "verify", cache)
     run_trial(lab.trial, ["finetune", "merge", "evaluate"], quiet)
@@ -64,13 +64,13 @@ def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture
 def lab(recorded: Lab, tmp_path: Path) -> Lab:
-    """A copy of it, for a test to change."""
+    """Return a copy of the recorded trial that a test may change."""
     copy_folder(recorded.runs, tmp_path / "runs")
     return Lab(write_study(tmp_path), tmp_path / "runs", tmp_path / "verify", recorded.cache)
 
 
 def rewrite(trial: Trial, stage: Stage, inputs: dict[str, Any] | None = None, **outputs: Any) -> None:
-    """Changes a record as a forger would: its own digest, and those of files, fit again."""
+    """Forge a record: change it, and update its digest and those of its files."""
     record = read_record(trial.record(stage))
     assert record is not None
     forged = dataclasses.replace(
@@ -88,8 +88,8 @@ def inputs_of(trial: Trial) -> dict[str, Any]:
     return copy.deepcopy(record.inputs)
 
 
-def test_a_trial_run_again_is_bitwise_and_untouched(lab: Lab) -> None:
-    """Its adapter was drawn from a fresh seed, which the record has."""
+def test_an_unchanged_trial_is_bitwise_and_not_modified(lab: Lab) -> None:
+    """Repeat a trial whose fresh adapter seed is in its record."""
     before = folder_digests(lab.runs)
     result = lab.verify()
     assert result.exit_code == 0, result.output
@@ -101,7 +101,7 @@ def test_a_trial_run_again_is_bitwise_and_untouched(lab: Lab) -> None:
     assert "<svg" in page
 
 
-def test_settings_are_those_of_the_record_and_not_of_today(lab: Lab) -> None:
+def test_settings_come_from_the_record_and_not_from_the_study_file(lab: Lab) -> None:
     text = lab.study.read_text()
     lab.study.write_text(
         text.replace("learning_rate = 1e-3", "learning_rate = 5e-3").replace("r = 8", "r = 4")
@@ -109,26 +109,26 @@ def test_settings_are_those_of_the_record_and_not_of_today(lab: Lab) -> None:
     assert lab.verdict()["verdict"] == "bitwise"
 
 
-def test_first_steps_are_quick_and_say_what_they_cannot_tell(lab: Lab) -> None:
+def test_verifying_first_steps_says_what_remains_unknown(lab: Lab) -> None:
     verdict = lab.verdict("--steps", 2)
     assert (verdict["verdict"], verdict["exit"], verdict["steps"]) == ("bitwise", 0, 2)
     assert "steps 3 to 3, the adapter and its perplexity" in verdict["cannot_tell"][0]
 
 
-def test_an_evaluation_can_be_verified_alone(lab: Lab) -> None:
+def test_only_the_evaluation_can_be_verified(lab: Lab) -> None:
     verdict = lab.verdict("--stages", "evaluate")
     assert (verdict["verdict"], verdict["scope"]) == ("bitwise", "evaluation"), verdict["why"]
     assert "because it was not run again" in verdict["cannot_tell"][0]
 
 
-def test_a_perplexity_that_the_adapter_does_not_have_is_different(lab: Lab) -> None:
+def test_a_forged_perplexity_is_different(lab: Lab) -> None:
     rewrite(lab.trial, "evaluate", perplexity=12.5)
     verdict = lab.verdict("--stages", "evaluate")
     assert (verdict["verdict"], verdict["exit"]) == ("different", 7)
     assert "Nothing in settings, seeds or fingerprints explains the difference in the test." in verdict["why"]
 
 
-def test_a_seed_that_does_not_give_the_recorded_adapter_is_different(lab: Lab) -> None:
+def test_a_forged_seed_is_different(lab: Lab) -> None:
     record = json.loads((lab.trial.folder / "finetune.json").read_text())
     seeds = record["outputs"]["seeds"]
     rewrite(lab.trial, "finetune", seeds=seeds | {"adapter_init": seeds["adapter_init"] + 1})
@@ -148,33 +148,33 @@ def test_a_trace_of_another_adapter_contradicts_the_record(lab: Lab) -> None:
 
 
 def without_tolerance(lab: Lab) -> None:
-    """What is not the same bits is then out of tolerance, however near another seed happened to come."""
+    """Set all tolerances to zero, so that only identical bits are within tolerance."""
     names = ("first_loss", "loss", "adapter", "perplexity")
     strict = "\n".join(["[tolerance.adamw-8bit]", *(f"{name} = 0.0" for name in names), "\n[quantization]\n"])
     lab.study.write_text(lab.study.read_text().replace("[quantization]\n", strict))
 
 
 def contradicted(lab: Lab) -> str:
-    """The reason for a verdict that no re-run is needed for."""
+    """Return the reason for a verdict that needs no re-run."""
     verdict = lab.verdict()
     assert (verdict["verdict"], verdict["exit"], verdict["steps"]) == ("different", 7, 0)
     assert verdict["why"][-2:] == ["The recorded files contradict each other.", "It was not run again."]
     return str(verdict["why"][0])
 
 
-def test_a_seed_that_was_chosen_for_its_result_contradicts_its_setting(lab: Lab) -> None:
+def test_a_chosen_seed_contradicts_its_setting(lab: Lab) -> None:
     record = read_record(lab.trial.record("finetune"))
     assert record is not None
     rewrite(lab.trial, "finetune", seeds=record.outputs["seeds"] | {"data_order": 1337})
     assert contradicted(lab) == "The recorded seed of data_order is not the one that its setting gives."
 
 
-def test_an_output_that_the_trace_does_not_give_contradicts_it(lab: Lab) -> None:
+def test_an_output_that_does_not_follow_from_the_trace_contradicts_it(lab: Lab) -> None:
     rewrite(lab.trial, "finetune", loss_curve=[[1.0, 2.0]])
     assert contradicted(lab) == "The record's loss_curve does not follow from the trace."
 
 
-def test_an_adapter_that_is_scaled_otherwise_contradicts_its_settings(lab: Lab) -> None:
+def test_an_adapter_with_another_scale_contradicts_its_settings(lab: Lab) -> None:
     path = lab.trial.adapter / "adapter_config.json"
     path.write_text(path.read_text().replace('"lora_alpha": 32', '"lora_alpha": 64'))
     rewrite(lab.trial, "finetune")
@@ -184,7 +184,7 @@ def test_an_adapter_that_is_scaled_otherwise_contradicts_its_settings(lab: Lab) 
     )
 
 
-def test_a_trace_that_lacks_its_numbers_contradicts_what_fine_tuning_writes(lab: Lab) -> None:
+def test_a_trace_without_a_loss_is_a_contradiction(lab: Lab) -> None:
     lines = [json.loads(line) for line in lab.trial.trace.read_text().splitlines()]
     del lines[2]["loss"]
     lab.trial.trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -206,7 +206,7 @@ def test_a_forged_response_is_different(lab: Lab) -> None:
     )
 
 
-def test_new_seeds_make_another_trial_of_the_arm(lab: Lab) -> None:
+def test_new_seeds_give_another_trial_of_the_arm(lab: Lab) -> None:
     without_tolerance(lab)
     verdict = lab.verdict("--new-seeds")
     assert (verdict["verdict"], verdict["exit"]) == ("inconclusive", 10)
@@ -215,27 +215,27 @@ def test_new_seeds_make_another_trial_of_the_arm(lab: Lab) -> None:
     assert "at least 5 other recorded trials" in verdict["settle"][0]
 
 
-def test_somebody_elses_folder_can_be_verified(lab: Lab, tmp_path: Path) -> None:
+def test_a_trial_folder_from_elsewhere_can_be_verified(lab: Lab, tmp_path: Path) -> None:
     shutil.move(lab.trial.folder, tmp_path / "theirs")
     assert lab.verdict("--steps", 1, trial=tmp_path / "theirs")["verdict"] == "bitwise"
 
 
-def test_without_the_recorded_data_it_is_inconclusive(lab: Lab) -> None:
+def test_without_the_recorded_data_the_verdict_is_inconclusive(lab: Lab) -> None:
     rewrite(lab.trial, "finetune", inputs_of(lab.trial) | {"data": "0" * 64})
     verdict = lab.verdict()
     assert (verdict["verdict"], verdict["exit"]) == ("inconclusive", 10)
     assert "Data quotes here has digest" in verdict["why"][0]
 
 
-def test_a_re_run_is_not_verified_by_itself(lab: Lab) -> None:
-    """Nothing of it would be computed, and it could be cleared."""
+def test_a_re_run_cannot_be_verified_by_itself(lab: Lab) -> None:
+    """Refuse a folder of verify: nothing would be computed, and the folder could be deleted."""
     assert lab.verdict("--steps", 1)["verdict"] == "bitwise"
     inside = next(lab.scratch.rglob("trial-1"))
     shutil.copytree(lab.trial.folder, inside, dirs_exist_ok=True)
     assert "is itself a re-run" in str(failure(lab, trial=inside))
 
 
-def test_a_folder_of_another_origin_is_neither_trusted_nor_cleared(lab: Lab) -> None:
+def test_a_folder_of_another_origin_is_neither_used_nor_deleted(lab: Lab) -> None:
     recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch, "first steps")
     with rerun_folder(recorded, "first steps", 1, False) as (again, _):
         folder = again.workspace.runs
@@ -263,7 +263,7 @@ def test_a_killed_re_run_resumes(lab: Lab) -> None:
     assert content["outputs"]["resumed_from"] == 2
 
 
-def test_a_re_run_with_a_verdict_starts_from_the_beginning(lab: Lab) -> None:
+def test_a_finished_re_run_starts_again(lab: Lab) -> None:
     assert lab.verdict("--steps", 1)["verdict"] == "bitwise"
     first = next(lab.scratch.rglob("step-1"))
     (first / "left").touch()
@@ -277,28 +277,28 @@ def failure(lab: Lab, *options: object, trial: object = NAME) -> KitError:
     return result.exception
 
 
-def test_two_verifications_at_once_say_who_is_first(lab: Lab) -> None:
+def test_a_second_simultaneous_verification_is_refused(lab: Lab) -> None:
     recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch, "first steps")
     with rerun_folder(recorded, "first steps", 1, False):
         assert isinstance(failure(lab, "--steps", 1), BusyError)
-        assert lab.verdict("--steps", 2)["verdict"] == "bitwise", "another question, in a folder of its own"
+        assert lab.verdict("--steps", 2)["verdict"] == "bitwise", "another question has its own folder"
 
 
-def test_what_cannot_be_verified_is_an_error_in_one_line(lab: Lab) -> None:
+def test_a_trial_that_cannot_be_verified_gives_one_line(lab: Lab) -> None:
     assert "has neither trace.jsonl" in str(failure(lab, trial="tiny-neox/adamw-8bit/2"))
     assert "numbers its trials" in str(failure(lab, trial="tiny-neox/adamw-8bit/9"))
     assert isinstance(failure(lab, "--steps", 1, "--new-seeds"), UsageError)
     adapter = lab.trial.adapter / "adapter_model.safetensors"
     content = bytearray(adapter.read_bytes())
     content[-1] ^= 1
-    adapter.unlink()  # which is a link to that of the others
+    adapter.unlink()  # it is a hard link to the shared file
     adapter.write_bytes(content)
     error = failure(lab, "--steps", 1)
     assert isinstance(error, MissingError)
     assert "adapter_model.safetensors: not the bytes that were recorded" in str(error)
 
 
-def test_a_record_without_a_setting_is_an_error_in_one_line(lab: Lab) -> None:
+def test_a_record_without_a_setting_gives_one_line(lab: Lab) -> None:
     inputs = inputs_of(lab.trial)
     del inputs["settings"]["lora"]
     rewrite(lab.trial, "finetune", inputs)

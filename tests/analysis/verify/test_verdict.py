@@ -1,4 +1,4 @@
-"""The verdict on re-runs that differ from what was recorded in a known way."""
+"""Verdicts on re-runs with known differences from their records."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def diff(
 
 
 def gpu(found: TrialDiff) -> TrialDiff:
-    """The same, on a GPU with the kernels that it chooses itself."""
+    """Return the comparison as if both trials ran on a GPU with default kernels."""
     for side in (found.first, found.second):
         for record in side.records.values():
             record.fingerprint["gpu"] = "A100"
@@ -71,7 +71,7 @@ def gpu(found: TrialDiff) -> TrialDiff:
 
 
 def noisy(size: float) -> list[Step]:
-    """A trace whose losses are off by so much of their value, from step 2 on."""
+    """Return a trace whose losses from step 2 differ by this relative size."""
     return [
         dataclasses.replace(step, loss=step.loss * (1 + size)) if step.step > 1 and step.loss else step
         for step in trace(10)
@@ -140,7 +140,7 @@ CASES: dict[str, tuple[TrialDiff, VerdictKind]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_verdict_is(case: str) -> None:
+def test_a_known_difference_gives_its_verdict(case: str) -> None:
     compared, kind = CASES[case]
     verdict = judge_rerun(compared, ARM, TOLERANCE)
     assert verdict.kind == kind, verdict.why
@@ -154,8 +154,8 @@ def test_the_verdict_is(case: str) -> None:
     ("relative", "kind"),
     [(1e-3, "within tolerance"), (0.5, "different"), (None, "different"), (math.nan, "different")],
 )
-def test_an_adapter_must_be_near_whatever_the_losses_are(relative: float | None, kind: VerdictKind) -> None:
-    """The last update shows in no loss."""
+def test_the_adapter_must_be_within_tolerance_too(relative: float | None, kind: VerdictKind) -> None:
+    """Change only the last update, which no loss shows."""
     rerun = changed(trace(10), 10, adapter="another")
     apart = Distance(values=8, equal=0, largest=0.1, l2=0.1, relative=relative)
     compared = dataclasses.replace(diff(rerun, THREADS, perplexity=14.0), distances={"all": apart})
@@ -163,14 +163,14 @@ def test_an_adapter_must_be_near_whatever_the_losses_are(relative: float | None,
     assert judge_rerun(compared, ARM, looser).kind == kind
 
 
-def test_adapters_of_other_tensors_are_different() -> None:
+def test_adapters_with_different_tensors_are_different() -> None:
     unlike = dataclasses.replace(
         diff(trace(10)), unlike=["the adapters have different tensors: only one has x"]
     )
     assert judge_rerun(unlike, ARM, TOLERANCE).kind == "different"
 
 
-def test_responses_that_the_same_model_does_not_give_are_different() -> None:
+def test_other_responses_of_the_same_model_are_different() -> None:
     assert judge_rerun(diff(trace(10)), ARM, TOLERANCE, unlike_tests=True).kind == "different"
     assert judge_rerun(diff(trace(10), THREADS), ARM, TOLERANCE, unlike_tests=True).kind == "within tolerance"
 
@@ -184,7 +184,7 @@ def test_losses_that_are_not_finite_agree_with_themselves() -> None:
 @pytest.mark.parametrize(
     ("arm", "settle"), [(ARM[:4], "at least 5 other recorded trials"), ([10.0] * 7, "fresh seeds")]
 )
-def test_without_a_spread_to_compare_with_it_is_inconclusive_and_says_what_would_settle(
+def test_without_a_spread_the_verdict_is_inconclusive_and_says_what_would_settle_it(
     arm: list[float], settle: str
 ) -> None:
     verdict = judge_rerun(diff(noisy(1e-2), THREADS, perplexity=10.1), arm, TOLERANCE)
@@ -192,18 +192,18 @@ def test_without_a_spread_to_compare_with_it_is_inconclusive_and_says_what_would
     assert settle in verdict.settle[0]
 
 
-def test_first_steps_do_not_decide_what_statistics_would() -> None:
+def test_first_steps_do_not_replace_statistics() -> None:
     verdict = judge_rerun(diff(noisy(1e-2), THREADS, perplexity=None), ARM, TOLERANCE, scope="first steps")
     assert verdict.kind == "inconclusive"
     assert "only 10 steps were run" in verdict.cannot_tell[0]
 
 
-def test_it_says_where_both_perplexities_must_lie() -> None:
+def test_the_verdict_names_the_prediction_interval() -> None:
     verdict = judge_rerun(diff(noisy(1e-2), THREADS, perplexity=10.1), ARM, TOLERANCE)
     assert "both perplexities, 10 and 10.1, are in the 99.8% prediction interval" in verdict.why[-1].lower()
 
 
-def test_an_update_between_two_digests_is_one_of_several_steps() -> None:
+def test_a_difference_between_two_digests_names_all_possible_steps() -> None:
     sparse = [dataclasses.replace(step, adapter=None) if step.step in (2, 3) else step for step in trace(10)]
     verdict = judge_rerun(diff(changed(sparse, 4, adapter="x"), recorded=sparse), ARM, TOLERANCE)
     assert verdict.why[0].startswith("One of steps 2 to 4 had the same loss")
@@ -219,7 +219,7 @@ def test_updates_without_a_digest_are_listed() -> None:
     )
 
 
-def test_files_that_contradict_each_other_are_different_whatever_the_re_run_gives() -> None:
+def test_contradicting_files_are_different_without_a_re_run() -> None:
     verdict = without_rerun([], ["The adapter has another digest."], TOLERANCE, "whole")
     assert verdict.kind == "different"
     assert verdict.why[0] == "The adapter has another digest."
