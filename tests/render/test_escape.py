@@ -1,4 +1,4 @@
-"""Any text, shown as it is, in LaTeX, Markdown and figures."""
+"""Any text is shown unchanged in LaTeX, Markdown and figures."""
 
 import re
 import string
@@ -14,7 +14,7 @@ VISIBLE = st.text(string.ascii_letters + string.digits + string.punctuation + "�
 
 
 def rendered(cell: str) -> str:
-    """What a reader sees of a cell of a Markdown table."""
+    """Return the text that a reader sees in a cell of a Markdown table."""
     markdown_it = pytest.importorskip("markdown_it")
     parser = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
     cells = [token for token in parser.parse(f"| heading |\n|---|\n| {cell} |\n") if token.type == "inline"]
@@ -38,7 +38,7 @@ def test_markdown_stays_in_its_cell(text: str) -> None:
 
 
 @given(ANY_TEXT)
-def test_latex_has_only_own_commands_in_balanced_braces(text: str) -> None:
+def test_latex_contains_only_our_commands_and_balanced_braces(text: str) -> None:
     escaped = latex(text)
     escaped.encode()
     known = (
@@ -72,7 +72,7 @@ def test_latex_has_only_own_commands_in_balanced_braces(text: str) -> None:
         ("a \n b", "a␣⏎␣b"),
     ],
 )
-def test_what_cannot_be_seen_is_shown(text: str, shown: str) -> None:
+def test_invisible_characters_are_shown_as_codes(text: str, shown: str) -> None:
     assert shown.replace("\\", "\\\\") in markdown(text)
     in_latex = latex(text).replace(r"\penalty0 ", "").replace(r"\ensuremath{\hookleftarrow}", "⏎")
     in_latex = in_latex.replace(r"\textvisiblespace{}", "␣").replace(r"\textbackslash{}", "\\")
@@ -82,31 +82,31 @@ def test_what_cannot_be_seen_is_shown(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "Your silence will", "GPT-NeoX-20B", "é ß ő Ł œ € “q” ‘s’ – — … 233,812.79"]
 )
-def test_ordinary_text_is_left_alone(text: str) -> None:
+def test_ordinary_text_is_unchanged(text: str) -> None:
     assert latex(text) == text
     assert markdown(text) == text
 
 
-def test_latex_names_what_the_fonts_lack() -> None:
+def test_latex_shows_codes_of_characters_that_the_fonts_lack() -> None:
     assert latex("中🙂") == r"\textless{}U+4E2D\textgreater{}\penalty500 \textless{}U+1F642\textgreater{}"
     assert markdown("中🙂") == "中🙂"
 
 
-def test_latex_can_break_a_long_word_and_leaves_short_ones() -> None:
+def test_latex_can_break_long_words_and_not_short_ones() -> None:
     assert latex("x" * 60).count(r"\penalty") == 11
     assert r"\penalty" not in latex("counterrevolutionary understanding")
 
 
-def test_latex_line_break_allows_a_break_but_makes_none() -> None:
+def test_a_latex_line_break_is_optional() -> None:
     assert latex("a\nb") == r"a\ensuremath{\hookleftarrow}\penalty0 b"
 
 
 @given(ANY_TEXT)
-def test_text_in_figures_is_one_line_of_what_the_font_draws(text: str) -> None:
+def test_text_in_figures_is_one_line_of_drawable_characters(text: str) -> None:
     drawn = frozenset(string.printable) | frozenset("é␣⏎")
     shown = plain(text, drawn)
     assert frozenset(shown) <= drawn - frozenset("\n\r\t\x0b\x0c")
 
 
-def test_text_in_figures_names_what_the_font_lacks() -> None:
+def test_text_in_figures_shows_codes_of_characters_that_the_font_lacks() -> None:
     assert plain("$é$ 中\u202e\n", frozenset("$é \u202e⏎")) == "$é$ <U+4E2D>\\u{202e}⏎"

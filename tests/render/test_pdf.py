@@ -1,4 +1,4 @@
-"""Tables and figure compiled into one PDF."""
+"""Tables and figures are compiled into one PDF."""
 
 import re
 import shutil
@@ -46,7 +46,7 @@ def test_without_latex_one_line_names_the_packages(tmp_path: Path, monkeypatch: 
 
 
 @needs_latex
-def test_tables_and_figure_become_a_pdf_of_the_same_bytes_in_any_folder(tmp_path: Path) -> None:
+def test_the_pdf_has_the_same_bytes_in_any_folder(tmp_path: Path) -> None:
     made = []
     for name in ("one", "another/folder"):
         folder = rendered(tmp_path / name)
@@ -73,20 +73,20 @@ def test_without_a_figure_the_tables_are_compiled(tmp_path: Path) -> None:
 
 
 @needs_latex
-def test_what_latex_lacks_is_named_with_the_packages(tmp_path: Path) -> None:
+def test_a_missing_latex_file_is_named_with_the_packages(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"LaTeX lacks nonesuch\.cls; install the Debian packages texlive"):
         compile_paper(document(tmp_path, "text", kind="nonesuch"))
 
 
 @needs_latex
-def test_a_table_that_is_gone_is_no_lack_of_latex(tmp_path: Path) -> None:
+def test_a_missing_table_is_no_missing_latex_file(tmp_path: Path) -> None:
     (rendered(tmp_path) / "table-01.tex").unlink()
     with pytest.raises(StageError, match=r"LaTeX fails: .*File `\./table-01\.tex' not found"):
         compile_paper(tmp_path)
 
 
 @needs_latex
-def test_an_error_is_told_in_one_line_and_its_log_kept_until_it_is_mended(tmp_path: Path) -> None:
+def test_an_error_gives_one_line_and_keeps_the_log_until_a_success(tmp_path: Path) -> None:
     with pytest.raises(StageError) as caught:
         compile_paper(document(tmp_path, "\\nonesuch"))
     message = str(caught.value)
@@ -95,7 +95,7 @@ def test_an_error_is_told_in_one_line_and_its_log_kept_until_it_is_mended(tmp_pa
     assert len(message.splitlines()) == 1
     assert (tmp_path / "all.log").is_file()
     assert not (tmp_path / "all.pdf").exists()
-    compile_paper(document(tmp_path, "mended"))
+    compile_paper(document(tmp_path, "corrected"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.pdf", "all.tex"]
 
 

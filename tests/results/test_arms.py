@@ -1,4 +1,4 @@
-"""Arms of collected results: how they are grouped, and how many adapters they have."""
+"""Collected results are grouped in arms, and an arm's adapters are counted."""
 
 import pytest
 from support.made_results import trial

@@ -1,4 +1,4 @@
-"""From records to rows: of trials that tests write, with the inputs that their stages would have today."""
+"""Records become rows of results; tests write the records with the current inputs of their stages."""
 
 import json
 from collections.abc import Callable
@@ -59,7 +59,7 @@ Rows = Callable[..., dict[str, TrialResult]]
 
 
 def write_trial(trial: Trial, **more: Any) -> None:
-    """The records of a trial that is done, as of its study; `more` are outputs of its fine-tuning."""
+    """Write the records of a done trial of its study; `more` are outputs of its fine-tuning."""
     finish(trial)
     upstream: dict[str, Any] = {}
     for stage in STAGES:
@@ -80,7 +80,7 @@ def write_base(study: Study, model: str, runs: Path, cache: Path) -> None:
 
 
 def change(path: Path, **inputs: Any) -> None:
-    """Changes what a record says that its stage started from."""
+    """Change the inputs in a record."""
     record = read_record(path)
     assert record is not None
     write_record(path, Record(**(vars(record) | {"inputs": record.inputs | inputs})))
@@ -88,7 +88,7 @@ def change(path: Path, **inputs: Any) -> None:
 
 @pytest.fixture
 def rows(study: Study, tmp_path: Path) -> Rows:
-    """The collected rows by trial, of the tiny study with some of its text replaced."""
+    """Return a function that changes the tiny study's file and returns its collected rows by trial."""
 
     def collected(*replacements: tuple[str, str], include_stale: bool = False) -> dict[str, TrialResult]:
         today = load_study(str(write_study(tmp_path, *replacements)))
@@ -100,7 +100,7 @@ def rows(study: Study, tmp_path: Path) -> Rows:
 
 @pytest.fixture
 def first(study: Study, tmp_path: Path) -> Trial:
-    """The first trial of the tiny study, done."""
+    """Return the first trial of the tiny study, which is done."""
     trial = at(study, tmp_path / "runs", tmp_path / "cache").trial(FIRST)
     write_trial(trial)
     return trial
@@ -117,7 +117,7 @@ def test_a_done_trial_has_its_values_with_or_without_stale_ones(first: Trial, ro
         assert (row.skipped_steps, row.randomness) == (None, getattr(first.study, "profile", None))
 
 
-def test_a_stale_trial_has_values_on_request_and_what_has_changed(first: Trial, rows: Rows) -> None:
+def test_a_stale_trial_has_values_on_request_and_names_what_changed(first: Trial, rows: Rows) -> None:
     plain = rows(ALPHA)[FIRST]
     assert (plain.status, plain.perplexity, plain.stale_inputs, plain.measured) == ("stale", None, [], False)
     asked = rows(ALPHA, ("timing_repeats = 2", "timing_repeats = 3"), include_stale=True)[FIRST]
@@ -134,22 +134,20 @@ def test_a_stale_trial_that_lacks_a_stage_has_no_values(first: Trial, rows: Rows
 @pytest.mark.parametrize(
     ("stage", "name"), [("merge", "adapter_digest"), ("evaluate", "merged_digest"), ("time", "merged_digest")]
 )
-def test_stages_of_different_models_make_no_row_of_values(
-    stage: Any, name: str, first: Trial, rows: Rows
-) -> None:
+def test_stages_of_different_models_give_no_values(stage: Any, name: str, first: Trial, rows: Rows) -> None:
     change(first.record(stage), **{name: "c" * 64})
     row = rows(include_stale=True)[FIRST]
     assert (row.status, row.perplexity, row.final_loss, row.measured) == ("stale", None, None, False)
 
 
-def test_a_trial_that_failed_or_is_missing_has_none_on_request_either(first: Trial, rows: Rows) -> None:
+def test_a_failed_or_missing_trial_has_no_values_on_request_either(first: Trial, rows: Rows) -> None:
     first.failure.write_text('{"error": "x"}')
     found = rows(ALPHA, include_stale=True)
     assert (found[FIRST].status, found[FIRST].measured) == ("failed", False)
     assert found["tiny-neox/adamw-8bit/2"].status == "missing"
 
 
-def test_a_stale_test_of_a_base_counts_on_request(
+def test_a_stale_base_test_is_collected_on_request(
     study: Study, first: Trial, rows: Rows, tmp_path: Path
 ) -> None:
     write_base(study, "tiny-neox", tmp_path / "runs", tmp_path / "cache")
@@ -162,7 +160,7 @@ def test_a_stale_test_of_a_base_counts_on_request(
     assert asked["tiny-llama-chat/adamw-8bit/1"].stale_base_inputs == []
 
 
-def test_a_base_tested_on_another_split_is_not_set_beside_a_trial(
+def test_a_base_test_on_another_split_is_not_used_for_a_trial(
     study: Study, rows: Rows, tmp_path: Path
 ) -> None:
     runs, cache = tmp_path / "runs", tmp_path / "cache"
@@ -178,12 +176,12 @@ def test_a_base_tested_on_another_split_is_not_set_beside_a_trial(
     assert other.miniature is False
 
 
-def test_steps_that_the_scaler_skipped_are_collected(study: Study, rows: Rows, tmp_path: Path) -> None:
+def test_skipped_steps_are_collected(study: Study, rows: Rows, tmp_path: Path) -> None:
     write_trial(at(study, tmp_path / "runs", tmp_path / "cache").trial(FIRST), skipped_steps=2)
     assert rows()[FIRST].skipped_steps == 2
 
 
-def test_a_row_says_what_may_make_trials_differ(study: Study, rows: Rows) -> None:
+def test_a_row_names_the_free_sources_of_randomness(study: Study, rows: Rows) -> None:
     assert rows()[FIRST].free_sources == free_sources(study.randomness)
     profiles = load_study("paper").profiles
     assert {name: free_sources(profile) for name, profile in profiles.items()} == {

@@ -1,4 +1,4 @@
-"""The paper's numbers as data: against its text where there is one, and against each other."""
+"""The paper's numbers as data agree with the paper's text, if it is available, and with each other."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def results() -> list[TrialResult]:
 
 @pytest.fixture(scope="module")
 def paper() -> str:
-    """The paper as plain text, with the cells of tables between tabs."""
+    """Return the paper as plain text, with tabs between the cells of tables."""
     path = os.environ.get("QLORA_REPEAT_PAPER_TEXT")
     if not path:
         pytest.skip("QLORA_REPEAT_PAPER_TEXT does not name a file with the paper's text")
@@ -36,7 +36,7 @@ def paper() -> str:
 
 
 def printed(paper: str, number: int) -> list[list[str]]:
-    """The rows of one of the paper's tables, below its headings."""
+    """Return the rows of one of the paper's tables below its headings."""
     below = paper.split(f"\nTABLE {number} ", 1)[1].split("\n")[1:]
     rows = [[cell.strip() for cell in line.split("\t")] for line in below if "\t" in line]
     wanted = 4 if number == 3 else 7
@@ -45,7 +45,7 @@ def printed(paper: str, number: int) -> list[list[str]]:
 
 
 def cells(name: str) -> dict[tuple[str, ...], list[str]]:
-    """What a file says, as text: the values of each run, model and optimizer."""
+    """Return the values in a file as text, by run, model and optimizer."""
     lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
     keys = sum(column in ("run", "model", "optimizer") for column in lines[0].split(","))
     rows = [line.split(",") for line in lines[1:]]
@@ -53,7 +53,7 @@ def cells(name: str) -> dict[tuple[str, ...], list[str]]:
 
 
 @pytest.mark.parametrize(("number", "models"), [(1, QUOTING), (2, CHATTING)])
-def test_perplexities_are_those_of_the_paper(paper: str, number: int, models: tuple[str, str]) -> None:
+def test_perplexities_match_the_paper(paper: str, number: int, models: tuple[str, str]) -> None:
     found = {
         (row[0], model, optimizer): [value]
         for row in printed(paper, number)
@@ -64,7 +64,7 @@ def test_perplexities_are_those_of_the_paper(paper: str, number: int, models: tu
 
 
 @pytest.mark.parametrize(("number", "models"), [(10, QUOTING), (11, CHATTING)])
-def test_seconds_are_those_of_the_paper(paper: str, number: int, models: tuple[str, str]) -> None:
+def test_seconds_match_the_paper(paper: str, number: int, models: tuple[str, str]) -> None:
     found = {
         (row[0], model, optimizer): row[1 + 2 * place : 3 + 2 * place]
         for row in printed(paper, number)
@@ -74,7 +74,7 @@ def test_seconds_are_those_of_the_paper(paper: str, number: int, models: tuple[s
     assert cells(f"table-{number}.csv") == found
 
 
-def test_memory_is_that_of_the_paper(paper: str) -> None:
+def test_memory_matches_the_paper(paper: str) -> None:
     found = {
         (row[0].lower(), optimizer): [value]
         for row in printed(paper, 3)
@@ -85,14 +85,14 @@ def test_memory_is_that_of_the_paper(paper: str) -> None:
 
 
 @pytest.mark.parametrize(("number", "model"), [(8, CHATTING[0]), (9, CHATTING[1])])
-def test_answers_are_those_of_the_paper(paper: str, number: int, model: str) -> None:
+def test_answers_match_the_paper(paper: str, number: int, model: str) -> None:
     ours = cells(f"table-{number:02}.csv")
     rows = printed(paper, number)
     assert len(rows) * len(OPTIMIZERS) == len(ours) == 14
-    latin = str.maketrans("АВС", "ABC")  # the text has some letters as Cyrillic ones
+    latin = str.maketrans("АВС", "ABC")  # some letters in the text are Cyrillic
     for row in rows:
         theirs = [cell.translate(latin) for cell in row[1:5]]
-        if theirs[0] and not theirs[1]:  # like the heading above it, one cell holds both instructions'
+        if theirs[0] and not theirs[1]:  # one cell holds the answers to both instructions
             theirs[1] = theirs[0]
         kinds = ours[row[0], model, "adamw-8bit"] + ours[row[0], model, "adamw-32bit"]
         for cell, kind in zip(theirs, kinds, strict=True):
@@ -105,7 +105,7 @@ def test_answers_are_those_of_the_paper(paper: str, number: int, model: str) -> 
                 assert kind == "degenerate"
 
 
-def test_base_perplexities_are_those_of_the_paper(paper: str) -> None:
+def test_base_perplexities_match_the_paper(paper: str) -> None:
     text = paper.split("SECTION IX.")[1].split("SECTION X.")[0]
     number = r"(\d+\.\d+) ± (\d+\.\d+)"
     llama = re.findall(rf"for (Llama2-7B\S*)-hf for (seven) test runs is {number}", text)
@@ -125,7 +125,7 @@ def test_base_perplexities_are_those_of_the_paper(paper: str) -> None:
     assert cells("base-perplexity.csv") == found
 
 
-def test_there_is_a_row_for_each_trial_as_a_study_has_them(results: list[TrialResult]) -> None:
+def test_there_is_a_row_for_each_trial_of_the_papers_study(results: list[TrialResult]) -> None:
     study = load_study("paper")
     arms = [
         (name, model.title, study.data[model.data].task, optimizer, run)
@@ -141,7 +141,7 @@ def test_there_is_a_row_for_each_trial_as_a_study_has_them(results: list[TrialRe
         assert row.base_perplexities == [row.base_perplexity] * 7
 
 
-def test_rows_hold_what_the_files_say(results: list[TrialResult]) -> None:
+def test_rows_contain_the_values_of_the_files(results: list[TrialResult]) -> None:
     for row in results:
         quotes = row.model in QUOTING
         key = (str(row.trial), row.model, row.optimizer)
@@ -158,7 +158,7 @@ def test_rows_hold_what_the_files_say(results: list[TrialResult]) -> None:
         assert all(response.answer in (None, *"ABCD") for response in row.responses)
 
 
-def test_rows_are_collected_results(results: list[TrialResult], tmp_path: Path) -> None:
+def test_rows_can_be_written_and_read(results: list[TrialResult], tmp_path: Path) -> None:
     write_results(results, tmp_path / "results.jsonl")
     assert read_results(tmp_path / "results.jsonl") == results
 
@@ -181,7 +181,7 @@ def test_rows_are_collected_results(results: list[TrialResult], tmp_path: Path) 
         ("table-08.csv", "A,C", "A,\udcff", UsageError, ": not a text file in UTF-8"),
     ],
 )
-def test_a_file_that_is_not_as_it_should_be_is_named_with_its_line(
+def test_an_invalid_file_is_named_with_its_line(
     name: str, old: str | None, new: str, error: type[KitError], words: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "published"

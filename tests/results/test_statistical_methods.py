@@ -1,4 +1,4 @@
-"""Statistics of a few values: against scipy's where it has the same, and by what must hold of any values."""
+"""Statistics of a few values agree with scipy's, and have the properties that hold for all values."""
 
 import itertools
 import math
@@ -51,7 +51,7 @@ def spread_by(factor: float, values: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("values", [NEOX, STABLE, LLAMA, [2.0, 3.0], [5.0, 1.0, 9.0, 9.0]])
-def test_a_summary_is_what_scipy_says(values: list[float]) -> None:
+def test_a_summary_matches_numpy_and_scipy(values: list[float]) -> None:
     found = summarize(values)
     assert (found.n, found.not_finite) == (len(values), 0)
     assert found.mean == pytest.approx(np.mean(values))
@@ -62,14 +62,14 @@ def test_a_summary_is_what_scipy_says(values: list[float]) -> None:
     assert (found.low, found.high) == (min(values), max(values))
 
 
-def test_equal_values_spread_by_exactly_nothing() -> None:
+def test_equal_values_have_exactly_no_spread() -> None:
     for value in (0.1, 3.567, 1e-300, 1e300):
         found = summarize([value] * 7)
         assert (found.mean, found.median, found.low, found.high) == (value,) * 4
         assert (found.sd, found.sd_low, found.sd_high, found.cv, found.mad) == (0,) * 5
 
 
-def test_one_value_and_none_have_no_spread() -> None:
+def test_one_value_or_no_value_has_no_spread() -> None:
     one, none = summarize([3.5]), summarize([])
     assert (one.n, one.mean, one.median, one.low, one.high) == (1, 3.5, 3.5, 3.5, 3.5)
     assert (one.sd, one.sd_low, one.cv, one.mad) == (None,) * 4
@@ -77,7 +77,7 @@ def test_one_value_and_none_have_no_spread() -> None:
     assert (none.mean, none.sd, none.median, none.mad, none.low) == (None,) * 5
 
 
-def test_values_that_are_not_finite_are_left_out_of_means_and_above_all_in_ranks() -> None:
+def test_values_that_are_not_finite_are_left_out_of_means_and_rank_highest() -> None:
     found = summarize([*STABLE, INF, NAN])
     finite = summarize(STABLE)
     assert (found.n, found.not_finite) == (7, 2)
@@ -92,12 +92,12 @@ def test_values_that_are_not_finite_are_left_out_of_means_and_above_all_in_ranks
     assert (nothing.n, nothing.mean, nothing.sd, nothing.median) == (0, None, None, INF)
 
 
-def test_what_is_not_finite_ranks_above_all() -> None:
+def test_values_that_are_not_finite_rank_highest() -> None:
     assert [rank(value) for value in (2.5, NAN, INF, -INF)] == [2.5, INF, INF, INF]
 
 
 @pytest.mark.parametrize("values", [NEOX, STABLE, LLAMA, STABLE[:5], STABLE[:6], [*STABLE, *NEOX]])
-def test_the_interval_of_a_deviation_is_bonetts(values: list[float]) -> None:
+def test_the_interval_of_a_standard_deviation_is_bonetts(values: list[float]) -> None:
     n = len(values)
     center = stats.trim_mean(values, 1 / (2 * math.sqrt(n - 4)))
     distances = np.array(values) - np.mean(values)
@@ -117,7 +117,7 @@ def test_fewer_than_five_values_have_no_interval() -> None:
 
 
 @given(SOME, st.floats(0.01, 100))
-def test_the_interval_of_a_deviation_scales_with_the_values_in_any_order(
+def test_the_interval_of_a_standard_deviation_scales_with_the_values(
     values: list[float], unit: float
 ) -> None:
     found = deviation_interval(values)
@@ -137,7 +137,7 @@ def test_the_interval_of_a_deviation_scales_with_the_values_in_any_order(
         (lambda generator: generator.choice([13.0] * 3 + [170_000.0] * 4), 170_000 * math.sqrt(12) / 7, 0.96),
     ],
 )
-def test_the_interval_has_the_true_deviation_as_often_as_it_promises(
+def test_the_interval_of_a_standard_deviation_has_its_coverage(
     draw: Callable[[random.Random], float], deviation: float, least: float
 ) -> None:
     generator = random.Random(5)
@@ -165,7 +165,7 @@ def test_shares_have_wilsons_interval() -> None:
 
 
 def brute_force(values: list[float], others: list[float]) -> float:
-    """The p-value by scipy's permutation test of the distances from the medians."""
+    """Return the p-value of scipy's permutation test of the distances from the medians."""
     samples = []
     for sample in (values, others):
         logs = np.log(sample)
@@ -189,13 +189,11 @@ def brute_force(values: list[float], others: list[float]) -> float:
         (LLAMA, NEOX),
     ],
 )
-def test_the_test_of_spread_is_scipys_permutation_of_distances(
-    values: list[float], others: list[float]
-) -> None:
+def test_the_test_of_spread_matches_scipys_permutation_test(values: list[float], others: list[float]) -> None:
     assert compared(values, others).p == pytest.approx(brute_force(values, others), abs=1e-12)
 
 
-def test_the_ratio_is_that_of_the_mean_distances() -> None:
+def test_the_ratio_compares_mean_distances_from_the_median() -> None:
     values = [math.exp(each) for each in (1.0, 2.0, 4.0, 5.0, 9.0)]  # from the median: 3, 2, 0, 1, 5
     others = [math.exp(each) for each in (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)]  # 1.25, .75, .25, .25, .75, 1.25
     found = compared(values, others)
@@ -203,7 +201,7 @@ def test_the_ratio_is_that_of_the_mean_distances() -> None:
     assert found.ratio == pytest.approx((11 / 4) / (4.25 / 5))
 
 
-def test_a_planted_ratio_is_found_and_an_equal_spread_is_not() -> None:
+def test_a_known_ratio_is_found_and_an_equal_spread_is_not() -> None:
     planted = compared(spread_by(40, STABLE), STABLE)
     assert planted.ratio == pytest.approx(40)
     assert planted.low is not None
@@ -219,12 +217,12 @@ def test_a_planted_ratio_is_found_and_an_equal_spread_is_not() -> None:
 
 @settings(deadline=None)
 @given(SEVEN, SEVEN, st.floats(0.001, 1000))
-def test_units_and_order_change_nothing_and_swapped_arms_turn_the_ratio_over(
+def test_units_and_order_change_nothing_and_swapped_arms_invert_the_ratio(
     values: list[float], others: list[float], unit: float
 ) -> None:
     found = compared(values, others)
     if min(found.spread, found.other_spread) < 1e-6:
-        return  # rounding alone
+        return  # only rounding errors
     again = compared([unit * value for value in sorted(values)], others[::-1])
     swapped = compared(others, values)
     assert again.p == pytest.approx(found.p)
@@ -242,12 +240,12 @@ def test_units_and_order_change_nothing_and_swapped_arms_turn_the_ratio_over(
 
 @settings(deadline=None)
 @given(SEVEN, SEVEN, st.sampled_from([0.8, 0.95, 0.99]))
-def test_the_interval_has_what_the_test_does_not_reject(
+def test_the_interval_contains_the_ratios_that_the_test_does_not_reject(
     values: list[float], others: list[float], level: float
 ) -> None:
     found = compared(values, others, level)
     if found.ratio is None:
-        return  # neither spreads
+        return  # neither arm spreads
     assert found.p is not None
     assert found.low is not None
     assert found.high is not None
@@ -261,7 +259,7 @@ def test_the_interval_has_what_the_test_does_not_reject(
     assert narrower.high <= found.high
 
 
-def test_dividing_by_a_bound_brings_p_to_the_level() -> None:
+def test_p_is_at_the_level_after_division_by_a_bound() -> None:
     found = compared(NEOX, STABLE)
     assert found.low is not None
     assert found.high is not None
@@ -303,7 +301,7 @@ def test_values_without_a_logarithm_are_left_out_or_refused() -> None:
     assert compare_spreads([NAN] * 7, STABLE) is None
 
 
-def test_many_trials_are_compared_by_drawn_assignments_that_are_always_the_same() -> None:
+def test_many_trials_are_compared_by_reproducible_random_assignments() -> None:
     generator = random.Random(1)
     wide = [math.exp(0.9 * generator.gauss(0, 1)) for _ in range(20)]
     narrow = [math.exp(0.3 * generator.gauss(0, 1)) for _ in range(25)]
@@ -318,7 +316,7 @@ def test_many_trials_are_compared_by_drawn_assignments_that_are_always_the_same(
     assert like.p > 0.05
 
 
-def test_five_per_cent_of_equal_arms_are_called_unequal_and_not_fewer_than_brown_and_forsythe_call() -> None:
+def test_the_test_rejects_five_percent_of_equal_arms_and_more_than_brown_forsythe() -> None:
     generator = np.random.default_rng(6)
     arms = np.exp(0.1 * generator.normal(size=(1000, 2, 7)))
     p = np.array([compared(*pair).p for pair in arms.tolist()])
@@ -328,7 +326,7 @@ def test_five_per_cent_of_equal_arms_are_called_unequal_and_not_fewer_than_brown
 
 
 @pytest.mark.parametrize("ratio", [5.0, 10.0])
-def test_so_many_trials_find_a_ratio_in_four_of_five_cases(ratio: float) -> None:
+def test_the_stated_number_of_trials_finds_a_ratio_in_four_of_five_cases(ratio: float) -> None:
     generator = np.random.default_rng(7)
 
     def power(n: int) -> float:
@@ -344,7 +342,7 @@ def test_so_many_trials_find_a_ratio_in_four_of_five_cases(ratio: float) -> None
 
 @given(SEVEN, SOME)
 @settings(deadline=None, max_examples=50)
-def test_the_test_of_ranks_is_wilcoxons(values: list[float], others: list[float]) -> None:
+def test_the_test_of_ranks_matches_wilcoxons(values: list[float], others: list[float]) -> None:
     exactly = math.comb(len(values + others), len(values)) <= MOST_ASSIGNMENTS
     if len(set(values + others)) == len(values + others) and exactly:
         exact = stats.mannwhitneyu(values, others, method="exact").pvalue
@@ -355,7 +353,7 @@ def test_the_test_of_ranks_is_wilcoxons(values: list[float], others: list[float]
     )
 
 
-def test_equal_values_share_their_ranks_and_what_is_not_finite_is_above_all() -> None:
+def test_equal_values_share_ranks_and_values_that_are_not_finite_rank_highest() -> None:
     values, others = [1.0, 2.0, 2.0, 3.0, INF], [2.0, 3.0, 4.0, NAN, NAN]
     ranks = stats.rankdata([1, 2, 2, 3, 9, 2, 3, 4, 9, 9])
     away = [abs(sum(each) - 27.5) for each in itertools.combinations(ranks, 5)]
@@ -374,7 +372,7 @@ def test_holm_adjusts_for_several_tests() -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_keeps_the_order_and_is_between_the_p_and_bonferronis(ps: list[float]) -> None:
+def test_holm_keeps_the_order_and_is_at_most_bonferronis(ps: list[float]) -> None:
     adjusted = holm(ps)
     for (p, q), (p2, q2) in itertools.product(zip(ps, adjusted, strict=True), repeat=2):
         assert p <= q <= min(1, len(ps) * p)
@@ -392,7 +390,7 @@ def test_the_prediction_interval_is_students_with_half_the_degrees_of_freedom() 
 
 
 @given(SOME, st.floats(0.001, 1000), st.sampled_from([0.5, 0.95, 0.99]))
-def test_the_prediction_interval_has_all_that_was_seen_in_any_unit(
+def test_the_prediction_interval_contains_all_values_and_scales_with_them(
     values: list[float], unit: float, level: float
 ) -> None:
     found = prediction_interval(values, level)
@@ -407,7 +405,7 @@ def test_equal_values_predict_themselves() -> None:
     assert prediction_interval([3.567] * 7) == (3.567, 3.567)
 
 
-def test_beside_a_diverged_trial_the_next_may_diverge_too() -> None:
+def test_after_a_diverged_trial_the_interval_has_no_upper_bound() -> None:
     plain = prediction_interval(STABLE)
     assert plain is not None
     for value in (INF, NAN):
@@ -415,7 +413,7 @@ def test_beside_a_diverged_trial_the_next_may_diverge_too() -> None:
     assert prediction_interval([*[3.567] * 5, NAN]) == (pytest.approx(3.567), INF)
 
 
-def test_too_few_values_or_none_above_zero_predict_nothing() -> None:
+def test_too_few_or_nonpositive_values_have_no_prediction_interval() -> None:
     assert prediction_interval(STABLE[:4]) is None
     assert prediction_interval([*STABLE[:4], INF, NAN]) is None
     assert prediction_interval([*STABLE, 0.0]) is None
@@ -432,7 +430,7 @@ def test_too_few_values_or_none_above_zero_predict_nothing() -> None:
     ],
     ids=["lognormal", "heavy tails", "two modes", "a rare mode"],
 )
-def test_a_further_trial_is_in_the_interval_as_often_as_promised(
+def test_the_prediction_interval_has_its_coverage(
     draw: Callable[[np.random.Generator, tuple[int, int]], np.ndarray], least: float
 ) -> None:
     drawn = draw(np.random.default_rng(8), (2000, 8)).tolist()
@@ -444,7 +442,7 @@ def test_a_further_trial_is_in_the_interval_as_often_as_promised(
     assert hits >= 2000 * least
 
 
-def test_importing_it_loads_neither_numpy_nor_scipy() -> None:
+def test_the_import_loads_neither_numpy_nor_scipy() -> None:
     script = (
         "import sys, qlora_repeat.results.statistical_methods, qlora_repeat.render.tables.statistics\n"
         "assert not {'numpy', 'scipy', 'torch'} & set(sys.modules)"

@@ -1,4 +1,4 @@
-"""From collected results to the statistics of arms, and to a file of them."""
+"""Collected results become statistics of arms, in a file."""
 
 import json
 import math
@@ -32,10 +32,10 @@ def test_each_arm_has_the_statistics_of_its_own_trials() -> None:
     assert first.measures["perplexity"] == summarize(PERPLEXITIES)
     assert second.measures["perplexity"] == summarize([7.0, 8.0])
     assert first.measures["train_seconds"] == summarize([1319.09] * 7)
-    assert "final_loss" not in first.measures  # of none of them
+    assert "final_loss" not in first.measures  # no trial has it
 
 
-def test_only_values_that_count_do() -> None:
+def test_only_values_of_done_or_requested_stale_trials_are_used() -> None:
     results = arm("adamw-8bit", PERPLEXITIES)
     results[0] = replace(results[0], status="stale")
     results[1] = replace(results[1], status="stale", stale_inputs=["code"])  # collected on request
@@ -47,7 +47,7 @@ def test_only_values_that_count_do() -> None:
     assert (none.trials, none.diverged, none.worse_than_base, none.measures) == (0, None, None, {})
 
 
-def test_diverged_trials_are_those_with_anything_not_finite() -> None:
+def test_trials_with_values_that_are_not_finite_count_as_diverged() -> None:
     results = arm("adamw-8bit", [3.0, math.nan, 3.0, 3.0, 3.0])
     results[2] = replace(results[2], diverged_at=5)
     results[3] = replace(results[3], final_loss=math.inf)
@@ -55,7 +55,7 @@ def test_diverged_trials_are_those_with_anything_not_finite() -> None:
     assert found.diverged == share(3, 5)
 
 
-def test_trials_worse_than_their_base_are_counted_beside_it() -> None:
+def test_trials_worse_than_their_base_are_counted() -> None:
     results = arm("adamw-8bit", [3.0, 7.04, 7.05, math.nan, 9.0], base_perplexity=7.04)
     results[4] = replace(results[4], base_perplexity=None)
     (found,) = study_statistics(group_arms(results)).arms
@@ -75,7 +75,7 @@ def test_an_8_bit_arm_is_compared_with_the_32_bit_arm_of_its_model() -> None:
     assert study_statistics(group_arms(arm("adamw-8bit", wide) + arm("adamw-32bit", [3.0]))).comparisons == []
 
 
-def test_an_old_state_map_is_compared_with_32_bit_too() -> None:
+def test_an_old_state_map_is_compared_with_32_bit_state_too() -> None:
     old = "adamw-8bit+bitsandbytes-0.41.0"
     results = [row for name in (old, "adamw-8bit", "adamw-32bit") for row in arm(name, PERPLEXITIES)]
     found = [
@@ -98,7 +98,7 @@ def test_p_values_are_adjusted_over_the_models_of_a_measure() -> None:
         ps = [each.test.p for each in found]
         assert [each.p_holm for each in found] == holm([p for p in ps if p is not None])
     assert [each.p_holm for each in comparisons if each.measure == "train_seconds"] == [1, 1, 1]
-    few = results[:4] + results[7:]  # four trials of the first arm: no test of it
+    few = results[:4] + results[7:]  # four trials of the first arm are too few for a test
     adjusted = [
         each.p_holm for each in study_statistics(group_arms(few)).comparisons if each.measure == "perplexity"
     ]
@@ -110,7 +110,7 @@ def refuse(text: str) -> float:
     raise AssertionError(text)
 
 
-def test_the_file_is_strict_json_of_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_the_file_is_strict_and_reproducible_json(tmp_path: Path) -> None:
     results = [
         *study(),
         *arm("adamw-8bit", [math.inf, math.nan, 3.0], model="odd", final_loss=math.nan),

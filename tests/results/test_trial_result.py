@@ -1,4 +1,4 @@
-"""Collected results: written and read back, and mistakes in them."""
+"""Collected results are written and read, and mistakes in them are reported."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def test_results_are_read_as_they_were_written(rows: list[TrialResult]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.jsonl"
         write_results(rows, path)
-        assert repr(read_results(path)) == repr(rows)  # by repr, for NaN is not NaN
+        assert repr(read_results(path)) == repr(rows)  # repr, since NaN does not equal NaN
         assert path.read_bytes().count(b"\n") == len(path.read_text().splitlines()) == len(rows)
 
 
@@ -63,7 +63,7 @@ def test_numbers_are_exact(value: float, tmp_path: Path) -> None:
     assert row.final_loss.hex() == value.hex()
 
 
-def test_a_loss_that_is_no_number_stays_one(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_read_as_written(tmp_path: Path) -> None:
     curve = [[0.5, 2.0], [1.0, math.inf], [1.5, math.nan]]
     diverged = dataclasses.replace(ROW, final_loss=math.nan, diverged_at=3, loss_curve=curve)
     write_results([diverged], tmp_path / "results.jsonl")
@@ -73,13 +73,13 @@ def test_a_loss_that_is_no_number_stays_one(tmp_path: Path) -> None:
     assert repr(row.loss_curve) == repr(curve)
 
 
-def test_keys_stand_in_the_order_of_the_class(tmp_path: Path) -> None:
+def test_keys_have_the_order_of_the_class(tmp_path: Path) -> None:
     write_results([ROW], tmp_path / "results.jsonl")
     keys = list(json.loads((tmp_path / "results.jsonl").read_text()))
     assert keys == [field.name for field in dataclasses.fields(TrialResult)]
 
 
-def test_no_results_are_no_rows(tmp_path: Path) -> None:
+def test_a_file_without_rows_can_be_read(tmp_path: Path) -> None:
     write_results([], tmp_path / "results.jsonl")
     assert read_results(tmp_path / "results.jsonl") == []
 
@@ -140,7 +140,7 @@ def test_the_error_for_a_value_of_another_type_names_line_and_key(
         read_results(path)
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"results\.jsonl"):
         read_results(tmp_path / "results.jsonl")

@@ -1,4 +1,4 @@
-"""The figure of an attribution, from outcomes that a test makes up."""
+"""The figure of an attribution, from made-up outcomes."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def test_conditions_are_sorted_by_spread_and_each_replicate_is_a_point() -> None
     assert sorted(text.get_text() for text in sums.texts) == list("1234567")
 
 
-def test_decades_have_a_logarithmic_scale_and_like_spreads_a_linear_one() -> None:
+def test_spreads_over_decades_have_a_logarithmic_scale() -> None:
     assert axes_of(made(additive, noise=1e-7))[0].get_xscale() == "symlog"
     assert axes_of(made(additive, noise=0.1))[0].get_xscale() == "linear"
 
@@ -54,7 +54,7 @@ def test_names_of_conditions_fit() -> None:
     assert all(label.get_window_extent().x0 >= 0 for label in figure.axes[0].get_yticklabels())
 
 
-def test_a_repetition_that_differs_and_what_is_not_finite_are_shown() -> None:
+def test_a_different_repetition_and_values_that_are_not_finite_are_shown() -> None:
     measured = changed(changed(made(additive), REPEAT, 1, perplexity=9.0), "dropout", 3, perplexity=math.inf)
     conditions, _ = axes_of(measured)
     assert "nothing (repeated)" in rows(conditions)
@@ -66,7 +66,7 @@ def test_one_source_has_no_sums() -> None:
     assert len(axes_of(made(additive, freed=["dropout"]))) == 1
 
 
-def test_the_files_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_the_files_are_reproducible(tmp_path: Path) -> None:
     measured = made(interacting, pairs=True)
     first, second = (
         [

@@ -1,4 +1,4 @@
-"""Figure S3 from results that a test makes up."""
+"""Figure S3 from made-up results."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ BASE = 94.0
 
 
 def arm(model: str, optimizer: str, ends: list[float], **changes: Any) -> list[TrialResult]:
-    """Trials whose losses go to these ends, and whose perplexity is their exponential."""
+    """Return trials with these final losses and the exponentials as perplexities."""
     return [
         trial(
             [4.5 + (end - 4.5) * place / 30 for place in range(1, 31)],
@@ -45,7 +45,7 @@ def arm(model: str, optimizer: str, ends: list[float], **changes: Any) -> list[T
 
 
 def study(models: int = 3, old: float = 7.0) -> list[TrialResult]:
-    """Seven trials of each; those with the old map end the higher, the later their model."""
+    """Return seven trials for each arm; with the old map, each model ends higher than the one before."""
     rows = []
     for number in range(models):
         ends = (4 + number * (old - 4) / max(models - 1, 1), 3.9, 3.9)
@@ -61,7 +61,7 @@ def drawn(results: list[TrialResult]) -> Figure:
 
 
 def lines(axes: Axes, thick: bool) -> list[Any]:
-    """The curves of trials, or those of medians: the base's level and crosses are neither."""
+    """Return the thin curves of trials or the thick curves of medians, without base levels and crosses."""
     curves = [line for line in axes.lines if line.get_marker() != "x" and len(line.get_xdata()) > 2]
     return [line for line in curves if (line.get_linewidth() > 1) == thick]
 
@@ -77,19 +77,19 @@ def test_each_model_has_a_panel_of_losses_and_one_of_perplexities() -> None:
     assert [text.get_text() for text in legend.get_texts()] == [*HEADINGS, "base, on the test examples"]
 
 
-def test_optimizers_differ_in_color_and_in_line_the_same_in_all_panels() -> None:
+def test_optimizers_have_the_same_color_and_line_style_in_all_panels() -> None:
     figure = drawn(study())
     looks = [
         [(to_hex(line.get_color()), line.get_linestyle()) for line in lines(axes, thick=True)]
         for axes in figure.axes[::2]
     ]
     assert looks[0] == looks[1] == looks[2]
-    assert [len(set(column)) for column in zip(*looks[0], strict=True)] == [3, 2]  # dashes are told as one
+    assert [len(set(column)) for column in zip(*looks[0], strict=True)] == [3, 2]  # all dashes are "--"
     dashes = {str(line._dash_pattern) for line in lines(figure.axes[0], thick=True)}
     assert len(dashes) == 3
 
 
-def test_all_trials_are_thin_lines_and_their_median_is_a_thick_one() -> None:
+def test_trials_are_thin_lines_and_their_median_is_a_thick_line() -> None:
     results = arm("rate", OPTIMIZERS[0], [5.0, 6.0, 9.0])
     axes = drawn(results).axes[0]
     thin, (median,) = lines(axes, thick=False), lines(axes, thick=True)
@@ -99,7 +99,7 @@ def test_all_trials_are_thin_lines_and_their_median_is_a_thick_one() -> None:
     assert list(median.get_ydata()) == pytest.approx([loss for _, loss in results[1].loss_curve])
 
 
-def test_the_base_is_a_level_in_both_panels() -> None:
+def test_the_base_is_a_horizontal_line_in_both_panels() -> None:
     losses, perplexities = drawn(arm("rate", OPTIMIZERS[0], [5.0, 6.0])).axes
     for axes, level in ((losses, math.log(BASE)), (perplexities, BASE)):
         assert [level, level] in [pytest.approx(list(line.get_ydata())) for line in axes.lines]
@@ -107,7 +107,7 @@ def test_the_base_is_a_level_in_both_panels() -> None:
         assert low < level < high
 
 
-def test_losses_and_perplexities_over_decades_are_on_log_scales_and_others_are_not() -> None:
+def test_only_values_over_decades_are_on_log_scales() -> None:
     figure = drawn(study(models=2, old=80.0))
     assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "log", "log"]
     assert [("log" in axes.get_ylabel()) for axes in figure.axes] == [False, False, True, True]
@@ -121,7 +121,7 @@ def test_collapses_are_counted_under_their_dots() -> None:
     assert len(crosses) == 1
 
 
-def test_losses_that_are_not_finite_are_marked_and_above_all_others_for_the_median() -> None:
+def test_losses_that_are_not_finite_are_marked_and_rank_highest_in_the_median() -> None:
     results = arm("rate", OPTIMIZERS[0], [5.0, 6.0, 7.0])
     results[0] = replace(results[0], loss_curve=[[each[0], NAN] for each in results[0].loss_curve])
     figure = drawn(results)
@@ -139,13 +139,13 @@ def test_any_losses_can_be_drawn(ends: list[float]) -> None:
     drawn(arm("rate", OPTIMIZERS[0], ends, loss_curve=[], base_perplexity=None, base_perplexities=[]))
 
 
-def test_trials_that_are_not_there_are_told() -> None:
+def test_missing_trials_are_noted() -> None:
     results = study(models=1)
     results[3] = replace(results[3], status="failed", loss_curve=[], perplexity=None)
     assert any("Not shown: 1 of 21 trials: 1 failed." in text for text in texts(drawn(results)))
 
 
-def test_every_letter_is_on_the_figure_and_not_too_small() -> None:
+def test_all_text_is_inside_the_figure_and_large_enough() -> None:
     figure = drawn(study(models=5, old=600.0))
     width, height = figure.bbox.size
     for text in figure.findobj(lambda one: isinstance(one, Text) and one.get_text() and one.get_visible()):
@@ -155,7 +155,7 @@ def test_every_letter_is_on_the_figure_and_not_too_small() -> None:
         assert (box.x1 <= width + 1, box.y1 <= height + 1) == (True, True), text.get_text()
 
 
-def test_it_is_drawn_with_figure_4_to_the_same_bytes_and_goes_with_its_arm(tmp_path: Path) -> None:
+def test_the_figure_is_reproducible_and_removed_without_its_arm(tmp_path: Path) -> None:
     results = study(models=1)
     first, second = (
         [path.read_bytes() for path in render_figures(group_arms(results), tmp_path / name)] for name in "ab"

@@ -1,4 +1,4 @@
-"""Figure 4 from results that a test makes up."""
+"""Figure 4 from made-up results."""
 
 import itertools
 import math
@@ -26,17 +26,17 @@ NAN, INF = math.nan, math.inf
 
 
 def falling(run: int) -> list[float]:
-    """Such as 32-bit runs have."""
+    """Return losses like those of 32-bit trials."""
     return [2.6 - 0.03 * place + 0.01 * math.sin(place * run) for place in range(30)]
 
 
 def rising(run: int) -> list[float]:
-    """Such as some 8-bit runs have."""
+    """Return losses like those of some 8-bit trials."""
     return [2.6 * 10 ** (place * run / 50) for place in range(30)]
 
 
 def like_the_paper(runs: int = 7, models: int = 4) -> list[TrialResult]:
-    """8-bit runs that rise by orders of magnitude or diverge, 32-bit runs of which two are not there."""
+    """Return 8-bit trials that rise by orders of magnitude or diverge, and 32-bit trials with two missing."""
     results = [
         trial(
             rising(run % 5) if low and run % 2 else falling(run),
@@ -61,7 +61,7 @@ def drawn(results: list[TrialResult]) -> Figure:
 
 
 def curves_of(axes: Axes) -> dict[str, list[float]]:
-    """The losses of the lines that are runs, by color."""
+    """Return the losses of the curves of trials, by color."""
     lines = [line for line in axes.lines if line.get_marker() != "x"]
     return {to_hex(line.get_color()): list(line.get_ydata()) for line in lines}
 
@@ -73,7 +73,7 @@ def paper_like() -> Figure:
     return figure
 
 
-def test_a_row_for_each_model_and_curves_and_bars_for_each_optimizer(paper_like: Figure) -> None:
+def test_each_model_has_a_row_with_curves_and_bars_for_each_optimizer(paper_like: Figure) -> None:
     headings = [axes.get_title(loc="left") for axes in paper_like.axes]
     assert (
         headings
@@ -92,7 +92,7 @@ def test_a_row_for_each_model_and_curves_and_bars_for_each_optimizer(paper_like:
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in paper_like.axes)
 
 
-def test_every_run_has_its_curve_and_its_final_loss() -> None:
+def test_every_trial_has_a_curve_and_a_final_loss() -> None:
     results = [trial(falling(run), trial=run) for run in (1, 2, 3)]
     curves, bars = drawn(results).axes
     assert list(curves_of(curves).values()) == [falling(run) for run in (1, 2, 3)]
@@ -101,7 +101,7 @@ def test_every_run_has_its_curve_and_its_final_loss() -> None:
     assert [to_hex(bar.get_facecolor()) for bar in bars.patches] == list(curves_of(curves))
 
 
-def test_runs_that_rise_are_on_a_log_scale_and_the_others_are_not_squeezed(paper_like: Figure) -> None:
+def test_rising_losses_are_on_a_log_scale_and_do_not_compress_the_others(paper_like: Figure) -> None:
     low, low_bars, high, high_bars = paper_like.axes[:4]
     assert [low.get_yscale(), low_bars.get_xscale()] == ["log", "log"]
     assert [high.get_yscale(), high_bars.get_xscale()] == ["linear", "linear"]
@@ -109,7 +109,7 @@ def test_runs_that_rise_are_on_a_log_scale_and_the_others_are_not_squeezed(paper
     assert "curves and bars: scales differ between the optimizers" in texts(paper_like)
 
 
-def test_optimizers_that_are_alike_share_their_scales() -> None:
+def test_optimizers_with_similar_losses_share_their_scales() -> None:
     figure = drawn([trial(falling(run), optimizer=name, trial=run) for name in OPTIMIZERS for run in (1, 2)])
     low, low_bars, high, high_bars = figure.axes
     assert low.get_ylim() == high.get_ylim()
@@ -126,17 +126,17 @@ def test_a_loss_that_is_not_finite_is_marked_in_both_panels(paper_like: Figure) 
     assert len(bars.patches) == 5
 
 
-def test_a_run_that_comes_back_has_a_gap_and_a_final_loss() -> None:
+def test_a_trial_that_recovers_has_a_gap_and_a_final_loss() -> None:
     curves, bars = drawn([trial([2.0, NAN, 1.8, INF, 1.5])]).axes
     (losses,) = curves_of(curves).values()
     assert [math.isnan(loss) for loss in losses] == [False, True, False, True, False]
-    assert curves.lines[0].get_markevery() == [0, 1, 2, 3, 4]  # a lone point has no line to show it
+    assert curves.lines[0].get_markevery() == [0, 1, 2, 3, 4]  # a single point needs a marker
     assert "1.500" in texts(bars)
     assert "run 1 diverged" in texts(curves)
 
 
 @pytest.mark.parametrize("status", ["missing", "failed", "stale", "running"])
-def test_a_trial_that_is_not_there_is_a_gap_with_a_note(status: str) -> None:
+def test_a_trial_without_a_curve_is_a_gap_with_a_note(status: str) -> None:
     gone = trial([], trial=2, status=status)
     figure = drawn([trial(falling(1)), gone, trial(falling(3), trial=3), trial([], trial=4)])
     curves, bars = figure.axes
@@ -147,14 +147,14 @@ def test_a_trial_that_is_not_there_is_a_gap_with_a_note(status: str) -> None:
     assert any(f"No curve from 2 of 4 trials: {counted}." in text for text in texts(figure))
 
 
-def test_a_stale_trial_that_was_asked_for_has_its_curve_and_a_note() -> None:
+def test_a_requested_stale_trial_has_its_curve_and_a_note() -> None:
     figure = drawn([trial(falling(1)), trial(falling(2), trial=2, status="stale", stale_inputs=["code"])])
     curves, bars = figure.axes
     assert len(curves_of(curves)) == len(bars.patches) == 2
     assert any("Stale (changed since: code): NeoX 8-bit run 2." in text for text in texts(figure))
 
 
-def test_a_run_that_one_optimizer_has_is_missing_from_the_other() -> None:
+def test_a_trial_of_only_one_optimizer_is_missing_from_the_other() -> None:
     figure = drawn(
         [trial(falling(1)), trial(falling(1), trial=2), trial(falling(1), optimizer="adamw-32bit")]
     )
@@ -166,26 +166,26 @@ def test_an_optimizer_without_curves_says_so() -> None:
     assert "no curves" in texts(figure.axes[2])
 
 
-def test_more_optimizers_than_two_go_on_in_another_row() -> None:
+def test_a_third_optimizer_is_in_another_row() -> None:
     figure = drawn([trial(falling(1), optimizer=name) for name in (*OPTIMIZERS, "lion")])
     assert len(figure.axes) == 6
     assert figure.axes[4].get_position().y1 < figure.axes[0].get_position().y0
     assert figure.axes[4].get_title(loc="left") == "lion: loss by epoch"
 
 
-def test_twenty_runs_differ_in_looks_and_have_their_values() -> None:
+def test_twenty_trials_look_different_and_have_their_values() -> None:
     figure = drawn([trial(falling(run), trial=run) for run in range(1, 21)])
     curves, bars = figure.axes
     looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in curves.lines}
     assert len(looks) == 20
     assert len(bars.texts) == 20
-    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["run 1", "run 11"]  # columns
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["run 1", "run 11"]
     figure.draw_without_rendering()
     boxes = sorted((text.get_window_extent().y0, text.get_window_extent().y1) for text in bars.texts)
     assert all(below[1] <= above[0] + 1 for below, above in itertools.pairwise(boxes))
 
 
-def test_a_hundred_runs_are_drawn_and_some_named() -> None:
+def test_a_hundred_trials_are_drawn_and_some_are_labeled() -> None:
     figure = drawn([trial(falling(run)[:3], trial=run) for run in range(1, 101)])
     assert len(figure.axes[1].patches) == 100
     assert 20 <= len(figure.axes[1].texts) <= 30
@@ -196,7 +196,7 @@ def test_a_hundred_runs_are_drawn_and_some_named() -> None:
 ODD = r"$x^2$ \alpha {\frac %s 100% _a_ # & 中文🙂 \\ " + "long " * 60 + "W" * 300
 
 
-def test_letters_are_large_enough_and_nothing_is_cut_off(paper_like: Figure) -> None:
+def test_all_text_is_inside_the_figure_and_large_enough(paper_like: Figure) -> None:
     odd = [replace(row, model_title=ODD, device=ODD, optimizer=ODD) for row in like_the_paper(models=1)[:7]]
     hostile = drawn(odd)
     hostile.draw_without_rendering()
@@ -212,7 +212,7 @@ def test_letters_are_large_enough_and_nothing_is_cut_off(paper_like: Figure) -> 
             assert (box.x1 <= width + 1, box.y1 <= height + 1) == (True, True), text.get_text()
 
 
-def test_titles_are_shown_as_they_are() -> None:
+def test_titles_are_shown_unchanged() -> None:
     figure = drawn([trial([2.0], model_title=r"$x^2$ \alpha 中 " + "\u202e", device="$1")])
     assert r"$x^2$ \alpha <U+4E2D> \u{202e}" in texts(figure)
     assert not any(text.get_parse_math() for text in figure.findobj(Text) if "$" in text.get_text())
@@ -228,7 +228,7 @@ def test_any_losses_can_be_drawn(losses: list[float]) -> None:
     assert ("diverged" in bars.texts[0].get_text()) == (not abs(losses[-1]) < 1e39)
 
 
-def test_bytes_are_the_same_in_another_process_with_other_settings(tmp_path: Path) -> None:
+def test_the_figure_is_the_same_in_another_process_with_other_settings(tmp_path: Path) -> None:
     results = like_the_paper(models=1)
     write_results(results, tmp_path / "results.jsonl")
     first, second = (
@@ -259,7 +259,7 @@ def test_bytes_are_the_same_in_another_process_with_other_settings(tmp_path: Pat
     assert [path.read_bytes() for path in sorted((tmp_path / "c").iterdir())] == first
 
 
-def test_results_without_curves_have_no_figure_nor_an_old_one(tmp_path: Path) -> None:
+def test_results_without_curves_give_no_figure_and_remove_an_old_one(tmp_path: Path) -> None:
     render_figures(group_arms([trial([2.0])]), tmp_path)
     (tmp_path / "table-01.md").write_text("kept")
     write_results([trial([]), trial([2.0], trial=2, status="stale")], tmp_path / "results.jsonl")
@@ -279,7 +279,7 @@ def test_two_rows_of_a_trial_are_refused(tmp_path: Path) -> None:
         render_figures(group_arms([trial([2.0]), trial([2.0])]), tmp_path)
 
 
-def test_the_command_says_what_it_wrote_whatever_the_backend(
+def test_the_command_lists_its_files_with_any_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", "none of those there are")

@@ -1,4 +1,4 @@
-"""Axes for losses."""
+"""Axes that fit the losses."""
 
 import math
 
@@ -13,7 +13,7 @@ LOSSES = st.lists(st.just(0.0) | st.floats(1e-40, 3e38), min_size=1, max_size=8)
 
 @pytest.mark.parametrize("bar_share", [None, 0.6])
 @given(arms=st.lists(LOSSES, min_size=1, max_size=3))
-def test_every_loss_is_on_its_axis_and_ticks_say_where(
+def test_every_loss_is_on_its_axis_between_labeled_ticks(
     bar_share: float | None, arms: list[list[float]]
 ) -> None:
     for losses, scale in zip(arms, common_scales(arms, bar_share), strict=True):
@@ -45,7 +45,7 @@ def test_a_loss_of_zero_lies_on_the_lower_edge_of_a_logarithmic_scale() -> None:
     assert scale.clip(0.0) == scale.low < 1.5
 
 
-def test_optimizers_share_a_scale_unless_one_would_be_squeezed() -> None:
+def test_optimizers_share_a_scale_unless_it_would_compress_one() -> None:
     alike = common_scales([[1.5, 3.0], [1.6, 2.9]])
     assert alike[0] == alike[1]
     low, high = common_scales([[1.5, 3.0], [1.5, 3000.0]])
@@ -76,5 +76,5 @@ def test_an_arm_without_losses_has_the_scale_of_the_others() -> None:
         ([1e-6, 1e6], ["1e-6", "0.001", "1", "1000", "1e6"]),
     ],
 )
-def test_labels_are_short_and_differ(losses: list[float], labels: list[str]) -> None:
+def test_labels_are_short_and_different(losses: list[float], labels: list[str]) -> None:
     assert [label for _, label in only(losses).ticks] == labels

@@ -1,4 +1,4 @@
-"""The report in a real browser: it draws without errors; sorting, hovering, keys and paper work."""
+"""The report in a real browser: it draws without errors; sorting, hovering, keys and printing work."""
 
 import shutil
 import subprocess
@@ -35,7 +35,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of two arms, with hostile texts, a trace, an experiment, and the paper's numbers beside it."""
+    """Return a report of two arms, with hostile texts, a trace, an experiment and the paper's numbers."""
     results = [
         trial(
             number,
@@ -64,24 +64,24 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(browser: Browser, report: Path) -> Iterator[Page]:
-    """The opened page; the test fails where the browser had anything to say."""
+    """Open the report; fail if the browser prints messages or loads other addresses."""
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    told: list[str] = []
-    opened.on("console", lambda message: told.append(message.text))
-    opened.on("pageerror", lambda error: told.append(str(error)))
-    asked: list[str] = []
-    opened.on("request", lambda request: asked.append(request.url))
+    messages: list[str] = []
+    opened.on("console", lambda message: messages.append(message.text))
+    opened.on("pageerror", lambda error: messages.append(str(error)))
+    requests: list[str] = []
+    opened.on("request", lambda request: requests.append(request.url))
     opened.goto(f"file://{report}")
     opened.wait_for_function(
         "[...document.querySelectorAll('figure.chart')].every(each => each.querySelector('svg.marks'))"
     )
     yield opened
-    assert told == []
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert messages == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
     opened.close()
 
 
-def test_its_libraries_are_those_that_are_locked(tmp_path: Path) -> None:
+def test_the_libraries_match_the_lock_file(tmp_path: Path) -> None:
     require(["npm"], ["npm"])
     shutil.copytree(
         ROOT / "lockfiles/web", tmp_path / "lockfiles/web", ignore=ignore_patterns("node_modules")
@@ -91,18 +91,18 @@ def test_its_libraries_are_those_that_are_locked(tmp_path: Path) -> None:
     for command in (["npm", "ci", "--silent"], ["npm", "run", "--silent", "build"]):
         done = subprocess.run(command, cwd=tmp_path / "lockfiles/web", capture_output=True, text=True)
         if done.returncode and command[1] == "ci":
-            pytest.skip(f"npm cannot get them: {done.stderr[-200:]}")
+            pytest.skip(f"npm cannot install the libraries: {done.stderr[-200:]}")
         assert done.returncode == 0, done.stderr
     for path in static.iterdir():
         there = ROOT / "src/qlora_repeat/render/report/static" / path.name
-        assert there.read_bytes() == path.read_bytes(), f"{path.name}: make web writes another"
+        assert there.read_bytes() == path.read_bytes(), f"{path.name}: `make web` writes another file"
 
 
 def points(page: Page, section: str) -> Any:
     return page.locator(f"{section} figure.chart").first.locator('svg [aria-roledescription="point"]')
 
 
-def test_everything_is_drawn_and_nothing_hostile_runs(page: Page) -> None:
+def test_everything_is_drawn_and_hostile_texts_do_not_run(page: Page) -> None:
     assert page.locator("figure.chart svg.marks").count() >= 5
     assert points(page, "#spread").count() == 5
     assert page.evaluate("window.hacked") is None
@@ -110,10 +110,10 @@ def test_everything_is_drawn_and_nothing_hostile_runs(page: Page) -> None:
     assert HOSTILE in (page.locator("#responses .response").first.text_content() or "")
 
 
-def test_a_script_that_got_in_all_the_same_would_not_run(
+def test_the_policy_of_the_page_blocks_an_unescaped_script(
     browser: Browser, report: Path, tmp_path: Path
 ) -> None:
-    """What escaping forgot, the page's policy refuses."""
+    """Put a script in the page; its content security policy must block it."""
     broken = tmp_path / "report.html"
     broken.write_text(report.read_text().replace("<main>", f"<main>{HOSTILE}"))
     page = browser.new_page()
@@ -129,7 +129,7 @@ def test_a_point_shows_its_values_under_the_pointer(page: Page) -> None:
     assert "perplexity" in shown and "10" in shown and "bbbbbbbb" in shown
 
 
-def test_points_are_reached_by_keys_and_read_out(page: Page) -> None:
+def test_points_can_be_reached_by_keys_and_are_announced(page: Page) -> None:
     figure = page.locator("#spread figure.chart").first
     figure.locator(".drawing").focus()
     read = []
@@ -140,7 +140,7 @@ def test_points_are_reached_by_keys_and_read_out(page: Page) -> None:
     assert all("perplexity" in (each or "") for each in read)
 
 
-def test_trials_are_sorted_and_filtered(page: Page) -> None:
+def test_trials_can_be_sorted_and_filtered(page: Page) -> None:
     table = page.locator("#again table")
 
     def trials() -> list[str]:
@@ -158,7 +158,7 @@ def test_trials_are_sorted_and_filtered(page: Page) -> None:
     assert [name.split("/")[1] for name in trials()] == ["adamw-32bit"] * 3
 
 
-def test_a_command_is_there_to_be_copied(page: Page) -> None:
+def test_a_command_can_be_copied(page: Page) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     row = page.locator("#again tbody tr").first
     command = row.locator("td code").last.inner_text()
@@ -167,7 +167,7 @@ def test_a_command_is_there_to_be_copied(page: Page) -> None:
     row.get_by_text("copied").or_(row.get_by_text("selected")).wait_for()
 
 
-def test_dark_and_paper(page: Page) -> None:
+def test_dark_mode_and_printing_are_readable(page: Page) -> None:
     def lightness(what: str) -> float:
         style = "getComputedStyle(document.body)"
         numbers = page.evaluate(f"{style}.{what}.match(/\\d+/g).slice(0, 3).map(Number)")

@@ -1,4 +1,4 @@
-"""What a report says: its sentences, its grid of adapters, where runs part, what its responses differ in."""
+"""The content of a report: its sentences, grid of adapters, first differences, and responses."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def said(*results: TrialResult) -> str:
 
 
 class Elements(HTMLParser):
-    """What elements a page has, and the kinds of its scripts that are not data."""
+    """Collects the elements of a page, and the types of its scripts that are not data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class Elements(HTMLParser):
 
 
 def markup(text: str) -> str:
-    """The page without its scripts and style."""
+    """Return the page without scripts and styles."""
     return re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
 
 
-def test_the_verdict_is_of_adapters_and_not_of_numbers() -> None:
+def test_the_verdict_compares_adapters_and_not_perplexities() -> None:
     assert "The only arm with trials to compare repeated: its trials gave one adapter" in said(
         trial(1), trial(2)
     )
@@ -66,7 +66,7 @@ def test_the_verdict_is_of_adapters_and_not_of_numbers() -> None:
     assert "3 trials gave 2 different adapters" in some
 
 
-def test_the_verdict_says_what_there_is_not() -> None:
+def test_the_verdict_says_what_is_missing() -> None:
     assert "Nothing can be said yet" in said(trial(1), trial(2, None))
     assert "1 of 2 trials have no values yet" in said(trial(1), trial(2, None))
     assert "whether any gave the same adapter is not known" in said(
@@ -75,7 +75,7 @@ def test_the_verdict_says_what_there_is_not() -> None:
     assert "1 of 2 trials ended worse than their base" in said(trial(1), trial(2, perplexity=math.nan))
 
 
-def test_the_most_frequent_adapter_is_a() -> None:
+def test_the_most_frequent_adapter_is_named_a() -> None:
     (row,) = arm_rows(
         group_arms([trial(1, "x"), trial(2, "y"), trial(3, "y"), trial(4, None)]), TrialFiles(), "mine"
     )
@@ -84,12 +84,12 @@ def test_the_most_frequent_adapter_is_a() -> None:
     assert row.cells[3].command == "qlora-repeat trial neox/adamw-8bit/4 --study mine"
 
 
-def test_more_adapters_than_letters_are_told_apart() -> None:
+def test_more_adapters_than_letters_have_different_names() -> None:
     (row,) = arm_rows(group_arms([trial(n, f"{n}") for n in range(1, 61)]), TrialFiles(), "mine")
     assert len({cell.adapter for cell in row.cells}) == 60
 
 
-def test_runs_part_where_their_traces_do() -> None:
+def test_trials_first_differ_where_their_traces_differ() -> None:
     files = traced({1: [3.0, 2.0, 1.0], 2: [3.0, 2.0, 1.0], 3: [3.0, 2.5, 1.0]})
     (row,) = arm_rows(group_arms([trial(1), trial(2), trial(3, "other")]), files, "mine")
     assert [cell.parts for cell in row.cells] == [None, None, "step 2, in loss"]
@@ -98,7 +98,7 @@ def test_runs_part_where_their_traces_do() -> None:
     assert "step 2" in json.dumps(chart.specification)
 
 
-def test_a_long_curve_is_thinned_to_its_means() -> None:
+def test_a_long_curve_is_reduced_to_means() -> None:
     files = traced({1: [float(n % 2) for n in range(10 * MOST_POINTS)]})
     (chart,) = loss_charts(arm_rows(group_arms([trial(1)]), files, "mine"), files)
     rows = chart.specification["data"]["rows"]
@@ -107,7 +107,7 @@ def test_a_long_curve_is_thinned_to_its_means() -> None:
     assert chart.notes == ["Each point is the mean loss of 10 steps."]
 
 
-def test_what_is_not_finite_is_left_out_of_charts_and_counted() -> None:
+def test_values_that_are_not_finite_are_left_out_of_charts_and_counted() -> None:
     rows = arm_rows(group_arms([trial(1), trial(2, perplexity=math.inf)]), TrialFiles(), "mine")
     (chart,) = perplexity_charts(rows)
     assert len(chart.specification["data"]["rows"]) == 1
@@ -124,7 +124,7 @@ def test_values_over_decades_are_on_a_log_scale() -> None:
     assert "log" not in scale(9.0, 10.0)
 
 
-def test_a_base_far_off_does_not_press_the_points_together() -> None:
+def test_a_distant_base_does_not_compress_the_points() -> None:
     def notes(base: float) -> tuple[bool, list[str]]:
         results = [trial(n, base_perplexity=base) for n in (1, 2, 3)]
         (chart,) = perplexity_charts(arm_rows(group_arms(results), TrialFiles(), "mine"))
@@ -134,7 +134,7 @@ def test_a_base_far_off_does_not_press_the_points_together() -> None:
     assert notes(1300.5) == (False, ["The model before fine-tuning is beyond the axis."])
 
 
-def test_only_what_has_a_counterpart_is_set_beside_the_paper() -> None:
+def test_only_models_with_a_counterpart_are_compared_with_the_paper() -> None:
     published = arm_rows(group_arms(read_published(PUBLISHED)), TrialFiles(), "published")
     assert beside_the_paper(arm_rows(group_arms([trial(1)]), TrialFiles(), "mine"), published) is None
     counterpart = published[0].arm.model
@@ -148,7 +148,7 @@ def test_only_what_has_a_counterpart_is_set_beside_the_paper() -> None:
     assert sum(arm.endswith("paper") for _, arm, _, _ in shown) == 14
 
 
-def test_responses_are_beside_each_other_with_what_differs() -> None:
+def test_responses_are_shown_side_by_side_with_their_differences() -> None:
     def answers(number: int, text: str) -> TrialResult:
         return trial(number, responses=[Response("Say", 0.1, 0.1, text)])
 
@@ -164,13 +164,13 @@ def test_responses_are_beside_each_other_with_what_differs() -> None:
 
 
 @given(st.text(), st.text())
-def test_spans_are_all_of_a_text_and_mark_nothing_in_an_equal_one(first: str, other: str) -> None:
+def test_spans_cover_a_text_and_mark_nothing_in_an_equal_text(first: str, other: str) -> None:
     assert "".join(span.text for span in differences(first, other)) == other
     assert not any(span.differs for span in differences(first, first))
 
 
 @given(st.text(alphabet="ab \n", min_size=1), st.text(alphabet="ab \n"))
-def test_long_texts_too(first: str, other: str) -> None:
+def test_spans_cover_long_texts_too(first: str, other: str) -> None:
     long = "word " * 1500
     spans = differences(long + first, long + other)
     assert "".join(span.text for span in spans) == long + other
@@ -178,7 +178,7 @@ def test_long_texts_too(first: str, other: str) -> None:
 
 
 def test_a_report_of_a_finished_study(study: Study, study_file: Path, cache: Path, tmp_path: Path) -> None:
-    """From records as they are on disk, by the command; twice the same bytes."""
+    """Write the report twice from records on disk, and compare the bytes."""
     runs = tmp_path / "runs"
     finish_study(study, runs, cache)
     for command in ("collect", "report"):
@@ -191,15 +191,15 @@ def test_a_report_of_a_finished_study(study: Study, study_file: Path, cache: Pat
     text = first.decode()
     assert "all 8 adapters differ from the others of their arm" in text
     assert f"qlora-repeat verify tiny-neox/adamw-8bit/1 --study {study_file.name}" in text
-    assert str(tmp_path) not in text, "a report is published"
+    assert str(tmp_path) not in text, "a report may be published"
     assert set(re.findall(r"""\b(?:src|href)=["']?(.)""", markup(text))) == {"#"}, (
-        "nothing is loaded from elsewhere"
+        "the page loads nothing from elsewhere"
     )
     rows = collect(at(study, runs, cache))
     assert len(rows) == text.count('<button type="button" class="copy"')
 
 
-def test_hostile_texts_stay_texts() -> None:
+def test_hostile_texts_are_escaped() -> None:
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
     results = [
         trial(n, model_title=hostile, responses=[Response(hostile, 1, 1, hostile + str(n))]) for n in (1, 2)
@@ -212,13 +212,13 @@ def test_hostile_texts_stay_texts() -> None:
     )
     seen = Elements()
     seen.feed(text)
-    assert seen.scripts == [None, None], "the page's own"
+    assert seen.scripts == [None, None], "only the page's own scripts"
     assert "img" not in seen.names
     assert "{{ 7 * 7 }}" in markup(text)
 
 
 def test_lone_surrogates_are_shown_as_their_codes() -> None:
-    """A model may generate half of a character, which UTF-8 cannot write."""
+    """Show halves of characters that a model may generate and UTF-8 cannot encode."""
     results = [
         trial(n, model_title="half \ud800", responses=[Response("\udfff", 1, 1, f"\ud83d {n}")])
         for n in (1, 2)
@@ -230,8 +230,8 @@ def test_lone_surrogates_are_shown_as_their_codes() -> None:
         json.loads(chart)
 
 
-def test_a_study_at_the_papers_size_stays_small() -> None:
-    """56 trials with traces of 4,000 steps and long responses: a mail can have it."""
+def test_the_report_of_a_study_of_the_papers_size_is_small() -> None:
+    """Write 56 trials with traces of 4,000 steps and long responses; a mail can carry the report."""
     text = "It is a truth that not one word of this is true. " * 20
     results = [
         trial(
@@ -260,6 +260,6 @@ def test_a_study_at_the_papers_size_stays_small() -> None:
     assert len(text.encode()) < 3e6
 
 
-def test_no_results_are_told_in_a_line() -> None:
+def test_missing_results_give_one_line() -> None:
     with pytest.raises(UsageError, match="no collected results"):
         report_html([], study_name="mine", files=TrialFiles(), published=[])

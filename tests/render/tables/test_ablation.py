@@ -55,7 +55,7 @@ def test_distinct_responses_are_counted_by_arm_sampling_and_prompt() -> None:
     assert any(note.startswith("—: not measured") for note in made.notes)
 
 
-def test_stale_trials_and_bases_that_it_uses_have_a_footnote() -> None:
+def test_stale_trials_and_bases_in_the_table_have_a_footnote() -> None:
     first, second = arm("adamw-8bit", asked({(QUOTES[0], HOT): ["a", "b"]}), stale_base_inputs=["lock"])
     stale = {"status": "stale", "stale_inputs": ["code"]}
     made = table([replace(first, **stale), replace(second, **stale)], "S0")
@@ -82,13 +82,13 @@ def test_a_study_without_repeated_tests_has_none() -> None:
     assert "S0" not in [made.number for made in make_tables(group_arms([trial()]))]
 
 
-def test_a_trial_that_is_not_done_brings_no_responses() -> None:
+def test_an_unfinished_trial_adds_no_responses() -> None:
     rows = arm("adamw-8bit", asked({(QUOTES[0], HOT): ["a", "b"]}))
     made = table([replace(rows[0], status="stale"), rows[1]], "S0")
     assert made.rows == [["GPT-NeoX-20B", "7", "0", "3"]]
 
 
-def test_the_papers_bases_are_shown_as_it_gives_them_after_its_tables() -> None:
+def test_the_papers_base_perplexities_are_shown_as_printed() -> None:
     made = make_tables(group_arms(read_published(ROOT / "paper" / "published")))
     assert [one.number for one in made] == ["1", "2", "3", "8", "9", "10", "11", "S0", "S1", "S1b", "S4"]
     assert made[7].name == "table-S0"

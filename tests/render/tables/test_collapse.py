@@ -1,4 +1,4 @@
-"""Table S3: an old map of 8-bit state beside today's and 32-bit state; and the study that it is for."""
+"""Table S3 compares an old map of 8-bit state with today's map and 32-bit state; its study is `collapse`."""
 
 import math
 from dataclasses import replace
@@ -26,7 +26,7 @@ STABLE = [50.0, 50.5, 51.0, 49.5, 52.0, 48.0, 50.2]
 
 
 def arm(optimizer: str, perplexities: list[float], **changes: Any) -> list[TrialResult]:
-    """Trials of these perplexities, changed as asked."""
+    """Return trials with these perplexities and changes."""
     return [
         trial(
             **{
@@ -55,13 +55,13 @@ def table(results: list[TrialResult]) -> Table:
 
 
 def cells(results: list[TrialResult], optimizer: str) -> dict[str, str]:
-    """What the table says of an optimizer, by the names of rows."""
+    """Return the cells of an optimizer by the names of rows."""
     made = table(results)
     place = [headings[1] for headings in made.columns].index(optimizer)
     return {row[0]: row[1 + place] for row in made.rows}
 
 
-def test_a_collapse_is_counted_with_its_interval_beside_the_stable_arms() -> None:
+def test_collapses_are_counted_with_their_interval() -> None:
     results = study([120.0, 93.9, 300.0, 94.1, 1200.0, 99.0, math.inf], STABLE, STABLE)
     old = cells(results, "8-bit, map of bitsandbytes 0.41.0")
     interval = binomtest(6, 7).proportion_ci(method="wilson")
@@ -76,19 +76,19 @@ def test_a_collapse_is_counted_with_its_interval_beside_the_stable_arms() -> Non
     ("perplexity", "collapsed"),
     [(93.0, 0), (94.0, 0), (94.1, 1), (math.inf, 1), (math.nan, 1)],
 )
-def test_collapsed_is_above_the_base_or_not_finite(perplexity: float, collapsed: int) -> None:
+def test_a_trial_above_its_base_or_not_finite_has_collapsed(perplexity: float, collapsed: int) -> None:
     (only,) = group_arms(arm(OLD, [perplexity]))
     found = collapse_share(only)
     assert found and (found.count, found.of) == (collapsed, 1)
 
 
-def test_a_trial_without_a_base_beside_it_is_not_counted() -> None:
+def test_a_trial_without_a_base_test_is_not_counted() -> None:
     alone = arm(OLD, STABLE[:2], base_perplexity=None)
     assert collapse_share(group_arms(alone)[0]) is None
     assert cells(alone, "8-bit, map of bitsandbytes 0.41.0")["collapsed"] == "—"
 
 
-def test_the_rule_is_stated_under_the_table() -> None:
+def test_a_note_states_the_rule() -> None:
     (rule,) = [note for note in table(study(STABLE, STABLE, STABLE)).notes if note.startswith("Collapsed")]
     assert "perplexity above that of the base before fine-tuning, or not finite" in rule
     assert "Wilson" in rule
@@ -120,11 +120,11 @@ def test_p_values_are_adjusted_for_the_tests_of_all_models() -> None:
         for results in (one, three)
     )
     assert among == pytest.approx(min(1, 3 * alone), rel=0.05), (
-        "six tests instead of two, three of them alike"
+        "six tests instead of two, of which three are the same"
     )
 
 
-def test_trials_that_are_not_there_or_stale_are_told() -> None:
+def test_missing_and_stale_trials_are_noted() -> None:
     results = study(STABLE, STABLE, STABLE)
     results[0] = replace(results[0], status="failed", perplexity=None)
     results[1] = replace(results[1], diverged_at=12)
@@ -144,7 +144,7 @@ def test_an_old_map_alone_has_a_table_without_comparison() -> None:
     assert old["ratio of spreads"] == "—"
 
 
-def test_by_the_same_rule_the_papers_8_bit_trials_collapsed_and_its_32_bit_trials_did_not() -> None:
+def test_by_this_rule_only_the_papers_8_bit_trials_collapsed() -> None:
     arms = group_arms(read_published(ROOT / "paper" / "published"))
     shares = {(arm.model, arm.heading): collapse_share(arm) for arm in arms}
     counts = {key: share and (share.count, share.of) for key, share in shares.items()}
@@ -153,14 +153,14 @@ def test_by_the_same_rule_the_papers_8_bit_trials_collapsed_and_its_32_bit_trial
         assert counts[model, "32-bit"] == (0, 7)
 
 
-def test_only_models_with_an_old_map_are_in_it_and_without_any_there_is_none() -> None:
+def test_only_models_with_an_old_map_are_in_the_table() -> None:
     other = arm(TODAY, STABLE, model="other", model_title="Other")
     assert {headings[0] for headings in table([*other, *arm(OLD, STABLE)]).columns} == {"Rate"}
     assert collapse_tables(group_arms([*other, *arm(PLAIN, STABLE)])) == []
     assert collapse_tables(group_arms(read_published(ROOT / "paper" / "published"))) == []
 
 
-def test_the_study_differs_in_learning_rate_and_optimizer_alone() -> None:
+def test_arms_of_the_study_differ_only_in_learning_rate_and_optimizer() -> None:
     collapse, pocket = load_study("collapse"), load_study("pocket")
     assert collapse.optimizers == [OLD, TODAY, PLAIN]
     assert len(at(collapse, ROOT).trials()) == 3 * 3 * 7
@@ -174,7 +174,7 @@ def test_the_study_differs_in_learning_rate_and_optimizer_alone() -> None:
     seeds = {
         optimizer: [draw_seeds(collapse.randomness, n) for n in (1, 2)] for optimizer in collapse.optimizers
     }
-    assert seeds[OLD] == seeds[TODAY] == seeds[PLAIN], "trial i of every arm draws the same adapter"
+    assert seeds[OLD] == seeds[TODAY] == seeds[PLAIN], "trial i of every arm starts from the same adapter"
     assert seeds[OLD][0]["adapter_init"] != seeds[OLD][1]["adapter_init"]
     for model in models:
         assert data_folder(at(collapse, NO_RUNS, ROOT), model.data) == data_folder(
@@ -183,7 +183,7 @@ def test_the_study_differs_in_learning_rate_and_optimizer_alone() -> None:
         assert collapse.bases[model.base] == pocket.bases[model.base]
 
 
-def test_the_paper_can_be_run_with_the_old_map_too() -> None:
+def test_the_papers_study_can_be_run_with_the_old_map() -> None:
     study_file = (ROOT / "studies" / "paper.toml").read_text(encoding="utf-8")
     assert f"qlora-repeat run paper@{OLD}" in study_file
     paper = load_study(f"paper@{OLD}")

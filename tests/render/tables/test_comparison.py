@@ -1,4 +1,4 @@
-"""Tables C1 to C11: a study beside the paper's numbers, or beside another study."""
+"""Tables C1 to C11 compare a study with the paper's numbers, or with another study."""
 
 import math
 import re
@@ -30,7 +30,7 @@ def compared(results: list[TrialResult], others: list[TrialResult], number: str)
 
 
 def cells(made: Table) -> dict[str, dict[tuple[str, ...], str]]:
-    """The table by its rows' names and its columns' headings."""
+    """Return the cells of a table by row name and column heading."""
     return {row[0]: dict(zip(made.columns, row[1:], strict=True)) for row in made.rows + made.summary}
 
 
@@ -38,7 +38,7 @@ def stand_ins(*values: float) -> list[TrialResult]:
     return [trial(trial=number, perplexity=value, **STAND_IN) for number, value in enumerate(values, 1)]
 
 
-def test_an_arm_is_set_beside_its_counterpart() -> None:
+def test_an_arm_is_compared_with_its_counterpart() -> None:
     ours = [70.5, 71.25, 69.0]
     theirs = [
         row.perplexity
@@ -66,7 +66,7 @@ def test_an_arm_is_set_beside_its_counterpart() -> None:
     }
 
 
-def test_stale_trials_are_named_on_their_side() -> None:
+def test_stale_trials_are_noted_with_their_study() -> None:
     ours = stand_ins(1.0, 2.0)
     theirs = [replace(row, study="earlier", stale_base_inputs=["lock"]) for row in ours]
     theirs[1] = replace(theirs[1], status="stale", stale_inputs=["code"])
@@ -79,7 +79,7 @@ def test_stale_trials_are_named_on_their_side() -> None:
     assert len([note for note in compared(ours, theirs, "C10").notes if "Stale (" in note]) == 1
 
 
-def test_bases_are_compared_with_as_many_tests_as_there_were() -> None:
+def test_bases_are_compared_with_their_number_of_tests() -> None:
     once = stand_ins(1.0, 2.0)
     found = cells(compared(once, PUBLISHED, "C1"))["SmolLM2-135M, base"]
     assert (found["pocket", "n"], found["pocket", "SD"]) == ("1", "—")
@@ -94,7 +94,7 @@ def test_bases_are_compared_with_as_many_tests_as_there_were() -> None:
     assert (found["pocket", "mean"], found["pocket", "n"]) == ("7.05", "3")
 
 
-def test_a_study_of_the_papers_models_has_every_table_and_no_note_of_stand_ins() -> None:
+def test_the_papers_models_have_every_table_and_no_note_of_stand_ins() -> None:
     ours = [replace(row, study="paper") for row in PUBLISHED]
     made = comparison_tables(group_arms(ours), group_arms(PUBLISHED))
     assert [table.number for table in made] == ["C1", "C2", "C3", "C10", "C11"]
@@ -112,7 +112,7 @@ def test_a_study_of_the_papers_models_has_every_table_and_no_note_of_stand_ins()
     )
 
 
-def test_memory_is_compared_where_both_are_shares_of_a_gpu() -> None:
+def test_memory_is_compared_only_if_both_sides_used_a_gpu() -> None:
     on_cpu = [trial(trial=1)]
     on_gpu = [trial(trial=number, peak_memory_share=0.5 + number / 10) for number in (1, 2)]
     assert "C3" not in [made.number for made in comparison_tables(group_arms(on_cpu), group_arms(PUBLISHED))]
@@ -136,7 +136,7 @@ def test_seconds_are_compared_for_training_and_for_the_test() -> None:
     assert float(test["ratio", "mean"]) == pytest.approx(1 / 2.154, abs=0.001)
 
 
-def test_the_same_model_comes_before_a_counterpart() -> None:
+def test_the_same_model_is_preferred_to_a_counterpart() -> None:
     other = [replace(row, study="other") for row in stand_ins(1.0)]
     both = [*other, replace(other[0], model="larger", model_title="Larger", perplexity=5.0)]
     found = cells(compared(stand_ins(3.0), both, "C1"))
@@ -158,14 +158,14 @@ def test_arms_of_another_optimizer_or_task_do_not_match() -> None:
         comparison_tables(group_arms([trial()]), [])
 
 
-def test_arms_without_a_match_are_named_beside_those_that_have_one() -> None:
+def test_arms_without_a_match_are_noted() -> None:
     results = [*stand_ins(1.0), trial(model="new", model_title="New")]
     made = compared(results, PUBLISHED, "C1")
     assert [row[0] for row in made.rows] == ["SmolLM2-135M, 8-bit"]
     assert "Without a match in published: new (8-bit)." in made.notes
 
 
-def test_trials_that_are_not_done_do_not_count_and_are_noted() -> None:
+def test_unfinished_trials_are_left_out_and_noted() -> None:
     results = [*stand_ins(2.0), replace(stand_ins(1.0, 1.0)[1], status="stale"), missing(trial=1)]
     made = compared(results, PUBLISHED, "C1")
     found = cells(made)
@@ -176,7 +176,7 @@ def test_trials_that_are_not_done_do_not_count_and_are_noted() -> None:
     assert "Not in pocket's numbers: 3 of 4 trials: 2 missing, 1 stale." in made.notes
 
 
-def test_a_diverged_trial_stays() -> None:
+def test_a_diverged_trial_is_kept() -> None:
     made = compared(stand_ins(2.0, math.inf, 3.0), PUBLISHED, "C1")
     row = cells(made)["SmolLM2-135M, 8-bit"]
     assert (row["pocket", "mean"], row["pocket", "SD"], row["pocket", "median"]) == ("inf", "nan", "3")
@@ -186,19 +186,19 @@ def test_a_diverged_trial_stays() -> None:
     assert cells(undefined)["SmolLM2-135M, 8-bit"]["pocket", "median"] == "nan"
 
 
-def test_two_results_of_one_study_are_told_apart() -> None:
+def test_two_results_of_one_study_have_different_names() -> None:
     made = compared(stand_ins(1.0), stand_ins(2.0), "C1")
     assert {headings[0] for headings in made.columns} == {"pocket", "the other pocket", "ratio"}
     assert cells(made)["SmolLM2-135M, 8-bit"]["ratio", "mean"] == "0.5"
 
 
-def test_sources_name_both_sides() -> None:
+def test_the_source_names_both_sides() -> None:
     source = compared(stand_ins(1.0), PUBLISHED, "C1").source
     assert source.startswith("Study: pocket. Device: NVIDIA A100.")
     assert source.endswith("DOI 10.1109/ACCESS.2024.3470850.")
 
 
-def test_comparisons_are_written_after_the_papers_tables_and_removed_without_one(tmp_path: Path) -> None:
+def test_comparisons_follow_the_papers_tables_and_are_removed_when_not_requested(tmp_path: Path) -> None:
     written = {
         path.name for path in render_tables(group_arms(study()), tmp_path, TEMPLATES, group_arms(PUBLISHED))
     }
@@ -214,7 +214,7 @@ def test_comparisons_are_written_after_the_papers_tables_and_removed_without_one
     assert {path.name for path in tmp_path.iterdir()} == written - extra
 
 
-def test_nothing_is_written_where_nothing_can_be_compared(tmp_path: Path) -> None:
+def test_nothing_is_written_if_nothing_can_be_compared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no arm in common"):
         render_tables(
             group_arms([trial(optimizer="lion")]), tmp_path / "out", TEMPLATES, group_arms(PUBLISHED)
@@ -229,7 +229,7 @@ def test_latex_of_a_comparison_compiles(tmp_path: Path) -> None:
     compile_cleanly(tmp_path)
 
 
-def test_a_study_is_compared_from_the_command_line(tmp_path: Path) -> None:
+def test_the_command_compares_a_study(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     write_results(stand_ins(1.0, 2.0), runs / "pocket" / "results.jsonl")
     write_results(stand_ins(3.0, 4.0), tmp_path / "other.jsonl")
@@ -244,7 +244,7 @@ def test_a_study_is_compared_from_the_command_line(tmp_path: Path) -> None:
     assert "nonesuch: no such study file" in refused.stderr
 
 
-def test_make_hands_the_comparison_on() -> None:
+def test_make_passes_on_the_comparison() -> None:
     for target, is_asked in (("tables", True), ("all", True), ("status", False)):
         shown = subprocess.run(
             ["make", "-n", target, "KIT_PYTHON=/venv/bin/python", "STUDY=x", "COMPARE=published"],

@@ -1,4 +1,4 @@
-"""Tables 1 to 11 from results that a test makes up."""
+"""Tables 1 to 11 from made-up results."""
 
 import itertools
 import math
@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.checkout import ROOT, needs_latex
 from support.made_results import (
+    ANY_TEXT,
     HOSTILE,
     MODELS,
     ORDINARY,
@@ -58,7 +59,7 @@ def test_tables_have_the_papers_numbers_and_order(tmp_path: Path) -> None:
     ]
 
 
-def test_perplexity_has_a_column_for_each_model_and_optimizer_and_a_row_for_each_run() -> None:
+def test_the_table_of_perplexities_has_a_column_for_each_arm_and_a_row_for_each_trial() -> None:
     made = table(study(), "1")
     assert made.columns == [
         (title, bits) for title in ("GPT-NeoX-20B", "Llama2-7B") for bits in ("8-bit", "32-bit")
@@ -71,7 +72,7 @@ def test_perplexity_has_a_column_for_each_model_and_optimizer_and_a_row_for_each
     assert "torch 2.13.0" in made.source
 
 
-def test_summary_is_that_of_the_statistics_module() -> None:
+def test_the_summary_matches_the_statistics_module() -> None:
     values = [3.5671, 3.5614, 3.3792, 12.4713]
     found = summary(table([trial(trial=n, perplexity=value) for n, value in enumerate(values, 1)], "1"))
     assert found["mean"] == [f"{statistics.mean(values):.3f}"]
@@ -104,7 +105,7 @@ def test_numbers_are_readable_at_any_size(value: float, shown: str) -> None:
 
 
 @given(st.floats(0.01, 1e7, exclude_max=True))
-def test_numbers_have_their_own_decimals_or_fewer(value: float) -> None:
+def test_numbers_have_at_most_their_own_decimals(value: float) -> None:
     shown = table([trial(perplexity=value)], "1").rows[0][1]
     decimals = len(shown.partition(".")[2])
     assert float(shown.replace(",", "")) == round(value, decimals)
@@ -115,14 +116,14 @@ def test_numbers_have_their_own_decimals_or_fewer(value: float) -> None:
         assert decimals == 0 or not shown.endswith("0")
 
 
-def test_a_small_deviation_is_not_shown_as_none() -> None:
+def test_a_small_deviation_is_not_shown_as_zero() -> None:
     apart = summary(table([trial(trial=1), trial(trial=2, perplexity=3.5670001)], "1"))
     same = summary(table([trial(trial=1), trial(trial=2)], "1"))
     assert apart["SD"] == ["7.1e-08"]
     assert same["SD"] == ["0"]
 
 
-def test_a_diverged_trial_stays_and_is_named() -> None:
+def test_a_diverged_trial_is_kept_and_noted() -> None:
     made = table([trial(trial=1), trial(trial=2, perplexity=math.inf, diverged_at=12)], "1")
     assert [row[1] for row in made.rows] == ["3.567", "inf"]
     found = summary(made)
@@ -136,7 +137,7 @@ def test_a_diverged_trial_stays_and_is_named() -> None:
 
 
 @pytest.mark.parametrize("status", ["failed", "stale", "running"])
-def test_a_trial_that_is_not_done_is_a_dash_with_a_note(status: str) -> None:
+def test_an_unfinished_trial_is_a_dash_with_a_note(status: str) -> None:
     results = [trial(trial=1), trial(trial=2, status=status), missing(trial=3)]
     for number in ("1", "4", "10"):
         made = table(results, number)
@@ -150,7 +151,7 @@ def test_a_trial_that_is_not_done_is_a_dash_with_a_note(status: str) -> None:
 STALE = {"status": "stale", "stale_inputs": ["code", "lock"]}
 
 
-def test_stale_trials_that_were_asked_for_have_values_and_a_footnote() -> None:
+def test_requested_stale_trials_have_values_and_a_footnote() -> None:
     results = [
         trial(trial=1),
         trial(trial=2, perplexity=4.5, **STALE),
@@ -181,7 +182,7 @@ def test_a_footnote_names_only_the_stale_trials_that_a_table_uses() -> None:
     assert not any("Stale (" in note for one in make_tables(group_arms([trial()])) for note in one.notes)
 
 
-def test_a_stale_base_has_a_footnote_where_it_is_shown() -> None:
+def test_a_stale_base_has_a_footnote_in_tables_that_show_it() -> None:
     results = [trial(trial=1, stale_base_inputs=["code"]), trial(trial=2, stale_base_inputs=["code"])]
     note = "Stale (changed since: code): GPT-NeoX-20B before fine-tuning."
     assert note in table(results, "1").notes
@@ -195,7 +196,7 @@ def test_footnotes_of_stale_trials_are_in_both_files(tmp_path: Path) -> None:
         assert re.search(r"Stale \(changed since: code, lock\): GPT-NeoX-20B 8-bit run 1\.", text), name
 
 
-def test_the_profile_of_randomness_is_told_with_the_source() -> None:
+def test_the_source_names_the_profile_of_randomness() -> None:
     assert "Study: pocket. Randomness: bitwise. Device:" in table([trial(randomness="bitwise")], "1").source
     both = [trial(randomness="bitwise"), missing(trial=2, randomness="seeded")]
     assert all("Randomness: bitwise; seeded." in made.source for made in make_tables(group_arms(both)))
@@ -212,14 +213,14 @@ def test_complete_tables_have_no_note_of_missing_trials() -> None:
     assert not any("No value" in note for made in make_tables(group_arms(study())) for note in made.notes)
 
 
-def test_a_study_without_any_finished_trial_has_dashes() -> None:
+def test_a_study_without_finished_trials_has_dashes() -> None:
     made = make_tables(group_arms([missing(trial=number) for number in (1, 2)]))
     assert [one.number for one in made] == ["1", "3", "10", "S4"]
     assert made[0].rows == [["1", "—"], ["2", "—"]]
     assert made[0].notes[-1] == "No value (—) from 2 of 2 trials: 2 missing."
 
 
-def test_memory_is_a_share_of_the_gpu_where_known_and_otherwise_resident() -> None:
+def test_memory_is_a_share_of_the_gpu_if_known_and_otherwise_resident() -> None:
     gpu = [trial(trial=n, peak_memory_share=share) for n, share in ((1, 0.7627), (2, 0.7629))]
     assert table(gpu, "3").rows == [["GPT-NeoX-20B", "76.28"]]
     assert table(gpu, "3").columns == [("8-bit (% of GPU)",)]
@@ -230,7 +231,7 @@ def test_memory_is_a_share_of_the_gpu_where_known_and_otherwise_resident() -> No
     assert table([*gpu, trial(trial=3)], "3").columns == [("8-bit (MiB)",)]
 
 
-def test_responses_are_those_of_the_highest_temperature_after_their_prompt() -> None:
+def test_responses_are_from_the_highest_temperature_and_follow_their_prompt() -> None:
     responses = [
         Response("Your silence will", 0.1, 0.1, " be cold"),
         Response("Your silence will", 1.0, 1.0, " be warm"),
@@ -241,7 +242,7 @@ def test_responses_are_those_of_the_highest_temperature_after_their_prompt() -> 
     assert "temperature 1, top-p 1" in made.caption
 
 
-def test_a_long_response_is_cut_and_noted() -> None:
+def test_a_long_response_is_truncated_and_noted() -> None:
     made = table([trial(responses=[Response("p", 1.0, 1.0, "x" * 401)])], "4")
     assert made.rows == [["1", "p" + "x" * 400 + "…"]]
     assert any("400" in note for note in made.notes)
@@ -271,7 +272,7 @@ def test_answers_are_letters_or_beginnings() -> None:
     assert any(note.startswith("Instruction 1: If you have no keyboarding") for note in made.notes)
 
 
-def test_seconds_are_grouped_by_optimizer_as_in_the_paper() -> None:
+def test_seconds_are_grouped_by_optimizer() -> None:
     made = table(study(), "10")
     assert made.columns[:3] == [
         ("8-bit", "GPT-NeoX-20B", "train (s)"),
@@ -303,33 +304,30 @@ def test_other_optimizers_are_shown_by_name() -> None:
     assert table(results, "1").columns == [("GPT-NeoX-20B", name) for name in ("sgd", "8-bit", "lion-8bit")]
 
 
-def test_several_devices_are_all_named() -> None:
+def test_all_devices_are_named() -> None:
     made = table([trial(trial=1), trial(trial=2, device="NVIDIA H100")], "1")
     assert "Device: NVIDIA A100; NVIDIA H100." in made.source
 
 
-def test_models_of_the_same_title_are_told_apart() -> None:
+def test_models_with_the_same_title_get_different_headings() -> None:
     made = table([trial(model="a"), trial(model="b")], "1")
     assert made.columns == [("GPT-NeoX-20B (a)", "8-bit"), ("GPT-NeoX-20B (b)", "8-bit")]
 
 
-def test_results_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+def test_empty_and_duplicate_results_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no collected results"):
         render_tables([], tmp_path, TEMPLATES)
     with pytest.raises(UsageError, match="trial gpt-neox-20b/adamw-8bit/1 has 2 rows"):
         render_tables(group_arms([trial(), trial()]), tmp_path, TEMPLATES)
 
 
-def test_tables_of_an_earlier_render_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_tables_of_an_earlier_render_are_removed(tmp_path: Path) -> None:
     for name in ("table-05b.tex", "table-02.md", "table-notes.md", "notes.md", "tables.pdf"):
         (tmp_path / name).write_text("old", encoding="utf-8")
     render_tables(group_arms([trial()]), tmp_path, TEMPLATES)
     left = {path.name for path in tmp_path.iterdir()}
     assert {"table-notes.md", "notes.md", "tables.pdf", "table-01.md"} <= left
     assert not {"table-05b.tex", "table-02.md"} & left
-
-
-ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -349,7 +347,7 @@ def test_markdown_rows_have_as_many_cells_as_their_heading(tmp_path: Path, text:
         assert {row.count("|") for row in rows} == {2 + len(made.columns)}
 
 
-def test_wide_tables_are_set_in_panels_that_keep_groups_together() -> None:
+def test_wide_tables_are_split_into_panels_of_whole_groups() -> None:
     more = {"text-generation": {f"m{n}": f"Model {n}" for n in range(5)}}
     made = table(study(models=more), "1")
     parts = panels(made)
@@ -366,7 +364,7 @@ def test_wide_tables_are_set_in_panels_that_keep_groups_together() -> None:
     assert len(panels(table(study(), "1"))) == 1
 
 
-def test_the_same_results_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
+def test_the_tables_are_reproducible_in_any_locale_and_time_zone(tmp_path: Path) -> None:
     write_results(study(tuple(text for text in HOSTILE if "\ud800" not in text)), tmp_path / "results.jsonl")
     script = (
         "import sys; from pathlib import Path; from qlora_repeat.results.trial_result import read_results;"
@@ -400,7 +398,7 @@ def test_a_whole_study_takes_less_than_a_second_of_cpu(tmp_path: Path) -> None:
 
 
 @needs_latex
-def test_latex_compiles_whatever_models_say(tmp_path: Path) -> None:
+def test_latex_compiles_with_any_response(tmp_path: Path) -> None:
     titles = {"gpt-neox-20b": "GPT-NeoX-20B", "odd": "[Odd] * model_with & a title " + "longer" * 6}
     models = MODELS | {"text-generation": titles}
     drawn = "".join(

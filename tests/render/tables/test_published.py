@@ -1,4 +1,4 @@
-"""The paper's own numbers, rendered: each cell reads as the paper prints it."""
+"""The tables of the paper's numbers have the cells that the paper prints."""
 
 import csv
 import re
@@ -27,7 +27,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def markdown(path: Path) -> dict[str, dict[str, str]]:
-    """A table's cells by row and heading."""
+    """Return a table's cells by row and heading."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in path.read_text(encoding="utf-8").splitlines()
@@ -37,7 +37,7 @@ def markdown(path: Path) -> dict[str, dict[str, str]]:
 
 
 def latex(path: Path) -> dict[str, list[str]]:
-    """A table's cells by row; those of its panels follow each other."""
+    """Return a table's cells by row, joined from all panels."""
     found: dict[str, list[str]] = {}
     for line in path.read_text(encoding="utf-8").replace(r"\penalty500 ", "").splitlines():
         if re.fullmatch(r"[\w-]+( & [^&]+)+ \\\\\*?", line):
@@ -51,7 +51,7 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 def plain(text: str) -> str:
-    """Without thousands separators and zeros at the end."""
+    """Return a number without thousands separators and trailing zeros."""
     text = text.replace(",", "")
     return text.rstrip("0").removesuffix(".") if "." in text else text
 
@@ -61,7 +61,7 @@ def bits(optimizer: str) -> str:
 
 
 def printed_cells() -> list[tuple[str, str, str, str]]:
-    """Table, row, heading and the paper's value of each cell that the paper prints."""
+    """Return table, row, heading and value of each cell that the paper prints."""
     found = []
     for number in ("01", "02"):
         for row in rows(f"table-{number}.csv"):
@@ -90,7 +90,7 @@ def printed_cells() -> list[tuple[str, str, str, str]]:
     return found
 
 
-def test_every_cell_reads_like_the_papers(rendered: Path) -> None:
+def test_every_cell_matches_the_paper(rendered: Path) -> None:
     cells = printed_cells()
     assert len(cells) == 56 + 8 + 56 + 112 + 12 + 8
     tables = {number: markdown(rendered / f"table-{number}.md") for number in {cell[0] for cell in cells}}
@@ -104,7 +104,7 @@ def test_every_cell_reads_like_the_papers(rendered: Path) -> None:
 def test_notes_state_only_what_the_paper_states(rendered: Path) -> None:
     text = (rendered / "tables.md").read_text(encoding="utf-8")
     assert len(re.findall(r"^\*\*Table .*DOI 10\.1109/ACCESS\.2024\.3470850\.$", text, re.MULTILINE)) == 11
-    text = text.partition("**Table S4.**")[0]  # which says what our rules look at
+    text = text.partition("**Table S4.**")[0]  # Table S4 explains our rules
     for ours in (
         "measured in the same way",
         "Software",
@@ -140,7 +140,7 @@ def test_latex_compiles(rendered: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "status", "collect", "fetch", "run"])
-def test_other_commands_say_which_ones_take_it(command: str) -> None:
+def test_other_commands_name_those_that_accept_published(command: str) -> None:
     done = kit(command, "published")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: published: ")
@@ -148,7 +148,7 @@ def test_other_commands_say_which_ones_take_it(command: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_no_study_file_has_the_name(tmp_path: Path) -> None:
+def test_a_study_file_cannot_be_named_published(tmp_path: Path) -> None:
     path = tmp_path / "published.toml"
     shutil.copy(ROOT / "studies" / "pocket.toml", path)
     path.write_text(path.read_text(encoding="utf-8").replace('"pocket"', '"published"'), encoding="utf-8")
@@ -158,7 +158,7 @@ def test_no_study_file_has_the_name(tmp_path: Path) -> None:
         assert done.stderr.startswith(f"Error: {path}: ")
 
 
-def test_it_brings_its_own_results(tmp_path: Path) -> None:
+def test_published_cannot_be_combined_with_results(tmp_path: Path) -> None:
     done = kit("tables", "published", "--results", tmp_path / "results.jsonl")
     assert done.returncode == 2
     assert "leave out --results" in done.stderr

@@ -1,4 +1,4 @@
-"""Tables S1 and S1b: of results that a test makes up, and of the paper's numbers."""
+"""Tables S1 and S1b from made-up results and from the paper's numbers."""
 
 import math
 import re
@@ -20,7 +20,7 @@ PUBLISHED = read_published(ROOT / "paper" / "published")
 
 
 def cells(made: Table, row: str, group: str) -> dict[str, str]:
-    """A row's cells under a heading."""
+    """Return a row's cells under a heading."""
     (found,) = [each for each in made.rows if each[0] == row]
     return {
         headings[-1]: cell
@@ -33,7 +33,7 @@ def numbers(results: object) -> list[str]:
     return [made.number for made in make_tables(group_arms(results))]  # type: ignore[arg-type]
 
 
-def test_what_the_papers_table_1_supports() -> None:
+def test_statistics_of_the_papers_numbers() -> None:
     made = table(PUBLISHED, "S1")
     assert [row[0] for row in made.rows] == [
         f"{title} {bits}"
@@ -60,7 +60,7 @@ def test_what_the_papers_table_1_supports() -> None:
     assert not any(headings[0] == "final loss" for headings in made.columns)
 
 
-def test_in_all_four_of_the_papers_models_8_bit_runs_spread_more() -> None:
+def test_8_bit_trials_spread_more_in_all_four_models_of_the_paper() -> None:
     made = table(PUBLISHED, "S1b")
     ratios = {row[0]: cells(made, row[0], "perplexity") for row in made.rows}
     assert {title: (row["ratio"], row["95 % interval"]) for title, row in ratios.items()} == {
@@ -73,14 +73,14 @@ def test_in_all_four_of_the_papers_models_8_bit_runs_spread_more() -> None:
 
 
 @pytest.mark.parametrize("number", ["S1", "S1b"])
-def test_the_papers_numbers_are_said_to_be_computed_here(number: str) -> None:
+def test_statistics_of_the_papers_numbers_are_noted_as_computed_here(number: str) -> None:
     made = table(PUBLISHED, number)
     assert made.notes[0] == "Statistics are computed here from the paper's values."
     other = table([replace(row, study="paper") for row in PUBLISHED], number)
     assert not any("computed here" in note for note in other.notes)
 
 
-def test_there_is_no_table_of_fewer_than_two_values() -> None:
+def test_fewer_than_two_values_give_no_table() -> None:
     assert "S1" not in numbers([trial()])
     assert "S1" not in numbers([missing(trial=1), missing(trial=2)])
     assert numbers(arm("adamw-8bit", [3.0, 4.0]))[-2:] == ["S1", "S4"]
@@ -88,7 +88,7 @@ def test_there_is_no_table_of_fewer_than_two_values() -> None:
     assert numbers(both)[-3:] == ["S1", "S1b", "S4"]
 
 
-def test_trials_that_are_all_the_same_have_zeros() -> None:
+def test_identical_trials_have_zeros() -> None:
     results = arm("adamw-8bit", [3.567] * 7) + arm("adamw-32bit", [3.567] * 7)
     made = table(results, "S1")
     assert cells(made, "GPT-NeoX-20B 8-bit", "perplexity") == {
@@ -104,7 +104,7 @@ def test_trials_that_are_all_the_same_have_zeros() -> None:
     assert "nan" not in repr((made.rows, compared.rows, varied.rows))
 
 
-def test_values_that_are_not_finite_are_counted_and_told() -> None:
+def test_values_that_are_not_finite_are_counted_and_noted() -> None:
     results = arm("adamw-8bit", [*PERPLEXITIES, math.nan, math.inf]) + arm("adamw-32bit", PERPLEXITIES)
     made = table(results, "S1")
     row = cells(made, "GPT-NeoX-20B 8-bit", "perplexity")
@@ -131,7 +131,7 @@ def test_too_few_values_are_dashes_with_a_note() -> None:
     assert any("a test needs 5 values" in note for note in few.notes)
 
 
-def test_trials_that_are_not_done_or_not_of_today_are_noted() -> None:
+def test_unfinished_and_stale_trials_are_noted() -> None:
     results = arm("adamw-8bit", PERPLEXITIES)
     results[0] = replace(results[0], status="stale", stale_inputs=["code"])
     results[1] = replace(results[1], status="failed")
@@ -142,7 +142,7 @@ def test_trials_that_are_not_done_or_not_of_today_are_noted() -> None:
     assert not any("not done" in note or "failed" in note for note in table(study(), "S1").notes)
 
 
-def test_each_measure_is_a_panel_on_paper_and_a_grid_in_markdown(tmp_path: Path) -> None:
+def test_each_measure_is_a_panel_in_latex_and_a_grid_in_markdown(tmp_path: Path) -> None:
     for number in ("S1", "S1b"):
         made = table(PUBLISHED, number)
         groups = list(dict.fromkeys(headings[0] for headings in made.columns))
@@ -157,7 +157,7 @@ def test_each_measure_is_a_panel_on_paper_and_a_grid_in_markdown(tmp_path: Path)
 
 
 @needs_latex
-def test_latex_of_odd_statistics_compiles(tmp_path: Path) -> None:
+def test_latex_of_unusual_statistics_compiles(tmp_path: Path) -> None:
     results = [
         *arm("adamw-8bit", [1e300, math.nan, 1e-9, 5.0, 12345.678], model_title="[odd] & " * 3),
         *arm("adamw-32bit", [3.567] * 7, model_title="[odd] & " * 3),
@@ -166,7 +166,7 @@ def test_latex_of_odd_statistics_compiles(tmp_path: Path) -> None:
     compile_cleanly(tmp_path)
 
 
-def test_measures_stay_whole_beside_long_titles() -> None:
+def test_measures_are_not_split_by_long_titles() -> None:
     long = {"model_title": "miniature GPT-NeoXT-chat-20B"}
     losses = [7.001, 7.036, 7.0131, 7.0112, 7.0187, 7.0054, 7.0265]
     results = [

@@ -1,4 +1,4 @@
-"""Tables on a terminal, and the formats that tables are written in."""
+"""Tables in a terminal, and the formats of tables."""
 
 import re
 import unicodedata
@@ -23,7 +23,7 @@ PUBLISHED = ["tables", "published", "--format", "terminal"]
 
 
 @given(ANY_TEXT)
-def test_a_terminal_gets_nothing_to_obey(text: str) -> None:
+def test_a_terminal_gets_no_control_characters(text: str) -> None:
     shown = terminal(text)
     assert {unicodedata.category(letter) for letter in shown}.isdisjoint({"Cc", "Cf", "Cs", "Zl", "Zp"})
     assert all(cell_len(letter) > 0 for letter in shown)
@@ -31,9 +31,7 @@ def test_a_terminal_gets_nothing_to_obey(text: str) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("texts", [ORDINARY, HOSTILE], ids=["ordinary", "hostile"])
-def test_no_line_is_wider_than_the_terminal_and_grids_are_straight(
-    texts: tuple[str, ...], width: int
-) -> None:
+def test_lines_fit_the_terminal_and_grids_are_straight(texts: tuple[str, ...], width: int) -> None:
     for table in make_tables(group_arms(study(texts))):
         drawn = terminal_table(table, width)
         assert max(map(cell_len, drawn.split("\n"))) <= width
@@ -54,7 +52,7 @@ def test_any_response_stays_in_its_cell(texts: list[str], width: int) -> None:
                 assert len({cell_len(row) for row in grid.split("\n")}) == 1
 
 
-def test_every_number_is_there_and_the_summary_is_apart() -> None:
+def test_all_numbers_are_shown_and_the_summary_is_separate() -> None:
     perplexity = make_tables(group_arms(study()))[0]
     for width in WIDTHS:
         drawn = terminal_table(perplexity, width)
@@ -65,7 +63,7 @@ def test_every_number_is_there_and_the_summary_is_apart() -> None:
         assert re.search(r"│ 7 .*\n├.*\n│ mean ", drawn)
 
 
-def test_columns_under_one_heading_stay_together_where_they_fit() -> None:
+def test_columns_under_one_heading_stay_together_if_they_fit() -> None:
     perplexity = make_tables(group_arms(study()))[0]
     narrow = terminal_table(perplexity, 60)
     assert re.findall(r"^(\S+)\n╭", narrow, re.MULTILINE) == ["GPT-NeoX-20B", "Llama2-7B"]
@@ -75,7 +73,7 @@ def test_columns_under_one_heading_stay_together_where_they_fit() -> None:
     assert re.search(r"│ +GPT-NeoX-20B │ +GPT-NeoX-20B │ .*\n│ +│ +8-bit │ +32-bit │", wide)
 
 
-def test_long_responses_have_lines_between_them_and_letters_have_none() -> None:
+def test_only_long_responses_have_lines_between_them() -> None:
     responses, answers = (
         next(
             terminal_table(table, 80) for table in make_tables(group_arms(study())) if table.number == number
@@ -86,7 +84,7 @@ def test_long_responses_have_lines_between_them_and_letters_have_none() -> None:
     assert answers.count("├") == answers.count("╭")
 
 
-def test_the_paper_on_a_terminal(tmp_path: Path) -> None:
+def test_the_papers_tables_in_a_terminal(tmp_path: Path) -> None:
     shown = in_terminal([kit_command(), *PUBLISHED, "--table", "s1b", "--table", "1", "--out", tmp_path], 60)
     drawn = lines(shown)
     assert max(map(cell_len, drawn)) <= 60
@@ -95,25 +93,25 @@ def test_the_paper_on_a_terminal(tmp_path: Path) -> None:
         ["Table", "S1b."],
     ]
     assert "21,024" in shown
-    assert list(tmp_path.iterdir()) == [], "nothing is written"
+    assert list(tmp_path.iterdir()) == [], "no file is written"
 
 
 def test_formats_choose_the_files(tmp_path: Path) -> None:
     source, out = tmp_path / "results.jsonl", tmp_path / "out"
     write_results(study(trials=2), source)
     given = ["tables", "pocket", "--results", source, "--out", out]
-    told = kit(*given, "--format", "latex").stdout
-    assert told == f"{out}: {len(list(out.iterdir()))} files\n"
+    output = kit(*given, "--format", "latex").stdout
+    assert output == f"{out}: {len(list(out.iterdir()))} files\n"
     assert {path.suffix for path in out.iterdir()} == {".tex"}
     assert "tables.md has all tables to read" in kit(*given, "--format", "markdown").stdout
     both = {path.name: path.read_bytes() for path in out.iterdir()}
     assert kit(*given).returncode == 0
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == both, "those of no --format at all"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == both, "as without --format"
     write_results([trial()], source)
     both_ways = kit(*given, "--format", "markdown", "--format", "terminal", "--table", "3")
     assert "│ GPT-NeoX-20B │" in both_ways.stdout
     assert not (out / "table-02.md").exists()
-    assert (out / "table-02.tex").read_bytes() == both["table-02.tex"], "LaTeX was not asked for"
+    assert (out / "table-02.tex").read_bytes() == both["table-02.tex"], "LaTeX was not requested"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ def test_formats_choose_the_files(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_shown_is_told_in_a_line(more: list[str], words: str, tmp_path: Path) -> None:
+def test_impossible_options_give_one_line(more: list[str], words: str, tmp_path: Path) -> None:
     done = kit("tables", "published", *more, "--out", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr.splitlines()[-1]

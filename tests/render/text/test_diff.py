@@ -1,4 +1,4 @@
-"""`qlora-repeat diff`, on trials that tests write: traces, adapters and records."""
+"""`qlora-repeat diff` compares trials whose traces, adapters and records tests write."""
 
 import json
 import math
@@ -27,7 +27,7 @@ Diff = Callable[..., Result]
 
 
 def steps(count: int = STEPS, **last: Any) -> list[Step]:
-    """A trace, with changes to its last step."""
+    """Return a trace with changes to its last step."""
     made = [
         Step(0, adapter="digest 0"),
         *(
@@ -60,7 +60,7 @@ def write_records(
     seed: int = 1,
     perplexity: float = 20.0,
 ) -> None:
-    """Records of fine-tuning, merge and evaluation, of which each follows from the one before."""
+    """Write records of fine-tuning, merge and evaluation that follow from each other."""
     settings = {"threads": 1, "lora": {"r": 8, "alpha": 32}} | (settings or {})
     fingerprint = {"cpu": "A CPU", "packages": {"torch": "2.13.0", "peft": "0.21"}} | (fingerprint or {})
     inputs: dict[str, Any] = {"settings": settings, "code": "c" * 64, "packages": fingerprint["packages"]}
@@ -98,7 +98,7 @@ def trials(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def diff(study_file: Path, tmp_path: Path) -> Diff:
-    """`qlora-repeat diff`, with the tiny study."""
+    """Return a function that runs `qlora-repeat diff` with the tiny study."""
 
     def run(*arguments: object) -> Result:
         given = ["diff", *map(str, arguments), "--study", str(study_file), "--runs", str(tmp_path / "runs")]
@@ -144,7 +144,7 @@ def test_the_first_difference_is_named_with_its_step(trials: tuple[Path, Path], 
     assert ["lora_B", "8", "0", "0.5", "1.41421", "0.5"] in rows
     assert ["setting", "lora.alpha", "32", "16"] in rows
     assert ["seed", "adapter_init", "1", "2"] in rows
-    assert sum("packages.torch" in line for line in done.output.splitlines()) == 1, "told once"
+    assert sum("packages.torch" in line for line in done.output.splitlines()) == 1, "reported once"
 
     told = diff(ONE, TWO, "--json")
     found = json.loads(told.output)
