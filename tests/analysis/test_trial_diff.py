@@ -143,7 +143,7 @@ def test_sparse_digests_narrow_down_where_the_adapters_first_differ() -> None:
 )
 def test_each_kind_points_to_its_causes_in_one_sentence(name: str, word: str) -> None:
     own = trace(3)
-    told = meaning(found(own, changed(own, 2, **{name: CHANGES[name][1]})))
-    assert word in told
-    assert told.count(". ") == 0
-    assert told.endswith(".")
+    sentence = meaning(found(own, changed(own, 2, **{name: CHANGES[name][1]})))
+    assert word in sentence
+    assert sentence.count(". ") == 0
+    assert sentence.endswith(".")

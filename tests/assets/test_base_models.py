@@ -29,7 +29,7 @@ from qlora_repeat.system.hashing import weights_digest
 
 @pytest.fixture(scope="module")
 def pocket() -> Study:
-    """The pocket study, with a pretraining of two steps."""
+    """Return the pocket study, with a pretraining of two steps."""
     study = load_study("pocket")
     neox = study.bases["neox-pocket"]
     assert neox.pretraining is not None
@@ -41,7 +41,7 @@ def pocket() -> Study:
 
 @pytest.fixture(scope="module")
 def smollm(pocket: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The converted SmolLM2."""
+    """Return the folder of the converted SmolLM2."""
     cache = tmp_path_factory.mktemp("cache")
     fetch_base(at(pocket, NO_RUNS, cache), "smollm2-135m")
     check_base(at(pocket, NO_RUNS, cache), "smollm2-135m")

@@ -105,7 +105,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(user: User, hub: Hub, tmp_pat
     assert PICKLED not in user.locked()
     assert not list((user.cache / "bases").iterdir())
     pickle.loads(evil)
-    assert trap.exists(), "or this test would show nothing"
+    assert trap.exists(), "otherwise this test would show nothing"
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_shapes_types_and_the_index_survive(shards: Path, tmp_path: Path) -> Non
     assert index["weight_map"] == {"a": first, "b": first, "c": second}
     assert index["metadata"]["total_size"] == 6 * 4 + 1 + 2
     with safe_open(target / first, framework="pt") as opened:
-        assert opened.metadata() == {"format": "pt"}, "what transformers asks for"
+        assert opened.metadata() == {"format": "pt"}, "transformers requires it"
 
 
 def test_the_same_weights_give_the_same_bytes(shards: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_only_the_named_files_are_converted(shards: Path, tmp_path: Path) -> Non
 
 
 def test_an_index_with_a_missing_tensor_is_refused(shards: Path, tmp_path: Path) -> None:
-    """Otherwise transformers would initialize it at random without an error."""
+    """Refuse it, since transformers would initialize the tensor at random without an error."""
     content = json.loads((shards / INDEX).read_text())
     content["weight_map"]["head"] = FIRST
     (shards / INDEX).write_text(json.dumps(content))

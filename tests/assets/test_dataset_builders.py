@@ -150,7 +150,7 @@ def test_a_quote_is_a_plain_paragraph_with_an_author(fortune: str, quote: str | 
 
 
 def test_a_distant_seed_gives_other_rows_of_the_same_kind() -> None:
-    """Close seeds share most rows, because reasoning-gym adds a row's number to the seed."""
+    """Use a distant seed; close seeds share most rows, since reasoning-gym adds row numbers to the seed."""
     one, two = (corpus_rows(generated(20, ["gcd"], [], seed)) for seed in (1, 1000))
     assert len(one) == len(two) == 20
     assert not {row["instruction"] for row in one} & {row["instruction"] for row in two}

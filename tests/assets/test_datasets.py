@@ -120,9 +120,7 @@ def test_changed_data_are_refused_with_other_advice_than_missing_data(
     study: Study, own_cache: Path, spoil: Any
 ) -> None:
     spoil(data_folder(at(study, NO_RUNS, own_cache), "quotes"))
-    assert data_digest(at(study, NO_RUNS, own_cache), "quotes") is not None, (
-        "so `fetch` takes them for present"
-    )
+    assert data_digest(at(study, NO_RUNS, own_cache), "quotes") is not None, "so `fetch` accepts them"
     with pytest.raises(MissingError, match="delete the folder"):
         read_rows(at(study, NO_RUNS, own_cache), "quotes")
 
@@ -170,7 +168,7 @@ def test_questions_are_found_in_the_test_part_by_their_beginning(study: Study, c
     assert gcd.shown == next(text for text in asked if text.startswith("Find the Greatest"))
     assert (legs.has_options, gcd.has_options) == (True, False)
     assert legs.fed == f"<s><INST> {legs.shown} </INST>", (
-        "without the space that belongs to the answer's token"
+        "without the space before the answer, which belongs to its token"
     )
 
 
@@ -219,7 +217,7 @@ def test_rows_of_prompts_are_moved_to_the_test_part(study: Study, one: Part, two
     moved = [part for part in (one, two) if part == "train"]
     for part in PARTS:
         changed = [old for old, new in zip(before[part], after[part], strict=True) if old != new]
-        assert len(changed) == len(moved), "no more rows change places than need to"
+        assert len(changed) == len(moved), "only the necessary rows change places"
     assert places(split_asking(study, "If you have", "Tommy:", asked=asked)) == after
 
 
@@ -242,7 +240,7 @@ def test_more_prompts_than_test_rows_leave_the_split_unchanged(study: Study) -> 
 
 
 def test_the_quote_of_a_prompt_is_in_the_test_part_too(study: Study) -> None:
-    """With any quotation marks."""
+    """Find the quote with any quotation marks."""
     quotes = [{"quote": f"Quote {number}."} for number in range(40)]
     trained = split_rows(study.data["quotes"], quotes, 42)["train"][0]
     quotes[quotes.index(trained)] = asked = {"quote": "“Your silence will be kept.”"}

@@ -85,9 +85,9 @@ def test_without_a_lock_the_branch_is_followed(reader: User, hub: Hub) -> None:
 )
 def test_invalid_weights_are_refused(file: str, content: bytes, reason: str, reader: User, hub: Hub) -> None:
     hub.repositories[f"models/{MODEL}"].commit({file: content})
-    told = reader.refused(*QUOTER)
-    assert told.startswith(f"{MODEL}: {file}: {reason}")
-    assert told.endswith("; the study file must name another revision of it")
+    error = reader.refused(*QUOTER)
+    assert error.startswith(f"{MODEL}: {file}: {reason}")
+    assert error.endswith("; the study file must name another revision of it")
     assert not list((reader.cache / "bases").iterdir())
 
 
@@ -101,8 +101,8 @@ def test_a_folder_from_another_commit_than_locked_is_refused_with_advice(copied:
     lock = copied.locked()
     lock[MODEL]["commit"] = other = hub.repositories[f"models/{MODEL}"].commit({"README.md": b"new"})
     copied.lock.write_text(json.dumps(lock))
-    told = copied.refused(*QUOTER)
-    assert told == (
+    error = copied.refused(*QUOTER)
+    assert error == (
         f"{copied.base()}: not made from the files that {copied.lock} pins for {MODEL}; "
         f"delete the folder and run {copied.again()}"
     )
@@ -111,7 +111,7 @@ def test_a_folder_from_another_commit_than_locked_is_refused_with_advice(copied:
     assert copied.commit() == other
 
 
-# A lock that does not fit, cannot be read, or cannot be written.
+# Locks that do not match, cannot be read, or cannot be written.
 
 
 def test_a_lock_at_another_revision_is_refused_before_the_hub_is_asked(
@@ -128,16 +128,16 @@ def test_a_lock_at_another_revision_is_refused_before_the_hub_is_asked(
 
 def test_an_unreadable_lock_is_refused(user: User, hub: Hub) -> None:
     user.lock.write_text("{")
-    told = user.refused(code=2)
-    assert told.startswith(f"{user.lock}: not a readable lock file (")
-    assert told.endswith("; delete it to lock again")
+    error = user.refused(code=2)
+    assert error.startswith(f"{user.lock}: not a readable lock file (")
+    assert error.endswith("; delete it to lock again")
     assert hub.requests == []
 
 
 def test_an_unwritable_lock_is_refused_before_a_download(user: User, hub: Hub) -> None:
     path = user.study / "small.lock"  # below a file, where not even root can write
-    told = user.refused(*QUOTER, QLORA_REPEAT_LOCK=str(path))
-    assert told == f"{path}: cannot be written (its folder is a file); set QLORA_REPEAT_LOCK to another path"
+    error = user.refused(*QUOTER, QLORA_REPEAT_LOCK=str(path))
+    assert error == f"{path}: cannot be written (its folder is a file); set QLORA_REPEAT_LOCK to another path"
     assert hub.requests == []
 
 
@@ -152,7 +152,7 @@ def test_a_complete_lock_need_not_be_writable(copied: User, hub: Hub) -> None:
     copied.fetch(*QUOTER, HF_ENDPOINT=hub.url, QLORA_REPEAT_LOCK=str(folder / "small.lock"))
 
 
-# Interruptions, disks, and others at work.
+# Interruptions, full disks, and other processes.
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -201,7 +201,7 @@ def test_a_broken_connection_is_resumed(reader: User, hub: Hub, fetched: User) -
 def test_the_rest_of_a_half_filled_cache_is_fetched_from_a_hub_that_lists_no_files(
     copied: User, hub: Hub, fetched: User
 ) -> None:
-    """If a hub refuses the list, huggingface_hub returns an incomplete snapshot without an error."""
+    """Refuse the list; huggingface_hub then returns an incomplete snapshot without an error."""
     hub.lists_files = False
     shutil.rmtree(copied.base())
     shutil.rmtree(copied.snapshot(MODEL).parents[1] / "trees")
@@ -215,8 +215,8 @@ def test_a_second_simultaneous_fetch_is_refused(reader: User, hub: Hub) -> None:
     hub.hold(SHARD)
     first = reader.start(*QUOTER)
     wait_until(lambda: hub.asked_for(SHARD) == 1)
-    told = reader.refused(*QUOTER, code=5)
-    assert told.startswith(f"the cache {reader.cache}: process {first.pid} on ")
+    error = reader.refused(*QUOTER, code=5)
+    assert error.startswith(f"the cache {reader.cache}: process {first.pid} on ")
     hub.release(SHARD)
     _, errors = first.communicate(timeout=120)
     assert first.returncode == 0, errors
@@ -232,10 +232,10 @@ def test_a_too_small_disk_is_refused_before_a_download(
     copied.lock.write_text(json.dumps(lock))
     shutil.rmtree(copied.cache)
     (copied.snapshot(MODEL) / SHARD).unlink()
-    told = copied.refused(*QUOTER, HF_ENDPOINT=hub.url)
+    error = copied.refused(*QUOTER, HF_ENDPOINT=hub.url)
     folder = copied.home / "hub" if file == SHARD else copied.cache
-    assert told.startswith(f"{folder}: 1,000,000,000,")
-    assert told.endswith(f"; free some space, or set {variable} to a folder on a larger disk")
+    assert error.startswith(f"{folder}: 1,000,000,000,")
+    assert error.endswith(f"; free some space, or set {variable} to a folder on a larger disk")
     assert hub.requests == []
 
 
@@ -243,8 +243,8 @@ def test_a_too_small_disk_is_refused_before_a_download(
 
 
 def test_only_one_models_base_and_data_are_fetched(user: User) -> None:
-    told = user.fetch(*QUOTER)
-    assert [line.partition(" (")[0].partition(";")[0] for line in told] == [
+    lines = user.fetch(*QUOTER)
+    assert [line.partition(" (")[0].partition(";")[0] for line in lines] == [
         "data quotes: missing",
         "base llama: missing",
         "data quotes: fetched, verified",
@@ -256,8 +256,8 @@ def test_only_one_models_base_and_data_are_fetched(user: User) -> None:
 
 
 def test_an_unknown_model_is_refused(user: User, hub: Hub) -> None:
-    told = user.refused("--only", "quoter", "--only", "quotes", code=2)
-    assert told == "model 'quotes': study small has quoter, solver"
+    error = user.refused("--only", "quoter", "--only", "quotes", code=2)
+    assert error == "model 'quotes': study small has quoter, solver"
     assert hub.requests == []
 
 

@@ -129,8 +129,8 @@ REFUSALS: dict[str, tuple[Callable[[Hub], None], dict[str, str], str]] = {
 }  # fmt: skip
 
 
-def spelt_out(words: str, user: User, hub: Hub) -> str:
-    """Return a message of the table with the values of a user."""
+def filled_in(words: str, user: User, hub: Hub) -> str:
+    """Return an expected message with the values of a user."""
     said = {"MODEL": MODEL, "DATA": QUOTES, "HUB/": f"{hub.url}/", "HUB ": f"{hub.url} "}
     for name, value in (said | {"CACHE": str(user.home / "hub"), "AGAIN": user.again()}).items():
         words = words.replace(name, value)
@@ -142,9 +142,9 @@ def test_a_refusal_is_reported_in_one_line_with_advice(name: str, user: User, hu
     prepare, environment, words = REFUSALS[name]
     hub.tokens["hf_valid"] = {f"models/{MODEL}"}
     prepare(hub)
-    told = user.refused(*QUOTER, **environment)
-    assert told.startswith(spelt_out(words, user, hub))
-    assert not list(user.cache.glob("*/*")), "told before anything was fetched"
+    error = user.refused(*QUOTER, **environment)
+    assert error.startswith(filled_in(words, user, hub))
+    assert not list(user.cache.glob("*/*")), "the error comes before anything is fetched"
     assert not user.lock.exists()
 
 
@@ -160,9 +160,9 @@ def test_a_refusal_of_a_locked_and_half_fetched_repository_is_reported_too(
     shutil.rmtree(copied.base())
     (copied.snapshot(MODEL) / SHARD).resolve().unlink()
     shutil.rmtree(copied.snapshot(MODEL).parents[1] / "trees")
-    told = copied.refused(*QUOTER, **{"HF_ENDPOINT": hub.url, **environment})
+    error = copied.refused(*QUOTER, **{"HF_ENDPOINT": hub.url, **environment})
     here = words.replace("DATA", "MODEL").replace("main is not in CACHE", f"CACHE lacks {SHARD}")
-    assert told.startswith(spelt_out(here, copied, hub))
+    assert error.startswith(filled_in(here, copied, hub))
 
 
 def test_a_refusal_during_a_download_is_reported_and_the_next_fetch_resumes(reader: User, hub: Hub) -> None:
@@ -187,8 +187,8 @@ def test_a_deleted_commit_is_reported(user: User, hub: Hub, fetched: User) -> No
     gone = repository.branches["main"]
     repository.commit({"README.md": b"history rewritten"})
     del repository.commits[gone]
-    told = user.refused(*QUOTER)
-    assert told == (
+    error = user.refused(*QUOTER)
+    assert error == (
         f"{MODEL}: commit {gone} is locked, but no longer exists: see {hub.url}/{MODEL}; "
         "to lock again, delete its entry in the lock file"
     )
@@ -201,11 +201,11 @@ def test_an_invalid_repository_name_is_refused(user: User) -> None:
     )
 
 
-# A cache that holds something else, or not all.
+# Caches with unexpected or missing files.
 
 
 @pytest.mark.parametrize(
-    ("name", "known"), [("config.json", "told by the hub"), (SHARD, "told by the hub"), (SHARD, "locked")]
+    ("name", "known"), [("config.json", "from the hub"), (SHARD, "from the hub"), (SHARD, "locked")]
 )
 def test_unexpected_bytes_are_refused_and_the_advice_works(
     name: str, known: str, reader: User, hub: Hub, fetched: User
@@ -213,10 +213,10 @@ def test_unexpected_bytes_are_refused_and_the_advice_works(
     if known == "locked":
         shutil.copy(fetched.lock, reader.lock)
     hub.changed[name] = lambda body: body[:-2] + body[:1] * 2
-    told = reader.refused(*QUOTER)
+    error = reader.refused(*QUOTER)
     path = reader.snapshot(MODEL) / name
-    assert told.startswith(f"{path}: not the bytes of {MODEL} at ")
-    assert told.endswith(f"; delete it and {path.resolve()}, and run {reader.again()}")
+    assert error.startswith(f"{path}: not the bytes of {MODEL} at ")
+    assert error.endswith(f"; delete it and {path.resolve()}, and run {reader.again()}")
     assert not (reader.cache / "bases").exists()
     hub.changed.clear()
     path.resolve().unlink()
@@ -233,10 +233,10 @@ def test_a_commit_with_other_files_than_are_locked_is_refused(reader: User, hub:
     assert f"config.json: not the bytes of {MODEL} at " in reader.refused(*QUOTER)
     del files["tokenizer.json"]
     shutil.rmtree(reader.home)
-    told = reader.refused(*QUOTER)
-    assert told.startswith(f"{MODEL}: ")
-    assert "tokenizer.json is locked, but no longer exists" in told
-    assert "delete its entry in the lock file" in told
+    error = reader.refused(*QUOTER)
+    assert error.startswith(f"{MODEL}: ")
+    assert "tokenizer.json is locked, but no longer exists" in error
+    assert "delete its entry in the lock file" in error
 
 
 def without(name: str) -> Callable[[User], None]:
@@ -273,21 +273,21 @@ def test_the_missing_files_of_a_half_filled_cache_are_named(half: str, copied: U
         copied.lock.write_text(json.dumps(before))
         folder = copied.snapshot(MODEL).parents[1]
         (folder / "refs").mkdir()
-        (folder / "refs" / "main").write_text(copied.snapshot(MODEL).name)  # as a download of the branch does
+        (folder / "refs" / "main").write_text(copied.snapshot(MODEL).name)  # as a download does
         if knowing == "file names":
             shutil.rmtree(folder / "trees")
-    told = copied.refused(*QUOTER, **OFFLINE)
-    assert told.startswith(f"{MODEL}: {copied.home / 'hub'} lacks {lacking}")
-    assert f"; with a connection and without HF_HUB_OFFLINE, run {copied.again()}; or copy a filled" in told
+    error = copied.refused(*QUOTER, **OFFLINE)
+    assert error.startswith(f"{MODEL}: {copied.home / 'hub'} lacks {lacking}")
+    assert f"; with a connection and without HF_HUB_OFFLINE, run {copied.again()}; or copy a filled" in error
     assert copied.locked() == before
 
 
 def test_a_deleted_hub_cache_is_reported_and_fetched_again(copied: User, hub: Hub) -> None:
     before = copied.lock.read_bytes()
     shutil.rmtree(copied.home)
-    told = copied.refused(*QUOTER, **OFFLINE)
-    assert told.startswith(f"{MODEL}: {copied.home / 'hub'} lacks config.json, ")
-    assert f"without HF_HUB_OFFLINE, run {copied.again()}" in told
+    error = copied.refused(*QUOTER, **OFFLINE)
+    assert error.startswith(f"{MODEL}: {copied.home / 'hub'} lacks config.json, ")
+    assert f"without HF_HUB_OFFLINE, run {copied.again()}" in error
     told_lines = copied.fetch(*QUOTER, HF_ENDPOINT=hub.url)
     assert told_lines[0].startswith("data quotes: in the cache, verified")
     assert told_lines[-1] == "base llama: fetched, verified"

@@ -149,7 +149,7 @@ def test_a_lock_is_beside_its_study_or_where_the_user_chooses(
     assert lock_path(str(write_study(tmp_path))) == tmp_path / "tiny.lock"
     (tmp_path / "my studies").mkdir()
     study = write_study(tmp_path / "my studies")
-    assert lock_file(open_workspace(str(study))).study == f"'{study}'", "to be typed in a shell"
+    assert lock_file(open_workspace(str(study))).study == f"'{study}'", "a shell may pass it unexpanded"
     monkeypatch.setenv("QLORA_REPEAT_LOCK", str(tmp_path / "other.lock"))
     assert lock_path("paper") == tmp_path / "other.lock"
 
@@ -164,7 +164,7 @@ def test_the_source_of_a_folder_is_read_back_or_unknown(tmp_path: Path) -> None:
 
 
 def test_lock_files_may_be_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an image, where the folder of studies is read-only."""
+    """Use another folder, as in an image, where the folder of studies is read-only."""
     assert lock_path("paper").name == "paper.lock"
     monkeypatch.setenv("QLORA_REPEAT_LOCK", f"{tmp_path}/locks/")
     assert lock_path("paper@bitwise") == tmp_path / "locks" / "paper.lock"

@@ -82,7 +82,7 @@ def hub_of(part: Any) -> Hub:
 
 
 def offline(home: Path, script: str, *arguments: str) -> Any:
-    """Return what a program without the kit finds with that HF_HOME and no connection."""
+    """Run a script without the kit, with this HF_HOME and offline; return the JSON that it prints."""
     environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True
@@ -93,7 +93,7 @@ def offline(home: Path, script: str, *arguments: str) -> Any:
 
 @pytest.fixture(scope="module")
 def bases(home: Path) -> dict[str, Any]:
-    """Return what transformers finds under each true name and revision."""
+    """Return what transformers loads under each real name and revision."""
     asked = {name: [hub_of(base).repository, hub_of(base).revision] for name, base in PAPER.bases.items()}
     found: dict[str, Any] = offline(home, LOOK, json.dumps(asked))
     return found
@@ -130,7 +130,7 @@ def test_llama_has_its_true_architecture(name: str, bases: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("name", PAPER.models)
 def test_adapters_are_large_enough_for_eight_bit_states(name: str, bases: dict[str, Any]) -> None:
-    """bitsandbytes keeps 32-bit state for tensors of fewer than 4096 elements, in every optimizer."""
+    """Count elements; bitsandbytes keeps 32-bit state for tensors of fewer than 4096, in every optimizer."""
     model = PAPER.models[name]
     adapted = [
         shape

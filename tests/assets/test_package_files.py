@@ -81,9 +81,9 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
         ("instructions", True),
         ("tiny-neox", False),
     ]
-    told: list[str] = []
-    fetch(at(study, NO_RUNS, cache), told.append)
-    assert [line.partition(" (")[0] for line in told if "verified" in line] == [
+    lines: list[str] = []
+    fetch(at(study, NO_RUNS, cache), lines.append)
+    assert [line.partition(" (")[0] for line in lines if "verified" in line] == [
         "data quotes: in the cache, verified",
         "data instructions: in the cache, verified",
         "base tiny-neox: fetched, verified",
@@ -92,7 +92,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
 
 
 @pytest.fixture
-def spoilt(fetched: tuple[Study, Path], tmp_path: Path) -> tuple[Study, Path]:
+def damaged(fetched: tuple[Study, Path], tmp_path: Path) -> tuple[Study, Path]:
     """Return a copy of the fetched cache, which a test may change."""
     study, cache = fetched
     return study, Path(shutil.copytree(cache, tmp_path / "cache"))
@@ -101,22 +101,22 @@ def spoilt(fetched: tuple[Study, Path], tmp_path: Path) -> tuple[Study, Path]:
 def test_existing_files_are_verified_and_unchanged(fetched: tuple[Study, Path]) -> None:
     study, cache = fetched
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
-    told: list[str] = []
-    fetch(at(study, NO_RUNS, cache), told.append)
-    assert ["in the cache, verified" in line for line in told] == [True, True, True]
+    lines: list[str] = []
+    fetch(at(study, NO_RUNS, cache), lines.append)
+    assert ["in the cache, verified" in line for line in lines] == [True, True, True]
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
 
 
-def test_the_same_base_is_made_again(fetched: tuple[Study, Path], spoilt: tuple[Study, Path]) -> None:
-    study, cache = spoilt
+def test_the_same_base_is_made_again(fetched: tuple[Study, Path], damaged: tuple[Study, Path]) -> None:
+    study, cache = damaged
     folder = base_folder(at(study, NO_RUNS, cache), "tiny-neox")
     shutil.rmtree(folder)
     fetch(at(study, NO_RUNS, cache), quietly)
     assert folder_digests(folder) == folder_digests(base_folder(at(study, NO_RUNS, fetched[1]), "tiny-neox"))
 
 
-def test_a_changed_base_is_named_with_advice(spoilt: tuple[Study, Path]) -> None:
-    study, cache = spoilt
+def test_a_changed_base_is_named_with_advice(damaged: tuple[Study, Path]) -> None:
+    study, cache = damaged
     path = base_folder(at(study, NO_RUNS, cache), "tiny-neox") / "config.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(MissingError) as caught:
@@ -124,16 +124,16 @@ def test_a_changed_base_is_named_with_advice(spoilt: tuple[Study, Path]) -> None
     assert str(caught.value) == f"{path} was changed; delete the folder and run `qlora-repeat fetch`"
 
 
-def test_a_missing_file_of_a_base_is_named(spoilt: tuple[Study, Path]) -> None:
-    study, cache = spoilt
+def test_a_missing_file_of_a_base_is_named(damaged: tuple[Study, Path]) -> None:
+    study, cache = damaged
     path = base_folder(at(study, NO_RUNS, cache), "tiny-neox") / "model.safetensors"
     path.unlink()
     with pytest.raises(MissingError, match=r"model\.safetensors was changed; delete the folder"):
         fetch(at(study, NO_RUNS, cache), quietly)
 
 
-def test_changed_data_are_named_with_advice(spoilt: tuple[Study, Path]) -> None:
-    study, cache = spoilt
+def test_changed_data_are_named_with_advice(damaged: tuple[Study, Path]) -> None:
+    study, cache = damaged
     path = data_folder(at(study, NO_RUNS, cache), "quotes") / "rows.jsonl"
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(MissingError, match=r"rows\.jsonl was changed; delete the folder and run"):
@@ -224,7 +224,7 @@ def test_data_may_be_a_file_beside_the_study(tmp_path: Path, monkeypatch: pytest
     folders = {
         data_folder(at(study, NO_RUNS, tmp_path / "cache"), "quotes") for study in (first, second, relative)
     }
-    assert len(folders) == 1, "the bytes count, and not where they are"
+    assert len(folders) == 1, "only the bytes count, not the path"
     prepare_data(at(relative, NO_RUNS, tmp_path / "cache"), "quotes")
     rows = read_rows(at(first, NO_RUNS, tmp_path / "cache"), "quotes")
     assert rows[:2] == [{"quote": "Saying 0."}, {"quote": "Saying 1."}]

@@ -1,4 +1,4 @@
-"""`make rehearsal`: the paper's own study file, unmodified, on miniatures under the true repository names."""
+"""`make rehearsal` runs the paper's unmodified study file on miniatures under the real repository names."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "QLORA_"))}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert repository() == before, "what is rehearsed stays in its folder"
+    assert repository() == before, "the rehearsal writes only to its folder"
     return folder
 
 
@@ -61,7 +61,7 @@ def test_every_trial_of_the_paper_ran_all_stages(results: list[TrialResult]) -> 
 
 
 def test_the_study_file_was_only_shortened(runs: Path, results: list[TrialResult]) -> None:
-    """Three epochs of the number of rows in the name; everything else is from the file."""
+    """Check for three epochs of the rows in the name; everything else is from the file."""
     steps, rows = map(int, re.findall(r"(\d+)-", runs.name))
     for trial in at(STUDY, Path()).trials():
         record = json.loads(
@@ -97,7 +97,7 @@ def test_only_eight_bit_trials_have_eight_bit_states(runs: Path) -> None:
         assert list(outputs(path)["optimizer_state"]) == [expected], path
 
 
-def test_both_instructions_of_the_paper_were_asked(results: list[TrialResult]) -> None:
+def test_both_instructions_of_the_paper_were_used(results: list[TrialResult]) -> None:
     for row in (row for row in results if row.task == "question-answering"):
         prompts = list(dict.fromkeys(response.prompt for response in row.responses))
         asked = STUDY.data["instructions"].prompts
@@ -108,7 +108,7 @@ def test_both_instructions_of_the_paper_were_asked(results: list[TrialResult]) -
 
 
 def test_the_ablations_of_section_ix(runs: Path, results: list[TrialResult]) -> None:
-    """Seven tests of one model at each sampling with fresh seeds; seven processes for each base."""
+    """Check for seven tests of one model at each sampling with fresh seeds, and seven of each base."""
     for row in results:
         assert len(row.base_perplexities) == 7
         asked = [(one.prompt, one.temperature) for one in row.repeated_responses]

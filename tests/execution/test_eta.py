@@ -14,7 +14,7 @@ from qlora_repeat.study.trial import STAGES, BaseTest
 
 @pytest.fixture
 def jobs(study: Study, tmp_path: Path) -> list[Job]:
-    """The test of a base and four trials of its model, then two trials of another."""
+    """Return a base test and four trials of its model, then two trials of another model."""
     trials = at(study, tmp_path).trials()
     own = [TrialJob(trial, STAGES) for trial in trials]
     (test,) = at(study, tmp_path).base_tests("tiny-neox")
@@ -27,10 +27,10 @@ def test_there_is_no_estimate_before_two_steps_of_a_trial_are_done(jobs: list[Jo
     for job in jobs[:2]:
         left.started(job, 0)
     left.ended(jobs[0], 3, well=True)
-    assert left.left(3) is None, "a test of a base does not tell how long a trial takes"
+    assert left.left(3) is None, "a base test says nothing about the time of a trial"
     left.progress(jobs[1], "finetune", 0, 1, 5)
     left.progress(jobs[1], "finetune", 1, 40, 20)
-    assert left.left(20) is None, "until its first step, a trial loads what it needs"
+    assert left.left(20) is None, "a trial loads models and data before its first step"
     left.progress(jobs[1], "finetune", 2, 40, 21)
     assert left.left(21) is not None
 
@@ -74,7 +74,7 @@ def test_ended_trials_give_the_time_of_other_trials_of_their_model(jobs: list[Jo
         left.ended(job, end, well=True)
     found = left.left(110)
     assert found is not None
-    assert (found.seconds, found.at_least) == (4 * 100 / 2, False), "and, as long as none has, of any model"
+    assert (found.seconds, found.at_least) == (4 * 100 / 2, False), "from any model"
     left.started(jobs[5], 110)
     left.ended(jobs[5], 114, well=True)
     found = left.left(114)
@@ -89,7 +89,7 @@ def test_more_workers_do_not_shorten_the_last_trial(jobs: list[Job]) -> None:
     left.progress(jobs[2], "finetune", 1, 100, 10)
     left.progress(jobs[2], "finetune", 51, 100, 60)
     found = left.left(60)
-    assert found is not None and found.seconds == 49, "it takes longer than the other did"
+    assert found is not None and found.seconds == 49, "it takes longer than the other trial"
 
 
 def test_a_failed_job_does_not_change_the_estimate(jobs: list[Job]) -> None:

@@ -24,7 +24,7 @@ TRIALS = [f"{arm}/{number}" for arm in ARMS for number in (1, 2)]
 
 @pytest.fixture(scope="module")
 def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """A study that was killed and run again: its file, its runs, and the trials done before the kill."""
+    """Kill and rerun a study; return its file, its runs, and the trials that were done before the kill."""
     folder = tmp_path_factory.mktemp("run")
     study, runs = write_study(folder), folder / "runs"
     command = [KIT, "run", study, "--runs", runs, "--cache", cache, "--out", folder / "out"]
@@ -70,7 +70,7 @@ def test_a_killed_run_resumes(finished: tuple[Path, Path, list[str]]) -> None:
     assert done_trials(runs) == TRIALS
 
 
-def test_only_results_are_left(finished: tuple[Path, Path, list[str]]) -> None:
+def test_only_results_remain(finished: tuple[Path, Path, list[str]]) -> None:
     _, runs, _ = finished
     names = {path.name for path in runs.rglob("*")}
     assert not [
@@ -92,7 +92,7 @@ def test_a_run_ends_with_results_tables_figures_and_report(finished: tuple[Path,
     assert (runs / "tiny" / "results.jsonl").is_file() and (runs / "tiny" / "statistics.json").is_file()
 
 
-def test_where_a_trial_fails_the_others_are_reported(
+def test_if_a_trial_fails_the_others_are_reported(
     finished: tuple[Path, Path, list[str]], cache: Path, tmp_path: Path
 ) -> None:
     study, whole, _ = finished
@@ -118,7 +118,7 @@ def test_status_collect_and_tables(
     study, runs, _ = finished
     status = kit("status", study, "--runs", runs, "--cache", cache)
     table, _, counted = status.stdout.rstrip().rpartition("\n\n")
-    assert table.count("done") == len(TRIALS) + 2, "and a test of each base"
+    assert table.count("done") == len(TRIALS) + 2, "and one test of each base"
     assert counted == "8 trials: 8 done; 2 tests of bases: 2 done"
     collected = kit("collect", study, "--runs", runs, "--cache", cache)
     assert "8 of 8 trials done" in collected.stdout
@@ -147,7 +147,7 @@ def test_only_damaged_stages_are_named_and_run_again(
     options = [study, "--runs", runs, "--cache", cache]
     status = kit("status", *options)
     assert status.returncode == 0
-    assert status.stdout.count("is damaged") == 2, "the sizes of the adapter's files are as they were"
+    assert status.stdout.count("is damaged") == 2, "the adapter's files have the recorded sizes"
     collected = runs / "tiny" / "statistics.json"
     stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("*.json") if path != collected}
     again = kit("run", *options, "--no-report")
@@ -160,7 +160,7 @@ def test_only_damaged_stages_are_named_and_run_again(
     assert checked.returncode == 0, checked.stdout
     assert " files of 8 trials hold what their records say, and " in checked.stdout
     done = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
-    trained = finetune_record(runs, TRIALS[0])  # from its own seeds: the same adapter needs no new test
+    trained = finetune_record(runs, TRIALS[0])  # same seeds, same adapter: it needs no new test
     assert {path for path in done if trained.parent not in path.parents} == {record, base}
     assert {path for path in done if path.parent == trained.parent} == {trained}
 
@@ -189,7 +189,7 @@ def test_force_runs_one_stage_of_all_trials_again(
 def test_a_stopped_fine_tuning_resumes_from_its_checkpoint(
     command: str, number: signal.Signals, group: bool, code: int, cache: Path, tmp_path: Path
 ) -> None:
-    """The signal goes to one process, or to its whole group, as from a scheduler or a terminal."""
+    """Signal one process, as a scheduler does, or its whole group, as a terminal does."""
     study = write_study(
         tmp_path, ("\nsteps = 3", "\nsteps = 30"), ("checkpoint_every = 2", "checkpoint_every = 1000")
     )
@@ -205,7 +205,7 @@ def test_a_stopped_fine_tuning_resumes_from_its_checkpoint(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A test run in the background of a shell ignores Ctrl-C, and would hand that on.
+        # Tests in the background of a shell ignore Ctrl-C, and child processes would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     trace = finetune_record(runs, TRIALS[0]).parent / "unfinished" / "trace.jsonl"
@@ -238,7 +238,7 @@ def test_a_bitwise_run_has_no_spread_and_leaves_other_profiles_alone(
     assert kit(*alone).returncode == 0
     place = f"tiny@bitwise/{TRIALS[0].replace('/1', '/trial-1')}/finetune.json"
     own, others = (json.loads((folder / place).read_text())["outputs"] for folder in (tmp_path, runs))
-    assert own["adapter_digest"] == others["adapter_digest"], "a trial alone and in a run has the same bits"
+    assert own["adapter_digest"] == others["adapter_digest"], "a trial has the same bits alone and in a run"
     assert {path: path.stat().st_mtime_ns for path in (runs / "tiny").rglob("*")} == before
     assert "every trial is done" in kit("run", study, "--no-report", *options).stdout
     kit("collect", f"{study}@bitwise", *options)
@@ -285,7 +285,7 @@ def test_a_trial_that_another_process_runs_is_refused(cache: Path, study_file: P
 def test_a_failed_trial_gives_one_line_and_does_not_stop_the_others(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
-    """One trial cannot write its trace, another cannot create its folder."""
+    """Make one trial fail to write its trace, and another to create its folder."""
     runs = tmp_path / "runs"
     finetune_record(runs, TRIALS[0]).with_name("trace.jsonl").mkdir(parents=True)
     folder = finetune_record(runs, TRIALS[-1]).parent
@@ -302,7 +302,7 @@ def test_a_failed_trial_gives_one_line_and_does_not_stop_the_others(
     assert f"{TRIALS[0]} failed: " in status.stdout
 
 
-def test_two_runs_at_once_share_the_study(cache: Path, study_file: Path, tmp_path: Path) -> None:
+def test_two_simultaneous_runs_share_the_study(cache: Path, study_file: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     command = [KIT, "run", study_file, "--runs", runs, "--cache", cache, "--jobs", "1", "--no-report"]
     both = [
@@ -317,7 +317,7 @@ def test_two_runs_at_once_share_the_study(cache: Path, study_file: Path, tmp_pat
 
 
 def test_each_gpu_gets_one_trial_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The GPUs are those that the driver's tool lists, or that the user makes visible."""
+    """Take the GPUs that the driver's tool lists, or that the user makes visible."""
     monkeypatch.setattr(gpus, "on_cpu", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -37,7 +37,7 @@ def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
 
 @pytest.fixture(scope="module", params=MODELS)
 def trial(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Trial:
-    """The finished first 8-bit trial of each model, with its merged weights."""
+    """Return the finished first 8-bit trial of each model, with its merged weights."""
     folder = tmp_path_factory.mktemp("kept")
     study = load_study(str(write_study(folder, ("keep_merged = false", "keep_merged = true"))))
     trial = at(study, folder / "runs", cache).trial(f"{request.param}/adamw-8bit/1")
@@ -56,7 +56,7 @@ def test_all_stages_are_done(trial: Trial, cache: Path) -> None:
     assert trial_state(trial).state == "done"
 
 
-def test_peft_loads_the_adapter_onto_the_base_alone(trial: Trial, cache: Path) -> None:
+def test_peft_loads_the_adapter_onto_the_base(trial: Trial, cache: Path) -> None:
     base = load_full(base_folder(at(trial.study, NO_RUNS, cache), trial.model.base), "float32")
     adapted = PeftModel.from_pretrained(base, trial.adapter)
     config = adapted.peft_config["default"]
@@ -82,7 +82,7 @@ def test_merged_weights_have_the_bits_of_pefts_merge(trial: Trial, cache: Path, 
     assert [name for name, value in theirs.state_dict().items() if not torch.equal(value, ours[name])] == []
 
 
-def test_merged_logits_are_those_of_base_and_adapter(trial: Trial, cache: Path, tmp_path: Path) -> None:
+def test_merged_logits_match_base_and_adapter(trial: Trial, cache: Path, tmp_path: Path) -> None:
     folder = base_folder(at(trial.study, NO_RUNS, cache), trial.model.base)
     merge_weights(folder, trial.adapter, tmp_path, "float32")
     ids = torch.arange(40, 60)[None]
@@ -95,7 +95,7 @@ def test_merged_logits_are_those_of_base_and_adapter(trial: Trial, cache: Path, 
     assert (merged - base).abs().max().item() > 100 * difference
 
 
-def test_perplexity_equals_that_of_transformers_loss_for_single_examples(trial: Trial, cache: Path) -> None:
+def test_perplexity_matches_transformers_loss_of_single_examples(trial: Trial, cache: Path) -> None:
     model = load_full(trial.merged, "float32")
     tokenizer = load_tokenizer(trial.merged)
     total, tokens = 0.0, 0
@@ -132,7 +132,7 @@ def test_the_trace_has_every_step(trial: Trial) -> None:
 def test_rare_digests_are_also_taken_after_the_first_and_the_last_step(
     trial: Trial, cache: Path, tmp_path: Path
 ) -> None:
-    """The first update is the first difference between optimizers."""
+    """Check the digest after the first update, where optimizers first differ."""
     study = dataclasses.replace(trial.study, digest_every=10)
     rare = at(study, tmp_path, cache).trial(trial.name)
     run_trial(rare, ["finetune"], quiet, seeds=outputs(trial, "finetune")["seeds"])
@@ -155,7 +155,7 @@ def test_the_8bit_arm_keeps_8bit_state(trial: Trial) -> None:
     assert outputs(trial, "finetune")["optimizer_state"].get("uint8", 0) > 0
 
 
-def test_peak_memory_is_that_of_this_process(trial: Trial) -> None:
+def test_peak_memory_is_measured_for_this_process(trial: Trial) -> None:
     found = outputs(trial, "finetune")
     assert found["peak_memory_share"] is None
     assert 2**27 < found["peak_memory_bytes"] < 2**35
@@ -186,7 +186,7 @@ def test_fresh_adapters_differ_and_can_be_repeated_from_recorded_seeds(
     found = [outputs(trial, "finetune") for trial in (first, second)]
     assert found[0]["seeds"]["adapter_init"] != found[1]["seeds"]["adapter_init"]
     assert found[0]["adapter_digest"] != found[1]["adapter_digest"]
-    # B begins at zero: the first loss is the base model's, and shows that order and dropout are the same.
+    # B begins at zero, so the first loss is the base model's: equal losses show equal order and dropout.
     assert found[0]["initial_loss"] == found[1]["initial_loss"]
     run_trial(second, ["finetune"], quiet, force=True, seeds=found[0]["seeds"])
     assert outputs(second, "finetune")["adapter_digest"] == found[0]["adapter_digest"]
@@ -194,7 +194,7 @@ def test_fresh_adapters_differ_and_can_be_repeated_from_recorded_seeds(
 
 
 @pytest.mark.parametrize("setting", ['"fresh"', "{ per_trial = 42 }"])
-def test_a_trial_with_a_split_of_its_own_is_tested_on_its_own_test_part(
+def test_a_trial_with_its_own_split_is_tested_on_its_own_test_part(
     setting: str, cache: Path, tmp_path: Path
 ) -> None:
     study = load_study(str(write_study(tmp_path, ("split = 42", f"split = {setting}"))))
@@ -214,7 +214,7 @@ def test_a_trial_with_a_split_of_its_own_is_tested_on_its_own_test_part(
 
 @pytest.fixture
 def trained(cache: Path, study_file: Path, tmp_path: Path) -> Trial:
-    """A fine-tuned trial with fresh seeds."""
+    """Return a fine-tuned trial with fresh seeds."""
     trial = at(study_file, tmp_path / "runs", cache).trials()[0]
     run_trial(trial, ["finetune"], quiet)
     return trial
@@ -247,7 +247,7 @@ def test_a_damaged_adapter_is_restored_from_its_recorded_seeds(trained: Trial, c
     assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
 
 
-def test_an_older_adapter_stays_where_there_is_no_room_for_the_new_one(
+def test_an_older_adapter_is_kept_if_the_disk_is_too_full_for_a_new_one(
     trained: Trial, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial, before = trained, outputs(trained, "finetune")
@@ -262,7 +262,7 @@ def test_an_older_adapter_stays_where_there_is_no_room_for_the_new_one(
     assert outputs(trial, "finetune") == before
     run_trial(trial, ["finetune"], quiet, force=True)
     found = outputs(trial, "finetune")
-    assert found["resumed_from"] == found["steps"], "nothing was trained again"
+    assert found["resumed_from"] == found["steps"], "no step was trained again"
 
 
 def test_fresh_responses_are_drawn_once_for_a_trial(cache: Path, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_damaged_adapter_is_named_and_trained_again(cache: Path, tmp_path: Pat
         StageError, match=rf"merge needs the finetune stage, which is damaged: {weights}: not the bytes that"
     ):
         run_trial(trial, ["merge"], quiet)
-    assert outputs(trial, "finetune") == before["finetune"], "nothing is lost by that"
+    assert outputs(trial, "finetune") == before["finetune"], "the record is kept"
     run_trial(trial, STAGES, quiet)
     assert trial_state(trial).state == "done"
     assert outputs(trial, "finetune")["adapter_digest"] == before["finetune"]["adapter_digest"]
@@ -358,7 +358,7 @@ def test_merged_weights_that_differ_from_the_record_are_not_evaluated(
 def test_a_full_disk_gives_a_helpful_error_and_loses_nothing(
     cache: Path, study_file: Path, tmp_path: Path
 ) -> None:
-    """The disk fills up after the adapter is written, before the merged weights."""
+    """Fill the disk after the adapter is written and before the merged weights are."""
     script = """
 import shutil, sys
 from pathlib import Path

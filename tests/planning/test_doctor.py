@@ -1,4 +1,4 @@
-"""`qlora-repeat doctor`: what it finds on this machine, what stops a study, and what to do."""
+"""`qlora-repeat doctor` names what stops a study on this machine, and what to do."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ on_cpu_build = pytest.mark.skipif(
 
 @dataclasses.dataclass
 class Report:
-    """The findings of a run."""
+    """The findings of one call of the command."""
 
     findings: list[Finding]
     machine: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -63,7 +63,7 @@ class Report:
     def __post_init__(self) -> None:
         """Check what holds for every report."""
         for each in self.findings:
-            assert each.level == "ok" or each.advice, "it says what to do"
+            assert each.level == "ok" or each.advice, "each problem has advice"
             assert "\n" not in each.text + each.advice
             assert "itself failed" not in each.text
 
@@ -169,10 +169,10 @@ def test_only_variables_that_change_results_or_timings_cause_warnings(
     variables: dict[str, str], kernels: str, warned: list[str]
 ) -> None:
     found = list(environment_findings(variables, kernels, threads=2))
-    told = [each for each in found if each.level == "warning"]
-    assert [each.text.partition("=")[0] for each in told] == warned
-    assert all(name in each.advice for name, each in zip(warned, told, strict=True))
-    assert bool(told) or [each.level for each in found] == ["ok"]
+    warnings = [each for each in found if each.level == "warning"]
+    assert [each.text.partition("=")[0] for each in warnings] == warned
+    assert all(name in each.advice for name, each in zip(warned, warnings, strict=True))
+    assert bool(warnings) or [each.level for each in found] == ["ok"]
 
 
 def test_a_file_in_place_of_a_folder_stops_the_study(study_file: Path, cache: Path, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_file_in_place_of_a_folder_stops_the_study(study_file: Path, cache: Pa
 def test_a_folder_that_cannot_be_written_stops_the_study(
     study_file: Path, cache: Path, tmp_path: Path
 ) -> None:
-    found = Report(examine(at(study_file, Path("/proc/runs"), cache), fingerprint()))  # not even root can
+    found = Report(examine(at(study_file, Path("/proc/runs"), cache), fingerprint()))  # not even for root
     ((what, advice),) = found.stops
     assert what.startswith("/proc/runs: files cannot be written: ")
     assert advice == "set QLORA_REPEAT_RUNS to another folder"
@@ -225,7 +225,7 @@ def test_merged_weights_of_unfinished_trials_are_counted(study: Study, cache: Pa
     kept = dataclasses.replace(workspace, study=dataclasses.replace(study, keep_merged=True))
     first, every = (merged_bytes(each, infos) for each in (workspace, kept))
     neox, llama = (base_bytes(workspace, name) for name in ("tiny-neox", "tiny-llama"))
-    assert every == 4 * (neox + llama), "two optimizers, two trials of each"
+    assert every == 4 * (neox + llama), "two trials of each of two optimizers"
     assert first <= default_workers(study.threads) * max(neox, llama)
     (found,) = disk_findings(kept, infos)
     assert f"{megabytes(every)} in {tmp_path}/runs" in found.text
@@ -243,10 +243,10 @@ def test_a_missing_package_with_a_model_stops_the_study(tmp_path: Path) -> None:
 def test_the_first_run_fetches_what_is_missing(study_file: Path, tmp_path: Path) -> None:
     found = look(study_file, tmp_path / "cache")
     assert found.stops == []
-    (told,) = found.of("models and data", "ok")
+    (finding,) = found.of("models and data", "ok")
     for name in ("quotes", "instructions", "tiny-llama", "tiny-neox"):
-        assert name in told.text
-    assert f"`qlora-repeat fetch {study_file}`" in told.text
+        assert name in finding.text
+    assert f"`qlora-repeat fetch {study_file}`" in finding.text
 
 
 def test_other_versions_than_locked_are_named(study_file: Path, cache: Path, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ UNKNOWN = (
     ('architecture = { model_type = "llama" }', ""),
     ('architecture = { model_type = "gpt_neox", rotary_pct = 0.25, use_parallel_residual = true }', ""),
 )
-"""Hides the sizes of the models, which take seconds to compute."""
+"""Replacements that remove the sizes of the models, which take seconds to compute."""
 
 
 @pytest.fixture
@@ -345,17 +345,17 @@ def test_without_a_gpu_models_of_the_papers_size_stop_and_miniatures_do_not(
     small = doctor(path)
     assert small.stops == []
     assert small.of("device", "ok")
-    (told,) = small.of("models and data", "ok")
-    assert "neox from this machine" in told.text
+    (finding,) = small.of("models and data", "ok")
+    assert "neox from this machine" in finding.text
 
 
 def test_a_gated_model_needs_a_token(hub_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_hub_study(hub_environment, *UNKNOWN, ("acme/small-llama", "meta-llama/small"))
     found = doctor(path)
-    (told,) = found.of("models and data", "stops")
-    assert "base llama: meta-llama/small is gated" in told.text
-    assert f"ask for access at {NOBODY}/meta-llama/small, set HF_TOKEN" in told.advice
-    assert f"run `qlora-repeat fetch {path} --only quoter`" in told.advice
+    (finding,) = found.of("models and data", "stops")
+    assert "base llama: meta-llama/small is gated" in finding.text
+    assert f"ask for access at {NOBODY}/meta-llama/small, set HF_TOKEN" in finding.advice
+    assert f"run `qlora-repeat fetch {path} --only quoter`" in finding.advice
     monkeypatch.setenv("HF_TOKEN", "secret123")
     found = doctor(path)
     assert found.of("models and data", "stops") == []
@@ -365,8 +365,8 @@ def test_a_gated_model_needs_a_token(hub_environment: Path, monkeypatch: pytest.
 def test_no_hub_is_asked(hub_environment: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     found = doctor(write_hub_study(hub_environment, *UNKNOWN))
-    (told,) = found.of("models and data", "ok")
-    assert f"from {hub.url} (not asked now)" in told.text
+    (finding,) = found.of("models and data", "ok")
+    assert f"from {hub.url} (not asked now)" in finding.text
     assert hub.requests == []
     assert sorted(path.name for path in hub_environment.iterdir()) == ["small.toml"], "nothing was written"
 
@@ -385,9 +385,9 @@ def test_a_lock_file_that_cannot_be_written_stops_a_study_that_needs_one(
 ) -> None:
     monkeypatch.setenv("QLORA_REPEAT_LOCK", "/proc/small.lock")
     found = doctor(write_hub_study(hub_environment, *UNKNOWN))
-    (told,) = found.of("folders", "stops")
-    assert told.text.startswith("/proc: files cannot be written")
-    assert "QLORA_REPEAT_LOCK" in told.advice
+    (finding,) = found.of("folders", "stops")
+    assert finding.text.startswith("/proc: files cannot be written")
+    assert "QLORA_REPEAT_LOCK" in finding.advice
 
 
 def test_a_mistake_in_the_study_file_is_reported_in_one_line(tmp_path: Path) -> None:
@@ -410,17 +410,17 @@ def test_a_check_that_fails_becomes_a_warning_with_its_name(
 
 
 def test_the_memory_of_a_gpu_is_compared_with_the_need_of_the_study(study: Study, cache: Path) -> None:
-    def told(memory: int, free: int) -> list[str]:
+    def levels(memory: int, free: int) -> list[str]:
         workspace = at(study, NO_RUNS, cache)
         return text(device_findings(workspace, [], (Gpu("Small GPU", memory, None), free)))
 
-    first, second = told(10**9, 10**9)
+    first, second = levels(10**9, 10**9)
     assert first.startswith("stops model tiny-neox: ")
     assert second.startswith("stops model tiny-llama-chat: ")
     assert "on one GPU, Small GPU has 1.0; large enough: t4-16gb" in first
-    (enough,) = told(8 * 10**9, 8 * 10**9)
+    (enough,) = levels(8 * 10**9, 8 * 10**9)
     assert enough.startswith("ok 1.")
-    (taken,) = told(8 * 10**9, 10**9)
+    (taken,) = levels(8 * 10**9, 10**9)
     assert taken.startswith("warning 1.")
     assert "1.0 GB are free because other processes use it" in taken
 

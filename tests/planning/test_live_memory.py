@@ -40,7 +40,7 @@ def test_a_view_costs_nothing_and_keeps_its_storage(kind: str) -> None:
 def test_saved_tensors_live_until_the_end_of_the_backward_pass(kind: str) -> None:
     weight = torch.ones(1000, requires_grad=True)
     with LiveMemory() as live:
-        loss = (weight.exp() * 2).exp().sum()  # each exp keeps its result
+        loss = (weight.exp() * 2).exp().sum()  # each exp saves its result
         assert live.now == 2 * THOUSAND + loss.nbytes
         loss.backward()
         del loss

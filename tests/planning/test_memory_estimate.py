@@ -77,7 +77,7 @@ def changed(name: str, **settings: Any) -> Trial:
 
 
 def of_study(trial: Trial, **changes: Any) -> Trial:
-    """The trial in a study that is changed so."""
+    """Return the trial in a study with these changes."""
     study = dataclasses.replace(trial.study, **changes)
     return dataclasses.replace(trial, workspace=dataclasses.replace(trial.workspace, study=study))
 
@@ -93,7 +93,7 @@ def saved_model(folder: Path, architecture: dict[str, Any]) -> Any:
 
 
 def profiled_peak(run: Any) -> int:
-    """Return the peak of bytes that torch's allocator gave out during a run, on the CPU."""
+    """Return the peak number of bytes that torch allocated on the CPU during a run."""
     # On processors with bfloat16, oneDNN packs the weights again for each product.
     with torch.backends.mkldnn.flags(enabled=False), torch.profiler.profile(profile_memory=True) as profile:
         run()
@@ -119,7 +119,7 @@ def test_planned_weights_match_a_loaded_model(name: str, double: bool, tmp_path:
     trial = changed(name, double=double)
     real, planned = with_adapter(trial, load_quantized(trial.study, tmp_path)), adapted_model(trial, config)
     assert finetune_memory(trial, config).weights == weight_bytes(real)
-    # Tensor by tensor: the same ones in 4 bits, and all others of the same shape and type.
+    # Tensor by tensor: the same ones are in 4 bits, and all others have the same shape and type.
     true = dict(real.named_parameters())
     for parameter_name, tensor in planned.named_parameters():
         found = true.pop(parameter_name)

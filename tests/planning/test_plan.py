@@ -1,4 +1,4 @@
-"""The plan of a study: hours and disk checked by hand, GPUs by name, and the command."""
+"""The plan of a study: hours and disk (checked by hand), GPUs by name, and the command."""
 
 import dataclasses
 import json
@@ -43,12 +43,12 @@ def only_llama() -> Study:
 
 @pytest.fixture(scope="module")
 def llama(only_llama: Study, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Return its plan for two of the paper's GPUs, with nothing fetched or locked."""
+    """Return the plan of that study for two of the paper's GPUs, with nothing fetched or locked."""
     nowhere = tmp_path_factory.mktemp("nowhere")
     return make_plan(at(only_llama, nowhere, nowhere), A100, 2, PUBLISHED)
 
 
-def test_a_gpu_is_found_by_name_whatever_the_case() -> None:
+def test_the_name_of_a_gpu_ignores_case() -> None:
     assert find_gpu("A100-80GB") is find_gpu("a100-80gb")
     assert find_gpu("a100-80gb").speed == 1
     assert find_gpu("a100-40gb").speed < 1 < find_gpu("h100-80gb").speed
@@ -170,13 +170,13 @@ def place(cache: Path, study_file: Path) -> Place:
     return lambda *options: ["plan", str(study_file), "--cache", str(cache), *options]
 
 
-def test_a_study_of_other_models_has_memory_and_no_hours(study: Study, cache: Path) -> None:
+def test_a_study_of_other_models_has_memory_but_no_hours(study: Study, cache: Path) -> None:
     plan = make_plan(at(study, NO_RUNS, cache), find_gpu("t4-16gb"), 3, PUBLISHED)
     text = plan_text(plan)
     assert text.startswith("Study tiny on 3 x t4-16gb: 16.1 GB each, 300 GB/s, thus 0.15 times")
     assert "No estimate" in text
     arms = [line.split() for line in text.splitlines() if line.startswith("tiny-neox/adamw-8bit ")]
-    assert [arm[-1] for arm in arms] == ["-", "-"]  # nothing of the paper's beside it, no hours
+    assert [arm[-1] for arm in arms] == ["-", "-"]  # without a counterpart in the paper there are no hours
 
 
 def test_a_too_small_gpu_ends_the_plan_with_exit_code_2_and_a_line_for_each_model(place: Place) -> None:
@@ -202,14 +202,14 @@ def test_a_too_small_gpu_ends_the_plan_with_exit_code_2_and_a_line_for_each_mode
         (["--gpu", "24", "--gpus", "0"], 2, "--gpus"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(place: Place, options: list[str], code: int, words: str) -> None:
+def test_a_mistake_gives_one_line(place: Place, options: list[str], code: int, words: str) -> None:
     done = kit(*place(*options))
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
-def test_a_base_without_an_architecture_is_to_be_fetched(study_file: Path, tmp_path: Path) -> None:
+def test_a_base_without_an_architecture_must_be_fetched(study_file: Path, tmp_path: Path) -> None:
     done = kit("plan", study_file, "--gpu", "24", "--cache", tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
     assert len(done.stderr.splitlines()) == 1
@@ -217,7 +217,7 @@ def test_a_base_without_an_architecture_is_to_be_fetched(study_file: Path, tmp_p
     assert "run `qlora-repeat fetch` for this study" in done.stderr
 
 
-def test_a_mistake_in_the_study_file_is_told(tmp_path: Path) -> None:
+def test_a_mistake_in_the_study_file_is_reported(tmp_path: Path) -> None:
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
     done = kit("plan", path, "--gpu", "24")
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,4 +1,4 @@
-"""Code without what does nothing. The same on every Python: what is expected here is written out."""
+"""Code without comments and docstrings; the expected text is the same on every Python."""
 
 import ast
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_comments_docstrings_blank_lines_and_spaces_at_line_ends_are_left_out() 
     ("old", "new"),
     [
         ("no # comment", "no # commenT"),
-        ("a   \n", "a  \n"),  # spaces at a line end, but in a text that is a value
+        ("a   \n", "a  \n"),  # spaces at line ends within a string value
         ("# no comment either", "# no comment at all"),
         ("{one}   \n\n", "{one}   \n"),
         ('"default"', "'default'"),
@@ -91,7 +91,7 @@ def test_comments_docstrings_blank_lines_and_spaces_at_line_ends_are_left_out() 
         ("size: int = 1", "size: int = 2"),
     ],
 )
-def test_a_changed_value_changes_it(old: str, new: str) -> None:
+def test_a_changed_value_changes_the_digest(old: str, new: str) -> None:
     assert old in CODE
     assert bare_code(CODE.replace(old, new)) != BARE
 
@@ -102,9 +102,9 @@ class _WithoutIdleTexts(ast.NodeTransformer):
         return None if idle else node
 
 
-def test_the_kits_own_modules_do_the_same_without_it() -> None:
+def test_removing_comments_and_docstrings_does_not_change_the_kits_modules() -> None:
     for path in Path(qlora_repeat.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if path.parts[-2:] != ("cli", "main.py"):  # which has a function of nothing but its docstring
+        if path.parts[-2:] != ("cli", "main.py"):  # it has a function that is only a docstring
             bare = ast.parse(bare_code(text))
             assert ast.dump(bare) == ast.dump(_WithoutIdleTexts().visit(ast.parse(text))), path

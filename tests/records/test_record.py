@@ -142,7 +142,7 @@ def test_a_file_that_is_not_a_record_gives_a_helpful_error(content: str, tmp_pat
 def test_a_record_with_wrong_keys_or_types_is_refused(
     changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    """The digest matches, because someone else may have written the record."""
+    """Give the record a matching digest, since anyone may have written it."""
     (tmp_path / "evaluate.json").write_bytes(sealed(**changes))
     assert reason in refusal(tmp_path / "evaluate.json")
 
@@ -203,7 +203,7 @@ def test_damage_to_a_kept_file_is_found(tmp_path: Path) -> None:
     [
         ({"base": "1"}, {"base": "1"}, []),
         ({"base": "1"}, {"base": "2"}, ["base"]),
-        ({"base": "1"}, {"base": None}, []),  # not in this cache: nothing is known against the record
+        ({"base": "1"}, {"base": None}, []),  # not in this cache, so nothing contradicts the record
         ({}, {"code": "1"}, ["code"]),
         ({"settings": {"a": 1, "b": 2}}, {"settings": {"a": 1, "b": 3}}, ["b"]),
         ({"settings": {"a": 1, "b": 2}}, {"settings": {"b": 2, "c": 3}}, ["a", "c"]),
@@ -367,7 +367,7 @@ def test_a_name_of_a_module_that_does_not_exist_is_an_error(package: Path) -> No
 
 
 def test_packages_have_no_code_of_their_own() -> None:
-    """No digest includes `__init__` files, so a change to code there would make nothing stale."""
+    """Check `__init__` files; no digest includes them, so a change to code there makes nothing stale."""
     for path in PACKAGE.rglob("__init__.py"):
         if path.parent != PACKAGE:
             (docstring,) = ast.parse(path.read_text(encoding="utf-8")).body
@@ -386,7 +386,7 @@ STALE = {
     "evaluate": {"evaluate": ["code"]},
     "timing": {"time": ["code"]},
 }
-"""What a change to the module of a stage makes stale, and why."""
+"""Stages that a change to the module of a stage makes stale, and the reason."""
 
 
 @pytest.mark.parametrize("module", STALE)

@@ -30,7 +30,7 @@ GONE = object()
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
-    """The finished tiny study; each test restores what it changes."""
+    """Return the finished tiny study and its runs; each test restores what it changes."""
     from support.tiny import write_study
 
     folder = tmp_path_factory.mktemp("finished")
@@ -167,7 +167,7 @@ def test_optional_and_additional_outputs_are_no_damage(
     assert row.status == "done"
 
 
-def test_responses_are_what_a_row_of_results_takes(trial: Trial, rewrite: Rewrite) -> None:
+def test_recorded_responses_fit_a_row_of_results(trial: Trial, rewrite: Rewrite) -> None:
     assert RESPONSE.keys() == get_type_hints(Response).keys()
     rewrite(trial.record("evaluate"), "outputs|responses", [RESPONSE])
     (row, *_) = collect(trial.workspace)
@@ -185,7 +185,7 @@ def test_commands_name_the_damage_in_one_line(trial: Trial, rewrite: Rewrite, tm
         assert "Traceback" not in done.stderr
 
 
-def test_shapes_are_light() -> None:
+def test_the_schema_loads_no_large_library() -> None:
     script = "import sys, qlora_repeat.records.record_schema; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "transformers", "datasets"} & set(done.stdout.split()) == set()

@@ -38,7 +38,7 @@ def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, moment
     changes = 0
 
     def watch(stage: str, done: int, total: int, loss: float | None) -> None:
-        torch.rand(done), np.random.rand(done)  # what else draws changes nothing
+        torch.rand(done), np.random.rand(done)  # other draws change nothing
         if kind == "step" and loss is not None and done == moment:
             os.kill(os.getpid(), number)
 
@@ -63,7 +63,7 @@ def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, moment
 
 
 CHANGES = {"open", "os.rename", "os.remove", "os.link", "os.chmod", "os.truncate", "shutil.rmtree"}
-"""Events that Python announces (PEP 578); a file is written between `open` and `os.chmod`."""
+"""Audit events of Python (PEP 578); a file is written between `open` and `os.chmod`."""
 
 
 class Arena:
@@ -78,7 +78,7 @@ class Arena:
     def start(
         self, name: str, runs: str, kind: str = "", moment: int = 0, number: int = signal.SIGKILL
     ) -> int:
-        """The exit code of a process that fine-tunes."""
+        """Fine-tune in a process; return its exit code."""
         arguments = (self.study, name, self.folder / runs, self.cache, kind, moment, number)
         process = forks.Process(target=fine_tune, args=arguments)
         process.start()

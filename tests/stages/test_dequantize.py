@@ -1,4 +1,4 @@
-"""Frozen weights unpacked once: the same bits as 4-bit layers, and chosen only where that is so."""
+"""Frozen weights that are unpacked once give the same bits as 4-bit layers, or are not used."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ BATCHES = [(1, 1), (1, 7), (2, 19), (1, 64)]
 
 @pytest.fixture
 def bitwise(study: Study) -> Study:
-    """The tiny study with fixed seeds."""
+    """Return the tiny study with fixed seeds."""
     return dataclasses.replace(study, profile="bitwise")
 
 
@@ -34,7 +34,7 @@ def trials_with(study: Study, weights: FrozenWeights, runs: Path, cache: Path) -
 
 
 def adapted(study: Study, cache: Path) -> Any:
-    """A tiny model with an adapter, as in fine-tuning."""
+    """Return a tiny model with an adapter, as in fine-tuning."""
     trial = at(study, NO_RUNS, cache).trials()[0]
     base = load_quantized(study, base_folder(trial.workspace, trial.model.base))
     return with_adapter(trial, base)
@@ -42,10 +42,10 @@ def adapted(study: Study, cache: Path) -> Any:
 
 @pytest.mark.parametrize("optimizer", ["adamw-8bit", "adamw-32bit"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_adapters_and_traces_are_the_same_bits_whatever_the_frozen_weights(
+def test_adapters_and_traces_do_not_depend_on_the_kind_of_frozen_weights(
     optimizer: str, checkpointing: bool, bitwise: Study, cache: Path, tmp_path: Path
 ) -> None:
-    """For both architectures, also with gradient checkpointing."""
+    """Compare both architectures, also with gradient checkpointing."""
     models = {
         name: dataclasses.replace(
             model,
@@ -61,7 +61,7 @@ def test_adapters_and_traces_are_the_same_bits_whatever_the_frozen_weights(
     for trial, other in zip(plain, kept, strict=True):
         if trial.number > 1 or trial.optimizer != optimizer:
             continue
-        first, second = (finetune(each, lambda *told: None, {}) for each in (trial, other))
+        first, second = (finetune(each, lambda *progress: None, {}) for each in (trial, other))
         assert (first["weights"], second["weights"]) == ("nf4", "materialized")
         assert first["weights_same_bits"] is None
         assert second["weights_same_bits"] is True
@@ -83,7 +83,7 @@ def test_unpacked_layers_give_the_same_bits_in_every_precision(
     assert not any(type(module) is Linear4bit for module in model.modules())
 
 
-def test_a_bias_is_added_as_the_4_bit_layer_adds_it() -> None:
+def test_a_bias_is_added_as_in_the_4_bit_layer() -> None:
     torch.manual_seed(3)
     layer = Linear4bit(128, 64, bias=True, compute_dtype=torch.bfloat16, quant_type="nf4")
     layer.load_state_dict({"weight": torch.randn(64, 128), "bias": torch.randn(64)})
@@ -106,9 +106,9 @@ def test_a_difference_in_one_bit_is_noticed(study: Study, cache: Path) -> None:
     assert not dequantize._products_agree(layer, Nudged(layer), (1, 7))
 
 
-def test_auto_unpacks_where_memory_allows(study: Study, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_unpacks_if_memory_allows(study: Study, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(study, cache)
-    room = 2 * 2 * materialized_bytes(model)  # half of it is for each of two trials, and half of that is kept
+    room = 2 * 2 * materialized_bytes(model)  # each of two trials gets half of it, and may use half of that
     monkeypatch.setattr(dequantize, "free_memory", lambda: room - 1)
     assert dequantize.set_frozen_weights(model, "auto", BATCHES, 2) == {
         "weights": "nf4",
@@ -120,10 +120,10 @@ def test_auto_unpacks_where_memory_allows(study: Study, cache: Path, monkeypatch
     assert not any(type(module) is Linear4bit for module in model.modules())
 
 
-def test_auto_keeps_4_bits_where_the_bits_would_differ(
+def test_auto_keeps_4_bits_if_the_results_would_differ(
     study: Study, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU with fused kernels. If set by name, weights are dequantized, and the record says so."""
+    """Change one bit, as fused kernels on a GPU may; a setting by name still dequantizes and is recorded."""
     model = adapted(study, cache)
     monkeypatch.setattr(dequantize, "gives_same_bits", lambda *given: False)
     assert dequantize.set_frozen_weights(model, "auto", BATCHES, 1) == {
@@ -136,7 +136,7 @@ def test_auto_keeps_4_bits_where_the_bits_would_differ(
     }
 
 
-def test_free_memory_is_what_could_be_taken() -> None:
+def test_free_memory_can_really_be_used() -> None:
     free = memory.free_memory()
     assert 10**8 < free < 10**13
     held = torch.ones(free // 8, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Tests of what may be changed of a fine-tuning: the state map, one weight, and how far it goes."""
+"""Changes to a fine-tuning: the state map, one weight, and the number of steps."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def trained(folder: Path, cache: Path, optimizer: str, *changes: tuple[str, str]
 
 
 def test_the_old_map_changes_the_second_update(cache: Path, tmp_path: Path) -> None:
-    """The second moments of the first update were never stored."""
+    """Compare updates; the first one does not use stored second moments."""
     today = trained(tmp_path / "today", cache, "adamw-8bit")
     old = trained(tmp_path / "old", cache, "adamw-8bit+bitsandbytes-0.41.0")
     parted = first_divergence(read_trace(today.trace), read_trace(old.trace))
@@ -41,7 +41,7 @@ def test_the_old_map_changes_the_second_update(cache: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_nudge_is_one_weight_by_one_ulp(number: int, cache: Path, tmp_path: Path) -> None:
+def test_a_nudge_changes_one_weight_by_one_ulp(number: int, cache: Path, tmp_path: Path) -> None:
     still = trained(tmp_path / "still", cache, "adamw-32bit", number=number)
     nudged = trained(tmp_path / "nudged", cache, "adamw-32bit", NUDGE, number=number)
     parted = first_divergence(read_trace(still.trace), read_trace(nudged.trace))
@@ -49,7 +49,7 @@ def test_a_nudge_is_one_weight_by_one_ulp(number: int, cache: Path, tmp_path: Pa
     assert (parted.step, parted.kind) == (0, "init")
     ours, theirs = (load_file(trial.adapter / "adapter_model.safetensors") for trial in (still, nudged))
     most = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-    assert 0 < most < 1e-3, "it stays a small difference"
+    assert 0 < most < 1e-3, "the difference stays small"
 
 
 NUDGE = ('kernels = "default"\n\n[profiles.seeded]', 'kernels = "default"\nnudge = true\n\n[profiles.seeded]')
@@ -58,15 +58,15 @@ NUDGE = ('kernels = "default"\n\n[profiles.seeded]', 'kernels = "default"\nnudge
 def test_the_first_steps_equal_those_of_a_whole_trial(cache: Path, tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", cache, "adamw-8bit", ('schedule = "constant"', 'schedule = "cosine"'))
     begun = at(whole.study, tmp_path / "begun", cache).trial(whole.name)
-    told: list[tuple[int, int]] = []
+    steps: list[tuple[int, int]] = []
 
     def progress(stage: str, done: int, total: int, loss: float | None) -> None:
         if loss is not None:
-            told.append((done, total))
+            steps.append((done, total))
 
     run_trial(begun, ["finetune"], progress, until_step=3)
     assert read_trace(begun.unfinished / "trace.jsonl") == read_trace(whole.trace)[:4]
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
     assert not begun.adapter.exists()
     assert trial_state(begun).state == "missing"
     record, all_of_it = read_record(begun.first_steps), read_record(whole.record("finetune"))

@@ -1,4 +1,4 @@
-"""The option that a response gives."""
+"""The option that a response chooses."""
 
 import math
 

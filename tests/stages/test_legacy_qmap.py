@@ -6,7 +6,7 @@ from qlora_repeat.stages.legacy_qmap import old_map, set_legacy_qmap
 
 
 def test_the_old_map_equals_the_map_of_the_releases() -> None:
-    """Only 256 of its 524 values fit: nothing above a tenth of a block's largest moment can be stored."""
+    """Compare the map; only 256 of its 524 values fit, none above a tenth of a block's largest moment."""
     values = old_map()
     assert len(values) == 524
     assert values == sorted(values)
@@ -41,13 +41,13 @@ def _second_moments(legacy_qmap: str | None) -> torch.Tensor:
 def test_with_the_old_map_large_moments_are_lost() -> None:
     true = torch.linspace(0, 1, 4096) ** 2
     today, old = _second_moments(None), _second_moments("bitsandbytes-0.41.0")
-    last = slice(-256, None)  # the block of the largest
+    last = slice(-256, None)  # the block with the largest moments
     assert torch.allclose(today[last], true[last], rtol=0.05)
     assert (old[last] < true[last] / 9).all()
 
 
 def test_a_map_is_set_for_one_optimizer_only() -> None:
-    """Another optimizer in the same process has today's map."""
+    """Check that another optimizer in the same process has today's map."""
     before = _second_moments(None)
     assert not torch.equal(_second_moments("bitsandbytes-0.41.0"), before)
     assert torch.equal(_second_moments(None), before)

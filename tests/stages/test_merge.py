@@ -1,4 +1,4 @@
-"""Adapters that may come from elsewhere: refused before anything of them is used."""
+"""Adapters are merged, and invalid or harmful ones are refused before they are used."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ CONFIG = {"r": 2, "lora_alpha": 4}
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A base of one weight, and the configuration of some architecture."""
+    """Return a base model with one weight and a configuration."""
     folder = tmp_path / "base"
     folder.mkdir()
     save_file({"layer.weight": torch.ones(4, 3), "other": torch.ones(2)}, folder / "model.safetensors")
@@ -29,7 +29,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def adapter(tmp_path: Path, tensors: dict[str, Any] = LORA, config: str = json.dumps(CONFIG)) -> Path:
-    """An adapter of these tensors, its configuration that text."""
+    """Return an adapter with these tensors and this configuration."""
     folder = tmp_path / "adapter"
     folder.mkdir()
     prefixed = {f"base_model.model.{name}": value for name, value in tensors.items()}
@@ -44,7 +44,7 @@ def merged(base: Path, adapter: Path, tmp_path: Path) -> dict[str, Any]:
     return load_file(tmp_path / "merged" / "model.safetensors")
 
 
-def test_an_adapter_is_merged_by_the_papers_sum(base: Path, tmp_path: Path) -> None:
+def test_merging_computes_the_papers_sum(base: Path, tmp_path: Path) -> None:
     found = merged(base, adapter(tmp_path), tmp_path)
     assert found["layer.weight"].tolist() == [[1 + 2 * 4 / 2] * 3] * 4
     assert found["other"].tolist() == [1, 1]
@@ -91,7 +91,7 @@ def test_a_pickled_adapter_is_refused_by_name(
     assert not Path("harm-was-done").exists()
 
 
-def test_an_adapter_that_lacks_a_part_is_refused(base: Path, tmp_path: Path) -> None:
+def test_an_incomplete_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     folder = adapter(tmp_path, {"layer.lora_A.weight": torch.ones(2, 3)})
     with pytest.raises(
         MissingError, match=r"base_model.model.layer.lora_B.weight is missing; fine-tune again"
@@ -113,7 +113,7 @@ def test_a_base_whose_index_points_outside_is_refused(base: Path, tmp_path: Path
 
 
 def test_merging_holds_one_tensor_of_the_base_at_a_time(tmp_path: Path) -> None:
-    """The system can drop mapped memory, but would have to swap other memory."""
+    """Measure memory other than mapped files, which the system can drop without swapping."""
     (folder := tmp_path / "base").mkdir()
     shape = (2048, 4096)  # 32 MiB each in float32
     save_file({f"layer.{n}.weight": torch.ones(shape) for n in range(12)}, folder / "model.safetensors")
@@ -125,7 +125,7 @@ def test_merging_holds_one_tensor_of_the_base_at_a_time(tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-c", MERGE_AND_WATCH, tmp_path], capture_output=True, text=True, check=True
     )
-    assert int(found.stdout) < 150 * 2**20  # all merged weights take 192 MiB, all that are summed 384
+    assert int(found.stdout) < 150 * 2**20  # all merged weights take 192 MiB, in float32 384 MiB
     assert load_file(tmp_path / "merged" / "model.safetensors")["layer.7.weight"][0, 0] == 5
 
 

@@ -62,7 +62,7 @@ def test_a_step_that_the_scaler_skips_is_marked_and_changes_nothing(trial: Trial
     skipped = [step.step for step in steps if step.skipped]
     assert skipped
     assert skipped[0] == 1
-    assert len(skipped) < 6, "the scale comes down"
+    assert len(skipped) < 6, "the scale decreases"
     for before, after in itertools.pairwise(steps):
         assert (before.adapter == after.adapter) == after.skipped
         assert math.isfinite(after.loss or 0)

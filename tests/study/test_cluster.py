@@ -1,4 +1,4 @@
-"""What jobs ask of a scheduler: where it is said, and what is refused."""
+"""Settings of a study, options and the user's file say what jobs request from a scheduler."""
 
 import re
 from pathlib import Path
@@ -150,7 +150,7 @@ def test_a_dry_run_shows_what_would_be_requested(study_file: Path, tmp_path: Pat
     arguments += ["--gpus", "a100:2", "--partition", "gpu", "--time", "1:30:00", "--memory", "8"]
     done = CliRunner().invoke(cli, [*arguments, "--concurrent", "4", "--sbatch", "exclusive"])
     assert done.exit_code == 0, done.output
-    told = dict(line.split("  ", 1) for line in done.output.splitlines() if "  " in line)
+    output = dict(line.split("  ", 1) for line in done.output.splitlines() if "  " in line)
     for key, value in {
         "partition": "gpu",
         "gres": "gpu:a100:2",
@@ -159,7 +159,7 @@ def test_a_dry_run_shows_what_would_be_requested(study_file: Path, tmp_path: Pat
         "array_parallelism": "4",
         "additional_parameters": "requeue, exclusive",
     }.items():
-        assert told[key].split("  ")[0].strip().startswith(value) or value in told[key], (key, told)
+        assert output[key].split("  ")[0].strip().startswith(value) or value in output[key], (key, output)
     assert "tiny-neox/base, tiny-neox/adamw-8bit/1" in done.output
     assert not (tmp_path / "runs").exists()
 

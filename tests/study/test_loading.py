@@ -1,4 +1,4 @@
-"""Where a study's name finds its file, in a checkout and with an installed kit."""
+"""The name of a study finds its file, in a checkout and with an installed kit."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from qlora_repeat.system import package_data
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder."""
+    """Return an empty folder, which is the current one."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The data folder of a kit installed from a wheel, with the study `tiny`."""
+    """Return the data folder of a kit installed from a wheel, with the study `tiny`."""
     folder = tmp_path / "site-packages" / "qlora_repeat" / "data"
     (folder / "studies").mkdir(parents=True)
     write_study(folder / "studies")

@@ -1,4 +1,4 @@
-"""What the how-to guide adds to a study: few lines, of the pocket study and of one that is trained here."""
+"""The how-to guide's blocks change few lines; the pocket study accepts them, and a tiny study is trained."""
 
 import difflib
 import re
@@ -40,13 +40,13 @@ def written(plain: str, block: str, path: Path) -> Study:
     ]
     added = sum(line.startswith("+") for line in changes)
     assert 2 <= added < MOST_LINES
-    assert len(changes) - added <= 3, "lines that were there before"
+    assert len(changes) - added <= 3, "the old lines are kept"
     path.write_text(text, encoding="utf-8")
     return load_study(str(path))
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["model", "dataset", "optimizer"])
-def test_the_pocket_study_takes_it(block: str, tmp_path: Path) -> None:
+def test_the_pocket_study_accepts_the_block(block: str, tmp_path: Path) -> None:
     plain = (ROOT / "studies/pocket.toml").read_text("utf-8")
     study, pocket = written(plain, block, tmp_path / "mine.toml"), load_study("pocket")
     if block == OPTIMIZER:
@@ -78,7 +78,7 @@ def tiny_block(block: str) -> str:
     ],
     ids=["model", "dataset", "optimizer"],
 )
-def test_a_tiny_study_with_it_is_trained(
+def test_a_tiny_study_with_the_block_is_trained(
     block: str, trial: str, of: str, cache: Path, tmp_path: Path
 ) -> None:
     own = tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""The paper's study file against the paper's own words: each stated value is read out of the text.
+"""The paper's study file agrees with the paper: tests read each stated value from its text.
 
 The text is not part of the repository; QLORA_REPEAT_PAPER_TEXT names a file with it.
 """
@@ -20,7 +20,7 @@ NUMBERS = {"three": 3, "seven": 7}
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    """The paper's text, on one line."""
+    """Return the paper's text on one line."""
     path = os.environ.get("QLORA_REPEAT_PAPER_TEXT")
     if not path:
         pytest.skip("QLORA_REPEAT_PAPER_TEXT does not name a file with the paper's text")
@@ -29,18 +29,18 @@ def text() -> str:
 
 @pytest.fixture(scope="module")
 def neox(text: str) -> str:
-    """Section VII-A, on GPT-NeoX."""
+    """Return section VII-A, on GPT-NeoX."""
     return text.partition("For fine-tuning the GPT-NeoX-20B model")[2].partition("B. Llama2-7b-Hf")[0]
 
 
 @pytest.fixture(scope="module")
 def llama(text: str) -> str:
-    """Section VII-B, on Llama."""
+    """Return section VII-B, on Llama."""
     return text.partition("B. Llama2-7b-Hf")[2].partition("SECTION VIII")[0]
 
 
 def stated(text: str, pattern: str) -> set[Any]:
-    """All that a text says in some words (in pairs, where the words hold two); it must say it."""
+    """Return everything in the text that matches the pattern (pairs for two groups); require a match."""
     found = set(re.findall(pattern, text, re.IGNORECASE))
     assert found, f"the text has nothing like {pattern}"
     return found
@@ -55,7 +55,7 @@ def by_data(name: str) -> list[Model]:
 
 
 def of_kind(kind: str) -> list[Model]:
-    """The models whose base is of an architecture."""
+    """Return the models whose base has this architecture."""
     bases = {name for name, base in PAPER.bases.items() if (base.architecture or {})["model_type"] == kind}
     return [model for model in PAPER.models.values() if model.base in bases]
 
@@ -139,7 +139,7 @@ def test_tags(neox: str, llama: str) -> None:
     assert chat["llama2-chat-7b"] == f"{begin}{opening} {{instruction}} {closing} {{answer}}{end}"
     assert {model.stop for model in by_data("instructions")} == {last, end} == {"</s>"}
     assert {model.template for model in by_data("quotes")} == {"{quote}"}, (
-        "of tags on quotes the paper says nothing"
+        "the paper does not mention tags for quotes"
     )
 
 
@@ -155,7 +155,7 @@ def test_samplings_and_the_ablation(text: str) -> None:
 
 
 def test_models(text: str) -> None:
-    """Which model learns which dataset: the titles as the paper writes them, but for -hf."""
+    """Check which model learns which dataset; titles are those of the paper, without -hf."""
     assert [model.title for model in by_data("quotes")] == ["GPT-NeoX-20B", "Llama2-7B"]
     for model in PAPER.models.values():
         data = {"quotes": "English quotes", "instructions": "Open-Platypus"}[model.data]

@@ -1,4 +1,4 @@
-"""Streams of randomness that know nothing of each other."""
+"""Streams of randomness do not affect each other."""
 
 import random
 import subprocess
@@ -145,7 +145,7 @@ DRAWS = st.tuples(st.sampled_from(SOURCES), st.integers(0, 3), st.integers(0, 11
 @settings(deadline=None)
 @given(st.lists(st.one_of(DRAWS, st.integers(0, 99)), max_size=12))
 def test_a_draw_does_not_depend_on_earlier_draws(program: list[Any]) -> None:
-    """The program has draws from any sources in any order, mixed with other uses of the generators."""
+    """Draw from any sources in any order, mixed with other uses of the generators."""
     mixed = []
     for action in program:
         if isinstance(action, int):

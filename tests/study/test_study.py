@@ -255,7 +255,7 @@ def test_a_mistake_about_a_hub_gives_one_line(mistake: str, tmp_path: Path) -> N
     ("variant", "steps", "rows"),
     [("12-steps", 12, None), ("4-rows", None, 4), ("12-steps-4-rows", 12, 4), ("1-steps-1-rows", 1, 1)],
 )
-def test_a_study_can_be_cut_short_by_its_name(variant: str, steps: int | None, rows: int | None) -> None:
+def test_a_study_can_be_shortened_by_its_name(variant: str, steps: int | None, rows: int | None) -> None:
     paper, short = load_study("paper"), load_study(f"paper@{variant}")
     assert (paper.label, short.label) == ("paper", f"paper@{variant}")
     assert at(short, Path("runs")).folder == Path(f"runs/paper@{variant}")
@@ -264,7 +264,7 @@ def test_a_study_can_be_cut_short_by_its_name(variant: str, steps: int | None, r
         whole = paper.models[name].training
         examples = rows or 2006
         assert model.training.total_steps(examples) == min(steps or 3 * examples, 3 * examples)
-        assert dataclasses.replace(model.training, max_steps=None) == whole, "nothing else is changed"
+        assert dataclasses.replace(model.training, max_steps=None) == whole, "nothing else changes"
     kept = {"models": paper.models, "data": paper.data, "variant": ""}
     assert dataclasses.replace(short, **kept) == paper
 
@@ -337,11 +337,11 @@ def test_another_profile_changes_the_randomness_and_the_folder_and_nothing_else(
     assert (plain.randomness.kernels, bitwise.randomness.kernels) == ("default", "deterministic")
     assert (plain.label, bitwise.label) == ("tiny", "tiny@bitwise")
     assert dataclasses.replace(bitwise, profile="as-published", variant="") == plain
-    assert load_study(f"{path}@as-published") == plain, "which is the file's own"
+    assert load_study(f"{path}@as-published") == plain, "that is the file's own profile"
 
 
 @pytest.mark.parametrize("name", ["bitwise@2-steps-4-rows", "2-steps-4-rows@bitwise"])
-def test_a_profile_and_a_cut_can_be_combined(name: str, tmp_path: Path) -> None:
+def test_a_profile_and_a_shortened_study_can_be_combined(name: str, tmp_path: Path) -> None:
     study = load_study(f"{write_study(tmp_path)}@{name}")
     assert study.label == "tiny@bitwise@2-steps-4-rows"
     assert study.randomness.kernels == "deterministic"
@@ -365,7 +365,7 @@ def test_a_study_with_one_optimizer_has_its_own_folder(tmp_path: Path) -> None:
     )
 
 
-def test_an_at_sign_in_a_folder_cuts_nothing_short(tmp_path: Path) -> None:
+def test_an_at_sign_in_a_folder_does_not_shorten_the_study(tmp_path: Path) -> None:
     folder = tmp_path / "me@lab"
     folder.mkdir()
     path = write_study(folder)

@@ -1,4 +1,4 @@
-"""The names of trials, and the paths that belong to them."""
+"""The names of trials and their paths."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Deterministic kernels: what is set, what is refused, and that texts stay the same."""
+"""Deterministic kernels: the settings of torch, refused operations, and unchanged texts."""
 
 import os
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_other_errors_are_unchanged() -> None:
 
 @pytest.mark.parametrize("model", ["tiny-neox", "tiny-llama-chat"])
 def test_both_kinds_of_kernels_generate_the_same_texts(model: str, study: Study, cache: Path) -> None:
-    """On a CPU, where the kit then processes the scores with the same operations as `generate`."""
+    """Generate on a CPU, where the kit's processing of scores has the same operations as `generate`."""
     folder = base_folder(at(study, NO_RUNS, cache), study.models[model].base)
     loaded, tokenizer = load_full(folder, "float32"), load_tokenizer(folder)
     texts: dict[Kernels, list[str]] = {}

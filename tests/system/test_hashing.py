@@ -70,7 +70,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_change_right_after_a_digest_is_noticed(tmp_path: Path) -> None:
-    """Also within one tick of the clock, and if the old times are restored."""
+    """Change the file within one tick of the clock, and restore its old times."""
     path = tmp_path / "file"
     path.write_bytes(b"0000")
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""Safetensors files are read as safetensors reads them, and refused if they could do harm."""
+"""Safetensors files are read with the same result as by safetensors, and refused if they could do harm."""
 
 import json
 import pickle
@@ -134,7 +134,7 @@ def test_a_file_with_an_invalid_header_is_refused(content: bytes, reason: str) -
 
 def test_a_header_of_more_than_100_mb_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    with path.open("wb") as file:  # a file with a hole: it takes no disk
+    with path.open("wb") as file:  # a sparse file takes no disk space
         file.write(struct.pack("<Q", 150_000_000))
         file.truncate(200_000_000)
     with pytest.raises(MissingError, match="has 150,000,000 bytes, expected at most 100,000,000"):
@@ -272,7 +272,7 @@ def test_a_truncated_or_corrupted_file_is_read_or_refused_in_one_line(data: st.D
 def test_other_errors_of_safetensors_have_the_same_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as an error that this check does not know."""
+    """Raise an error that the check does not know."""
     save_file(TENSORS, tmp_path / "model.safetensors")
 
     def refuse(path: Path) -> None:

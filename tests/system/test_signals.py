@@ -84,7 +84,7 @@ def test_a_stopped_command_says_so_in_one_line(
         # A test in the background of a shell ignores Ctrl-C, and its child processes would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    with study.open("w"):  # waits until the command reads the study, which then never ends
+    with study.open("w"):  # waits until the command opens the study, then keeps it waiting
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
@@ -95,7 +95,7 @@ def test_a_stopped_command_says_so_in_one_line(
 def test_a_stop_that_a_library_turned_into_its_own_error_is_a_stop(
     what: str, cache: Path, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As transformers does while it loads weights, which made a trial fail."""
+    """Raise another error, as transformers does while it loads weights."""
 
     def load(*arguments: object) -> None:
         try:
@@ -108,7 +108,7 @@ def test_a_stop_that_a_library_turned_into_its_own_error_is_a_stop(
     trial = at(study, tmp_path / "runs", cache).trials()[0]
     with pytest.raises(StoppedError, match="by SIGTERM"), stop_on_signals(keyboard=False):
         if what == "trial":
-            run_trial(trial, ["finetune"], lambda *told: None)
+            run_trial(trial, ["finetune"], lambda *progress: None)
         else:
-            run_base_test(trial.workspace.base_tests(trial.model_name)[0], lambda *told: None)
+            run_base_test(trial.workspace.base_tests(trial.model_name)[0], lambda *progress: None)
     assert not trial.failure.exists()

@@ -121,9 +121,9 @@ def test_without_a_nudge_there_is_no_noise_floor() -> None:
     measured = made(interacting)
     kept = [each for each in measured.outcomes if each.condition != NUDGE]
     measured = dataclasses.replace(measured, outcomes=kept)
-    told = sentences(measured, attribute(measured))[2]
-    assert "too few to decide" in told
-    assert told.endswith("(there is no nudge whose noise it could be compared with).")
+    sentence = sentences(measured, attribute(measured))[2]
+    assert "too few to decide" in sentence
+    assert sentence.endswith("(there is no nudge whose noise it could be compared with).")
 
 
 def test_replicates_that_repeat_one_observation_have_no_interval() -> None:
@@ -426,11 +426,11 @@ def test_an_invalid_file_does_not_prevent_other_tables(tmp_path: Path) -> None:
             write_attribution(measured, attribute(measured), [], path)
         else:
             path.write_text(text)
-    told: list[str] = []
-    assert read_experiments("made", tmp_path, told.append) == [measured]
-    assert len(told) == 1
-    assert told[0].startswith("no table S2 or figure S2: ")
-    assert "one/attribution.json" in told[0]
+    notes: list[str] = []
+    assert read_experiments("made", tmp_path, notes.append) == [measured]
+    assert len(notes) == 1
+    assert notes[0].startswith("no table S2 or figure S2: ")
+    assert "one/attribution.json" in notes[0]
 
 
 def test_per_cents_have_two_digits_or_are_whole() -> None:

@@ -175,17 +175,17 @@ def test_the_command_resumes_and_reports(
     planned = kit(*arguments, "--dry-run")
     assert planned.stdout.split()[-2:] == ["5", "1"], planned
     assert not lost.folder.exists()
-    told = kit(*arguments, "--out", tmp_path / "out")
-    assert told.returncode == 0, told.stderr
-    assert "[1/1] dropout 2 done" in told.stderr
+    done = kit(*arguments, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "[1/1] dropout 2 done" in done.stderr
     assert not lost.merged.exists()
     assert not is_open(lost, STAGES)
     arm = "tiny-neox-adamw-32bit"
     for name in (f"table-S2-{arm}.md", f"table-S2-{arm}.tex", f"figure-S2-{arm}.png", f"figure-S2-{arm}.pdf"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
-    assert told.stdout.startswith("Dropout alone")
+    assert done.stdout.startswith("Dropout alone")
     content = json.loads(copied.file.read_text())
-    assert told.stdout.splitlines()[: len(content["sentences"])] == content["sentences"]
+    assert done.stdout.splitlines()[: len(content["sentences"])] == content["sentences"]
     assert read_measured(copied.file) == measure(copied)
 
     rendered = kit("attribute", "--results", copied.file, "--out", tmp_path / "again")

@@ -146,9 +146,9 @@ def test_the_first_difference_is_named_with_its_step(trials: tuple[Path, Path], 
     assert ["seed", "adapter_init", "1", "2"] in rows
     assert sum("packages.torch" in line for line in done.output.splitlines()) == 1, "reported once"
 
-    told = diff(ONE, TWO, "--json")
-    found = json.loads(told.output)
-    assert told.exit_code == 7
+    result = diff(ONE, TWO, "--json")
+    found = json.loads(result.output)
+    assert result.exit_code == 7
     assert (found["verdict"], found["divergence"]["step"], found["divergence"]["kind"]) == (
         "different",
         9,
@@ -245,11 +245,11 @@ def test_what_cannot_be_compared_is_listed(trials: tuple[Path, Path], diff: Diff
         None,
         [],
     )
-    told = "\n".join(found["not_compared"])
-    assert f"settings, seeds and fingerprint: {bare} has no record of its fine-tuning" in told
-    assert f"perplexity: {bare} is not evaluated" in told
-    assert f"adapters: {bare}/adapter: has no adapter" in told
-    assert "numbers of tokens: no step has them in both traces" in told
+    not_compared = "\n".join(found["not_compared"])
+    assert f"settings, seeds and fingerprint: {bare} has no record of its fine-tuning" in not_compared
+    assert f"perplexity: {bare} is not evaluated" in not_compared
+    assert f"adapters: {bare}/adapter: has no adapter" in not_compared
+    assert "numbers of tokens: no step has them in both traces" in not_compared
     shown = diff(ONE, bare)
     assert shown.exit_code == 0
     assert all(f"- {line}" in shown.output.splitlines() for line in found["not_compared"])
