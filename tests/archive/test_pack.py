@@ -572,7 +572,7 @@ def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     lab = Lab(tmp_path_factory.mktemp("recorded"), cache)
     write_study(lab.folder)
     trial = at(load_study(str(lab.study)), lab.runs, cache).trial(FIRST)
-    run_trial(trial, STAGES, lambda stage, done, total, loss: None)
+    run_trial(trial, STAGES, lambda *progress: None)
     assert "before you publish" not in lab.kit("pack").output, "records, trace, adapter"
     return lab
 

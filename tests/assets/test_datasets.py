@@ -115,11 +115,11 @@ def not_utf8(folder: Path) -> None:
     (folder / ROWS).write_bytes(b"\xff")
 
 
-@pytest.mark.parametrize("spoil", [without_rows, not_utf8])
+@pytest.mark.parametrize("damage", [without_rows, not_utf8])
 def test_changed_data_are_refused_with_other_advice_than_missing_data(
-    study: Study, own_cache: Path, spoil: Any
+    study: Study, own_cache: Path, damage: Any
 ) -> None:
-    spoil(data_folder(at(study, NO_RUNS, own_cache), "quotes"))
+    damage(data_folder(at(study, NO_RUNS, own_cache), "quotes"))
     assert data_digest(at(study, NO_RUNS, own_cache), "quotes") is not None, "so `fetch` accepts them"
     with pytest.raises(MissingError, match="delete the folder"):
         read_rows(at(study, NO_RUNS, own_cache), "quotes")

@@ -264,9 +264,9 @@ HALVES = {
 
 @pytest.mark.parametrize("half", HALVES)
 def test_the_missing_files_of_a_half_filled_cache_are_named(half: str, copied: User) -> None:
-    spoil, knowing, lacking = HALVES[half]
+    damage, knowing, lacking = HALVES[half]
     shutil.rmtree(copied.base())
-    spoil(copied)
+    damage(copied)
     before = copied.locked()
     if knowing != "the lock":
         del before[MODEL]

@@ -12,6 +12,7 @@ from peft import PeftModel
 from support.places import NO_RUNS, at
 from support.small_disk import needs_mount, on_small_disk
 from support.tiny import write_study
+from support.trials import outputs, quiet
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
@@ -31,10 +32,6 @@ from qlora_repeat.system.hashing import weights_digest
 MODELS = ["tiny-neox", "tiny-llama-chat"]
 
 
-def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignore progress."""
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def trial(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     """Return the finished first 8-bit trial of each model, with its merged weights."""
@@ -44,12 +41,6 @@ def trial(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.
     run_base_test(trial.workspace.base_tests(trial.model_name)[0], quiet)
     run_trial(trial, STAGES, quiet)
     return trial
-
-
-def outputs(trial: Trial, stage: str) -> dict:
-    record = read_record(trial.folder / f"{stage}.json")
-    assert record is not None
-    return record.outputs
 
 
 def test_all_stages_are_done(trial: Trial, cache: Path) -> None:
@@ -123,7 +114,7 @@ def test_the_trace_has_every_step(trial: Trial) -> None:
     assert all(math.isfinite(step.loss or math.nan) and (step.gradient_norm or 0) > 0 for step in steps)
     assert [step.learning_rate for step in steps] == [trial.model.training.learning_rate] * 3
     assert [len(step.examples or []) for step in steps] == [1, 1, 1]
-    found = outputs(trial, "finetune")
+    found = outputs(trial)
     assert steps[-1].loss == found["final_loss"]
     assert steps[-1].adapter == found["adapter_digest"]
     assert len({step.adapter for step in (start, *steps)}) == 4
@@ -135,7 +126,7 @@ def test_rare_digests_are_also_taken_after_the_first_and_the_last_step(
     """Check the digest after the first update, where optimizers first differ."""
     study = dataclasses.replace(trial.study, digest_every=10)
     rare = at(study, tmp_path, cache).trial(trial.name)
-    run_trial(rare, ["finetune"], quiet, seeds=outputs(trial, "finetune")["seeds"])
+    run_trial(rare, ["finetune"], quiet, seeds=outputs(trial)["seeds"])
     digests = [step.adapter for step in read_trace(trial.trace)]
     assert [step.adapter for step in read_trace(rare.trace)] == [*digests[:2], None, digests[3]]
 
@@ -152,11 +143,11 @@ def test_a_finished_fine_tuning_leaves_no_checkpoint(trial: Trial) -> None:
 
 
 def test_the_8bit_arm_keeps_8bit_state(trial: Trial) -> None:
-    assert outputs(trial, "finetune")["optimizer_state"].get("uint8", 0) > 0
+    assert outputs(trial)["optimizer_state"].get("uint8", 0) > 0
 
 
 def test_peak_memory_is_measured_for_this_process(trial: Trial) -> None:
-    found = outputs(trial, "finetune")
+    found = outputs(trial)
     assert found["peak_memory_share"] is None
     assert 2**27 < found["peak_memory_bytes"] < 2**35
 
@@ -170,10 +161,10 @@ def test_seeded_trials_give_the_same_bits_and_other_state_precision_other_bits(
     for name in ("adamw-8bit/1", "adamw-8bit/2", "adamw-32bit/1"):
         trial = at(study, tmp_path / "runs", cache).trial(f"{model}/{name}")
         run_trial(trial, ["finetune"], quiet)
-        digests[name] = outputs(trial, "finetune")["adapter_digest"]
+        digests[name] = outputs(trial)["adapter_digest"]
     assert digests["adamw-8bit/1"] == digests["adamw-8bit/2"]
     assert digests["adamw-8bit/1"] != digests["adamw-32bit/1"]
-    assert set(outputs(trial, "finetune")["optimizer_state"]) == {"float32"}
+    assert set(outputs(trial)["optimizer_state"]) == {"float32"}
 
 
 def test_fresh_adapters_differ_and_can_be_repeated_from_recorded_seeds(
@@ -183,13 +174,13 @@ def test_fresh_adapters_differ_and_can_be_repeated_from_recorded_seeds(
     first, second = at(study, tmp_path / "runs", cache).trials()[:2]
     for trial in (first, second):
         run_trial(trial, ["finetune"], quiet)
-    found = [outputs(trial, "finetune") for trial in (first, second)]
+    found = [outputs(trial) for trial in (first, second)]
     assert found[0]["seeds"]["adapter_init"] != found[1]["seeds"]["adapter_init"]
     assert found[0]["adapter_digest"] != found[1]["adapter_digest"]
     # B begins at zero, so the first loss is the base model's: equal losses show equal order and dropout.
     assert found[0]["initial_loss"] == found[1]["initial_loss"]
     run_trial(second, ["finetune"], quiet, force=True, seeds=found[0]["seeds"])
-    assert outputs(second, "finetune")["adapter_digest"] == found[0]["adapter_digest"]
+    assert outputs(second)["adapter_digest"] == found[0]["adapter_digest"]
     assert second.trace.read_bytes() == first.trace.read_bytes()
 
 
@@ -201,7 +192,7 @@ def test_a_trial_with_its_own_split_is_tested_on_its_own_test_part(
     splits = []
     for trial in at(study, tmp_path / "runs", cache).trials()[:2]:
         run_trial(trial, ["finetune", "merge", "evaluate"], quiet)
-        seed = outputs(trial, "finetune")["seeds"]["split"]
+        seed = outputs(trial)["seeds"]["split"]
         rows = part_rows(at(study, NO_RUNS, cache), trial.model.data, "test", seed)[
             : study.evaluation.examples
         ]
@@ -231,26 +222,26 @@ def stop_at(step: int) -> Progress:
 
 
 def test_given_seeds_replace_an_attempt_with_other_seeds(trained: Trial, cache: Path) -> None:
-    trial, before = trained, outputs(trained, "finetune")
+    trial, before = trained, outputs(trained)
     with pytest.raises(StoppedError):
         run_trial(trial, ["finetune"], stop_at(2), force=True)
     assert trial.unfinished.exists()
     run_trial(trial, ["finetune"], quiet, force=True, seeds=before["seeds"])
-    assert outputs(trial, "finetune")["seeds"] == before["seeds"]
-    assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
+    assert outputs(trial)["seeds"] == before["seeds"]
+    assert outputs(trial)["adapter_digest"] == before["adapter_digest"]
 
 
 def test_a_damaged_adapter_is_restored_from_its_recorded_seeds(trained: Trial, cache: Path) -> None:
-    trial, before = trained, outputs(trained, "finetune")
+    trial, before = trained, outputs(trained)
     (trial.adapter / "adapter_model.safetensors").unlink()
     run_trial(trial, ["finetune"], quiet)
-    assert outputs(trial, "finetune")["adapter_digest"] == before["adapter_digest"]
+    assert outputs(trial)["adapter_digest"] == before["adapter_digest"]
 
 
 def test_an_older_adapter_is_kept_if_the_disk_is_too_full_for_a_new_one(
     trained: Trial, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial, before = trained, outputs(trained, "finetune")
+    trial, before = trained, outputs(trained)
 
     def full(*arguments: Any, **more: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -259,9 +250,9 @@ def test_an_older_adapter_is_kept_if_the_disk_is_too_full_for_a_new_one(
         patched.setattr(PeftModel, "save_pretrained", full)
         run_trial(trial, ["finetune"], quiet, force=True)
     assert stage_states(trial)["finetune"].state == "done"
-    assert outputs(trial, "finetune") == before
+    assert outputs(trial) == before
     run_trial(trial, ["finetune"], quiet, force=True)
-    found = outputs(trial, "finetune")
+    found = outputs(trial)
     assert found["resumed_from"] == found["steps"], "no step was trained again"
 
 
@@ -270,7 +261,7 @@ def test_fresh_responses_are_drawn_once_for_a_trial(cache: Path, tmp_path: Path)
     first, second = at(study, tmp_path / "runs", cache).trials()[:2]
     for trial in (first, second):
         run_trial(trial, STAGES, quiet)
-    drawn = outputs(first, "finetune")["seeds"]["generation"]
+    drawn = outputs(first)["seeds"]["generation"]
     assert outputs(first, "evaluate")["generation_seed"] == drawn
     assert outputs(first, "time")["generation_seed"] == drawn
     assert outputs(second, "evaluate")["generation_seed"] != drawn
@@ -308,10 +299,10 @@ def test_a_damaged_adapter_is_named_and_trained_again(cache: Path, tmp_path: Pat
         StageError, match=rf"merge needs the finetune stage, which is damaged: {weights}: not the bytes that"
     ):
         run_trial(trial, ["merge"], quiet)
-    assert outputs(trial, "finetune") == before["finetune"], "the record is kept"
+    assert outputs(trial) == before["finetune"], "the record is kept"
     run_trial(trial, STAGES, quiet)
     assert trial_state(trial).state == "done"
-    assert outputs(trial, "finetune")["adapter_digest"] == before["finetune"]["adapter_digest"]
+    assert outputs(trial)["adapter_digest"] == before["finetune"]["adapter_digest"]
     # The adapter is the same again, so the later stages are still valid.
     assert outputs(trial, "time") == before["time"]
 

@@ -15,11 +15,10 @@ from support.checkout import ROOT, kit
 from support.places import at
 from support.slurm_cluster import slurm
 from support.tiny import write_study
+from support.trials import outputs
 
-from qlora_repeat.records.record import read_record
 from qlora_repeat.slurm.queue import read_queue
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import Trial
 
 pytestmark = pytest.mark.slurm
 
@@ -77,12 +76,6 @@ def process_of(job: str) -> int:
                 found.append(int(folder.name))
     (number,) = found
     return number
-
-
-def digest(trial: Trial) -> str:
-    record = read_record(trial.record("finetune"))
-    assert record is not None
-    return str(record.outputs["adapter_digest"])
 
 
 def test_two_submissions_at_once_run_each_trial_once_and_tables_come_last(
@@ -154,6 +147,6 @@ def test_a_cancelled_or_preempted_trial_resumes_to_the_same_bits(cache: Path, tm
     wait(lambda: job not in (getattr(read_queue(), "waiting_or_running", {job})))
     assert job_of(submit(study_file, runs, cache, "--randomness", "bitwise").stdout, trial.name) != job
     wait(empty)
-    assert digest(trial) == digest(undisturbed)
+    assert outputs(trial)["adapter_digest"] == outputs(undisturbed)["adapter_digest"]
     output = submit(study_file, runs, cache, "--randomness", "bitwise").stdout
     assert "every trial is done; nothing is submitted" in output, "base tests are done too"

@@ -15,9 +15,9 @@ import pytest
 import torch
 from support.places import at
 from support.tiny import write_study
+from support.trials import outputs
 
 from qlora_repeat.execution.run_trial import run_trial
-from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.stages.checkpoint import read_sealed
 from qlora_repeat.stages.trainer import TracingTrainer
@@ -109,12 +109,6 @@ def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         return arena.trial(name, "runs")
 
     return run
-
-
-def outputs(trial: Trial) -> dict[str, Any]:
-    record = read_record(trial.record("finetune"))
-    assert record is not None
-    return record.outputs
 
 
 def assert_same(trial: Trial, whole: Trial) -> None:

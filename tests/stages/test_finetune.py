@@ -6,6 +6,7 @@ import pytest
 from safetensors.torch import load_file
 from support.places import at
 from support.tiny import write_study
+from support.trials import quiet
 
 from qlora_repeat.analysis.trial_diff import first_divergence
 from qlora_repeat.execution.run_trial import run_trial
@@ -17,10 +18,6 @@ from qlora_repeat.study.trial import Trial
 
 SEVERAL = ("\nsteps = 3", "\nsteps = 4")
 PINNED = ('adapter_init = "fresh"', "adapter_init = 7")
-
-
-def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignore progress."""
 
 
 def trained(folder: Path, cache: Path, optimizer: str, *changes: tuple[str, str], number: int = 1) -> Trial:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from support.places import at
 from support.tiny import write_study
+from support.trials import outputs, quiet
 
 from qlora_repeat.errors import StoppedError
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
-from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.results.collect import collect
 from qlora_repeat.stages import finetune
@@ -22,16 +22,6 @@ from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES, Trial
 
 NAME = "tiny-neox/adamw-8bit/1"
-
-
-def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignore progress."""
-
-
-def outputs(trial: Trial) -> dict[str, Any]:
-    record = read_record(trial.record("finetune"))
-    assert record is not None
-    return record.outputs
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ WRITERS = {
 def test_a_full_or_read_only_disk_is_named_and_the_old_content_stays(
     disk: str, writer: str, tmp_path: Path
 ) -> None:
-    number, reason, spoil = DISKS[disk]
+    number, reason, damage = DISKS[disk]
     script = f"""
 import pathlib, subprocess, sys
 from numpy import zeros
@@ -120,7 +120,7 @@ if {writer == "file"}:
     write_text(here / "old", "old")
 else:
     with new_folder(here / "old") as new: (new / "old").write_text("old")
-{spoil}
+{damage}
 before = sorted(here.rglob("*"))
 try:
     {WRITERS[writer]}

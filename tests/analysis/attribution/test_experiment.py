@@ -13,6 +13,7 @@ from support.checkout import copy_folder, kit
 from support.finished import finish
 from support.places import at
 from support.tiny import write_study
+from support.trials import quiet
 
 from qlora_repeat.analysis.attribution.control_checks import find_problems
 from qlora_repeat.analysis.attribution.decompose import attribute
@@ -46,10 +47,6 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial
 
 SHORT = ("\nsteps = 3", "\nsteps = 2"), ("examples = 6", "examples = 4")
-
-
-def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignore progress."""
 
 
 def run(trial: Trial, cache: Path) -> None:

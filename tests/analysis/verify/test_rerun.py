@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from support.checkout import copy_folder
 from support.places import at
 from support.tiny import write_study
+from support.trials import quiet
 
 from qlora_repeat.analysis.verify.rerun import read_recorded, rerun_folder, run_again
 from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
@@ -21,10 +22,6 @@ from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.hashing import folder_digests
 
 NAME = "tiny-neox/adamw-8bit/1"
-
-
-def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Ignore progress."""
 
 
 @dataclasses.dataclass(frozen=True)
