@@ -463,7 +463,8 @@ def test_the_command_prints_problems_and_the_number_of_undamaged_files(trial: Tr
     options = [tmp_path / "tiny.toml", "--runs", trial.workspace.runs, "--cache", tmp_path / "cache"]
     whole = kit("check", *options)
     assert (whole.returncode, whole.stderr) == (0, "")
-    assert whole.stdout == "74 files of 8 trials hold what their records say, and 0 of models and data\n"
+    what = "74 files of 8 trials are as their records say, and so are 0 files of models and data"
+    assert whole.stdout == f"{what}\n"
     assert kit("check", *options, "--quiet").stdout == ""
     flip(trial.trace)
     (trial.folder / ".time.json.x1y2").write_text("")
@@ -474,7 +475,7 @@ def test_the_command_prints_problems_and_the_number_of_undamaged_files(trial: Tr
         first == f"{trial.trace}: not the bytes that were recorded; `qlora-repeat run` runs its stage again"
     )
     assert second.startswith("note: ")
-    assert damaged.stderr == "Error: study tiny: damage in 1 of 74 files\n"
+    assert damaged.stderr == "Error: study tiny: 1 of 74 files are damaged\n"
     assert kit("check", *options, "--quiet").stdout == f"{first}\n"
     collected = kit("collect", *options)
     assert collected.returncode == 0
@@ -530,7 +531,7 @@ def test_results_on_a_read_only_disk_can_be_read(cache: Path, study_file: Path, 
     )
     status, check, collect, begun, *_, run = done.stdout.splitlines()
     assert status == "0 8 trials: 7 done, 1 missing; 2 tests of bases: 2 done"
-    assert check.startswith("0 73 files of 8 trials hold what their records say, and ")
+    assert check.startswith("0 73 files of 8 trials are as their records say, and ")
     assert collect == f"3 Error: {disk}/tiny/results.jsonl: {advice}"
     assert begun == "4 study tiny: 1 jobs, 1 at a time"
     where = f"{disk}/tiny/tiny-neox/adamw-8bit/trial-1/log.txt"

@@ -41,7 +41,7 @@ def test_the_archive_has_the_old_spelling() -> None:
 def test_check_accepts_the_archive() -> None:
     result = run("check", ARCHIVE)
     assert result.exit_code == 0, result.output
-    assert "records of 2 trials fit their files" in result.output
+    assert "records of 2 trials match their files" in result.output
 
 
 def test_study_and_results_are_read_in_the_new_spelling(unpacked: Path, loaded: Study) -> None:

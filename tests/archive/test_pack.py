@@ -537,8 +537,8 @@ def test_check_names_contradictions_in_an_archive(finished: Lab, files: Files, t
     result = run("check", finished.archive, "--cache", finished.cache)
     assert result.exit_code == 0
     assert result.output == (
-        f"{finished.archive}: {len(files)} files with the checksums that it says; records of 8 trials fit "
-        "their files, and the collected results fit the records\n"
+        f"{finished.archive}: {len(files)} files have the checksums that it states; the records of 8 trials "
+        "match their files, and the collected results match the records\n"
     )
     better = files["runs/tiny/results.jsonl"].replace(b'"perplexity": 8.25', b'"perplexity": 7.25', 1)
     trace = files[f"{FOLDER}/trace.jsonl"].replace(b'"step": 1', b'"step": 2')

@@ -44,7 +44,7 @@ def test_examples_are_valid_and_name_existing_trials_and_studies(command: list[s
     known += ["pocket", "paper", "published"]
     for example in examples(*command):
         _, *words = shlex.split(example)
-        with click.Context(cli, info_name="qlora-repeat") as context:
+        with click.Context(cli, info_name="qlora-repeat", **cli.context_settings) as context:
             name, called, rest = cli.resolve_command(context, words)
             assert called is not None
             parsed = called.make_context(name, list(rest), parent=context)

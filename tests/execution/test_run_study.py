@@ -158,7 +158,7 @@ def test_only_damaged_stages_are_named_and_run_again(
     assert "8 of 8 trials done" in kit("collect", *options).stdout
     checked = kit("check", *options)
     assert checked.returncode == 0, checked.stdout
-    assert " files of 8 trials hold what their records say, and " in checked.stdout
+    assert " files of 8 trials are as their records say, and " in checked.stdout
     done = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
     trained = finetune_record(runs, TRIALS[0])  # same seeds, same adapter: it needs no new test
     assert {path for path in done if trained.parent not in path.parents} == {record, base}

@@ -113,7 +113,7 @@ def dead_links(page: Page) -> list[str]:
 @cache
 def options(command: str) -> frozenset[str]:
     """Return the options of a subcommand; raise KeyError if it does not exist."""
-    with click.Context(cli) as context:
+    with click.Context(cli, **cli.context_settings) as context:
         context.invoked_subcommand = command
         found = cli.get_command(context, command)
         if found is None:
@@ -126,7 +126,7 @@ def options(command: str) -> frozenset[str]:
 
 @cache
 def all_options() -> frozenset[str]:
-    with click.Context(cli) as context:
+    with click.Context(cli, **cli.context_settings) as context:
         return frozenset().union(*(options(name) for name in cli.list_commands(context)))
 
 

@@ -206,7 +206,7 @@ def test_collect_counts_stale_trials_and_tables_name_them(study: Study, tmp_path
         "3 stale: `qlora-repeat status` says why, --include-stale takes their values too",
     ]
     asked = kit("collect", *given, "--include-stale")
-    assert asked.stdout.splitlines()[1] == "3 stale, 3 of them with values, which tables then say"
+    assert asked.stdout.splitlines()[1] == "3 stale, 3 of them with values; tables will name them"
     assert [row.measured for row in read_results(results)] == [True] * 3 + [False] * 5
     found = json.loads((tmp_path / "runs/tiny/statistics.json").read_text())
     assert {(each["model"], each["optimizer"]): each["trials"] for each in found["arms"]} == {

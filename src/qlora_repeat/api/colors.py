@@ -1,6 +1,6 @@
-"""The colors of words that tell how something stands, in one place; a word never tells by its color alone.
+"""The colors of words for states, levels and verdicts. The words alone say the same.
 
-Only colors: what is bold or dim would stay so where NO_COLOR asks for none.
+Only colors are used: bold or dim text would stay so if NO_COLOR is set.
 """
 
 import re
@@ -16,9 +16,9 @@ STATES = {
     "failed": "red",
     "missing": "bright_black",
 }
-"""Of trials and their stages."""
+"""States of trials and their stages."""
 LEVELS = {"ok": "green", "warning": "yellow", "stops": "red"}
-"""Of what doctor finds."""
+"""Levels of the findings of `doctor`."""
 VERDICTS = {
     "bitwise": "green",
     "within tolerance": "green",
@@ -30,7 +30,7 @@ _COLORS = STATES | LEVELS | VERDICTS
 
 
 def colored(text: str, word: str) -> Text:
-    """The text in the color of a word."""
+    """Return the text in the color of a word."""
     return Text(text, _COLORS[word])
 
 

@@ -1,4 +1,4 @@
-"""A sequence that also has a name and ways to show itself: the base of what the API returns."""
+"""The base class of what the API returns: a sequence that can also have a name and show itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, repr=False)
 class Listed(Sequence[Item]):
-    """Items that are looked at as a list."""
+    """A read-only sequence of items."""
 
     items: list[Item]
 

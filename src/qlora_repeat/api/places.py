@@ -1,4 +1,4 @@
-"""Where tables, figures and reports are written, and what tables are made from."""
+"""The folders of tables, figures and reports, and of templates."""
 
 import os
 from pathlib import Path

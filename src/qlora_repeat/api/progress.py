@@ -1,4 +1,4 @@
-"""How work is seen to go on: live lines in a terminal; elsewhere plain ones, of which a log may hold many."""
+"""Progress of jobs: live lines in a terminal or notebook, plain lines elsewhere."""
 
 import contextlib
 import importlib.util
@@ -27,15 +27,15 @@ from qlora_repeat.execution.process_pool import Job
 from qlora_repeat.study.trial import Progress
 
 SIGN_OF_LIFE = 600.0
-"""Seconds after which a log gets another line where no job has ended: some jobs take hours."""
+"""Seconds after which a log gets another line if no job has ended; some jobs take hours."""
 _WIDEST = 100
 
 
 def console(quiet: bool = False) -> Console:
-    """Return where progress is shown: a notebook's output, or standard error.
+    """Return the console for progress: a notebook's output, or standard error.
 
-    Nothing moves where it would be kept: in a file, or in the log of CI, which may look like a terminal. In a
-    notebook, it moves if ipywidgets is installed, which rich needs for that.
+    Lines are live only in a terminal, but not in CI, whose log may look like a terminal. In a notebook, they
+    are live if ipywidgets is installed, which rich needs for that.
     """
     shown = Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)
     if shown.is_jupyter:
@@ -46,7 +46,7 @@ def console(quiet: bool = False) -> Console:
 
 
 def _moving(shown: Console) -> Console:
-    """Return the console of what moves: in a notebook, lines of the same one would each have a copy of it."""
+    """Return the console for live lines; in a notebook another one, or each line would repeat them."""
     return Console(quiet=shown.quiet) if shown.is_jupyter else shown
 
 
@@ -67,7 +67,7 @@ class _Shown:
 
 @dataclass(frozen=True)
 class Terminal:
-    """Shows on a console how a study goes: an `execution.run_study.Observer`."""
+    """Show the progress of a study on a console: an `execution.run_study.Observer`."""
 
     console: Console
 
@@ -82,7 +82,7 @@ class Terminal:
 
 
 class Display:
-    """Shows each running job (stage, step, loss) and, over all, how many are done and the time left."""
+    """Show each running job (stage, step, loss), how many jobs are done, and the remaining time."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Display:
         self._running: dict[str, _Shown] = {}
         self._time_left = TimeLeft(jobs, workers)
         self._began = self._last_line = time.monotonic()
-        self._drawing = threading.Lock()  # lines are drawn by a thread of rich's
+        self._drawing = threading.Lock()  # rich draws lines in a thread
         self._live = Live(
             console=_moving(console), get_renderable=self._drawn, refresh_per_second=4, transient=True
         )
@@ -149,7 +149,7 @@ class Display:
             return _words(self._time_left.left(now))
 
     def _drawn(self) -> Group:
-        """The bar of all jobs, and below it, where a low terminal cuts them, a line for each that runs."""
+        """Return the bar of all jobs and, below it, a line for each running job, as the terminal has room."""
         now, width = time.monotonic(), min(self._console.width, _WIDEST)
         with self._drawing:
             running, left, ended = dict(self._running), self._time_left.left(now), self._ended
@@ -164,7 +164,7 @@ class Display:
 
 
 def _lines(running: dict[str, _Shown], width: int) -> Iterator[Text]:
-    """A line for each running job, no wider than this: of a long name the end is shown, with the number."""
+    """Yield a line for each running job, at most `width` wide; a long name is cut, but not its number."""
     cells = [shown.cells for shown in running.values()]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     room = max(min(max(map(len, running), default=0), width - sum(widths) - 3), 1)
@@ -176,7 +176,7 @@ def _lines(running: dict[str, _Shown], width: int) -> Iterator[Text]:
 
 @contextlib.contextmanager
 def stage_bars(console: Console, name: str) -> Iterator[Progress]:
-    """Shows how one trial goes: a line as each stage begins and, in a terminal, a bar of the one at work."""
+    """Show the progress of one trial: a line when a stage begins and, in a terminal, a bar of the stage."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),

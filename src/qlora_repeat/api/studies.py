@@ -76,7 +76,7 @@ def run(
     from qlora_repeat.system.signals import stop_on_signals
 
     if unknown := [stage for stage in stages or () if stage not in STAGES]:
-        raise UsageError(f"{unknown[0]!r} is not a stage; there are {', '.join(STAGES)}")
+        raise UsageError(f"{unknown[0]!r} is not a stage; expected {', '.join(STAGES)}")
     workspace = opened(study)
     chosen = [stage for stage in STAGES if stages is None or stage in stages]
     with stop_on_signals(keyboard=True):

@@ -93,46 +93,56 @@ def verify(
         StageError, StoppedError: the re-run failed or was stopped.
     """
     if steps is not None and (stages == "evaluate" or new_seeds):
-        raise UsageError("--steps goes neither with --stages evaluate nor with --new-seeds")
+        raise UsageError("--steps cannot be used with --stages evaluate or --new-seeds")
     if new_seeds and stages == "evaluate":
         raise UsageError("--new-seeds needs a fine-tuning; leave out --stages evaluate")
     scope: Scope = "first steps" if steps else "evaluation" if stages == "evaluate" else "whole"
-    command_line = _command_line(
-        trial,
-        stages=None if stages == "all" else stages,
-        steps=steps,
-        new_seeds=new_seeds,
-        scratch=scratch,
-        study=study,
-        runs=runs,
-        cache=cache,
-    )
+    asked = {"steps": steps, "new_seeds": new_seeds, "scratch": scratch}
+    asked |= {"study": study, "runs": runs, "cache": cache}
+    words = _command_line(trial, stages=None if stages == "all" else stages, **asked)
     with contextlib.ExitStack() as stack:
         named, folder = _named(stack, trial, study, _path(runs), _path(cache))
         recorded = read_recorded(named, folder, _path(scratch) or named.workspace.cache / RERUNS, scope)
         if steps is not None and steps > recorded.side.last_step:
             raise UsageError(f"--steps {steps}: the trial has {recorded.side.last_step}")
-        name, shown = f"{named.study.label}:{named.name}", Terminal(console(quiet))
-        tolerance = tolerance_of(named.study, named.optimizer)
+        shown = Terminal(console(quiet))
         wrong = recorded.contradictions
         lacking = [] if wrong else _lacking(recorded, shown)
         if wrong or lacking:
-            return Verification(
-                name, without_rerun(lacking, wrong, tolerance, scope), recorded.left_out, None
-            )
-        with (
-            rerun_folder(recorded, scope, steps, new_seeds) as (again, seeds),
-            shown.watch_trial(f"re-run of {name}") as progress,
-        ):
-            side = run_again(recorded, again, seeds, progress, scope=scope, steps=steps)
-            diff, unlike_tests = compared(recorded.side, side, scope)
-            verdict = judge_rerun(diff, recorded.others, tolerance, scope=scope, unlike_tests=unlike_tests)
-            page = again.folder / "verdict.html"
-            found = Verification(name, verdict, recorded.left_out, page)
-            write_text(again.folder / VERDICT, found.to_json() + "\n")
-            ours, theirs = ([step.loss for step in each.steps[1:]] for each in (diff.first, diff.second))
-            write_text(page, verdict_page(name, verdict, ours, theirs, command_line))
-            return found
+            tolerance = tolerance_of(named.study, named.optimizer)
+            verdict = without_rerun(lacking, wrong, tolerance, scope)
+            return Verification(_label(named), verdict, recorded.left_out, None)
+        return _rerun(named, recorded, shown, scope, steps, new_seeds, words)
+
+
+def _rerun(
+    named: Trial,
+    recorded: Recorded,
+    shown: Terminal,
+    scope: Scope,
+    steps: int | None,
+    new_seeds: bool,
+    command_line: str,
+) -> Verification:
+    """Run the trial again, judge it, and write the verdict as JSON and as a page."""
+    name, tolerance = _label(named), tolerance_of(named.study, named.optimizer)
+    with (
+        rerun_folder(recorded, scope, steps, new_seeds) as (again, seeds),
+        shown.watch_trial(f"re-run of {name}") as progress,
+    ):
+        side = run_again(recorded, again, seeds, progress, scope=scope, steps=steps)
+        diff, unlike_tests = compared(recorded.side, side, scope)
+        verdict = judge_rerun(diff, recorded.others, tolerance, scope=scope, unlike_tests=unlike_tests)
+        page = again.folder / "verdict.html"
+        found = Verification(name, verdict, recorded.left_out, page)
+        write_text(again.folder / VERDICT, found.to_json() + "\n")
+        ours, theirs = ([step.loss for step in each.steps[1:]] for each in (diff.first, diff.second))
+        write_text(page, verdict_page(name, verdict, ours, theirs, command_line))
+        return found
+
+
+def _label(trial: Trial) -> str:
+    return f"{trial.study.label}:{trial.name}"
 
 
 def _named(

@@ -23,104 +23,87 @@ if TYPE_CHECKING:
     from qlora_repeat.api.results import Results
 
 
-def study_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """STUDY: a name in studies/, or the path of a TOML file; with --randomness."""
-    argument = click.argument("study_file", metavar="[STUDY]", default="pocket", envvar="STUDY")
-    return argument(_randomness_option(command))
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+runs_option: Decorator = click.option(
+    "--runs", type=_FOLDER, envvar="QLORA_REPEAT_RUNS", help="Folder of results.  [default: runs]"
+)
+cache_option: Decorator = click.option(
+    "--cache",
+    type=_FOLDER,
+    help="Folder of models and data.  [default: $QLORA_REPEAT_CACHE or ~/.cache/qlora-repeat]",
+)
+out_option: Decorator = click.option("--out", type=_FOLDER, help=f"Folder.  [default: {BUILD}/STUDY]")
+compare_option: Decorator = click.option(
+    "--compare",
+    metavar="NAME",
+    help="Also compare with: `published` (the paper's numbers), another study, or a results file (.jsonl).",
+)
+results_option: Decorator = click.option(
+    "--results",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Collected results.  [default: of the study]",
+)
+quiet_option: Decorator = click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
+_verbose_option: Decorator = click.option(
+    "-v", "--verbose", is_flag=True, help="Also show what the libraries print."
+)
+_randomness_option: Decorator = click.option(
+    "--randomness",
+    metavar="PROFILE",
+    envvar="RANDOMNESS",
+    help="Another of the study's profiles, such as bitwise; the same as STUDY@PROFILE."
+    "  [default: the study's]",
+)
+_study_argument: Decorator = click.argument("study_file", metavar="[STUDY]", default="pocket", envvar="STUDY")
+_study_option: Decorator = click.option(
+    "--study",
+    "study_file",
+    default="pocket",
+    envvar="STUDY",
+    show_default=True,
+    help="Name, or path of a TOML file.",
+)
 
 
-def _randomness_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--randomness: the same as @PROFILE after the study's name, which is how the command gets it."""
+def _with(*decorators: Decorator) -> Decorator:
+    """Return one decorator that applies these, the first outermost."""
+    return lambda command: functools.reduce(lambda inner, each: each(inner), reversed(decorators), command)
+
+
+def _named(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass --randomness to a command as @PROFILE after the name of the study."""
 
     @functools.wraps(command)
     def named(*args: Any, study_file: str, randomness: str | None, **kwargs: Any) -> Any:
         return command(*args, study_file=f"{study_file}@{randomness}" if randomness else study_file, **kwargs)
 
-    return click.option(
-        "--randomness",
-        metavar="PROFILE",
-        envvar="RANDOMNESS",
-        help="Another of the study's profiles, such as bitwise; as STUDY@PROFILE.  [default: the study's]",
-    )(named)
-
-
-def study_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--study, for subcommands whose argument is a trial; with --randomness."""
-    command = _randomness_option(command)
-    return click.option(
-        "--study",
-        "study_file",
-        default="pocket",
-        envvar="STUDY",
-        show_default=True,
-        help="Name, or path of a TOML file.",
-    )(command)
-
-
-def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--runs: where results go."""
-    return click.option(
-        "--runs",
-        type=click.Path(file_okay=False, path_type=Path),
-        envvar="QLORA_REPEAT_RUNS",
-        help="Folder of results.  [default: runs]",
-    )(command)
-
-
-def cache_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--cache: where models and data are kept."""
-    return click.option(
-        "--cache",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Folder of models and data.  [default: $QLORA_REPEAT_CACHE or ~/.cache/qlora-repeat]",
-    )(command)
-
-
-def workspace_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """STUDY, --randomness, --runs and --cache: the command gets a `workspace`."""
-    return study_argument(_opened(command))
-
-
-def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--study, --randomness, --runs and --cache: the command gets a `workspace`."""
-    return study_option(_opened(command))
+    return named
 
 
 def _opened(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass a study, --runs and --cache to a command as a `workspace`."""
+
     @functools.wraps(command)
     def opened(*args: Any, study_file: str, runs: Path | None, cache: Path | None, **kwargs: Any) -> Any:
         return command(*args, workspace=open_workspace(study_file, runs=runs, cache=cache), **kwargs)
 
-    return runs_option(cache_option(opened))
+    return opened
 
 
-def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--out: where tables and figures are."""
-    return click.option(
-        "--out",
-        type=click.Path(file_okay=False, path_type=Path),
-        help=f"Folder.  [default: {BUILD}/STUDY]",
-    )(command)
-
-
-def compare_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--compare: other results that tables also compare with."""
-    return click.option(
-        "--compare",
-        metavar="NAME",
-        help="Also compare with: `published` (the paper's numbers), another study, or a results file "
-        "(.jsonl).",
-    )(command)
-
-
-def results_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--runs and --results: what tables and figures are made of; and --out."""
-    command = click.option(
-        "--results",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Collected results.  [default: of the study]",
-    )(out_option(command))
-    return runs_option(command)
+study_argument = _with(_study_argument, _randomness_option, _named)
+"""STUDY, a name or the path of a TOML file, and --randomness."""
+study_option = _with(_study_option, _randomness_option, _named)
+"""--study and --randomness, for subcommands whose argument is a trial."""
+workspace_argument = _with(study_argument, runs_option, cache_option, _opened)
+"""STUDY, --randomness, --runs and --cache: the command gets a `workspace`."""
+workspace_option = _with(study_option, runs_option, cache_option, _opened)
+"""--study, --randomness, --runs and --cache: the command gets a `workspace`."""
+results_options = _with(runs_option, results_option, out_option)
+"""--runs and --results, from which tables and figures are made; and --out."""
+verbosity_options = _with(quiet_option, _verbose_option)
+"""--quiet and --verbose."""
 
 
 def chosen_results(study_file: str, runs: Path | None, file: Path | None) -> "Results":
@@ -139,53 +122,43 @@ def chosen_results(study_file: str, runs: Path | None, file: Path | None) -> "Re
 
 
 class _Stages(click.ParamType[list[Stage]]):
-    """Stages by name, in a list with commas; in the order of a trial."""
+    """Stages by name, separated by commas; returned in the order of a trial."""
 
     name = "STAGE,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Stage]:
         named = {name.strip() for name in value.split(",")} if isinstance(value, str) else set(value)
         if unknown := sorted(named - {*STAGES}):
-            self.fail(f"{unknown[0]!r} is not a stage; there are {', '.join(STAGES)}", param, ctx)
+            self.fail(f"{unknown[0]!r} is not a stage; expected {', '.join(STAGES)}", param, ctx)
         return [stage for stage in STAGES if stage in named]
 
 
-def stages_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--stages: those to run."""
-    return click.option(
-        "--stages",
-        type=_Stages(),
-        default=",".join(STAGES),
-        show_default=True,
-        help="Only these. What one of them needs must be done.",
-    )(command)
+stages_option: Decorator = click.option(
+    "--stages",
+    type=_Stages(),
+    default=",".join(STAGES),
+    show_default=True,
+    help="Run only these stages. Those that they need must be done.",
+)
 
 
-def jobs_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """--jobs: how many of these run at a time."""
+def jobs_option(what: str) -> Decorator:
+    """Return --jobs: how many trials, say, run at the same time."""
     return click.option(
         "--jobs",
         type=click.IntRange(1),
-        help=f"{what} at a time.  [default: one a GPU, or cores / threads]",
+        help=f"{what} at a time.  [default: one per GPU, or cores / threads]",
     )
-
-
-def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--quiet and --verbose."""
-    command = click.option("-v", "--verbose", is_flag=True, help="Also show what the libraries print.")(
-        command
-    )
-    return click.option("-q", "--quiet", is_flag=True, help="Show errors only.")(command)
 
 
 def output() -> Console:
-    """Standard output, where words are in colors if it is a terminal; lines are never wrapped or cut."""
+    """Return standard output, with colors if it is a terminal; lines are never wrapped or cut."""
     return Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 @contextlib.contextmanager
 def byte_progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes for the block, where a person watches; yields what is told how many of how many."""
+    """Show a bar of bytes in a terminal; yield the function that updates it with done and total."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     from qlora_repeat.api.progress import console
@@ -198,9 +171,9 @@ def byte_progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]
 
 
 def silence_libraries(verbose: bool, *, downloads: bool = False) -> None:
-    """Keeps warnings, logs and progress bars of libraries off the terminal, unless they are asked for.
+    """Hide warnings, logs and progress bars of libraries, unless `verbose`.
 
-    With `downloads`, the bars of a hub's downloads stay where a person watches.
+    With `downloads`, progress bars of downloads from a hub stay in a terminal.
     """
     os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses to start with a backend that it does not know
     if verbose:

@@ -1,6 +1,6 @@
 """The reference of the command line, docs/commands.md, from the help of the commands themselves.
 
-``python -m qlora_repeat.cli.reference`` writes it anew, from the checkout: the same text on any terminal.
+``python -m qlora_repeat.cli.reference``, run in the checkout, writes it, the same on any terminal.
 """
 
 import inspect
@@ -21,8 +21,8 @@ _BLOCK = "\b\n"
 
 
 def reference() -> str:
-    """All commands: what each does, how it is called, its arguments and options, and an example."""
-    with click.Context(cli, info_name="qlora-repeat") as context:
+    """Return all commands: what each does, how it is called, its arguments and options, and an example."""
+    with click.Context(cli, info_name="qlora-repeat", **cli.context_settings) as context:
         parts = list(_introduction())
         for name in COMMANDS:
             command = cli.resolve_command(context, [name])[1]
@@ -57,7 +57,7 @@ def _chapter(name: str, command: click.Command, context: click.Context) -> Itera
 
 
 def _paragraphs(help: str | None) -> Iterator[str]:
-    """The paragraphs of a command's help; what follows a line with a colon is code."""
+    """Yield the paragraphs of a command's help; what follows a line with a colon is code."""
     for paragraph in inspect.cleandoc(help or "").split("\n\n"):
         if paragraph.startswith(_BLOCK):
             title, *lines = paragraph.removeprefix(_BLOCK).split("\n")

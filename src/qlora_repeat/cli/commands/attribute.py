@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 @click.command("attribute")
 @study_argument
-@click.option("--model", help="Of the study.  [default: its first]")
-@click.option("--optimizer", help="Of the study.  [default: adamw-32bit, if it has it]")
+@click.option("--model", help="A model of the study.  [default: its first]")
+@click.option("--optimizer", help="An optimizer of the study.  [default: adamw-32bit, if it has it]")
 @click.option(
     "--sources",
     metavar="A,B,...",
-    help="Of adapter_init, data_order, dropout, split, kernels, nudge, optimizer.  [default: all but split]",
+    help="Some of adapter_init, data_order, dropout, split, kernels, nudge, optimizer."
+    "  [default: all but split]",
 )
 @click.option(
     "--replicates",
@@ -46,9 +47,9 @@ if TYPE_CHECKING:
     type=click.Choice(["deterministic", "default"]),
     default="deterministic",
     show_default=True,
-    help="Of the baseline; default ones pin no bits, for where an operation has no deterministic form.",
+    help="Of the baseline. Use default if an operation has no deterministic kernel; bits are then not fixed.",
 )
-@click.option("--dry-run", is_flag=True, help="Tell what would be run, and run nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be run, and run nothing.")
 @click.option(
     "--results",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -78,13 +79,13 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Find which source of randomness makes the runs of one arm differ, by an experiment.
+    """Find which source of randomness makes the trials of one arm differ, by an experiment.
 
-    A baseline has every source pinned, at other levels in each replicate. Then each source has another level,
-    alone and all together; one weight is moved by one unit in the last place; and the other precision of
-    optimizer state is tried. Run again, it goes on with what is missing. It leaves attribution.json, table S2
-    and a figure, and says in words what they show. Ends with exit code 7 where trials that must be alike are
-    not, so that nothing can be read from it.
+    The baseline fixes every source, at different levels in each replicate. Then each source gets another
+    level, alone and all together; one weight is changed by one unit in the last place; and the other
+    precision of optimizer state is tried. The same command resumes. It writes attribution.json, table S2 and
+    a figure, and says in words what they show. The exit code is 7 if trials that must be equal are not: then
+    the experiment shows nothing.
 
     \b
     Example:
@@ -116,7 +117,7 @@ def command(
 
 
 def _plan(experiment: "Experiment") -> str:
-    """What would be run, by condition."""
+    """Return what would be run, by condition."""
     from tabulate import tabulate
 
     from qlora_repeat.analysis.attribution.experiment import STAGES, conditions
@@ -128,16 +129,16 @@ def _plan(experiment: "Experiment") -> str:
         freed = ", ".join(condition.freed) or "nothing"
         optimizer = condition.trials[0].optimizer
         rows.append((condition.name, freed, optimizer, len(condition.trials), len(missing)))
-    rows.append(("in all", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
+    rows.append(("total", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
     arm = f"{experiment.study.label}: {experiment.model}/{experiment.optimizer}"
-    table = tabulate(rows, headers=["condition", "freed", "optimizer", "trials", "to be run"])
+    table = tabulate(rows, headers=["condition", "freed", "optimizer", "trials", "to run"])
     return f"{arm}, in {experiment.runs}\n\n{table}"
 
 
 def _report(
     context: click.Context, measured: "Measurements", file: Path | None, folder: Path, quiet: bool
 ) -> None:
-    """Writes what was found, and says it in words; ends with exit code 7 if it is not to be interpreted."""
+    """Write what was found, and print it in words; exit with code 7 if it cannot be interpreted."""
     os.environ["MPLBACKEND"] = "agg"
     from qlora_repeat.analysis.attribution.decompose import attribute
     from qlora_repeat.analysis.attribution.measurements import write_attribution

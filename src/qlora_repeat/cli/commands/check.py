@@ -4,13 +4,7 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.options import (
-    byte_progress,
-    cache_option,
-    output,
-    runs_option,
-    study_argument,
-)
+from qlora_repeat.cli.options import byte_progress, cache_option, output, runs_option, study_argument
 
 
 @click.command("check")
@@ -19,10 +13,11 @@ from qlora_repeat.cli.options import (
 @cache_option
 @click.option("-q", "--quiet", is_flag=True, help="Show problems only.")
 def command(study_file: str, runs: Path | None, cache: Path | None, quiet: bool) -> None:
-    """Read again all that a study's records name, and its models and data, and name what is damaged.
+    """Hash again every file of a study's records, models and data, and name what is damaged.
 
-    Exit code 3 if anything is. What can be mended, `qlora-repeat run` mends. STUDY may be an archive of
-    `pack`, STUDY.zip: its checksums are checked, its records, and whether its results are theirs.
+    The exit code is 3 if anything is damaged; `qlora-repeat run` then rebuilds what it can. STUDY may be an
+    archive made by `pack`, STUDY.zip: its checksums and records are checked, and whether its results follow
+    from the records.
 
     \b
     Example:
@@ -53,19 +48,19 @@ def command(study_file: str, runs: Path | None, cache: Path | None, quiet: bool)
         looked = checked.files + checked.inputs
         damaged = len({file.path for file in looked if file.problem is not None})
         raise MissingError(
-            f"study {workspace.study.label}: damage in {damaged} of {len({f.path for f in looked})} files"
+            f"study {workspace.study.label}: {damaged} of {len({f.path for f in looked})} files are damaged"
         )
     if not quiet:
         files, inputs = ({looked.path for looked in part} for part in (checked.files, checked.inputs))
         whole = (
-            f"{len(files)} files of {checked.trials} trials hold what their records say, "
-            f"and {len(inputs)} of models and data"
+            f"{len(files)} files of {checked.trials} trials are as their records say, "
+            f"and so are {len(inputs)} files of models and data"
         )
         shown.print(colored(whole, "done"))
 
 
 def _archive(path: Path, cache: Path | None, quiet: bool) -> None:
-    """Checks an archive, in a temporary folder that no line names."""
+    """Check an archive, unpacked to a temporary folder that no message names."""
     from qlora_repeat.archive.check import check_archive
     from qlora_repeat.archive.unpack import opened
     from qlora_repeat.errors import MissingError
@@ -76,10 +71,10 @@ def _archive(path: Path, cache: Path | None, quiet: bool) -> None:
         click.echo(line.replace(f"{unpacked.folder}/", f"{path}: ").partition("; `qlora-repeat")[0])
     if checked.problems:
         raise MissingError(
-            f"{path}: checksums fit, but what it holds does not fit together; ask who packed it"
+            f"{path}: the checksums are right, but its contents contradict each other; ask who packed it"
         )
     if not quiet:
         click.echo(
-            f"{path}: {unpacked.files} files with the checksums that it says; records of {checked.trials} "
-            "trials fit their files, and the collected results fit the records"
+            f"{path}: {unpacked.files} files have the checksums that it states; the records of "
+            f"{checked.trials} trials match their files, and the collected results match the records"
         )

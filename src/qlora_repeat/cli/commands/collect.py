@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 @click.command("collect")
 @workspace_argument
 @click.option(
-    "--include-stale", is_flag=True, help="Also what is stale; each table names it, and what has changed."
+    "--include-stale", is_flag=True, help="Also stale trials; each table names them, and what changed."
 )
 def command(workspace: Workspace, include_stale: bool) -> None:
-    """Gather all records of a study into runs/STUDY/results.jsonl, a row per trial.
+    """Collect all records of a study in runs/STUDY/results.jsonl, one row per trial.
 
-    Beside it, statistics.json has the statistics of each arm, and of 8-bit arms beside 32-bit ones.
-    What is stale is left out: numbers of other settings, data, code or packages than today's.
+    statistics.json, next to it, has the statistics of each arm, and compares 8-bit with 32-bit arms. Stale
+    trials, whose settings, data, code or packages have changed, are left out.
 
     \b
     Example:
@@ -47,7 +47,7 @@ def summary(results: "Results", include_stale: bool = False) -> Iterator[str]:
     if stale := [row for row in results if row.status == "stale"]:
         kept = sum(row.measured for row in stale)
         yield (
-            f"{len(stale)} stale, {kept} of them with values, which tables then say"
+            f"{len(stale)} stale, {kept} of them with values; tables will name them"
             if include_stale
-            else f"{len(stale)} stale: `qlora-repeat status` says why, --include-stale takes their values too"
+            else f"{len(stale)} stale: `qlora-repeat status` says why; --include-stale also collects them"
         )

@@ -20,11 +20,11 @@ DIFFERENT = 7
 def command(
     context: click.Context, first: str, second: str, study_file: str, runs: Path | None, as_json: bool
 ) -> None:
-    """Name the first step at which two trials part, and in what.
+    """Find the first step at which two trials differ, and in what.
 
-    Each is a trial of --study, a trial of another study or profile as in
-    pocket@bitwise:smollm2-135m/adamw-8bit/1, or a trial's folder. One that is still being fine-tuned is
-    compared as far as it has come. Ends with exit code 7 if anything compared is not the same, bit for bit.
+    A and B are trials of --study, trials of another study or profile as in
+    pocket@bitwise:smollm2-135m/adamw-8bit/1, or folders of trials. A trial that is still running is compared
+    up to its last step. The exit code is 7 if anything compared differs in a bit.
 
     \b
     Example:

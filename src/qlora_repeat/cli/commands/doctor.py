@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 def command(workspace: Workspace, as_json: bool) -> None:
     """Show the machine and software, and what would stop a study from running here.
 
-    Each finding that is not ok says how to mend it. No hub is asked and nothing is written. On a GPU this
-    takes half a minute, to tell the memory that the study will need. Ends with exit code 3 if something stops
-    the study.
+    Each problem comes with advice. No network is used and nothing is written. On a GPU this takes half a
+    minute, to measure the memory that the study needs. The exit code is 3 if something stops the study.
 
     \b
     Example:
@@ -55,7 +54,7 @@ def command(workspace: Workspace, as_json: bool) -> None:
             out.print(with_colored(line, LEVELS, most=1))
     stops = sum(finding.level == "stops" for finding in findings)
     if stops:
-        raise MissingError(f"study {study.label} cannot run here: see what stops it (findings: {stops})")
+        raise MissingError(f"study {study.label} cannot run here: {stops} of the findings above stop it")
     if not as_json:
         warnings = sum(finding.level == "warning" for finding in findings)
         what = f"Nothing stops study {study.label} from running here"
@@ -71,7 +70,7 @@ def finding_lines(findings: Sequence["Finding"]) -> Iterator[str]:
 
 
 def machine_lines(machine: Mapping[str, Any]) -> Iterator[str]:
-    """The fingerprint in short."""
+    """Yield the fingerprint in short."""
     shown = _shown(machine)
     width = max(map(len, shown))
     for name, value in shown.items():

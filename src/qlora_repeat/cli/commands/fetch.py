@@ -10,15 +10,15 @@ from qlora_repeat.cli.options import cache_option, silence_libraries, study_argu
 @click.command("fetch")
 @study_argument
 @click.option(
-    "--only", "models", multiple=True, metavar="MODEL", help="What this model needs; may be repeated."
+    "--only", "models", multiple=True, metavar="MODEL", help="Only what this model needs; repeatable."
 )
 @cache_option
 @verbosity_options
 def command(study_file: str, models: tuple[str, ...], cache: Path | None, quiet: bool, verbose: bool) -> None:
-    """Bring a study's models and data to the cache, and verify their checksums.
+    """Fetch a study's models and data into the cache, and verify their checksums.
 
-    What is there already is verified again; an interrupted fetch goes on with the rest. What comes from a hub
-    is locked in studies/STUDY.lock at the first fetch, and other bytes are refused from then on.
+    Files that are there already are verified again; an interrupted fetch resumes. The first fetch from a hub
+    locks the checksums in studies/STUDY.lock; from then on, other bytes are refused.
 
     \b
     Example:

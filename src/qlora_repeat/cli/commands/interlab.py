@@ -21,8 +21,8 @@ def command(laboratories: tuple[str, ...], runs: Path | None, out: Path | None, 
     """Compare what several laboratories measured: Table S5.
 
     RESULTS is an archive made by `pack` (.zip), a results file (.jsonl), a study's name, or `published`. For
-    each arm, the table shows the spread within laboratories (repeatability), the spread between trials of
-    any laboratory (reproducibility), and how many adapters are bitwise equal in several. The table goes to
+    each arm, the table shows the spread within laboratories (repeatability), the spread across laboratories
+    (reproducibility), and how many adapters are bitwise equal in several. The table is written to
     paper/build/laboratories, unless --out names another folder.
 
     \b

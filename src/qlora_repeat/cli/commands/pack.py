@@ -5,10 +5,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.api.places import BUILD
-from qlora_repeat.cli.options import (
-    byte_progress,
-    workspace_argument,
-)
+from qlora_repeat.cli.options import byte_progress, quiet_option, workspace_argument
 from qlora_repeat.study.workspace import Workspace
 
 
@@ -23,7 +20,7 @@ from qlora_repeat.study.workspace import Workspace
     type=click.Path(file_okay=False, path_type=Path),
     help=f"Folder of tables, figures and reports, if there is one.  [default: {BUILD}/STUDY]",
 )
-@click.option("--include-stale", is_flag=True, help="Also what is stale, as `collect` does.")
+@click.option("--include-stale", is_flag=True, help="Also pack stale trials, as `collect` does.")
 @click.option(
     "--license",
     metavar="SPDX",
@@ -31,9 +28,9 @@ from qlora_repeat.study.workspace import Workspace
     show_default=True,
     help="License that you give to records, results and tables.",
 )
-@click.option("--author", "authors", metavar="NAME", multiple=True, help="Who is to be cited; repeat it.")
+@click.option("--author", "authors", metavar="NAME", multiple=True, help="Who is to be cited; repeatable.")
 @workspace_argument
-@click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
+@quiet_option
 def command(
     out: Path | None,
     tables: Path | None,
@@ -45,9 +42,9 @@ def command(
 ) -> None:
     """Put a study into one archive that others can cite and check: STUDY.zip.
 
-    In it are records, traces, adapters, collected results, tables, lock files and the study file, described
-    as an RO-Crate, with SHA256SUMS. The same input gives the same bytes. Not in it: base models, data, merged
-    models, logs. What is damaged, running or not complete is left out, and named.
+    The archive has records, traces, adapters, collected results, tables, lock files and the study file,
+    described as an RO-Crate, with SHA256SUMS. The same input gives the same bytes. It has no base models,
+    data, merged models or logs. Trials that are damaged, running or incomplete are left out and named.
 
     \b
     Example:

@@ -4,21 +4,17 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.options import (
-    cache_option,
-    silence_libraries,
-    study_argument,
-)
+from qlora_repeat.cli.options import cache_option, silence_libraries, study_argument
 
 
 @click.command("plan")
 @study_argument
-@click.option("--gpu", "gpu_name", required=True, help="Such as a100-80gb, or the GB of its memory.")
+@click.option("--gpu", "gpu_name", required=True, help="Its name, as in a100-80gb, or the GB of its memory.")
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="How many of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON: bytes and seconds.")
 @cache_option
 def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Path | None) -> None:
-    """Tell what a study will need of a GPU: memory, disk and hours. Nothing has to be fetched.
+    """Estimate the memory, disk and hours that a study needs on a GPU. Nothing has to be fetched.
 
     Ends with exit code 2 if one GPU has too little memory for a model.
 

@@ -13,8 +13,9 @@ from qlora_repeat.cli.options import chosen_results, results_options, silence_li
 def command(study_file: str, runs: Path | None, results: Path | None, out: Path | None) -> None:
     """Write one HTML file of a study's results, to read without a network.
 
-    It has the verdict in a sentence, every trial and its adapter, losses and where runs part, responses side
-    by side, the paper's numbers beside the study's, and the command that runs each trial again.
+    It has a verdict in one sentence, every trial with its adapter, the losses and the first step at which
+    trials differ, responses side by side, the paper's numbers beside the study's, and the command that
+    repeats each trial.
 
     \b
     Example:

@@ -46,9 +46,9 @@ def command(
 ) -> None:
     """Run every trial that is not complete, then write results, tables, figures and report.
 
-    Each trial has a process of its own. What is missing is fetched first. Run the same command again to
-    resume. Where some trials fail, the results of the others are written. With --stages, only these stages
-    run, and nothing is written but their records.
+    Each trial runs in its own process. Missing models and data are fetched first. Run the same command again
+    to resume. If some trials fail, the results of the others are written. With --stages, only these stages
+    run, and only their records are written.
 
     \b
     Example:
@@ -62,12 +62,12 @@ def command(
 
     if gpus is not None:
         choose_gpus(gpus)
-    others = None if compare is None else results_of(compare, workspace.runs)  # or told after hours
+    others = None if compare is None else results_of(compare, workspace.runs)  # fail now, not after hours
     whole = stages == [*STAGES]
     try:
         results = run(workspace, jobs=jobs, stages=stages, quiet=quiet)
     except (StageError, BusyError):
-        if whole:  # what cannot be written then matters less than why trials failed
+        if whole:  # an error while writing matters less than why trials failed
             with contextlib.suppress(KitError, OSError):
                 _show(collect(workspace), whole, no_report, out, others, quiet)
         raise

@@ -1,11 +1,9 @@
 """What the four stage subcommands have in common."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
 from qlora_repeat.cli.options import (
+    Decorator,
     jobs_option,
     silence_libraries,
     verbosity_options,
@@ -15,16 +13,20 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.study.trial import Stage
 from qlora_repeat.study.workspace import Workspace
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+same_seeds_option: Decorator = click.option(
+    "--same-seeds",
+    is_flag=True,
+    help="With --force: use the seeds of the trial's record, also for fresh sources.",
+)
 
 
 def stage_command(stage: Stage, help: str) -> click.Command:
-    """The subcommand of one stage."""
+    """Return the subcommand of one stage."""
 
     @click.command(stage, help=f"{help}\n\n\b\nExample:\n  qlora-repeat {stage} smollm2-135m/adamw-8bit/3")
     @click.argument("trial", required=False)
     @click.option("--all", "every", is_flag=True, help="Every trial of the study.")
-    @click.option("--force", is_flag=True, help="Also where the stage is done already.")
+    @click.option("--force", is_flag=True, help="Also if the stage is done already.")
     @jobs_option("With --all: trials")
     @workspace_option
     @verbosity_options
@@ -55,12 +57,3 @@ def stage_command(stage: Stage, help: str) -> click.Command:
             run_one(workspace.trial(trial), [stage], shown, force=force, same_seeds=same_seeds)
 
     return same_seeds_option(command) if stage == "finetune" else command
-
-
-def same_seeds_option(command: _Command) -> _Command:
-    """--same-seeds: for repeating a trial that drew its own."""
-    return click.option(
-        "--same-seeds",
-        is_flag=True,
-        help="With --force: with the seeds that its record has, also of sources that are fresh.",
-    )(command)

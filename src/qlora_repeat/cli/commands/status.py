@@ -23,7 +23,7 @@ def command(name: str | None, study_file: str, lines: int, runs: Path | None, ca
     """Show which trials of a study are done, running, stale, damaged, failed or missing, and why.
 
     For a TRIAL, named model/optimizer/number, show its state, its last step, and the end of its log and of
-    the log of its job on a cluster. File contents are not read: `qlora-repeat check` does that.
+    the log of its cluster job. Files are not hashed: `qlora-repeat check` does that.
 
     \b
     Examples:

@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_repeat.api.places import BUILD
-from qlora_repeat.cli.options import (
-    out_option,
-    silence_libraries,
-    workspace_argument,
-)
+from qlora_repeat.cli.options import out_option, silence_libraries, workspace_argument
+from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.study.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -18,54 +15,79 @@ if TYPE_CHECKING:
     from qlora_repeat.slurm.submit import Request
 
 
+def _minutes(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    from qlora_repeat.study.cluster import minutes_of
+
+    return minutes_of(text) if text else None
+
+
+def _gpus(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str | None, int | None]:
+    """Return the type and the number of GPUs."""
+    if text is None:
+        return None, None
+    kind, _, number = text.rpartition(":")
+    if not number.isdecimal():
+        raise UsageError(f"--gpus {text}: expected N or TYPE:N, such as a100:1")
+    return kind or None, int(number)
+
+
+def _extra(
+    context: click.Context, option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str | bool] | None:
+    """Return options of sbatch without dashes; a name alone is a switch, and ``=false`` removes one."""
+    found: dict[str, str | bool] = {}
+    for text in given:
+        name, equals, value = text.lstrip("-").partition("=")
+        found[name] = value != "false" and (value if equals else True)
+    return found or None
+
+
 @click.command("submit")
-@click.option("--partition", help="The queue.")
-@click.option("--account", help="What is charged.")
+@click.option("--partition", help="The partition, as sbatch names it.")
+@click.option("--account", help="The account that is charged.")
 @click.option("--qos", help="The quality of service.")
 @click.option(
-    "--time", "limit", metavar="TIME", help="Of a task: minutes, H:MM:SS or D-HH.  [default: as planned]"
+    "--time",
+    "minutes",
+    metavar="TIME",
+    callback=_minutes,
+    help="Time limit of a task: minutes, H:MM:SS or D-HH.  [default: as planned]",
 )
 @click.option(
-    "--memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="Of the host, for a task."
+    "--memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="Host memory of a task."
 )
-@click.option("--cpus", type=click.IntRange(1), help="Of a task.")
+@click.option("--cpus", type=click.IntRange(1), help="Cores of a task.")
 @click.option(
-    "--gpus", metavar="[TYPE:]N", help="Of a task, by the cluster's name of their type.  [default: 1]"
+    "--gpus",
+    metavar="[TYPE:]N",
+    callback=_gpus,
+    help="GPUs of a task, by the cluster's name of their type.  [default: 1]",
 )
-@click.option(
-    "--concurrent", type=click.IntRange(1), help="Tasks at a time.  [default: as the cluster has it]"
-)
-@click.option("--image", metavar="X.SIF", help="The Apptainer image that tasks run in.")
-@click.option("--sbatch", "extra", metavar="NAME=VALUE", multiple=True, help="Any other option of sbatch.")
+@click.option("--concurrent", type=click.IntRange(1), help="Tasks at a time.  [default: the cluster's limit]")
+@click.option("--image", metavar="X.SIF", help="The Apptainer image in which tasks run.")
+@click.option("--sbatch", metavar="NAME=VALUE", multiple=True, callback=_extra, help="Another sbatch option.")
 @click.option(
     "--tables",
     metavar="NAME=VALUE",
     multiple=True,
-    help="An option of sbatch for the job with the tables: --tables partition=cpu.",
+    callback=_extra,
+    help="An sbatch option of the job that makes tables: --tables partition=cpu.",
 )
-@click.option("--dry-run", is_flag=True, help="Tell what would be asked of Slurm, and ask nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be requested, and submit nothing.")
 @workspace_argument
 @out_option
 def command(
-    partition: str | None,
-    account: str | None,
-    qos: str | None,
-    limit: str | None,
-    memory: float | None,
-    cpus: int | None,
-    gpus: str | None,
-    concurrent: int | None,
-    image: str | None,
-    extra: tuple[str, ...],
-    tables: tuple[str, ...],
-    dry_run: bool,
     workspace: Workspace,
     out: Path | None,
+    dry_run: bool,
+    gpus: tuple[str | None, int | None],
+    **given: Any,
 ) -> None:
     """Submit a study to Slurm: a task for each trial that is not complete, then the tables.
 
     Defaults come from the study's [cluster] and from your own ~/.config/qlora-repeat/cluster.toml. Fetch the
-    study first: tasks use no network. Submitted again, it asks only for what is neither done nor queued.
+    study first, because tasks use no network. The same command again submits only what is neither done nor
+    queued.
 
     \b
     Example:
@@ -73,32 +95,17 @@ def command(
     """
     silence_libraries(verbose=False)
     from qlora_repeat.slurm.submit import make_request, submit
-    from qlora_repeat.study.cluster import Cluster, minutes_of, over, read_user_file
+    from qlora_repeat.study.cluster import Cluster, over, read_user_file
 
-    study = workspace.study
-    kind, number = _gpus(gpus)
-    given = Cluster(
-        partition=partition,
-        account=account,
-        qos=qos,
-        minutes=minutes_of(limit) if limit else None,
-        memory=memory,
-        cpus=cpus,
-        gpus=number,
-        gpu_type=kind,
-        concurrent=concurrent,
-        image=image,
-        sbatch=_extra(extra) or None,
-        tables=_extra(tables) or None,
-    )
-    cluster = over(over(study.cluster, read_user_file()), given)
-    told = cluster.minutes is not None and cluster.memory is not None
-    request = make_request(workspace, cluster, None if told else _plan(workspace))
+    own = Cluster(**given, gpu_type=gpus[0], gpus=gpus[1])
+    cluster = over(over(workspace.study.cluster, read_user_file()), own)
+    complete = cluster.minutes is not None and cluster.memory is not None
+    request = make_request(workspace, cluster, None if complete else _plan(workspace))
     if dry_run:
-        click.echo(_asked(request, planned=not told))
+        click.echo(_asked(request, planned=not complete))
         return
     _require_fetched(workspace)
-    jobs, render = submit(request, workspace, cluster, out or BUILD / study.label)
+    jobs, render = submit(request, workspace, cluster, out or BUILD / workspace.study.label)
     for name, job in request.queued.items():
         click.echo(f"{name}: queued already, as job {job}")
     for name, job in jobs.items():
@@ -106,36 +113,12 @@ def command(
     if render is not None:
         click.echo(f"tables and figures: job {render}, after these")
     elif not request.queued:
-        click.echo(f"study {study.label}: every trial is done; nothing is submitted")
-
-
-def _gpus(text: str | None) -> tuple[str | None, int | None]:
-    """The type and the number that an option asks for."""
-    from qlora_repeat.errors import UsageError
-
-    if text is None:
-        return None, None
-    kind, _, number = text.rpartition(":")
-    if not number.isdecimal():
-        raise UsageError(
-            f"--gpus {text}: give a number, or the cluster's name of a type and a number: a100:1"
-        )
-    return kind or None, int(number)
-
-
-def _extra(options: tuple[str, ...]) -> dict[str, Any]:
-    """More options of sbatch, without dashes: one without a value is a switch, ``=false`` takes one back."""
-    found: dict[str, Any] = {}
-    for option in options:
-        name, equals, value = option.lstrip("-").partition("=")
-        found[name] = value != "false" and (value if equals else True)
-    return found
+        click.echo(f"study {workspace.study.label}: every trial is done; nothing is submitted")
 
 
 def _plan(workspace: Workspace) -> "Plan | None":
-    """What the study needs on the paper's GPU; None where its bases are not known yet."""
+    """Return what the study needs on the paper's GPU, or None if its bases are not known yet."""
     from qlora_repeat.api.results import paper_results
-    from qlora_repeat.errors import KitError
     from qlora_repeat.planning.gpu_catalog import find_gpu
     from qlora_repeat.planning.plan import make_plan
 
@@ -147,7 +130,7 @@ def _plan(workspace: Workspace) -> "Plan | None":
 
 
 def _asked(request: "Request", *, planned: bool) -> str:
-    """What would be asked, for people."""
+    """Return what would be requested, as text."""
     from tabulate import tabulate
 
     if not request.tasks:
@@ -163,9 +146,9 @@ def _asked(request: "Request", *, planned: bool) -> str:
     )
     basis = ""
     if request.estimated:
-        basis = "time and memory: the largest task's, by `qlora-repeat plan`, where they are not given\n"
+        basis = "time and memory, if not given, are those of the largest task in `qlora-repeat plan`\n"
     elif planned:
-        basis = "time and memory are not planned, for the bases are not fetched: give --time and --memory\n"
+        basis = "time and memory cannot be planned before the bases are fetched; give --time and --memory\n"
     first = "; ".join(request.array["setup"])
     return f"{table}\n\nfirst in each: {first}\n{basis}tasks: {', '.join(request.tasks)}"
 
@@ -177,9 +160,8 @@ def _shown(value: Any) -> str:
 
 
 def _require_fetched(workspace: Workspace) -> None:
-    """Tasks use no network: what is not here now, they would miss, each after it has waited for its turn."""
+    """Check that all is fetched: tasks use no network, and would fail only after their time in the queue."""
     from qlora_repeat.assets.fetch import needed
-    from qlora_repeat.errors import MissingError
 
     lacking = [item.name for item in needed(workspace) if not item.present]
     if lacking:

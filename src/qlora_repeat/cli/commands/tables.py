@@ -4,13 +4,7 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.options import (
-    chosen_results,
-    compare_option,
-    output,
-    results_options,
-    study_argument,
-)
+from qlora_repeat.cli.options import chosen_results, compare_option, output, results_options, study_argument
 from qlora_repeat.errors import UsageError
 
 
@@ -21,14 +15,14 @@ from qlora_repeat.errors import UsageError
     "formats",
     type=click.Choice(["latex", "markdown", "terminal"]),
     multiple=True,
-    help="Files of LaTeX or of Markdown, or to the terminal; repeatable.  [default: latex and markdown]",
+    help="Write LaTeX or Markdown files, or print; repeatable.  [default: latex and markdown]",
 )
 @click.option(
     "--table",
     "numbers",
     metavar="N",
     multiple=True,
-    help="With --format terminal: the table of this number, such as 1 or S1b; repeatable.  [default: all]",
+    help="With --format terminal: the number of a table, such as 1 or S1b; repeatable.  [default: all]",
 )
 @compare_option
 @results_options
@@ -43,8 +37,8 @@ def command(
 ) -> None:
     """Render the paper's tables, as LaTeX and as Markdown, from collected results alone.
 
-    STUDY may be `published`: the numbers that the paper prints. Of a study's attribution, table S2 is among
-    them. With --format terminal alone they are shown, as wide as the terminal, and no file is written.
+    STUDY may be `published`: the numbers that the paper prints. Table S2 is added after an attribution. With
+    only --format terminal, tables are printed, as wide as the terminal, and no file is written.
 
     \b
     Examples:
@@ -52,7 +46,7 @@ def command(
       qlora-repeat tables published --format terminal --table 1 --table S1b
     """
     if numbers and "terminal" not in formats:
-        raise UsageError("--table chooses what --format terminal shows; files have all tables")
+        raise UsageError("--table chooses what --format terminal prints; files have all tables")
     from qlora_repeat.api.rendered import tables
     from qlora_repeat.api.results import results_of
     from qlora_repeat.render.tables.write import ENDINGS

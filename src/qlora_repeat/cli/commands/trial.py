@@ -6,19 +6,14 @@ from typing import Any
 import click
 
 from qlora_repeat.cli.commands.stage import same_seeds_option
-from qlora_repeat.cli.options import (
-    silence_libraries,
-    stages_option,
-    verbosity_options,
-    workspace_option,
-)
+from qlora_repeat.cli.options import silence_libraries, stages_option, verbosity_options, workspace_option
 from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
 
 
 @click.command("trial")
 @click.argument("trial")
-@click.option("--force", is_flag=True, help="Also the stages that are done already.")
+@click.option("--force", is_flag=True, help="Also run the stages that are done already.")
 @same_seeds_option
 @stages_option
 @workspace_option
@@ -32,9 +27,9 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Run what is not done of one trial's four stages, in this process, and print what they measured.
+    """Run the stages of one trial that are not done, in this process, and print what they measured.
 
-    MODEL/base in place of a trial tests the base of that model, as often as the study asks for.
+    MODEL/base instead of a trial runs all tests of that model's base.
 
     \b
     Example:
@@ -62,7 +57,7 @@ def command(
 
 
 def _measured(name: str, outputs: dict[str, Any]) -> Iterator[str]:
-    """What is known of a trial, in lines: not all, where some stages were not asked for."""
+    """Yield lines with what the stages of a trial measured so far."""
     first = [
         f"{what} {outputs[key]:.4f}"
         for what, key in (("perplexity", "perplexity"), ("final loss", "final_loss"))

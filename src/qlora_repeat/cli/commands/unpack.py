@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.options import byte_progress
+from qlora_repeat.cli.options import byte_progress, quiet_option
 
 
 @click.command("unpack")
@@ -14,14 +14,14 @@ from qlora_repeat.cli.options import byte_progress
     "--to",
     "folder",
     type=click.Path(path_type=Path),
-    help="New folder.  [default: that of the archive's name, beside it]",
+    help="New folder.  [default: the name of the archive without .zip]",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
+@quiet_option
 def command(archive: Path, folder: Path | None, quiet: bool) -> None:
     """Check an archive that somebody has packed, and unpack it to a new folder.
 
-    Every name, size and checksum is checked before anything counts; else nothing is left. What is unpacked is
-    data: other commands read it with --runs FOLDER/runs, and the study FOLDER/studies/STUDY.toml.
+    Every name, size and checksum is checked first; if one is wrong, nothing is left. To read the results,
+    give other commands --runs FOLDER/runs and the study FOLDER/studies/STUDY.toml.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def command(archive: Path, folder: Path | None, quiet: bool) -> None:
     if not quiet:
         rows = found.results()
         done = [row for row in rows if row.measured]
-        click.echo(f"{found.folder}: {found.files} files with the checksums that the archive says")
+        click.echo(f"{found.folder}: {found.files} files have the checksums that the archive states")
         click.echo(f"study {found.label}: {len(done)} of {len(rows)} trials have results")
         given = [found.study_file, "--runs", str(found.runs)]
         click.echo(f"to read it: qlora-repeat status {shlex.join(given)}")

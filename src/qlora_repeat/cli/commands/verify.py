@@ -1,7 +1,7 @@
 """`qlora-repeat verify`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -30,11 +30,11 @@ _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Only the first N steps of the fine-tuning: quick, and blind to what comes after.",
+    help="Only the first N steps of the fine-tuning: quick, but later steps are not checked.",
     metavar="N",
 )
 @click.option(
-    "--new-seeds", is_flag=True, help="Draw new seeds where the trial drew its own: another trial of the arm."
+    "--new-seeds", is_flag=True, help="Draw new seeds for sources that were drawn: another trial of the arm."
 )
 @click.option(
     "--accept",
@@ -57,25 +57,19 @@ _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
 def command(
     context: click.Context,
     trial: str,
-    stages: Literal["all", "evaluate"],
-    steps: int | None,
-    new_seeds: bool,
     accept: str,
     as_json: bool,
-    scratch: Path | None,
     study_file: str,
-    runs: Path | None,
-    cache: Path | None,
-    quiet: bool,
     verbose: bool,
+    **given: Any,
 ) -> None:
     """Run one recorded trial again, and say how far it agrees.
 
-    TRIAL is one of --study in --runs; or a trial's folder, which may be somebody else's; or in an archive, as
-    in theirs.zip:smollm2-135m/adamw-8bit/3. Settings and seeds come from its records. Only the sources of
-    models and data come from the study file; an archive, or the folder it was unpacked to, brings its own,
-    unless --study names another. The recorded trial is not changed. Exit codes: 0 bitwise, 7 different, 8
-    within tolerance, 9 statistically consistent, 10 inconclusive.
+    TRIAL is a trial of --study in --runs, the folder of a trial, which may be somebody else's, or a trial in
+    an archive, as in theirs.zip:smollm2-135m/adamw-8bit/3. Settings and seeds come from its records. The
+    study file only says where models and data come from; an archive or unpacked folder has its own, unless
+    --study names another. The recorded trial is not changed. Exit codes: 0 bitwise, 7 different, 8 within
+    tolerance, 9 statistically consistent, 10 inconclusive.
 
     \b
     Example:
@@ -87,17 +81,8 @@ def command(
     from qlora_repeat.render.text.verdict import exit_code
 
     sources = {context.get_parameter_source(name) for name in ("study_file", "randomness")}
-    found = verify(
-        trial,
-        study=None if sources == {ParameterSource.DEFAULT} else study_file,
-        runs=runs,
-        cache=cache,
-        stages=stages,
-        steps=steps,
-        new_seeds=new_seeds,
-        scratch=scratch,
-        quiet=quiet,
-    )
+    own = sources == {ParameterSource.DEFAULT}
+    found = verify(trial, study=None if own else study_file, **given)
     if as_json:
         click.echo(found.to_json())
     else:
