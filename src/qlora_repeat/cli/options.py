@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qlora_repeat.api.results import Results
 
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Decorator = Callable[[Any], Any]
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 runs_option: Decorator = click.option(

@@ -56,4 +56,7 @@ def stage_command(stage: Stage, help: str) -> click.Command:
         else:
             run_one(workspace.trial(trial), [stage], shown, force=force, same_seeds=same_seeds)
 
-    return same_seeds_option(command) if stage == "finetune" else command
+    if stage != "finetune":
+        return command
+    with_seeds: click.Command = same_seeds_option(command)
+    return with_seeds

@@ -53,16 +53,7 @@ _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
 @runs_option
 @cache_option
 @verbosity_options
-@click.pass_context
-def command(
-    context: click.Context,
-    trial: str,
-    accept: str,
-    as_json: bool,
-    study_file: str,
-    verbose: bool,
-    **given: Any,
-) -> None:
+def command(trial: str, accept: str, as_json: bool, study_file: str, verbose: bool, **given: Any) -> None:
     """Run one recorded trial again, and say how far it agrees.
 
     TRIAL is a trial of --study in --runs, the folder of a trial, which may be somebody else's, or a trial in
@@ -80,6 +71,7 @@ def command(
     from qlora_repeat.api.verification import verify
     from qlora_repeat.render.text.verdict import exit_code
 
+    context = click.get_current_context()
     sources = {context.get_parameter_source(name) for name in ("study_file", "randomness")}
     own = sources == {ParameterSource.DEFAULT}
     found = verify(trial, study=None if own else study_file, **given)
