@@ -135,7 +135,7 @@ def trials_and_arm(bench: Bench) -> None:
     print("parts with TRL, s:", {name: round(value, 1) for name, value in sft["seconds"].items()}, flush=True)
     middle = statistics.median(each["wall"] for each in plain)
     bench.add("one trial", middle, statistics.median(ours), "s", "trial")
-    bench.add("one trial, the first (empty cache)", middle, ours[0], "s")
+    bench.add("one trial, the first: empty cache", middle, ours[0], "s")
     bench.add("one trial, against TRL's SFTTrainer", sft["wall"], statistics.median(ours), "s")
 
     many = bench.study(1)
