@@ -93,7 +93,7 @@ def test_the_archive_contains_nothing_about_the_machine(lab: Lab) -> None:
         (lab.tables / name).write_text("hunter2")
     result = lab.kit("pack")
     assert result.exit_code == 0
-    assert f"left out: {lab.tables / 'all.log'}: neither a table" in result.output
+    assert f"left out: {lab.tables / 'all.log'}: not a table" in result.output
     content = lab.archive.read_bytes()
     assert b"hunter2" not in content
     for path in (lab.folder, lab.cache, ROOT, Path.home()):
@@ -106,7 +106,7 @@ def test_pack_warns_of_a_file_that_names_a_local_folder(lab: Lab) -> None:
     assert "before you publish" not in lab.kit("pack").output
     lab.study.write_text(f"# Models are in {lab.cache}/bases\n" + lab.study.read_text())
     assert (
-        "look at it before you publish: studies/tiny.toml names a folder of this machine"
+        "look at it before you publish: studies/tiny.toml contains a path of this machine"
         in lab.kit("pack").output
     )
 
@@ -217,9 +217,9 @@ def test_unfinished_and_damaged_trials_are_left_out_and_named(lab: Lab) -> None:
     (neox / "adamw-32bit/trial-1/evaluate.json").unlink()
     (neox / "adamw-32bit/trial-1/failed.json").write_text('{"error": "no luck"}')
     shutil.copy(holding(lab), neox / "adamw-32bit/trial-2/lock.json")
-    assert "not what the records give now; run `qlora-repeat collect`" in str(failure(lab.kit("pack")))
+    assert "results.jsonl: differs from the records; run `qlora-repeat collect`" in str(failure(lab.kit("pack")))
     assert lab.kit("collect").exit_code == 0
-    assert "not what the collected results give; run `qlora-repeat tables`" in str(failure(lab.kit("pack")))
+    assert "differs from the collected results; run `qlora-repeat tables`" in str(failure(lab.kit("pack")))
     shutil.rmtree(lab.tables)
     result = lab.kit("pack")
     assert result.exit_code == 0, result.output
@@ -228,7 +228,7 @@ def test_unfinished_and_damaged_trials_are_left_out_and_named(lab: Lab) -> None:
     assert f"left out: {FIRST} is damaged: {adapter}: not the bytes that were recorded" in lines[0]
     assert lines[1].startswith("left out: tiny-neox/adamw-32bit/1 failed: no luck")
     assert lines[2] == "left out: tiny-neox/adamw-32bit/2 is running"
-    assert lines[3] == "left out: 1 of 8 trials are missing, or not complete"
+    assert lines[3] == "left out: 1 of 8 trials are missing or not complete"
     with opened(lab.archive) as theirs:
         rows = theirs.results()
         states = [(row.status, row.measured) for row in rows]
@@ -282,7 +282,7 @@ def test_a_link_is_not_packed(lab: Lab) -> None:
     trace = lab.runs / FOLDER.removeprefix("runs/") / "trace.jsonl"
     trace.rename(lab.folder / "moved.jsonl")
     trace.symlink_to(lab.folder / "moved.jsonl")
-    assert "trace.jsonl: not a plain file" in str(failure(lab.kit("pack")))
+    assert "trace.jsonl: not a regular file" in str(failure(lab.kit("pack")))
 
 
 def stopping(done: int, total: int) -> None:
@@ -310,7 +310,7 @@ def test_an_existing_folder_is_not_overwritten(lab: Lab) -> None:
     before = folder_digests(lab.runs)
     error = failure(run("unpack", lab.archive))
     assert isinstance(error, UsageError)
-    assert str(error) == f"{lab.runs / 'tiny'}: is there already; unpack to another folder, by --to"
+    assert str(error) == f"{lab.runs / 'tiny'}: already exists; give another folder with --to"
     (lab.folder / "link").symlink_to("nowhere")
     assert isinstance(failure(run("unpack", lab.archive, "--to", lab.folder / "link")), UsageError)
     assert folder_digests(lab.runs) == before
@@ -391,7 +391,7 @@ def test_a_zip_of_the_same_files_from_another_program_is_accepted(files: Files, 
     ],
 )
 def test_a_harmful_name_is_refused(name: str, files: Files, tmp_path: Path) -> None:
-    assert "is not the name of a file that it may hold" in refused(
+    assert "is not a file name that it may have" in refused(
         zipped(tmp_path / "a.zip", fitting(files | {name: b"{}"})), tmp_path
     )
 
@@ -401,7 +401,7 @@ def test_a_name_with_a_null_byte_is_refused(files: Files, tmp_path: Path) -> Non
         tmp_path / "a.zip", fitting(files | {"runs/tiny/a.jsonXpy": b"{}", "runs/tiny/a.json": b"{}"})
     )
     path.write_bytes(path.read_bytes().replace(b"a.jsonXpy", b"a.json\0py"))
-    assert "is not the name" in refused(path, tmp_path)
+    assert "is not a file name" in refused(path, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFDIR])
@@ -411,7 +411,7 @@ def test_an_entry_that_is_no_file_is_refused(kind: int, files: Files, tmp_path: 
             info.external_attr = (kind | 0o777) << 16
 
     theirs = fitting(files | {f"{FOLDER}/trace.jsonl": b"/etc/passwd"})
-    assert "is a link, or something else that is no file" in refused(
+    assert "is not a regular file" in refused(
         zipped(tmp_path / "a.zip", theirs, change), tmp_path
     )
 
@@ -421,11 +421,11 @@ def test_a_duplicate_name_is_refused(files: Files, tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.zip", files)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("README.md", "another")
-    assert "readme.md is there 2 times" in refused(path, tmp_path)
+    assert "it has 2 files named readme.md" in refused(path, tmp_path)
     apart = fitting(files | {"runs/tiny/A.json": b"1", "runs/tiny/a.json": b"2"})
-    assert "runs/tiny/a.json is there 2 times" in refused(zipped(tmp_path / "b.zip", apart), tmp_path)
+    assert "it has 2 files named runs/tiny/a.json" in refused(zipped(tmp_path / "b.zip", apart), tmp_path)
     both = fitting(files | {"runs/tiny/a.json": b"1", "runs/tiny/a.json/b.json": b"2"})
-    assert "runs/tiny/a.json is a file and a folder" in refused(zipped(tmp_path / "c.zip", both), tmp_path)
+    assert "runs/tiny/a.json is both a file and a folder" in refused(zipped(tmp_path / "c.zip", both), tmp_path)
 
 
 def test_a_bomb_is_refused(files: Files, tmp_path: Path) -> None:
@@ -437,12 +437,12 @@ def test_a_bomb_is_refused(files: Files, tmp_path: Path) -> None:
     zeros = fitting(files | {"runs/tiny/zeros.json": bytes(10**8)})
     path = zipped(tmp_path / "a.zip", zeros, change)
     assert path.stat().st_size < 10**6
-    assert "so that its size is only a claim" in refused(path, tmp_path)
+    assert "so its size cannot be trusted" in refused(path, tmp_path)
     path = zipped(tmp_path / "b.zip", fitting(files | {"runs/tiny/zeros.json": bytes(10**6)}))
     content = path.read_bytes()
     claim = (10**6).to_bytes(4, "little")
     path.write_bytes(content.replace(claim, (10**9).to_bytes(4, "little")))
-    assert "its files claim 1,000," in refused(path, tmp_path)
+    assert "its files have 1,000," in refused(path, tmp_path)
 
 
 def test_an_encrypted_file_is_refused(files: Files, tmp_path: Path) -> None:
@@ -457,15 +457,15 @@ def test_an_encrypted_file_is_refused(files: Files, tmp_path: Path) -> None:
 def test_files_and_checksums_must_match(files: Files, tmp_path: Path) -> None:
     trace = f"{FOLDER}/trace.jsonl"
     less = {name: content for name, content in files.items() if name != trace}
-    assert f"{trace}' is listed in {SUMS}, and not there" in refused(
+    assert f"{trace}' is in {SUMS} but not in the archive" in refused(
         zipped(tmp_path / "a.zip", less), tmp_path
     )
     more = files | {"runs/tiny/more.json": b"{}"}
-    assert f"more.json is not listed in {SUMS}" in refused(zipped(tmp_path / "b.zip", more), tmp_path)
+    assert f"more.json' is in the archive but not in {SUMS}" in refused(zipped(tmp_path / "b.zip", more), tmp_path)
     listed = more | {
         SUMS: files[SUMS] + f"{hashlib.sha256(b'{}').hexdigest()}  runs/tiny/more.json\n".encode()
     }
-    assert f"more.json' is a file that {CRATE} does not describe" in refused(
+    assert f"{CRATE} does not describe a file: 'runs/tiny/more.json'" in refused(
         zipped(tmp_path / "c.zip", listed), tmp_path
     )
     for name in (SUMS, CRATE):
@@ -477,7 +477,7 @@ def test_files_and_checksums_must_match(files: Files, tmp_path: Path) -> None:
 
 def test_changed_bytes_are_refused(files: Files, tmp_path: Path) -> None:
     changed = files | {f"{FOLDER}/trace.jsonl": files[f"{FOLDER}/trace.jsonl"].replace(b"1", b"2")}
-    assert f"trace.jsonl has other bytes than {SUMS} says" in refused(
+    assert f"trace.jsonl does not have the checksum that {SUMS} gives" in refused(
         zipped(tmp_path / "a.zip", changed), tmp_path
     )
     readme = fitting(files)
@@ -486,7 +486,7 @@ def test_changed_bytes_are_refused(files: Files, tmp_path: Path) -> None:
         hashlib.sha256(readme[CRATE]).hexdigest().encode(), hashlib.sha256(crate).hexdigest().encode()
     )
     other = readme | {CRATE: crate, SUMS: sums}
-    assert f"{CRATE} says otherwise of README.md than it is" in refused(
+    assert f"{CRATE} gives another size or digest of README.md" in refused(
         zipped(tmp_path / "b.zip", other), tmp_path
     )
 
@@ -497,7 +497,7 @@ def test_an_invalid_description_is_refused(crate: bytes, files: Files, tmp_path:
         hashlib.sha256(files[CRATE]).hexdigest().encode(), hashlib.sha256(crate).hexdigest().encode()
     )
     theirs = files | {CRATE: crate, SUMS: sums}
-    assert "not an archive as `qlora-repeat pack` writes it" in refused(
+    assert "not an archive of `qlora-repeat pack`" in refused(
         zipped(tmp_path / "a.zip", theirs), tmp_path
     )
 

@@ -139,7 +139,7 @@ def test_commands_that_need_no_model_load_no_torch(
         ("pack STUDY --runs RUNS", 3, "no trial to pack: 8 missing; `qlora-repeat status` says why"),
         ("pack STUDY --out RUNS", 2, "--out RUNS: give a file that ends in .zip"),
         ("unpack RUNS/none.zip", 3, "RUNS/none.zip: no such archive; `qlora-repeat pack` writes one"),
-        ("unpack STUDY --to RUNS", 2, "RUNS: is there already; unpack to another folder, by --to"),
+        ("unpack STUDY --to RUNS", 2, "RUNS: already exists; give another folder with --to"),
         ("interlab", 2, "Missing argument '[NAME=]RESULTS...'"),
         ("interlab published", 2, "give the results of at least two laboratories to compare"),
         ("interlab published a=RUNS/none.jsonl", 3, "RUNS/none.jsonl: no collected results"),

@@ -1,4 +1,4 @@
-"""The check of an archive: whether its records, files and collected results fit together."""
+"""Check an unpacked archive: whether its records, files and collected results agree."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,39 +12,38 @@ from qlora_repeat.study.loading import open_workspace
 
 
 def check_archive(unpacked: Unpacked, cache: Path | None) -> CheckedStudy:
-    """Check an archive whose checksums fit: whether its records fit themselves, and all else fits them.
+    """Check that the records of an archive agree with its files, and the collected results with the records.
 
-    The collected results must be those that the records give. Whether records tell the truth is not looked
-    at: for that, `verify` runs trials again.
+    This cannot show whether records are true: only `verify`, which runs trials again, can.
     """
     workspace = open_workspace(unpacked.study_file, runs=unpacked.runs, cache=cache)
-    found = [list(check_trial(trial)) for trial in workspace.trials()]
-    files = [looked for own in found for looked in own] + list(check_base_tests(workspace))
-    path = workspace.results
-    told, given = unpacked.results(), collect(workspace, include_stale=True)
-    files += [CheckedFile(path, f"{path}: {problem}") for problem in _unlike(told, given)] or [
-        CheckedFile(path)
-    ]
-    return CheckedStudy(trials=sum(map(bool, found)), files=files, inputs=[], notes=[])
+    trials = [list(check_trial(trial)) for trial in workspace.trials()]
+    collected = collect(workspace, include_stale=True)
+    problems = [f"{workspace.results}: {each}" for each in _disagreements(unpacked.results(), collected)]
+    files = [file for own in trials for file in own] + list(check_base_tests(workspace))
+    files += [CheckedFile(workspace.results, problem) for problem in problems or [None]]
+    return CheckedStudy(trials=sum(map(bool, trials)), files=files, inputs=[], notes=[])
 
 
-def _unlike(told: list[TrialResult], given: list[TrialResult]) -> Iterator[str]:
-    """Yield the trials whose collected results differ from those that their records give.
+def _disagreements(packed: list[TrialResult], collected: list[TrialResult]) -> Iterator[str]:
+    """Yield the trials whose packed results differ from what their records give.
 
-    Where a trial is stale here but was not when it was packed, the values must still be the same.
+    A trial may be stale here although it was done when it was packed; its values must still be the same.
     """
-    rows = [{row.name: row for row in results} for results in (told, given)]
-    if len(rows[0]) < len(told):
+    rows, records = ({row.name: row for row in results} for results in (packed, collected))
+    if len(rows) < len(packed):
         yield "a trial has several rows"
-    for name in dict.fromkeys([*rows[0], *rows[1]]):
-        first, second = (own.get(name) for own in rows)
-        if first is None or second is None:
-            yield f"{name} is not of the study" if second is None else f"{name} has no row"
-        elif first.measured != second.measured:
-            yield f"{name} has {'results, but no records' if first.measured else 'records, but no results'}"
-        elif first.measured and repr(_as_done(first)) != repr(_as_done(second)):  # for NaN is not NaN
-            yield f"{name} has other results than its records"
-
-
-def _as_done(row: TrialResult) -> TrialResult:
-    return replace(row, status="done", stale_inputs=[], stale_base_inputs=[])
+    for name in dict.fromkeys([*rows, *records]):
+        if name not in records:
+            yield f"{name} is not a trial of the study"
+        elif name not in rows:
+            yield f"{name} has no row"
+        else:
+            row, record = (
+                replace(each, status="done", stale_inputs=[], stale_base_inputs=[]) if each.measured else None
+                for each in (rows[name], records[name])
+            )
+            if (row is None) != (record is None):
+                yield f"{name} has {'records, but no results' if row is None else 'results, but no records'}"
+            elif repr(row) != repr(record):  # repr, because NaN is not equal to NaN
+                yield f"{name} has other results than its records"

@@ -1,4 +1,4 @@
-"""A laboratory's results, from the archive that it packed or from its results file."""
+"""Read a laboratory's results from its archive or its results file."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ from qlora_repeat.study.trial import Stage
 
 
 def read_laboratory(name: str, path: Path) -> Laboratory:
-    """Read a laboratory's results from an archive or a results file.
+    """Read a laboratory's results.
 
     Raises:
-        MissingError: there is no such file, or it is not an archive as `pack` writes it.
-        UsageError: a line is not a row of results, or two rows are of one trial; names it.
+        MissingError: there is no such file, or it is not an archive of `pack`.
+        UsageError: a line is not a row of results, or two rows have the same trial; names it.
     """
     if path.suffix != ".zip":
         return laboratory(name, read_results(path))
@@ -27,17 +27,16 @@ def read_laboratory(name: str, path: Path) -> Laboratory:
 
 
 def _recorded_conditions(unpacked: Unpacked) -> dict[ArmKey, Conditions]:
-    """Settings, base and data of what was fine-tuned and evaluated."""
+    """Return the recorded settings, base model and data of each arm."""
     found: dict[ArmKey, Conditions] = {}
     stages: tuple[Stage, ...] = ("finetune", "evaluate")
     for trial in open_workspace(unpacked.study_file, runs=unpacked.runs).trials():
         own = found.setdefault((trial.model_name, trial.optimizer), {})
         for stage in stages:
             record, _ = stage_record(trial.record(stage), trial.name, stage)
-            if record is None:
-                continue
-            told = {name: record.inputs.get(name) for name in ("base", "data")} | record.inputs["settings"]
-            for key, value in told.items():
+            inputs = record.inputs if record is not None else {"settings": {}}
+            recorded = {name: inputs.get(name) for name in ("base", "data")} | inputs["settings"]
+            for key, value in recorded.items():
                 if key not in FIRST_TRIAL_SETTINGS and value is not None:
                     own.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
     return found

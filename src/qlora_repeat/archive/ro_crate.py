@@ -1,11 +1,11 @@
-"""The description of an archive: an RO-Crate, which machines of data repositories read.
+"""Describe an archive as an RO-Crate, which data repositories read.
 
 RO-Crate 1.1 (https://w3id.org/ro/crate/1.1) with the profile Process Run Crate 0.5: each file with its size
-and SHA-256, and each trial as an action, which took a base, data and the study file, and left its records,
-trace and adapter. All of it follows from the records and the study; there is no clock in it.
+and SHA-256, and each trial as an action, which used a base model, data and the study file, and left its
+records, trace and adapter. Everything follows from the records and the study, not from the clock.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
@@ -19,8 +19,10 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.system.files import json_text, parse_json
 from qlora_repeat.system.fingerprint import device_name, software_names
 
+Entity = dict[str, Any]
+"""A thing that a crate describes, as JSON-LD."""
+
 _VERSION = "1.1"
-_PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 _PAPER = f"https://doi.org/{DOI}"
 _TYPES = {
     "cff": "text/yaml",
@@ -37,12 +39,12 @@ _TYPES = {
     "tex": "application/x-tex",
     "toml": "application/toml",
 }
-"""Media types by suffix; of any other file it is text. Python's table would have the machine's in it."""
+"""Media types by suffix, otherwise text. The types of Python's `mimetypes` depend on the machine."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trial, or a test of a base, with what it left."""
+    """A trial or a test of a base, with its records and files."""
 
     name: str
     """``model/optimizer/number``, or ``model/base/number``."""
@@ -59,6 +61,13 @@ class Run:
     def finished(self) -> str:
         return max(record.finished for record in self.records)
 
+    @property
+    def software(self) -> tuple[str, str]:
+        """Return the kit's commit, and the packages."""
+        found = self.records[0].fingerprint
+        commit = f"commit {found['commit']}" if found.get("commit") else "no recorded commit"
+        return commit + (" and other changes" if found.get("dirty") else ""), software_names(found)
+
 
 def crate_text(
     study: Study,
@@ -68,199 +77,179 @@ def crate_text(
     license: str,
     authors: Sequence[str],
 ) -> str:
-    """The description of an archive with these files, of which `study_file` is one, as JSON-LD.
+    """Return the description of an archive with these files, among them `study_file`, as JSON-LD.
 
-    `license` is an SPDX identifier. The archive counts as published on the day when the last stage ended.
+    `license` is an SPDX identifier. The date of publication is the day on which the last stage ended.
     """
     from rocrate.rocrate import ROCrate
 
     crate = ROCrate(version=_VERSION)
     crate.metadata.extra_terms["sha256"] = "https://schema.org/sha256"
     for name, kept in sorted(files.items()):
-        crate.add_file(dest_path=name, properties=_file(name, kept))
+        crate.add_file(
+            dest_path=name,
+            properties={
+                "name": name,
+                "contentSize": str(kept.bytes),
+                "encodingFormat": _TYPES.get(name.rpartition(".")[2], "text/plain"),
+                "sha256": kept.sha256,
+            },
+        )
     crate.add_file(dest_path=SUMS, properties={"name": SUMS, "encodingFormat": "text/plain"})
-    _add_sources(crate, study, runs)
-    root: dict[str, Any] = {
-        "name": f"{study.title} ({study.label}): repeated trials of fine-tuning with QLoRA",
-        "description": _description(study, runs),
-        "datePublished": max(run.finished for run in runs)[:10],
-        "license": _add(
-            crate,
-            f"https://spdx.org/licenses/{license}",
-            "CreativeWork",
-            name=license,
-            description="Of records, traces, results and tables. Adapters were made from base models, whose "
-            "licenses may bind them too.",
-        ),
-        "conformsTo": _add(crate, _PROFILE, "CreativeWork", name="Process Run Crate", version="0.5"),
-        "citation": _add(
-            crate,
-            _PAPER,
-            "ScholarlyArticle",
-            name="Repeatability of Fine-Tuning Large Language Models Illustrated Using QLoRA",
-            identifier=_PAPER,
-            description=f"The paper whose study this repeats: {CITATION}.",
-        ),
-        "keywords": ["reproducibility", "repeatability", "QLoRA", "fine-tuning", "large language models"],
-        "mentions": _add_actions(crate, study, study_file, runs),
+    software = list(dict.fromkeys(run.software for run in runs))
+    linked = {
+        "license": [_license(license)],
+        "conformsTo": [
+            _entity(
+                "https://w3id.org/ro/wfrun/process/0.5",
+                "CreativeWork",
+                name="Process Run Crate",
+                version="0.5",
+            )
+        ],
+        "citation": [_paper()],
+        "author": [_entity(f"#author/{quote(name)}", "Person", name=name) for name in dict.fromkeys(authors)],
+        "mentions": [_action(study, study_file, run, software) for run in runs],
     }
-    if authors:
-        root["author"] = [_add(crate, f"#author/{quote(name)}", "Person", name=name) for name in authors]
-    for key, value in root.items():
-        crate.root_dataset[key] = _compact(value)
+    for entities in (_sources(study, runs), _kit(software), *linked.values()):
+        for entity in entities:
+            crate.add_jsonld(dict(entity))
+    root = _entity(
+        "./",
+        "Dataset",
+        name=f"{study.title} ({study.label}): repeated trials of fine-tuning with QLoRA",
+        description=_description(study, runs),
+        datePublished=max(run.finished for run in runs)[:10],
+        keywords=["reproducibility", "repeatability", "QLoRA", "fine-tuning", "large language models"],
+        **{key: [{"@id": entity["@id"]} for entity in entities] for key, entities in linked.items()},
+    )
+    crate.update_jsonld(root)
     return json_text(crate.metadata.generate())
 
 
-def _add(crate: Any, name: str, kind: str, /, **properties: Any) -> dict[str, str]:
-    """Adds what is no file, and refers to it."""
-    from rocrate.model.contextentity import ContextEntity
-
-    told = {key: _compact(value) for key, value in properties.items()}
-    crate.add(ContextEntity(crate, name, properties={"@type": kind, **told}))
-    return {"@id": name}
-
-
-def _compact(value: Any) -> Any:
-    """One value, where there is only one; as RO-Crate recommends."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+def _entity(name: str, kind: str, /, **properties: Any) -> Entity:
+    """Return an entity; of a list with a single value, its value, as RO-Crate recommends; no empty lists."""
+    known = {key: value for key, value in properties.items() if value != []}
+    for key, value in known.items():
+        if isinstance(value, list) and len(value) == 1:
+            known[key] = value[0]
+    return {"@id": name, "@type": kind, **known}
 
 
-def _add_sources(crate: Any, study: Study, runs: Sequence[Run]) -> None:
-    """Adds what the runs started from: bases and data, which are not in the archive."""
-    models = {run.model: study.models[run.model] for run in runs}
-    for name in dict.fromkeys(model.base for model in models.values()):
-        source, digests = _of_base(study.bases[name]), _digests(study, runs, "base", name)
-        _add(crate, f"#base/{name}", "CreativeWork", name=f"base model {name}", **_absent(source, digests))
-    for name in dict.fromkeys(model.data for model in models.values()):
-        source, digests = _of_data(study.data[name]), _digests(study, runs, "data", name)
-        _add(crate, f"#data/{name}", "CreativeWork", name=f"data {name}", **_absent(source, digests))
+def _license(license: str) -> Entity:
+    return _entity(
+        f"https://spdx.org/licenses/{license}",
+        "CreativeWork",
+        name=license,
+        description="For records, traces, results and tables. Adapters were made from base models, whose "
+        "licenses may apply to them too.",
+    )
 
 
-def _add_actions(crate: Any, study: Study, study_file: str, runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Adds each run as an action, and the software of all, and refers to the actions."""
-    software = list(dict.fromkeys(_software(run) for run in runs))
+def _paper() -> Entity:
+    return _entity(
+        _PAPER,
+        "ScholarlyArticle",
+        name="Repeatability of Fine-Tuning Large Language Models Illustrated Using QLoRA",
+        identifier=_PAPER,
+        description=f"The paper whose study this repeats: {CITATION}.",
+    )
+
+
+def _sources(study: Study, runs: Sequence[Run]) -> Iterator[Entity]:
+    """Yield the base models and data that the runs used, which are not in the archive."""
+    digests: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        for key in ("base", "data"):
+            own = digests.setdefault((key, getattr(study.models[run.model], key)), set())
+            own |= {str(record.inputs[key]) for record in run.records if record.inputs.get(key) is not None}
+    for (key, name), found in sorted(digests.items()):
+        source = study.bases[name] if key == "base" else study.data[name]
+        yield _entity(
+            f"#{key}/{name}",
+            "CreativeWork",
+            name=f"{'base model' if key == 'base' else 'data'} {name}",
+            description=f"From {_origin(source)}. Not in this archive. The identifier is its digest in the "
+            "records.",
+            identifier=sorted(found),
+        )
+
+
+def _origin(source: Base | Data) -> str:
+    if source.hub is not None:
+        return f"{source.hub.repository} on the hub, revision {source.hub.revision}"
+    if isinstance(source, Data):
+        return source.source
+    if source.gguf is not None:
+        return f"{source.gguf.file} of the package {source.gguf.package}"
+    return "the kit, which pretrains it"
+
+
+def _kit(software: list[tuple[str, str]]) -> Iterator[Entity]:
+    """Yield the kit with each set of packages."""
     for number, (commit, packages) in enumerate(software, 1):
-        _add(
-            crate,
+        yield _entity(
             f"#software-{number}",
             "SoftwareApplication",
             name="qlora-repeat",
-            description=f"A reproducibility kit for QLoRA fine-tuning, at {commit}, with {packages}. Its "
-            "version is that of the kit which made this archive.",
+            description=f"A reproducibility kit for QLoRA fine-tuning, at {commit}, with {packages}. The "
+            "version is the version that made this archive.",
             softwareVersion=__version__,
             identifier=commit,
         )
-    actions = []
-    for run in runs:
-        model = study.models[run.model]
-        used = [f"#base/{model.base}", f"#data/{model.data}", quote(study_file)]
-        action = _add(
-            crate,
-            f"#run/{run.name}",
-            "CreateAction",
-            name=_titled(run),
-            description=f"{', '.join(record.stage for record in run.records)}: on {_device(run)}",
-            startTime=min(record.started for record in run.records),
-            endTime=run.finished,
-            instrument={"@id": f"#software-{1 + software.index(_software(run))}"},
-            object=[{"@id": each} for each in used],
-            result=[{"@id": quote(name)} for name in run.files],
-        )
-        actions.append(action)
-    return actions
+
+
+def _action(study: Study, study_file: str, run: Run, software: list[tuple[str, str]]) -> Entity:
+    model, kind, number = run.name.split("/")
+    settings = study.models[run.model]
+    used = [f"#base/{settings.base}", f"#data/{settings.data}", quote(study_file)]
+    stages = ", ".join(record.stage for record in run.records)
+    return _entity(
+        f"#run/{run.name}",
+        "CreateAction",
+        name=f"Test {number} of the base of {model}" if kind == "base" else f"Trial {run.name}",
+        description=f"{stages}: on {device_name(run.records[0].fingerprint)}",
+        startTime=min(record.started for record in run.records),
+        endTime=run.finished,
+        instrument={"@id": f"#software-{1 + software.index(run.software)}"},
+        object=[{"@id": each} for each in used],
+        result=[{"@id": quote(name)} for name in run.files],
+    )
+
+
+def _description(study: Study, runs: Sequence[Run]) -> str:
+    trials = sum(run.name.split("/")[1] != "base" for run in runs)
+    planned = len(study.models) * len(study.optimizers) * study.trials
+    return (
+        f"{trials} of {planned} trials of study {study.label}, in randomness profile {study.profile}: "
+        "records, traces, adapters, collected results, tables and figures, lock files and the study file, as "
+        "`qlora-repeat pack` collects them. Base models and data are named by digest but not included; "
+        "merged models can be built from base and adapter."
+    )
 
 
 def check_crate(content: bytes, files: Mapping[str, KeptFile]) -> None:
-    """Checks that a description is of exactly these files; it may be anybody's.
+    """Check that a description of any origin describes exactly these files.
 
     Raises:
-        ValueError: it is not; names the first file.
+        ValueError: it does not; names the first file.
     """
-    described: dict[str, Any] = {}
-    for entity in _graph(parse_json(content)):
+    crate = parse_json(content)
+    graph = crate.get("@graph") if isinstance(crate, dict) else None
+    if not isinstance(graph, list) or not all(isinstance(entity, dict) for entity in graph):
+        raise ValueError(f"{CRATE} has no @graph of entities")
+    described: dict[str, Entity] = {}
+    for entity in graph:
         kinds = entity.get("@type")
         if kinds == "File" or (isinstance(kinds, list) and "File" in kinds):
             name = unquote(str(entity.get("@id")))
             if name in described:
                 raise ValueError(f"{CRATE} describes {name!r:.100} twice")
             described[name] = entity
-    if apart := described.keys() ^ (files.keys() - {CRATE}):
-        where = "describes, and it is not there" if min(apart) in described else "does not describe"
-        raise ValueError(f"{min(apart)!r:.100} is a file that {CRATE} {where}")
+    for name in sorted(described.keys() ^ (files.keys() - {CRATE})):
+        wrong = "describes a file that is not there" if name in described else "does not describe a file"
+        raise ValueError(f"{CRATE} {wrong}: {name!r:.100}")
     for name, entity in described.items():
-        told = (entity.get("sha256"), entity.get("contentSize"))
-        if name != SUMS and told != (files[name].sha256, str(files[name].bytes)):
-            raise ValueError(f"{CRATE} says otherwise of {name} than it is")
-
-
-def _graph(content: Any) -> list[dict[str, Any]]:
-    graph = content.get("@graph") if isinstance(content, dict) else None
-    if not isinstance(graph, list) or not all(isinstance(entity, dict) for entity in graph):
-        raise ValueError(f"{CRATE} has no @graph of entities")
-    return graph
-
-
-def _file(name: str, kept: KeptFile) -> dict[str, Any]:
-    return {
-        "name": name,
-        "contentSize": str(kept.bytes),
-        "encodingFormat": _TYPES.get(name.rpartition(".")[2], "text/plain"),
-        "sha256": kept.sha256,
-    }
-
-
-def _absent(source: str, digests: list[str]) -> dict[str, Any]:
-    told = f"From: {source}. Not in this archive. Its identifier is the digest that records have of it."
-    return {"description": told, **({"identifier": digests} if digests else {})}
-
-
-def _of_base(base: Base) -> str:
-    if base.hub is not None:
-        return f"{base.hub.repository} on the hub, revision {base.hub.revision}"
-    if base.gguf is not None:
-        return f"{base.gguf.file} of the package {base.gguf.package}"
-    return "the kit, which pretrains it"
-
-
-def _of_data(data: Data) -> str:
-    if data.hub is not None:
-        return f"{data.hub.repository} on the hub, revision {data.hub.revision}"
-    return data.source
-
-
-def _digests(study: Study, runs: Sequence[Run], key: str, name: str) -> list[str]:
-    """The digests that records have of a base, or of data."""
-    found = {
-        record.inputs.get(key)
-        for run in runs
-        if getattr(study.models[run.model], key) == name
-        for record in run.records
-    }
-    return sorted(str(digest) for digest in found if digest is not None)
-
-
-def _software(run: Run) -> tuple[str, str]:
-    """The kit's commit, and packages, in words."""
-    found = run.records[0].fingerprint
-    commit = f"commit {found['commit']}" if found.get("commit") else "no recorded commit"
-    return commit + (" and other changes" if found.get("dirty") else ""), software_names(found)
-
-
-def _device(run: Run) -> str:
-    return device_name(run.records[0].fingerprint)
-
-
-def _titled(run: Run) -> str:
-    model, kind, number = run.name.split("/")
-    return f"Test {number} of the base of {model}" if kind == "base" else f"Trial {run.name}"
-
-
-def _description(study: Study, runs: Sequence[Run]) -> str:
-    trials = sum(run.name.split("/")[1] != "base" for run in runs)
-    asked = len(study.models) * len(study.optimizers) * study.trials
-    return (
-        f"{trials} of {asked} trials of study {study.label}, in randomness profile {study.profile}: records, "
-        "traces, adapters, collected results, tables and figures, lock files and the study file, as "
-        "`qlora-repeat pack` collects them. Base models and data are named by digest, and not in it; nor are "
-        "merged models, which are built from base and adapter. The kit's documents say more."
-    )
+        facts = (entity.get("sha256"), entity.get("contentSize"))
+        if name != SUMS and facts != (files[name].sha256, str(files[name].bytes)):
+            raise ValueError(f"{CRATE} gives another size or digest of {name}")

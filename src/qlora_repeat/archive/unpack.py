@@ -1,10 +1,10 @@
-"""Reading an archive, which may be anybody's: whole and checked, or not at all."""
+"""Unpack and check an archive of any origin: completely, or not at all."""
 
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_repeat.archive.ro_crate import check_crate
@@ -13,54 +13,56 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.results.trial_result import TrialResult, read_results
 from qlora_repeat.system.files import LARGEST_JSON, new_folder
 
-_RUNS, _STUDIES, _RESULTS = "runs", "studies", "results.jsonl"
+_RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A folder that an archive was unpacked to."""
+    """The folder of an unpacked archive."""
 
     folder: Path
     label: str
     """The study, with what follows @."""
     files: int
+    """Number of files."""
 
     @property
     def runs(self) -> Path:
-        """The folder of results."""
-        return self.folder / _RUNS
+        """Return the folder of results."""
+        return self.folder / "runs"
 
     @property
     def study_file(self) -> str:
-        """The study, as commands take it."""
-        return _study_file(self.folder, self.label)
+        """Return the study as commands take it."""
+        name, at, variant = self.label.partition("@")
+        return f"{self.folder / 'studies' / name}.toml{at}{variant}"
 
     def results(self) -> list[TrialResult]:
-        """The collected results.
+        """Return the collected results.
 
         Raises:
-            UsageError: they are none; names the line.
+            UsageError: a line is not a row of results; names the line.
         """
         return read_results(self.runs / self.label / _RESULTS)
 
 
 def unpack(path: Path, folder: Path, report: ByteReport) -> Unpacked:
-    """Makes a folder of what is in an archive, once all of it is checked.
+    """Unpack an archive to a new folder, after all checks.
 
     Raises:
-        UsageError: there is something of that name already.
-        MissingError: the archive is not as `pack` writes it; nothing is left behind.
+        UsageError: the folder exists.
+        MissingError: the file is not an archive of `pack`; then no folder is left.
     """
     if os.path.lexists(folder):
-        raise UsageError(f"{folder}: is there already; unpack to another folder, by --to")
+        raise UsageError(f"{folder}: already exists; give another folder with --to")
     with new_folder(folder) as made:
         found = _unpacked(path, made, report)
-    return Unpacked(folder, found.label, found.files)
+    return replace(found, folder=folder)
 
 
 @contextlib.contextmanager
 def opened(path: Path, report: ByteReport = lambda done, total: None) -> Iterator[Unpacked]:
-    """An archive unpacked for the block, to a temporary folder.
+    """Yield an archive that is unpacked to a temporary folder for the block.
 
     Raises:
         MissingError: as `unpack`.
@@ -73,29 +75,24 @@ def _unpacked(path: Path, folder: Path, report: ByteReport) -> Unpacked:
     files = extract(path, folder, report)
     try:
         if files[CRATE].bytes > LARGEST_JSON:
-            raise ValueError(f"{CRATE} is too large to be one")
+            raise ValueError(f"{CRATE} is too large")
         check_crate((folder / CRATE).read_bytes(), files)
-        labels = [found.parent.name for found in (folder / _RUNS).glob(f"*/{_RESULTS}")]
+        labels = [found.parent.name for found in (folder / "runs").glob(f"*/{_RESULTS}")]
         if len(labels) != 1:
-            raise ValueError(f"it has collected results of {len(labels)} studies")
-        if not (folder / _STUDIES / f"{labels[0].partition('@')[0]}.toml").is_file():
+            raise ValueError(f"it has collected results of {len(labels)} studies, expected one")
+        if not (folder / "studies" / f"{labels[0].partition('@')[0]}.toml").is_file():
             raise ValueError(f"it has no study file of {labels[0]}")
     except ValueError as error:
         raise MissingError(
-            f"{path}: not an archive as `qlora-repeat pack` writes it ({error}); ask who packed it"
+            f"{path}: not an archive of `qlora-repeat pack` ({error}); ask whoever packed it"
         ) from None
     return Unpacked(folder, labels[0], len(files))
 
 
 def study_of(folder: Path) -> str | None:
-    """The study, as commands take it, of the archive that a trial's folder was unpacked from; or None."""
+    """Return the study, as commands take it, of the unpacked archive that has a trial's folder, or None."""
     folder = folder.resolve()
     for runs in folder.parents:
-        if runs.name == _RUNS and (runs.parent / CRATE).is_file():
-            return _study_file(runs.parent, folder.relative_to(runs).parts[0])
+        if runs.name == "runs" and (runs.parent / CRATE).is_file():
+            return Unpacked(runs.parent, folder.relative_to(runs).parts[0], 0).study_file
     return None
-
-
-def _study_file(folder: Path, label: str) -> str:
-    name, at, variant = label.partition("@")
-    return f"{folder / _STUDIES / name}.toml{at}{variant}"

@@ -74,8 +74,8 @@ def command(
         )
     for line in packed.left_out:
         click.echo(f"left out: {line}", err=True)
-    for line in packed.telling:
-        click.echo(f"look at it before you publish: {line}", err=True)
+    for name in packed.local_paths:
+        click.echo(f"look at it before you publish: {name} contains a path of this machine", err=True)
     if not quiet:
         size = megabytes(path.stat().st_size)
         click.echo(f"{path}: {packed.trials} trials in {packed.files} files, {size}")
