@@ -284,7 +284,7 @@ def test_identical_trials_with_the_same_seeds_count_once() -> None:
     untested = {key for key, verdict in verdicts(results).items() if verdict == "untested"}
     assert untested == OF_SAMPLES | {"bases-repeat"}
     evidence = found(results, "runs-differ").evidence
-    assert "7 runs with the same seeds, all alike" in evidence
+    assert "7 runs with the same seeds, all equal" in evidence
     assert evidence.endswith("to test it: make all STUDY=pocket@5-steps RANDOMNESS=as-published.")
     assert found(results, "runs-differ").command.startswith("make all STUDY=pocket@bitwise@5-steps")
 
@@ -294,7 +294,7 @@ def test_different_trials_with_the_same_seeds_all_count() -> None:
     assert verdicts(results) == dict.fromkeys(KEYS, "supported")
     two = [replace(row, perplexity=NARROW[max(row.trial, 2) - 1]) for row in results]
     assert found(two, "runs-differ").verdict == "supported"
-    assert "7 runs with the same seeds, some alike" in found(two, "no-two-agree").evidence
+    assert "7 runs with the same seeds, some equal" in found(two, "no-two-agree").evidence
 
 
 def test_results_without_seeds_must_be_collected_again() -> None:

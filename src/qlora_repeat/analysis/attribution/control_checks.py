@@ -40,8 +40,9 @@ def find_problems(measured: Measurements) -> list[str]:
     """
     problems = list(_repeated(measured))
     baseline = measured.of(BASELINE)
-    for outcome in (outcome for outcome in measured.outcomes if outcome.condition != REPEAT):
-        problems += _unlike(measured, outcome, baseline[outcome.replicate - 1])
+    for outcome in measured.outcomes:
+        if outcome.condition != REPEAT:
+            problems += _unlike(measured, outcome, baseline[outcome.replicate - 1])
     problems += _same_levels(measured)
     if (kinds := len({outcome.machine for outcome in measured.outcomes})) > 1:
         names = sorted({f"{outcome.device}, {outcome.software}" for outcome in measured.outcomes})
@@ -58,28 +59,23 @@ def _repeated(measured: Measurements) -> Iterator[str]:
         return
     first, again = measured.of(BASELINE)[0], measured.of(REPEAT)[0]
     begin = "Trial 1 of the baseline, where everything is pinned, and its repetition"
-    if again.first_kind is not None:
-        yield (
-            f"{begin} differ first at step {again.first_step}, in {again.first_kind}. "
-            f"{MEANINGS[again.first_kind]}"
-        )
+    if (kind := again.first_kind) is not None:
+        yield f"{begin} differ first at step {again.first_step}, in {kind}. {MEANINGS[kind]}"
     elif again.adapter_digest != first.adapter_digest:
         yield f"{begin} have the same trace but different adapters."
     elif repr(again.perplexity) != repr(first.perplexity):  # repr, because NaN is not equal to NaN
         yield f"{begin} have the same adapter but different perplexities."
 
 
-def freed_in(measured: Measurements, condition: str) -> list[str]:
+def _freed(measured: Measurements, condition: str) -> list[str]:
     """Return the sources that have their second levels in a condition."""
-    if condition == JOINT:
-        return measured.freed
-    return [part for part in condition.split(" × ") if part in measured.freed]
+    return [part for part in measured.freed if condition == JOINT or part in condition.split(" × ")]
 
 
 def _unlike(measured: Measurements, outcome: Outcome, reference: Outcome) -> Iterator[str]:
     """Yield a line for each difference from the reference, or agreement, that the condition rules out."""
     name = f"{outcome.condition} {outcome.replicate}"
-    freed = freed_in(measured, outcome.condition)
+    freed = _freed(measured, outcome.condition)
     changed = freed or [outcome.condition]
     expected = {kind for source in changed for kind in _EXPECTED.get(source, set())}
     expected |= set() if measured.kernels == "deterministic" else _NOISE
@@ -96,7 +92,7 @@ def _unlike(measured: Measurements, outcome: Outcome, reference: Outcome) -> Ite
         if source not in freed and ours != theirs:
             yield f"{name} has another seed of {source} than the baseline, but it should be pinned."
     order = "data_order" in freed
-    alike = [
+    must_agree = [
         ("rates_digest", "learning rates", True),
         ("rows_digest", "rows in its steps", None if "split" in freed and not order else not order),
         ("initial_digest", "initial adapter", not {"adapter_init", NUDGE} & set(changed)),
@@ -104,30 +100,33 @@ def _unlike(measured: Measurements, outcome: Outcome, reference: Outcome) -> Ite
         ("kernels", "kind of kernels", "kernels" not in freed or measured.kernels == "default"),
         ("threads", "number of threads", "kernels" not in freed),
     ]
-    for key, words, pinned in alike:
+    for key, words, pinned in must_agree:
         same = getattr(outcome, key) == getattr(reference, key)
-        if pinned is True and not same:
-            yield f"{name} differs from the baseline in {words}, which should be pinned."
-        if pinned is False and same:
-            yield f"{name} agrees with the baseline in {words}, which should differ."
+        if pinned is not None and pinned != same:
+            verb, should = ("differs from", "be pinned") if pinned else ("agrees with", "differ")
+            yield f"{name} {verb} the baseline in {words}, which should {should}."
 
 
 def _same_levels(measured: Measurements) -> Iterator[str]:
     """Yield a line for each source whose second level varies within a replicate, or whose levels repeat."""
     together = measured.of(measured.together) if measured.freed else []
+    drawn = [source for source in measured.freed if source in _DRAWN]
     for outcome in measured.outcomes:
-        freed = freed_in(measured, outcome.condition)
+        freed = _freed(measured, outcome.condition)
         joint = together[outcome.replicate - 1] if freed else outcome
-        name = f"{outcome.condition} {outcome.replicate}"
-        for source in (source for source in freed if source in _DRAWN):
-            if outcome.seeds.get(source) != joint.seeds.get(source):
-                yield f"{name} has another seed of {source} than the trial that has all second levels."
+        unlike = [
+            f"another seed of {source}"
+            for source in drawn
+            if source in freed and outcome.seeds.get(source) != joint.seeds.get(source)
+        ]
         if "adapter_init" in freed and outcome.initial_digest != joint.initial_digest:
-            yield f"{name} has another initial adapter than the trial that has all second levels."
+            unlike.append("another initial adapter")
         order = _ORDER & set(measured.freed)
         if order and order <= set(freed) and outcome.rows_digest != joint.rows_digest:
-            yield f"{name} has other rows in its steps than the trial that has all second levels."
-    for source in (source for source in measured.freed if source in _DRAWN):
+            unlike.append("other rows in its steps")
+        name = f"{outcome.condition} {outcome.replicate}"
+        yield from (f"{name} has {what} than the trial that has all second levels." for what in unlike)
+    for source in drawn:
         seeds = [outcome.seeds.get(source) for outcome in (*measured.of(BASELINE), *together)]
         if len(set(seeds)) < len(seeds):
             yield f"Two levels of {source} have the same seed."

@@ -153,7 +153,7 @@ class Attribution:
     """Why it cannot be interpreted: failed control checks."""
     effects: list[Effect]
     decompositions: dict[str, Decomposition]
-    """By measure; none with fewer than two sources."""
+    """By measure; empty with fewer than two sources."""
     amplification: Amplification | None
     precision: PrecisionEffect | None
 
@@ -200,16 +200,15 @@ def _effect(measured: Measurements, condition: str) -> Effect:
         trials=len(outcomes),
         changed=sum(each.adapter_digest != references[each.replicate].adapter_digest for each in outcomes),
         diverged=sum(each.diverged_at is not None for each in outcomes),
-        changes={name: _change(changes(measured, condition, name)) for name in MEASURES},
+        changes={
+            name: Change(half_deviation(found), float(np.median(abs(found))), float(abs(found).max()))
+            for name in MEASURES
+            for found in [changes(measured, condition, name)]
+        },
         distance=float(np.median(apart)) if apart else None,
         first_step=step,
         first_kind=kinds.most_common(1)[0][0] if kinds else None,
     )
-
-
-def _change(values: Values) -> Change:
-    sizes = np.abs(values)
-    return Change(half_deviation(values), float(np.median(sizes)), float(sizes.max()))
 
 
 def _decompose(measured: Measurements, measure: str) -> Decomposition:
@@ -217,10 +216,9 @@ def _decompose(measured: Measurements, measure: str) -> Decomposition:
     joint = changes(measured, measured.together, measure)[known]
     single = {source: changes(measured, source, measure)[known] for source in measured.freed}
     both = {
-        pair_name(pair): changes(measured, pair_name(pair), measure)[known]
-        - single[pair[0]]
-        - single[pair[1]]
-        for pair in measured.pairs
+        pair_name([one, other]): changes(measured, pair_name([one, other]), measure)[known]
+        - (single[one] + single[other])
+        for one, other in measured.pairs
     }
     rest = joint - np.sum([*single.values()], axis=0)
     nudged = changes(measured, NUDGE, measure)
@@ -254,15 +252,9 @@ def _half(found: Estimate) -> Estimate:
 
 
 def _verdict(interactions: Estimate, p: float | None) -> str:
-    if interactions.value is None:
-        return "cannot tell"
-    if interactions.value == 0:
+    if interactions.value == 0 or (interactions.high is not None and interactions.high <= SMALL):
         return "additive"
-    if interactions.high is None:
-        return "cannot tell"
-    if interactions.high <= SMALL:
-        return "additive"
-    return "not additive" if p is not None and p <= SIGNIFICANT else "cannot tell"
+    return "not additive" if interactions.high and p is not None and p <= SIGNIFICANT else "cannot tell"
 
 
 def _amplification(measured: Measurements) -> Amplification | None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qlora_repeat.analysis.adapter_distance import Adapter, distances, read_adapter, update_distance
 from qlora_repeat.analysis.attribution.measurements import (
     BASELINE,
@@ -32,12 +34,10 @@ from qlora_repeat.analysis.attribution.measurements import (
     Outcome,
     pair_name,
 )
-from qlora_repeat.analysis.trial_diff import first_divergence
+from qlora_repeat.analysis.trial_diff import Side, first_divergence, read_side
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.jobs import TrialJob, is_open
 from qlora_repeat.execution.run_study import Observer, run_study
-from qlora_repeat.records.record import Record
-from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.records.trial_state import stage_states
 from qlora_repeat.study.optimizers import Optimizer, OptimizerName
 from qlora_repeat.study.randomness import PerTrial, Randomness, Setting, Source, stream_seed
@@ -51,7 +51,6 @@ from qlora_repeat.system.hashing import json_digest
 CHOICES = (*FREED, "nudge", "optimizer")
 """The values of ``--sources``; the last two are not random."""
 DEFAULT = tuple(choice for choice in CHOICES if choice != "split")
-
 STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
 """The stages of a trial of the experiment, which measures no time."""
 REPLICATES = 7
@@ -88,19 +87,21 @@ class Experiment:
 
     @property
     def label(self) -> str:
-        """Return the name of the folder of the experiment's trials.
-
-        Another choice of sources with levels has another baseline, and so another folder.
-        """
-        levels: list[str] = [source for source in self.sources if source in FREED and source != "kernels"]
-        usual = [source for source in DEFAULT if source in FREED and source != "kernels"]
-        choice = [] if levels == usual else levels or ["pinned"]
+        """Return the name of that folder. Another choice of sources with levels has another baseline."""
+        levels = [source for source in self.freed if source != "kernels"]
+        choice = [] if levels == ["adapter_init", "data_order", "dropout"] else levels or ["pinned"]
         return "-".join([f"{self.study.label}@attribute", *choice])
 
     @property
     def freed(self) -> tuple[Freed, ...]:
         """Return the sources that are freed."""
         return tuple(source for source in FREED if source in self.sources)
+
+    @property
+    def pairs(self) -> list[tuple[Freed, ...]]:
+        """Return the pairs of random sources that are freed together; none if ``joint`` is the only pair."""
+        random = [source for source in self.freed if source != "kernels"]
+        return [*itertools.combinations(random, 2)] if self.interactions and len(self.freed) > 2 else []
 
     @property
     def other(self) -> OptimizerName:
@@ -142,89 +143,67 @@ def make_experiment(
         UsageError: the study has no such model or optimizer, a source is unknown, or there is no source.
     """
     study = workspace.study
+    optimizers: list[str] = list(study.optimizers)
     model = model or next(iter(study.models))
-    if model not in study.models:
-        raise UsageError(f"--model {model}: study {study.name} has the models {', '.join(study.models)}")
-    if optimizer is None:
-        optimizer = "adamw-32bit" if "adamw-32bit" in study.optimizers else study.optimizers[0]
-    if optimizer not in study.optimizers:
-        known = ", ".join(study.optimizers)
-        raise UsageError(f"--optimizer {optimizer}: study {study.name} has the optimizers {known}")
+    optimizer = optimizer or ("adamw-32bit" if "adamw-32bit" in optimizers else optimizers[0])
+    for kind, name, known in (("model", model, list(study.models)), ("optimizer", optimizer, optimizers)):
+        if name not in known:
+            raise UsageError(f"--{kind} {name}: study {study.name} has the {kind}s {', '.join(known)}")
     for source in sources:
         if source not in CHOICES:
             raise UsageError(f"--sources {source}: expected one of {', '.join(CHOICES)}")
-    chosen = tuple(choice for choice in CHOICES if choice in sources)
-    if not chosen:
+    if not sources:
         raise UsageError(f"--sources: name at least one of {', '.join(CHOICES)}")
-    named: Any = optimizer
-    return Experiment(workspace, model, named, chosen, replicates, interactions, kernels)
+    chosen = tuple(choice for choice in CHOICES if choice in sources)
+    checked: Any = optimizer
+    return Experiment(workspace, model, checked, chosen, replicates, interactions, kernels)
 
 
 def conditions(experiment: Experiment) -> list[Condition]:
     """Return the conditions, the baseline first; ``joint`` only if there are two or more sources."""
     freed = experiment.freed
-    chosen: list[tuple[str, tuple[Freed, ...]]] = [(BASELINE, ()), (REPEAT, ())]
-    chosen += [(source, (source,)) for source in freed]
-    if len(freed) > 1:
-        chosen += [(pair_name(pair), pair) for pair in pairs(experiment)] + [(JOINT, freed)]
-    chosen += [(name, ()) for name in (NUDGE, OTHER) if name in experiment.sources]
-    return [_condition(experiment, name, freed) for name, freed in chosen]
-
-
-def pairs(experiment: Experiment) -> list[tuple[Freed, ...]]:
-    """Return the pairs of random sources that are freed together; none if ``joint`` is the only pair."""
-    random = [source for source in experiment.freed if source != "kernels"]
-    if not experiment.interactions or len(experiment.freed) < 3:
-        return []
-    return list(itertools.combinations(random, 2))
-
-
-def _condition(experiment: Experiment, name: str, freed: tuple[Freed, ...]) -> Condition:
-    numbers = range(1, 2 if name == REPEAT else experiment.replicates + 1)
-    optimizer = experiment.other if name == OTHER else experiment.optimizer
-    trials = [
-        Trial(
-            workspace=replace(
-                experiment.workspace,
-                study=_derived(experiment, name, freed, optimizer, number),
-                runs=experiment.runs,
-            ),
-            model_name=experiment.model,
-            optimizer=optimizer,
-            number=number,
+    chosen: dict[str, tuple[Freed, ...]] = {BASELINE: (), REPEAT: ()}
+    chosen |= {source: (source,) for source in freed}
+    chosen |= {pair_name(pair): pair for pair in experiment.pairs}
+    chosen |= {JOINT: freed} if len(freed) > 1 else {}
+    chosen |= {name: () for name in (NUDGE, OTHER) if name in experiment.sources}
+    return [
+        Condition(
+            name,
+            own,
+            [
+                _trial(experiment, name, own, number)
+                for number in range(1, 2 if name == REPEAT else experiment.replicates + 1)
+            ],
         )
-        for number in numbers
+        for name, own in chosen.items()
     ]
-    return Condition(name, freed, trials)
 
 
-def _derived(
-    experiment: Experiment, condition: str, freed: tuple[Freed, ...], optimizer: OptimizerName, number: int
-) -> Study:
-    """Return the study of one trial, with the shortest generation, on which fine-tuning does not depend.
+def _trial(experiment: Experiment, condition: str, freed: tuple[Freed, ...], number: int) -> Trial:
+    """Return a trial of its own study, with the shortest generation, on which fine-tuning does not depend.
 
     Its folder is named after the freed sources, so experiments on other optimizers or sources may share it.
     """
     study, profile = experiment.study, experiment.study.randomness
-    kernels, threads, variant = experiment.kernels, study.threads, ""
+    optimizer = experiment.other if condition == OTHER else experiment.optimizer
+    kernels, threads = experiment.kernels, study.threads
     if "kernels" in freed:
         kernels, threads = "default", other_threads(study.threads)
-    if "kernels" in freed or experiment.kernels == "default":
-        variant = f"{kernels}-{threads}-threads"
+    named = "kernels" in freed or experiment.kernels == "default"
 
     def setting(source: Source) -> Setting:
         seed = _pinned(getattr(profile, source))
         if source not in experiment.freed:
             return seed
-        second = stream_seed(seed, source, "second level")
-        return PerTrial(second if source in freed else seed)
+        return PerTrial(stream_seed(seed, source, "second level") if source in freed else seed)
 
-    name = "-".join(freed) or {NUDGE: NUDGE, REPEAT: REPEAT}.get(condition, BASELINE)
+    name = "-".join(freed) or (condition if condition in (NUDGE, REPEAT) else BASELINE)
     data = study.models[experiment.model].data
-    return replace(
+    derived = replace(
         study,
         name=name,
-        variant=variant,
+        variant=f"{kernels}-{threads}-threads" if named else "",
         trials=number,
         threads=threads,
         digest_every=1,
@@ -247,6 +226,8 @@ def _derived(
         generation=replace(study.generation, samplings=study.generation.samplings[:1]),
         ablation=None,
     )
+    workspace = replace(experiment.workspace, study=derived, runs=experiment.runs)
+    return Trial(workspace, experiment.model, optimizer, number)
 
 
 def _pinned(setting: Setting) -> int:
@@ -259,36 +240,6 @@ def _pinned(setting: Setting) -> int:
 def other_threads(threads: int) -> int:
     """Return another number of threads: half as many, so that there are enough cores; two instead of one."""
     return threads // 2 or 2
-
-
-def measure(experiment: Experiment) -> Measurements:
-    """Read the records, traces and adapters of all trials of an experiment.
-
-    Raises:
-        MissingError: a trial is not done; says which.
-    """
-    found = conditions(experiment)
-    baseline = [_read_trial(trial) for trial in found[0].trials]
-    outcomes = [_outcome(BASELINE, files, files) for files in baseline]
-    for condition in found[1:]:
-        outcomes += [
-            _outcome(condition.name, _read_trial(trial), reference)
-            for trial, reference in zip(condition.trials, baseline, strict=False)
-        ]
-    return Measurements(
-        study=experiment.study.label,
-        model=experiment.model,
-        model_title=experiment.study.models[experiment.model].title,
-        optimizer=experiment.optimizer,
-        other=experiment.other,
-        kernels=experiment.kernels,
-        freed=list(experiment.freed),
-        pairs=[list(pair) for pair in pairs(experiment)],
-        replicates=experiment.replicates,
-        steps=len(baseline[0].steps) - 1,
-        one_ulp=_one_ulp(baseline[0].adapter),
-        outcomes=outcomes,
-    )
 
 
 def run_experiment(experiment: Experiment, observer: Observer, jobs: int | None = None) -> None:
@@ -318,73 +269,85 @@ def run_experiment(experiment: Experiment, observer: Observer, jobs: int | None 
     run_study(workspace, STAGES, observer, jobs=jobs, find=open_trials, title=experiment.label)
 
 
-@dataclass(frozen=True)
-class _TrialFiles:
-    """The contents of a finished trial's files."""
-
-    trial: Trial
-    records: dict[Stage, Record]
-    steps: list[Step]
-    adapter: Adapter
+_Files = tuple[Trial, Side, Adapter]
 
 
-def _read_trial(trial: Trial) -> _TrialFiles:
+def measure(experiment: Experiment) -> Measurements:
+    """Read the records, traces and adapters of all trials of an experiment.
+
+    Raises:
+        MissingError: a trial is not done; says which.
+    """
+    first, *others = conditions(experiment)
+    baseline = [_read(trial) for trial in first.trials]
+    outcomes = [_outcome(first.name, files, files) for files in baseline]
+    for condition in others:
+        outcomes += [
+            _outcome(condition.name, _read(trial), baseline[trial.number - 1]) for trial in condition.trials
+        ]
+    _, side, adapter = baseline[0]
+    # PEFT draws A uniformly from ±1/√columns.
+    columns = min(value.shape[1] for name, value in adapter.items() if "lora_A" in name)
+    return Measurements(
+        study=experiment.study.label,
+        model=experiment.model,
+        model_title=experiment.study.models[experiment.model].title,
+        optimizer=experiment.optimizer,
+        other=experiment.other,
+        kernels=experiment.kernels,
+        freed=list(experiment.freed),
+        pairs=[list(pair) for pair in experiment.pairs],
+        replicates=experiment.replicates,
+        steps=side.last_step,
+        one_ulp=float(np.spacing(np.float32(1 / math.sqrt(columns)))),
+        outcomes=outcomes,
+    )
+
+
+def _read(trial: Trial) -> _Files:
     states = stage_states(trial)
-    records: dict[Stage, Record] = {}
     for stage in STAGES:
-        state = states[stage]
-        if state.state != "done" or state.record is None:
-            changed = f" ({', '.join(state.changed)})" if state.changed else ""
+        if states[stage].state != "done":
+            changed = f" ({', '.join(states[stage].changed)})" if states[stage].changed else ""
             raise MissingError(
-                f"{trial.folder}: its {stage} stage is {state.state}{changed}; "
+                f"{trial.folder}: its {stage} stage is {states[stage].state}{changed}; "
                 "run the same `qlora-repeat attribute` to resume"
             )
-        records[stage] = state.record
-    return _TrialFiles(trial, records, read_trace(trial.trace), read_adapter(trial.adapter))
+    return trial, read_side(trial.name, trial.folder), read_adapter(trial.adapter)
 
 
-def _outcome(condition: str, files: _TrialFiles, reference: _TrialFiles) -> Outcome:
-    trained, tested = files.records["finetune"], files.records["evaluate"]
-    divergence = first_divergence(reference.steps, files.steps)
-    losses = [step.loss for step in files.steps if step.loss is not None]
+def _outcome(condition: str, files: _Files, reference: _Files) -> Outcome:
+    (trial, side, adapter), (_, reference_side, reference_adapter) = files, reference
+    trained, tested = side.records["finetune"], side.records["evaluate"]
+    divergence = first_divergence(reference_side.steps, side.steps)
+    losses = [step.loss for step in side.steps if step.loss is not None]
     late = losses[-math.ceil(len(losses) / LATE) :]
     return Outcome(
         condition=condition,
-        replicate=files.trial.number,
-        optimizer=files.trial.optimizer,
-        kernels=files.trial.study.randomness.kernels,
-        threads=files.trial.study.threads,
+        replicate=trial.number,
+        optimizer=trial.optimizer,
+        kernels=trial.study.randomness.kernels,
+        threads=trial.study.threads,
         seeds=dict(trained.outputs["seeds"]),
         perplexity=tested.outputs["perplexity"],
         final_loss=trained.outputs["final_loss"],
-        late_loss=math.fsum(late) / len(late) if all(map(math.isfinite, late)) else sum(late) / len(late),
+        late_loss=math.fsum(late) / len(late),
         diverged_at=trained.outputs["diverged_at"],
         adapter_digest=trained.outputs["adapter_digest"],
-        initial_digest=str(files.steps[0].adapter),
-        rows_digest=json_digest([(step.examples, step.tokens) for step in files.steps]),
-        rates_digest=json_digest([step.learning_rate for step in files.steps]),
+        initial_digest=str(side.steps[0].adapter),
+        rows_digest=json_digest([(step.examples, step.tokens) for step in side.steps]),
+        rates_digest=json_digest([step.learning_rate for step in side.steps]),
         first_step=divergence.step if divergence else None,
         first_kind=divergence.kind if divergence else None,
-        update_distance=_stable(update_distance(reference.adapter, files.adapter)),
-        value_distance=_stable(distances(reference.adapter, files.adapter)["all"].l2) or 0.0,
+        update_distance=_stable(update_distance(reference_adapter, adapter)),
+        value_distance=_stable(distances(reference_adapter, adapter)["all"].l2) or 0.0,
         device=machine_name(trained.fingerprint),
         machine=json_digest([machine_digest(record.fingerprint) for record in (trained, tested)]),
         software=software_names(trained.fingerprint),
-        finished=max(record.finished for record in files.records.values()),
+        finished=max(record.finished for record in side.records.values()),
     )
 
 
 def _stable(distance: float | None) -> float | None:
     """Return a distance without its last digits, which depend on the number of threads."""
     return None if distance is None else float(f"{distance:.9g}")
-
-
-def _one_ulp(adapter: Adapter) -> float:
-    """Return the unit in the last place of the largest initial weight of any A, in float32.
-
-    PEFT draws A uniformly from ±1/√columns.
-    """
-    import numpy as np
-
-    columns = [value.shape[1] for name, value in adapter.items() if "lora_A" in name]
-    return float(np.spacing(np.float32(1 / math.sqrt(min(columns)))))

@@ -5,13 +5,12 @@ Its table, figure and sentences are made from the file ``attribution.json``, wit
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from qlora_repeat.analysis.trial_diff import DivergenceKind
 from qlora_repeat.errors import MissingError, UsageError
@@ -21,6 +20,8 @@ FORMAT = 2
 Freed = Literal["adapter_init", "data_order", "dropout", "split", "kernels"]
 """A source that can be freed. ``kernels`` stands for the kind of kernels and the number of threads."""
 FREED: tuple[Freed, ...] = get_args(Freed)
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 BASELINE, REPEAT, JOINT, NUDGE, OTHER = "baseline", "repeat", "joint", "nudge", "optimizer"
 """Conditions that free no single source: first levels of all sources; their first trial again; second levels
@@ -77,20 +78,20 @@ class Measurements:
 
     study: str
     """The study's label, including what follows @."""
-    model: str
+    model: _Name
     model_title: str
-    optimizer: str
+    optimizer: _Name
     other: str
     """The optimizer of the condition ``optimizer``."""
     kernels: str
     """The kernels of the baseline; only ``deterministic`` ones are pinned."""
-    freed: list[str]
+    freed: list[Freed]
     """The freed sources, in order."""
-    pairs: list[list[str]]
+    pairs: list[list[Freed]]
     """Pairs of sources that were also freed together."""
-    replicates: int
+    replicates: Annotated[int, Field(ge=2)]
     steps: int
-    one_ulp: float
+    one_ulp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Upper bound of a unit in the last place of an initial weight of the adapter."""
     outcomes: list[Outcome]
 
@@ -161,40 +162,29 @@ def read_measured(path: Path) -> Measurements:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UsageError(f"{path}: not an attribution: measured.{place}: {first['msg']}") from None
-    _check(measured, path)
+    for problem in _problems(measured):
+        raise UsageError(f"{path}: not an attribution: {problem}")
     return measured
 
 
-def _check(measured: Measurements, path: Path) -> None:
-    """Raise UsageError unless conditions and replicates are those of an experiment."""
-
-    def refuse(reason: str) -> NoReturn:
-        raise UsageError(f"{path}: not an attribution: {reason}")
-
-    for name in (measured.model, measured.optimizer):
-        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name, re.ASCII):
-            refuse(f"{name!r:.40} is not a valid name of a model or optimizer")
-    if measured.replicates < 2 or len(set(measured.freed)) < len(measured.freed):
-        refuse("it has fewer than two replicates, or frees a source twice")
-    if not {*measured.conditions} - {BASELINE, REPEAT}:
-        refuse("it has no condition to compare with its baseline")
-    if unknown := [name for name in measured.freed if name not in FREED]:
-        refuse(f"it frees {unknown[0]!r:.40}; sources are {', '.join(FREED)}")
-    if any(
-        len({*pair}) != 2 or len(pair) != 2 or not set(pair) <= set(measured.freed) for pair in measured.pairs
-    ):
-        refuse("a pair must be two of the freed sources")
-    if not 0 < measured.one_ulp < math.inf:
-        refuse(f"one_ulp is {measured.one_ulp}")
-    pairs = [pair_name(pair) for pair in measured.pairs]
-    needed = [BASELINE, REPEAT, *measured.freed, *pairs, *([JOINT] if len(measured.freed) > 1 else [])]
-    for name in needed:
-        if name not in measured.conditions:
-            refuse(f"it has no condition {name}")
-    for name in measured.conditions:
+def _problems(measured: Measurements) -> Iterator[str]:
+    """Yield why conditions and replicates are not those of an experiment."""
+    freed = set(measured.freed)
+    if len(freed) < len(measured.freed):
+        yield "it frees a source twice"
+    if any(len(pair) != 2 or len({*pair}) != 2 or not freed.issuperset(pair) for pair in measured.pairs):
+        yield "a pair must be two of the freed sources"
+    needed = [BASELINE, REPEAT, *measured.freed, *map(pair_name, measured.pairs)]
+    needed += [JOINT] if len(freed) > 1 else []
+    for name in dict.fromkeys([*needed, *measured.conditions]):
         numbers = [outcome.replicate for outcome in measured.of(name)]
-        whole = list(range(1, (1 if name == REPEAT else measured.replicates) + 1))
         if name not in {*needed, NUDGE, OTHER}:
-            refuse(f"it has a condition {name!r:.40}")
-        if numbers != whole:
-            refuse(f"condition {name} has the replicates {numbers}")
+            yield f"it has a condition {name!r:.40}"
+        elif not numbers:
+            yield f"it has no condition {name}"
+        elif len(numbers) != (1 if name == REPEAT else measured.replicates) or numbers != [
+            *range(1, len(numbers) + 1)
+        ]:
+            yield f"condition {name} has the replicates {numbers}"
+    if not {*measured.conditions} - {BASELINE, REPEAT}:
+        yield "it has no condition to compare with its baseline"

@@ -1,15 +1,14 @@
-"""Apply the rules of claims to each arm or model; ``claims.toml`` has the rules in words.
+"""Apply the rules of claims to an arm, or to the arms of a model; ``claims.toml`` has the rules in words.
 
 An arm is inconclusive if fewer than `FEWEST` of its runs have the value, or if its runs are equal and share
 all seeds of fine-tuning: then they are repetitions of one run. As in the paper, a *run* is one trial.
 """
 
-import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qlora_repeat.results.arms import Arm, base_perplexities, by_model, distinct
+from qlora_repeat.results.arms import Arm, base_perplexities, distinct
 from qlora_repeat.results.number_format import number
 from qlora_repeat.results.statistical_methods import FEWEST, rank
 from qlora_repeat.results.trial_result import Response, TrialResult
@@ -31,8 +30,6 @@ _OF_TRAINING = {"adapter_init", "data_order", "dropout"}
 """The random sources of a fine-tuning, apart from the split."""
 
 Value = float | str
-ClaimRule = Callable[..., "list[ClaimFinding]"]
-"""A function of arms, and of parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +44,6 @@ class ClaimFinding:
     """Its numbers, or why it is inconclusive."""
     remedy: str = ""
     """What to run to make it conclusive, with placeholders for names of studies."""
-
-
-def is_8_bit(arm: Arm) -> bool:
-    """Return whether the optimizer has 8-bit state, with any quantization map."""
-    return arm.optimizer.bits == 8
-
-
-def answering(arms: Sequence[Arm]) -> list[Arm]:
-    """Return the arms of question-answering models."""
-    return [arm for arm in arms if arm.task == "question-answering"]
 
 
 def too_few(arm: Arm, values: Sequence[Value]) -> ClaimFinding | None:
@@ -85,76 +72,53 @@ def no_sample(
         return ClaimFinding(arm.name, None, why, _RUN_SEEDED + unseeded[0])
     if len(set(values)) > (len(values) - 1 if each else 1):
         return None
-    alike = "all alike" if len(set(values)) == 1 else "some alike"
+    equal = "all equal" if len(set(values)) == 1 else "some equal"
     if free is not None and not _OF_TRAINING & set(free):
-        why = f"{len(values)} runs with the same seeds, {alike}"
+        why = f"{len(values)} runs with the same seeds, {equal}"
         return ClaimFinding(arm.name, None, why, _RUN_FREE)
     if free is None and profile is not None:
-        why = f"{len(values)} runs, {alike}, with no word on their seeds"
-        return ClaimFinding(arm.name, None, why, _COLLECT)
+        return ClaimFinding(arm.name, None, f"{len(values)} runs with unknown seeds, {equal}", _COLLECT)
     return None
 
 
-def runs_differ(arms: Sequence[Arm], measure: str, noun: str, *, each: bool = False) -> list[ClaimFinding]:
-    """Check in each arm that not all runs have the same value or, with `each`, that no two runs do.
+def runs_differ(arm: Arm, *, measure: str, noun: str, each: bool = False) -> ClaimFinding:
+    """Check that not all runs have the same value or, with `each`, that no two runs do.
 
     `measure` is a field of `TrialResult`. All numbers that are not finite count as equal.
     """
-    found = []
-    for arm in arms:
-        measured = (getattr(trial, measure) for trial in arm.done)
-        values: list[Value] = [
-            value if isinstance(value, str) else rank(value) for value in measured if value is not None
-        ]
-        counts = Counter(values)
-        words = f"{len(counts)} different {noun} in {len(values)} runs"
-        if each:
-            shared = [value for value in counts if counts[value] > 1 and not isinstance(value, str)]
-            shown = [f"{number(value)} in {counts[value]}" for value in sorted(shared)]
-            words += f" ({', '.join(shown)})" if shown else ""
-        holds = len(counts) == len(values) if each else len(counts) > 1
-        found.append(no_sample(arm, values, each=each) or ClaimFinding(arm.name, holds, words))
-    return found
+    measured = (getattr(trial, measure) for trial in arm.done)
+    values: list[Value] = [
+        value if isinstance(value, str) else rank(value) for value in measured if value is not None
+    ]
+    counts = Counter(values)
+    words = f"{len(counts)} different {noun} in {len(values)} runs"
+    if each:
+        shared = [value for value in counts if counts[value] > 1 and not isinstance(value, str)]
+        shown = [f"{number(value)} in {counts[value]}" for value in sorted(shared)]
+        words += f" ({', '.join(shown)})" if shown else ""
+    holds = len(counts) == len(values) if each else len(counts) > 1
+    return no_sample(arm, values, each=each) or ClaimFinding(arm.name, holds, words)
 
 
-def accuracies_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """Check in each question-answering arm that not all runs have the same accuracy.
+def accuracies_differ(arm: Arm) -> ClaimFinding:
+    """Check that not all runs have the same accuracy; inconclusive if it is 0 in all runs, or 1."""
+    finding = runs_differ(arm, measure="accuracy", noun="accuracies")
+    accuracies = set(arm.values(lambda trial: trial.accuracy))
+    if finding.holds is False and accuracies <= {0.0, 1.0}:
+        answered = "every" if accuracies == {1.0} else "no"
+        why = f"{answered} question answered right in any run, which hides what differs"
+        return ClaimFinding(arm.name, None, why, RUN_PAPER)
+    return finding
 
-    An arm with accuracy 0 in all runs, or 1, is inconclusive.
+
+def responses_differ(arm: Arm, *, answers: bool = False) -> ClaimFinding:
+    """Check for each prompt that not all runs give the same response, at a low and at a higher temperature.
+
+    With `answers`, check instead that not all give the same answer (Tables 8 and 9), at the higher one.
     """
-    found = []
-    for arm in answering(arms):
-        (finding,) = runs_differ([arm], "accuracy", "accuracies")
-        accuracies = set(arm.values(lambda trial: trial.accuracy))
-        if finding.holds is False and accuracies <= {0.0, 1.0}:
-            answered = "every" if accuracies == {1.0} else "no"
-            why = f"{answered} question answered right in any run, which hides what differs"
-            finding = ClaimFinding(arm.name, None, why, RUN_PAPER)
-        found.append(finding)
-    return found
-
-
-def responses_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """Check in each arm that not all runs give the same response, at a low and at a higher temperature."""
-    return [_prompted(arm, (False, True), lambda response: response.text, "responses") for arm in arms]
-
-
-def answers_differ(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """Check in each question-answering arm that not all runs give the same answer (Tables 8 and 9)."""
-    return [_prompted(arm, (False,), answer, "answers") for arm in answering(arms)]
-
-
-def answer(response: Response) -> str:
-    """Return the letter that a response gives, or else its text."""
-    return response.answer or response.text.strip()
-
-
-def _prompted(
-    arm: Arm, temperatures: tuple[bool, ...], read: Callable[[Response], str], noun: str
-) -> ClaimFinding:
-    """Check that runs differ in their response to each prompt, at temperatures that are low (True) or not."""
+    noun = "answers" if answers else "responses"
     tests, words = [], []
-    for low in temperatures:
+    for low in (False,) if answers else (False, True):
         prompts = distinct(
             each.prompt for trial in arm.done for each in trial.responses if is_low(each) == low
         )
@@ -163,8 +127,8 @@ def _prompted(
             tests.append(ClaimFinding(arm.name, None, why, RUN_PAPER))
         different, runs = [], []
         for prompt in prompts:
-            found = [said(trial, prompt, low) for trial in arm.done]
-            values = [read(response) for response in found if response is not None]
+            found = [response_to(trial, prompt, low) for trial in arm.done]
+            values = [answer(each) if answers else each.text for each in found if each is not None]
             differ = ClaimFinding(arm.name, len(set(values)) > 1, "")
             tests.append(no_sample(arm, values, seeded=("split", "generation")) or differ)
             different.append(str(len(set(values))))
@@ -177,7 +141,12 @@ def _prompted(
     return cannot or ClaimFinding(arm.name, True, "; ".join(words))
 
 
-def said(trial: TrialResult, prompt: str, low: bool) -> Response | None:
+def answer(response: Response) -> str:
+    """Return the letter that a response gives, or else its text."""
+    return response.answer or response.text.strip()
+
+
+def response_to(trial: TrialResult, prompt: str, low: bool) -> Response | None:
     """Return a run's response to a prompt at its highest low temperature, or its highest other one."""
     found = [each for each in trial.responses if each.prompt == prompt and is_low(each) == low]
     return max(found, key=lambda response: response.temperature, default=None)
@@ -188,12 +157,8 @@ def is_low(response: Response) -> bool:
     return response.temperature <= LOW
 
 
-def asked_again(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """Check in each arm that repeated responses are equal at a low temperature and differ at a higher one."""
-    return [_asked_again(arm) for arm in arms]
-
-
-def _asked_again(arm: Arm) -> ClaimFinding:
+def asked_again(arm: Arm) -> ClaimFinding:
+    """Check that repeated responses of a model are equal at a low temperature and differ at a higher one."""
     texts: dict[tuple[bool, int, str], list[str]] = {}
     for trial in arm.done:
         for each in trial.repeated_responses:
@@ -214,66 +179,28 @@ def _asked_again(arm: Arm) -> ClaimFinding:
     )
 
 
-def bases_repeat(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """Check for each model that all tests of the base model have the same perplexity."""
-    return [_base_repeats(own) for own in by_model(arms).values()]
-
-
-def _base_repeats(arms: list[Arm]) -> ClaimFinding:
+def bases_repeat(arms: list[Arm]) -> ClaimFinding:
+    """Check that all tests of a model's base have the same perplexity."""
     name, frees = arms[0].title, [arm.trials[0].free_sources for arm in arms]
     tests = [rank(value) for value in base_perplexities(arms)]
     if len(tests) < 2:
         return ClaimFinding(name, None, f"{len(tests)} tests, of 2 needed", _RUN_BASES)
-    alike = len(set(tests)) == 1
-    if alike and any(free is not None and "kernels" not in free for free in frees):
-        why = f"{len(tests)} tests alike, on kernels that are made to repeat"
-        return ClaimFinding(name, None, why, _RUN_FREE)
+    equal = len(set(tests)) == 1
+    if equal and any(free is not None and "kernels" not in free for free in frees):
+        return ClaimFinding(name, None, f"{len(tests)} equal tests with deterministic kernels", _RUN_FREE)
     span = " to ".join(distinct(number(value) or "" for value in (min(tests), max(tests))))
     words = f"{span} in {len(tests)} tests"
-    return ClaimFinding(name, alike, words if alike else f"{words}, {len(set(tests))} of them different")
+    return ClaimFinding(name, equal, words if equal else f"{words}, {len(set(tests))} of them different")
 
 
-def worse_than_base(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """Check in each 8-bit arm that more than half of the runs have a perplexity above the base model's."""
-    found = []
-    for arm in filter(is_8_bit, arms):
-        pairs = _beside_base(arm)
-        count = sum(value > base for value, base in pairs)
-        found.append(_counted(arm, pairs, 2 * count > len(pairs), f"{count} of {len(pairs)} runs worse"))
-    return found
-
-
-def better_than_base(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """Check in each 32-bit arm that all runs have a perplexity below the base model's."""
-    found = []
-    for arm in itertools.filterfalse(is_8_bit, arms):
-        pairs = _beside_base(arm)
-        count = sum(value < base for value, base in pairs)
-        found.append(_counted(arm, pairs, count == len(pairs), f"{count} of {len(pairs)} runs better"))
-    return found
-
-
-def _counted(arm: Arm, pairs: list[tuple[float, float]], holds: bool, words: str) -> ClaimFinding:
-    return no_sample(arm, [value for value, _ in pairs]) or ClaimFinding(arm.name, holds, words)
-
-
-def _beside_base(arm: Arm) -> list[tuple[float, float]]:
-    """Return the perplexities of each run and of its base model."""
-    return [
+def compared_with_base(arm: Arm, *, worse: bool) -> ClaimFinding:
+    """Check that more than half of the runs are worse than the base model; without `worse`, all better."""
+    pairs = [
         (rank(trial.perplexity), trial.base_perplexity)
         for trial in arm.done
         if trial.perplexity is not None and trial.base_perplexity is not None
     ]
-
-
-ARM_RULES: tuple[ClaimRule, ...] = (
-    runs_differ,
-    accuracies_differ,
-    responses_differ,
-    answers_differ,
-    asked_again,
-    bases_repeat,
-    worse_than_base,
-    better_than_base,
-)
-"""The rules that claims name."""
+    count = sum(value > base if worse else value < base for value, base in pairs)
+    holds = 2 * count > len(pairs) if worse else count == len(pairs)
+    words = f"{count} of {len(pairs)} runs {'worse' if worse else 'better'}"
+    return no_sample(arm, [value for value, _ in pairs]) or ClaimFinding(arm.name, holds, words)

@@ -5,19 +5,19 @@ alone, and readers can check it with the tables.
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from qlora_repeat.analysis.claims.arm_rules import ARM_RULES, LOW, RUN_PAPER, ClaimFinding
-from qlora_repeat.analysis.claims.optimizer_rules import ALPHA, OPTIMIZER_RULES, SLIGHTLY
-from qlora_repeat.results.arms import Arm, distinct
+from qlora_repeat.analysis.claims import arm_rules, optimizer_rules
+from qlora_repeat.analysis.claims.arm_rules import LOW, RUN_PAPER, ClaimFinding
+from qlora_repeat.analysis.claims.optimizer_rules import ALPHA, SLIGHTLY
+from qlora_repeat.results.arms import Arm, by_model, distinct
 from qlora_repeat.results.statistical_methods import FEWEST
 from qlora_repeat.study.study import PUBLISHED
 
 ClaimVerdict = Literal["supported", "not supported", "untested"]
-_RULES = {test.__name__: test for test in (*ARM_RULES, *OPTIMIZER_RULES)}
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,28 @@ class Claim:
     subject: str
     """What the rule applies to: ``arm``, ``model``, or ``comparison`` of a model's 8-bit and 32-bit runs."""
     function: str
-    """The name of the function that applies the rule to arms."""
+    """The name of the function that applies the rule, to one arm, to a model's arms, or to all arms."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """The parameters of that function."""
+    task: str | None = None
+    """The task of the arms that the rule applies to; None for all."""
+    bits: int | None = None
+    """The optimizer's precision in these arms; None for all."""
 
     def findings(self, arms: Sequence[Arm]) -> list[ClaimFinding]:
         """Return a finding for each arm, model or comparison."""
-        return _RULES[self.function](arms, **self.parameters)
+        rule: Callable[..., Any] = getattr(
+            optimizer_rules if self.subject == "comparison" else arm_rules, self.function
+        )
+        arms = [
+            arm
+            for arm in arms
+            if self.task in (None, arm.task) and self.bits in (None, arm.optimizer.bits)
+        ]
+        if self.subject == "comparison":
+            return list(rule(arms, **self.parameters))
+        subjects = by_model(arms).values() if self.subject == "model" else arms
+        return [rule(subject, **self.parameters) for subject in subjects]
 
 
 @dataclass(frozen=True)
@@ -57,29 +72,13 @@ class JudgedClaim:
     """The command that tests the claim with these results' study."""
 
 
-def _read_claims() -> list[Claim]:
-    text = (resources.files("qlora_repeat.analysis.claims") / "claims.toml").read_text(encoding="utf-8")
-    bounds = {"alpha": f"{ALPHA:g}", "slightly": f"{SLIGHTLY:g}"}
-    return [
-        Claim(**table | {"rule": table["rule"].format(**bounds)}) for table in tomllib.loads(text)["claims"]
-    ]
-
-
-CLAIMS = _read_claims()
+_FILE = tomllib.loads(
+    (resources.files("qlora_repeat.analysis.claims") / "claims.toml").read_text(encoding="utf-8")
+)
+_NUMBERS = {"alpha": f"{ALPHA:g}", "slightly": f"{SLIGHTLY:g}", "fewest": FEWEST, "low": f"{LOW:g}"}
+CLAIMS = [Claim(**claim | {"rule": claim["rule"].format(**_NUMBERS)}) for claim in _FILE["claims"]]
 """In the order of the paper's evaluation."""
-
-RULES = [
-    "An arm is the trials (the paper's runs) of one model with one optimizer. supported: the rule "
-    "holds for all arms, models or comparisons of a model's 8-bit and 32-bit trials. not supported: "
-    "the rule fails for at least one of them, which does not prove the opposite. untested: some arms "
-    "have too few runs; no other arm contradicts it.",
-    f"An arm has too few runs, and cannot tell, if fewer than {FEWEST} of them have the value. Runs "
-    "that share all seeds and agree count as one run repeated. Runs that each have their own split, "
-    "or their own sampling seed where responses are compared, cannot tell either. Values that are not "
-    "finite count as one value, above all others.",
-    "The rank-sum test is Wilcoxon's, two-sided and exact. Holm: adjusted for all comparisons. "
-    f"A low temperature is at most {LOW:g}.",
-]
+DEFINITIONS: list[str] = [text.format(**_NUMBERS) for text in _FILE["definitions"]]
 """Definitions that the rules of all claims share."""
 
 _NAMED = 2

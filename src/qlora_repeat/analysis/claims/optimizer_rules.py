@@ -9,13 +9,10 @@ from qlora_repeat.analysis.claims.arm_rules import (
     RUN,
     RUN_PAPER,
     ClaimFinding,
-    ClaimRule,
     Value,
     answer,
-    answering,
-    is_8_bit,
     no_sample,
-    said,
+    response_to,
     too_few,
 )
 from qlora_repeat.results.arms import Arm, Measure, by_model, distinct
@@ -32,42 +29,39 @@ ALPHA = round(1 - LEVEL, 10)
 _RUN_BOTH = "make all STUDY={file}, with both optimizers in its file"
 _RUN_GPU = f"{RUN_PAPER}, on a GPU"
 
-_Hindrance = Callable[[Arm, Sequence[Value]], ClaimFinding | None]
+_Obstacle = Callable[[Arm, Sequence[Value]], ClaimFinding | None]
+"""Returns an inconclusive finding if the values of an arm cannot be compared."""
 
 
 @dataclass(frozen=True)
-class _OptimizerPair:
-    """An 8-bit arm and the 32-bit arm of the same model."""
+class _Pair:
+    """An 8-bit arm and the 32-bit arm of the same model, with their values of a measure."""
 
     name: str
-    less: Arm
-    more: Arm
-
-    def values(self, measure: Measure) -> tuple[list[float], list[float]]:
-        """Return the values of both arms; those that are not finite are above all others."""
-        less, more = ([rank(value) for value in arm.values(measure)] for arm in (self.less, self.more))
-        return less, more
+    arm: Arm
+    """The 8-bit arm."""
+    values: list[float]
+    """Values that are not finite are above all others."""
+    others: list[float]
 
 
 def _pairs(
-    arms: Sequence[Arm], measure: Measure, hindrance: _Hindrance
-) -> tuple[list[_OptimizerPair], list[ClaimFinding]]:
+    arms: Sequence[Arm], measure: Measure, obstacle: _Obstacle
+) -> tuple[list[_Pair], list[ClaimFinding]]:
     """Return the pairs that can be compared, and inconclusive findings for the other models."""
     pairs, found = [], []
     for own in by_model(arms).values():
-        less = [arm for arm in own if is_8_bit(arm)]
-        more = next((arm for arm in own if not is_8_bit(arm)), None)
-        if not less or more is None:
+        eights = [arm for arm in own if arm.optimizer.bits == 8]
+        other = next((arm for arm in own if arm.optimizer.bits != 8), None)
+        if not eights or other is None:
             found.append(ClaimFinding(own[0].title, None, "runs with one of the optimizers only", _RUN_BOTH))
             continue
-        for arm in less:
-            pair = _OptimizerPair(arm.name if len(less) > 1 else arm.title, arm, more)
-            values, others = pair.values(measure)
-            hindered = hindrance(arm, values) or hindrance(more, others)
-            if hindered:
-                found.append(hindered)
+        for arm in eights:
+            values, others = ([rank(value) for value in each.values(measure)] for each in (arm, other))
+            if (stopped := obstacle(arm, values) or obstacle(other, others)) is not None:
+                found.append(stopped)
             else:
-                pairs.append(pair)
+                pairs.append(_Pair(arm.name if len(eights) > 1 else arm.title, arm, values, others))
     return pairs, found
 
 
@@ -76,7 +70,7 @@ def spread_wider(arms: Sequence[Arm]) -> list[ClaimFinding]:
     pairs, found = _pairs(arms, lambda trial: trial.perplexity, no_sample)
     tests = {(each.model, each.optimizer): each for each in compare_with_32_bit(arms, "perplexity")}
     for pair in pairs:
-        each = tests.get(pair.less.key)
+        each = tests.get(pair.arm.key)
         if each is None or each.p_holm is None:
             why = f"fewer than {FEWEST} finite perplexities in an arm"
             found.append(ClaimFinding(pair.name, None, why, RUN))
@@ -90,7 +84,7 @@ def spread_wider(arms: Sequence[Arm]) -> list[ClaimFinding]:
 
 
 def median_above(
-    arms: Sequence[Arm], measure: str, *, more_bits: bool = False, slightly: bool = False, timed: bool = False
+    arms: Sequence[Arm], *, measure: str, more_bits: bool = False, slightly: bool = False, timed: bool = False
 ) -> list[ClaimFinding]:
     """Check for each model that a measure is higher in 8-bit runs or, with `more_bits`, in 32-bit runs.
 
@@ -99,49 +93,37 @@ def median_above(
         slightly: whether the medians may differ by a factor of at most `SLIGHTLY`.
         timed: whether the measure differs even between runs that share all seeds.
     """
-    hindrance = too_few if timed else no_sample
-    return _above(arms, attrgetter(measure), hindrance, more_bits=more_bits, slightly=slightly)
+    obstacle = too_few if timed else no_sample
+    return _above(arms, attrgetter(measure), obstacle, more_bits=more_bits, slightly=slightly)
 
 
 def more_letters(arms: Sequence[Arm]) -> list[ClaimFinding]:
-    """Check for each question-answering model that 32-bit runs answer more instructions with a letter."""
+    """Check for each model that 32-bit runs answer more instructions of Tables 8 and 9 with a letter."""
 
-    def unlike(arm: Arm, counts: Sequence[Value]) -> ClaimFinding | None:
+    def letters(trial: TrialResult) -> float | None:
+        answers = _answers(trial)
+        return float(sum(response.answer is not None for response in answers)) if answers else None
+
+    def equal_answers(arm: Arm, counts: Sequence[Value]) -> ClaimFinding | None:
         # Compare answers, because runs with equal counts may still differ.
         return no_sample(arm, ["\n".join(map(answer, own)) for own in map(_answers, arm.done) if own])
 
-    return _above(answering(arms), _letters, unlike, more_bits=True)
+    return _above(arms, letters, equal_answers, more_bits=True)
 
 
 def _answers(trial: TrialResult) -> list[Response]:
-    """Return a run's answers to the instructions of Tables 8 and 9."""
     prompts = distinct(response.prompt for response in trial.responses)
-    return [response for prompt in prompts if (response := said(trial, prompt, low=False)) is not None]
-
-
-def _letters(trial: TrialResult) -> float | None:
-    """Return the number of instructions that a run answers with a letter."""
-    answers = _answers(trial)
-    return float(sum(response.answer is not None for response in answers)) if answers else None
+    return [each for prompt in prompts if (each := response_to(trial, prompt, low=False)) is not None]
 
 
 def _above(
-    arms: Sequence[Arm],
-    measure: Measure,
-    hindrance: _Hindrance,
-    *,
-    more_bits: bool = False,
-    slightly: bool = False,
+    arms: Sequence[Arm], measure: Measure, obstacle: _Obstacle, *, more_bits: bool, slightly: bool = False
 ) -> list[ClaimFinding]:
-    """Check for each model that 8-bit runs, or with `more_bits` 32-bit runs, have higher values.
-
-    The rank-sum test must be significant and the median higher, with `slightly` by at most `SLIGHTLY`.
-    """
-    pairs, found = _pairs(arms, measure, hindrance)
-    values = [pair.values(measure) for pair in pairs]
-    ps = holm([p for own, others in values if (p := compare_ranks(own, others)) is not None])
-    for pair, own, p in zip(pairs, values, ps, strict=True):
-        medians = [median(values) for values in own]
+    """Check the median and the rank-sum test for each model, as `median_above`."""
+    pairs, found = _pairs(arms, measure, obstacle)
+    ps = holm([p for pair in pairs if (p := compare_ranks(pair.values, pair.others)) is not None])
+    for pair, p in zip(pairs, ps, strict=True):
+        medians = median(pair.values), median(pair.others)
         lower, higher = medians if more_bits else reversed(medians)
         holds = p <= ALPHA and higher > lower and not (slightly and higher > SLIGHTLY * lower)
         words = f"median {number(medians[0])} with 8 bits, {number(medians[1])} with 32, p {number(p)}"
@@ -151,22 +133,17 @@ def _above(
 
 def memory_higher(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """Check for each model that 32-bit runs use a slightly higher mean share of the GPU's memory."""
-    pairs, found = _pairs(arms, lambda trial: trial.peak_memory_share, _off_gpu)
+    pairs, found = _pairs(arms, lambda trial: trial.peak_memory_share, _no_gpu)
     for pair in pairs:
-        less_bits, more_bits = map(mean, pair.values(lambda trial: trial.peak_memory_share))
-        holds = less_bits < more_bits <= SLIGHTLY * less_bits
-        words = f"{100 * less_bits:.2f} % with 8 bits, {100 * more_bits:.2f} % with 32"
-        found.append(ClaimFinding(pair.name, holds, words))
+        less, more = mean(pair.values), mean(pair.others)
+        words = f"{100 * less:.2f} % with 8 bits, {100 * more:.2f} % with 32"
+        found.append(ClaimFinding(pair.name, less < more <= SLIGHTLY * less, words))
     return found
 
 
-def _off_gpu(arm: Arm, shares: Sequence[Value]) -> ClaimFinding | None:
+def _no_gpu(arm: Arm, shares: Sequence[Value]) -> ClaimFinding | None:
     """Return an inconclusive finding if too few runs have a value of GPU memory."""
     few = too_few(arm, shares)
     if few is not None and len(arm.values(lambda trial: trial.peak_memory_bytes)) >= FEWEST:
         return ClaimFinding(few.of, None, "no GPU, whose memory the claim is about", _RUN_GPU)
     return few
-
-
-OPTIMIZER_RULES: tuple[ClaimRule, ...] = (spread_wider, median_above, more_letters, memory_higher)
-"""The rules that claims name."""

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import Measurements
-from qlora_repeat.analysis.claims.claims import RULES, judge_claims
+from qlora_repeat.analysis.claims.claims import DEFINITIONS, judge_claims
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.escape import writable
 from qlora_repeat.render.figures.collapse import draw_collapse
@@ -90,7 +90,7 @@ def report_html(
             experiments=[_experiment(measured) for measured in experiments],
             collapse=_collapse(arms),
             claims=judge_claims(arms),
-            rules=RULES,
+            rules=DEFINITIONS,
             tables=tables,
             fingerprints=_fingerprints(files),
             version=__version__,

@@ -1,6 +1,6 @@
 """Table S4: the paper's claims, each with its rule and its verdict."""
 
-from qlora_repeat.analysis.claims.claims import RULES, judge_claims
+from qlora_repeat.analysis.claims.claims import DEFINITIONS, judge_claims
 from qlora_repeat.render.footnotes import missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import Arm, distinct
@@ -26,7 +26,7 @@ def claims_table(arms: list[Arm]) -> Table:
         ],
         notes=[
             f"Models: {', '.join(distinct(arm.title for arm in arms))}.",
-            *RULES,
+            *DEFINITIONS,
             *missing(arms, begin="Not in these verdicts:"),
             *stale(arms),
             *stale_bases(arms),
