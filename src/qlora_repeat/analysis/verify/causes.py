@@ -10,6 +10,15 @@ from qlora_repeat.study.trial import Stage
 Cause = Literal["data", "learning rate", "init", "arithmetic", "update", "perplexity"]
 """What differs between two trials, in the order in which one leads to another."""
 
+CAUSE_NAMES: dict[Cause, str] = {
+    "data": "the rows",
+    "learning rate": "the learning rate",
+    "init": "the initial adapter",
+    "arithmetic": "the arithmetic of a step",
+    "update": "the optimizer's update",
+    "perplexity": "the test",
+}
+
 MATTERS = (
     r"packages\.[\w-]+|cpu|cpu_flags\.numeric|cpu_capability|machine|libc|threads|gpu|gpu_capability|cuda|cudnn"
     r"|cublas|driver|kernels\..*"

@@ -19,14 +19,18 @@ from qlora_repeat.system.hashing import weights_digest
 
 def contradictions(side: Side, again: Trial) -> list[str]:
     """Return a sentence for each contradiction between the files of a trial; `again` has its settings."""
-    return [
+    found = [
         *_trace(side, again),
         *_outputs_of_trace(side),
         *_adapter(side, again),
         *_seeds(side, again),
         *_settings(side, again),
-        *_chain(side),
     ]
+    if "evaluate" in side.records and side.perplexity is None:
+        found.append(
+            "The record of the evaluation belongs to another adapter, or there is no record of the merge."
+        )
+    return found
 
 
 def _trace(side: Side, again: Trial) -> Iterator[str]:
@@ -106,12 +110,6 @@ def _settings(side: Side, again: Trial) -> Iterator[str]:
         for name in sorted(recorded.keys() & expected.keys() - FIRST_TRIAL_SETTINGS):
             if recorded[name] != expected[name]:
                 yield f"The setting {name} of the {stage} stage contradicts the other stages."
-
-
-def _chain(side: Side) -> Iterator[str]:
-    """Yield a sentence if the stages do not have the same adapter and merged model."""
-    if "evaluate" in side.records and side.perplexity is None:
-        yield "The record of the evaluation belongs to another adapter, or there is no record of the merge."
 
 
 def _text(value: Any) -> str:

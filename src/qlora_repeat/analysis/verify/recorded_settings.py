@@ -14,10 +14,11 @@ from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record
 from qlora_repeat.study.data_sources import Positive
 from qlora_repeat.study.randomness import Randomness
-from qlora_repeat.study.study import Evaluation, Generation, Lora, Model, Quantization, Study, Training
+from qlora_repeat.study.study import Generation, Lora, Quantization, Training
 from qlora_repeat.study.trial import Stage, Trial
 
 _PROFILE = "recorded"
+_STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
 MOST_THREADS = 1024
 """No study asks for more threads than this."""
 
@@ -31,25 +32,29 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
     Raises:
         MissingError: a record lacks a setting, or has an invalid one.
     """
-    study = trial.study
-    tuned = records["finetune"].inputs["settings"]
-    merged = records["merge"].inputs["settings"] if "merge" in records else {}
-    tested = records["evaluate"].inputs["settings"] if "evaluate" in records else {}
+    study, model, data = trial.study, trial.model, trial.data
+    tuned, merged, tested = (
+        records[stage].inputs["settings"] if stage in records else {} for stage in _STAGES
+    )
+    today = TypeAdapter(Randomness).dump_python(study.randomness, mode="json")
     try:
-        model = dataclasses.replace(
-            study.models[trial.model_name],
-            template=_typed(str, tuned["template"]),
-            special_tokens=_typed(bool, tuned["special_tokens"]),
-            target_modules=_typed(list[str], tuned["target_modules"]),
-            training=_typed(Training, tuned["training"]),
-            stop=tested.get("stop", trial.model.stop),
-        )
+        if tuned["optimizer"] != trial.optimizer:
+            raise ValueError(f"optimizer is {tuned['optimizer']!r:.60}, in a record of {trial.name}")
+        randomness = {
+            **{name: tuned[name] for name in ("split", "adapter_init", "data_order", "dropout", "kernels")},
+            "generation": tested.get("generation_seed", today["generation"]),
+            "nudge": tuned.get("nudge", False),
+        }
+        evaluation = study.evaluation
+        if tested:
+            size = _typed(Positive, tested["batch_size"])
+            evaluation = dataclasses.replace(evaluation, examples=tested["examples"], batch_size=size)
         changed = dataclasses.replace(
             study,
             threads=_typed(Annotated[int, Field(ge=1, le=MOST_THREADS)], tuned["threads"]),
             profile=_PROFILE,
-            profiles={_PROFILE: _randomness(study.randomness, tuned, tested)},
-            optimizers=_optimizers(tuned["optimizer"], trial),
+            profiles={_PROFILE: _typed(Randomness, randomness)},
+            optimizers=[trial.optimizer],
             quantization=_typed(Quantization, tuned["quantization"]),
             weights=_typed(str, tuned["weights"]),
             precision=dataclasses.replace(
@@ -59,9 +64,27 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
             ),
             lora=_typed(Lora, tuned["lora"]),
             generation=_typed(Generation, tested["generation"]) if tested else study.generation,
-            evaluation=_evaluation(study.evaluation, tested),
-            data=study.data | {model.data: _data(study, model, tuned, tested)},
-            models={trial.model_name: model},
+            evaluation=evaluation,
+            data=study.data
+            | {
+                model.data: dataclasses.replace(
+                    data,
+                    prompts=_typed(list[str], tuned["prompts"]),
+                    test_share=tuned["test_share"],
+                    max_rows=tuned["max_rows"],
+                    max_new_tokens=tested.get("max_new_tokens", data.max_new_tokens),
+                )
+            },
+            models={
+                trial.model_name: dataclasses.replace(
+                    model,
+                    template=_typed(str, tuned["template"]),
+                    special_tokens=_typed(bool, tuned["special_tokens"]),
+                    target_modules=_typed(list[str], tuned["target_modules"]),
+                    training=_typed(Training, tuned["training"]),
+                    stop=tested.get("stop", model.stop),
+                )
+            },
             ablation=None,  # fresh seeds give other responses by design
             keep_merged=False,
         )
@@ -103,39 +126,6 @@ def _sources(trial: Trial) -> list[tuple[str, str, str, str, str | None]]:
         ("base model", "base", base, base_folder(where, base).name, base_digest(where, base)),
         ("data", "data", data, data_folder(where, data).name, data_digest(where, data)),
     ]
-
-
-def _randomness(now: Randomness, tuned: dict[str, Any], tested: dict[str, Any]) -> Randomness:
-    settings = {name: tuned[name] for name in ("split", "adapter_init", "data_order", "dropout", "kernels")}
-    today = TypeAdapter(Randomness).dump_python(now, mode="json")["generation"]
-    settings["generation"] = tested.get("generation_seed", today)
-    found: Randomness = _typed(Randomness, settings | {"nudge": tuned.get("nudge", False)})
-    return found
-
-
-def _optimizers(recorded: Any, trial: Trial) -> list[Any]:
-    if recorded != trial.optimizer:
-        raise ValueError(f"optimizer is {recorded!r:.60}, in a record of {trial.name}")
-    return [recorded]
-
-
-def _evaluation(now: Evaluation, tested: dict[str, Any]) -> Evaluation:
-    if not tested:
-        return now
-    return dataclasses.replace(
-        now, examples=tested["examples"], batch_size=_typed(Positive, tested["batch_size"])
-    )
-
-
-def _data(study: Study, model: Model, tuned: dict[str, Any], tested: dict[str, Any]) -> Any:
-    data = study.data[model.data]
-    return dataclasses.replace(
-        data,
-        prompts=_typed(list[str], tuned["prompts"]),
-        test_share=tuned["test_share"],
-        max_rows=tuned["max_rows"],
-        max_new_tokens=tested.get("max_new_tokens", data.max_new_tokens),
-    )
 
 
 def _typed(kind: Any, content: Any) -> Any:

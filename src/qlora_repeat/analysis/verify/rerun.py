@@ -56,12 +56,6 @@ class Recorded:
     contradictions: list[str]
     """Sentences on files that disagree with each other."""
 
-    @property
-    def seeds(self) -> dict[str, int]:
-        """Return the seeds of its fine-tuning."""
-        found: dict[str, int] = self.side.records["finetune"].outputs["seeds"]
-        return found
-
 
 def read_recorded(trial: Trial, folder: Path, scratch: Path, scope: Scope = "whole") -> Recorded:
     """Read a recorded trial and its arm from any folder; the re-run will be in `scratch`.
@@ -101,10 +95,8 @@ def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[st
     left_out: list[str] = []
     if folder.name != f"trial-{trial.number}":  # other folders need not belong to its arm
         return found, left_out
-    folders = sorted(folder.parent.glob("trial-*"), key=lambda path: (len(path.name), path.name))
-    for other in folders:
-        if other == folder:
-            continue
+    folders = set(folder.parent.glob("trial-*")) - {folder}
+    for other in sorted(folders, key=lambda path: (len(path.name), path.name)):
         name = f"{trial.model_name}/{trial.optimizer}/{other.name.removeprefix('trial-')}"
         try:
             side = _checked_side(name, other)
@@ -122,13 +114,11 @@ def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[st
 
 def _origin(side: Side, stage: Stage) -> Any:
     """Return the inputs of a stage that all trials of an arm share."""
-    record = side.records.get(stage)
-    if record is None:
+    if (record := side.records.get(stage)) is None:
         return None
-    settings = {
-        name: value for name, value in record.inputs["settings"].items() if name not in FIRST_TRIAL_SETTINGS
-    }
-    return settings, record.inputs.get("base"), record.inputs.get("data")
+    settings = record.inputs["settings"]
+    shared = {name: settings[name] for name in settings.keys() - FIRST_TRIAL_SETTINGS}
+    return shared, record.inputs.get("base"), record.inputs.get("data")
 
 
 @contextlib.contextmanager
@@ -159,7 +149,8 @@ def rerun_folder(
         here = json_digest([stage_inputs(again, stage, {}) for stage in _STAGES] + [fingerprint()])
         if begun is None or begun["here"] != here or list(scratch.rglob(VERDICT)):
             shutil.rmtree(scratch, ignore_errors=True)
-            seeds = draw_seeds(again.study.randomness, again.number) if new_seeds else recorded.seeds
+            used: dict[str, int] = recorded.side.records["finetune"].outputs["seeds"]
+            seeds = draw_seeds(again.study.randomness, again.number) if new_seeds else used
             scratch.mkdir(parents=True)
             write_sealed(marker, {"here": here, "seeds": seeds})
         else:
@@ -192,7 +183,9 @@ def run_again(
         trace = read_trace(again.unfinished / again.trace.name)
         return Side("re-run", again.folder, trace, False, {"finetune": record})
     if scope == "evaluation":
-        _copy_fine_tuning(recorded.side, again)
+        for name in ("finetune.json", *recorded.side.records["finetune"].files):
+            (again.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(recorded.side.folder / name, again.folder / name)
         run_trial(again, ["merge", "evaluate"], progress, force=True, stale=True, delete_merged=True)
     else:
         stages = _STAGES if "evaluate" in recorded.side.records else _STAGES[:1]
@@ -200,37 +193,23 @@ def run_again(
     return read_side("re-run", again.folder)
 
 
-def _copy_fine_tuning(recorded: Side, again: Trial) -> None:
-    """Copy the record of a fine-tuning and the files that it names."""
-    for name in ("finetune.json", *recorded.records["finetune"].files):
-        (again.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(recorded.folder / name, again.folder / name)
-
-
 def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[TrialDiff, bool]:
     """Compare a re-run within its scope; return also whether the same merged model was tested differently."""
     if scope == "evaluation":  # trace and adapter are the recorded ones
         rerun = dataclasses.replace(rerun, folder=recorded.folder)
     diff = compare_trials(recorded, rerun)
+
+    def same(stage: Stage, name: str) -> bool:
+        found = [side.records[stage].outputs.get(name) for side in (recorded, rerun) if stage in side.records]
+        # As JSON, because NaN is not equal to NaN.
+        return len(found) != 1 and len({json.dumps(each, sort_keys=True) for each in found}) < 2
+
     if scope == "first steps":
         diff = dataclasses.replace(diff, distances=None, unlike=[])
+    same_model = same("merge", "merged_digest")
     if scope == "evaluation":
         tested = [each for each in diff.differences if each.stage == "evaluate"]
-        same = _output(recorded, "merge", "merged_digest") == _output(rerun, "merge", "merged_digest")
-        unlike = [] if same else ["the merged models"]
+        unlike = [] if same_model else ["the merged models"]
         diff = dataclasses.replace(diff, distances=None, differences=tested, unlike=unlike)
-    return diff, _unlike_tests(recorded, rerun)
-
-
-def _unlike_tests(recorded: Side, rerun: Side) -> bool:
-    merged = [_output(side, "merge", "merged_digest") for side in (recorded, rerun)]
-    if "evaluate" not in rerun.records or merged[0] != merged[1]:
-        return False
-    return any(_output(recorded, "evaluate", name) != _output(rerun, "evaluate", name) for name in _TESTED)
-
-
-def _output(side: Side, stage: Stage, name: str) -> str | None:
-    """Return an output as JSON, where NaN equals NaN."""
-    if stage not in side.records:
-        return None
-    return json.dumps(side.records[stage].outputs.get(name), sort_keys=True)
+    tests_differ = "evaluate" in rerun.records and not all(same("evaluate", name) for name in _TESTED)
+    return diff, same_model and tests_differ

@@ -7,11 +7,18 @@ arm. Only what the re-run reproduces counts as agreement.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Divergence, TrialDiff
-from qlora_repeat.analysis.verify.causes import Cause, expectation, explained, may_matter, noisy_kernels
+from qlora_repeat.analysis.verify.causes import (
+    CAUSE_NAMES,
+    Cause,
+    expectation,
+    explained,
+    may_matter,
+    noisy_kernels,
+)
 from qlora_repeat.records.trace import Step
 from qlora_repeat.results.statistical_methods import FEWEST, prediction_interval
 from qlora_repeat.study.optimizers import Optimizer
@@ -34,6 +41,13 @@ At 99 %, more than one in a hundred re-runs with other seeds were outside (bench
 
 _RATES_AGREE = 1e-9
 """Relative difference that rounding alone can cause."""
+_MEASURED = {
+    "first_loss": "the loss of step 1",
+    "loss": "the mean loss over the steps",
+    "adapter": "the adapter",
+    "perplexity": "the perplexity",
+}
+"""The fields of `Deviations` that have a tolerance, in words."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,7 @@ def judge_rerun(
     noisy = noisy_kernels(diff, "evaluate" if scope == "evaluation" else "finetune")
     bits_expected, why_expected = expectation(differing, noisy)
     steps = diff.compared_steps if scope != "evaluation" else 0
+    measured = _measure(diff, steps)
     verdict = Verdict(
         kind="different",
         scope=scope,
@@ -112,31 +127,30 @@ def judge_rerun(
         bits_expected=bits_expected,
         expectation=why_expected,
         steps=steps,
-        measured=_measure(diff, steps),
+        measured=measured,
         tolerance=tolerance,
         interval=prediction_interval(others, LEVEL),
         arm_trials=len(others),
         divergence=diff.divergence,
         cannot_tell=_cannot_tell(diff, scope, steps),
     )
-    measured = verdict.measured
     if not diff.divergence and not diff.unlike and not unlike_tests and measured.perplexity in (None, 0.0):
-        return _with(verdict, "bitwise", _same(scope, steps, "evaluate" in diff.first.records))
-    departures = _departures(diff, measured, tolerance, steps)
-    departures += _other_optimizer(diff, differing, noisy)
+        return _with(verdict, "bitwise", [_same(scope, steps, "evaluate" in diff.first.records)])
+    departures = _departures(diff, measured, tolerance, steps) + _other_optimizer(diff, differing, noisy)
     if unlike_tests and bits_expected:
         text = "The same merged model gave different losses on the test examples, or different responses."
         departures.append(_Departure("perplexity", text))
     if not departures:
-        unexpected = ["The same bits were expected, but they differ."] if bits_expected else []
-        why = [_closeness(measured, tolerance), *unexpected]
-        return replace(_with(verdict, "within tolerance", *why), explanations=differing + noisy)
-    verdict = replace(verdict, why=[departure.text for departure in departures])
+        closeness = "; ".join(text for text, _ in _deviations(measured, tolerance).values())
+        why = [f"{_sentence(closeness)}." if closeness else "Only digests differ."]
+        why += ["The same bits were expected, but they differ."] if bits_expected else []
+        return _with(verdict, "within tolerance", why, explanations=differing + noisy)
+    verdict = _with(verdict, "different", [departure.text for departure in departures])
     reasons = explained((each.cause for each in departures), differing, noisy)
-    if unexplained := [departure for departure in departures if not reasons[departure.cause]]:
-        names = _cause_names(unexplained)
-        reason = f"Nothing in settings, seeds or fingerprints explains the difference in {names}."
-        return _with(verdict, "different", reason)
+    if unexplained := [each.cause for each in departures if not reasons[each.cause]]:
+        names = ", ".join(dict.fromkeys(CAUSE_NAMES[cause] for cause in unexplained))
+        why = [f"Nothing in settings, seeds or fingerprints explains the difference in {names}."]
+        return _with(verdict, "different", why)
     likely: list[Difference] = []
     for departure in departures:  # a difference may contain lists, which cannot be hashed
         likely += [each for each in reasons[departure.cause] if each not in likely]
@@ -145,33 +159,46 @@ def judge_rerun(
 
 def _by_explanations(verdict: Verdict, diff: TrialDiff, likely: list[Difference]) -> Verdict:
     """Return the verdict where recorded differences may explain each departure."""
-    keys = ", ".join(dict.fromkeys(each.key for each in likely))
-    verdict = replace(verdict, explanations=likely, why=[*verdict.why, f"These may explain it: {keys}."])
-    if all(each.key == "code" for each in likely):
+    keys = dict.fromkeys(each.key for each in likely)
+    why = [f"These may explain it: {', '.join(keys)}."]
+    verdict = _with(verdict, "different", why, explanations=likely)
+    same_machine = "the recorded machine and packages"
+    values = {"recorded": diff.first.perplexity, "re-run's": diff.second.perplexity}
+    known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    if keys.keys() == {"code"}:
         commit = diff.first.records["finetune"].fingerprint.get("commit")
         reason = "The kit's code is not the recorded code, which can explain any difference."
-        return _inconclusive(verdict, reason, f"the same command with the kit at commit {commit}")
-    recorded, rerun = diff.first.perplexity, diff.second.perplexity
-    if (undecided := _undecided(verdict, recorded, rerun)) is not None:
-        return _inconclusive(verdict, *undecided)
-    assert verdict.interval is not None and recorded is not None and rerun is not None, "see _undecided"
-    # A known difference exceeds noise: could both trials come from the same arm?
-    low, high = verdict.interval
-    outside = [
-        f"the {name} perplexity, {value:.6g}, is outside"
-        for name, value in (("recorded", recorded), ("re-run's", rerun))
-        if not low <= value <= high
-    ]
-    place = " and ".join(outside) or f"both perplexities, {recorded:.6g} and {rerun:.6g}, are in"
-    interval = (
-        f"{_sentence(place)} the {LEVEL:.1%} prediction interval from the {verdict.arm_trials} other "
-        f"recorded trials of the arm, {low:.6g} to {high:.6g}."
-    )
-    return _with(verdict, "different" if outside else "statistically consistent", interval)
-
-
-def _inconclusive(verdict: Verdict, reason: str, settle: str) -> Verdict:
-    return replace(_with(verdict, "inconclusive", reason), settle=[settle])
+        settle = f"the same command with the kit at commit {commit}"
+    elif verdict.scope == "first steps":
+        reason = "The first steps cannot tell whether the end is consistent."
+        settle = "a re-run of all steps"
+    elif verdict.scope == "evaluation":
+        reason = "Statistics over trials do not apply, because the adapter is the same."
+        settle = same_machine
+    elif len(known) < len(values):
+        reason = "One or both perplexities are missing or not finite."
+        settle = "a finite perplexity of both trials"
+    elif verdict.interval is None:
+        reason = f"The arm has {verdict.arm_trials} other recorded perplexities, too few for an interval."
+        settle = f"at least {FEWEST} other recorded trials of the arm, or {same_machine}"
+    elif verdict.interval[0] == verdict.interval[1]:
+        reason = "The arm's other trials have equal perplexities, which do not show how much trials vary."
+        settle = f"{same_machine}, or an arm with fresh seeds"
+    else:  # a known difference exceeds noise: could both trials come from the same arm?
+        low, high = verdict.interval
+        outside = [
+            f"the {name} perplexity, {value:.6g}, is outside"
+            for name, value in known.items()
+            if not low <= value <= high
+        ]
+        shown = " and ".join(f"{value:.6g}" for value in known.values())
+        place = " and ".join(outside) or f"both perplexities, {shown}, are in"
+        interval = (
+            f"{_sentence(place)} the {LEVEL:.1%} prediction interval from the {verdict.arm_trials} other "
+            f"recorded trials of the arm, {low:.6g} to {high:.6g}."
+        )
+        return _with(verdict, "different" if outside else "statistically consistent", [interval])
+    return _with(verdict, "inconclusive", [reason], settle=[settle])
 
 
 def _other_optimizer(
@@ -190,8 +217,8 @@ def _other_optimizer(
     return [_Departure("update", f"{steps} had the same loss and gradient norm but gave another adapter.")]
 
 
-def _with(verdict: Verdict, kind: VerdictKind, *why: str) -> Verdict:
-    return replace(verdict, kind=kind, why=[*verdict.why, *why])
+def _with(verdict: Verdict, kind: VerdictKind, why: list[str], **changes: Any) -> Verdict:
+    return replace(verdict, kind=kind, why=[*verdict.why, *why], **changes)
 
 
 def tolerance_of(study: Study, optimizer: str) -> Tolerance:
@@ -225,9 +252,8 @@ def without_rerun(
 
 
 def _measure(diff: TrialDiff, steps: int) -> Deviations:
-    recorded, rerun = diff.first, diff.second
-    pairs = zip(recorded.steps[1 : steps + 1], rerun.steps[1 : steps + 1], strict=True)
-    apart = [_relative(ours.loss, theirs.loss) for ours, theirs in pairs]
+    pairs = zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True)
+    apart = [_relative(recorded.loss, rerun.loss) for recorded, rerun in pairs]
     known = [value for value in apart if value is not None]
     worst = max(known, default=None)
     return Deviations(
@@ -236,7 +262,7 @@ def _measure(diff: TrialDiff, steps: int) -> Deviations:
         worst_loss=worst,
         worst_step=None if worst is None else 1 + apart.index(worst),
         adapter=_apart(diff.distances) if diff.distances else None,
-        perplexity=_relative(recorded.perplexity, rerun.perplexity),
+        perplexity=_relative(diff.first.perplexity, diff.second.perplexity),
     )
 
 
@@ -261,38 +287,42 @@ def _relative(recorded: float | None, rerun: float | None) -> float | None:
     return abs(rerun - recorded) / abs(recorded)
 
 
+def _deviations(measured: Deviations, tolerance: Tolerance) -> dict[str, tuple[str, bool]]:
+    """Return the deviations that are known, in words, and whether each exceeds its tolerance."""
+    found = {}
+    for name, words in _MEASURED.items():
+        apart, most = getattr(measured, name), getattr(tolerance, name)
+        if apart is not None:
+            text = f"{words} differs by a relative {apart:.1e} ({most:.1e} is allowed)"
+            found[name] = text, not apart <= most  # NaN exceeds it
+    return found
+
+
 def _departures(diff: TrialDiff, measured: Deviations, tolerance: Tolerance, steps: int) -> list[_Departure]:
     """Return what differs by more than noise; rows and learning rates have none."""
     found = []
     pairs = list(zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True))
+    whole = steps > 0 and diff.first.finished and diff.second.finished
     ends = sorted((diff.first.last_step, diff.second.last_step))
-    if steps and diff.first.finished and diff.second.finished and ends[0] != ends[1]:
+    if whole and ends[0] != ends[1]:
         found.append(_Departure("data", f"One has {ends[0]} steps, the other {ends[1]}."))
     if step := _first(pairs, lambda one, other: (one.examples, one.tokens) != (other.examples, other.tokens)):
         found.append(_Departure("data", f"Step {step} had different examples."))
     if step := _first(pairs, _other_rate):
         found.append(_Departure("learning rate", f"Step {step} had different learning rates."))
-    far = [
-        f"{name} differs by a relative {apart:.1e} ({most:.1e} is allowed)"
-        for name, apart, most in (
-            ("the loss of step 1", measured.first_loss, tolerance.first_loss),
-            ("the mean loss over the steps", measured.loss, tolerance.loss),
-            ("the adapter", measured.adapter, tolerance.adapter),
-        )
-        if apart is not None and not apart <= most  # NaN is not
-    ]
+    exceeding = {name: text for name, (text, far) in _deviations(measured, tolerance).items() if far}
+    perplexity = exceeding.pop("perplexity", None)
+    far = list(exceeding.values())
     if step := _first(pairs, lambda one, other: one.skipped != other.skipped):
         far.append(f"only one of the two skipped step {step}")
-    if steps and diff.first.finished and diff.second.finished and diff.distances is None:
+    if whole and diff.distances is None:
         far += diff.unlike  # adapters with different tensors have no distance
-    begun = [side.steps[0].adapter for side in (diff.first, diff.second)]
-    trained: Cause = "init" if steps and begun[0] != begun[1] else "arithmetic"
+    same_init = not steps or diff.first.steps[0].adapter == diff.second.steps[0].adapter
+    trained: Cause = "arithmetic" if same_init else "init"
     if far:
         found.append(_Departure(trained, f"{_sentence('; '.join(far))}."))
-    if measured.perplexity is not None and not measured.perplexity <= tolerance.perplexity:
-        text = f"The perplexity differs by a relative {measured.perplexity:.1e}"
-        allowed = f"{tolerance.perplexity:.1e} is allowed"
-        found.append(_Departure(trained if steps else "perplexity", f"{text} ({allowed})."))
+    if perplexity is not None:
+        found.append(_Departure(trained if steps else "perplexity", f"{_sentence(perplexity)}."))
     return found
 
 
@@ -305,28 +335,6 @@ def _other_rate(one: Step, other: Step) -> bool:
     return apart is not None and not apart <= _RATES_AGREE
 
 
-def _undecided(verdict: Verdict, recorded: float | None, rerun: float | None) -> tuple[str, str] | None:
-    """Return why statistics cannot decide, and what would; None if they can."""
-    same_machine = "the recorded machine and packages"
-    if verdict.scope == "first steps":
-        return "The first steps cannot tell whether the end is consistent.", "a re-run of all steps"
-    if verdict.scope == "evaluation":
-        return "Statistics over trials do not apply, because the adapter is the same.", same_machine
-    if not all(value is not None and math.isfinite(value) for value in (recorded, rerun)):
-        return "One or both perplexities are missing or not finite.", "a finite perplexity of both trials"
-    if verdict.interval is None:
-        return (
-            f"The arm has {verdict.arm_trials} other recorded perplexities, too few for an interval.",
-            f"at least {FEWEST} other recorded trials of the arm, or {same_machine}",
-        )
-    if verdict.interval[0] == verdict.interval[1]:
-        return (
-            "The arm's other trials have equal perplexities, which do not show how much trials vary.",
-            f"{same_machine}, or an arm with fresh seeds",
-        )
-    return None
-
-
 def _same(scope: Scope, steps: int, tested: bool) -> str:
     if scope == "evaluation":
         return "The merged model, its perplexity and its responses are bitwise the same."
@@ -334,19 +342,6 @@ def _same(scope: Scope, steps: int, tested: bool) -> str:
         return f"The first {steps} steps are bitwise the same."
     parts = f"All {steps} steps, the adapter and its test" if tested else f"All {steps} steps and the adapter"
     return f"{parts} are bitwise the same."
-
-
-def _closeness(measured: Deviations, tolerance: Tolerance) -> str:
-    facts = [
-        f"{name} by a relative {apart:.1e} ({most:.1e} is allowed)"
-        for name, apart, most in (
-            ("the losses differ on average", measured.loss, tolerance.loss),
-            ("the adapters differ", measured.adapter, tolerance.adapter),
-            ("the perplexity differs", measured.perplexity, tolerance.perplexity),
-        )
-        if apart is not None
-    ]
-    return f"{_sentence(', '.join(facts))}." if facts else "Only digests differ."
 
 
 def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int) -> list[str]:
@@ -361,30 +356,15 @@ def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int) -> list[str]:
             unseen.append(f"the update of step {steps}: the last recorded digest is of step {digests[-1]}")
     elif "evaluate" not in diff.first.records:
         unseen = ["its perplexity: it was never evaluated"]
-    unseen += _unseen_updates(diff)
-    return [*unseen, "seconds, memory, and sampled responses, each with a fresh seed: they differ each time"]
-
-
-def _unseen_updates(diff: TrialDiff) -> list[str]:
-    """Return the updates without a digest before the first difference in a loss, which they may cause."""
     first = diff.divergence
-    if first is None or first.kind not in ("loss", "gradient") or not first.unwatched:
-        return []
-    begin, end = first.unwatched[0], first.unwatched[-1]
-    steps = f"step {begin}" if begin == end else f"steps {begin} to {end}"
-    return [f"whether the recorded optimizer made the updates of {steps}: not every step has a digest"]
-
-
-def _cause_names(departures: Sequence[_Departure]) -> str:
-    names: dict[Cause, str] = {
-        "data": "the rows",
-        "learning rate": "the learning rate",
-        "init": "the initial adapter",
-        "arithmetic": "the arithmetic of a step",
-        "update": "the optimizer's update",
-        "perplexity": "the test",
-    }
-    return ", ".join(dict.fromkeys(names[departure.cause] for departure in departures))
+    if first is not None and first.kind in ("loss", "gradient") and first.unwatched:
+        # Updates without a digest before the first difference of a loss may have caused it.
+        begin, end = first.unwatched[0], first.unwatched[-1]
+        these = f"step {begin}" if begin == end else f"steps {begin} to {end}"
+        unseen.append(
+            f"whether the recorded optimizer made the updates of {these}: not every step has a digest"
+        )
+    return [*unseen, "seconds, memory, and sampled responses, each with a fresh seed: they differ each time"]
 
 
 def _sentence(text: str) -> str:
