@@ -202,7 +202,7 @@ def rerun_side(kind: str, own: Recorded, study: Study, runs: Path) -> Side:
             return run_again(own, again, seeds, lambda *progress: None)
     trial = rerun_trial(kind, study, number, runs)
     fresh = draw_seeds(trial.study.randomness, number + 10_000)
-    seeds = own.seeds
+    seeds = own.side.records["finetune"].outputs["seeds"]
     if kind == "new seeds":
         return run_one(trial, fresh)
     if kind == "another initial adapter than the seed gives":

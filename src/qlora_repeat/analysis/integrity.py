@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder, check_base
 from qlora_repeat.assets.datasets import ROWS, data_folder, read_rows
@@ -20,7 +19,8 @@ from qlora_repeat.system.file_lock import live_owner
 from qlora_repeat.system.hashing import folder_digests, known_digest, weights_digest
 from qlora_repeat.system.safetensors_file import check_weights
 
-_RERUN_STAGE = "`qlora-repeat run` runs its stage again"
+_CHANGED = "changed after it was written"
+_POSITION = {"bytes", "sha256"}
 _LEFTOVER = "left by a process that was killed; it can be deleted"
 
 
@@ -58,12 +58,11 @@ def check(workspace: Workspace, report: Callable[[int, int], None]) -> CheckedSt
     Skip trials that a process is working on. Call `report` with the number of trials, base models and data
     sets that are checked, and with their total.
     """
-    trials, files, inputs, notes = 0, list[CheckedFile](), list[CheckedFile](), list[str]()
-    everything, models = workspace.trials(), workspace.study.models.values()
-    bases = sorted({model.base for model in models})
-    data = sorted({model.data for model in models})
-    total, done = len(everything) + len(bases) + len(data), 0
-    for trial in everything:
+    checked, files, inputs, notes = 0, list[CheckedFile](), list[CheckedFile](), list[str]()
+    trials, models = workspace.trials(), workspace.study.models.values()
+    bases, data = sorted({model.base for model in models}), sorted({model.data for model in models})
+    done, total = 0, len(trials) + len(bases) + len(data)
+    for trial in trials:
         if live_owner(trial.lock) is not None:
             notes.append(f"{trial.name}: not checked, because a process is working on it")
         else:
@@ -72,32 +71,51 @@ def check(workspace: Workspace, report: Callable[[int, int], None]) -> CheckedSt
                 notes.append(f"{trial.unfinished}: {_LEFTOVER}")
             else:
                 found += _unfinished(trial.unfinished)
-            trials, files = trials + bool(found), files + found
+            checked, files = checked + bool(found), files + found
         report(done := done + 1, total)
     files += check_base_tests(workspace)
-    for names, check_input in ((bases, _base), (data, _data)):
-        for name in names:
-            inputs += check_input(workspace, name)
-            report(done := done + 1, total)
-    notes += _results(workspace) + _leftovers(workspace.folder)
-    return CheckedStudy(trials, files, inputs, notes)
+    for check_input, name in [(_base, name) for name in bases] + [(_data, name) for name in data]:
+        inputs += check_input(workspace, name)
+        report(done := done + 1, total)
+    return CheckedStudy(checked, files, inputs, notes + _results(workspace) + _leftovers(workspace.folder))
 
 
 def check_trial(trial: Trial) -> Iterator[CheckedFile]:
     """Check the records of a trial and the files that they name."""
     for stage in STAGES:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
-        if record is None:
-            if damage is not None:
-                yield CheckedFile(trial.record(stage), damage)
+        if record is not None or damage is not None:
+            yield CheckedFile(trial.record(stage), damage)
+        if record is None or (stage == "merge" and not trial.merged.exists()):  # which can be built again
             continue
-        yield CheckedFile(trial.record(stage))
-        if stage == "merge" and not trial.merged.exists():  # deleted to save disk; it can be built again
-            continue
-        found = [_file(trial.folder / name, kept) for name, kept in record.files.items()]
-        yield from found
-        if stage == "finetune" and all(each.problem is None for each in found):
-            yield from _finetuned(trial, record)
+        whole = True
+        for name, kept in record.files.items():
+            path = trial.folder / name
+            if (damage := damaged_file(path, kept)) is not None:
+                damage, whole = f"{damage}; `qlora-repeat run` runs its stage again", False
+            yield CheckedFile(path, damage)
+        if stage == "finetune" and whole:
+            # The files have the recorded digests, so `qlora-repeat run` would take the stage as done.
+            remedy = f"`qlora-repeat finetune {trial.name} --force` runs it again"
+            for path, problem in _disagreements(trial, record):
+                yield CheckedFile(path, f"{problem}; {remedy}")
+
+
+def _disagreements(trial: Trial, record: Record) -> Iterator[tuple[Path, str]]:
+    """Yield where an undamaged trace or adapter disagrees with the record."""
+    recorded, count = record.outputs.get("adapter_digest"), record.outputs.get("steps")
+    adapter, trace = trial.adapter, trial.trace
+    try:
+        if (digest := weights_digest(adapter)) != recorded:
+            yield adapter, f"{adapter}: weights {digest[:16]}, the record says {str(recorded)[:16]}"
+        steps = read_trace(trace)
+        if len(steps) - 1 != count:
+            last = steps[-1].step if steps else "none"
+            yield trace, f"{trace}: ends at step {last}, the record says {count}"
+        elif steps[-1].adapter not in (None, recorded):
+            yield trace, f"{trace}: its last adapter is not the record's"
+    except KitError as error:
+        yield trace, str(error)
 
 
 def _is_leftover(trial: Trial) -> bool:
@@ -110,49 +128,19 @@ def _is_leftover(trial: Trial) -> bool:
     return not (trial.unfinished / trial.trace.name).exists() or has_ended(trial)
 
 
-def _file(path: Path, kept: Any) -> CheckedFile:
-    damage = damaged_file(path, kept)
-    return CheckedFile(path, damage and f"{damage}; {_RERUN_STAGE}")
-
-
-def _finetuned(trial: Trial, record: Record) -> Iterator[CheckedFile]:
-    """Check that an undamaged trace and adapter agree with the record."""
-    # The files have the recorded digests, so `qlora-repeat run` would take the stage as done.
-    remedy = f"`qlora-repeat finetune {trial.name} --force` runs it again"
-    recorded, count = record.outputs.get("adapter_digest"), record.outputs.get("steps")
-    try:
-        found = weights_digest(trial.adapter)
-        if found != recorded:
-            yield CheckedFile(
-                trial.adapter,
-                f"{trial.adapter}: weights {found[:16]}, the record says {str(recorded)[:16]}; {remedy}",
-            )
-        steps = read_trace(trial.trace)
-        last = steps[-1] if steps else None
-        if last is None or last.step != count:
-            number = last.step if last else "none"
-            yield CheckedFile(
-                trial.trace, f"{trial.trace}: ends at step {number}, the record says {count}; {remedy}"
-            )
-        elif last.adapter not in (None, recorded):
-            yield CheckedFile(trial.trace, f"{trial.trace}: its last adapter is not the record's; {remedy}")
-    except KitError as error:
-        yield CheckedFile(trial.trace, f"{error}; {remedy}")
-
-
 def _unfinished(folder: Path) -> Iterator[CheckedFile]:
     """Check a fine-tuning in progress: its start file and its checkpoints.
 
     As when it resumes, check the last checkpoint first and stop at the first one without a problem.
     """
-    start, trace = folder / "start.json", folder / "trace.jsonl"
+    start = folder / "start.json"
     has_start = read_sealed(start) is not None
     remedy = "`qlora-repeat run` starts this fine-tuning again"
     if start.exists():
-        yield CheckedFile(start, None if has_start else f"{start}: changed since it was written; {remedy}")
+        yield CheckedFile(start, None if has_start else f"{start}: {_CHANGED}; {remedy}")
     files = list[CheckedFile]()
     for checkpoint in checkpoint_folders(folder):
-        found = list(_checkpoint(checkpoint, trace))
+        found = list(_checkpoint(checkpoint, folder / "trace.jsonl"))
         files += found
         if not any(each.problem for each in found):
             remedy = f"`qlora-repeat run` resumes from {checkpoint.name}" if has_start else remedy
@@ -164,14 +152,10 @@ def _unfinished(folder: Path) -> Iterator[CheckedFile]:
 def _checkpoint(folder: Path, trace: Path) -> Iterator[CheckedFile]:
     """Check the files of a checkpoint and its part of the trace; the caller adds the remedy."""
     path = folder / "checkpoint.json"
-    content = read_sealed(path)
-    files, position = (content or {}).get("files"), (content or {}).get("trace")
-    if (
-        not isinstance(files, dict)
-        or not isinstance(position, dict)
-        or position.keys() != {"bytes", "sha256"}
-    ):
-        yield CheckedFile(path, f"{path}: missing, or changed since it was written")
+    content = read_sealed(path) or {}
+    files, position = content.get("files"), content.get("trace")
+    if not isinstance(files, dict) or not isinstance(position, dict) or position.keys() != _POSITION:
+        yield CheckedFile(path, f"{path}: missing, or {_CHANGED}")
         return
     yield CheckedFile(path)
     for name, digest in files.items():
@@ -190,29 +174,27 @@ def check_base_tests(workspace: Workspace) -> Iterator[CheckedFile]:
             yield CheckedFile(test.record, damage)
 
 
-def _base(workspace: Workspace, name: str) -> Iterator[CheckedFile]:
+def _base(workspace: Workspace, name: str) -> list[CheckedFile]:
     folder = base_folder(workspace, name)
     if not folder.is_dir():
-        return
+        return []
     try:
         check_base(workspace, name)
         check_weights(folder)
     except MissingError as error:
-        yield CheckedFile(folder, str(error))
-    else:
-        yield from (CheckedFile(folder / file) for file in folder_digests(folder))
+        return [CheckedFile(folder, str(error))]
+    return [CheckedFile(folder / file) for file in folder_digests(folder)]
 
 
-def _data(workspace: Workspace, name: str) -> Iterator[CheckedFile]:
-    folder = data_folder(workspace, name)
-    if not folder.is_dir():
-        return
+def _data(workspace: Workspace, name: str) -> list[CheckedFile]:
+    rows = data_folder(workspace, name) / ROWS
+    if not rows.parent.is_dir():
+        return []
     try:
         read_rows(workspace, name)
     except MissingError as error:
-        yield CheckedFile(folder / ROWS, str(error))
-    else:
-        yield CheckedFile(folder / ROWS)
+        return [CheckedFile(rows, str(error))]
+    return [CheckedFile(rows)]
 
 
 def _results(workspace: Workspace) -> list[str]:

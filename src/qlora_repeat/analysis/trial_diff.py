@@ -18,17 +18,16 @@ DivergenceKind = Literal["init", "data", "learning rate", "loss", "gradient", "s
 What = Literal["setting", "input", "seed", "fingerprint"]
 Likeness = Literal["alike", "alike as far as compared", "different"]
 
-_COMPARED_STAGES: tuple[Stage, ...] = ("finetune", "evaluate")
-
-_TRACED = {
-    "examples": "examples",
-    "tokens": "numbers of tokens",
-    "learning_rate": "learning rates",
-    "loss": "losses",
-    "gradient_norm": "gradient norms",
-    "adapter": "digests of adapters",
+_VALUES: dict[str, tuple[DivergenceKind, str]] = {
+    "examples": ("data", "examples"),
+    "tokens": ("data", "numbers of tokens"),
+    "learning_rate": ("learning rate", "learning rates"),
+    "loss": ("loss", "losses"),
+    "gradient_norm": ("gradient", "gradient norms"),
+    "skipped": ("skipped", ""),
+    "adapter": ("update", "digests of adapters"),
 }
-"""Optional fields of a step, in words."""
+"""The values of a step in the order in which they are computed: kind of difference; optional ones in words."""
 
 MEANINGS: dict[DivergenceKind, str] = {
     "init": "The initial adapters are not the same, which points to their seeds or to the code that draws "
@@ -73,41 +72,28 @@ def first_divergence(first: Sequence[Step], second: Sequence[Step]) -> Divergenc
     Compare the values that both have exactly: NaN equals NaN, and 0 does not equal -0.
     """
     alike_after = None
-    for place, (one, other) in enumerate(zip(first, second, strict=False)):
-        for kind, ours, theirs in _values(one, other):
-            if ours is not None and theirs is not None and _exact(ours) != _exact(theirs):
-                later = zip(first[place:], second[place:], strict=False)
-                apart = (step for step, twin in later if _is_apart(step, twin))
+    steps = list(zip(first, second, strict=False))
+    for place, (one, other) in enumerate(steps):
+        for name, (kind, _) in _VALUES.items():
+            if _differ(one, other, name):
                 return Divergence(
                     step=place,
-                    kind=kind,
-                    first=ours,
-                    second=theirs,
+                    kind="init" if (place, name) == (0, "adapter") else kind,
+                    first=getattr(one, name),
+                    second=getattr(other, name),
                     alike_after=alike_after,
-                    apart_after=next((step.step for step in apart), None),
+                    apart_after=next((a.step for a, b in steps[place:] if _differ(a, b, "adapter")), None),
                 )
         if one.adapter is not None and other.adapter is not None:
             alike_after = place
     return None
 
 
-def _values(one: Step, other: Step) -> Iterator[tuple[DivergenceKind, Any, Any]]:
-    """Yield the values of two steps, in the order in which a step computes them."""
-    yield "data", one.examples, other.examples
-    yield "data", one.tokens, other.tokens
-    yield "learning rate", one.learning_rate, other.learning_rate
-    yield "loss", one.loss, other.loss
-    yield "gradient", one.gradient_norm, other.gradient_norm
-    yield "skipped", one.skipped, other.skipped
-    yield ("update" if one.step else "init"), one.adapter, other.adapter
-
-
-def _exact(value: Any) -> Any:
-    return value.hex() if isinstance(value, float) else value
-
-
-def _is_apart(one: Step, other: Step) -> bool:
-    return one.adapter is not None and other.adapter is not None and one.adapter != other.adapter
+def _differ(one: Step, other: Step, name: str) -> bool:
+    """Return whether both steps have the value, but not the same bits."""
+    values = getattr(one, name), getattr(other, name)
+    ours, theirs = (value.hex() if isinstance(value, float) else value for value in values)
+    return ours is not None and theirs is not None and bool(ours != theirs)
 
 
 @dataclass(frozen=True)
@@ -227,7 +213,7 @@ def compare_trials(first: Side, second: Side) -> TrialDiff:
     Raises:
         UsageError: an adapter is not a safetensors file.
     """
-    from qlora_repeat.analysis.adapter_distance import adapter_distances
+    from qlora_repeat.analysis.adapter_distance import adapter_distances  # loads numpy
 
     unlike: list[str] = []
     not_compared = [*_lacking(first), *_lacking(second), *_unknown(first.steps, second.steps)]
@@ -271,28 +257,24 @@ def _lacking(side: Side) -> Iterator[str]:
 
 def _unknown(first: Sequence[Step], second: Sequence[Step]) -> Iterator[str]:
     """Yield the values that no step has in both traces."""
-    for name, words in _TRACED.items():
-        steps = zip(first[1:], second[1:], strict=False)
-        if not any(
-            getattr(one, name) is not None and getattr(other, name) is not None for one, other in steps
-        ):
+    for name, (_, words) in _VALUES.items():
+        pairs = zip(first[1:], second[1:], strict=False)
+        if words and not any(None not in (getattr(a, name), getattr(b, name)) for a, b in pairs):
             yield f"{words}: no step has them in both traces"
 
 
 def _differences(first: dict[Stage, Record], second: dict[Stage, Record]) -> list[Difference]:
     """Return the differences of inputs, seeds and fingerprints of fine-tuning and evaluation, each once."""
-    found: list[Difference] = []
-    seen = set()
-    for stage in _COMPARED_STAGES:
-        if stage not in first or stage not in second:
-            continue
-        ours, theirs = _by_what(first[stage]), _by_what(second[stage])
-        for what in ours:
-            for key, *values in fingerprint_differences(ours[what], theirs[what]):
-                if (difference := (key, *map(repr, values))) not in seen:
-                    seen.add(difference)
-                    found.append(Difference(what, stage, key, *values))
-    return found
+    found: dict[tuple[str, ...], Difference] = {}
+    stages: tuple[Stage, ...] = ("finetune", "evaluate")
+    for stage in stages:
+        if stage in first and stage in second:
+            ours, theirs = _by_what(first[stage]), _by_what(second[stage])
+            for what in ours:
+                for key, *values in fingerprint_differences(ours[what], theirs[what]):
+                    difference = Difference(what, stage, key, *values)
+                    found.setdefault((key, *map(repr, values)), difference)
+    return list(found.values())
 
 
 def _by_what(record: Record) -> dict[What, dict[str, Any]]:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from qlora_repeat.records.record import Record
-from qlora_repeat.records.trial_state import StageState, base_state, trial_state
+from qlora_repeat.records.trial_state import base_state, trial_state
 from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.randomness import SOURCES, Randomness
 from qlora_repeat.study.trial import STAGES, Stage, Trial
@@ -37,13 +37,8 @@ def collect(workspace: Workspace, *, include_stale: bool = False) -> list[TrialR
         for model in workspace.study.models
     }
     rows = [_result(trial, bases[trial.model_name], include_stale) for trial in workspace.trials()]
-    miniature = {row.model for row in rows if row.miniature}
-    return [
-        dataclasses.replace(row, model_title=f"miniature {row.model_title}")
-        if row.model in miniature
-        else row
-        for row in rows
-    ]
+    titles = {row.model: f"miniature {row.model_title}" for row in rows if row.miniature}
+    return [dataclasses.replace(row, model_title=titles.get(row.model, row.model_title)) for row in rows]
 
 
 def free_sources(randomness: Randomness) -> list[str]:
@@ -57,20 +52,15 @@ def counted_base_tests(
 ) -> dict[int, tuple[Record, list[str]]]:
     """Return the records of the base tests that count, by number, each with what has changed since."""
     states = {test.number: base_state(test) for test in workspace.base_tests(model)}
-    for wanted in ("done", "stale") if include_stale else ("done",):
-        tests = {
-            number: (state.record, state.changed)
-            for number, state in states.items()
-            if state.state == wanted and state.record
-        }
-        if tests:
-            return tests
-    return {}
+    done, stale = (
+        {n: (each.record, each.changed) for n, each in states.items() if each.state == state and each.record}
+        for state in ("done", "stale")
+    )
+    return done or (stale if include_stale else {})
 
 
 def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: bool) -> TrialResult:
     found = trial_state(trial)
-    states, state = found.stages, found.state
     row: dict[str, Any] = {
         "study": trial.study.label,
         "task": trial.data.task,
@@ -79,7 +69,7 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         "counterpart": trial.model.counterpart,
         "optimizer": trial.optimizer,
         "trial": trial.number,
-        "status": state,
+        "status": found.state,
         "randomness": trial.study.profile,
         "free_sources": free_sources(trial.study.randomness),
     }
@@ -89,44 +79,27 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         row["base_perplexities"] = [record.outputs["perplexity"] for record, _ in base]
         row["stale_base_inputs"] = sorted({change for _, changed in base for change in changed})
         row["miniature"] = first["miniature"]
-    counts = state == "done" or (state == "stale" and include_stale)
-    if counts and (changed := _changes(states)) is not None:
-        row |= _measured(states) | {"stale_inputs": changed}
-        if base and not _tested_alike(states, base[0][0]):
-            row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE)
-    return TrialResult(**row)
-
-
-def _tested_alike(states: dict[Stage, StageState], base: Record) -> bool:
-    """Return whether a trial and its base were tested on the same split."""
-    trained = states["finetune"].record
-    return trained is not None and bool(trained.outputs["seeds"]["split"] == base.outputs["split_seed"])
-
-
-def _changes(states: dict[Stage, StageState]) -> list[str] | None:
-    """Return what has changed since the records; None if one is missing or their models differ."""
-    if any(state.record is None or state.state not in ("done", "stale") for state in states.values()):
-        return None
-    changed = {change for state in states.values() for change in state.changed}
-    if changed & {"adapter_digest", "merged_digest"}:
-        return None
-    return sorted(changed - {f"the {stage} stage" for stage in STAGES})
-
-
-def _measured(states: dict[Stage, StageState]) -> dict[str, Any]:
-    records: dict[Stage, Record] = {
-        stage: state.record for stage, state in states.items() if state.record is not None
-    }
-    row = {name: records[stage].outputs[name] for stage, names in _MEASURES.items() for name in names}
-    trained = records["finetune"]
-    return row | {
-        "skipped_steps": trained.outputs.get("skipped_steps"),
-        "adapter_init_seed": trained.outputs["seeds"]["adapter_init"],
-        **{
-            name: [Response(**response) for response in records["evaluate"].outputs.get(name, [])]
-            for name in ("responses", "repeated_responses")
-        },
-        "device": device_name(trained.fingerprint),
-        "software": software_names(trained.fingerprint),
-        "finished": max(record.finished for record in records.values()),
-    }
+    records = {stage: state.record for stage, state in found.stages.items() if state.record is not None}
+    changed = {change for state in found.stages.values() for change in state.changed}
+    if (
+        found.state not in ("done", "stale")
+        or (found.state == "stale" and not include_stale)
+        or len(records) < len(STAGES)
+        or changed & {"adapter_digest", "merged_digest"}  # stages of different adapters
+    ):
+        return TrialResult(**row)
+    trained, tested = records["finetune"], records["evaluate"]
+    row |= {name: records[stage].outputs[name] for stage, names in _MEASURES.items() for name in names}
+    for name in ("responses", "repeated_responses"):
+        row[name] = [Response(**response) for response in tested.outputs.get(name, [])]
+    if base and trained.outputs["seeds"]["split"] != first["split_seed"]:
+        row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE)
+    return TrialResult(
+        **row,
+        stale_inputs=sorted(changed - {f"the {stage} stage" for stage in STAGES}),
+        skipped_steps=trained.outputs.get("skipped_steps"),
+        adapter_init_seed=trained.outputs["seeds"]["adapter_init"],
+        device=device_name(trained.fingerprint),
+        software=software_names(trained.fingerprint),
+        finished=max(record.finished for record in records.values()),
+    )

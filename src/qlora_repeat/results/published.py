@@ -1,7 +1,7 @@
 """Read the paper's numbers from ``paper/published/`` as results of a study named ``published``."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TypeVar
@@ -43,18 +43,20 @@ def read_published(folder: Path) -> list[TrialResult]:
     """
     quoting, chatting = list(_MODELS)[:2], list(_MODELS)[2:]
     instructions, seconds_of = ("instruction_1", "instruction_2"), ("train_seconds", "test_seconds")
-    perplexities = _by_run(folder / "table-01.csv", quoting, ("perplexity",), _numbers)
-    perplexities |= _by_run(folder / "table-02.csv", chatting, ("perplexity",), _numbers)
-    answers = _by_run(folder / "table-08.csv", chatting[:1], instructions, _answers)
-    answers |= _by_run(folder / "table-09.csv", chatting[1:], instructions, _answers)
-    seconds = _by_run(folder / "table-10.csv", quoting, seconds_of, _numbers)
-    seconds |= _by_run(folder / "table-11.csv", chatting, seconds_of, _numbers)
-    arms = product(_MODELS, _OPTIMIZERS)
-    memory = _read(folder / "table-03.csv", ("model", "optimizer"), arms, ("gpu_memory_percent",), _numbers)
-    bases = _read(
-        folder / "base-perplexity.csv", ("model",), product(_MODELS), ("mean", "sd", "tests"), _tests
-    )
 
+    def by_run(
+        number: int, models: list[str], columns: _Cells, parse: Callable[[list[str]], _Value]
+    ) -> dict[_Cells, _Value]:
+        keys = {"run": [*map(str, _RUNS)], "model": models, "optimizer": _OPTIMIZERS}
+        return _read(folder / f"table-{number:02}.csv", keys, columns, parse)
+
+    perplexities = by_run(1, quoting, ("perplexity",), _numbers) | by_run(2, chatting, ("perplexity",), _numbers)
+    answers = by_run(8, chatting[:1], instructions, _answers) | by_run(9, chatting[1:], instructions, _answers)
+    seconds = by_run(10, quoting, seconds_of, _numbers) | by_run(11, chatting, seconds_of, _numbers)
+    models = [*_MODELS]
+    arms = {"model": models, "optimizer": _OPTIMIZERS}
+    memory = _read(folder / "table-03.csv", arms, ("gpu_memory_percent",), _numbers)
+    bases = _read(folder / "base-perplexity.csv", {"model": models}, ("mean", "sd", "tests"), _tests)
     results = []
     for (model, (title, task)), optimizer, run in product(_MODELS.items(), _OPTIMIZERS, _RUNS):
         key = (str(run), model, optimizer)
@@ -88,42 +90,32 @@ def _response(place: int, cell: str) -> Response:
     return Response(f"Instruction {place}", 1.0, 1.0, letter or f"({cell})", letter)
 
 
-def _by_run(
-    path: Path, models: list[str], columns: _Cells, parse: Callable[[list[str]], _Value]
-) -> dict[_Cells, _Value]:
-    """Read the values of each run, model and optimizer."""
-    keys = product(map(str, _RUNS), models, _OPTIMIZERS)
-    return _read(path, ("run", "model", "optimizer"), keys, columns, parse)
-
-
 def _read(
     path: Path,
-    key_columns: _Cells,
-    keys: Iterable[_Cells],
-    value_columns: _Cells,
+    keys: Mapping[str, Sequence[str]],
+    columns: _Cells,
     parse: Callable[[list[str]], _Value],
 ) -> dict[_Cells, _Value]:
-    """Return the parsed values of each row by its key columns; `keys` are the expected rows, in any order."""
+    """Return the parsed values of each row, by key. There must be a row for each combination of keys."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise MissingError(f"{path}: no such file; the paper's numbers are in paper/published") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not a text file in UTF-8") from None
-    header = key_columns + value_columns
+    header = (*keys, *columns)
     if not lines or tuple(lines[0].split(",")) != header:
         raise UsageError(f"{path}:1: expected the columns {','.join(header)}")
-    wanted, found = set(keys), dict[_Cells, _Value]()
+    wanted, found = set(product(*keys.values())), dict[_Cells, _Value]()
     for number, cells in enumerate((line.split(",") for line in lines[1:]), 2):
-        where, key = f"{path}:{number}", tuple(cells[: len(key_columns)])
+        where, key = f"{path}:{number}", tuple(cells[: len(keys)])
         if len(cells) != len(header):
             raise UsageError(f"{where}: expected {len(header)} cells, found {len(cells)}")
-        if key not in wanted:
-            raise UsageError(f"{where}: the paper's table has no row {','.join(key)}")
-        if key in found:
-            raise UsageError(f"{where}: a second row {','.join(key)}")
+        if key not in wanted or key in found:
+            reason = "a second row" if key in found else "the paper's table has no row"
+            raise UsageError(f"{where}: {reason} {','.join(key)}")
         try:
-            found[key] = parse(cells[len(key_columns) :])
+            found[key] = parse(cells[len(keys) :])
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
     if lacking := sorted(wanted - set(found)):

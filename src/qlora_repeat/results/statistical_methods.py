@@ -11,6 +11,7 @@ tests compare its results with scipy.stats.
 import functools
 import itertools
 import math
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ by ``benchmarks/coverage.py``."""
 
 MOST_ASSIGNMENTS = 10_000
 """Permutation tests use up to this many assignments (eight values in each arm), else a random sample."""
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 _TIED = 1e-12
 """Relative tolerance for sums of the same numbers in another order."""
 
@@ -85,7 +87,7 @@ class SpreadTest:
     """Two-sided; None if an arm has fewer than `FEWEST` values."""
 
 
-def summarize(values: Sequence[float], level: float = LEVEL) -> Summary:
+def summarize(values: Sequence[float]) -> Summary:
     """Return location and spread of an arm's values, in their unit."""
     finite = [value for value in values if math.isfinite(value)]
     ranked = [rank(value) for value in values]
@@ -95,14 +97,14 @@ def summarize(values: Sequence[float], level: float = LEVEL) -> Summary:
     middle = median(ranked)
     center = mean(finite) if finite else None
     sd = stdev(finite) if n > 1 else None
-    interval = deviation_interval(finite, level=level)
+    sd_low, sd_high = deviation_interval(finite) or (None, None)
     return Summary(
         n=n,
         not_finite=not_finite,
         mean=center,
         sd=sd,
-        sd_low=interval[0] if interval else None,
-        sd_high=interval[1] if interval else None,
+        sd_low=sd_low,
+        sd_high=sd_high,
         cv=sd / center if sd is not None and center else None,
         median=middle,
         mad=median(abs(value - middle) for value in ranked) if n > 1 and middle < math.inf else None,
@@ -143,7 +145,7 @@ def deviation_interval(*groups: Sequence[float], level: float = LEVEL) -> tuple[
     squares = math.fsum((len(own) - 1) * (stdev(own) / unit) ** 2 for own in spread)
     kurtosis = n * math.fsum(_fourth_powers(own, unit) for own in spread) / squares**2
     variance = sum((len(own) - 1) * (kurtosis - (len(own) - 3) / len(own)) for own in spread) / freedom**2
-    z = normal_quantile(level)
+    z = _normal_quantile(level)
     c = n / (n - z)
     half = z * c * math.sqrt(variance) / 2
     center = unit * math.sqrt(squares / freedom * c)
@@ -157,11 +159,11 @@ def _fourth_powers(values: Sequence[float], unit: float) -> float:
     return math.fsum(((value - trimmed) / unit) ** 4 for value in values)
 
 
-def share(count: int, of: int, level: float = LEVEL) -> Share | None:
+def share(count: int, of: int) -> Share | None:
     """Return a share with its Wilson interval; None if `of` is 0."""
     if of == 0:
         return None
-    z = normal_quantile(level)
+    z = _normal_quantile(LEVEL)
     center = (count + z * z / 2) / (of + z * z)
     half = z / (of + z * z) * math.sqrt(count * (of - count) / of + z * z / 4)
     # Avoid rounding errors at the bounds 0 and 1.
@@ -194,7 +196,8 @@ def prediction_interval(values: Sequence[float], level: float = LEVEL) -> tuple[
     logs = [math.log(value) for value in finite]
     n, center = len(logs), mean(logs)
     half = float(stdtrit((n - 1) / 2, (1 + level) / 2)) * stdev(logs) * math.sqrt(1 + 1 / n)
-    return min(low, math.exp(center - half)), max(high, _exp(center + half))
+    above = math.exp(center + half) if center + half < _LARGEST_EXPONENT else math.inf
+    return min(low, math.exp(center - half)), max(high, above)
 
 
 def compare_spreads(
@@ -316,13 +319,6 @@ def _assignments(ours: int, theirs: int) -> "tuple[NDArray[float64], NDArray[flo
     return np.ascontiguousarray(1 - members[:, :ours]), np.ascontiguousarray(members[:, ours:])
 
 
-def normal_quantile(level: float) -> float:
+def _normal_quantile(level: float) -> float:
     """Return the half-width, in standard deviations, of the central normal interval at this level."""
     return NormalDist().inv_cdf((1 + level) / 2)
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf

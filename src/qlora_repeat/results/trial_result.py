@@ -5,6 +5,7 @@ R's ``jsonlite::stream_in`` read it as a table. Every trial of the study has a r
 was not measured is null.
 """
 
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -146,23 +147,19 @@ def _parse(line: str, where: str) -> TrialResult:
         row = respelled(parse_json(line.encode()))
         for name in ("responses", "repeated_responses"):
             row[name] = [_checked(Response(**response)) for response in row.get(name, [])]
-        return _with_curve(_checked(TrialResult(**row)))
+        result = _checked(TrialResult(**row))
+        for point in result.loss_curve:  # losses need not be finite
+            numbers = isinstance(point, list) and [type(value) in (int, float) for value in point] == [True] * 2
+            if not numbers or not 0 <= point[0] < math.inf:
+                raise ValueError(f"loss_curve: expected [epochs, loss], found {point!r}")
+        return result
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{where}: not a row of collected results ({error})") from None
 
 
-def _with_curve(row: TrialResult) -> TrialResult:
-    """Return the row if its loss curve is valid; losses need not be finite."""
-    for point in row.loss_curve:
-        numbers = isinstance(point, list) and [type(value) in (int, float) for value in point] == [True, True]
-        if not numbers or not 0 <= point[0] < math.inf:
-            raise ValueError(f"loss_curve: expected [epochs, loss], found {point!r}")
-    return row
-
-
 def _checked(row: _Row) -> _Row:
     """Return the row if every value has the type of its field."""
-    for name, allowed, of_texts in _FIELDS[type(row)]:
+    for name, allowed, of_texts in _fields(type(row)):
         value = getattr(row, name)
         whole = type(value) is int and float in allowed
         texts = not (of_texts and isinstance(value, list)) or all(type(each) is str for each in value)
@@ -171,15 +168,13 @@ def _checked(row: _Row) -> _Row:
     return row
 
 
+@functools.cache
 def _fields(kind: type) -> list[tuple[str, list[type], bool]]:
     """Return, for each field of a row: its name, its allowed types, and whether it is a list of texts."""
-    found = []
-    for name, hint in get_type_hints(kind).items():
-        hints = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-        found.append((name, [get_origin(each) or each for each in hints], list[str] in hints))
-    return found
-
-
-_FIELDS: dict[type, list[tuple[str, list[type], bool]]] = {
-    kind: _fields(kind) for kind in (TrialResult, Response)
-}
+    hints = {
+        name: get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        for name, hint in get_type_hints(kind).items()
+    }
+    return [
+        (name, [get_origin(each) or each for each in own], list[str] in own) for name, own in hints.items()
+    ]
