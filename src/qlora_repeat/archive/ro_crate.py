@@ -23,7 +23,7 @@ Entity = dict[str, Any]
 """A thing that a crate describes, as JSON-LD."""
 
 _VERSION = "1.1"
-_PAPER = f"https://doi.org/{DOI}"
+_PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 _TYPES = {
     "cff": "text/yaml",
     "csv": "text/csv",
@@ -56,6 +56,10 @@ class Run:
     @property
     def model(self) -> str:
         return self.name.partition("/")[0]
+
+    @property
+    def is_base_test(self) -> bool:
+        return self.name.split("/")[1] == "base"
 
     @property
     def finished(self) -> str:
@@ -98,16 +102,25 @@ def crate_text(
     crate.add_file(dest_path=SUMS, properties={"name": SUMS, "encodingFormat": "text/plain"})
     software = list(dict.fromkeys(run.software for run in runs))
     linked = {
-        "license": [_license(license)],
-        "conformsTo": [
+        "license": [
             _entity(
-                "https://w3id.org/ro/wfrun/process/0.5",
+                f"https://spdx.org/licenses/{license}",
                 "CreativeWork",
-                name="Process Run Crate",
-                version="0.5",
+                name=license,
+                description="For records, traces, results and tables. Adapters were made from base models, "
+                "whose licenses may apply to them too.",
             )
         ],
-        "citation": [_paper()],
+        "conformsTo": [_entity(_PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")],
+        "citation": [
+            _entity(
+                f"https://doi.org/{DOI}",
+                "ScholarlyArticle",
+                name="Repeatability of Fine-Tuning Large Language Models Illustrated Using QLoRA",
+                identifier=f"https://doi.org/{DOI}",
+                description=f"The paper whose study this repeats: {CITATION}.",
+            )
+        ],
         "author": [_entity(f"#author/{quote(name)}", "Person", name=name) for name in dict.fromkeys(authors)],
         "mentions": [_action(study, study_file, run, software) for run in runs],
     }
@@ -134,26 +147,6 @@ def _entity(name: str, kind: str, /, **properties: Any) -> Entity:
         if isinstance(value, list) and len(value) == 1:
             known[key] = value[0]
     return {"@id": name, "@type": kind, **known}
-
-
-def _license(license: str) -> Entity:
-    return _entity(
-        f"https://spdx.org/licenses/{license}",
-        "CreativeWork",
-        name=license,
-        description="For records, traces, results and tables. Adapters were made from base models, whose "
-        "licenses may apply to them too.",
-    )
-
-
-def _paper() -> Entity:
-    return _entity(
-        _PAPER,
-        "ScholarlyArticle",
-        name="Repeatability of Fine-Tuning Large Language Models Illustrated Using QLoRA",
-        identifier=_PAPER,
-        description=f"The paper whose study this repeats: {CITATION}.",
-    )
 
 
 def _sources(study: Study, runs: Sequence[Run]) -> Iterator[Entity]:
@@ -200,14 +193,13 @@ def _kit(software: list[tuple[str, str]]) -> Iterator[Entity]:
 
 
 def _action(study: Study, study_file: str, run: Run, software: list[tuple[str, str]]) -> Entity:
-    model, kind, number = run.name.split("/")
-    settings = study.models[run.model]
-    used = [f"#base/{settings.base}", f"#data/{settings.data}", quote(study_file)]
+    model = study.models[run.model]
+    used = [f"#base/{model.base}", f"#data/{model.data}", quote(study_file)]
     stages = ", ".join(record.stage for record in run.records)
     return _entity(
         f"#run/{run.name}",
         "CreateAction",
-        name=f"Test {number} of the base of {model}" if kind == "base" else f"Trial {run.name}",
+        name=f"{'Base test' if run.is_base_test else 'Trial'} {run.name}",
         description=f"{stages}: on {device_name(run.records[0].fingerprint)}",
         startTime=min(record.started for record in run.records),
         endTime=run.finished,
@@ -218,13 +210,12 @@ def _action(study: Study, study_file: str, run: Run, software: list[tuple[str, s
 
 
 def _description(study: Study, runs: Sequence[Run]) -> str:
-    trials = sum(run.name.split("/")[1] != "base" for run in runs)
+    trials = sum(not run.is_base_test for run in runs)
     planned = len(study.models) * len(study.optimizers) * study.trials
     return (
-        f"{trials} of {planned} trials of study {study.label}, in randomness profile {study.profile}: "
-        "records, traces, adapters, collected results, tables and figures, lock files and the study file, as "
-        "`qlora-repeat pack` collects them. Base models and data are named by digest but not included; "
-        "merged models can be built from base and adapter."
+        f"{trials} of {planned} trials of study {study.label}, in randomness profile {study.profile}, packed "
+        "by `qlora-repeat pack`. Base models and data are named by digest but not included; merged models "
+        "can be built from base and adapter."
     )
 
 

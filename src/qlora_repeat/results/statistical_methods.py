@@ -257,19 +257,12 @@ def compare_ranks(values: Sequence[float], others: Sequence[float]) -> float | N
     return float((abs(sums) >= abs(ours.sum())).mean())
 
 
-def holm_known(ps: Sequence[float | None]) -> list[float | None]:
-    """Adjust the p-values that are not None, as `holm` does."""
-    adjusted = iter(holm([p for p in ps if p is not None]))
-    return [None if p is None else next(adjusted) for p in ps]
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Return p-values with Holm's adjustment, which controls the family-wise error rate."""
-    order = sorted(range(len(ps)), key=ps.__getitem__)
-    adjusted, largest = [0.0] * len(ps), 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(ps) - place) * ps[index]))
-        adjusted[index] = largest
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Return p-values with Holm's adjustment, which controls the family-wise error rate; None stays."""
+    known = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    adjusted, largest = list(ps), 0.0
+    for rest, (p, place) in zip(range(len(known), 0, -1), known, strict=True):
+        adjusted[place] = largest = max(largest, min(1.0, rest * p))
     return adjusted
 
 

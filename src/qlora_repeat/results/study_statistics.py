@@ -13,7 +13,7 @@ from qlora_repeat.results.statistical_methods import (
     SpreadTest,
     Summary,
     compare_spreads,
-    holm_known,
+    holm,
     share,
     summarize,
 )
@@ -141,5 +141,5 @@ def compare_with_32_bit(arms: Sequence[Arm], measure: str) -> list[SpreadCompari
             continue
         if (test := compare_spreads(values[arm.key], others)) is not None:
             found.append(SpreadComparison(*arm.key, reference.name, measure, test, None))
-    adjusted = holm_known([each.test.p for each in found])
+    adjusted = holm([each.test.p for each in found])
     return [dataclasses.replace(each, p_holm=p) for each, p in zip(found, adjusted, strict=True)]

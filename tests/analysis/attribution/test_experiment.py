@@ -324,10 +324,10 @@ def test_the_other_number_of_threads_fits_the_cores() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "llama"], "--model llama: study tiny has the models tiny-neox, tiny-llama-chat"),
-        (["--optimizer", "sgd"], "--optimizer sgd: study tiny has the optimizers adamw-8bit, adamw-32bit"),
-        (["--sources", "dropout,seed"], "--sources seed: expected one of adapter_init, data_order, drop"),
-        (["--sources", ""], "--sources : expected one of"),
+        (["--model", "llama"], "trial 'llama/adamw-32bit/1': study tiny has the models tiny-neox, tiny-l"),
+        (["--optimizer", "sgd"], "trial 'tiny-neox/sgd/1': study tiny has the optimizers adamw-8bit, adam"),
+        (["--sources", "dropout,seed"], "--sources seed: expected one or more of adapter_init, data_ord"),
+        (["--sources", ""], "--sources : expected one or more of"),
     ],
 )
 def test_mistakes_give_one_line(arguments: list[str], words: str, study_file: Path) -> None:
@@ -337,7 +337,7 @@ def test_mistakes_give_one_line(arguments: list[str], words: str, study_file: Pa
 
 
 def test_at_least_one_source_is_named(study: Study) -> None:
-    with pytest.raises(UsageError, match="name at least one"):
+    with pytest.raises(UsageError, match="expected one or more of"):
         make_experiment(at(study, Path("runs")), None, None, [], 7, False)
 
 

@@ -17,7 +17,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -143,20 +142,14 @@ def make_experiment(
         UsageError: the study has no such model or optimizer, a source is unknown, or there is no source.
     """
     study = workspace.study
-    optimizers: list[str] = list(study.optimizers)
     model = model or next(iter(study.models))
-    optimizer = optimizer or ("adamw-32bit" if "adamw-32bit" in optimizers else optimizers[0])
-    for kind, name, known in (("model", model, list(study.models)), ("optimizer", optimizer, optimizers)):
-        if name not in known:
-            raise UsageError(f"--{kind} {name}: study {study.name} has the {kind}s {', '.join(known)}")
-    for source in sources:
+    optimizer = optimizer or ("adamw-32bit" if "adamw-32bit" in study.optimizers else study.optimizers[0])
+    trial = workspace.trial(f"{model}/{optimizer}/1")
+    for source in sources or [""]:
         if source not in CHOICES:
-            raise UsageError(f"--sources {source}: expected one of {', '.join(CHOICES)}")
-    if not sources:
-        raise UsageError(f"--sources: name at least one of {', '.join(CHOICES)}")
+            raise UsageError(f"--sources {source}: expected one or more of {', '.join(CHOICES)}")
     chosen = tuple(choice for choice in CHOICES if choice in sources)
-    checked: Any = optimizer
-    return Experiment(workspace, model, checked, chosen, replicates, interactions, kernels)
+    return Experiment(workspace, model, trial.optimizer, chosen, replicates, interactions, kernels)
 
 
 def conditions(experiment: Experiment) -> list[Condition]:

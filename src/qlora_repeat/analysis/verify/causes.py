@@ -10,15 +10,6 @@ from qlora_repeat.study.trial import Stage
 Cause = Literal["data", "learning rate", "init", "arithmetic", "update", "perplexity"]
 """What differs between two trials, in the order in which one leads to another."""
 
-CAUSE_NAMES: dict[Cause, str] = {
-    "data": "the rows",
-    "learning rate": "the learning rate",
-    "init": "the initial adapter",
-    "arithmetic": "the arithmetic of a step",
-    "update": "the optimizer's update",
-    "perplexity": "the test",
-}
-
 MATTERS = (
     r"packages\.[\w-]+|cpu|cpu_flags\.numeric|cpu_capability|machine|libc|threads|gpu|gpu_capability|cuda|cudnn"
     r"|cublas|driver|kernels\..*"
@@ -27,24 +18,31 @@ MATTERS = (
 )
 """The keys of a fingerprint that can change bits; ``threads`` stands for OMP_NUM_THREADS."""
 
-_EXPLANATIONS: dict[Cause, tuple[str, tuple[str, ...]]] = {
+_CAUSES: dict[Cause, tuple[str, str, tuple[str, ...]]] = {
     "data": (
+        "the rows",
         r"code|packages\.(torch|datasets|tokenizers|transformers|numpy|gguf|reasoning-gym)",
         ("split", "data_order"),
     ),
-    "learning rate": ("", ()),
+    "learning rate": ("the learning rate", "", ()),
     "init": (
+        "the initial adapter",
         r"code|packages\.(torch|peft|transformers)|cpu|cpu_flags\.numeric|cpu_capability|machine|libc",
         ("adapter_init",),
     ),
-    "arithmetic": (rf"code|{MATTERS}", ("dropout",)),
-    "update": (rf"code|{MATTERS}", ()),
-    "perplexity": (rf"code|{MATTERS}", ()),
+    "arithmetic": ("the arithmetic of a step", rf"code|{MATTERS}", ("dropout",)),
+    "update": ("the optimizer's update", rf"code|{MATTERS}", ()),
+    "perplexity": ("the test", rf"code|{MATTERS}", ()),
 }
-"""Inputs and keys of the fingerprint, and seeds, that can explain each cause.
+"""Each cause in words, and what can explain it: inputs and keys of the fingerprint (a pattern), and seeds.
 
 Nothing explains another learning rate, because it follows from the settings.
 """
+
+
+def named(causes: Iterable[Cause]) -> str:
+    """Return the causes in words, each once."""
+    return ", ".join(dict.fromkeys(_CAUSES[cause][0] for cause in causes))
 
 
 def explained(
@@ -62,7 +60,7 @@ def explained(
 
 
 def _explaining(cause: Cause, differing: Sequence[Difference]) -> list[Difference]:
-    keys, seeds = _EXPLANATIONS[cause]
+    _, keys, seeds = _CAUSES[cause]
     return [
         each
         for each in differing

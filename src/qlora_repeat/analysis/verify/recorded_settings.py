@@ -4,17 +4,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from qlora_repeat.assets.base_models import base_digest, base_folder
 from qlora_repeat.assets.datasets import data_digest, data_folder
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record
-from qlora_repeat.study.data_sources import Positive
-from qlora_repeat.study.randomness import Randomness
-from qlora_repeat.study.study import Generation, Lora, Quantization, Training
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
 
 _PROFILE = "recorded"
@@ -32,62 +29,45 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
     Raises:
         MissingError: a record lacks a setting, or has an invalid one.
     """
-    study, model, data = trial.study, trial.model, trial.data
     tuned, merged, tested = (
         records[stage].inputs["settings"] if stage in records else {} for stage in _STAGES
     )
-    today = TypeAdapter(Randomness).dump_python(study.randomness, mode="json")
+    adapter = TypeAdapter(Study)
+    study = adapter.dump_python(trial.study, mode="json")
+    randomness, model = study["profiles"][study["profile"]], study["models"][trial.model_name]
+    data = study["data"][model["data"]]
     try:
         if tuned["optimizer"] != trial.optimizer:
             raise ValueError(f"optimizer is {tuned['optimizer']!r:.60}, in a record of {trial.name}")
-        randomness = {
-            **{name: tuned[name] for name in ("split", "adapter_init", "data_order", "dropout", "kernels")},
-            "generation": tested.get("generation_seed", today["generation"]),
-            "nudge": tuned.get("nudge", False),
-        }
-        evaluation = study.evaluation
+        for name in ("split", "adapter_init", "data_order", "dropout", "kernels"):
+            randomness[name] = tuned[name]
+        randomness["generation"] = tested.get("generation_seed", randomness["generation"])
+        randomness["nudge"] = tuned.get("nudge", False)
+        for name in ("template", "special_tokens", "target_modules", "training"):
+            model[name] = tuned[name]
+        model["stop"] = tested.get("stop", model["stop"])
+        for name in ("prompts", "test_share", "max_rows"):
+            data[name] = tuned[name]
+        data["max_new_tokens"] = tested.get("max_new_tokens", data["max_new_tokens"])
+        for name in ("threads", "quantization", "weights", "lora"):
+            study[name] = tuned[name]
+        precision = study["precision"]
+        precision |= {"compute": tuned["compute"], "merged": merged.get("merged", precision["merged"])}
         if tested:
-            size = _typed(Positive, tested["batch_size"])
-            evaluation = dataclasses.replace(evaluation, examples=tested["examples"], batch_size=size)
-        changed = dataclasses.replace(
-            study,
-            threads=_typed(Annotated[int, Field(ge=1, le=MOST_THREADS)], tuned["threads"]),
-            profile=_PROFILE,
-            profiles={_PROFILE: _typed(Randomness, randomness)},
-            optimizers=[trial.optimizer],
-            quantization=_typed(Quantization, tuned["quantization"]),
-            weights=_typed(str, tuned["weights"]),
-            precision=dataclasses.replace(
-                study.precision,
-                compute=_typed(str, tuned["compute"]),
-                merged=_typed(str, merged.get("merged", study.precision.merged)),
-            ),
-            lora=_typed(Lora, tuned["lora"]),
-            generation=_typed(Generation, tested["generation"]) if tested else study.generation,
-            evaluation=evaluation,
-            data=study.data
-            | {
-                model.data: dataclasses.replace(
-                    data,
-                    prompts=_typed(list[str], tuned["prompts"]),
-                    test_share=tuned["test_share"],
-                    max_rows=tuned["max_rows"],
-                    max_new_tokens=tested.get("max_new_tokens", data.max_new_tokens),
-                )
-            },
-            models={
-                trial.model_name: dataclasses.replace(
-                    model,
-                    template=_typed(str, tuned["template"]),
-                    special_tokens=_typed(bool, tuned["special_tokens"]),
-                    target_modules=_typed(list[str], tuned["target_modules"]),
-                    training=_typed(Training, tuned["training"]),
-                    stop=tested.get("stop", model.stop),
-                )
-            },
-            ablation=None,  # fresh seeds give other responses by design
-            keep_merged=False,
-        )
+            study["generation"] = tested["generation"]
+            study["evaluation"] |= {name: tested[name] for name in ("examples", "batch_size")}
+        study |= {
+            "profile": _PROFILE,
+            "profiles": {_PROFILE: randomness},
+            "optimizers": [trial.optimizer],
+            "models": {trial.model_name: model},
+            "ablation": None,  # fresh seeds give other responses by design
+            "keep_merged": False,
+        }
+        # As strict JSON, in which no text passes for a number.
+        changed = adapter.validate_json(json.dumps(study), strict=True)
+        if changed.threads > MOST_THREADS:
+            raise ValueError(f"threads is {changed.threads}")
     except (KeyError, ValueError, TypeError) as error:
         what = f"no setting {error}" if isinstance(error, KeyError) else _first_line(error)
         raise MissingError(
@@ -126,11 +106,6 @@ def _sources(trial: Trial) -> list[tuple[str, str, str, str, str | None]]:
         ("base model", "base", base, base_folder(where, base).name, base_digest(where, base)),
         ("data", "data", data, data_folder(where, data).name, data_digest(where, data)),
     ]
-
-
-def _typed(kind: Any, content: Any) -> Any:
-    """Return the content as a value of this type, validated strictly: no text passes for a number."""
-    return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, 
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import Arm, by_model
 from qlora_repeat.results.number_format import DASH, cell, interval_text, rounded, share_text
-from qlora_repeat.results.statistical_methods import FEWEST, Share, Summary, compare_spreads, holm_known
+from qlora_repeat.results.statistical_methods import FEWEST, Share, Summary, compare_spreads, holm
 from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics, worse_than_base_share
 
 COLLAPSED = "Collapsed: perplexity above that of the base before fine-tuning, or not finite."
@@ -95,7 +95,7 @@ def _spread_cells(tested: list[Arm]) -> list[list[str]]:
         compare_spreads(arm.perplexities, other.perplexities) if other else None
         for arm, other in zip(tested, references, strict=True)
     ]
-    adjusted = holm_known([test.p if test else None for test in tests])
+    adjusted = holm([test.p if test else None for test in tests])
     return [
         [
             other.heading,
