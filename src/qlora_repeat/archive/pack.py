@@ -67,33 +67,29 @@ def pack(
     left_out = _left_out(workspace, results, include_stale)
     _check_collected(workspace, results, include_stale)
     _check_tables(tables, results)
-    packed: list[Run] = []
-    files: dict[str, Entry] = {}
-
-    def add(entry: Entry) -> str:
-        files[entry.name] = entry
-        return entry.name
-
-    for name, folder, records in _packed_runs(workspace, results, include_stale):
-        packed.append(Run(name, list(records.values()), [add(each) for each in _kept(folder, records, runs)]))
-    study_file = add(_file(workspace.file, f"studies/{study.name}.toml"))
+    study_file = f"studies/{study.name}.toml"
+    entries = [
+        _file(workspace.file, study_file),
+        text_entry(_name(workspace.results, runs), results_text(results)),
+        text_entry(_name(workspace.statistics, runs), statistics_text(group_arms(results))),
+        text_entry("README.md", _README.format(label=study.label, version=__version__)),
+        *_of_kit(license),
+        *_attributions(workspace, left_out),
+        *_tables(tables, left_out),
+    ]
     if (pins := lock_file(workspace).current).is_file():
-        add(_file(pins, f"studies/{study.name}.lock"))
-    for source, text in (
-        (workspace.results, results_text(results)),
-        (workspace.statistics, statistics_text(group_arms(results))),
-    ):
-        add(text_entry(_name(source, runs), text))
-    add(text_entry("fingerprints.json", _fingerprints(packed)))
-    add(text_entry("README.md", _README.format(label=study.label, version=__version__)))
-    for entry in (*_of_kit(license), *_attributions(workspace, left_out), *_tables(tables, left_out)):
-        add(entry)
-    kept = {name: entry.kept for name, entry in files.items()}
-    add(text_entry(CRATE, crate_text(study, study_file, kept, packed, license, authors)))
-    local_paths = [name for name, entry in files.items() if _is_local(entry, workspace)]
-    write_archive(path, files.values(), report)
+        entries.append(_file(pins, f"studies/{study.name}.lock"))
+    packed: list[Run] = []
+    for run, own in _runs(workspace, results, include_stale):
+        packed.append(run)
+        entries += own
+    entries.append(text_entry("fingerprints.json", _fingerprints(packed)))
+    kept = {entry.name: entry.kept for entry in entries}
+    entries.append(text_entry(CRATE, crate_text(study, study_file, kept, packed, license, authors)))
+    local_paths = [entry.name for entry in entries if _is_local(entry, workspace)]
+    write_archive(path, entries, report)
     trials = sum(row.measured for row in results)
-    return Packed(trials, len(files) + 1, file_digest(path), left_out, local_paths)
+    return Packed(trials, len(entries) + 1, file_digest(path), left_out, local_paths)
 
 
 def _left_out(workspace: Workspace, results: list[TrialResult], include_stale: bool) -> list[str]:
@@ -122,15 +118,27 @@ def _left_out(workspace: Workspace, results: list[TrialResult], include_stale: b
     return lines
 
 
-def _packed_runs(
+def _runs(
     workspace: Workspace, results: list[TrialResult], include_stale: bool
-) -> Iterator[tuple[str, Path, dict[Path, Record]]]:
-    """Yield name, folder and records of each base test and trial to pack."""
+) -> Iterator[tuple[Run, list[Entry]]]:
+    """Yield each base test and trial to pack, with its files.
+
+    Merged models are left out, because they can be built again.
+    """
+
+    def packed(name: str, folder: Path, records: dict[Path, Record]) -> tuple[Run, list[Entry]]:
+        kept: dict[Path, KeptFile] = {path: keep(path) for path in records}
+        for record in records.values():
+            if record.stage != "merge":
+                kept |= {folder / each: file for each, file in record.files.items()}
+        entries = [_file(path, _name(path, workspace.runs), file) for path, file in kept.items()]
+        return Run(name, list(records.values()), [entry.name for entry in entries]), entries
+
     for model in workspace.study.models:
         counted = counted_base_tests(workspace, model, include_stale=include_stale)
         for test in workspace.base_tests(model):
             if test.number in counted:
-                yield test.name, test.record.parent, {test.record: counted[test.number][0]}
+                yield packed(test.name, test.record.parent, {test.record: counted[test.number][0]})
     for trial, row in zip(workspace.trials(), results, strict=True):
         if row.measured:
             records = {}
@@ -140,16 +148,7 @@ def _packed_runs(
                 if record is None:  # it was valid when the results were collected
                     raise MissingError(f"{damage or path}: changed while it was packed; pack again")
                 records[path] = record
-            yield trial.name, trial.folder, records
-
-
-def _kept(folder: Path, records: dict[Path, Record], runs: Path) -> list[Entry]:
-    """Return records and the files that they name, without merged models, which can be built again."""
-    kept: dict[Path, KeptFile] = {path: keep(path) for path in records}
-    for record in records.values():
-        if record.stage != "merge":
-            kept |= {folder / each: file for each, file in record.files.items()}
-    return [_file(path, _name(path, runs), file) for path, file in kept.items()]
+            yield packed(trial.name, trial.folder, records)
 
 
 def _check_collected(workspace: Workspace, results: list[TrialResult], include_stale: bool) -> None:

@@ -89,9 +89,7 @@ def interval_text(low: str, high: str) -> str:
 
 def mean(values: Sequence[float]) -> float | None:
     """Return the mean; not finite if a value is not."""
-    if not values:
-        return None
-    return statistics.mean(values) if all(map(math.isfinite, values)) else sum(values)
+    return statistics.mean(values) if values else None
 
 
 def median(values: Sequence[float]) -> float | None:

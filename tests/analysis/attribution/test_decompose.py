@@ -181,7 +181,7 @@ def test_the_other_optimizer_is_compared_over_the_same_levels() -> None:
         (REPEAT, 1, {"first_step": 3, "first_kind": "loss"}, ["repetition", "step 3, in loss", "kernels"]),
         (REPEAT, 1, {"adapter_digest": "other"}, ["the same trace but different adapters"]),
         (REPEAT, 1, {"perplexity": 7.0}, ["the same adapter but different perplexities"]),
-        ("dropout", 4, {"seeds": {"split": 1}}, ["dropout 4 has another seed of split"]),
+        ("dropout", 4, {"seeds": {"split": 1}}, ["dropout 4 differs from the baseline in seed of split"]),
         (
             "dropout",
             4,
@@ -217,9 +217,9 @@ def test_the_other_optimizer_is_compared_over_the_same_levels() -> None:
             ["data_order 2 differs from the baseline in initial adapter"],
         ),
         ("dropout", 5, {"kernels": "default"}, ["dropout 5 differs from the baseline in kind of kernels"]),
-        # Levels that are not as declared.
-        ("adapter_init", 2, {"initial_digest": "x"}, ["another initial adapter than the trial that has all"]),
-        ("data_order", 2, {"rows_digest": "x"}, ["data_order 2 has other rows in its steps than the trial"]),
+        # Levels that are not what they are said to be.
+        ("adapter_init", 2, {"initial_digest": "x"}, ["adapter_init 2 differs in initial adapter from the trial"]),
+        ("data_order", 2, {"rows_digest": "x"}, ["data_order 2 differs in rows in its steps from the trial"]),
         (
             "data_order",
             2,
@@ -398,12 +398,12 @@ def test_an_invalid_file_is_an_error_in_one_line(tmp_path: Path) -> None:
     ]
     for text, words in (
         ("[]", "not an attribution of format"),
-        (with_measured(freed=["../x"]), "it frees '../x'; sources are adapter_init, "),
+        (with_measured(freed=["../x"]), r"measured\.freed\.0: Input should be 'adapter_init'"),
         (with_measured(pairs=[["dropout"]]), "a pair must be two of the freed sources"),
-        (with_measured(one_ulp=0.0), "one_ulp is 0.0"),
-        (with_measured(model="x/../../evil"), "'x/../../evil' is not a valid name of a model"),
+        (with_measured(one_ulp=0.0), r"measured\.one_ulp: Input should be greater than 0"),
+        (with_measured(model="x/../../evil"), r"measured\.model: String should match pattern"),
         (with_measured(freed=["dropout", "dropout"]), "frees a source twice"),
-        (with_measured(replicates=1), "fewer than two replicates"),
+        (with_measured(replicates=1), r"measured\.replicates: Input should be greater than or equal to 2"),
         (with_measured(freed=[], outcomes=baseline), "no condition to compare with its baseline"),
         (with_measured(outcomes=cut), "condition joint has the replicates "),
         (json.dumps(content | {"format": 99}), "not an attribution of format"),

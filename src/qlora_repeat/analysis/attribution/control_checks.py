@@ -1,6 +1,7 @@
 """Check that an experiment really pins what it should; otherwise it cannot be interpreted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from qlora_repeat.analysis.attribution.measurements import (
     BASELINE,
@@ -25,10 +26,24 @@ _EXPECTED: dict[str, set[DivergenceKind]] = {
 """What may differ first between a trial and its reference, by the freed source or changed condition."""
 _NOISE: set[DivergenceKind] = {"loss", "gradient", "skipped", "update"}
 """What may differ first with nondeterministic kernels."""
-_DRAWN = ("split", "adapter_init", "data_order", "dropout")
-"""The sources that have a seed."""
-_ORDER = {"data_order", "split"}
-"""The sources that determine the rows of a step."""
+_SEEDED = ("split", "adapter_init", "data_order", "dropout")
+_INIT = {"adapter_init", NUDGE}
+
+
+def _seed_of(source: str) -> Callable[[Outcome], Any]:
+    return lambda outcome: outcome.seeds.get(source)
+
+
+_PROPERTIES: list[tuple[str, Callable[[Outcome], Any], set[str], set[str]]] = [
+    *((f"seed of {source}", _seed_of(source), {source}, {source}) for source in _SEEDED),
+    ("learning rates", lambda outcome: outcome.rates_digest, set(), set()),
+    ("rows in its steps", lambda outcome: outcome.rows_digest, {"data_order", "split"}, {"data_order"}),
+    ("initial adapter", lambda outcome: outcome.initial_digest, _INIT, _INIT),
+    ("optimizer", lambda outcome: outcome.optimizer, {OTHER}, {OTHER}),
+    ("kind of kernels", lambda outcome: outcome.kernels, {"kernels"}, {"kernels"}),
+    ("number of threads", lambda outcome: outcome.threads, {"kernels"}, {"kernels"}),
+]
+"""Each property of a trial: the sources and changes that may change it, and those that must."""
 
 
 def find_problems(measured: Measurements) -> list[str]:
@@ -39,11 +54,16 @@ def find_problems(measured: Measurements) -> list[str]:
     source must have the same level as in the condition that frees all sources.
     """
     problems = list(_repeated(measured))
-    baseline = measured.of(BASELINE)
+    baseline, together = measured.of(BASELINE), measured.of(measured.together)
     for outcome in measured.outcomes:
         if outcome.condition != REPEAT:
-            problems += _unlike(measured, outcome, baseline[outcome.replicate - 1])
-    problems += _same_levels(measured)
+            place = outcome.replicate - 1
+            joint = together[place] if measured.freed else outcome
+            problems += _unexpected(measured, outcome, baseline[place], joint)
+    for source in (source for source in _SEEDED if source in measured.freed):
+        seeds = [outcome.seeds.get(source) for outcome in (*baseline, *together)]
+        if len(set(seeds)) < len(seeds):
+            problems.append(f"Two levels of {source} have the same seed.")
     if (kinds := len({outcome.machine for outcome in measured.outcomes})) > 1:
         names = sorted({f"{outcome.device}, {outcome.software}" for outcome in measured.outcomes})
         problems.append(
@@ -67,66 +87,31 @@ def _repeated(measured: Measurements) -> Iterator[str]:
         yield f"{begin} have the same adapter but different perplexities."
 
 
-def _freed(measured: Measurements, condition: str) -> list[str]:
-    """Return the sources that have their second levels in a condition."""
-    return [part for part in measured.freed if condition == JOINT or part in condition.split(" × ")]
+def _unexpected(
+    measured: Measurements, outcome: Outcome, baseline: Outcome, joint: Outcome
+) -> Iterator[str]:
+    """Yield a line for each difference or agreement that the condition rules out.
 
-
-def _unlike(measured: Measurements, outcome: Outcome, reference: Outcome) -> Iterator[str]:
-    """Yield a line for each difference from the reference, or agreement, that the condition rules out."""
-    name = f"{outcome.condition} {outcome.replicate}"
-    freed = _freed(measured, outcome.condition)
-    changed = freed or [outcome.condition]
+    Compare with the trials of the same replicate that have the first (`baseline`) and the second levels of
+    all sources (`joint`).
+    """
+    name, condition = f"{outcome.condition} {outcome.replicate}", outcome.condition
+    freed = {part for part in measured.freed if condition == JOINT or part in condition.split(" × ")}
+    changed = freed or {condition}
     expected = {kind for source in changed for kind in _EXPECTED.get(source, set())}
     expected |= set() if measured.kernels == "deterministic" else _NOISE
-    if outcome.condition != BASELINE and outcome.first_kind not in {None, *expected}:
+    if condition != BASELINE and outcome.first_kind not in {None, *expected}:
         yield (
             f"{name} first differs in {outcome.first_kind}, at step {outcome.first_step}. Changing only "
-            f"{', '.join(changed)} shows first in {' or '.join(sorted(expected))}, so something else is not "
-            "pinned."
+            f"{', '.join(sorted(changed))} shows first in {' or '.join(sorted(expected))}, so something else "
+            "is not pinned."
         )
-    for source in _DRAWN:
-        ours, theirs = outcome.seeds.get(source), reference.seeds.get(source)
-        if source in freed and ours == theirs:
-            yield f"{name} has the baseline's seed of {source}, but should have another."
-        if source not in freed and ours != theirs:
-            yield f"{name} has another seed of {source} than the baseline, but it should be pinned."
-    order = "data_order" in freed
-    must_agree = [
-        ("rates_digest", "learning rates", True),
-        ("rows_digest", "rows in its steps", None if "split" in freed and not order else not order),
-        ("initial_digest", "initial adapter", not {"adapter_init", NUDGE} & set(changed)),
-        ("optimizer", "optimizer", outcome.condition != OTHER),
-        ("kernels", "kind of kernels", "kernels" not in freed or measured.kernels == "default"),
-        ("threads", "number of threads", "kernels" not in freed),
-    ]
-    for key, words, pinned in must_agree:
-        same = getattr(outcome, key) == getattr(reference, key)
-        if pinned is not None and pinned != same:
-            verb, should = ("differs from", "be pinned") if pinned else ("agrees with", "differ")
-            yield f"{name} {verb} the baseline in {words}, which should {should}."
-
-
-def _same_levels(measured: Measurements) -> Iterator[str]:
-    """Yield a line for each source whose second level varies within a replicate, or whose levels repeat."""
-    together = measured.of(measured.together) if measured.freed else []
-    drawn = [source for source in measured.freed if source in _DRAWN]
-    for outcome in measured.outcomes:
-        freed = _freed(measured, outcome.condition)
-        joint = together[outcome.replicate - 1] if freed else outcome
-        unlike = [
-            f"another seed of {source}"
-            for source in drawn
-            if source in freed and outcome.seeds.get(source) != joint.seeds.get(source)
-        ]
-        if "adapter_init" in freed and outcome.initial_digest != joint.initial_digest:
-            unlike.append("another initial adapter")
-        order = _ORDER & set(measured.freed)
-        if order and order <= set(freed) and outcome.rows_digest != joint.rows_digest:
-            unlike.append("other rows in its steps")
-        name = f"{outcome.condition} {outcome.replicate}"
-        yield from (f"{name} has {what} than the trial that has all second levels." for what in unlike)
-    for source in drawn:
-        seeds = [outcome.seeds.get(source) for outcome in (*measured.of(BASELINE), *together)]
-        if len(set(seeds)) < len(seeds):
-            yield f"Two levels of {source} have the same seed."
+    for words, read, may_change, must_change in _PROPERTIES:
+        value, same = read(outcome), read(outcome) == read(baseline)
+        if not same and not may_change & changed:
+            yield f"{name} differs from the baseline in {words}, which should be pinned."
+        if same and must_change & changed and value != "default":  # kernels of such a baseline stay
+            yield f"{name} agrees with the baseline in {words}, which should differ."
+        sources = may_change & set(measured.freed)
+        if sources and sources <= freed and value != read(joint):
+            yield f"{name} differs in {words} from the trial that has all second levels."
