@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from qlora_repeat.analysis.attribution import paired_statistics as paired
 from qlora_repeat.analysis.attribution.decompose import SIGNIFICANT
-from qlora_repeat.analysis.interlab_statistics import reproducibility
+from qlora_repeat.analysis.interlab import reproducibility
 from qlora_repeat.analysis.verify.verdict import LEVEL as VERIFY_LEVEL
 from qlora_repeat.results.statistical_methods import (
     TRIALS_NEEDED,

@@ -14,8 +14,7 @@ from support.laboratory import Lab, failure, run
 from support.made_results import missing, trial
 from support.places import at
 
-from qlora_repeat.analysis.interlab import SharedArm, compare_laboratories, laboratory
-from qlora_repeat.analysis.interlab_statistics import reproducibility
+from qlora_repeat.analysis.interlab import SharedArm, compare_laboratories, laboratory, reproducibility
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.render.tables.interlab import laboratory_table, sentences
 from qlora_repeat.render.tables.table import Table

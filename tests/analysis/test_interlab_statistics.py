@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qlora_repeat.analysis.interlab_statistics import Reproducibility, reproducibility
+from qlora_repeat.analysis.interlab import Reproducibility, reproducibility
 from qlora_repeat.results.statistical_methods import deviation_interval
 
 DYESTUFF = [

@@ -217,7 +217,9 @@ def test_unfinished_and_damaged_trials_are_left_out_and_named(lab: Lab) -> None:
     (neox / "adamw-32bit/trial-1/evaluate.json").unlink()
     (neox / "adamw-32bit/trial-1/failed.json").write_text('{"error": "no luck"}')
     shutil.copy(holding(lab), neox / "adamw-32bit/trial-2/lock.json")
-    assert "results.jsonl: differs from the records; run `qlora-repeat collect`" in str(failure(lab.kit("pack")))
+    assert "results.jsonl: differs from the records; run `qlora-repeat collect`" in str(
+        failure(lab.kit("pack"))
+    )
     assert lab.kit("collect").exit_code == 0
     assert "differs from the collected results; run `qlora-repeat tables`" in str(failure(lab.kit("pack")))
     shutil.rmtree(lab.tables)
@@ -411,9 +413,7 @@ def test_an_entry_that_is_no_file_is_refused(kind: int, files: Files, tmp_path: 
             info.external_attr = (kind | 0o777) << 16
 
     theirs = fitting(files | {f"{FOLDER}/trace.jsonl": b"/etc/passwd"})
-    assert "is not a regular file" in refused(
-        zipped(tmp_path / "a.zip", theirs, change), tmp_path
-    )
+    assert "is not a regular file" in refused(zipped(tmp_path / "a.zip", theirs, change), tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -425,7 +425,9 @@ def test_a_duplicate_name_is_refused(files: Files, tmp_path: Path) -> None:
     apart = fitting(files | {"runs/tiny/A.json": b"1", "runs/tiny/a.json": b"2"})
     assert "it has 2 files named runs/tiny/a.json" in refused(zipped(tmp_path / "b.zip", apart), tmp_path)
     both = fitting(files | {"runs/tiny/a.json": b"1", "runs/tiny/a.json/b.json": b"2"})
-    assert "runs/tiny/a.json is both a file and a folder" in refused(zipped(tmp_path / "c.zip", both), tmp_path)
+    assert "runs/tiny/a.json is both a file and a folder" in refused(
+        zipped(tmp_path / "c.zip", both), tmp_path
+    )
 
 
 def test_a_bomb_is_refused(files: Files, tmp_path: Path) -> None:
@@ -461,7 +463,9 @@ def test_files_and_checksums_must_match(files: Files, tmp_path: Path) -> None:
         zipped(tmp_path / "a.zip", less), tmp_path
     )
     more = files | {"runs/tiny/more.json": b"{}"}
-    assert f"more.json' is in the archive but not in {SUMS}" in refused(zipped(tmp_path / "b.zip", more), tmp_path)
+    assert f"more.json' is in the archive but not in {SUMS}" in refused(
+        zipped(tmp_path / "b.zip", more), tmp_path
+    )
     listed = more | {
         SUMS: files[SUMS] + f"{hashlib.sha256(b'{}').hexdigest()}  runs/tiny/more.json\n".encode()
     }
@@ -497,9 +501,7 @@ def test_an_invalid_description_is_refused(crate: bytes, files: Files, tmp_path:
         hashlib.sha256(files[CRATE]).hexdigest().encode(), hashlib.sha256(crate).hexdigest().encode()
     )
     theirs = files | {CRATE: crate, SUMS: sums}
-    assert "not an archive of `qlora-repeat pack`" in refused(
-        zipped(tmp_path / "a.zip", theirs), tmp_path
-    )
+    assert "not an archive of `qlora-repeat pack`" in refused(zipped(tmp_path / "a.zip", theirs), tmp_path)
 
 
 def test_a_file_that_is_no_archive_is_refused(finished: Lab, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ _VALUES: dict[str, tuple[DivergenceKind, str]] = {
     "skipped": ("skipped", ""),
     "adapter": ("update", "digests of adapters"),
 }
-"""The values of a step in the order in which they are computed: kind of difference; optional ones in words."""
+"""The values of a step in the order in which it has them: kind of difference; optional ones in words."""
 
 MEANINGS: dict[DivergenceKind, str] = {
     "init": "The initial adapters are not the same, which points to their seeds or to the code that draws "

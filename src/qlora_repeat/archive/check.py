@@ -19,9 +19,10 @@ def check_archive(unpacked: Unpacked, cache: Path | None) -> CheckedStudy:
     workspace = open_workspace(unpacked.study_file, runs=unpacked.runs, cache=cache)
     trials = [list(check_trial(trial)) for trial in workspace.trials()]
     collected = collect(workspace, include_stale=True)
-    problems = [f"{workspace.results}: {each}" for each in _disagreements(unpacked.results(), collected)]
+    path = workspace.results
+    problems = [f"{path}: {each}" for each in _disagreements(unpacked.results(), collected)]
     files = [file for own in trials for file in own] + list(check_base_tests(workspace))
-    files += [CheckedFile(workspace.results, problem) for problem in problems or [None]]
+    files += [CheckedFile(path, problem) for problem in problems] or [CheckedFile(path)]
     return CheckedStudy(trials=sum(map(bool, trials)), files=files, inputs=[], notes=[])
 
 

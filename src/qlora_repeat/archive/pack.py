@@ -98,9 +98,7 @@ def _left_out(workspace: Workspace, results: list[TrialResult], include_stale: b
     Raises:
         MissingError: there is no trial to pack.
     """
-    rest = [
-        (trial, row) for trial, row in zip(workspace.trials(), results, strict=True) if not row.measured
-    ]
+    rest = [(trial, row) for trial, row in zip(workspace.trials(), results, strict=True) if not row.measured]
     counts = Counter(row.status for _, row in rest)
     if len(rest) == len(results):
         found = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))

@@ -5,7 +5,6 @@ R's ``jsonlite::stream_in`` read it as a table. Every trial of the study has a r
 was not measured is null.
 """
 
-import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -149,7 +148,9 @@ def _parse(line: str, where: str) -> TrialResult:
             row[name] = [_checked(Response(**response)) for response in row.get(name, [])]
         result = _checked(TrialResult(**row))
         for point in result.loss_curve:  # losses need not be finite
-            numbers = isinstance(point, list) and [type(value) in (int, float) for value in point] == [True] * 2
+            numbers = (
+                isinstance(point, list) and [type(value) in (int, float) for value in point] == [True] * 2
+            )
             if not numbers or not 0 <= point[0] < math.inf:
                 raise ValueError(f"loss_curve: expected [epochs, loss], found {point!r}")
         return result
@@ -159,7 +160,7 @@ def _parse(line: str, where: str) -> TrialResult:
 
 def _checked(row: _Row) -> _Row:
     """Return the row if every value has the type of its field."""
-    for name, allowed, of_texts in _fields(type(row)):
+    for name, allowed, of_texts in _FIELDS[type(row)]:
         value = getattr(row, name)
         whole = type(value) is int and float in allowed
         texts = not (of_texts and isinstance(value, list)) or all(type(each) is str for each in value)
@@ -168,7 +169,6 @@ def _checked(row: _Row) -> _Row:
     return row
 
 
-@functools.cache
 def _fields(kind: type) -> list[tuple[str, list[type], bool]]:
     """Return, for each field of a row: its name, its allowed types, and whether it is a list of texts."""
     hints = {
@@ -178,3 +178,8 @@ def _fields(kind: type) -> list[tuple[str, list[type], bool]]:
     return [
         (name, [get_origin(each) or each for each in own], list[str] in own) for name, own in hints.items()
     ]
+
+
+_FIELDS: dict[type, list[tuple[str, list[type], bool]]] = {
+    kind: _fields(kind) for kind in (TrialResult, Response)
+}

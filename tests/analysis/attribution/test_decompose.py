@@ -217,8 +217,13 @@ def test_the_other_optimizer_is_compared_over_the_same_levels() -> None:
             ["data_order 2 differs from the baseline in initial adapter"],
         ),
         ("dropout", 5, {"kernels": "default"}, ["dropout 5 differs from the baseline in kind of kernels"]),
-        # Levels that are not what they are said to be.
-        ("adapter_init", 2, {"initial_digest": "x"}, ["adapter_init 2 differs in initial adapter from the trial"]),
+        # Levels that are not as declared.
+        (
+            "adapter_init",
+            2,
+            {"initial_digest": "x"},
+            ["adapter_init 2 differs in initial adapter from the trial"],
+        ),
         ("data_order", 2, {"rows_digest": "x"}, ["data_order 2 differs in rows in its steps from the trial"]),
         (
             "data_order",

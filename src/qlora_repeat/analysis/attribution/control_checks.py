@@ -87,16 +87,16 @@ def _repeated(measured: Measurements) -> Iterator[str]:
         yield f"{begin} have the same adapter but different perplexities."
 
 
-def _unexpected(
-    measured: Measurements, outcome: Outcome, baseline: Outcome, joint: Outcome
-) -> Iterator[str]:
+def _unexpected(measured: Measurements, outcome: Outcome, baseline: Outcome, joint: Outcome) -> Iterator[str]:
     """Yield a line for each difference or agreement that the condition rules out.
 
     Compare with the trials of the same replicate that have the first (`baseline`) and the second levels of
     all sources (`joint`).
     """
     name, condition = f"{outcome.condition} {outcome.replicate}", outcome.condition
-    freed = {part for part in measured.freed if condition == JOINT or part in condition.split(" × ")}
+    freed: set[str] = {
+        part for part in measured.freed if condition == JOINT or part in condition.split(" × ")
+    }
     changed = freed or {condition}
     expected = {kind for source in changed for kind in _EXPECTED.get(source, set())}
     expected |= set() if measured.kernels == "deterministic" else _NOISE

@@ -214,7 +214,9 @@ def _effect(measured: Measurements, condition: str) -> Effect:
 def _decompose(measured: Measurements, measure: str) -> Decomposition:
     known = known_replicates(measured, measure)
     joint = changes(measured, measured.together, measure)[known]
-    single = {source: changes(measured, source, measure)[known] for source in measured.freed}
+    single: dict[str, Values] = {
+        source: changes(measured, source, measure)[known] for source in measured.freed
+    }
     both = {
         pair_name([one, other]): changes(measured, pair_name([one, other]), measure)[known]
         - (single[one] + single[other])

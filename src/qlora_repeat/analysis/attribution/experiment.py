@@ -87,7 +87,7 @@ class Experiment:
     @property
     def label(self) -> str:
         """Return the name of that folder. Another choice of sources with levels has another baseline."""
-        levels = [source for source in self.freed if source != "kernels"]
+        levels: list[str] = [source for source in self.freed if source != "kernels"]
         choice = [] if levels == ["adapter_init", "data_order", "dropout"] else levels or ["pinned"]
         return "-".join([f"{self.study.label}@attribute", *choice])
 
@@ -144,12 +144,13 @@ def make_experiment(
     study = workspace.study
     model = model or next(iter(study.models))
     optimizer = optimizer or ("adamw-32bit" if "adamw-32bit" in study.optimizers else study.optimizers[0])
-    trial = workspace.trial(f"{model}/{optimizer}/1")
+    workspace.trial(f"{model}/{optimizer}/1")  # raises an error if there is none
     for source in sources or [""]:
         if source not in CHOICES:
             raise UsageError(f"--sources {source}: expected one or more of {', '.join(CHOICES)}")
     chosen = tuple(choice for choice in CHOICES if choice in sources)
-    return Experiment(workspace, model, trial.optimizer, chosen, replicates, interactions, kernels)
+    name = Optimizer.parse(optimizer).name
+    return Experiment(workspace, model, name, chosen, replicates, interactions, kernels)
 
 
 def conditions(experiment: Experiment) -> list[Condition]:

@@ -50,9 +50,7 @@ class Claim:
             optimizer_rules if self.subject == "comparison" else arm_rules, self.function
         )
         arms = [
-            arm
-            for arm in arms
-            if self.task in (None, arm.task) and self.bits in (None, arm.optimizer.bits)
+            arm for arm in arms if self.task in (None, arm.task) and self.bits in (None, arm.optimizer.bits)
         ]
         if self.subject == "comparison":
             return list(rule(arms, **self.parameters))

@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Divergence, TrialDiff
-from qlora_repeat.analysis.verify.causes import Cause, expectation, explained, may_matter, named, noisy_kernels
+from qlora_repeat.analysis.verify.causes import (
+    Cause,
+    expectation,
+    explained,
+    may_matter,
+    named,
+    noisy_kernels,
+)
 from qlora_repeat.records.trace import Step
 from qlora_repeat.results.statistical_methods import FEWEST, prediction_interval
 from qlora_repeat.study.optimizers import Optimizer
@@ -141,8 +148,9 @@ def judge_rerun(
     verdict = _with(verdict, "different", [departure.text for departure in departures])
     reasons = explained((each.cause for each in departures), differing, noisy)
     if unexplained := [each.cause for each in departures if not reasons[each.cause]]:
-        why = f"Nothing in settings, seeds or fingerprints explains the difference in {named(unexplained)}."
-        return _with(verdict, "different", [why])
+        names = named(unexplained)
+        why = [f"Nothing in settings, seeds or fingerprints explains the difference in {names}."]
+        return _with(verdict, "different", why)
     likely: list[Difference] = []
     for departure in departures:  # a difference may contain lists, which cannot be hashed
         likely += [each for each in reasons[departure.cause] if each not in likely]

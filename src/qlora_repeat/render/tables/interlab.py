@@ -2,8 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
-from qlora_repeat.analysis.interlab import Laboratory, LaboratoryArm, SharedArm
-from qlora_repeat.analysis.interlab_statistics import FEWEST_LABORATORIES, Reproducibility
+from qlora_repeat.analysis.interlab import (
+    FEWEST_LABORATORIES,
+    Laboratory,
+    LaboratoryArm,
+    Reproducibility,
+    SharedArm,
+)
 from qlora_repeat.render.footnotes import source_of
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import ArmKey
