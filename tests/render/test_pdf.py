@@ -6,12 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.checkout import ROOT, kit, needs_latex
+from support.checkout import kit, needs_latex
+from support.made_results import render_tables
 
 from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.render.figures.write import render_figures
 from qlora_repeat.render.pdf import compile_paper
-from qlora_repeat.render.tables.write import render_tables
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.trial_result import TrialResult
 
@@ -25,7 +25,7 @@ RESULTS = [
 
 
 def rendered(folder: Path) -> Path:
-    render_tables(group_arms(RESULTS), folder, ROOT / "paper" / "templates")
+    render_tables(group_arms(RESULTS), folder)
     return folder
 
 

@@ -3,6 +3,7 @@
 import itertools
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 from hypothesis import strategies as st
 from support.checkout import ROOT
 
+from qlora_repeat.analysis.attribution.measurements import Measurements
+from qlora_repeat.render.footnotes import study_names
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.results.arms import group_arms
+from qlora_repeat.render.tables.write import collected_tables, write_tables
+from qlora_repeat.results.arms import Arm, group_arms
 from qlora_repeat.results.trial_result import Response, TrialResult
 
 TEMPLATES = ROOT / "paper" / "templates"
@@ -147,3 +151,10 @@ def arm(optimizer: str, perplexities: list[float], **changes: Any) -> list[Trial
         trial(optimizer=optimizer, trial=number, perplexity=value, **changes)
         for number, value in enumerate(perplexities, 1)
     ]
+
+
+def render_tables(
+    arms: list[Arm], out: Path, others: list[Arm] | None = None, experiments: Sequence[Measurements] = ()
+) -> list[Path]:
+    """Write the tables of arms, and of their comparison with others; return the files."""
+    return write_tables(collected_tables(arms, others, experiments), out, TEMPLATES, study_names(arms))

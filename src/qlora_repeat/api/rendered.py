@@ -12,7 +12,7 @@ from qlora_repeat.api.places import BUILD, TEMPLATES
 from qlora_repeat.api.results import Results, paper_results, results_of
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.footnotes import study_names
-from qlora_repeat.render.tables.html import tables_html
+from qlora_repeat.render.html import tables_html
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.tables.terminal import terminal_table
 from qlora_repeat.render.tables.write import Format, collected_tables, write_tables

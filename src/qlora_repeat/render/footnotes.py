@@ -1,14 +1,22 @@
 """Notes below tables and figures: sources, and missing, stale or diverged values."""
 
 import math
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
+from typing import Any
 
 from qlora_repeat.results.arms import Arm, distinct
 from qlora_repeat.results.number_format import DASH
 from qlora_repeat.results.published import CITATION
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.study import PUBLISHED
+
+NOTES: dict[str, dict[str, Any]] = tomllib.loads(
+    (resources.files("qlora_repeat.render") / "notes.toml").read_text(encoding="utf-8")
+)
+"""Texts that do not depend on the results, by table."""
 
 
 def source_of(arms: Sequence[Arm]) -> str:

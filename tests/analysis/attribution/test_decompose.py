@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT, kit, needs_latex
 from support.made_attribution import FREED, Levels, additive, changed, interacting, made, outcome
+from support.made_results import TEMPLATES, render_tables
 
 from qlora_repeat.analysis.attribution.control_checks import find_problems
 from qlora_repeat.analysis.attribution.decompose import MAIN, MEASURES, SIGNIFICANT, attribute
@@ -27,13 +28,11 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.render.figures.attribution import render_attribution_figure
 from qlora_repeat.render.pdf import compile_paper
 from qlora_repeat.render.tables.attribution import attribution_table
-from qlora_repeat.render.tables.write import render_tables, table_texts
+from qlora_repeat.render.tables.write import table_texts
 from qlora_repeat.render.text.attribution import sentences
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.number_format import percent
 from qlora_repeat.results.published import read_published
-
-TEMPLATES = ROOT / "paper" / "templates"
 
 
 def test_planted_variances_are_recovered() -> None:
@@ -362,9 +361,7 @@ def test_the_pdf_of_a_study_contains_tables_and_figures_of_two_experiments(tmp_p
 
 def compile_with_tables(folder: Path, experiments: list[Measurements]) -> int:
     """Compile a PDF of the paper's tables and these experiments; return its size."""
-    render_tables(
-        group_arms(read_published(ROOT / "paper" / "published")), folder, TEMPLATES, None, experiments
-    )
+    render_tables(group_arms(read_published(ROOT / "paper" / "published")), folder, None, experiments)
     return compile_paper(folder).stat().st_size
 
 

@@ -17,7 +17,8 @@ from support.checkout import ROOT, kit
 from support.made_curves import texts, trial
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.render.figures.write import draw_figure, render_figures
+from qlora_repeat.render.figures.loss_curves import draw_loss_curves
+from qlora_repeat.render.figures.write import render_figures
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.trial_result import TrialResult, write_results
 
@@ -57,7 +58,7 @@ def like_the_paper(runs: int = 7, models: int = 4) -> list[TrialResult]:
 
 
 def drawn(results: list[TrialResult]) -> Figure:
-    return draw_figure(group_arms(results))
+    return draw_loss_curves(group_arms(results))
 
 
 def curves_of(axes: Axes) -> dict[str, list[float]]:

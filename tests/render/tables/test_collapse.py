@@ -11,11 +11,12 @@ from support.made_results import trial
 from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.datasets import data_folder
-from qlora_repeat.render.tables.collapse import collapse_share, collapse_tables
+from qlora_repeat.render.tables.collapse import collapse_tables
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
+from qlora_repeat.results.study_statistics import worse_than_base_share
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import draw_seeds
@@ -78,13 +79,13 @@ def test_collapses_are_counted_with_their_interval() -> None:
 )
 def test_a_trial_above_its_base_or_not_finite_has_collapsed(perplexity: float, collapsed: int) -> None:
     (only,) = group_arms(arm(OLD, [perplexity]))
-    found = collapse_share(only)
+    found = worse_than_base_share(only.done)
     assert found and (found.count, found.of) == (collapsed, 1)
 
 
 def test_a_trial_without_a_base_test_is_not_counted() -> None:
     alone = arm(OLD, STABLE[:2], base_perplexity=None)
-    assert collapse_share(group_arms(alone)[0]) is None
+    assert worse_than_base_share(group_arms(alone)[0].done) is None
     assert cells(alone, "8-bit, map of bitsandbytes 0.41.0")["collapsed"] == "—"
 
 
@@ -146,7 +147,7 @@ def test_an_old_map_alone_has_a_table_without_comparison() -> None:
 
 def test_by_this_rule_only_the_papers_8_bit_trials_collapsed() -> None:
     arms = group_arms(read_published(ROOT / "paper" / "published"))
-    shares = {(arm.model, arm.heading): collapse_share(arm) for arm in arms}
+    shares = {(arm.model, arm.heading): worse_than_base_share(arm.done) for arm in arms}
     counts = {key: share and (share.count, share.of) for key, share in shares.items()}
     for model in {arm.model for arm in arms}:
         assert counts[model, "8-bit"] == ((5, 7) if model == "llama2-chat-7b" else (7, 7))

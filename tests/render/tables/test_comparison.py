@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT, kit, needs_latex
-from support.made_results import TEMPLATES, compile_cleanly, missing, study, trial
+from support.made_results import compile_cleanly, missing, render_tables, study, trial
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.render.tables.write import render_tables
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult, write_results
@@ -199,9 +198,7 @@ def test_the_source_names_both_sides() -> None:
 
 
 def test_comparisons_follow_the_papers_tables_and_are_removed_when_not_requested(tmp_path: Path) -> None:
-    written = {
-        path.name for path in render_tables(group_arms(study()), tmp_path, TEMPLATES, group_arms(PUBLISHED))
-    }
+    written = {path.name for path in render_tables(group_arms(study()), tmp_path, group_arms(PUBLISHED))}
     extra = {f"table-{name}.{kind}" for name in ("C01", "C02", "C10", "C11") for kind in ("md", "tex")}
     assert extra < written
     for name in ("tables.md", "tables.tex"):
@@ -210,22 +207,20 @@ def test_comparisons_follow_the_papers_tables_and_are_removed_when_not_requested
         last = [(one or two).replace("C0", "C") for one, two in order]
         assert last[-8:] == ["11", "S1", "S1b", "S4", "C1", "C2", "C10", "C11"]
     (tmp_path / "table-S0.md").touch()
-    render_tables(group_arms(study()), tmp_path, TEMPLATES)
+    render_tables(group_arms(study()), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == written - extra
 
 
 def test_nothing_is_written_if_nothing_can_be_compared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no arm in common"):
-        render_tables(
-            group_arms([trial(optimizer="lion")]), tmp_path / "out", TEMPLATES, group_arms(PUBLISHED)
-        )
+        render_tables(group_arms([trial(optimizer="lion")]), tmp_path / "out", group_arms(PUBLISHED))
     assert not (tmp_path / "out").exists()
 
 
 @needs_latex
 def test_latex_of_a_comparison_compiles(tmp_path: Path) -> None:
     ours = [replace(row, study="paper", model_title="[odd] & " + row.model_title) for row in PUBLISHED]
-    render_tables(group_arms(ours), tmp_path, TEMPLATES, group_arms(PUBLISHED))
+    render_tables(group_arms(ours), tmp_path, group_arms(PUBLISHED))
     compile_cleanly(tmp_path)
 
 

@@ -24,9 +24,9 @@ from support.made_results import (
     ORDINARY,
     QUESTIONS,
     QUOTES,
-    TEMPLATES,
     compile_cleanly,
     missing,
+    render_tables,
     study,
     table,
     trial,
@@ -35,7 +35,7 @@ from support.made_results import (
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.render.tables.write import panels, render_tables
+from qlora_repeat.render.tables.write import panels
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.trial_result import Response, write_results
 
@@ -45,7 +45,7 @@ def summary(made: Table) -> dict[str, list[str]]:
 
 
 def test_tables_have_the_papers_numbers_and_order(tmp_path: Path) -> None:
-    written = [path.name for path in render_tables(group_arms(study()), tmp_path, TEMPLATES)]
+    written = [path.name for path in render_tables(group_arms(study()), tmp_path)]
     expected = [*(f"{number:02}" for number in range(1, 12)), "S1", "S1b", "S4"]
     numbers = [f"table-{number}.{kind}" for number in expected for kind in ("tex", "md")]
     assert written == [*numbers, "tables.md", "tables.tex", "all.tex"]
@@ -190,7 +190,7 @@ def test_a_stale_base_has_a_footnote_in_tables_that_show_it() -> None:
 
 
 def test_footnotes_of_stale_trials_are_in_both_files(tmp_path: Path) -> None:
-    render_tables(group_arms([trial(**STALE)]), tmp_path, TEMPLATES)
+    render_tables(group_arms([trial(**STALE)]), tmp_path)
     for name in ("table-01.md", "table-01.tex", "table-04.md", "table-10.tex"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert re.search(r"Stale \(changed since: code, lock\): GPT-NeoX-20B 8-bit run 1\.", text), name
@@ -316,15 +316,15 @@ def test_models_with_the_same_title_get_different_headings() -> None:
 
 def test_empty_and_duplicate_results_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no collected results"):
-        render_tables([], tmp_path, TEMPLATES)
+        render_tables([], tmp_path)
     with pytest.raises(UsageError, match="trial gpt-neox-20b/adamw-8bit/1 has 2 rows"):
-        render_tables(group_arms([trial(), trial()]), tmp_path, TEMPLATES)
+        render_tables(group_arms([trial(), trial()]), tmp_path)
 
 
 def test_only_tables_of_an_earlier_render_are_removed(tmp_path: Path) -> None:
     for name in ("table-05b.tex", "table-02.md", "table-notes.md", "notes.md", "tables.pdf"):
         (tmp_path / name).write_text("old", encoding="utf-8")
-    render_tables(group_arms([trial()]), tmp_path, TEMPLATES)
+    render_tables(group_arms([trial()]), tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert {"table-notes.md", "notes.md", "tables.pdf", "table-01.md"} <= left
     assert not {"table-05b.tex", "table-02.md"} & left
@@ -338,7 +338,7 @@ def test_markdown_rows_have_as_many_cells_as_their_heading(tmp_path: Path, text:
         task="question-answering", model="m", model_title=title, study=text, device=text, responses=responses
     )
     results = [trial(responses=responses), odd]
-    render_tables(group_arms(results), tmp_path, TEMPLATES)
+    render_tables(group_arms(results), tmp_path)
     for made in make_tables(group_arms(results)):
         lines = (tmp_path / f"{made.name}.md").read_text(encoding="utf-8").split("\n")
         rows = [line for line in lines if line.startswith("|")]
@@ -367,10 +367,7 @@ def test_wide_tables_are_split_into_panels_of_whole_groups() -> None:
 def test_the_tables_are_reproducible_in_any_locale_and_time_zone(tmp_path: Path) -> None:
     write_results(study(tuple(text for text in HOSTILE if "\ud800" not in text)), tmp_path / "results.jsonl")
     script = (
-        "import sys; from pathlib import Path; from qlora_repeat.results.trial_result import read_results;"
-        "from qlora_repeat.render.tables.write import render_tables;"
-        "from qlora_repeat.results.arms import group_arms;"
-        "render_tables(group_arms(read_results(Path(sys.argv[1]))), Path(sys.argv[2]), Path(sys.argv[3]));"
+        "import sys; import qlora_repeat as qr; qr.tables(sys.argv[1]).write(sys.argv[2]);"
         "assert 'torch' not in sys.modules"
     )
     made = []
@@ -383,7 +380,7 @@ def test_the_tables_are_reproducible_in_any_locale_and_time_zone(tmp_path: Path)
         out = tmp_path / locale
         settled = {"TZ": zone, "LC_ALL": locale, "LANG": locale, "PYTHONHASHSEED": seed, "PYTHONUTF8": "0"}
         subprocess.run(
-            [sys.executable, "-c", script, tmp_path / "results.jsonl", out, TEMPLATES],
+            [sys.executable, "-c", script, tmp_path / "results.jsonl", out],
             check=True,
             env=os.environ | settled | {"PYTHONPATH": str(ROOT / "src")},
         )
@@ -393,7 +390,7 @@ def test_the_tables_are_reproducible_in_any_locale_and_time_zone(tmp_path: Path)
 
 def test_a_whole_study_takes_less_than_a_second_of_cpu(tmp_path: Path) -> None:
     began = time.process_time()
-    render_tables(group_arms(study(HOSTILE)), tmp_path, TEMPLATES)
+    render_tables(group_arms(study(HOSTILE)), tmp_path)
     assert time.process_time() - began < 1
 
 
@@ -410,7 +407,7 @@ def test_latex_compiles_with_any_response(tmp_path: Path) -> None:
     )
     results[3] = replace(results[3], status="failed")
     results[5] = replace(results[5], perplexity=math.nan, diverged_at=3)
-    render_tables(group_arms(results), tmp_path, TEMPLATES)
+    render_tables(group_arms(results), tmp_path)
     compile_cleanly(tmp_path)
     if shutil.which("pdftotext"):
         subprocess.run(["pdftotext", "-layout", "all.pdf"], cwd=tmp_path, check=True)

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT, needs_latex
-from support.made_results import PERPLEXITIES, TEMPLATES, arm, compile_cleanly, missing, study, table, trial
+from support.made_results import (
+    PERPLEXITIES,
+    arm,
+    compile_cleanly,
+    missing,
+    render_tables,
+    study,
+    table,
+    trial,
+)
 
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.render.tables.write import panels, render_tables
+from qlora_repeat.render.tables.write import panels
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.published import read_published
 
@@ -148,7 +157,7 @@ def test_each_measure_is_a_panel_in_latex_and_a_grid_in_markdown(tmp_path: Path)
         groups = list(dict.fromkeys(headings[0] for headings in made.columns))
         parts = [[heading.text for heading in part.levels[0]] for part in panels(made)]
         assert parts == [[group] for group in groups]
-        render_tables(group_arms(PUBLISHED), tmp_path, TEMPLATES)
+        render_tables(group_arms(PUBLISHED), tmp_path)
         text = (tmp_path / f"table-{number}.md").read_text(encoding="utf-8")
         heads = re.findall(r"^\| Arm .*\n", text, re.MULTILINE)
         assert len(heads) == len(groups)
@@ -162,7 +171,7 @@ def test_latex_of_unusual_statistics_compiles(tmp_path: Path) -> None:
         *arm("adamw-8bit", [1e300, math.nan, 1e-9, 5.0, 12345.678], model_title="[odd] & " * 3),
         *arm("adamw-32bit", [3.567] * 7, model_title="[odd] & " * 3),
     ]
-    render_tables(group_arms(results), tmp_path, TEMPLATES)
+    render_tables(group_arms(results), tmp_path)
     compile_cleanly(tmp_path)
 
 

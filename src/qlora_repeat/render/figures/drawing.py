@@ -1,7 +1,7 @@
-"""What all figures have in common: sizes, colors, letters, and how they are written.
+"""What all figures share: sizes, colors, letters, axes, and how files are written.
 
-No clock, no locale, no user's settings of matplotlib. Lengths are in points (1/72 inch); no letter is smaller
-than 6 points where the figure is as wide as the page.
+Figures do not depend on the clock, the locale or a user's settings of matplotlib. Lengths are in points (1/72
+inch); letters have at least 6 points where the figure is as wide as the page.
 """
 
 import io
@@ -23,75 +23,65 @@ from qlora_repeat.render.escape import plain
 from qlora_repeat.render.figures.scales import Scale, linear_ticks
 from qlora_repeat.system.files import write_bytes
 
-_SETTINGS: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # of the same name, matplotlib's own comes before the system's
-    "text.parse_math": False,  # a dollar is a dollar
-    "axes.linewidth": 0.5,
-    "xtick.major.width": 0.5,
-    "ytick.major.width": 0.5,
-    "xtick.major.size": 2,
-    "ytick.major.size": 2,
-    "xtick.major.pad": 2,
-    "ytick.major.pad": 2,
-    "axes.labelpad": 1.5,
-    "pdf.fonttype": 42,  # publishers refuse type 3
-}
 SMALL, MEDIUM, LARGE = 6.0, 6.5, 7.5
 """Sizes of letters."""
 LINE = 8.0
-"""From one small line to the next."""
+"""Distance of small lines."""
 WIDTH = 7.16 * 72
-"""Of the text on a page of an IEEE journal."""
+"""Width of the text on a page of an IEEE journal."""
 DOTS_PER_INCH = 300
 _SLACK = 0.96
-"""Of a line's width is used: letters of the PNG are as wide as whole dots, those of the PDF are not."""
+"""The used share of a line: letters of the PNG are as wide as whole dots, those of the PDF are not."""
 
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Those of Okabe and Ito, which everybody can tell apart, but for yellow, which is faint on white."""
+"""The colors of Okabe and Ito, without yellow, which is faint on white."""
 GRAY = "#505050"
-BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.65, "pad": 0.4}
-"""Of letters that reach over something."""
 CROSS: dict[str, Any] = {"linestyle": "none", "marker": "x", "markersize": 4, "markeredgewidth": 1.2}
-"""For what is not finite."""
+"""The mark of what is not finite."""
+_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.65, "pad": 0.4}
 _UNDATED: dict[str, dict[str, Any]] = {
-    "pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
-    "png": {"Software": None},
+    ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
+    ".png": {"Software": None},
 }
 
 
 @contextmanager
 def drawing_settings() -> Iterator[None]:
-    """matplotlib's own settings and ours, whatever the user's are."""
-    with matplotlib.style.context("default", after_reset=True):
-        matplotlib.rcParams.update(_SETTINGS)
+    """Use matplotlib's own settings and ours, whatever the user's are."""
+    with matplotlib.style.context(["default", "qlora_repeat.render.figures.journal"], after_reset=True):
         yield
 
 
+@drawing_settings()
 def save_figure(figure: Figure, paths: list[Path]) -> None:
-    """Writes a figure as the kinds of file that the paths name (pdf, png): the same bytes each time."""
+    """Write a figure as the kinds of file that the paths name (pdf, png): the same bytes each time."""
     for path in paths:
-        content, kind = io.BytesIO(), path.suffix[1:]
-        figure.savefig(content, format=kind, metadata=_UNDATED[kind])
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:], metadata=_UNDATED[path.suffix])
         write_bytes(path, content.getvalue())
 
 
+@drawing_settings()
 def as_svg(figure: Figure, salt: str) -> str:
-    """Return the figure as a part of a page, with text as text: the same bytes each time."""
-    settings: dict[Any, Any] = {"svg.hashsalt": salt, "svg.fonttype": "none"}
+    """Return the figure as a part of a page: the same bytes each time."""
+    matplotlib.rcParams["svg.hashsalt"] = salt
     written = io.StringIO()
-    with matplotlib.rc_context(settings):
-        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     text = written.getvalue()
     return text[text.index("<svg") :]
 
 
-def new_figure(height: float) -> Figure:
-    """A figure as wide as a page."""
-    return Figure(figsize=(WIDTH / 72, height / 72), dpi=DOTS_PER_INCH)
+def new_figure(height: float, notes: Sequence[str]) -> Figure:
+    """Return a figure as wide as a page, with notes below `height`."""
+    lines = [line for note in notes for line in wrapped(note, WIDTH - 4, SMALL)]
+    total = height + LINE * len(lines) + 4
+    figure = Figure(figsize=(WIDTH / 72, total / 72), dpi=DOTS_PER_INCH)
+    write(figure, height, lines, size=SMALL, linespacing=1.2)
+    return figure
 
 
 def panel(figure: Figure, left: float, top: float, width: float, height: float, heading: str) -> Axes:
-    """Axes in a place of the figure, told from its upper left corner, with a heading above."""
+    """Add axes, placed from the figure's upper left corner, with a heading above."""
     total = figure.get_figheight() * 72
     axes = figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
     axes.set_title(heading, loc="left", fontsize=MEDIUM, pad=2)
@@ -129,13 +119,25 @@ def set_ticks(
     axes.minorticks_off()
 
 
+def draw_crosses(axes: Axes, across: Sequence[float], level: float, color: str) -> None:
+    """Mark what is not finite, at a share of the panel's height."""
+    looks: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "zorder": 4, "clip_on": False} | CROSS
+    axes.plot(across, [level] * len(across), color=color, **looks)
+
+
+def annotate(axes: Axes, text: str, at: tuple[float, float], offset: float, **looks: Any) -> None:
+    """Write beside a point, with a background since letters may reach over something."""
+    beside: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "bbox": _BACKGROUND}
+    axes.annotate(text, at, (offset, 0), **beside, **looks)
+
+
 def write(figure: Figure, top: float, lines: list[str], x: float = 2 / WIDTH, **looks: Any) -> None:
-    """Lines of text, so far below the figure's upper edge."""
+    """Write lines of text, at this distance from the figure's upper edge."""
     figure.text(x, 1 - top / (72 * figure.get_figheight()), "\n".join(lines), va="top", **looks)
 
 
 def wrapped(text: str, width: float, size: float, face: str = "DejaVuSans") -> list[str]:
-    """The text in lines of at most this width, at least one."""
+    """Return the text in lines of at most this width, at least one."""
     font, drawn = _face(face)
     font.set_size(size, DOTS_PER_INCH)
 
@@ -156,6 +158,6 @@ def wrapped(text: str, width: float, size: float, face: str = "DejaVuSans") -> l
 
 @cache
 def _face(name: str) -> tuple[Any, frozenset[str]]:
-    """A font that matplotlib brings, and its characters."""
+    """Return one of matplotlib's fonts, and its characters."""
     font = get_font(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
     return font, frozenset(map(chr, font.get_charmap()))

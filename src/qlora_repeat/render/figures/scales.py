@@ -1,4 +1,4 @@
-"""The axis for a set of losses: linear or logarithmic, from where to where, with which ticks."""
+"""The axis for a set of losses: linear or logarithmic, its limits and its ticks."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qlora_repeat.results.statistical_methods import spans_a_decade
 
 _SQUEEZED = 0.2
-"""An arm that would fill less than this share of the common scale has a scale of its own."""
+"""An arm that would fill less than this share of the common scale has its own scale."""
 _MARGIN = 0.06
 _TICKS = 5
 
@@ -21,40 +21,39 @@ class Scale:
     high: float
     ticks: list[tuple[float, str]]
 
+    @property
+    def length(self) -> float:
+        """Return the length, in logarithms on a logarithmic scale."""
+        return math.log(self.high / self.low) if self.log else self.high - self.low
+
     def clip(self, loss: float) -> float:
-        """Where a loss is drawn: one of 0 lies on the lower edge of a logarithmic scale."""
+        """Return where a loss is drawn: a loss of 0 is on the lower edge of a logarithmic scale."""
         return max(loss, self.low) if self.log else loss
 
 
 def common_scales(arms: Sequence[Sequence[float]], bar_share: float | None = None) -> list[Scale]:
-    """A scale for each arm's losses: the same for all, unless that would squeeze the differences within one.
+    """Return a scale for each arm's losses: the same for all, unless that would squeeze an arm's differences.
 
-    `bar_share` is for bars, which begin at zero or a power of ten: what share of the axis the longest has.
+    `bar_share` is for bars, which begin at zero or at a power of ten: the longest has this share of the axis.
     """
     every = [loss for losses in arms for loss in losses]
     own = [_scale(losses or every, bar_share) for losses in arms]
     common = _scale(every, bar_share)
-    alike = all(scale.log == common.log and not _is_squeezed(scale, common) for scale in own)
-    return [common] * len(arms) if alike else own
-
-
-def _is_squeezed(scale: Scale, common: Scale) -> bool:
-    if scale.log:
-        return math.log(scale.high / scale.low) < _SQUEEZED * math.log(common.high / common.low)
-    return scale.high - scale.low < _SQUEEZED * (common.high - common.low)
+    fits = all(scale.log == common.log and scale.length >= _SQUEEZED * common.length for scale in own)
+    return [common] * len(arms) if fits else own
 
 
 def _scale(losses: Sequence[float], bar_share: float | None) -> Scale:
-    positive = [loss for loss in losses if loss > 0]
     if not losses:
         return Scale(False, 0.0, 1.0, [])
+    positive = [loss for loss in losses if loss > 0]
     if spans_a_decade(positive):
         low, high = math.log10(min(positive)), math.log10(max(positive))
         if bar_share is None:
             margin = _MARGIN * (high - low)
             low, high = low - margin, high + margin
         else:
-            low = math.floor(low - 0.1)  # or the bar of a loss just above a power of ten could not be seen
+            low = math.floor(low - 0.1)  # otherwise a loss just above a power of ten has no visible bar
             high = low + (high - low) / bar_share
         return Scale(True, 10**low, 10**high, _log_ticks(low, high))
     low, high = min(losses), max(losses)
@@ -69,7 +68,7 @@ def _scale(losses: Sequence[float], bar_share: float | None) -> Scale:
 
 
 def linear_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Multiples of 1, 2 or 5 times a power of ten, about five of them, with their labels."""
+    """Return about five multiples of 1, 2 or 5 times a power of ten, with their labels."""
     exponent = math.floor(math.log10((high - low) / _TICKS))
     sizes = [size * 10.0**exponent for size in (1, 2, 5, 10)]
     step = next((size for size in sizes if size * _TICKS >= high - low), sizes[-1])
@@ -84,18 +83,13 @@ def linear_ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Powers of ten between these exponents; if there are few, also 2 and 5 times those."""
+    """Return powers of ten between these exponents; if there are few, also 2 and 5 times those."""
     powers = range(math.floor(low), math.floor(high) + 1)
     few = high - low < 2.5
-    sizes = (1, 2, 5) if few else (1,)
     every = 1 if few else math.ceil(len(powers) / _TICKS)
-    found = [(size, power) for power in powers for size in sizes if power % every == 0]
     return [
-        (size * 10.0**power, _label(size, power))
-        for size, power in found
-        if low - 1e-9 <= math.log10(size) + power <= high + 1e-9
+        (size * 10.0**power, f"{size * 10.0**power:g}" if -4 <= power < 5 else f"{size}e{power}")
+        for power in powers
+        for size in ((1, 2, 5) if few else (1,))
+        if power % every == 0 and low - 1e-9 <= math.log10(size) + power <= high + 1e-9
     ]
-
-
-def _label(size: int, power: int) -> str:
-    return f"{size * 10.0**power:g}" if -4 <= power < 5 else f"{size}e{power}"

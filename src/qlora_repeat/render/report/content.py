@@ -10,17 +10,17 @@ from string import ascii_uppercase
 
 from qlora_repeat.analysis.trial_diff import MEANINGS, Divergence
 from qlora_repeat.render.report.trial_files import TrialFiles
-from qlora_repeat.results.arms import Arm, distinct
+from qlora_repeat.results.arms import Arm
 from qlora_repeat.results.number_format import number, percent
 from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics
-from qlora_repeat.results.trial_result import Response, TrialResult
+from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
 COLORS = 8
 """Number of colors for the distinct adapters of an arm; further adapters share the last color."""
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 _MOST_WORDS = 2000
-"""Longer texts are only compared at both ends, since the time grows with the square of the length."""
+"""Longer texts are not compared word by word, since the time grows with the square of the length."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,15 @@ class Cell:
     """A letter for each different adapter of the arm, A for the most frequent."""
     color: int
     """Of the letter, from 0."""
-    parting: Divergence | None
+    divergence: Divergence | None
+    """Where it first differs from the first trial that has a trace."""
     command: str
     """Command that verifies the trial; or runs it, if it has no values."""
 
     @property
-    def parts(self) -> str | None:
-        """Return where it first differs from the first trial, in words."""
-        return None if self.parting is None else f"step {self.parting.step}, in {self.parting.kind}"
+    def first_difference(self) -> str | None:
+        """Return the step and the value that differs first."""
+        return None if self.divergence is None else f"step {self.divergence.step}: {self.divergence.kind}"
 
     @property
     def perplexity(self) -> str | None:
@@ -60,20 +61,18 @@ class ArmRow:
     """Number of distinct adapters."""
 
     @property
-    def name(self) -> str:
-        return f"{self.arm.title}, {self.arm.heading}"
+    def known(self) -> int:
+        """Return the number of trials whose adapter is known."""
+        return sum(cell.adapter is not None for cell in self.cells)
 
     @property
     def says(self) -> str:
         """Return how far the trials agree."""
-        known = sum(cell.adapter is not None for cell in self.cells)
-        if known == 0:
-            return "no adapter yet"
-        if known == 1:
-            return "one adapter: nothing to compare it with"
+        if self.known < 2:
+            return "one adapter: nothing to compare it with" if self.known else "no adapter yet"
         if self.adapters == 1:
-            return f"all {known} alike in every bit"
-        return f"{self.adapters} different adapters in {known} trials"
+            return f"all {self.known} identical bit for bit"
+        return f"{self.adapters} different adapters in {self.known} trials"
 
 
 @dataclass(frozen=True)
@@ -86,28 +85,19 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The response of one run."""
-
-    run: int
-    spans: list[Span]
-    same: bool
-    """Whether it is the same as the first run's response."""
-
-
-@dataclass(frozen=True)
 class Question:
     """The responses of an arm's runs to one prompt at one sampling setting, side by side."""
 
     arm: str
     prompt: str
     sampling: str
-    answers: list[Answer]
+    answers: dict[int, list[Span]]
+    """The response of each run; all spans of the first are the same."""
 
     @property
     def texts(self) -> int:
         """Return the number of distinct responses."""
-        return len({"".join(span.text for span in answer.spans) for answer in self.answers})
+        return len({"".join(span.text for span in spans) for spans in self.answers.values()})
 
 
 def arm_rows(arms: Sequence[Arm], files: TrialFiles, study_name: str) -> list[ArmRow]:
@@ -119,15 +109,10 @@ def arm_rows(arms: Sequence[Arm], files: TrialFiles, study_name: str) -> list[Ar
         cells = []
         for trial in arm.trials:
             place = places.get(trial.adapter_digest or "")
-            cells.append(
-                Cell(
-                    trial=trial,
-                    adapter=None if place is None else _letter(place),
-                    color=min(place or 0, COLORS - 1),
-                    parting=files.parting(arm, trial),
-                    command=_command(trial, study_name),
-                )
-            )
+            letter = None if place is None else _letter(place)
+            color = min(place or 0, COLORS - 1)
+            divergence = files.divergence(arm, trial)
+            cells.append(Cell(trial, letter, color, divergence, _command(trial, study_name)))
         rows.append(ArmRow(arm, cells, len(counted)))
     return rows
 
@@ -136,43 +121,40 @@ def verdict(rows: Sequence[ArmRow]) -> list[str]:
     """Return sentences: whether trials repeat, how much they spread, and how many ended badly."""
     trials = sum(len(row.arm.trials) for row in rows)
     lacking = trials - sum(len(row.arm.done) for row in rows)
-    compared = [row for row in rows if sum(cell.adapter is not None for cell in row.cells) > 1]
-    repeat = [row for row in compared if row.adapters == 1]
-    only = "The only arm with trials to compare"
-    if not compared:
-        sentence = _by_perplexity(rows)
-    elif len(repeat) == len(compared):
-        every = f"Each of the {len(compared)} arms" if len(compared) > 1 else only
-        sentence = f"{every} repeated: its trials gave one adapter, alike in every bit."
-    elif not repeat:
-        none = f"None of the {len(compared)} arms" if len(compared) > 1 else f"{only} has not"
-        sentence = f"{none} repeated: {_apart(compared)}."
-    else:
-        others = [row for row in compared if row not in repeat]
-        sentence = (
-            f"{len(repeat)} of {len(compared)} arms repeated, alike in every bit "
-            f"({'; '.join(row.name for row in repeat)}); in the others {_apart(others)}."
-        )
-    found = arm_statistics([row.arm for row in rows])
     not_done = [f"{lacking} of {trials} trials have no values yet."] if lacking else []
-    return [sentence, *_spread(found), *_ended_badly(found), *not_done]
+    found = arm_statistics([row.arm for row in rows])
+    return [_repeatability(rows), *_spread(found), *_ended_badly(found), *not_done]
+
+
+def _repeatability(rows: Sequence[ArmRow]) -> str:
+    compared = [row for row in rows if row.known > 1]
+    same = [row for row in compared if row.adapters == 1]
+    others = [row for row in compared if row.adapters > 1]
+    if not compared:
+        return _by_perplexity(rows)
+    identical = "all adapters are identical bit for bit"
+    if same and others:
+        names = "; ".join(row.arm.name for row in same)
+        begin = f"In {len(same)} of {len(compared)} arms {identical} ({names})"
+        return f"{begin}; in the others {_count(others)}."
+    arms = f"In each of the {len(compared)} arms" if len(compared) > 1 else "In the only arm"
+    return f"{arms} with trials to compare, {_count(others) if others else identical}."
 
 
 def _by_perplexity(rows: Sequence[ArmRow]) -> str:
     """Return a sentence for trials without adapters: equal numbers do not prove equal models."""
     found = [values for row in rows if len(values := row.arm.perplexities) > 1]
     if not found:
-        return "Nothing can be said yet about repeatability: no arm has two trials to compare."
-    apart = sum(len(set(values)) == len(values) for values in found)
+        return "Repeatability is not known yet: no arm has two trials to compare."
+    different = sum(len(set(values)) == len(values) for values in found)
     return (
-        f"In {apart} of {len(found)} arms no two runs have the same perplexity; "
+        f"In {different} of {len(found)} arms no two runs have the same perplexity; "
         "whether any gave the same adapter is not known."
     )
 
 
-def _apart(rows: Sequence[ArmRow]) -> str:
-    different = sum(row.adapters for row in rows)
-    adapters = sum(cell.adapter is not None for row in rows for cell in row.cells)
+def _count(rows: Sequence[ArmRow]) -> str:
+    different, adapters = sum(row.adapters for row in rows), sum(row.known for row in rows)
     if different == adapters:
         return f"all {adapters} adapters differ from the others of their arm"
     return f"{adapters} trials gave {different} different adapters"
@@ -197,55 +179,38 @@ def _ended_badly(arms: Sequence[ArmStatistics]) -> list[str]:
     return [f"{count or 'None'} of {of} trials ended worse than their base model was before fine-tuning."]
 
 
-def meanings(rows: Sequence[ArmRow]) -> list[str]:
+def meanings(rows: Sequence[ArmRow]) -> dict[str, str]:
     """Return the meaning of each kind of first difference that occurs."""
-    kinds = distinct(cell.parting.kind for row in rows for cell in row.cells if cell.parting)
-    return [f"{kind}: {meaning}" for kind, meaning in MEANINGS.items() if kind in kinds]
+    kinds = {cell.divergence.kind for row in rows for cell in row.cells if cell.divergence}
+    return {kind: meaning for kind, meaning in MEANINGS.items() if kind in kinds}
 
 
 def questions(rows: Sequence[ArmRow]) -> list[Question]:
     """Return the responses of each arm, by prompt and sampling setting, compared with the first run."""
     found = []
     for row in rows:
-        asked: dict[tuple[str, float, float], list[tuple[int, Response]]] = {}
+        asked: dict[tuple[str, str], dict[int, str]] = {}
         for trial in row.arm.done:
             for response in trial.responses:
-                key = (response.prompt, response.temperature, response.top_p)
-                asked.setdefault(key, []).append((trial.trial, response))
-        for (prompt, temperature, top_p), given in asked.items():
-            first = given[0][1].text
-            answers = [
-                Answer(run, differences(first, response.text), response.text == first)
-                for run, response in given
-            ]
-            sampling = f"temperature {temperature:g}, top-p {top_p:g}"
-            found.append(Question(row.name, prompt, sampling, answers))
+                sampling = f"temperature {response.temperature:g}, top-p {response.top_p:g}"
+                asked.setdefault((response.prompt, sampling), {})[trial.trial] = response.text
+        for (prompt, sampling), texts in asked.items():
+            first = next(iter(texts.values()))
+            answers = {run: differences(first, text) for run, text in texts.items()}
+            found.append(Question(row.arm.name, prompt, sampling, answers))
     return found
 
 
 def differences(first: str, other: str) -> list[Span]:
-    """Split `other` into spans that are equal to `first` or differ from it."""
+    """Split `other` into spans that are in `first` or differ from it; a span without text differs, too."""
     words, reference = _WORDS.findall(other), _WORDS.findall(first)
     if max(len(words), len(reference)) > _MOST_WORDS:
-        return _ends_in_common(first, other)
+        return [Span(other, other != first)]
     matcher = difflib.SequenceMatcher(None, reference, words, autojunk=False)
-    spans = [
+    return [
         Span("".join(words[start:end]), operation != "equal")
         for operation, _, _, start, end in matcher.get_opcodes()
     ]
-    return [span for span in spans if span.text]
-
-
-def _ends_in_common(first: str, other: str) -> list[Span]:
-    shortest = min(len(first), len(other))
-    start = next((place for place in range(shortest) if first[place] != other[place]), shortest)
-    end = next((n for n in range(shortest - start) if first[-1 - n] != other[-1 - n]), shortest - start)
-    parts = (
-        (other[:start], False),
-        (other[start : len(other) - end], True),
-        (other[len(other) - end :], False),
-    )
-    return [Span(text, differs) for text, differs in parts if text]
 
 
 def _command(trial: TrialResult, study_name: str) -> str:
@@ -256,6 +221,6 @@ def _command(trial: TrialResult, study_name: str) -> str:
 
 
 def _letter(place: int) -> str:
-    """A to Z, then AA, AB."""
+    """Return A to Z, then A1, B1."""
     rounds, letter = divmod(place, len(ascii_uppercase))
-    return (ascii_uppercase[rounds - 1] if rounds else "") + ascii_uppercase[letter]
+    return ascii_uppercase[letter] + (str(rounds) if rounds else "")

@@ -1,60 +1,37 @@
-"""The report as HTML: one file, with style, scripts and data inside, that asks no network for anything."""
+"""The report as HTML: one file with style, scripts and data, which a browser shows without a network."""
 
 import base64
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.analysis.claims.claims import DEFINITIONS, judge_claims
 from qlora_repeat.errors import UsageError
-from qlora_repeat.render.escape import writable
 from qlora_repeat.render.figures.collapse import draw_collapse
-from qlora_repeat.render.figures.drawing import as_svg, drawing_settings
+from qlora_repeat.render.figures.drawing import as_svg
 from qlora_repeat.render.footnotes import source_of
+from qlora_repeat.render.html import render_html
 from qlora_repeat.render.report.charts import (
-    Chart,
     beside_the_paper,
     distance_charts,
     loss_charts,
     perplexity_charts,
 )
-from qlora_repeat.render.report.content import ArmRow, arm_rows, meanings, questions, verdict
+from qlora_repeat.render.report.content import arm_rows, meanings, questions, verdict
 from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.render.tables.collapse import tested_models
 from qlora_repeat.render.tables.comparison import comparison_tables
-from qlora_repeat.render.tables.html import all_headings
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import Arm
 from qlora_repeat.system.fingerprint import device_name, software_names
 
 _STATIC = resources.files("qlora_repeat.render.report") / "static"
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure that stands still."""
-
-    title: str
-    svg: Markup
-    says: list[str]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The published numbers beside the study's."""
-
-    chart: Chart | None
-    tables: list[Table]
 
 
 def report_html(
@@ -65,57 +42,41 @@ def report_html(
     published: list[Arm],
     experiments: Sequence[Measurements] = (),
 ) -> str:
-    """Return the report. It is a pure function of what it is given: the same bytes for the same results.
+    """Return the report: the same bytes for the same results.
 
     Raises:
         UsageError: there are no results.
     """
-    tables = make_tables(arms)  # which says what is wrong with the results
+    tables = make_tables(arms)  # raises what is wrong with the results
     rows = arm_rows(arms, files, study_name)
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            study=study_name,
-            sentences=verdict(rows),
-            source=source_of(arms),
-            rows=rows,
-            trials=max(len(row.cells) for row in rows),
-            meanings=meanings(rows),
-            perplexities=perplexity_charts(rows),
-            losses=loss_charts(rows, files),
-            distances=distance_charts(rows, files),
-            compared=_compared(arms, rows, published),
-            questions=questions(rows),
-            experiments=[_experiment(measured) for measured in experiments],
-            collapse=_collapse(arms),
-            claims=judge_claims(arms),
-            rules=DEFINITIONS,
-            tables=tables,
-            fingerprints=_fingerprints(files),
-            version=__version__,
-            style=Markup(_static("report.css")),
-            libraries=Markup(_static("libraries.js")),
-            script=Markup(_static("report.js")),
-            licenses=_static("licenses.txt"),
-            policy=_policy(),
-        )
+    comparisons = _comparisons(arms, published)
+    return render_html(
+        "report.html.j2",
+        study=study_name,
+        sentences=verdict(rows),
+        source=source_of(arms),
+        rows=rows,
+        trials=max(len(row.cells) for row in rows),
+        meanings=meanings(rows),
+        perplexities=list(perplexity_charts(rows)),
+        losses=list(loss_charts(rows, files)),
+        distances=list(distance_charts(rows, files)),
+        comparisons=comparisons,
+        ratios=beside_the_paper(arms, published) if comparisons else None,
+        questions=questions(rows),
+        experiments=[_experiment(measured) for measured in experiments],
+        collapse=_collapse(arms),
+        claims=judge_claims(arms),
+        rules=DEFINITIONS,
+        tables=tables,
+        fingerprints=_fingerprints(files),
+        version=__version__,
+        style=Markup(_static("report.css")),
+        libraries=Markup(_static("libraries.js")),
+        script=Markup(_static("report.js")),
+        licenses=_static("licenses.txt"),
+        policy=_policy(),
     )
-    return writable(page)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("qlora_repeat.render.report"), PackageLoader("qlora_repeat.render")]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"data": _data, "headings": all_headings}
-    return environment
 
 
 @cache
@@ -124,51 +85,42 @@ def _static(name: str) -> str:
 
 
 def _policy() -> str:
-    """What a browser is to run and load: these two scripts, and nothing that a text may smuggle in."""
-    scripts = " ".join(f"'sha256-{_digest(_static(name))}'" for name in ("libraries.js", "report.js"))
+    """Return the policy that lets a browser run the report's two scripts, and load nothing."""
+    digests = (hashlib.sha256(_static(name).encode()).digest() for name in ("libraries.js", "report.js"))
+    scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:"
 
 
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _data(value: Any) -> Markup:
-    """As JSON inside of a script element, where only ``<`` could end it."""
-    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
-
-
-def _compared(arms: list[Arm], rows: list[ArmRow], published: list[Arm]) -> Compared | None:
-    """None where no arm has a counterpart."""
+def _comparisons(arms: list[Arm], published: list[Arm]) -> list[Table]:
+    """Return the tables that compare with the paper's numbers, if an arm has a counterpart."""
     try:
-        tables = comparison_tables(arms, published)
+        return comparison_tables(arms, published)
     except UsageError:
-        return None
-    return Compared(beside_the_paper(rows, arm_rows(published, TrialFiles(), "published")), tables)
+        return []
 
 
-def _experiment(measured: Measurements) -> Drawn:
-    # What it needs of scipy takes a second to import.
+def _experiment(measured: Measurements) -> tuple[str, Markup, list[str]]:
+    """Return the arm of an attribution, its figure, and its results in sentences."""
+    # Import scipy only here: it takes a second.
     from qlora_repeat.analysis.attribution.decompose import attribute
     from qlora_repeat.render.figures.attribution import draw_attribution
     from qlora_repeat.render.text.attribution import sentences
 
     found = attribute(measured)
-    return Drawn(
-        measured.arm, Markup(as_svg(draw_attribution(measured, found), "report")), sentences(measured, found)
-    )
+    drawing = Markup(as_svg(draw_attribution(measured, found), "report"))
+    return measured.arm, drawing, sentences(measured, found)
 
 
-def _collapse(arms: list[Arm]) -> Drawn | None:
+def _collapse(arms: list[Arm]) -> Markup | None:
+    """Return Figure S3 if these results have it."""
     if not tested_models(arms) or not any(trial.loss_curve for arm in arms for trial in arm.done):
         return None
-    with drawing_settings():
-        return Drawn("The map of 8-bit state", Markup(as_svg(draw_collapse(arms), "report")), [])
+    return Markup(as_svg(draw_collapse(arms), "report"))
 
 
-def _fingerprints(files: TrialFiles) -> list[tuple[str, str, list[str]]]:
-    """Device, software, and the trials that ran there, for each that differs."""
+def _fingerprints(files: TrialFiles) -> dict[tuple[str, str], list[str]]:
+    """Return the trials that ran with each device and software."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, fingerprint in files.fingerprints.items():
         found.setdefault((device_name(fingerprint), software_names(fingerprint)), []).append(name)
-    return [(device, software, trials) for (device, software), trials in found.items()]
+    return found

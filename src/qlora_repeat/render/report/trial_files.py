@@ -1,4 +1,4 @@
-"""What a report shows besides collected results: traces and fingerprints, where they are at hand."""
+"""What a report shows besides collected results: traces and fingerprints of trials, if there are any."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,22 +15,22 @@ from qlora_repeat.study.workspace import Workspace
 
 @dataclass(frozen=True)
 class TrialFiles:
-    """What is on disk beside the results, by the names of trials; empty where there are results alone."""
+    """Traces and fingerprints by the names of trials; empty if there is only a results file."""
 
     traces: dict[str, list[Step]] = field(default_factory=dict)
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def parting(self, arm: Arm, trial: TrialResult) -> Divergence | None:
-        """Return where the trial leaves the first of its arm that has a trace; None where it does not."""
+    def divergence(self, arm: Arm, trial: TrialResult) -> Divergence | None:
+        """Return where the trial first differs from the first of its arm that has a trace, if it does."""
         first = next((self.traces[each.name] for each in arm.done if each.name in self.traces), None)
         own = self.traces.get(trial.name) if trial.measured else None
         return None if first is None or own is None else first_divergence(first, own)
 
 
 def read_trial_files(workspace: Workspace, arms: Sequence[Arm]) -> TrialFiles:
-    """Read the files of those trials whose values count, of the fine-tuning that was collected.
+    """Read the files of the trials whose values count, if they belong to the collected fine-tuning.
 
-    A record or a trace that cannot be read is left out: `check` is what names it.
+    A record or a trace that cannot be read is left out; the command `check` names it.
     """
     counted = {row.name: row for arm in arms for row in arm.done}
     found = TrialFiles()

@@ -1,11 +1,19 @@
 """Table S2: the effect of each source of randomness, and its share of the total variance."""
 
-from qlora_repeat.analysis.attribution.decompose import MAIN, REST, SIGNIFICANT, SMALL, Attribution, Effect
+from qlora_repeat.analysis.attribution.decompose import (
+    MAIN,
+    REST,
+    SIGNIFICANT,
+    SMALL,
+    Attribution,
+    Decomposition,
+    Effect,
+)
 from qlora_repeat.analysis.attribution.measurements import BASELINE, Measurements
 from qlora_repeat.analysis.attribution.paired_statistics import Estimate
-from qlora_repeat.render.footnotes import first_to_last_day, source_text
+from qlora_repeat.render.footnotes import NOTES, first_to_last_day, source_text
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.render.text.attribution import INTERVALS, in_percent, title
+from qlora_repeat.render.text.attribution import in_percent, title
 from qlora_repeat.results.arms import distinct
 from qlora_repeat.results.number_format import DASH, cell, number, percent
 
@@ -15,9 +23,10 @@ NUMBER = "S2"
 def attribution_table(measured: Measurements, found: Attribution) -> Table:
     """Make a row for each condition: what it changes, where it first differs, and its share."""
     decomposition = found.decompositions.get(MAIN)
+    cells = [_cells(measured, decomposition, effect) for effect in found.effects]
     summary = []
     if decomposition is not None:
-        blank = [DASH] * 8
+        blank = [DASH] * (len(cells[0]) - 2)
         summary = [
             ["rest", *blank, DASH, in_percent(decomposition.shares[REST])],
             ["interactions", *blank, in_percent(decomposition.interactions), DASH],
@@ -29,115 +38,78 @@ def attribution_table(measured: Measurements, found: Attribution) -> Table:
         "randomness at another level, alone and all together, and small disturbances.",
         source=source_of_experiment(measured),
         stub="Freed or changed",
-        columns=[
-            ("trials", "n"),
-            ("trials", "changed"),
-            ("log perplexity", "median change"),
-            ("log perplexity", "SD"),
-            ("loss SD", "late"),
-            ("loss SD", "final"),
-            ("adapters", "distance"),
-            ("adapters", "first difference"),
-            ("variance of log perplexity", "total effect"),
-            ("variance of log perplexity", "share"),
+        columns=list(cells[0]),
+        rows=[
+            [title(effect.condition, measured), *own.values()]
+            for effect, own in zip(found.effects, cells, strict=True)
         ],
-        rows=[_row(measured, found, effect) for effect in found.effects],
         summary=summary,
         notes=_notes(measured, found),
     )
 
 
-def _row(measured: Measurements, found: Attribution, effect: Effect) -> list[str]:
-    decomposition = found.decompositions.get(MAIN)
+def _cells(
+    measured: Measurements, decomposition: Decomposition | None, effect: Effect
+) -> dict[tuple[str, ...], str]:
+    """Return the cells of a condition by their headings."""
     name, change = effect.condition, effect.changes[MAIN]
     total = share = DASH
-    if decomposition is not None:
+    if decomposition is not None and name == measured.together:
+        total = share = "100 %"
+    elif decomposition is not None:
         total = in_percent(decomposition.total.get(name, decomposition.pairs.get(name, Estimate(None))))
         share = in_percent(decomposition.shares.get(name, Estimate(None)))
-        if name == measured.together:
-            total = share = "100 %"
-    return [
-        title(name, measured),
-        str(effect.trials),
-        str(effect.changed),
-        cell(change.median),
-        cell(change.sd),
-        *(cell(effect.changes[measure].sd) for measure in ("late loss", "final loss")),
-        cell(effect.distance),
-        f"{effect.first_step}, {effect.first_kind}" if effect.first_step is not None else "never",
-        total,
-        share,
-    ]
+    first = f"{effect.first_step}, {effect.first_kind}" if effect.first_step is not None else "never"
+    return {
+        ("trials", "n"): str(effect.trials),
+        ("trials", "changed"): str(effect.changed),
+        ("log perplexity", "median change"): cell(change.median),
+        ("log perplexity", "SD"): cell(change.sd),
+        ("loss SD", "late"): cell(effect.changes["late loss"].sd),
+        ("loss SD", "final"): cell(effect.changes["final loss"].sd),
+        ("adapters", "distance"): cell(effect.distance),
+        ("adapters", "first difference"): first,
+        ("variance of log perplexity", "total effect"): total,
+        ("variance of log perplexity", "share"): share,
+    }
 
 
 def _notes(measured: Measurements, found: Attribution) -> list[str]:
-    notes = [f"Do not interpret these results: {problem}" for problem in found.problems]
-    notes.append(
-        f"Each row is compared with {measured.replicates} trials of the baseline, replicate by replicate: "
-        "one source has another level, and everything else is as in the baseline (the repeated row: only "
-        "its first trial). median change: median of absolute changes; a change of log perplexity is about a "
-        "relative change of perplexity. SD: root of half the mean square of the changes, which is the "
-        "standard deviation that the source causes. late: the mean loss over the last quarter of the steps."
-    )
-    notes.append(
-        "changed: trials whose adapter differs from the baseline's. distance: median relative distance "
-        "from the baseline of the product BA, which an adapter adds to the weights (1.41: unrelated). "
-        "first difference: the first step at which a trace differs from the baseline's, and what differs."
-    )
-    if {"data_order", "split"} & set(measured.freed):
-        notes.append(
-            "Where data order or split is freed, losses are also measured on other examples: their SD does "
-            "not come from the models alone."
+    notes, freed = NOTES[NUMBER], measured.freed
+    shown = [f"Do not interpret these results: {problem}" for problem in found.problems]
+    shown += [notes["rows"].format(replicates=measured.replicates), notes["adapters"]]
+    if {"data_order", "split"} & set(freed):
+        shown.append(notes["other_examples"])
+    if "kernels" in freed:
+        first, other = (
+            f"{one.kernels} kernels with {_threads(one.threads)}"
+            for one in (measured.of(BASELINE)[0], measured.of("kernels")[0])
         )
-    if "kernels" in measured.freed:
-        first, other = measured.of(BASELINE)[0], measured.of("kernels")[0]
-        notes.append(
-            f"kernels and threads: {other.kernels} kernels with {_threads(other.threads)}, in training and "
-            f"testing; the baseline has {first.kernels} kernels with {_threads(first.threads)}. There is "
-            "only one other level, which is not drawn at random: the effect is the change between the two."
-        )
-    if "split" in measured.freed:
-        notes.append(
-            "Another split also tests on other examples: its spread comes from two samples, the training "
-            "examples and the test examples."
-        )
+        shown.append(notes["kernels"].format(first=first, other=other))
+    if "split" in freed:
+        shown.append(notes["split"])
     if MAIN in found.decompositions:
-        notes += _notes_on_shares(measured, found)
-    if any(effect.diverged for effect in found.effects):
-        counts = (f"{title(e.condition, measured)} {e.diverged}" for e in found.effects if e.diverged)
-        notes.append(f"Trials with a loss that is not finite: {', '.join(counts)}.")
-    return notes
+        shown += _notes_on_shares(measured, found.decompositions[MAIN])
+    if diverged := {title(e.condition, measured): e.diverged for e in found.effects if e.diverged}:
+        counts = ", ".join(f"{name} {count}" for name, count in diverged.items())
+        shown.append(f"Trials with a loss that is not finite: {counts}.")
+    return shown
 
 
-def _notes_on_shares(measured: Measurements, found: Attribution) -> list[str]:
-    decomposition = found.decompositions[MAIN]
-    notes = [
-        "total effect: mean square of the change, divided by the mean square with all sources freed "
-        "(Jansen); it includes interactions in full. share: mean of total and first-order effect, which "
-        "includes half of an interaction of two; shares and rest add up to 100 %. interactions: assumed to "
-        "be of two sources; an interaction of three counts twice. Estimates may lie outside 0 to 100 %. "
-        "Intervals: HC3 standard errors for shares, a jackknife of the logarithm for total effects. "
-        + INTERVALS
-    ]
+def _notes_on_shares(measured: Measurements, found: Decomposition) -> list[str]:
+    notes = NOTES[NUMBER]
+    shown = [notes["shares"]]
     if measured.pairs:
-        notes.append("A × B: both are freed; the total effect is the interaction of the two.")
-    if (lost := measured.replicates - decomposition.replicates) > 0:
-        notes.append(
-            f"Total effects and shares come from {decomposition.replicates} replicates: {lost} others have a "
-            "perplexity that is not finite and are left out."
-        )
-    notes.append(
-        f"Sources: {decomposition.additive}. Additive: the whole interval of interactions is below "
-        f"{percent(SMALL)} of the variance; not additive: it is not, and an F test distinguishes them from "
-        f"disturbances (p at most {SIGNIFICANT:g})."
+        shown.append(notes["pairs"])
+    if (lost := measured.replicates - found.replicates) > 0:
+        shown.append(notes["lost"].format(replicates=found.replicates, lost=lost))
+    shown.append(
+        notes["additive"].format(additive=found.additive, small=percent(SMALL), significant=SIGNIFICANT)
     )
-    if decomposition.above_floor is not None:
-        notes.append(
-            f"Interactions have a root mean square of {number(decomposition.interaction_sd)}; a disturbance "
-            f"of each trial, as large as the effect of the nudge, would give {number(decomposition.floor)} "
-            f"(F test: p = {decomposition.above_floor:.2g})."
-        )
-    return notes
+    if found.above_floor is not None:
+        floor = {"interactions": number(found.interaction_sd), "floor": number(found.floor)}
+        shown.append(notes["floor"].format(**floor, p=found.above_floor))
+    return shown
 
 
 def _threads(count: int) -> str:

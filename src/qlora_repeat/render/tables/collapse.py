@@ -1,27 +1,11 @@
 """Table S3: the same trials with an old quantization map of 8-bit state, today's map, and 32-bit state."""
 
-from qlora_repeat.render.footnotes import dash_note, missing, source_of, stale, stale_bases
+from qlora_repeat.render.footnotes import NOTES, dash_note, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import Arm, by_model
 from qlora_repeat.results.number_format import DASH, cell, interval_text, rounded, share_text
-from qlora_repeat.results.statistical_methods import FEWEST, Share, Summary, compare_spreads, holm
-from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics, worse_than_base_share
-
-COLLAPSED = "Collapsed: perplexity above that of the base before fine-tuning, or not finite."
-_ROWS = (
-    "runs",
-    "perplexity: median",
-    "perplexity: range",
-    "perplexity: SD",
-    "collapsed",
-    "collapsed: 95 % interval",
-    "final loss: median",
-    "diverged",
-    "spread compared with",
-    "ratio of spreads",
-    "ratio: 95 % interval",
-    "equal spread: p",
-)
+from qlora_repeat.results.statistical_methods import FEWEST, Summary, compare_spreads, holm
+from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics
 
 
 def tested_models(arms: list[Arm]) -> dict[str, list[Arm]]:
@@ -31,18 +15,16 @@ def tested_models(arms: list[Arm]) -> dict[str, list[Arm]]:
     }
 
 
-def collapse_share(arm: Arm) -> Share | None:
-    """Return how many runs of an arm collapsed, among those with a test of the run and of its base."""
-    return worse_than_base_share(arm.done)
-
-
 def collapse_tables(arms: list[Arm]) -> list[Table]:
     """Make Table S3 if an arm has an old quantization map; otherwise nothing."""
     tested = [arm for own in tested_models(arms).values() for arm in own]
     if not tested:
         return []
-    found = zip(arm_statistics(tested), _spread_cells(tested), strict=True)
-    columns = [[*_outcomes(own), *cells] for own, cells in found]
+    columns = [
+        _outcomes(own) | spread for own, spread in zip(arm_statistics(tested), _spreads(tested), strict=True)
+    ]
+    notes = NOTES["S3"]
+    dash = f"not measured, or nothing to compare; a test needs {FEWEST} values in each arm"
     return [
         Table(
             number="S3",
@@ -51,61 +33,55 @@ def collapse_tables(arms: list[Arm]) -> list[Table]:
             source=source_of(tested),
             stub="Measure",
             columns=[(arm.title, arm.heading) for arm in tested],
-            rows=[[name, *(cells[place] for cells in columns)] for place, name in enumerate(_ROWS)],
+            rows=[[name, *(cells[name] for cells in columns)] for name in columns[0]],
             notes=[
-                f"{COLLAPSED} Intervals are Wilson's. diverged: a loss or the perplexity is not finite.",
-                "SD: sample standard deviation (n-1) of the finite values. final loss: the loss of the last "
-                "step, on one example; all runs have the same last example where the data order is seeded.",
-                "spread: mean distance of log perplexities from their median, without the smallest "
-                "distance. p: two-sided permutation test of these distances, adjusted by Holm's method for "
-                "all tests of this table. The interval contains the ratios that one such test does not "
-                "reject at 5 %.",
+                f"{notes['collapsed']} {notes['intervals']}",
+                notes["losses"],
+                notes["spread"],
                 *stale(tested, lambda trial: trial.perplexity is not None),
                 *stale_bases(tested),
                 *missing(tested, lambda trial: trial.perplexity),
-                *dash_note(
-                    columns, f"not measured, or nothing to compare; a test needs {FEWEST} values in each arm"
-                ),
+                *dash_note([cells.values() for cells in columns], dash),
             ],
         )
     ]
 
 
-def _outcomes(own: ArmStatistics) -> list[str]:
-    """Return the cells above the rows of the spread."""
+def _outcomes(own: ArmStatistics) -> dict[str, str]:
+    """Return the cells of an arm above those of its spread, by row."""
     nothing = Summary(0, 0)
     found, losses = (own.measures.get(name, nothing) for name in ("perplexity", "final_loss"))
     worse = own.worse_than_base
-    return [
-        str(own.trials),
-        cell(found.median),
-        interval_text(cell(found.low), cell(found.high)),
-        cell(found.sd),
-        share_text(worse),
-        interval_text(f"{100 * worse.low:.0f} %", f"{100 * worse.high:.0f} %") if worse else DASH,
-        cell(losses.median),
-        share_text(own.diverged),
-    ]
+    return {
+        "runs": str(own.trials),
+        "perplexity: median": cell(found.median),
+        "perplexity: range": interval_text(cell(found.low), cell(found.high)),
+        "perplexity: SD": cell(found.sd),
+        "collapsed": share_text(worse),
+        "collapsed: 95 % interval": interval_text(f"{100 * worse.low:.0f} %", f"{100 * worse.high:.0f} %")
+        if worse
+        else DASH,
+        "final loss: median": cell(losses.median),
+        "diverged": share_text(own.diverged),
+    }
 
 
-def _spread_cells(tested: list[Arm]) -> list[list[str]]:
-    """Return for each arm: the arm that its spread is compared with, their ratio, its interval, and p."""
-    references = [_reference(arm, tested) for arm in tested]
+def _spreads(tested: list[Arm]) -> list[dict[str, str]]:
+    """Return the cells of each arm's spread, compared with that of another arm, by row."""
+    others = [_reference(arm, tested) for arm in tested]
     tests = [
         compare_spreads(arm.perplexities, other.perplexities) if other else None
-        for arm, other in zip(tested, references, strict=True)
+        for arm, other in zip(tested, others, strict=True)
     ]
     adjusted = holm([test.p if test else None for test in tests])
     return [
-        [
-            other.heading,
-            rounded(test.ratio),
-            interval_text(rounded(test.low), rounded(test.high)),
-            cell(p),
-        ]
-        if other and test
-        else [DASH] * 4
-        for other, test, p in zip(references, tests, adjusted, strict=True)
+        {
+            "spread compared with": other.heading if other and test else DASH,
+            "ratio of spreads": rounded(test.ratio) if test else DASH,
+            "ratio: 95 % interval": interval_text(rounded(test.low), rounded(test.high)) if test else DASH,
+            "equal spread: p": cell(p),
+        }
+        for other, test, p in zip(others, tests, adjusted, strict=True)
     ]
 
 

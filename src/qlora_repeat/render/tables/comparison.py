@@ -1,11 +1,19 @@
 """Tables C1, C2, C3, C10 and C11: compare a study with the paper, or with another study, arm by arm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.render.footnotes import diverged, missing, source_of, stale, stale_bases, study_names
+from qlora_repeat.render.footnotes import (
+    NOTES,
+    diverged,
+    missing,
+    source_of,
+    stale,
+    stale_bases,
+    study_names,
+)
 from qlora_repeat.render.tables.paper_tables import SECONDS, TASKS, is_share_of_gpu, share_percent
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import Arm, base_perplexities, distinct
@@ -16,14 +24,6 @@ _AVERAGES = {"mean": mean, "median": median}
 
 
 @dataclass(frozen=True)
-class MatchedArms:
-    """An arm of this study and the arm that it is compared with."""
-
-    ours: Arm
-    theirs: Arm
-
-
-@dataclass(frozen=True)
 class Comparison:
     """The arms of a task that two results have in common, or of all tasks."""
 
@@ -31,33 +31,35 @@ class Comparison:
     """The name of this study."""
     there: str
     """The name of what it is compared with."""
-    pairs: list[MatchedArms]
+    pairs: list[tuple[Arm, Arm]]
+    """Arms of this study, each with its match."""
     alone: list[Arm]
     """Arms of this study that have no match."""
 
     @property
     def sides(self) -> dict[str, list[Arm]]:
         """The arms of each side by its name; each arm once, since several may have the same match."""
-        ours, theirs = (pair.ours for pair in self.pairs), (pair.theirs for pair in self.pairs)
+        ours, theirs = zip(*self.pairs, strict=True)
         return {
             name: list({arm.key: arm for arm in arms}.values())
             for name, arms in ((self.here, ours), (self.there, theirs))
         }
+
+    def of_task(self, task: str) -> "Comparison":
+        """Return the comparison of a task's arms."""
+        return replace(
+            self,
+            pairs=[pair for pair in self.pairs if pair[0].task == task],
+            alone=[arm for arm in self.alone if arm.task == task],
+        )
 
     def notes(self, make: Callable[[list[Arm]], list[str]]) -> list[str]:
         """Return the notes on each side, with its name."""
         return [f"{name}: {note}" for name, arms in self.sides.items() for note in make(arms)]
 
 
-@dataclass(frozen=True)
-class ComparedRow:
-    """Measured values of both sides."""
-
-    name: str
-    model: str
-    """The title of the other side's model."""
-    ours: list[float]
-    theirs: list[float]
+ComparedRow = tuple[str, Arm, Arm, Callable[[Arm], list[float]]]
+"""The name of a row, an arm and its match, and what is measured."""
 
 
 def comparison_tables(ours: list[Arm], theirs: list[Arm]) -> list[Table]:
@@ -70,22 +72,18 @@ def comparison_tables(ours: list[Arm], theirs: list[Arm]) -> list[Table]:
         UsageError: no arm has a match; names the models of both.
     """
     here, there = (study_names(arms) or "an empty file" for arms in (ours, theirs))
-    pairs = [MatchedArms(arm, match) for arm in ours for match in _matches(arm, theirs)]
-    if not pairs:
-        raise UsageError(f"no arm in common: {here} has {_arms(ours)}; {there} has {_arms(theirs)}")
+    matches = [(arm, _matches(arm, theirs)) for arm in ours]
     whole = Comparison(
         here=here,
         there=f"the other {there}" if there == here else there,
-        pairs=pairs,
-        alone=[arm for arm in ours if not _matches(arm, theirs)],
+        pairs=[(arm, match) for arm, found in matches for match in found],
+        alone=[arm for arm, found in matches if not found],
     )
+    if not whole.pairs:
+        raise UsageError(f"no arm in common: {here} has {_arms(ours)}; {there} has {_arms(theirs)}")
     tables = []
     for task, (perplexity, seconds) in TASKS.items():
-        own = replace(
-            whole,
-            pairs=[pair for pair in pairs if pair.ours.task == task],
-            alone=[arm for arm in whole.alone if arm.task == task],
-        )
+        own = whole.of_task(task)
         if own.pairs:
             tables += [_perplexity(f"C{perplexity}", task, own), _seconds(f"C{seconds}", task, own)]
     if all(map(is_share_of_gpu, whole.sides.values())):
@@ -99,26 +97,25 @@ def _matches(arm: Arm, others: list[Arm]) -> list[Arm]:
     return same or [other for other in alike if other.counterpart == arm.counterpart]
 
 
-def _perplexity(table: str, task: str, compared: Comparison) -> Table:
+def _perplexity(number: str, task: str, compared: Comparison) -> Table:
     """Make Table C1 or C2: the fine-tuned models, then their bases."""
-    rows = [_row(pair, pair.ours.heading, lambda arm: arm.perplexities) for pair in compared.pairs]
-    models = {(pair.ours.model, pair.theirs.model): pair for pair in compared.pairs}
-    base = [_row(pair, "base", lambda arm: base_perplexities([arm])) for pair in models.values()]
+    models = {(ours.model, theirs.model): (ours, theirs) for ours, theirs in compared.pairs}
     notes = [
-        "base: the model before fine-tuning; n counts the processes that measured it.",
+        NOTES["C"]["base"],
         *compared.notes(diverged),
         *compared.notes(stale_bases),
     ]
     caption = f"Perplexity of the fine-tuned {task} models, and of their bases"
-    return _table(table, caption, compared, rows, base, notes, ("mean", "SD", "median", "n"))
+    rows = _rows(compared.pairs, "{}", lambda arm: arm.perplexities)
+    base = _rows(models.values(), "base", lambda arm: base_perplexities([arm]))
+    return _table(number, caption, compared, rows, base, notes, ("mean", "SD", "median", "n"))
 
 
 def _memory(compared: Comparison) -> Table:
     """Make Table C3."""
-    rows = [_row(pair, pair.ours.heading, _shares) for pair in compared.pairs]
-    note = "The paper has one value for each model and optimizer, and does not say whether it is a peak."
     caption = "Peak GPU memory while fine-tuning, in percent of the GPU's"
-    return _table("C3", caption, compared, rows, [], _on_the_paper(compared, note))
+    rows = _rows(compared.pairs, "{}", _shares)
+    return _table("C3", caption, compared, rows, [], _on_the_paper(compared, "memory"))
 
 
 def _shares(arm: Arm) -> list[float]:
@@ -126,28 +123,26 @@ def _shares(arm: Arm) -> list[float]:
     return shares[:1] if arm.trials[0].study == PUBLISHED else shares
 
 
-def _seconds(table: str, task: str, compared: Comparison) -> Table:
+def _seconds(number: str, task: str, compared: Comparison) -> Table:
     """Make Table C10 or C11: seconds to fine-tune, then to test."""
     train, test = (
-        [
-            _row(pair, f"{pair.ours.heading}, {name}", partial(Arm.values, measure=measure))
-            for pair in compared.pairs
-        ]
+        _rows(compared.pairs, f"{{}}, {name}", partial(Arm.values, measure=measure))
         for name, measure in SECONDS.items()
     )
-    notes = _on_the_paper(compared, "The paper does not say what its test time covers.")
+    notes = _on_the_paper(compared, "seconds")
     caption = f"Seconds to fine-tune (train) and to test, {task} models"
-    return _table(table, caption, compared, train, test, notes)
+    return _table(number, caption, compared, train, test, notes)
 
 
-def _on_the_paper(compared: Comparison, note: str) -> list[str]:
-    return [note] if PUBLISHED in compared.sides else []
+def _on_the_paper(compared: Comparison, topic: str) -> list[str]:
+    return [NOTES["C"][topic]] if PUBLISHED in compared.sides else []
 
 
-def _row(pair: MatchedArms, what: str, measured: Callable[[Arm], list[float]]) -> ComparedRow:
-    return ComparedRow(
-        f"{pair.ours.title}, {what}", pair.theirs.title, measured(pair.ours), measured(pair.theirs)
-    )
+def _rows(
+    pairs: Iterable[tuple[Arm, Arm]], what: str, measure: Callable[[Arm], list[float]]
+) -> list[ComparedRow]:
+    """Return a row for each pair; its name has the optimizer where `what` has braces."""
+    return [(f"{ours.title}, {what.format(ours.heading)}", ours, theirs, measure) for ours, theirs in pairs]
 
 
 def _table(
@@ -159,36 +154,30 @@ def _table(
     notes: list[str],
     statistics: tuple[str, ...] = ("mean", "SD", "n"),
 ) -> Table:
-    averages = [name for name in statistics if name in _AVERAGES]
-    titled = any(pair.ours.title != pair.theirs.title for pair in compared.pairs)
-    cells = [
-        [
-            row.name,
-            *([row.model] if titled else []),
-            *(statistic(name, values) for values in (row.ours, row.theirs) for name in statistics),
-            *(_ratio(name, row) for name in averages),
-        ]
-        for row in rows + more
-    ]
-    ours, theirs = compared.sides.values()
+    has_titles = any(ours.title != theirs.title for ours, theirs in compared.pairs)
+    cells = []
+    for _, ours, theirs, measure in rows + more:
+        values = {compared.here: measure(ours), compared.there: measure(theirs)}
+        own = {("compared with", "model"): theirs.title} if has_titles else {}
+        own |= {(side, name): statistic(name, found) for side, found in values.items() for name in statistics}
+        averages = [(name, _AVERAGES[name]) for name in statistics if name in _AVERAGES]
+        own |= {("ratio", name): _ratio(average, *values.values()) for name, average in averages}
+        cells.append(own)
+    named = [[name, *own.values()] for (name, *_), own in zip(rows + more, cells, strict=True)]
     alone = [f"Without a match in {compared.there}: {_arms(compared.alone)}."] if compared.alone else []
     return Table(
         number=number,
         caption=f"{caption}: {compared.here} compared with {compared.there}.",
-        source=f"{source_of(ours)} Compared with: {source_of(theirs)}",
+        source=" Compared with: ".join(map(source_of, compared.sides.values())),
         stub="Arm",
-        columns=[
-            *([("compared with", "model")] if titled else []),
-            *((side, name) for side in compared.sides for name in statistics),
-            *(("ratio", name) for name in averages),
-        ],
-        rows=cells[: len(rows)],
-        summary=cells[len(rows) :],
+        columns=list(cells[0]),
+        rows=named[: len(rows)],
+        summary=named[len(rows) :],
         notes=[
             f"ratio: {compared.here} / {compared.there}. {DEVIATION_NOTE}",
             *notes,
             *compared.notes(stale),
-            *_stand_ins(compared),
+            *_stand_ins(compared.pairs),
             *(
                 note
                 for name, arms in compared.sides.items()
@@ -199,25 +188,19 @@ def _table(
     )
 
 
-def _ratio(average: str, row: ComparedRow) -> str:
-    ours, theirs = _AVERAGES[average](row.ours), _AVERAGES[average](row.theirs)
-    return DASH if ours is None or not theirs else cell(ours / theirs)
+def _ratio(average: Callable[[list[float]], float | None], ours: list[float], theirs: list[float]) -> str:
+    above, below = average(ours), average(theirs)
+    return DASH if above is None or not below else cell(above / below)
 
 
-def _stand_ins(compared: Comparison) -> list[str]:
+def _stand_ins(pairs: list[tuple[Arm, Arm]]) -> list[str]:
     """Note the models that are compared with a model that they stand in for."""
     unlike = distinct(
-        f"{pair.ours.title} with {pair.theirs.title}"
-        for pair in compared.pairs
-        if pair.ours.model != pair.theirs.model
-        or any(trial.miniature for trial in (*pair.ours.trials, *pair.theirs.trials))
+        f"{ours.title} with {theirs.title}"
+        for ours, theirs in pairs
+        if ours.model != theirs.model or any(trial.miniature for trial in ours.trials + theirs.trials)
     )
-    if not unlike:
-        return []
-    return [
-        f"Different models are compared, one as a stand-in for the other: {'; '.join(unlike)}. Their ratios "
-        "do not show whether results agree."
-    ]
+    return [NOTES["C"]["stand_ins"].format(models="; ".join(unlike))] if unlike else []
 
 
 def _arms(arms: list[Arm]) -> str:

@@ -4,24 +4,30 @@ The table of a third model's responses has the second's number and a letter (5b)
 values, and stale ones on request, with a note; any other trial leaves a dash and a note.
 """
 
+from dataclasses import replace
+
 from qlora_repeat.errors import UsageError
-from qlora_repeat.render.footnotes import diverged, missing, source_of, stale, stale_bases
+from qlora_repeat.render.footnotes import NOTES, diverged, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.ablation import ablation_tables
 from qlora_repeat.render.tables.claims import claims_table
 from qlora_repeat.render.tables.collapse import collapse_tables
-from qlora_repeat.render.tables.published import in_the_papers_words
 from qlora_repeat.render.tables.responses import answer_tables, continuation_tables
 from qlora_repeat.render.tables.statistics import statistics_tables
 from qlora_repeat.render.tables.table import Table, by_run, number_column
 from qlora_repeat.results.arms import Arm, Measure, by_model, distinct
 from qlora_repeat.results.number_format import DASH, DEVIATION_NOTE, mean, span, summary_rows
 from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.study.study import PUBLISHED
 
 TASKS = {"text-generation": ("1", "10"), "question-answering": ("2", "11")}
 """The numbers of each task's tables of perplexity and of seconds."""
 SECONDS: dict[str, Measure] = {
     "train": lambda trial: trial.train_seconds,
     "test": lambda trial: trial.test_seconds,
+}
+_WEIGHTS = {
+    "nf4": "in 4 bits, unpacked for each product",
+    "materialized": "unpacked from 4 bits once and kept",
 }
 
 
@@ -41,7 +47,17 @@ def make_tables(arms: list[Arm]) -> list[Table]:
             tables += [_perplexity(perplexity, task, own), _seconds(seconds, task, own), *responses]
     tables.sort(key=lambda table: table.name)
     tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms), claims_table(arms)]
-    return [in_the_papers_words(table, arms) for table in tables]
+    if all(trial.study == PUBLISHED for arm in arms for trial in arm.trials):
+        return [_in_the_papers_words(table) for table in tables]
+    return tables
+
+
+def _in_the_papers_words(table: Table) -> Table:
+    """Return a table of the paper's numbers with captions and notes that state only what it states."""
+    words = NOTES["published"].get(table.number, {"notes": []})
+    if "caption" in words:
+        return replace(table, **words)
+    return replace(table, notes=words["notes"] + table.notes)
 
 
 def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
@@ -67,14 +83,11 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
 
 def _memory(arms: list[Arm]) -> Table:
     """Make Table 3: percent of the GPU if all runs were measured on GPUs, otherwise MiB."""
-    on_gpu = is_share_of_gpu(arms)
-    measure, unit, digits = (share_percent, "% of GPU", 2) if on_gpu else (_mebibytes, "MiB", 1)
-    if on_gpu:
+    measure, unit, digits = _mebibytes, "MiB", 1
+    what = "memory while fine-tuning, in MiB (GPU memory, or resident memory without a GPU)"
+    if is_share_of_gpu(arms):
+        measure, unit, digits = share_percent, "% of GPU", 2
         what = "GPU memory while fine-tuning, in percent of the GPU's memory"
-    elif any(arm.values(share_percent) for arm in arms):
-        what = "memory while fine-tuning, in MiB (GPU memory, or resident memory without a GPU)"
-    else:
-        what = "resident memory of the fine-tuning process, in MiB"
     optimizers = distinct(arm.heading for arm in arms)
     rows = []
     for own in by_model(arms).values():
@@ -98,19 +111,12 @@ def _memory(arms: list[Arm]) -> Table:
 
 def _frozen_weights(arms: list[Arm]) -> list[str]:
     """Note how the frozen base was kept in memory, which explains most of the peak."""
-    known = [(arm, trial.weights) for arm in arms for trial in arm.done if trial.weights is not None]
-    runs = {kind: distinct(arm.name for arm, found in known if found == kind) for _, kind in known}
-    kinds = "; ".join(
-        _FROZEN.get(kind, kind) + (f": {', '.join(own)}" if len(runs) > 1 else "")
-        for kind, own in runs.items()
-    )
-    return [f"The frozen base while fine-tuning: {kinds}."] if kinds else []
-
-
-_FROZEN = {
-    "nf4": "in 4 bits, unpacked for each product",
-    "materialized": "unpacked from 4 bits once and kept",
-}
+    kinds: dict[str, list[str]] = {}
+    for arm in arms:
+        for weights in distinct(trial.weights for trial in arm.done if trial.weights):
+            kinds.setdefault(_WEIGHTS.get(weights, weights), []).append(arm.name)
+    named = [f"{kind}: {', '.join(own)}" if len(kinds) > 1 else kind for kind, own in kinds.items()]
+    return [f"The frozen base while fine-tuning: {'; '.join(named)}."] if kinds else []
 
 
 def is_share_of_gpu(arms: list[Arm]) -> bool:
@@ -137,6 +143,5 @@ def _seconds(number: str, task: str, arms: list[Arm]) -> Table:
                 columns.append(number_column((heading, arm.title, f"{name} (s)"), arm, measure))
                 found.append(arm.values(measure))
     caption = f"Seconds to fine-tune (train) and to answer the prompts (test), {task} models, by run."
-    return by_run(
-        number, caption, columns, summary=summary_rows(["mean", "SD", "n"], found), notes=[DEVIATION_NOTE]
-    )
+    summary = summary_rows(["mean", "SD", "n"], found)
+    return by_run(number, caption, columns, summary=summary, notes=[DEVIATION_NOTE])

@@ -19,9 +19,8 @@ def continuation_tables(arms: list[Arm]) -> list[Table]:
     tables = []
     for place, own in enumerate(by_model(arms).values()):
         for first, prompt in zip((4, 6), _prompts(own) or _prompts(arms), strict=False):
-            columns = [
-                Column((arm.title, arm.heading), arm, partial(_continuation, prompt=prompt)) for arm in own
-            ]
+            cell = partial(_continuation, prompt=prompt)
+            columns: list[Column] = [((arm.title, arm.heading), arm, cell) for arm in own]
             responses = [_response(trial, prompt) for arm in own for trial in arm.done]
             caption = (
                 f"Continuations by {own[0].title} of the prompt “{_shortened(prompt, _PROMPT_LENGTH)}”, "
@@ -29,7 +28,7 @@ def continuation_tables(arms: list[Arm]) -> list[Table]:
             )
             is_cut = any(response and len(response.text) > _RESPONSE_LENGTH for response in responses)
             notes = [f"Responses are cut (…) after {_RESPONSE_LENGTH} characters."] if is_cut else []
-            tables.append(by_run(_letter(first, place), caption, columns, notes=notes, prose=True))
+            tables.append(by_run(_number(first, place), caption, columns, notes=notes, prose=True))
     return tables
 
 
@@ -38,8 +37,8 @@ def answer_tables(arms: list[Arm]) -> list[Table]:
     tables = []
     for place, own in enumerate(by_model(arms).values()):
         prompts = _prompts(own) or _prompts(arms)
-        columns = [
-            Column((arm.heading, f"Instruction {number}"), arm, partial(_answer, prompt=prompt))
+        columns: list[Column] = [
+            ((arm.heading, f"Instruction {number}"), arm, partial(_answer, prompt=prompt))
             for arm in own
             for number, prompt in enumerate(prompts, 1)
         ]
@@ -52,7 +51,7 @@ def answer_tables(arms: list[Arm]) -> list[Table]:
         notes = ["A letter is the chosen option; of other responses, the first words are shown."]
         for number, prompt in enumerate(prompts, 1):
             notes.append(f"Instruction {number}: {_shortened(prompt, _PROMPT_LENGTH)}")
-        tables.append(by_run(_letter(8, place), caption, columns, notes=notes, prose=True))
+        tables.append(by_run(_number(8, place), caption, columns, notes=notes, prose=True))
     return tables
 
 
@@ -84,7 +83,7 @@ def _samplings(responses: list[Response | None]) -> str:
     return f" ({' or '.join(settings)})" if settings else ""
 
 
-def _letter(first: int, place: int) -> str:
+def _number(first: int, place: int) -> str:
     """Return the number of the table of a task's model: 4, 5, then 5b, 5c."""
     return str(first + place) if place < 2 else f"{first + 1}{ascii_lowercase[place - 1]}"
 

@@ -4,21 +4,19 @@ The files depend on the results alone, not on clock or locale. `paper_tables` an
 tables contain, ``paper/templates`` how they look.
 """
 
-import functools
-import itertools
 import math
 import textwrap
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import tabulate
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.render.escape import latex, markdown
-from qlora_repeat.render.footnotes import study_names
+from qlora_repeat.render.tables.columns import grouped, side_by_side
 from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import TABLE_FILE, Table
@@ -38,28 +36,6 @@ _PROSE_COLUMNS = 4
 """Columns of running text that are legible side by side."""
 
 
-@dataclass(frozen=True)
-class Heading:
-    """A heading above columns `first` to `last` of a panel; column 1 contains the row names."""
-
-    text: str
-    first: int
-    last: int
-    width: int
-    """Width of these columns, in characters."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Columns of a table that fit on a page side by side."""
-
-    levels: list[list[Heading]]
-    rows: list[list[str]]
-    summary: list[list[str]]
-    lines: int
-    """Approximate number of lines on the page, including the notes below the last panel."""
-
-
 def collected_tables(
     arms: list[Arm],
     others: list[Arm] | None = None,
@@ -76,6 +52,14 @@ def collected_tables(
     return tables + [_experiment_table(measured) for measured in experiments]
 
 
+def _experiment_table(measured: Measurements) -> Table:
+    # Import scipy only here: it takes a second.
+    from qlora_repeat.analysis.attribution.decompose import attribute
+    from qlora_repeat.render.tables.attribution import attribution_table
+
+    return attribution_table(measured, attribute(measured))
+
+
 def write_tables(
     tables: list[Table],
     out: Path,
@@ -88,13 +72,14 @@ def write_tables(
     ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a complete document, which names
     `studies`. Older tables in `out`, of the same `formats`, are removed. Returns the files written.
     """
-    of_experiments = [table.part for table in tables if table.part]
-    tex, md = _latex_environment(templates), _markdown_environment(templates)
+    content = {
+        "tables": tables,
+        "studies": studies,
+        "experiments": [table.part for table in tables if table.part],
+    }
     texts = {name: text for table in tables for name, text in table_texts(table, templates).items()}
-    texts["tables.md"] = md.get_template("tables.md.j2").render(tables=tables, studies=studies)
-    for name in ("tables.tex", "all.tex"):
-        template = tex.get_template(f"{name}.j2")
-        texts[name] = template.render(tables=tables, studies=studies, experiments=of_experiments)
+    for name in ("tables.md", "tables.tex", "all.tex"):
+        texts[name] = _template(templates, name).render(content)
     endings = tuple(ENDINGS[each] for each in formats)
     texts = {name: text for name, text in texts.items() if name.endswith(endings)}
     for name, text in texts.items():
@@ -105,152 +90,94 @@ def write_tables(
     return [out / name for name in texts]
 
 
-def render_tables(
-    arms: list[Arm],
-    out: Path,
-    templates: Path,
-    others: list[Arm] | None = None,
-    experiments: Sequence[Measurements] = (),
-    formats: Collection[Format] = get_args(Format),
-) -> list[Path]:
-    """Write the tables of arms, as `collected_tables` makes them and `write_tables` writes them.
-
-    Raises:
-        UsageError: as `collected_tables`.
-    """
-    studies = study_names(arms)
-    if others is not None:
-        studies = f"{studies}, compared with {study_names(others)}"
-    tables = collected_tables(arms, others, experiments)
-    return write_tables(tables, out, templates, studies, formats)
-
-
-def _experiment_table(measured: Measurements) -> Table:
-    # Import scipy only here: it takes a second.
-    from qlora_repeat.analysis.attribution.decompose import attribute
-    from qlora_repeat.render.tables.attribution import attribution_table
-
-    return attribution_table(measured, attribute(measured))
-
-
 def table_texts(table: Table, templates: Path) -> dict[str, str]:
     """Return a table as LaTeX and as Markdown, by file name."""
-    tex, md = _latex_environment(templates), _markdown_environment(templates)
     return {
-        f"{table.name}.tex": tex.get_template("table.tex.j2").render(table=table, panels=panels(table)),
-        f"{table.name}.md": md.get_template("table.md.j2").render(table=table),
+        f"{table.name}{ending}": _template(templates, f"table{ending}").render(table=table)
+        for ending in (".tex", ".md")
     }
 
 
-@functools.cache
-def _markdown_environment(templates: Path) -> Environment:
+def panels(table: Table) -> list[Table]:
+    """Split a table into parts of the width of a LaTeX page, one below the other."""
+    parts = side_by_side(table.columns, _widths(table), _room(table), _TOGETHER)
+    return [table.with_columns(part) for part in parts]
+
+
+def _room(table: Table) -> int:
+    """Return the width of a page beside the names of rows, in characters."""
+    return _PAGE - 2 - max(len(row[0]) for row in table.body)
+
+
+def _widths(table: Table) -> list[int]:
+    """Return the width of each column on a LaTeX page, in characters."""
+    if table.prose:
+        count = len(table.columns)
+        return [_room(table) // min(count, _PROSE_COLUMNS)] * count
+    return [
+        2 + max(len(headings[-1]), *(len(row[place]) for row in table.body))
+        for place, headings in enumerate(table.columns, 1)
+    ]
+
+
+def _lines(notes: Sequence[str]) -> int:
+    """Return the approximate number of lines of notes on a LaTeX page."""
+    return sum(math.ceil(len(note) / _PAGE) for note in notes)
+
+
+def _stacked(text: str, widths: Sequence[int]) -> str:
+    """Return a heading for LaTeX, on several lines if it is wider than its columns."""
+    lines = [latex(line) for line in textwrap.wrap(text, max(sum(widths), 1))] or [""]
+    if len(lines) == 1:
+        return lines[0]
+    return r"\begin{tabular}[b]{@{}c@{}}" + r"\\".join(lines) + r"\end{tabular}"
+
+
+def _markdown_grid(table: Table) -> str:
+    """Return the rows as one or more pipe tables, which have one row of headings: levels are joined."""
+    parts = grouped(table.columns) if len(table.columns) > _MARKDOWN_COLUMNS else [range(len(table.columns))]
+    return "\n\n".join(_markdown_part(table.with_columns(part)) for part in parts)
+
+
+def _markdown_part(table: Table) -> str:
+    tabulate.WIDE_CHARS_MODE = False  # otherwise the padding depends on whether wcwidth is installed
+    return tabulate.tabulate(
+        [[markdown(cell) for cell in row] for row in table.body],
+        headers=[markdown(heading) for heading in (table.stub, *map(", ".join, table.columns))],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["left", *["left" if table.prose else "right"] * len(table.columns)],
+    )
+
+
+_LATEX_SYNTAX: dict[str, Any] = {
+    "block_start_string": "((*",
+    "block_end_string": "*))",
+    "variable_start_string": "(((",
+    "variable_end_string": ")))",
+    "comment_start_string": "((=",
+    "comment_end_string": "=))",
+}
+"""LaTeX itself needs the braces."""
+
+
+@cache
+def _template(templates: Path, name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(templates),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        **(_LATEX_SYNTAX if name.endswith(".tex") else {}),
     )
-    environment.filters |= {"markdown": markdown, "grid": _markdown_grid}
-    return environment
-
-
-@functools.cache
-def _latex_environment(templates: Path) -> Environment:
-    """Like the Markdown one, but ``((* … *))``, ``((( … )))`` and ``((= … =))``: LaTeX needs the braces."""
-    environment = _markdown_environment(templates).overlay(
-        block_start_string="((*",
-        block_end_string="*))",
-        variable_start_string="(((",
-        variable_end_string=")))",
-        comment_start_string="((=",
-        comment_end_string="=))",
-    )
-    environment.filters = {**environment.filters, "latex": latex, "stacked": _stacked}
-    return environment
-
-
-def _markdown_grid(table: Table) -> str:
-    """Return the rows as one or more pipe tables, which have one row of headings: levels are joined."""
-    places = list(range(len(table.columns)))
-    parts = [places]
-    if len(places) > _MARKDOWN_COLUMNS:
-        parts = [list(part) for _, part in itertools.groupby(places, lambda place: table.columns[place][0])]
-    return "\n\n".join(_markdown_part(table, part) for part in parts)
-
-
-def _markdown_part(table: Table, part: list[int]) -> str:
-    tabulate.WIDE_CHARS_MODE = False  # otherwise the padding depends on whether wcwidth is installed
-    return tabulate.tabulate(
-        [
-            [markdown(row[0]), *(markdown(row[place + 1]) for place in part)]
-            for row in table.rows + table.summary
-        ],
-        headers=[markdown(table.stub), *(markdown(", ".join(table.columns[place])) for place in part)],
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=["left", *("left" if table.prose else "right" for _ in part)],
-    )
-
-
-def _stacked(text: str, width: int) -> str:
-    """Return a heading for LaTeX, on several lines if it is wider than its columns."""
-    lines = [latex(line) for line in textwrap.wrap(text, max(width, 1))] or [""]
-    if len(lines) == 1:
-        return lines[0]
-    return r"\begin{tabular}[b]{@{}c@{}}" + r"\\".join(lines) + r"\end{tabular}"
-
-
-def panels(table: Table) -> list[Panel]:
-    """Split a table into panels of the width of a LaTeX page."""
-    body = table.rows + table.summary
-    room = _PAGE - 2 - max(len(row[0]) for row in body)
-    widths = [
-        room // _PROSE_COLUMNS
-        if table.prose
-        else 2 + max(len(headings[-1]), *(len(row[place]) for row in body))
-        for place, headings in enumerate(table.columns, 1)
-    ]
-    groups = _groups(table.columns, widths, room)
-    parts: list[list[int]] = [[]]
-    for group in groups:
-        if parts[-1] and sum(widths[place] for place in parts[-1] + group) > room:
-            parts.append([])
-        parts[-1] += group
-    notes = sum(math.ceil(len(note) / _PAGE) for note in table.notes)
-    return [
-        Panel(
-            levels=heading_levels(
-                table, part, [room // len(part) if table.prose else widths[place] for place in part]
-            ),
-            rows=[[row[0], *(row[place + 1] for place in part)] for row in table.rows],
-            summary=[[row[0], *(row[place + 1] for place in part)] for row in table.summary],
-            lines=len(body) + 12 + (notes if part is parts[-1] else 0),
-        )
-        for part in parts
-    ]
-
-
-def _groups(columns: list[tuple[str, ...]], widths: list[int], room: int) -> list[list[int]]:
-    """Return groups of columns to keep together: under the highest headings that fit, or single columns."""
-    places = range(len(columns))
-    for depth in range(1, len(columns[0])):
-        above = [headings[:depth] for headings in columns]
-        groups = [list(group) for _, group in itertools.groupby(places, above.__getitem__)]
-        if all(sum(widths[place] for place in group) <= room + _TOGETHER for group in groups):
-            return groups
-    return [[place] for place in places]
-
-
-def heading_levels(table: Table, part: list[int], widths: list[int]) -> list[list[Heading]]:
-    """Return the rows of headings above some columns; equal neighbors under one heading are merged."""
-    levels = []
-    for depth in range(1, len(table.columns[0]) + 1):
-        above = [table.columns[place][:depth] for place in part]
-        level, first = [], 0
-        for headings, group in itertools.groupby(above):
-            last = first + len(list(group))
-            level.append(Heading(headings[-1], first + 2, last + 1, sum(widths[first:last])))
-            first = last
-        levels.append(level)
-    return levels
+    environment.filters |= {
+        "grid": _markdown_grid,
+        "latex": latex,
+        "lines": _lines,
+        "markdown": markdown,
+        "panels": panels,
+        "stacked": _stacked,
+        "widths": _widths,
+    }
+    return environment.get_template(f"{name}.j2")

@@ -39,31 +39,30 @@ def sentences(measured: Measurements, found: Attribution) -> list[str]:
 
     If there are problems, the first sentence says that the results must not be interpreted.
     """
-    told = [f"Do not interpret these results: {problem}" for problem in found.problems[:1]]
+    made = [f"Do not interpret these results: {problem}" for problem in found.problems[:1]]
     if (others := len(found.problems) - 1) > 0:
-        told[0] += f" (And {others} more such problem{'s' if others > 1 else ''}.)"
+        made[0] += f" (And {others} more such problem{'s' if others > 1 else ''}.)"
     if (decomposition := found.decompositions.get(MAIN)) is not None:
-        told += [_sizes(measured, found), _largest(measured, decomposition), _additive(decomposition)]
+        made += [_sizes(measured, found), _largest(measured, decomposition), _additive(decomposition)]
     elif measured.freed:
         (effect,) = (effect for effect in found.effects if effect.condition == measured.freed[0])
-        told.append(
+        made.append(
             f"{title(measured.freed[0], measured).capitalize()} alone gives log perplexity a standard "
-            f"deviation of {cell(effect.changes[MAIN].sd)}. Shares and additivity need at least two "
-            "sources."
+            f"deviation of {cell(effect.changes[MAIN].sd)}. Shares and additivity need at least two sources."
         )
     if found.amplification is not None:
-        told.append(_nudge(found.amplification, decomposition))
+        made.append(_nudge(found.amplification, decomposition))
     if found.precision is not None:
-        told.append(_precision(measured, found.precision))
-    return told
+        made.append(_precision(measured, found.precision))
+    return made
 
 
 def _sizes(measured: Measurements, found: Attribution) -> str:
     """Return the median effect of each source alone, largest first."""
-    medians = {effect.condition: effect.changes[MAIN].median for effect in found.effects}
-    known = {
-        name: math.inf if (size := medians[name]) is None or math.isnan(size) else size for name in medians
-    }
+    known = {}
+    for effect in found.effects:
+        size = effect.changes[MAIN].median
+        known[effect.condition] = math.inf if size is None or math.isnan(size) else size
     order = sorted(measured.freed, key=lambda source: known[source], reverse=True)
     alone = ", ".join(f"{title(source, measured)} {number(known[source])}" for source in order)
     return (
@@ -79,10 +78,9 @@ def _largest(measured: Measurements, found: Decomposition) -> str:
             "finite in only one replicate."
         )
     order = sorted(measured.freed, key=lambda source: found.shares[source].value or 0, reverse=True)
-    first, *others = (f"{title(source, measured)} {in_percent(found.shares[source])}" for source in order)
+    shares = ", ".join(f"{title(source, measured)} {in_percent(found.shares[source])}" for source in order)
     lost = measured.replicates - found.replicates
     without = f" ({lost} of {measured.replicates} replicates left out: not finite)" if lost else ""
-    shares = f"{', '.join([first, *others])}"
     begin = f"Shares of the variance of log perplexity with all sources freed{without}: {shares}."
     if found.largest_in is None:
         return begin
@@ -100,23 +98,20 @@ def _additive(found: Decomposition) -> str:
         "not additive": "The sources are not additive",
         "cannot tell": f"{found.replicates} replicates are too few to decide whether sources are additive",
     }[found.additive]
-    beside = (
-        f" (F test against the noise of a nudge: p = {found.above_floor:.2g})"
-        if found.above_floor is not None
-        else " (there is no nudge whose noise it could be compared with)"
-    )
-    sources = len(found.shares) - 1
-    taken = ", assumed to be of two sources," if sources > 2 else ""
-    return f"{begin}: interactions{taken} have {in_percent(found.interactions)} of this variance{beside}."
+    beside = "there is no nudge whose noise it could be compared with"
+    if found.above_floor is not None:
+        beside = f"F test against the noise of a nudge: p = {found.above_floor:.2g}"
+    taken = ", assumed to be of two sources," if len(found.shares) > 3 else ""  # one share is the rest
+    return f"{begin}: interactions{taken} have {in_percent(found.interactions)} of this variance ({beside})."
 
 
 def _nudge(found: Amplification, decomposition: Decomposition | None) -> str:
     if found.value_distance == 0:
         return "Moving one weight of the initial adapter by one unit in the last place changes nothing."
     total = decomposition.total.get(NUDGE) if decomposition is not None else None
-    beside = (
-        f", {percent(total.value)} of the variance with all sources freed" if total and total.value else ""
-    )
+    beside = ""
+    if total and total.value:
+        beside = f", {percent(total.value)} of the variance with all sources freed"
     return (
         "Moving one weight of the initial adapter by one unit in the last place (at most "
         f"{found.one_ulp:.1e}) moves the final adapter by {found.value_distance:.1e}, at least "
@@ -126,14 +121,12 @@ def _nudge(found: Amplification, decomposition: Decomposition | None) -> str:
 
 
 def _precision(measured: Measurements, found: PrecisionEffect) -> str:
-    told = (
-        f"With {found.other} and the same seeds and kernels, log perplexity differs by "
-        f"{with_interval(found.mean)}"
-    )
+    change = with_interval(found.mean)
+    begin = f"With {found.other} and the same seeds and kernels, log perplexity differs by {change}"
     if found.spread.value is None:
-        return f"{told}."
+        return f"{begin}."
     return (
-        f"{told} in the mean. Its variance over {measured.replicates} replicates is "
+        f"{begin} in the mean. Its variance over {measured.replicates} replicates is "
         f"{in_percent(found.spread)} of the variance of this arm."
     )
 
@@ -151,6 +144,3 @@ def with_interval(found: Estimate) -> str:
     if found.low is None or found.high is None:
         return cell(found.value)
     return f"{number(found.value)} ({number(found.low)} to {number(found.high)})"
-
-
-INTERVALS = f"In parentheses: {LEVEL:.0%} intervals.".replace("%", " %")

@@ -5,18 +5,11 @@ import json
 import re
 from typing import Any
 
-from qlora_repeat.analysis.trial_diff import (
-    MEANINGS,
-    Difference,
-    Divergence,
-    DivergenceKind,
-    Side,
-    TrialDiff,
-)
+from qlora_repeat.analysis.trial_diff import MEANINGS, Difference, Divergence, DivergenceKind, Side, TrialDiff
 from qlora_repeat.render.text.layout import prose, table
 from qlora_repeat.system.files import printable, strict
 
-FIRST_DIFFERENCES: dict[DivergenceKind, str] = {
+_IN_WORDS: dict[DivergenceKind, str] = {
     "init": "the initial adapter",
     "data": "the examples",
     "learning rate": "the learning rate",
@@ -25,33 +18,35 @@ FIRST_DIFFERENCES: dict[DivergenceKind, str] = {
     "skipped": "whether the update was skipped",
     "update": "the updated adapter",
 }
-"""What differs first, by kind, in words."""
+"""The first difference in words, by kind."""
+_SOURCES = {
+    "split": "split",
+    "adapter_init": "initial adapter",
+    "data_order": "data order",
+    "dropout": "dropout",
+    "kernels": "kernels",
+    "packages": "packages",
+}
+"""Sources of randomness in words, by key of seeds, inputs or settings."""
 _LONGEST = 36
-"""Characters of a value that the text shows; JSON has all of them."""
+"""Characters of a value that the text shows; JSON has the whole value."""
 
 
 def diff_text(diff: TrialDiff) -> str:
     """Return the comparison in a few short parts."""
     first, second = diff.first, diff.second
     parts = [
-        "\n".join(f"{place:<8}{_side(side)}" for place, side in (("first", first), ("second", second))),
+        f"first   {_side(first)}\nsecond  {_side(second)}",
         _verdict(diff),
         table(["at the end", "first", "second", "second - first"], _ends(diff)),
     ]
     if diff.distances is not None:
+        headings = ["values", "equal", "largest difference", "L2 norm of difference", "relative to the first"]
         rows = [
             [part, each.values, each.equal, *map(_number, (each.largest, each.l2, each.relative))]
             for part, each in diff.distances.items()
         ]
-        headings = [
-            "adapter",
-            "values",
-            "equal",
-            "largest difference",
-            "L2 norm of difference",
-            "relative to the first",
-        ]
-        parts.append(table(headings, rows))
+        parts.append(table(["adapter", *headings], rows))
         parts.append(prose("lora_A and lora_B are compared separately. Their product is not compared."))
     if diff.differences:
         rows = [[_what(each), shown(each.first), shown(each.second)] for each in diff.differences]
@@ -66,27 +61,19 @@ def diff_text(diff: TrialDiff) -> str:
 def diff_json(diff: TrialDiff) -> str:
     """Return the whole comparison; numbers that are not finite are strings, as in a trace."""
     found = diff.divergence
-    return json.dumps(
-        strict(
-            {
-                "verdict": diff.verdict,
-                "first": _side_facts(diff.first),
-                "second": _side_facts(diff.second),
-                "compared_steps": diff.compared_steps,
-                "divergence": None
-                if found is None
-                else dataclasses.asdict(found) | {"meaning": meaning(found)},
-                "adapters": None
-                if diff.distances is None
-                else {part: dataclasses.asdict(each) for part, each in diff.distances.items()},
-                "differences": [dataclasses.asdict(each) for each in diff.differences],
-                "unlike": diff.unlike,
-                "not_compared": diff.not_compared,
-            }
-        ),
-        indent=2,
-        allow_nan=False,
-    )
+    distances = {part: dataclasses.asdict(each) for part, each in (diff.distances or {}).items()}
+    content = {
+        "verdict": diff.verdict,
+        "first": _side_facts(diff.first),
+        "second": _side_facts(diff.second),
+        "compared_steps": diff.compared_steps,
+        "divergence": found and dataclasses.asdict(found) | {"meaning": meaning(found)},
+        "adapters": distances or None,
+        "differences": [dataclasses.asdict(each) for each in diff.differences],
+        "unlike": diff.unlike,
+        "not_compared": diff.not_compared,
+    }
+    return json.dumps(strict(content), indent=2, allow_nan=False)
 
 
 def meaning(found: Divergence) -> str:
@@ -112,7 +99,7 @@ def first_difference(found: Divergence) -> str:
     values = f"{shown(found.first)} and {shown(found.second)}"
     if found.kind == "init":
         return f"They differ before training starts, in the initial adapter: {values}."
-    return f"They first differ at step {found.step}, in {FIRST_DIFFERENCES[found.kind]}: {values}."
+    return f"They first differ at step {found.step}, in {_IN_WORDS[found.kind]}: {values}."
 
 
 def _explanation(diff: TrialDiff, found: Divergence) -> str:
@@ -126,24 +113,16 @@ def _explanation(diff: TrialDiff, found: Divergence) -> str:
 
 def _same(diff: TrialDiff) -> str:
     """Return which other sources of randomness are the same in both records."""
-    records = [side.records.get("finetune") for side in (diff.first, diff.second)]
     differing = {each.key.partition(".")[0] for each in diff.differences}
-    sources = {
-        "split": "split",
-        "adapter_init": "initial adapter",
-        "data_order": "data order",
-        "dropout": "dropout",
-        "kernels": "kernels",
-        "packages": "packages",
-    }
     recorded = [
-        {**record.outputs["seeds"], **record.inputs, **record.inputs["settings"]} if record else {}
-        for record in records
+        record.outputs["seeds"] | record.inputs | record.inputs["settings"]
+        for side in (diff.first, diff.second)
+        if (record := side.records.get("finetune"))
     ]
     same = [
         name
-        for key, name in sources.items()
-        if key not in differing and all(key in values for values in recorded)
+        for key, name in _SOURCES.items()
+        if key not in differing and len(recorded) == 2 and all(key in values for values in recorded)
     ]
     return f" Same in both: {', '.join(same)}." if same else ""
 

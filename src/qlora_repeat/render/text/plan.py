@@ -1,7 +1,6 @@
 """A plan as text: three tables, and what they leave out."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from qlora_repeat.planning.gpu_catalog import PAPER_GPU
 from qlora_repeat.planning.plan import ArmPlan, ModelPlan, Plan
@@ -20,17 +19,15 @@ WEIGHTS = {
 def plan_text(plan: Plan) -> str:
     """Return the plan as text; sizes in GB of 1e9 bytes."""
     gpu, disk = plan.gpu, plan.disk
-    pace = (
-        f"assumed as fast as the paper's {PAPER_GPU}"
-        if gpu.bandwidth is None
-        else f"{gpu.bandwidth} GB/s, thus {gpu.speed:.2f} times as fast as the paper's {PAPER_GPU}"
-    )
+    pace = f"assumed as fast as the paper's {PAPER_GPU}"
+    if gpu.bandwidth is not None:
+        pace = f"{gpu.bandwidth} GB/s, thus {gpu.speed:.2f} times as fast as the paper's {PAPER_GPU}"
     parts = [
         prose(f"Study {plan.study} on {plan.gpus} x {gpu.name}: {gpu.memory / GB:.1f} GB each, {pace}."),
         "GPU memory of fine-tuning on the longest batch, GB:",
-        _table(FINETUNE, [(model, arm) for model in plan.models for arm in model.arms]),
+        _table(_finetuning(model, arm) for model in plan.models for arm in model.arms),
         "GPU memory of testing the merged model, GB:",
-        _table(EVALUATE, plan.models),
+        _table(map(_evaluation, plan.models)),
         prose(WEIGHTS[plan.models[0].weights]),
         prose(
             f"Peaks include a nominal {plan.context / GB:.1f} GB for the CUDA context, but not the memory "
@@ -43,33 +40,54 @@ def plan_text(plan: Plan) -> str:
             f"{disk.merged / GB:.1f} GB for merged weights, {disk.adapters / GB:.2f} GB for adapters."
         ),
         "Time of fine-tuning, estimated:",
-        _table(HOURS, [arm for model in plan.models for arm in model.arms]),
+        _table(_hours(arm) for model in plan.models for arm in model.arms),
         prose(_total(plan)),
     ]
     return "\n\n".join(parts)
 
 
-def _total(plan: Plan) -> str:
-    if plan.gpu_hours is None or plan.wall_hours is None:
-        return "No estimate: no model has the size of one of the paper's models."
-    gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
-    left_out = (
-        f" {plan.trials_without_estimate} trials of models of other sizes are left out."
-        if plan.trials_without_estimate
-        else ""
-    )
-    return (
-        f"Total: {plan.gpu_hours:.1f} GPU hours; {plan.wall_hours:.1f} hours on {gpus}, each trial on one."
-        f"{left_out} Estimated from the paper's Tables 10 and 11, by number of steps and memory bandwidth. "
-        "Loading, merging, testing and base tests are left out, since the paper gives no times for them."
-    )
+def _table(rows: Iterable[dict[str, str]]) -> str:
+    cells = list(rows)
+    return table(list(cells[0]), [list(row.values()) for row in cells])
 
 
-PlanColumn = tuple[str, Callable[..., str]]
+def _finetuning(model: ModelPlan, arm: ArmPlan) -> dict[str, str]:
+    return {
+        "arm": f"{model.model}/{arm.optimizer}",
+        "4-bit": _gb(model.base_quantized),
+        "scales": _gb(model.base_scales),
+        "unpacked": _gb(model.base_materialized),
+        "other weights": _gb(model.base_unquantized),
+        "adapter": _gb(model.adapter),
+        "optimizer": _gb(arm.optimizer_state),
+        "saved": _gb(model.saved),
+        "passing": _gb(model.passing),
+        "peak": _gb(arm.finetune_peak),
+        "of GPU": _percent(arm.finetune_share),
+        "paper": _percent(arm.paper_share),
+    }
 
 
-def _table(columns: list[PlanColumn], rows: Sequence[Any]) -> str:
-    return table([heading for heading, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
+def _evaluation(model: ModelPlan) -> dict[str, str]:
+    return {
+        "model": model.model,
+        "parameters": f"{model.parameters:,}",
+        "weights": _gb(model.evaluate_weights),
+        "work": _gb(model.evaluate_work),
+        "peak": _gb(model.evaluate_peak),
+        "of GPU": _percent(model.evaluate_share),
+    }
+
+
+def _hours(arm: ArmPlan) -> dict[str, str]:
+    hours = None if arm.train_seconds is None else arm.train_seconds / 3600
+    return {
+        "arm": f"{arm.model}/{arm.optimizer}",
+        "trials": str(arm.trials),
+        "steps": f"{arm.steps:,}",
+        "hours a trial": "-" if hours is None else f"{hours:.2f}",
+        "hours": "-" if hours is None else f"{arm.trials * hours:.2f}",
+    }
 
 
 def _gb(size: int) -> str:
@@ -80,42 +98,14 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
-def _hours(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds / 3600:.2f}"
-
-
-def _finetune(heading: str, cell: Callable[[ModelPlan, ArmPlan], str]) -> PlanColumn:
-    return heading, lambda row: cell(*row)
-
-
-FINETUNE = [
-    _finetune("arm", lambda model, arm: f"{model.model}/{arm.optimizer}"),
-    _finetune("4-bit", lambda model, arm: _gb(model.base_quantized)),
-    _finetune("scales", lambda model, arm: _gb(model.base_scales)),
-    _finetune("unpacked", lambda model, arm: _gb(model.base_materialized)),
-    _finetune("other weights", lambda model, arm: _gb(model.base_unquantized)),
-    _finetune("adapter", lambda model, arm: _gb(model.adapter)),
-    _finetune("optimizer", lambda model, arm: _gb(arm.optimizer_state)),
-    _finetune("saved", lambda model, arm: _gb(model.saved)),
-    _finetune("passing", lambda model, arm: _gb(model.passing)),
-    _finetune("peak", lambda model, arm: _gb(arm.finetune_peak)),
-    _finetune("of GPU", lambda model, arm: _percent(arm.finetune_share)),
-    _finetune("paper", lambda model, arm: _percent(arm.paper_share)),
-]
-
-EVALUATE: list[PlanColumn] = [
-    ("model", lambda model: model.model),
-    ("parameters", lambda model: f"{model.parameters:,}"),
-    ("weights", lambda model: _gb(model.evaluate_weights)),
-    ("work", lambda model: _gb(model.evaluate_work)),
-    ("peak", lambda model: _gb(model.evaluate_peak)),
-    ("of GPU", lambda model: _percent(model.evaluate_share)),
-]
-
-HOURS: list[PlanColumn] = [
-    ("arm", lambda arm: f"{arm.model}/{arm.optimizer}"),
-    ("trials", lambda arm: str(arm.trials)),
-    ("steps", lambda arm: f"{arm.steps:,}"),
-    ("hours a trial", lambda arm: _hours(arm.train_seconds)),
-    ("hours", lambda arm: _hours(None if arm.train_seconds is None else arm.trials * arm.train_seconds)),
-]
+def _total(plan: Plan) -> str:
+    if plan.gpu_hours is None or plan.wall_hours is None:
+        return "No estimate: no model has the size of one of the paper's models."
+    gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
+    lacking = plan.trials_without_estimate
+    left_out = f" {lacking} trials of models of other sizes are left out." if lacking else ""
+    return (
+        f"Total: {plan.gpu_hours:.1f} GPU hours; {plan.wall_hours:.1f} hours on {gpus}, each trial on one."
+        f"{left_out} Estimated from the paper's Tables 10 and 11, by number of steps and memory bandwidth. "
+        "Loading, merging, testing and base tests are left out, since the paper gives no times for them."
+    )

@@ -11,8 +11,8 @@ from qlora_repeat.records.trial_state import State, TrialState
 def status_text(trials: Sequence[TrialState], base_tests: Mapping[str, State], width: int | None) -> str:
     """Return a table of states, and a line that counts them.
 
-    The table has a row for each model's base and for each arm. If it is wider than `width` characters, it is
-    cut into parts, one below the other. `base_tests` has the state of each test of a base by its name,
+    The table has a row for each model's base and for each arm; a table wider than `width` characters is split
+    into parts, one below the other. `base_tests` has the state of each test of a base by its name,
     ``model/base/number``.
     """
     states = dict(base_tests) | {each.trial.name: each.state for each in trials}
@@ -20,18 +20,16 @@ def status_text(trials: Sequence[TrialState], base_tests: Mapping[str, State], w
     rows: dict[str, list[State]] = {}
     for name in sorted(states, key=lambda name: models.index(name.partition("/")[0])):
         rows.setdefault(name.rpartition("/")[0], []).append(states[name])
-    of_trials, of_bases = [each.state for each in trials], list(base_tests.values())
-    counts = (
-        f"{len(trials)} trials: {_counted(of_trials)}; {len(of_bases)} tests of bases: {_counted(of_bases)}"
-    )
-    return f"{_table(rows, width)}\n\n{counts}"
+    of_trials = f"{len(trials)} trials: {_counted([each.state for each in trials])}"
+    of_bases = f"{len(base_tests)} tests of bases: {_counted(list(base_tests.values()))}"
+    return f"{_table(rows, width)}\n\n{of_trials}; {of_bases}"
 
 
 def _table(rows: Mapping[str, Sequence[State]], width: int | None) -> str:
     columns = part = max(map(len, rows.values()))
     if width is not None:
-        room = width - max(map(len, rows))
-        part = max(room // (2 + max(len(state) for row in rows.values() for state in row)), 1)
+        widest = max(len(state) for row in rows.values() for state in row)
+        part = max((width - max(map(len, rows))) // (2 + widest), 1)
     parts = []
     for first in range(0, columns, part):
         shown = [[name, *row[first : first + part]] for name, row in rows.items() if len(row) > first]

@@ -32,8 +32,8 @@ def verdict_text(name: str, verdict: Verdict) -> str:
     parts = [f"{name}: {verdict.kind}", prose(" ".join([*verdict.why, verdict.expectation]))]
     if rows := measured_rows(verdict):
         parts.append(table(["", "re-run", "allowed"], rows))
-    if verdict.divergence is not None and verdict.kind != "bitwise":
-        parts.append(prose(divergence_sentence(verdict)))
+    if sentence := divergence_sentence(verdict):
+        parts.append(prose(sentence))
     if verdict.explanations and verdict.kind != "bitwise":
         cells = [[each.key, shown(each.first), shown(each.second)] for each in verdict.explanations]
         parts.append(tabulate(cells, ["may explain it", "recorded", "re-run"], disable_numparse=True))
@@ -53,17 +53,17 @@ def measured_rows(verdict: Verdict) -> list[list[str]]:
         ["the perplexity", found.perplexity, allowed.perplexity],
     ]
     return [
-        [f"relative difference of {name}", f"{apart:.1e}", f"{most:.1e}"]
-        for name, apart, most in rows
-        if isinstance(apart, float)
+        [f"relative difference of {name}", f"{difference:.1e}", f"{most:.1e}"]
+        for name, difference, most in rows
+        if isinstance(difference, float)
     ]
 
 
-def divergence_sentence(verdict: Verdict) -> str:
+def divergence_sentence(verdict: Verdict) -> str | None:
     """Return where the re-run first differs from the record, and what that points to."""
-    found = verdict.divergence
-    assert found is not None, "the caller checks this"
-    return f"{first_difference(found)} {meaning(found)}"
+    if verdict.divergence is None or verdict.kind == "bitwise":
+        return None
+    return f"{first_difference(verdict.divergence)} {meaning(verdict.divergence)}"
 
 
 def verdict_json(name: str, verdict: Verdict, left_out: list[str]) -> str:
