@@ -118,7 +118,7 @@ def test_formats_choose_the_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--table", "1"], "--table chooses what --format terminal shows"),
+        (["--table", "1"], "--table chooses what --format terminal prints"),
         (
             ["--format", "terminal", "--table", "12"],
             "there is no table 12; there are 1, 2, 3, 8,",

@@ -1,6 +1,7 @@
 """Tables for a terminal of a given width: in parts below each other, cells and headings wrapped."""
 
 import io
+import math
 from dataclasses import replace
 
 from rich.box import ROUNDED
@@ -13,7 +14,7 @@ from qlora_repeat.render.tables.columns import side_by_side
 from qlora_repeat.render.tables.table import Table
 
 _LEGIBLE = 24
-"""The width that a column of running text needs, in characters."""
+"""The smallest width of a column of running text, in characters, if there is room."""
 _NARROWEST = 4
 _FRAME = 3
 """Width of the borders of a column."""
@@ -25,7 +26,7 @@ def terminal_table(table: Table, width: int) -> str:
     names = _longest([table.stub, *(row[0] for row in table.body)])
     stub = min(names, max(width // 2, _NARROWEST))
     room = width - 1 - stub - _FRAME
-    widths = [max(min(needed, room - _FRAME), _NARROWEST) for needed in _needed_widths(table)]
+    widths = [max(min(needed, room - _FRAME), _NARROWEST) for needed in _needed_widths(table, room)]
     shown = Console(
         file=io.StringIO(),
         width=max(width, stub + max(widths) + 2 * _FRAME + 1),
@@ -79,13 +80,17 @@ def _grid(table: Table, stub: int, widths: list[int], room: int) -> Grid:
     return grid
 
 
-def _needed_widths(table: Table) -> list[int]:
-    """Return the width of each column's longest cell or word of a heading; of text, what makes it legible."""
+def _needed_widths(table: Table, room: int) -> list[int]:
+    """Return the width of each column's longest cell or word of a heading; for text, equal legible widths."""
     longest = [
         _longest([*" ".join(headings).split(), *(row[place] for row in table.body)])
         for place, headings in enumerate(table.columns, 1)
     ]
-    return [min(width, _LEGIBLE) for width in longest] if table.prose else longest
+    if not table.prose:
+        return longest
+    most = max(room // (min(_LEGIBLE, max(longest)) + _FRAME), 1)
+    parts = math.ceil(len(longest) / most)
+    return [room // math.ceil(len(longest) / parts) - _FRAME] * len(longest)
 
 
 def _longest(texts: list[str]) -> int:
