@@ -12,7 +12,7 @@ from qlora_repeat.results.arms import distinct_adapters, group_arms
     [
         (["a", "a", "a"], "one adapter in all 3 trials"),
         (["a", "b", "c"], "3 different adapters in 3 trials"),
-        (["a", "b", "a"], "2 different adapters in 3 trials; 2 are alike"),
+        (["a", "b", "a"], "2 different adapters in 3 trials; 2 are the same"),
         (["a"], "one adapter"),
         ([None], "no adapter"),
     ],

@@ -24,6 +24,7 @@ from qlora_repeat.system.files import json_text
 from qlora_repeat.system.hashing import file_digest, json_digest
 from qlora_repeat.system.package_data import ROOT, kit_path
 
+_README = Path(__file__).with_name("readme.md.template")
 KIT_LICENSE = "Apache-2.0"
 """The license of the kit, whose text is in LICENSE."""
 
@@ -72,7 +73,7 @@ def pack(
         _file(workspace.file, study_file),
         text_entry(_name(workspace.results, runs), results_text(results)),
         text_entry(_name(workspace.statistics, runs), statistics_text(group_arms(results))),
-        text_entry("README.md", _README.format(label=study.label, version=__version__)),
+        text_entry("README.md", _README.read_text("utf-8").format(label=study.label, version=__version__)),
         *_of_kit(license),
         *_attributions(workspace, left_out),
         *_tables(tables, left_out),
@@ -234,33 +235,3 @@ def _fingerprints(runs: Sequence[Run]) -> str:
             own = found.setdefault(digest, {"fingerprint": record.fingerprint, "stages": []})
             own["stages"].append(f"{run.name}: {record.stage}")
     return json_text(list(found.values()))
-
-
-_README = """# Study {label}, packed by qlora-repeat {version}
-
-Repeated trials of fine-tuning with QLoRA: their inputs and their results.
-
-| where | what |
-|---|---|
-| `runs/{label}/MODEL/OPTIMIZER/trial-N/` | a trial: a record of each stage, its trace, its adapter |
-| `runs/{label}/MODEL/base/` | tests of the base model, before fine-tuning |
-| `runs/{label}/results.jsonl` | collected results, a row for each trial |
-| `tables/` | tables, figures and reports of these results, if there are any |
-| `studies/` | the study file, and the commits and digests of the repositories that it names |
-| `lockfiles/` | packages, by version and hash |
-| `fingerprints.json` | machines and software, from the records |
-| `ro-crate-metadata.json` | a description of all files for machines, as an RO-Crate |
-
-Check in this folder that no file has changed since it was packed:
-
-    sha256sum -c SHA256SUMS
-
-Check the archive with the kit, and run a trial again from its records:
-
-    qlora-repeat check ARCHIVE.zip
-    qlora-repeat unpack ARCHIVE.zip --to FOLDER
-    qlora-repeat verify FOLDER/runs/{label}/MODEL/OPTIMIZER/trial-N
-
-Checksums show that files are complete, not that they are true: whoever packed them could have written
-anything. Only running a trial again shows whether its record is true.
-"""

@@ -23,6 +23,7 @@ Entity = dict[str, Any]
 """A thing that a crate describes, as JSON-LD."""
 
 _VERSION = "1.1"
+_KIT = "#qlora-repeat"
 _PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 _TYPES = {
     "cff": "text/yaml",
@@ -65,13 +66,6 @@ class Run:
     def finished(self) -> str:
         return max(record.finished for record in self.records)
 
-    @property
-    def software(self) -> tuple[str, str]:
-        """Return the kit's commit, and the packages."""
-        found = self.records[0].fingerprint
-        commit = f"commit {found['commit']}" if found.get("commit") else "no recorded commit"
-        return commit + (" and other changes" if found.get("dirty") else ""), software_names(found)
-
 
 def crate_text(
     study: Study,
@@ -100,7 +94,14 @@ def crate_text(
             },
         )
     crate.add_file(dest_path=SUMS, properties={"name": SUMS, "encodingFormat": "text/plain"})
-    software = list(dict.fromkeys(run.software for run in runs))
+    kit = _entity(
+        _KIT,
+        "SoftwareApplication",
+        name="qlora-repeat",
+        description="A reproducibility kit for QLoRA fine-tuning. The version is the version that made this "
+        "archive; each run names its commit.",
+        softwareVersion=__version__,
+    )
     linked = {
         "license": [
             _entity(
@@ -122,9 +123,9 @@ def crate_text(
             )
         ],
         "author": [_entity(f"#author/{quote(name)}", "Person", name=name) for name in dict.fromkeys(authors)],
-        "mentions": [_action(study, study_file, run, software) for run in runs],
+        "mentions": [_action(study, study_file, run) for run in runs],
     }
-    for entities in (_sources(study, runs), _kit(software), *linked.values()):
+    for entities in (_sources(study, runs), [kit], *linked.values()):
         for entity in entities:
             crate.add_jsonld(dict(entity))
     root = _entity(
@@ -178,32 +179,21 @@ def _origin(source: Base | Data) -> str:
     return "the kit, which pretrains it"
 
 
-def _kit(software: list[tuple[str, str]]) -> Iterator[Entity]:
-    """Yield the kit with each set of packages."""
-    for number, (commit, packages) in enumerate(software, 1):
-        yield _entity(
-            f"#software-{number}",
-            "SoftwareApplication",
-            name="qlora-repeat",
-            description=f"A reproducibility kit for QLoRA fine-tuning, at {commit}, with {packages}. The "
-            "version is the version that made this archive.",
-            softwareVersion=__version__,
-            identifier=commit,
-        )
-
-
-def _action(study: Study, study_file: str, run: Run, software: list[tuple[str, str]]) -> Entity:
-    model = study.models[run.model]
+def _action(study: Study, study_file: str, run: Run) -> Entity:
+    model, found = study.models[run.model], run.records[0].fingerprint
+    commit = f"commit {found['commit']}" if found.get("commit") else "no recorded commit"
+    changed = " and other changes" if found.get("dirty") else ""
     used = [f"#base/{model.base}", f"#data/{model.data}", quote(study_file)]
     stages = ", ".join(record.stage for record in run.records)
     return _entity(
         f"#run/{run.name}",
         "CreateAction",
         name=f"{'Base test' if run.is_base_test else 'Trial'} {run.name}",
-        description=f"{stages}: on {device_name(run.records[0].fingerprint)}",
+        description=f"{stages}: on {device_name(found)}, with qlora-repeat at {commit}{changed} and "
+        f"{software_names(found)}",
         startTime=min(record.started for record in run.records),
         endTime=run.finished,
-        instrument={"@id": f"#software-{1 + software.index(run.software)}"},
+        instrument={"@id": _KIT},
         object=[{"@id": each} for each in used],
         result=[{"@id": quote(name)} for name in run.files],
     )

@@ -56,8 +56,8 @@ class Arm:
         return self.values(lambda trial: trial.perplexity)
 
     def values(self, measure: Measure) -> list[float]:
-        """Return the values of a measure in the trials that count."""
-        return values(self.done, measure)
+        """Return the values of a measure in the trials that count, without trials that lack it."""
+        return [value for value in map(measure, self.done) if value is not None]
 
 
 def group_arms(results: Sequence[TrialResult], where: str = "collected results") -> list[Arm]:
@@ -98,7 +98,8 @@ def base_perplexities(arms: Iterable[Arm]) -> list[float]:
     """Return the base model's perplexity in each test."""
     trials = [trial for arm in arms for trial in arm.trials]
     tests = [trial.base_perplexities for trial in trials if trial.base_perplexities]
-    return tests[0] if tests else values(trials, lambda trial: trial.base_perplexity)[:1]
+    single = [trial.base_perplexity for trial in trials if trial.base_perplexity is not None]
+    return tests[0] if tests else single[:1]
 
 
 def distinct_adapters(arms: Iterable[Arm]) -> list[str]:
@@ -111,14 +112,9 @@ def distinct_adapters(arms: Iterable[Arm]) -> list[str]:
         if len(counts) == 1:
             found = f"one adapter in all {trials} trials" if trials > 1 else "one adapter"
         elif most > 1:
-            found += f"; {most} are alike"
+            found += f"; {most} are the same"
         lines.append(f"{'/'.join(arm.key)}: {found}")
     return lines
-
-
-def values(trials: Iterable[TrialResult], measure: Measure) -> list[float]:
-    """Return the values of a measure, without trials that lack it."""
-    return [value for value in map(measure, trials) if value is not None]
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

@@ -5,7 +5,6 @@ A forger can recompute all digests; it is harder to make all numbers agree with 
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Side
@@ -115,11 +114,3 @@ def _settings(side: Side, again: Trial) -> Iterator[str]:
 def _text(value: Any) -> str:
     """Return a value as JSON, where NaN equals NaN."""
     return json.dumps(float(value) if isinstance(value, int) and not isinstance(value, bool) else value)
-
-
-def first_not_plain(folder: Path) -> str | None:
-    """Return the first name in a folder that is not a plain file, or None; a link could lead anywhere."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_symlink() or not path.is_file():
-            return path.name
-    return None

@@ -336,12 +336,14 @@ def _other_rate(one: Step, other: Step) -> bool:
 
 
 def _same(scope: Scope, steps: int, tested: bool) -> str:
-    if scope == "evaluation":
-        return "The merged model, its perplexity and its responses are bitwise the same."
-    if scope == "first steps":
-        return f"The first {steps} steps are bitwise the same."
-    parts = f"All {steps} steps, the adapter and its test" if tested else f"All {steps} steps and the adapter"
-    return f"{parts} are bitwise the same."
+    parts = {
+        "evaluation": "The merged model, its perplexity and its responses",
+        "first steps": f"The first {steps} steps",
+        "whole": f"All {steps} steps, the adapter and its test"
+        if tested
+        else f"All {steps} steps and the adapter",
+    }
+    return f"{parts[scope]} are bitwise the same."
 
 
 def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int) -> list[str]:
