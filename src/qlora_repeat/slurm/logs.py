@@ -1,4 +1,4 @@
-"""What a trial's files tell of how it goes: on a login node, while a compute node works on it."""
+"""Show the state of a trial from its files, for example on a login node while a compute node works on it."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -7,24 +7,24 @@ from pathlib import Path
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import failure_of
-from qlora_repeat.slurm.submit import jobs_folder
+from qlora_repeat.slurm.submit import jobs_folder, submitted_tasks
 from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.system.file_lock import live_owner
-from qlora_repeat.system.files import printable, read_json
+from qlora_repeat.system.files import printable
 
 _MOST_BYTES = 1_000_000
-"""Of the end of a file, which lines are taken from."""
+"""Only the last bytes of a file are read."""
 
 
 def trial_logs(trial: Trial, lines: int) -> Iterator[str]:
-    """How a trial stands, and so many lines of the end of each file that its processes wrote.
+    """Yield the state of a trial, and the last lines of each log that its processes wrote.
 
     Raises:
-        MissingError: there is nothing of the trial yet.
+        MissingError: the trial has no files yet.
     """
     job = _job_log(trial)
     if not trial.folder.is_dir() and job is None:
-        raise MissingError(f"{trial.folder}: nothing is there yet; `qlora-repeat status` shows what is")
+        raise MissingError(f"{trial.folder}: no files yet; `qlora-repeat status` lists all trials")
     yield from _state(trial)
     for path in (trial.log, job):
         if path is not None and path.is_file():
@@ -50,11 +50,9 @@ def _state(trial: Trial) -> Iterator[str]:
 
 
 def _job_log(trial: Trial) -> Path | None:
-    """What the job on a cluster printed that was to run the trial last."""
+    """Return the output of the last job that was submitted for the trial."""
     folder = jobs_folder(trial.workspace)
-    if not (folder / "tasks.json").is_file():
-        return None
-    job = read_json(folder / "tasks.json", "delete it").get(trial.name)
+    job = submitted_tasks(folder).get(trial.name)
     return folder / f"{job}_0_log.out" if job else None
 
 
@@ -66,6 +64,6 @@ def _tail(path: Path, lines: int) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _MOST_BYTES))
         text = file.read().decode("utf-8", errors="replace")
-    # A progress bar writes over its line again and again: what it wrote last is what stood there.
+    # A progress bar overwrites its line; keep what it wrote last.
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     return [printable(line) for line in shown if line.strip()][-lines:]

@@ -2,10 +2,10 @@
 
 import os
 import re
-import subprocess
 from dataclasses import dataclass
 
 from qlora_repeat.study.cluster import minutes_of
+from qlora_repeat.system.fingerprint import command_output
 
 _NOT_ON_A_NODE = {"PD", "RQ", "RH", "RD", "SE", "RS", "RF"}
 """Job states without a process, as squeue abbreviates them."""
@@ -23,10 +23,11 @@ class Queue:
 
 def read_queue() -> Queue | None:
     """Return the queue; None without Slurm, or if it does not answer."""
-    told = _output("squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i %A %t")
-    if told is None:
+    command = ("squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i %A %t")
+    output = command_output(*command, seconds=60)
+    if output is None:
         return None
-    lines = [line.split() for line in told.splitlines() if len(line.split()) == 3]
+    lines = [line.split() for line in output.splitlines() if len(line.split()) == 3]
     return Queue(
         frozenset(number for number, _, _ in lines),
         frozenset(own for _, own, state in lines if state not in _NOT_ON_A_NODE),
@@ -35,7 +36,8 @@ def read_queue() -> Queue | None:
 
 def cluster_name() -> str | None:
     """Return the name of the cluster; None if unknown."""
-    found = re.search(r"^ClusterName\s*=\s*(\S+)", _output("scontrol", "show", "config") or "", re.MULTILINE)
+    output = command_output("scontrol", "show", "config", seconds=60) or ""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", output, re.MULTILINE)
     return found[1] if found else None
 
 
@@ -44,20 +46,11 @@ def partition_minutes(partition: str | None) -> int | None:
 
     For several partitions, separated by commas, return the shortest: Slurm may start a job in any of them.
     """
-    told = _output("sinfo", "--noheader", "--format=%P %l") or ""
+    output = command_output("sinfo", "--noheader", "--format=%P %l", seconds=60) or ""
     wanted = set(partition.split(",")) if partition else set()
     limits = []
-    for name, limit in (line.split() for line in told.splitlines() if len(line.split()) == 2):
+    for name, limit in (line.split() for line in output.splitlines() if len(line.split()) == 2):
         chosen = name.rstrip("*") in wanted if wanted else name.endswith("*")
         if chosen and limit not in ("infinite", "n/a"):
             limits.append(minutes_of(limit))
     return min(limits, default=None)
-
-
-def _output(*command: str) -> str | None:
-    """Return the output of a Slurm command; None if it is missing, fails or does not answer."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

@@ -1,17 +1,15 @@
-"""A study as jobs on Slurm: an array with a task for each trial that is not complete, then one that renders.
+"""Submit a study to Slurm: an array with a task for each unfinished trial, then a job that renders results.
 
-submitit writes the batch files, queues tasks that were preempted or ran out of time again, and keeps what
-they print. A task's commands (task.py) run in the image if there is one: submitit itself stays outside, where
-there is a ``scontrol`` to queue it again with.
+submitit writes the batch files, requeues tasks that were preempted or ran out of time, and keeps their
+output. The commands of a task (task.py) run in the image if there is one. submitit runs outside, because it
+needs ``scontrol`` to requeue the task.
 """
 
-import contextlib
 import math
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from typing import Any
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.jobs import BaseTestJob, TrialJob, open_jobs
 from qlora_repeat.planning.plan import DTYPE_BYTES, Plan
-from qlora_repeat.slurm.queue import Queue, cluster_name, partition_minutes, read_queue
-from qlora_repeat.slurm.task import ImageFile, Task
+from qlora_repeat.slurm.queue import cluster_name, partition_minutes, read_queue
+from qlora_repeat.slurm.task import Task, image_state
 from qlora_repeat.study.cluster import Cluster
 from qlora_repeat.study.loading import split_name
 from qlora_repeat.study.study import Study
@@ -28,12 +26,14 @@ from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive, remove_ended
 from qlora_repeat.system.files import read_json, write_json
+from qlora_repeat.system.fingerprint import command_output
+from qlora_repeat.system.gpus import on_cpu
 from qlora_repeat.system.hashing import file_digest
 
 WARNING_SECONDS = 120
 """Seconds before the time limit at which a task is asked to stop; fine-tuning then saves a checkpoint."""
 MOST_TIMES = 100
-"""How often a task may run out of time and be requeued; it resumes each time."""
+"""The number of times that a task may run out of time; it is requeued and resumes."""
 FALLBACK_MINUTES = 240
 """The time limit of a task for which the plan has no estimate."""
 MARGIN = 1.5
@@ -51,7 +51,7 @@ class Request:
     tasks: list[str]
     """The names of trials, and of models whose base is tested (``model/base``)."""
     queued: dict[str, str]
-    """Those that an earlier submission's jobs still wait for or work on, with the job's number."""
+    """The tasks that an earlier submission has queued or that are running, with their job numbers."""
     array: dict[str, Any]
     """The parameters of the array, as submitit names them."""
     render: dict[str, Any]
@@ -69,13 +69,14 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
     image = image_of(cluster)
     if image is not None and not image.exists():
         raise UsageError(f"--image {cluster.image}: no such file; `make sif` makes one")
-    study = workspace.study
-    jobs = open_jobs(workspace, STAGES)
-    names = list(dict.fromkeys(_task_name(job) for job in jobs))
-    queued = queued_tasks(workspace, read_queue())
+    study, queue = workspace.study, read_queue()
+    names = list(dict.fromkeys(_task_name(job) for job in open_jobs(workspace, STAGES)))
+    queued = {} if queue is None else _queued_tasks(workspace, queue.waiting_or_running)
     minutes, memory = estimates(study, plan)
-    minutes = min(minutes, partition_minutes(cluster.partition) or minutes)
-    gpus = cluster.gpus if cluster.gpus is not None else default_gpus(cluster)
+    minutes = cluster.minutes or min(minutes, partition_minutes(cluster.partition) or minutes)
+    # Without an image, torch's CPU build needs no GPU.
+    default_gpus = 0 if cluster.image is None and on_cpu() else 1
+    gpus = default_gpus if cluster.gpus is None else cluster.gpus
     common: dict[str, Any] = {
         "partition": cluster.partition,
         "account": cluster.account,
@@ -89,33 +90,30 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
     extra = {"requeue": True} | (cluster.sbatch or {})
     array = common | {
         "job_name": f"qlora-repeat {study.label}",
-        "time": cluster.minutes or minutes,
-        "mem": f"{math.ceil((cluster.memory or memory) * 1e9 / 2**20)}M",
+        "time": minutes,
+        "mem": _mebibytes(cluster.memory or memory),
         "cpus_per_task": cluster.cpus or max(study.threads, 2 if gpus else 1),
         "gres": ":".join(filter(None, ["gpu", cluster.gpu_type, str(gpus)])) if gpus else None,
         "array_parallelism": cluster.concurrent,
-        "signal_delay_s": min(WARNING_SECONDS, (cluster.minutes or minutes) * 60 // 4),
-        "additional_parameters": _asked(extra),
+        "signal_delay_s": min(WARNING_SECONDS, minutes * 60 // 4),
+        "additional_parameters": extra,
     }
     other = dict(cluster.tables or {})
-    queue = {name: other.pop(name) or None for name in ("partition", "account", "qos") if name in other}
-    render = (
-        common
-        | queue
-        | {
-            "job_name": f"qlora-repeat {study.label} tables",
-            "time": OTHER_MINUTES,
-            "mem": f"{math.ceil(min(cluster.memory or OTHER_GB, OTHER_GB) * 1e9 / 2**20)}M",
-            "cpus_per_task": 1,
-            "signal_delay_s": WARNING_SECONDS,
-            "additional_parameters": _asked(extra | other),
-        }
-    )
+    queues = ("partition", "account", "qos")
+    render = common | {name: other.pop(name) or None for name in queues if name in other}
+    render |= {
+        "job_name": f"qlora-repeat {study.label} tables",
+        "time": OTHER_MINUTES,
+        "mem": _mebibytes(min(cluster.memory or OTHER_GB, OTHER_GB)),
+        "cpus_per_task": 1,
+        "signal_delay_s": WARNING_SECONDS,
+        "additional_parameters": extra | other,
+    }
     return Request(
         tasks=[name for name in names if name not in queued],
         queued={name: job for name, job in queued.items() if name in names},
-        array={name: value for name, value in array.items() if value is not None},
-        render={name: value for name, value in render.items() if value is not None},
+        array=_without_unset(array),
+        render=_without_unset(render),
         estimated=plan is not None,
     )
 
@@ -125,9 +123,16 @@ def _task_name(job: TrialJob | BaseTestJob) -> str:
     return job.name if isinstance(job, TrialJob) else f"{job.test.model_name}/base"
 
 
-def _asked(options: dict[str, str | int | bool]) -> dict[str, Any]:
-    """Return sbatch's options without those that are set to false."""
-    return {name: value for name, value in options.items() if value is not False}
+def _mebibytes(gigabytes: float) -> str:
+    return f"{math.ceil(gigabytes * 1e9 / 2**20)}M"
+
+
+def _without_unset(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters without those that are None or false, also among the additional ones."""
+    kept = {name: value for name, value in parameters.items() if value is not None and value is not False}
+    if isinstance(more := kept.get("additional_parameters"), dict):
+        kept["additional_parameters"] = _without_unset(more)
+    return kept
 
 
 def image_of(cluster: Cluster) -> Path | None:
@@ -145,13 +150,6 @@ def estimates(study: Study, plan: Plan | None) -> tuple[int, float]:
     minutes = max([minutes, *(math.ceil(MARGIN * each / 60) + OTHER_MINUTES for each in known)])
     size = DTYPE_BYTES[study.precision.merged]
     return minutes, OTHER_GB + max(2 * size * model.parameters for model in plan.models) / 1e9
-
-
-def default_gpus(cluster: Cluster) -> int:
-    """Return 1, or 0 without an image if torch is the CPU build."""
-    from qlora_repeat.system.gpus import on_cpu
-
-    return 0 if cluster.image is None and on_cpu() else 1
 
 
 def submit(
@@ -173,54 +171,43 @@ def submit(
             "`qlora-repeat run` needs no scheduler"
         )
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # which submitit reads when it is imported
-    folder = jobs_folder(workspace)
-    here = str(Path.cwd())
+    folder, here, results = jobs_folder(workspace), str(Path.cwd()), str(out.resolve())
     chosen = "@".join([str(workspace.file.resolve()), *split_name(workspace.given)[1]])
-    where = ["--runs", str(workspace.runs.resolve()), "--cache", str(workspace.cache.resolve())]
+    runs = ["--runs", str(workspace.runs.resolve())]
+    where = [*runs, "--cache", str(workspace.cache.resolve())]
     with exclusive(folder / "lock.json", f"submitting {workspace.study.label}"):
         clear_locks(workspace)
-        queue = read_queue()
-        if queue is None:
-            raise MissingError(
-                "squeue: does not answer, so that what is queued already is unknown; try again later"
-            )
-        queued = queued_tasks(workspace, queue)
+        if (queue := read_queue()) is None:
+            raise MissingError("squeue: does not answer, so queued tasks are unknown; try again later")
+        queued = _queued_tasks(workspace, queue.waiting_or_running)
         names = [name for name in request.tasks if name not in queued]
-        before = _render_job(folder, queue)
-        if not names and (not queued or before is not None):
-            return {}, before
+        path = folder / "render.json"
+        before = str(read_json(path, "delete it")) if path.is_file() else ""
+        before = before if before in queue.waiting_or_running else ""
+        if not names and (not queued or before):
+            return {}, before or None
         out.mkdir(parents=True, exist_ok=True)
         beside = [workspace.file.parent, workspace.lock.parent]
         kit = launcher(cluster, request, [workspace.runs, workspace.cache, out, *beside])
         image = image_of(cluster)
-        pinned = ImageFile.at(image.resolve()) if image is not None and image.is_file() else None
+        pinned = image_state(image.resolve()) if image is not None and image.is_file() else None
         warning = request.array["signal_delay_s"]
         tasks = [
             Task([[*kit, "trial", name, "--study", chosen, *where]], here, warning, pinned) for name in names
         ]
         jobs = dict(zip(names, _submitted(folder, request.array, tasks), strict=True)) if names else {}
-        write_json(folder / "tasks.json", known_tasks(folder) | jobs)
-        results = [
-            [*kit, "collect", chosen, *where],
-            [*kit, "tables", chosen, *where[:2], "--out", str(out.resolve())],
-            [*kit, "figures", chosen, *where[:2], "--out", str(out.resolve())],
-            [*kit, "report", chosen, *where[:2], "--out", str(out.resolve())],
+        write_json(folder / "tasks.json", submitted_tasks(folder) | jobs)
+        commands = [[*kit, "collect", chosen, *where]]
+        commands += [
+            [*kit, name, chosen, *runs, "--out", results] for name in ("tables", "figures", "report")
         ]
         waited = sorted({job.split("_")[0] for job in (queued | jobs).values()})
         render = request.render | {"dependency": f"afterany:{':'.join(waited)}"}
-        (number,) = _submitted(folder, render, [Task(results, here, WARNING_SECONDS, pinned)])
-        write_json(folder / "render.json", number)
-        if before is not None:  # the new one waits for all that it would have waited for
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                subprocess.run(["scancel", "--state=PENDING", before], capture_output=True, timeout=60)
+        (number,) = _submitted(folder, render, [Task(commands, here, WARNING_SECONDS, pinned)])
+        write_json(path, number)
+        if before:  # the new job waits for everything that the earlier one waits for
+            command_output("scancel", "--state=PENDING", before, seconds=60)
     return jobs, number
-
-
-def _render_job(folder: Path, queue: Queue) -> str | None:
-    """Return the rendering job of an earlier submission, if it has not ended."""
-    path = folder / "render.json"
-    number = str(read_json(path, "delete it")) if path.is_file() else ""
-    return number if number in queue.waiting_or_running else None
 
 
 def _submitted(folder: Path, parameters: dict[str, Any], tasks: Sequence[Task]) -> list[str]:
@@ -236,8 +223,9 @@ def _submitted(folder: Path, parameters: dict[str, Any], tasks: Sequence[Task]) 
             jobs = [executor.submit(task) for task in tasks]
         return [job.job_id for job in jobs]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        told = [line.strip() for line in str(error).splitlines() if "error:" in line]
-        raise UsageError(f"Slurm refuses the jobs: {(told or str(error).splitlines())[0]}") from None
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if "error:" in line), lines[0])
+        raise UsageError(f"Slurm refuses the jobs: {reason}") from None
 
 
 def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> list[str]:
@@ -251,21 +239,18 @@ def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> lis
     from huggingface_hub import constants
 
     image, hub = image.resolve(), Path(constants.HF_HOME).resolve()  # the latter is where `fetch` puts files
-    shown = [path.resolve() for path in (Path.cwd(), *folders, hub) if path.is_dir()]
-    if wrong := next((path for path in shown if set(",:") & set(str(path))), None):
-        raise UsageError(
-            f"{wrong}: a folder that is shown to an image can have no comma or colon in its name"
-        )
-    told = {"QLORA_REPEAT_IMAGE": image.name, "HF_HOME": str(hub)}
-    if image.is_file():  # and not a folder, which has no digest
-        told["QLORA_REPEAT_IMAGE_DIGEST"] = f"sha256:{file_digest(image)}"
-    options = ["--pwd", str(Path.cwd()), "--bind", ",".join(dict.fromkeys(map(str, shown)))]
-    options += ["--env", ",".join(f"{name}={value}" for name, value in told.items())]
-    extra = request.array["additional_parameters"]
-    nvidia = (
-        ["--nv"] if "gres" in request.array or any(key.startswith(("gres", "gpus")) for key in extra) else []
-    )
-    return ["apptainer", "exec", *nvidia, *options, str(image), "qlora-repeat"]
+    mounted = [path.resolve() for path in (Path.cwd(), *folders, hub) if path.is_dir()]
+    if wrong := next((path for path in mounted if set(",:") & set(str(path))), None):
+        raise UsageError(f"{wrong}: Apptainer cannot mount a folder with a comma or colon in its name")
+    variables = {"QLORA_REPEAT_IMAGE": image.name, "HF_HOME": str(hub)}
+    if image.is_file():  # a folder has no digest
+        variables["QLORA_REPEAT_IMAGE_DIGEST"] = f"sha256:{file_digest(image)}"
+    options = ["--pwd", str(Path.cwd()), "--bind", ",".join(dict.fromkeys(map(str, mounted)))]
+    options += ["--env", ",".join(f"{name}={value}" for name, value in variables.items())]
+    names = (*request.array, *request.array["additional_parameters"])
+    if any(name.startswith(("gres", "gpus")) for name in names):
+        options.append("--nv")
+    return ["apptainer", "exec", *options, str(image), "qlora-repeat"]
 
 
 def jobs_folder(workspace: Workspace) -> Path:
@@ -273,19 +258,16 @@ def jobs_folder(workspace: Workspace) -> Path:
     return workspace.folder / "slurm"
 
 
-def queued_tasks(workspace: Workspace, queue: Queue | None) -> dict[str, str]:
-    """Return submitted tasks that have not ended, with their job numbers; none without Slurm."""
-    if queue is None:
-        return {}
-    known = known_tasks(jobs_folder(workspace))
-    return {name: job for name, job in known.items() if job in queue.waiting_or_running}
-
-
-def known_tasks(folder: Path) -> dict[str, str]:
+def submitted_tasks(folder: Path) -> dict[str, str]:
     """Return all tasks that were ever submitted, each with its last job number."""
     path = folder / "tasks.json"
-    known: dict[str, str] = read_json(path, "delete it") if path.is_file() else {}
-    return known
+    found: dict[str, str] = read_json(path, "delete it") if path.is_file() else {}
+    return found
+
+
+def _queued_tasks(workspace: Workspace, jobs: Collection[str]) -> dict[str, str]:
+    """Return submitted tasks that are among these jobs, with their numbers."""
+    return {name: job for name, job in submitted_tasks(jobs_folder(workspace)).items() if job in jobs}
 
 
 def clear_locks(workspace: Workspace) -> None:

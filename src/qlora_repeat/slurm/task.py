@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,27 +14,17 @@ from qlora_repeat.errors import MissingError, StageError, StoppedError
 SECONDS_TO_REQUEUE = 30
 """Seconds of the warning that submitit needs to requeue the task."""
 MOST_KILLED = 2
-"""A task that had to be killed this often in a row makes no progress and is not requeued."""
+"""A task that was killed this number of times in a row makes no progress and is not requeued."""
 SECONDS_TO_BE_ENDED = 900
 """The longest time in which Slurm ends a task after it has stopped the process."""
 STOPPED = (StoppedError.exit_code, -signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of a process that Slurm has stopped; the last two if it was still starting."""
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image when a task was submitted; records contain its digest, so it must not change."""
-
-    path: str
-    size: int
-    changed: int
-    """Nanoseconds since 1970."""
-
-    @classmethod
-    def at(cls, path: Path) -> "ImageFile":
-        """Return the current state of an image file."""
-        now = path.stat()
-        return cls(str(path), now.st_size, now.st_mtime_ns)
+def image_state(path: Path) -> tuple[str, int, int]:
+    """Return the path, the size and the time of the last change of an image file."""
+    now = path.stat()
+    return str(path), now.st_size, now.st_mtime_ns
 
 
 @dataclass
@@ -47,26 +36,29 @@ class Task:
     """The working directory."""
     warning: int
     """Seconds between the signal to stop and the end of the job's time."""
-    image: ImageFile | None = None
-    """The image that the commands run in."""
+    image: tuple[str, int, int] | None = None
+    """The `image_state` of the image that the commands run in, which must not change."""
     killed: int = 0
-    """How often in a row the task had to be killed."""
+    """The number of times in a row that the task was killed."""
     _running: "subprocess.Popen[bytes] | None" = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self) -> None:
         """Run all commands, even if one fails.
 
         Raises:
-            MissingError: the image has changed since.
+            MissingError: the image was changed or removed after the submission.
             StageError: a command has failed.
         """
-        self._require_same_image()
+        if self.image is not None:
+            path = Path(self.image[0])
+            if not path.is_file() or image_state(path) != self.image:
+                raise MissingError(f"{path}: changed since this task was submitted; submit it again")
         failed = []
         for command in self.commands:
             self._running = subprocess.Popen(command, cwd=self.folder)
             if (code := self._running.wait()) in STOPPED:
-                # By Slurm, not by `checkpoint`: it preempts or cancels. A job that ends by itself in its
-                # grace time counts as failed, and is not queued again; one that waits is.
+                # Slurm preempts or cancels the job. A job that ends by itself in its grace time counts as
+                # failed and is not requeued, so wait until Slurm ends it.
                 time.sleep(SECONDS_TO_BE_ENDED)
             if code:
                 failed.append(f"{' '.join(command)}: exit code {code}")
@@ -86,24 +78,14 @@ class Task:
         if running is not None and not _stopped(running.pid, self.warning - SECONDS_TO_REQUEUE):
             killed = self.killed + 1
             if killed >= MOST_KILLED:
+                text = (
+                    f"killed {killed} times: a step took longer than {self.warning} seconds, the time between"
+                )
                 print(
-                    f"Killed {killed} times in a row, for a step took longer than the {self.warning} seconds "
-                    "between the warning and the end of the job's time: no progress is to be expected. "
-                    "Submit it with a longer --time.",
-                    file=sys.stderr,
-                    flush=True,
+                    f"{text} the warning and the time limit; submit the task with a longer --time", flush=True
                 )
                 return None
         return DelayedSubmission(replace(self, killed=killed))
-
-    def _require_same_image(self) -> None:
-        if self.image is None:
-            return
-        path = Path(self.image.path)
-        if not path.is_file():
-            raise MissingError(f"{path}: not there, where it was submitted")
-        if ImageFile.at(path) != self.image:
-            raise MissingError(f"{path}: changed since this task was submitted; submit it again")
 
 
 def _stopped(pid: int, seconds: float) -> bool:

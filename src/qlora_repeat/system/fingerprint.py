@@ -122,22 +122,19 @@ def fingerprint() -> dict[str, Any]:
 
 def _torch_state() -> dict[str, Any]:
     """Return the state of torch and of the first GPU; each value is None if torch cannot be imported."""
+    names = ("threads", "interop_threads", "cpu_capability", "cuda", "cudnn", "gpu", "gpu_count")
+    state: dict[str, Any] = dict.fromkeys((*names, "gpu_capability", "gpu_memory", "driver", "kernels"))
     try:
         import torch
     except (ImportError, OSError):  # OSError: a shared library is missing
-        names = ("threads", "interop_threads", "cpu_capability", "cuda", "cudnn", "gpu", "gpu_count")
-        return dict.fromkeys((*names, "gpu_capability", "gpu_memory", "driver", "kernels"))
-    state: dict[str, Any] = {
+        return state
+    state |= {
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,
         "cudnn": _try(lambda: torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
-        "gpu": None,
         "gpu_count": 0,
-        "gpu_capability": None,
-        "gpu_memory": None,
-        "driver": None,
         "kernels": _kernels(),
     }
     if torch.cuda.is_available():
@@ -192,29 +189,24 @@ def environment() -> dict[str, str]:
 
     Secrets are left out, and values that may contain a path or the name of this host or user are withheld.
     """
+    private = _private_names()
     return {
-        name: value if _is_plain(value) else WITHHELD
+        name: value if _PLAIN_VALUE.fullmatch(value) and not private.search(value) else WITHHELD
         for name, value in sorted(os.environ.items())
         if _VARIABLES.fullmatch(name) and not _SECRET.search(name)
     }
 
 
-def _is_plain(value: str) -> bool:
-    names = "|".join(map(re.escape, _private_names()))
-    named = re.search(rf"(?<![a-z0-9])({names})(?![a-z0-9])", value.lower()) if names else None
-    return _PLAIN_VALUE.fullmatch(value) is not None and named is None
-
-
 @functools.cache
-def _private_names() -> frozenset[str]:
-    """Return the names of host and user in lower case; a number is too common to be recognized as a name."""
-    host = socket.gethostname().lower()
+def _private_names() -> re.Pattern[str]:
+    """Return a pattern of the names of host and user; a number is too common to be recognized as a name."""
+    host = socket.gethostname()
     names = {host, host.partition(".")[0]}
     # The user of a container may have no home and no name.
     with contextlib.suppress(OSError, KeyError, ImportError, RuntimeError):
-        names.add(Path.home().name.lower())
-        names.add(getpass.getuser().lower())
-    return frozenset(name for name in names if name and not name.isdecimal())
+        names |= {Path.home().name, getpass.getuser()}
+    known = "|".join(re.escape(name) for name in names if name and not name.isdecimal()) or "(?!)"
+    return re.compile(rf"(?<![a-z0-9])({known})(?![a-z0-9])", re.IGNORECASE)
 
 
 def _without_folder(image: str | None) -> str | None:
@@ -234,9 +226,8 @@ def device_name(found: dict[str, Any]) -> str:
 
 def machine_name(found: dict[str, Any]) -> str:
     """Return a fingerprint's GPU and driver, or its CPU and the instructions in use, as text for people."""
-    if found["gpu"]:
-        return f"{found['gpu']}, driver {found['driver']}"
-    return f"{found['cpu']} ({found['cpu_capability']})"
+    gpu = f"{found['gpu']}, driver {found['driver']}"
+    return gpu if found["gpu"] else f"{found['cpu']} ({found['cpu_capability']})"
 
 
 def machine_digest(found: dict[str, Any]) -> str:
@@ -258,16 +249,16 @@ def fingerprint_differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[
 
     A missing key counts as None, because earlier versions of the kit recorded fewer keys.
     """
-    left, right = dict(_flat(a)), dict(_flat(b))
+    left, right = _flat(a), _flat(b)
     pairs = [(key, left.get(key), right.get(key)) for key in sorted({*left, *right})]
     return [(key, old, new) for key, old, new in pairs if old != new]
 
 
-def _flat(content: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
+def _flat(content: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for key, value in content.items():
-        pairs += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", value)]
-    return pairs
+        found |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return found
 
 
 @functools.cache
@@ -279,31 +270,27 @@ def cpu_model() -> str:
 @functools.cache
 def _cpu_line(name: str) -> str | None:
     """Return a line of /proc/cpuinfo about the first processor."""
-    try:
+    with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else None
+        if found := re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE):
+            return found[1].strip()
+    return None
 
 
 @functools.cache
 def _os_name() -> str | None:
-    try:
+    with contextlib.suppress(OSError):
         return platform.freedesktop_os_release().get("PRETTY_NAME")
-    except OSError:
-        return None
+    return None
 
 
 @functools.cache
 def _driver_version() -> str | None:
     """Return the version of NVIDIA's kernel driver, or None if there is none."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        shown = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
-        return shown[0] if shown else None
-    return driver_in(text)
+    with contextlib.suppress(OSError):
+        return driver_in(Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace"))
+    shown = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+    return shown[0] if shown else None
 
 
 def driver_in(text: str) -> str | None:
@@ -314,20 +301,24 @@ def driver_in(text: str) -> str | None:
 
 def nvidia_smi(*arguments: str) -> list[str]:
     """Return the lines that nvidia-smi prints, or no lines if it is missing or finds no GPU."""
+    return (command_output("nvidia-smi", *arguments, seconds=60) or "").splitlines()
+
+
+def command_output(*command: str, seconds: float) -> str | None:
+    """Return the output of a command; None if it is missing, fails or takes longer than some seconds."""
     try:
-        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 @functools.cache
 def _image_file() -> dict[str, str]:
     """Return the facts recorded when the image of this process was built; empty outside an image."""
-    try:
-        found: dict[str, str] = json.loads((ROOT / "image.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((ROOT / "image.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -346,9 +337,4 @@ def _git(*arguments: str) -> str | None:
     if not (ROOT / "lockfiles").is_dir():
         return None
     # Without a lock of the repository, because several trials may run this at the same time.
-    command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return command_output("git", "--no-optional-locks", "-C", str(ROOT), *arguments, seconds=10)
