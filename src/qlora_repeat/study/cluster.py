@@ -95,13 +95,11 @@ def minutes_of(text: str) -> int:
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if found is None:
         raise UsageError(f"--time {text}: give minutes, H:MM:SS, D-HH or D-HH:MM:SS, as for sbatch")
-    days, *parts = (int(part) if part else 0 for part in found.groups())
-    if found[1] is not None:  # D-HH[:MM[:SS]]
-        seconds = days * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
-    elif found[4] is not None:  # H:MM:SS
-        seconds = parts[0] * 3600 + parts[1] * 60 + parts[2]
-    else:  # M[:SS]
-        seconds = parts[0] * 60 + parts[1]
+    days, first, second, third = (int(part or 0) for part in found.groups())
+    if found[1] is None and found[4] is None:  # M[:SS]
+        seconds = first * 60 + second
+    else:  # H:MM:SS or D-HH[:MM[:SS]]
+        seconds = ((days * 24 + first) * 60 + second) * 60 + third
     if seconds == 0:
         raise UsageError(f"--time {text}: expected more than zero")
     return -(-seconds // 60)

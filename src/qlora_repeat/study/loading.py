@@ -140,32 +140,30 @@ def _with_own_files(study: Study, folder: Path) -> Study:
 
 def _varied(study: Study, parts: list[str]) -> Study:
     """Return the study changed by the parts after @ in its name."""
-    parts = [respelled_part(part) for part in parts]
-    optimizers = [part for part in get_args(OptimizerName) if part in parts]
-    profiles = {part for part in parts if part in study.profiles}
-    frozen = [part for part in get_args(FrozenWeights) if part in parts and part not in profiles]
-    cuts = {part for part in parts if part not in (*study.profiles, *optimizers, *frozen)}
-    if max(len(profiles), len(optimizers), len(frozen), len(cuts)) > 1:
+    chosen: dict[str, set[str]] = {"profile": set(), "optimizers": set(), "weights": set(), "cut": set()}
+    known = {
+        "profile": study.profiles,
+        "optimizers": get_args(OptimizerName),
+        "weights": get_args(FrozenWeights),
+    }
+    for part in map(respelled_part, parts):
+        chosen[next((kind for kind, values in known.items() if part in values), "cut")].add(part)
+    if max(map(len, chosen.values())) > 1:
         raise UsageError(
             f"study {'@'.join([study.name, *parts])}: give at most one profile, one optimizer, one cut and "
             "one kind of frozen weights"
         )
-    for cut in cuts:
-        study = _cut_short(study, cut)
-    for weights in frozen:
-        if weights != study.weights:
-            study = replace(study, weights=weights, variant=_joined(weights, study.variant))
-    for optimizer in optimizers:
-        if study.optimizers != [optimizer]:
-            study = replace(study, optimizers=[optimizer], variant=_joined(optimizer, study.variant))
-    for profile in profiles:
-        if profile != study.profile:
-            study = replace(study, profile=profile, variant=_joined(profile, study.variant))
-    return study
-
-
-def _joined(*parts: str) -> str:
-    return "@".join(filter(None, parts))
+    changed = []
+    for kind, part in ((kind, part) for kind, given in chosen.items() for part in given):
+        value: Any = [part] if kind == "optimizers" else part
+        if kind == "cut":
+            study = _cut_short(study, part)
+        elif getattr(study, kind) != value:
+            study = replace(study, **{kind: value})
+        else:
+            continue
+        changed.append(part)
+    return replace(study, variant="@".join(changed))
 
 
 def _cut_short(study: Study, variant: str) -> Study:
@@ -184,7 +182,7 @@ def _cut_short(study: Study, variant: str) -> Study:
         models[name] = replace(model, training=replace(model.training, max_steps=limit))
     for name, dataset in study.data.items() if rows else ():
         data[name] = replace(dataset, max_rows=min(rows, dataset.max_rows or rows))
-    return replace(study, models=models, data=data, variant=variant)
+    return replace(study, models=models, data=data)
 
 
 def _refuse(value: object) -> None:

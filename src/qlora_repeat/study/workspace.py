@@ -62,12 +62,10 @@ class Workspace:
             example = f"{next(iter(study.models))}/{study.optimizers[0]}/1"
             raise UsageError(f"trial {name!r}: a trial is named model/optimizer/number, such as {example}")
         model, optimizer, number = parts
-        if model not in study.models:
-            raise UsageError(f"trial {name!r}: study {study.name} has the models {', '.join(study.models)}")
-        if optimizer not in study.optimizers:
-            raise UsageError(
-                f"trial {name!r}: study {study.name} has the optimizers {', '.join(study.optimizers)}"
-            )
+        parts_known = ((model, study.models, "models"), (optimizer, study.optimizers, "optimizers"))
+        for part, known, kind in parts_known:
+            if part not in known:
+                raise UsageError(f"trial {name!r}: study {study.name} has the {kind} {', '.join(known)}")
         if not number.isdecimal() or len(number) > 9 or not 1 <= int(number) <= study.trials:
             raise UsageError(f"trial {name!r}: study {study.name} numbers its trials 1 to {study.trials}")
         return Trial(self, model, optimizer, int(number))
