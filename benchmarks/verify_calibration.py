@@ -28,7 +28,7 @@ from places import at
 from qlora_repeat.analysis.trial_diff import Side, compare_trials, read_side
 from qlora_repeat.analysis.verify.rerun import Recorded, compared, read_recorded, rerun_folder, run_again
 from qlora_repeat.analysis.verify.verdict import judge_rerun
-from qlora_repeat.assets import tokenized
+from qlora_repeat.assets import derived_cache
 from qlora_repeat.assets.base_models import load_tokenizer
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.code_digest import code_digest
@@ -106,7 +106,7 @@ def swapped_rows(kind: str, number: int) -> Iterator[None]:
     if kind != "one example swapped":
         yield
         return
-    part_rows = tokenized.part_rows
+    part_rows = derived_cache.part_rows
     study = load_study(STUDY)
     seeds = draw_seeds(study.randomness, number)
 
@@ -119,7 +119,7 @@ def swapped_rows(kind: str, number: int) -> Iterator[None]:
         rows[seen], rows[other] = rows[other], rows[seen]
         return rows
 
-    with patch.object(tokenized, "part_rows", swapped):
+    with patch.object(derived_cache, "part_rows", swapped):
         yield
 
 

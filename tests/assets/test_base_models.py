@@ -18,8 +18,8 @@ from qlora_repeat.assets.base_models import (
     load_tokenizer,
 )
 from qlora_repeat.assets.dataset_builders import corpus_rows
+from qlora_repeat.assets.fetch import fetch_base
 from qlora_repeat.assets.package_files import locate
-from qlora_repeat.assets.prepare import fetch_base
 from qlora_repeat.assets.pretrain import VOCABULARY, pretraining_texts
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.loading import load_study

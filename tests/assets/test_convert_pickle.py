@@ -87,7 +87,7 @@ def test_other_bytes_than_locked_are_refused_and_leave_nothing(copied: User) -> 
     shutil.rmtree(copied.base("neox"))
     assert copied.refused(*SOLVER, **OFFLINE) == (
         f"{PICKLED}: its pickled weights convert to other bytes than locked; "
-        "install the locked packages (`make setup`)"
+        "install the locked version of torch"
     )
     assert [path.name[:5] for path in (copied.cache / "bases").iterdir()] == ["llama"]
 

@@ -19,13 +19,13 @@ from qlora_repeat.assets.dataset_builders import (
     corpus_rows,
     file_rows,
     json_lines,
-    rows_digest,
     with_options,
 )
 from qlora_repeat.assets.pretrain import pretraining_texts
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Data, Hub, Row
 from qlora_repeat.study.loading import load_study
+from qlora_repeat.system.hashing import text_digest
 
 OPTIONS = re.compile(r" A: (.+) B: (.+) C: (.+) D: (.+)$")
 
@@ -70,7 +70,7 @@ def options_of(row: Row) -> tuple[str, list[str]]:
 
 def test_rows_match_the_digest_in_the_study_file(quotes: list[Row], questions: list[Row]) -> None:
     for name, rows in (("quotes", quotes), ("instructions", questions)):
-        assert (len(rows), rows_digest(rows)) == (pocket(name).rows, pocket(name).sha256)
+        assert (len(rows), text_digest(json_lines(rows))) == (pocket(name).rows, pocket(name).sha256)
 
 
 def test_rows_are_unique(rows: list[Row]) -> None:

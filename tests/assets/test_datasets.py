@@ -27,7 +27,7 @@ from qlora_repeat.assets.datasets import (
     split_rows,
     study_prompts,
 )
-from qlora_repeat.assets.prepare import prepare_data
+from qlora_repeat.assets.fetch import prepare_data
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Row
 from qlora_repeat.study.loading import load_study

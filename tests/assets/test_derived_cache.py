@@ -10,9 +10,13 @@ from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import base_folder, load_quantized, load_tokenizer
 from qlora_repeat.assets.datasets import encode, part_rows
-from qlora_repeat.assets.derived_cache import has_copy, keep_copy
-from qlora_repeat.assets.quantized import load_frozen_base, quantized_folder
-from qlora_repeat.assets.tokenized import encoded_part
+from qlora_repeat.assets.derived_cache import (
+    encoded_part,
+    has_copy,
+    keep_copy,
+    load_frozen_base,
+    quantized_folder,
+)
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.hashing import MANIFEST

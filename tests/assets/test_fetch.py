@@ -73,12 +73,12 @@ def test_without_a_lock_the_branch_is_followed(reader: User, hub: Hub) -> None:
         (
             SHARD,
             b"\xff" * 8,
-            "not a safetensors file (its header has 18,446,744,073,709,551,615 bytes",
+            "not a safetensors file (",
         ),
         (
             "model.safetensors.index.json",
             b'{"weight_map": {"lm_head.weight": "../../../../secret.safetensors"}}',
-            "'lm_head.weight' is mapped to '../../../../secret.safetensors', which is not a safetensors file",
+            "it names '../../../../secret.safetensors', which is no safetensors file",
         ),
     ],
     ids=["pickle", "header", "index"],

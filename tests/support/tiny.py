@@ -10,14 +10,14 @@ from typing import Any
 from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import base_folder
-from qlora_repeat.assets.dataset_builders import corpus_rows, rows_digest
+from qlora_repeat.assets.dataset_builders import corpus_rows, json_lines
+from qlora_repeat.assets.fetch import prepare_data, save_plain
 from qlora_repeat.assets.package_files import locate
-from qlora_repeat.assets.prepare import prepare_data, save_plain
 from qlora_repeat.study.data_sources import Data
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.files import new_folder, write_json
-from qlora_repeat.system.hashing import MANIFEST, folder_digests
+from qlora_repeat.system.hashing import MANIFEST, folder_digests, text_digest
 
 TINY = Path(__file__).with_name("tiny.toml")
 
@@ -38,7 +38,7 @@ def tiny_text() -> str:
         families_with_options=["leg_counting"],
     )
     for name, data in (("QUOTES", quotes), ("QUESTIONS", questions)):
-        text = text.replace(f"SHA256-OF-{name}", rows_digest(corpus_rows(data)))
+        text = text.replace(f"SHA256-OF-{name}", text_digest(json_lines(corpus_rows(data))))
     return text
 
 

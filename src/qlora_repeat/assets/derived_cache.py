@@ -1,33 +1,101 @@
-"""Keep copies of reproducible work in the cache: complete, verified, and safe to delete.
+"""Keep reproducible work in the cache: the base in 4 bits, and the data as token ids.
 
-A copy is a folder with a manifest. Its name has the digest of everything that its content depends on.
+A copy is a folder with a manifest. Its name has the digest of everything that its content depends on. It is
+complete, verified, and safe to delete. Making it again takes far longer than reading it.
 """
 
 import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, load_model, load_quantized
+from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text, part_rows, row_text
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import new_folder, write_json
+from qlora_repeat.system.fingerprint import fingerprint, machine_digest, packages
 from qlora_repeat.system.hashing import MANIFEST, folder_digests, json_digest, known_digest
+from qlora_repeat.system.safetensors_file import read_weights
+
+_EXAMPLES = "examples.safetensors"
 
 
-def copy_folder(cache: Path, kind: str, name: str, depends_on: list[Any]) -> Path:
-    """Return the cache folder for a copy."""
-    return cache / kind / f"{name}-{json_digest(depends_on)[:16]}"
+def load_frozen_base(workspace: Workspace, name: str) -> Any:
+    """Load a base in 4 bits from its copy, or quantize it and keep a copy.
+
+    Raises:
+        MissingError: there is no copy, and the base is missing from the cache or has changed.
+    """
+    study, folder = workspace.study, quantized_folder(workspace, name)
+    if has_copy(folder):
+        return load_model(folder, study.precision.compute)  # its name has the digest of the weights
+    check_base(workspace, name)
+    model = load_quantized(study, base_folder(workspace, name))
+    keep_copy(folder, model.save_pretrained)
+    return model
+
+
+def quantized_folder(workspace: Workspace, name: str) -> Path:
+    """Return the folder for the copy of a base in 4 bits; other machines may quantize to other bytes."""
+    study = workspace.study
+    settings = [asdict(study.quantization), study.precision.compute, machine_digest(fingerprint())]
+    return _copy_folder(workspace, "quantized", name, [base_digest(workspace, name), *settings])
+
+
+def encoded_part(
+    workspace: Workspace, model_name: str, part: Part, seed: int, tokenizer: Any, limit: int | None = None
+) -> list[Example]:
+    """Return the first examples of a part of the split of a seed, as token ids for a model of the study.
+
+    `tokenizer` belongs to the model's base.
+    """
+    model = workspace.study.models[model_name]
+    rows = part_rows(workspace, model.data, part, seed)[:limit]
+    texts = [
+        [row_text(model, row), instruction_text(model, row) if "answer" in row else None] for row in rows
+    ]
+    settings = [json_digest(texts), model.training.max_length, model.special_tokens, packages()]
+    folder = _copy_folder(workspace, "encoded", model_name, [base_digest(workspace, model.base), *settings])
+    if has_copy(folder):
+        tensors = {name: tensor.tolist() for name, tensor in read_weights(folder / _EXAMPLES).items()}
+        ends = pairwise(accumulate(tensors["lengths"], initial=0))
+        return [
+            Example(row, tensors["ids"][start:end], answer)
+            for row, ((start, end), answer) in enumerate(zip(ends, tensors["answer_starts"], strict=True))
+        ]
+    examples = encode(tokenizer, model, rows)
+    keep_copy(folder, lambda new: _write_examples(examples, new))
+    return examples
+
+
+def _write_examples(examples: list[Example], folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    columns = {
+        "ids": [token for example in examples for token in example.ids],
+        "lengths": [len(example.ids) for example in examples],
+        "answer_starts": [example.answer_start for example in examples],
+    }
+    tensors = {name: torch.tensor(values, dtype=torch.int32) for name, values in columns.items()}
+    save_file(tensors, folder / _EXAMPLES)
+
+
+def _copy_folder(workspace: Workspace, kind: str, name: str, depends_on: list[Any]) -> Path:
+    return workspace.cache / kind / f"{name}-{json_digest(depends_on)[:16]}"
 
 
 def has_copy(folder: Path) -> bool:
     """Return whether a copy exists and its bytes are unchanged. Delete a changed copy."""
+    if not folder.exists():
+        return False
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         damaged = [file for file, digest in manifest.items() if known_digest(folder / file) != digest]
-    except FileNotFoundError:
-        damaged = [MANIFEST] if folder.exists() else []
-        if not damaged:
-            return False
     except (OSError, ValueError, AttributeError):
         damaged = [MANIFEST]
     if damaged:

@@ -1,34 +1,47 @@
-"""Fetch everything that a study needs into the cache, and verify it."""
+"""Fetch everything that a study needs into the cache, and verify it.
 
-import importlib.util
+It is separate from the modules that use the cache, because those count in the code digest of a record.
+"""
+
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qlora_repeat.assets.base_models import SOURCE, base_digest, base_folder, check_base
-from qlora_repeat.assets.dataset_builders import FORTUNES_PACKAGE
-from qlora_repeat.assets.datasets import data_digest, data_folder, read_rows, study_prompts
-from qlora_repeat.assets.hub import absent_files, download, hub_cache, require_access, resolve
-from qlora_repeat.assets.hub_lock import Pin, RepositoryKind, lock_file, read_source
-from qlora_repeat.assets.package_files import locate
-from qlora_repeat.assets.prepare import fetch_base, prepare_data
+from qlora_repeat.assets.dataset_builders import FORTUNES_PACKAGE, corpus_rows, file_rows, json_lines
+from qlora_repeat.assets.datasets import ROWS, data_digest, data_folder, read_rows, study_prompts
+from qlora_repeat.assets.hub import (
+    RepositoryKind,
+    absent_files,
+    download,
+    hub_cache,
+    require_access,
+    resolve,
+    snapshot_folder,
+)
+from qlora_repeat.assets.hub_lock import Pin, lock_file, read_source
+from qlora_repeat.assets.package_files import locate, package_folder, verified
+from qlora_repeat.assets.pretrain import VOCABULARY, pretrain
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study.data_sources import Base, Data, Hub
+from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.randomness import draw_seed
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive
-from qlora_repeat.system.files import megabytes, require_space
-
-ItemKind = Literal["base", "data"]
+from qlora_repeat.system.files import megabytes, new_folder, require_space, write_json, write_text
+from qlora_repeat.system.hashing import MANIFEST, file_digest, folder_digests, text_digest
+from qlora_repeat.system.safetensors_file import check_weights
 
 
 @dataclass(frozen=True)
 class Item:
     """A base or data set that a study needs in the cache."""
 
-    kind: ItemKind
+    kind: Literal["base", "data"]
     name: str
     hub: Hub | None
     """Its source, if that is a hub."""
@@ -61,22 +74,16 @@ def needed(workspace: Workspace, models: Collection[str] = ()) -> list[Item]:
         if model not in study.models:
             raise UsageError(f"model {model!r}: study {study.name} has {', '.join(study.models)}")
     wanted = [study.models[model] for model in models or study.models]
-    data, bases = {model.data for model in wanted}, {model.base for model in wanted}
-    return [
-        Item("data", name, each.hub, data_folder(workspace, name), data_digest(workspace, name) is not None)
-        for name, each in study.data.items()
-        if name in data
-    ] + [
-        Item("base", name, each.hub, base_folder(workspace, name), _has_base(workspace, name))
-        for name, each in study.bases.items()
-        if name in bases
-    ]
-
-
-def _has_base(workspace: Workspace, name: str) -> bool:
-    """Return whether a base is in the cache, and its links into the hub's cache lead to files."""
-    files = base_folder(workspace, name).glob("*")
-    return base_digest(workspace, name) is not None and all(path.exists() for path in files)
+    items = []
+    for name in (name for name in study.data if name in {model.data for model in wanted}):
+        present = data_digest(workspace, name) is not None
+        items.append(Item("data", name, study.data[name].hub, data_folder(workspace, name), present))
+    for name in (name for name in study.bases if name in {model.base for model in wanted}):
+        folder = base_folder(workspace, name)
+        # The links into the hub's cache must lead to files.
+        present = base_digest(workspace, name) is not None and all(path.exists() for path in folder.glob("*"))
+        items.append(Item("base", name, study.bases[name].hub, folder, present))
+    return items
 
 
 def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[str] = ()) -> None:
@@ -109,22 +116,18 @@ def _fetch_all(workspace: Workspace, items: list[Item], tell: Callable[[str], No
     for each in missing:
         about = megabytes(each.size + each.download)
         tell(f"{each.item.kind} {each.item.name}: missing; {each.origin}; about {about}")
-    _require_space(workspace.cache, missing)
+    size, from_hub = sum(each.size for each in missing), sum(each.download for each in missing)
+    if from_hub:
+        require_space(hub_cache(), from_hub, "HF_HOME")
+        if workspace.cache.stat().st_dev == hub_cache().stat().st_dev:
+            size += from_hub
+    require_space(workspace.cache, size, "QLORA_REPEAT_CACHE")
     for each in missing:
         if each.item.hub is not None and each.pin is not None:
             require_access(each.item.hub, each.pin, fetch_command(workspace, each.item))
     for each in missing:
         _fetch_item(workspace, each)
         tell(f"{each.item.kind} {each.item.name}: fetched, verified")
-
-
-def _require_space(cache: Path, missing: list[Missing]) -> None:
-    size, download = sum(each.size for each in missing), sum(each.download for each in missing)
-    if download:
-        require_space(hub_cache(), download, "HF_HOME")
-        if cache.stat().st_dev == hub_cache().stat().st_dev:
-            size += download
-    require_space(cache, size, "QLORA_REPEAT_CACHE")
 
 
 def what_it_takes(workspace: Workspace, item: Item) -> Missing:
@@ -135,45 +138,32 @@ def what_it_takes(workspace: Workspace, item: Item) -> Missing:
         UsageError: the lock file contradicts the study.
     """
     if item.hub is not None:
+        command = fetch_command(workspace, item)
         kind: RepositoryKind = "model" if item.kind == "base" else "dataset"
-        pin = lock_file(workspace).pin(item.hub) or resolve(item.hub, kind, fetch_command(workspace, item))
-        absent = absent_files(item.hub, pin)
-        size = sum(
-            file.size for name, file in pin.files.items() if item.kind == "data" or name.endswith(".bin")
+        pin = lock_file(workspace).pin(item.hub) or resolve(item.hub, kind, command)
+        copied = [name for name in pin.files if item.kind == "data" or name.endswith(".bin")]
+        size, missing = (
+            sum(pin.files[name].size for name in names) for names in (copied, absent_files(item.hub, pin))
         )
-        origin = f"{item.hub.repository} at {pin.commit[:12]} from the hub"
-        return Missing(item, origin, size, pin, sum(pin.files[name].size for name in absent))
-    return (
-        _missing_data(item, workspace.study.data[item.name])
-        if item.kind == "data"
-        else _missing_base(item, workspace.study.bases[item.name])
-    )
-
-
-def _missing_data(item: Item, data: Data) -> Missing:
-    if data.file is not None:
-        return Missing(item, f"{data.rows} rows from {data.file.origin}", locate(data.file).stat().st_size)
-    package, module = (
-        (FORTUNES_PACKAGE, "fortune") if data.source == "fortunes" else ("reasoning-gym", "reasoning_gym")
-    )
-    if importlib.util.find_spec(module) is None:
-        raise MissingError(
-            f"data {item.name} comes from the package {package}, which is not installed; "
-            f"run `python -m pip install {package}`"
-        )
-    return Missing(item, f"{data.rows} rows from package {package}", 250 * data.rows)
-
-
-def _missing_base(item: Item, base: Base) -> Missing:
+        return Missing(item, f"{item.hub.repository} at {pin.commit[:12]} from the hub", size, pin, missing)
+    if item.kind == "data":
+        data = workspace.study.data[item.name]
+        if data.file is not None:
+            size = locate(data.file).stat().st_size
+            return Missing(item, f"{data.rows} rows from {data.file.origin}", size)
+        package = FORTUNES_PACKAGE if data.source == "fortunes" else "reasoning-gym"
+        if data.source == "fortunes":
+            package_folder(package, "fortune")
+        return Missing(item, f"{data.rows} rows from package {package}", 250 * data.rows)
+    base = workspace.study.bases[item.name]
     if base.gguf is not None:
         # float16 needs about three times the space of 4 bits with scales.
-        size = 3 * locate(base.gguf).stat().st_size
-        return Missing(item, f"{base.gguf.origin}, converted", size)
+        return Missing(item, f"{base.gguf.origin}, converted", 3 * locate(base.gguf).stat().st_size)
     assert base.tokenizer is not None and base.pretraining is not None, "checked by the study"
     locate(base.tokenizer)
     width, layers = base.pretraining.hidden_size, base.pretraining.layers
     origin = f"pretrained here (minutes) for the tokenizer of {base.tokenizer.origin}"
-    return Missing(item, origin, 2 * (2 * 50432 * width + 12 * layers * width**2))
+    return Missing(item, origin, 2 * (2 * VOCABULARY * width + 12 * layers * width**2))
 
 
 def _fetch_item(workspace: Workspace, missing: Missing) -> None:
@@ -220,3 +210,102 @@ def fetch_command(workspace: Workspace, item: Item) -> str:
         if item.name == (model.base if item.kind == "base" else model.data):
             return f"`{command} --only {name}`"
     return f"`{command}`"
+
+
+def fetch_base(workspace: Workspace, name: str, pin: Pin | None = None) -> None:
+    """Put a base model into the cache, from a hub (`pin`), from a GGUF file, or by pretraining.
+
+    The ``source.json`` of a base from a hub has its pin.
+
+    Raises:
+        MissingError: a package is missing, a file has unexpected bytes, or the weights of a repository are
+            invalid or contain other pickled objects than tensors.
+    """
+    study, base = workspace.study, workspace.study.bases[name]
+    with new_folder(base_folder(workspace, name)) as folder:
+        if base.hub is not None and pin is not None:
+            _from_hub(base.hub, pin, folder)
+        else:
+            model, tokenizer = _from_gguf(verified(base.gguf)) if base.gguf else pretrain(study, base)
+            save_plain(model, folder)
+            tokenizer.save_pretrained(folder)
+        write_json(folder / MANIFEST, folder_digests(folder))
+
+
+def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
+    """Link to a repository's files in the hub's cache, and convert pickled weights."""
+    snapshot = snapshot_folder(hub, pin)
+    pickled = [name for name in pin.files if name.startswith("pytorch_model")]
+    for name in pin.files:
+        if name not in pickled:
+            target = (snapshot / name).resolve()
+            (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
+    if pickled:
+        module = "qlora_repeat.assets.convert_pickle"
+        command = [sys.executable, "-m", module, str(snapshot), str(folder), *pickled]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            killed = f"exit code {done.returncode}; it needs memory for twice the largest file"
+            reason = (done.stderr.strip().splitlines() or [killed])[-1]
+            raise MissingError(f"{hub.repository}: its pickled weights cannot be converted ({reason})")
+        converted = {path.name: file_digest(path) for path in sorted(folder.glob("model*.safetensors"))}
+        if pin.converted and converted != pin.converted:
+            raise MissingError(
+                f"{hub.repository}: its pickled weights convert to other bytes than locked; "
+                "install the locked version of torch"
+            )
+        pin = replace(pin, converted=converted)
+    try:
+        check_weights(folder)
+    except MissingError as error:
+        reason = str(error).replace(f"{folder}/", "").rpartition("; ")[0]
+        raise MissingError(
+            f"{hub.repository}: {reason}; the study file must name another revision of it"
+        ) from None
+    write_json(folder / SOURCE, asdict(pin))
+
+
+def _from_gguf(path: Path) -> tuple[Any, Any]:
+    """Return a GGUF model in float16, which keeps 11 bits of each 4-bit value, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    return model.to(torch.float16), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def save_plain(model: Any, folder: Path) -> None:
+    """Save a model for plain transformers, without a path of this machine."""
+    model.config._name_or_path = ""
+    model.save_pretrained(folder)
+
+
+def prepare_data(workspace: Workspace, name: str, pin: Pin | None = None) -> None:
+    """Put rows from a hub's cache (`pin`), a file or a package into the cache, after checking them.
+
+    Raises:
+        MissingError: a package or file is missing, or the rows are not the expected ones.
+        UsageError: the files lack a column of the study.
+    """
+    study, data = workspace.study, workspace.study.data[name]
+    if data.hub is not None and pin is not None:
+        rows = file_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
+    else:
+        rows = corpus_rows(data)
+    text = json_lines(rows)
+    found = text_digest(text)
+    if data.sha256 is not None and found != data.sha256:
+        raise MissingError(
+            f"data {name}: the rows' SHA-256 is {found}, study {study.name} expects {data.sha256}; "
+            "install the locked version of the package that they come from"
+        )
+    with new_folder(data_folder(workspace, name)) as folder:
+        write_text(folder / ROWS, text)
+        if pin is not None:
+            write_json(folder / SOURCE, asdict(pin))
+        write_json(folder / MANIFEST, {ROWS: found})

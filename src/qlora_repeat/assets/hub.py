@@ -5,20 +5,19 @@ It uses huggingface_hub with the user's cache (``HF_HOME``), token (``HF_TOKEN``
 """
 
 import fnmatch
-import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from qlora_repeat.assets.hub_lock import COMMIT, Pin, PinnedFile, RepositoryKind
+from qlora_repeat.assets.hub_lock import COMMIT, Pin, PinnedFile
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.system.hashing import file_digest
 
+RepositoryKind = Literal["model", "dataset"]
 _File = TypeVar("_File")
-
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Each of them contains a vocabulary."""
 _CONFIGURATION = (
@@ -57,31 +56,17 @@ def resolve(hub: Hub, kind: RepositoryKind, command: str) -> Pin:
         }
         found = Pin(kind, hub.revision, info.sha, files)
     except _failures() as error:
-        cached = _cached(hub, kind, command) if _is_unreachable(error) else None
+        cached = cached_files(hub, kind, command) if _is_unreachable(error) else None
         if cached is None:
             raise _explain(error, hub, kind, hub.revision, [], command) from None
-        return cached
+        commit, paths = cached
+        files = {name: PinnedFile(path.stat().st_size, file_digest(path)) for name, path in paths.items()}
+        return Pin(kind, hub.revision, commit, files)
     needed, absent = _needed(hub, kind, files)
     if absent:
-        raise MissingError(
-            f"{hub.repository}: revision {hub.revision} has no {' and no '.join(absent)}; "
-            "correct the study file"
-        )
+        text = f"{hub.repository}: revision {hub.revision} has no {' and no '.join(absent)}"
+        raise MissingError(f"{text}; correct the study file")
     return replace(found, files=needed)
-
-
-def _cached(hub: Hub, kind: RepositoryKind, command: str) -> Pin | None:
-    """Return the pin of a revision in the hub's cache, or None if the cache does not have it.
-
-    Raises:
-        MissingError: the cache has only a part of what the study needs.
-    """
-    found = cached_files(hub, kind, command)
-    if found is None:
-        return None
-    commit, paths = found
-    files = {name: PinnedFile(path.stat().st_size, file_digest(path)) for name, path in paths.items()}
-    return Pin(kind, hub.revision, commit, files)
 
 
 def cached_files(hub: Hub, kind: RepositoryKind, command: str) -> tuple[str, dict[str, Path]] | None:
@@ -123,11 +108,14 @@ def _needed(hub: Hub, kind: RepositoryKind, files: dict[str, _File]) -> tuple[di
     weights = _matching(top, _SAFE) or _matching(top, _PICKLED)
     parts = {part for name in weights for part in _shards(name)}
     chosen = {*weights, *parts, *_matching(top, _CONFIGURATION)}
+    absent = {
+        "config.json": "config.json" not in top,
+        f"tokenizer ({', '.join(_TOKENIZER)})": not any(name in top for name in _TOKENIZER),
+        "weights (model*.safetensors, pytorch_model*.bin)": not weights,
+        **{part: part not in top for part in sorted(parts)},
+    }
     wanted = {name: files[name] for name in top if name in chosen}
-    lacking = [] if "config.json" in top else ["config.json"]
-    lacking += [] if any(name in top for name in _TOKENIZER) else [f"tokenizer ({', '.join(_TOKENIZER)})"]
-    lacking += [] if weights else ["weights (model*.safetensors, pytorch_model*.bin)"]
-    return wanted, lacking + sorted(parts - set(top))
+    return wanted, [name for name, is_absent in absent.items() if is_absent]
 
 
 def _matching(names: Collection[str], patterns: tuple[str, ...]) -> list[str]:
@@ -136,10 +124,10 @@ def _matching(names: Collection[str], patterns: tuple[str, ...]) -> list[str]:
 
 def _shards(name: str) -> list[str]:
     """Return all shards of the set that a shard belongs to, by its name, and the set's index."""
-    found = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(\..+)", name)
+    found = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\..+)", name)
     if found is None:
         return []
-    stem, _, count, suffix = found.groups()
+    stem, count, suffix = found.groups()
     shards = [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
     return [*shards, f"{stem}{suffix}.index.json"]
 
@@ -202,21 +190,17 @@ def require_access(hub: Hub, pin: Pin, command: str) -> None:
 
 
 def _verified(path: Path, expected: PinnedFile, hub: Hub, pin: Pin, command: str) -> PinnedFile:
+    from huggingface_hub.utils.sha import git_hash
+
+    # For small files, a hub gives only the SHA-1 of Git's blob.
     digest = file_digest(path)
-    same = digest == expected.digest if len(expected.digest) == 64 else _is_blob(path, expected)
-    if not same or path.stat().st_size != expected.size:
+    found = digest if len(expected.digest) == 64 else git_hash(path.read_bytes())
+    if found != expected.digest or path.stat().st_size != expected.size:
         raise MissingError(
             f"{path}: not the bytes of {hub.repository} at {pin.commit[:12]}, by the lock file or the hub; "
             f"delete it and {path.resolve()}, and run {command}"
         )
     return PinnedFile(expected.size, digest)
-
-
-def _is_blob(path: Path, expected: PinnedFile) -> bool:
-    """Return whether a file has a Git blob's digest, the only digest that hubs give for small files."""
-    content = path.read_bytes()
-    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-    return blob.hexdigest() == expected.digest
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -270,33 +254,28 @@ def _not_here(hub: Hub, absent: list[str], why: str, command: str) -> MissingErr
 
 def _refusal(error: Any, hub: Hub, kind: RepositoryKind, revision: str, command: str) -> MissingError:
     """Return an error that says why a hub refused a request, and what to do."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import constants, errors, get_token
 
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub.repository}"
     status, said = error.response.status_code, error.response.headers.get("X-Error-Message")
-    answered = f"the hub answered {status} ({said})" if said else f"the hub answered {status}"
+    answered = f"the hub answered {status}" + (f" ({said})" if said else "")
     locked = f"is locked, but no longer exists: see {page}; to lock again, delete its entry in the lock file"
-    if isinstance(error, RevisionNotFoundError):
+    again, has_token = f"and run {command}", get_token() is not None
+    if isinstance(error, errors.RevisionNotFoundError):
         gone = revision != hub.revision
         what = f"commit {revision} {locked}" if gone else f"no revision {revision}; correct the study file"
-    elif isinstance(error, RemoteEntryNotFoundError):
+    elif isinstance(error, errors.RemoteEntryNotFoundError):
         what = f"{error.response.url.path} {locked}"
-    elif status == 401 and get_token() is not None:
-        what = f"the hub does not accept the token: set HF_TOKEN to a valid one, and run {command}"
-    elif isinstance(error, GatedRepoError) and get_token() is None:
-        what = f"gated: ask for access at {page}, set HF_TOKEN to a token of that account, and run {command}"
-    elif isinstance(error, GatedRepoError):
-        what = f"the account of HF_TOKEN has no access: ask for it at {page}, and run {command}"
-    elif isinstance(error, RepositoryNotFoundError):
+    elif status == 401 and has_token:
+        what = f"the hub does not accept the token: set HF_TOKEN to a valid one, {again}"
+    elif isinstance(error, errors.GatedRepoError) and has_token:
+        what = f"the account of HF_TOKEN has no access: ask for it at {page}, {again}"
+    elif isinstance(error, errors.GatedRepoError):
+        what = f"gated: ask for access at {page}, set HF_TOKEN to a token of that account, {again}"
+    elif isinstance(error, errors.RepositoryNotFoundError):
         what = f"the repository does not exist, or is private: see {page}; a private one needs HF_TOKEN"
     elif status in (401, 403):
-        what = f"{answered}: set HF_TOKEN to a token that may read it, and run {command}"
+        what = f"{answered}: set HF_TOKEN to a token that may read it, {again}"
     else:
         what = f"{answered}; later, run {command}"
     return MissingError(f"{hub.repository}: {what}")

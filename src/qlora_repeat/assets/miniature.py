@@ -49,34 +49,27 @@ def write_hub(study: Study, home: Path) -> None:
         raise UsageError(
             f"{home}: contains other files than miniatures, so it is not replaced; name another folder"
         )
-    bases = {name: base for name, base in study.bases.items() if base.hub is not None}
-    rows = {name: _rows(data) for name, data in study.data.items() if data.hub is not None}
-    if not bases and not rows:
+    rows = {name: _rows(data) for name, data in study.data.items()}
+    if not any(base.hub for base in study.bases.values()) and not any(rows.values()):
         raise UsageError(f"study {study.name} uses nothing from a hub, so there is nothing to rehearse")
-    for name, base in bases.items():
-        if _kind(base) not in _ENDS:
-            known = " or ".join(_ENDS)
-            raise UsageError(f"bases.{name}.architecture.model_type must be {known} (found {_kind(base)!r})")
     values = [value for each in rows.values() for row in each[:3000] for value in row.values()]
     texts = [value for value in values if isinstance(value, str)]
     with new_folder(home) as folder, tempfile.TemporaryDirectory() as scratch:
-        for seed, (name, base) in enumerate(bases.items()):
-            assert base.hub is not None
-            files = Path(scratch, "models", name)
-            files.mkdir(parents=True)
-            _write_model(files, base, texts, seed, pickled=base.hub.repository in PICKLED)
-            _add_repository(folder, base.hub, "models", files)
-        for name, each in rows.items():
-            hub = study.data[name].hub
-            assert hub is not None
-            files = Path(scratch, "datasets", name)
-            _write_rows(files / _file_name(hub), each)
-            _add_repository(folder, hub, "datasets", files)
+        for seed, (name, base) in enumerate(study.bases.items()):
+            if base.hub is not None:
+                if (kind := (base.architecture or {}).get("model_type")) not in _ENDS:
+                    key, known = f"bases.{name}.architecture.model_type", " or ".join(_ENDS)
+                    raise UsageError(f"{key} must be {known} (found {kind!r})")
+                files = Path(scratch, "models", name)
+                _write_model(files, base, texts, seed, pickled=base.hub.repository in PICKLED)
+                _add_repository(folder, base.hub, "models", files)
+        for name, data in study.data.items():
+            if data.hub is not None:
+                files, pattern = Path(scratch, "datasets", name), data.hub.files
+                part = "train-00000-of-00001" if pattern.endswith(".parquet") else "quotes"
+                _write_rows(files / pattern.replace("*", part), rows[name])
+                _add_repository(folder, data.hub, "datasets", files)
         (folder / _MARK).write_text(f"Miniatures of what study {study.name} uses from a hub.\n", "utf-8")
-
-
-def _kind(base: Base) -> str:
-    return str((base.architecture or {}).get("model_type"))
 
 
 def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickled: bool) -> None:
@@ -84,86 +77,70 @@ def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickl
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind = _kind(base)
+    architecture = base.architecture or {}
+    kind = str(architecture["model_type"])
     begin, end = _ENDS[kind]
-    kept = {
-        key: value for key, value in (base.architecture or {}).items() if isinstance(value, (bool, float))
-    }
+    kept = {key: value for key, value in architecture.items() if isinstance(value, (bool, float))}
     config = AutoConfig.for_model(
         kind, **_SHAPE, **kept, bos_token_id=begin, eos_token_id=end, miniature=True
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
-    (_neox_tokenizer if kind == "gpt_neox" else _llama_tokenizer)(texts).save_pretrained(folder)
+    _tokenizer(kind, texts).save_pretrained(folder)
     if not pickled:
         model.save_pretrained(folder, max_shard_size=_SHARD_BYTES)
         return
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     tensors = list(model.state_dict().items())
-    halves = [dict(tensors[: len(tensors) // 2]), dict(tensors[len(tensors) // 2 :])]
-    names = [f"pytorch_model-{number:05}-of-{len(halves):05}.bin" for number in range(1, len(halves) + 1)]
-    for name, half in zip(names, halves, strict=True):
-        torch.save({key: value.clone() for key, value in half.items()}, folder / name)
-    weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
+    half, weight_map = len(tensors) // 2, dict[str, str]()
+    for number, part in enumerate((tensors[:half], tensors[half:]), 1):
+        name = f"pytorch_model-{number:05}-of-00002.bin"
+        torch.save({key: value.clone() for key, value in part}, folder / name)
+        weight_map |= {key: name for key, _ in part}
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
 
 
-def _neox_tokenizer(texts: list[str]) -> Any:
-    """Return a byte-level tokenizer like GPT-NeoX-20B's, which adds no token to a text."""
-    from tokenizers import pre_tokenizers
-    from transformers import GPTNeoXTokenizer
+def _tokenizer(kind: str, texts: list[str]) -> Any:
+    """Return a tokenizer trained on texts: Llama's, which begins each text with ``<s>``, or GPT-NeoX's."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import GPTNeoXTokenizer, LlamaTokenizer
 
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    splitting = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return GPTNeoXTokenizer(**_vocabulary(texts, splitting, ["<|endoftext|>", "<|padding|>"], alphabet))
-
-
-def _llama_tokenizer(texts: list[str]) -> Any:
-    """Return a tokenizer of word pieces and bytes like Llama's, which begins each text with ``<s>``."""
-    from tokenizers import pre_tokenizers
-    from transformers import LlamaTokenizer
-
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    splitting = pre_tokenizers.Metaspace(prepend_scheme="first")
-    return LlamaTokenizer(**_vocabulary(texts, splitting, tokens, []), add_bos_token=True)
-
-
-def _vocabulary(texts: list[str], splitting: Any, tokens: list[str], alphabet: list[str]) -> dict[str, Any]:
-    from tokenizers import Tokenizer, models, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = splitting
+    tokenizer, alphabet = Tokenizer(models.BPE()), list[str]()
+    if kind == "llama":
+        tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    else:
+        tokens, alphabet = ["<|endoftext|>", "<|padding|>"], pre_tokenizers.ByteLevel.alphabet()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     trained = json.loads(tokenizer.to_str())["model"]
-    return {"vocab": trained["vocab"], "merges": [tuple(merge) for merge in trained["merges"]]}
+    vocabulary = {"vocab": trained["vocab"], "merges": [tuple(merge) for merge in trained["merges"]]}
+    if kind == "llama":
+        return LlamaTokenizer(**vocabulary, add_bos_token=True)
+    return GPTNeoXTokenizer(**vocabulary)
 
 
 def _rows(data: Data) -> list[dict[str, Any]]:
     """Return the study's number of rows, with the columns of the true dataset."""
-    draw = random.Random(data.rows)
+    draw, columns = random.Random(data.rows), data.columns
+    if data.hub is None:
+        return []
     if data.task == "text-generation":
-        return [
-            {data.columns["quote"]: _quote(draw), "author": "the kit", "tags": ["rehearsal"]}
-            for _ in range(data.rows)
-        ]
+        more = {"author": "the kit", "tags": ["rehearsal"]}
+        return [{columns["quote"]: _quote(draw), **more} for _ in range(data.rows)]
     rows = [
-        {
-            "input": "",
-            data.columns["answer"]: answer,
-            data.columns["instruction"]: question,
-            "data_source": "kit",
-        }
+        {"input": "", columns["answer"]: answer, columns["instruction"]: question, "data_source": "kit"}
         for question, answer in (_question(draw) for _ in range(data.rows))
     ]
     for place, beginning in enumerate(data.prompts, 1):
         asked = rows[place * data.rows // (len(data.prompts) + 1)]
         options = "A: the first. B: the second. C: the third. D: the fourth."
-        asked[data.columns["instruction"]] = f"{beginning}, which of these follows?\n{options}"
-        asked[data.columns["answer"]] = draw.choice("ABCD")
+        asked[columns["instruction"]] = f"{beginning}, which of these follows?\n{options}"
+        asked[columns["answer"]] = draw.choice("ABCD")
     return rows
 
 
@@ -180,10 +157,6 @@ def _question(draw: random.Random) -> tuple[str, str]:
     if draw.random() < 0.5:
         return f"What is {one} plus {two}?", f"The sum of {one} and {two} is {one + two}."
     return f"Which is larger, {one} or {two}?", f"The larger of {one} and {two} is {max(one, two)}."
-
-
-def _file_name(hub: Hub) -> str:
-    return hub.files.replace("*", "train-00000-of-00001" if hub.files.endswith(".parquet") else "quotes")
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -210,8 +183,7 @@ def _add_repository(home: Path, hub: Hub, kind: str, files: Path) -> None:
     blobs.mkdir(parents=True)
     for path in sorted(path for path in files.rglob("*") if path.is_file()):
         name = path.relative_to(files)
-        blob = blobs / file_digest(path)
-        path.replace(blob) if not blob.exists() else path.unlink()
+        blob = path.replace(blobs / file_digest(path))
         link = folder / "snapshots" / commit / name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(Path(*[".."] * (len(name.parts) + 1), "blobs", blob.name))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.dataset_builders import attributed_quote, corpus_rows, fortunes, plain, question_rows
+from qlora_repeat.assets.package_files import verified
 from qlora_repeat.study.data_sources import Base, Pretraining
 from qlora_repeat.study.study import Study
 
@@ -17,18 +18,18 @@ VOCABULARY = 50432
 """The embedding rows of GPT-NeoX-20B, of which its tokenizer uses 50,277."""
 
 
-def pretrain(study: Study, base: Base, tokenizer_file: Path) -> tuple[Any, Any]:
+def pretrain(study: Study, base: Base) -> tuple[Any, Any]:
     """Pretrain from the fixed seed, and return the model in float16 and its tokenizer."""
     import torch
 
     settings = base.pretraining
-    assert settings is not None, "a base with a tokenizer has a pretraining (checked by the study)"
-    tokenizer = neox_tokenizer(tokenizer_file)
+    assert settings is not None and base.tokenizer is not None, "checked by the study"
+    tokenizer = neox_tokenizer(verified(base.tokenizer))
+    streams = []
     fortunes_first, then_questions = pretraining_texts(study, settings)
-    streams = [
-        (settings.fortune_steps, torch.tensor(_token_stream(tokenizer, fortunes_first))),
-        (settings.question_steps, torch.tensor(_token_stream(tokenizer, then_questions))),
-    ]
+    for steps, texts in ((settings.fortune_steps, fortunes_first), (settings.question_steps, then_questions)):
+        tokens = [token for ids in tokenizer(texts)["input_ids"] for token in (*ids, tokenizer.eos_token_id)]
+        streams.append((steps, torch.tensor(tokens)))
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
@@ -45,7 +46,8 @@ def pretraining_texts(study: Study, settings: Pretraining) -> tuple[list[str], l
     for data in study.data.values():
         if data.source == "fortunes":
             taken = {row["quote"] for row in corpus_rows(data)}
-            quotes.update(_one_line(text) for text in fortunes() if plain(text))
+            # The quote of a fortune as in the study, or the whole fortune on one line.
+            quotes |= {attributed_quote(text) or " ".join(text.split()) for text in fortunes() if plain(text)}
             quotes = {quote for quote in quotes - taken if len(quote) <= 400}
         elif data.source == "reasoning-gym":
             taken = {_without_options(row["instruction"]) for row in corpus_rows(data)}
@@ -66,22 +68,12 @@ def _shuffled(texts: set[str], seed: int) -> list[str]:
     return ordered
 
 
-def _one_line(fortune: str) -> str:
-    """Return the quote of a fortune as in the study, or the whole fortune."""
-    return attributed_quote(fortune) or " ".join(fortune.split())
-
-
 def neox_tokenizer(file: Path) -> Any:
     """Return the tokenizer of GPT-NeoX-20B from its file."""
     from transformers import PreTrainedTokenizerFast
 
     end = "<|endoftext|>"
     return PreTrainedTokenizerFast(tokenizer_file=str(file), bos_token=end, eos_token=end, unk_token=end)
-
-
-def _token_stream(tokenizer: Any, texts: list[str]) -> list[int]:
-    end = tokenizer.eos_token_id
-    return [token for ids in tokenizer(texts)["input_ids"] for token in (*ids, end)]
 
 
 def _train(settings: Pretraining, streams: list[tuple[int, Any]]) -> Any:

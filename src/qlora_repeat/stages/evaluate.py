@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder, check_base, is_miniature, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import Prompt, study_prompts
-from qlora_repeat.assets.tokenized import encoded_part
+from qlora_repeat.assets.derived_cache import encoded_part
 from qlora_repeat.stages.generate import answer_letter, respond
 from qlora_repeat.stages.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.study.randomness import draw_seed, recorded_or_drawn, stream_seed

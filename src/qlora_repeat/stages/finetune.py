@@ -7,8 +7,7 @@ from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder, check_base, hub_commit, is_miniature, load_tokenizer
 from qlora_repeat.assets.datasets import Example, batch_order
-from qlora_repeat.assets.quantized import load_frozen_base
-from qlora_repeat.assets.tokenized import encoded_part
+from qlora_repeat.assets.derived_cache import encoded_part, load_frozen_base
 from qlora_repeat.records.trace import loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
 from qlora_repeat.study.optimizers import Optimizer

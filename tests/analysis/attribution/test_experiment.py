@@ -147,7 +147,7 @@ def test_an_operation_that_is_not_deterministic_is_found(
 
 
 def test_a_shuffled_split_is_found(copied: Experiment, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qlora_repeat.assets.tokenized as module
+    import qlora_repeat.assets.derived_cache as module
 
     real = module.part_rows
     with monkeypatch.context() as patched:
