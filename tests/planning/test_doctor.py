@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkout import ROOT, kit, needs_latex
+from support.checkout import ROOT, kit
 from support.hub_server import Hub
 from support.hub_study import NOBODY, write_hub_study
 from support.places import NO_RUNS, at
@@ -34,9 +34,7 @@ from qlora_repeat.planning.machine_checks import (
     checkout_findings,
     environment_findings,
     folder_findings,
-    latex_findings,
     precision_findings,
-    python_findings,
     thread_findings,
     torch_findings,
 )
@@ -288,7 +286,7 @@ def test_a_gpu_that_the_cpu_build_cannot_use_is_reported(
     (found,) = torch_findings()
     assert found.level == "warning"
     assert "is the CPU build and cannot use the 1 GPU that nvidia-smi shows" in found.text
-    assert found.advice == "run `make setup ACCELERATOR=cuda`"
+    assert "`make setup ACCELERATOR=cuda`" in found.advice
 
 
 UNKNOWN = (
@@ -492,11 +490,6 @@ def test_more_threads_than_cores_are_reported() -> None:
     assert [each.level for each in thread_findings(3, 2)] == ["warning"]
 
 
-def test_a_python_without_locked_packages_is_reported() -> None:
-    assert text(python_findings())[0].startswith("ok 3.1")
-    assert text(python_findings((3, 15, 0)))[0].startswith("warning 3.15.0; packages are locked for 3.11")
-
-
 def test_code_that_records_cannot_name_is_reported() -> None:
     none: dict[str, Any] = {"commit": None, "dirty": None, "image": {"digest": None}}
     commit = {"commit": "1234567890abcdef", "dirty": False}
@@ -505,15 +498,3 @@ def test_code_that_records_cannot_name_is_reported() -> None:
     assert dirty.startswith("warning files differ from commit 1234567890ab; every record will say so")
     assert text(checkout_findings(none))[0].startswith("warning Git shows no commit")
     assert text(checkout_findings(none | {"image": {"digest": "sha256:12"}})) == ["ok sha256:12; "]
-
-
-@needs_latex
-def test_installed_latex_causes_no_warning() -> None:
-    assert [each.level for each in latex_findings()] == ["ok"]
-
-
-def test_without_latex_only_make_paper_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (found,) = latex_findings()
-    assert (found.level, found.text) == ("warning", "pdflatex is not installed; only `make paper` needs it")
-    assert "texlive-latex-base" in found.advice

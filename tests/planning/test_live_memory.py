@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qlora_repeat.planning.live_memory import LiveMemory
+from qlora_repeat.planning.memory_estimate import LiveMemory
 
 THOUSAND = 4000
 """The bytes of a thousand float32."""

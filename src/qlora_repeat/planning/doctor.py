@@ -17,21 +17,9 @@ from qlora_repeat.assets.fetch import Item, Missing, fetch_command, needed, what
 from qlora_repeat.assets.hub import cached_files, hub_cache
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import KitError, MissingError
+from qlora_repeat.planning import machine_checks
 from qlora_repeat.planning.gpu_catalog import Gpu
-from qlora_repeat.planning.machine_checks import (
-    Finding,
-    checkout_findings,
-    environment_findings,
-    folder_findings,
-    gpu_of_this_machine,
-    latex_findings,
-    nearest,
-    package_findings,
-    precision_findings,
-    python_findings,
-    thread_findings,
-    torch_findings,
-)
+from qlora_repeat.planning.machine_checks import Finding, folder_findings, nearest
 from qlora_repeat.planning.plan import DTYPE_BYTES, make_plan, train_examples
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.workspace import Workspace
@@ -40,7 +28,6 @@ from qlora_repeat.system.gpus import default_workers
 
 CPU_SECONDS = 0.55 / 134.5e6
 """Seconds of a step for each parameter, measured with SmolLM2-135M on two cores."""
-DAY = 24 * 3600.0
 GATED = ("meta-llama/",)
 """Owners of repositories that need an accepted license and a token."""
 
@@ -70,52 +57,46 @@ def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
     A check that fails itself becomes a warning.
     """
     study, infos = workspace.study, list[ItemInfo]()
+    kernels, threads = study.randomness.kernels, study.threads
 
     def find_items() -> list[Finding]:
         infos.extend([item_info(workspace, item) for item in needed(workspace)])  # all or none
         return []
 
-    def with_items(check: Callable[[], Iterable[Finding]]) -> Callable[[], Iterable[Finding]]:
-        return lambda: check() if infos else []
-
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
-        "Python": python_findings,
-        "packages": package_findings,
-        "torch": torch_findings,
+        "packages": machine_checks.package_findings,
+        "torch": machine_checks.torch_findings,
         "study": find_items,
-        "device": with_items(lambda: device_findings(workspace, infos, gpu_of_this_machine())),
-        "precision": lambda: precision_findings(study.precision.compute, machine),
-        "threads": lambda: thread_findings(study.threads, machine["usable_cores"]),
-        "models and data": with_items(lambda: item_findings(workspace, infos)),
+        "device": lambda: device_findings(workspace, infos, machine_checks.gpu_of_this_machine()),
+        "precision": lambda: machine_checks.precision_findings(study.precision.compute, machine),
+        "threads": lambda: machine_checks.thread_findings(threads, machine["usable_cores"]),
+        "models and data": lambda: item_findings(workspace, infos),
         "folders": lambda: _folder_findings(workspace, infos),
-        "disk": with_items(lambda: disk_findings(workspace, infos)),
-        "environment": lambda: environment_findings(
-            machine["environment"], study.randomness.kernels, study.threads
-        ),
-        "checkout": lambda: checkout_findings(machine),
-        "LaTeX": latex_findings,
+        "disk": lambda: disk_findings(workspace, infos),
+        "environment": lambda: machine_checks.environment_findings(machine["environment"], kernels, threads),
+        "checkout": lambda: machine_checks.checkout_findings(machine),
     }
-    return [
-        dataclasses.replace(finding, subject=name)
-        for name, check in checks.items()
-        for finding in _run_check(check)
-    ]
+    findings = []
+    for name, check in checks.items():
+        if infos or name not in ("device", "models and data", "disk"):
+            findings += [dataclasses.replace(finding, subject=name) for finding in _run_check(check)]
+    return findings
 
 
 def _run_check(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     try:
         return list(check())
     except KitError as error:
-        return [_finding_of(error, "correct that, and run `qlora-repeat doctor` again")]
+        return [_finding_of(error)]
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return [Finding("warning", f"this check itself failed ({reason})", "check it by hand")]
 
 
-def _finding_of(error: KitError, default_advice: str) -> Finding:
+def _finding_of(error: KitError) -> Finding:
     """Return an error as a finding. The text of most errors ends with advice."""
     text, _, advice = " ".join(str(error).split()).partition("; ")
-    return Finding("stops", text, advice or default_advice)
+    return Finding("stops", text, advice or "correct that, and run `qlora-repeat doctor` again")
 
 
 def item_info(workspace: Workspace, item: Item) -> ItemInfo:
@@ -127,16 +108,15 @@ def item_info(workspace: Workspace, item: Item) -> ItemInfo:
     is_base = item.kind == "base"
     if item.present:
         return ItemInfo(item, base_bytes(workspace, item.name) if is_base else None)
-    if item.hub is None:
+    if item.hub is None or lock_file(workspace).pin(item.hub) is not None:
         try:
-            missing = what_it_takes(workspace, item)
+            missing = what_it_takes(workspace, item)  # asks no hub
         except MissingError as error:
             return ItemInfo(item, problem=error)
-        return ItemInfo(item, missing.size if is_base else None, missing)
-    if (pin := lock_file(workspace).pin(item.hub)) is not None:
-        missing = what_it_takes(workspace, item)
-        weights = _weights_size({name: file.size for name, file in pin.files.items()})
-        return ItemInfo(item, weights, missing, in_hub_cache=missing.download == 0)
+        weights = missing.size
+        if missing.pin is not None:
+            weights = _weights_size({name: file.size for name, file in missing.pin.files.items()})
+        return ItemInfo(item, weights if is_base else None, missing, in_hub_cache=missing.download == 0)
     try:
         found = cached_files(item.hub, "model" if is_base else "dataset", fetch_command(workspace, item))
     except MissingError:  # a part of it, so the rest must be fetched
@@ -147,9 +127,7 @@ def item_info(workspace: Workspace, item: Item) -> ItemInfo:
         missing = Missing(item, item.hub.repository, new)
         return ItemInfo(item, _weights_size(sizes), missing, in_hub_cache=True)
     if not is_base:
-        size = (
-            1000 * workspace.study.data[item.name].rows
-        )  # about as much as each of the paper's instructions
+        size = 1000 * workspace.study.data[item.name].rows  # about the size of the paper's instructions
         return ItemInfo(item, None, Missing(item, item.hub.repository, size, download=size))
     estimate = _size_by_architecture(workspace.study, item.name)
     missing_base = Missing(item, item.hub.repository, 0, download=estimate) if estimate else None
@@ -184,11 +162,9 @@ def device_findings(
     except MissingError:
         study = lock_file(workspace).study
         names = ", ".join(info.item.name for info in infos if info.is_base and not info.item.present)
-        yield Finding(
-            "warning",
-            f"{device.name}: whether its memory is enough is unknown until {names} is fetched",
-            f"run `qlora-repeat fetch {study}`, then `qlora-repeat doctor {study}` again",
-        )
+        text = f"{device.name}: whether its memory is enough is unknown until {names} is fetched"
+        advice = f"run `qlora-repeat fetch {study}`, then `qlora-repeat doctor {study}` again"
+        yield Finding("warning", text, advice)
         return
     if problems := plan.too_large():
         advice = "use a larger GPU (`qlora-repeat plan` compares them)"
@@ -196,14 +172,12 @@ def device_findings(
         return
     peak = max(model.peak[0] for model in plan.models)
     shown = f"{peak / 1e9:.1f} GB are needed of the {device.memory / 1e9:.1f} GB of {device.name}"
-    if free < peak:
-        yield Finding(
-            "warning",
-            f"{shown}, and {free / 1e9:.1f} GB are free because other processes use it",
-            "wait for them (`nvidia-smi` lists them), or choose another GPU with CUDA_VISIBLE_DEVICES",
-        )
-    else:
+    if free >= peak:
         yield Finding("ok", shown)
+        return
+    text = f"{shown}, and {free / 1e9:.1f} GB are free because other processes use it"
+    advice = "wait for them (`nvidia-smi` lists them), or choose another GPU with CUDA_VISIBLE_DEVICES"
+    yield Finding("warning", text, advice)
 
 
 def cpu_findings(study: Study, infos: list[ItemInfo], memory: int) -> Iterator[Finding]:
@@ -214,40 +188,35 @@ def cpu_findings(study: Study, infos: list[ItemInfo], memory: int) -> Iterator[F
     GPU by mistake, and should end at once.
     """
     weights = {info.item.name: info.weights for info in infos if info.is_base}
-    if unknown := [name for name, size in weights.items() if size is None]:
-        yield Finding(
-            "warning",
-            f"there is no GPU, and the size of {', '.join(unknown)} is unknown until it is fetched: only "
-            "small models run on a CPU",
-            "run `qlora-repeat fetch`, then `qlora-repeat doctor` again; or use a machine with a GPU",
-        )
-    known = {name: size for name, size in weights.items() if size is not None}
-    slowest = max(
-        (
-            known[model.base]
-            / 2
-            * CPU_SECONDS
-            * model.training.total_steps(train_examples(study.data[model.data]))
-            for model in study.models.values()
-            if model.base in known
-        ),
-        default=0.0,
-    )
+    unknown = [name for name, size in weights.items() if size is None]
+    if unknown:
+        text = f"there is no GPU, and the size of {', '.join(unknown)} is unknown until it is fetched"
+        advice = "run `qlora-repeat fetch`, then `qlora-repeat doctor` again; or use a machine with a GPU"
+        yield Finding("warning", f"{text}: only small models run on a CPU", advice)
+    parameters = {name: size // 2 for name, size in weights.items() if size is not None}
+    if not parameters:
+        return
+    days = max(
+        parameters.get(model.base, 0)
+        * CPU_SECONDS
+        * model.training.total_steps(train_examples(study.data[model.data]))
+        for model in study.models.values()
+    ) / (24 * 3600)
     # Testing holds the merged model in the precision of the computation.
-    work = {name: size // 2 * DTYPE_BYTES[study.precision.compute] for name, size in known.items()}
-    largest = max(work, key=lambda name: work[name], default="")
+    largest = max(parameters, key=lambda name: parameters[name])
+    size = parameters[largest] * DTYPE_BYTES[study.precision.compute]
     advice = "use a machine with a GPU"
     if any(info.item.hub is not None for info in infos):
         advice += "; `make rehearsal` runs the paper's study with miniatures on a CPU"
-    if largest and work[largest] > memory:
-        text = f"there is no GPU, and base {largest} needs {work[largest] / 1e9:.3g} GB of memory"
+    if size > memory:
+        text = f"there is no GPU, and base {largest} needs {size / 1e9:.3g} GB of memory"
         yield Finding("stops", f"{text}, but there are {memory / 1e9:.3g}", advice)
-    if slowest > 7 * DAY:
-        text = f"there is no GPU, and on a CPU the longest trial would take about {slowest / DAY:.0f} days"
+    if days > 7:
+        text = f"there is no GPU, and on a CPU the longest trial would take about {days:.0f} days"
         yield Finding("stops", text, advice)
-    elif slowest > DAY:
-        yield Finding("warning", f"on a CPU the longest trial takes days (about {slowest / DAY:.1f})", advice)
-    elif known and not unknown and work[largest] <= memory:
+    elif days > 1:
+        yield Finding("warning", f"on a CPU the longest trial takes days (about {days:.1f})", advice)
+    elif not unknown and size <= memory:
         yield Finding("ok", "the CPU, which is enough for models of this size")
 
 
@@ -258,29 +227,22 @@ def item_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Findi
     if present := [info.item.name for info in infos if info.item.present]:
         yield Finding("ok", f"in the cache: {', '.join(present)}")
     local, from_hub = list[str](), list[str]()
-    for info in infos:
+    for info in (info for info in infos if not info.item.present):
         item, command = info.item, fetch_command(workspace, info.item)
-        if item.present:
-            continue
         if info.problem is not None:
-            yield _finding_of(info.problem, "delete .venv and run `make setup`")
+            yield _finding_of(info.problem)
         elif item.hub is None or info.in_hub_cache:
             local.append(item.name)
         elif constants.is_offline_mode():
-            yield Finding(
-                "stops",
-                f"{item.kind} {item.name}: {item.hub.repository} is not in {hub_cache()}, and HF_HUB_OFFLINE "
-                "is set",
-                f"with a connection run {command.replace('`', '`HF_HUB_OFFLINE=0 ', 1)}, or copy a filled "
-                "cache here and set HF_HOME to it",
-            )
+            where = f"{item.kind} {item.name}: {item.hub.repository} is not in {hub_cache()}"
+            online = command.replace("`", "`HF_HUB_OFFLINE=0 ", 1)
+            advice = f"with a connection run {online}, or copy a filled cache here and set HF_HOME to it"
+            yield Finding("stops", f"{where}, and HF_HUB_OFFLINE is set", advice)
         elif item.hub.repository.startswith(GATED) and get_token() is None:
-            yield Finding(
-                "stops",
-                f"{item.kind} {item.name}: {item.hub.repository} is gated, and there is no token for it",
-                f"ask for access at {constants.ENDPOINT}/{item.hub.repository}, set HF_TOKEN to a token of "
-                f"that account (or run `hf auth login`), and run {command}",
-            )
+            text = f"{item.kind} {item.name}: {item.hub.repository} is gated, and there is no token for it"
+            page = f"{constants.ENDPOINT}/{item.hub.repository}"
+            advice = f"ask for access at {page}, set HF_TOKEN to a token of that account, and run {command}"
+            yield Finding("stops", text, advice)
         else:
             from_hub.append(item.name)
     fetches = f"`qlora-repeat fetch {lock_file(workspace).study}`, or the first run, fetches"

@@ -25,33 +25,32 @@ class Gpu:
         return 1.0 if self.bandwidth is None else self.bandwidth / _PAPER_BANDWIDTH
 
 
-def _gpu(name: str, mebibytes: int, bandwidth: int) -> Gpu:
-    return Gpu(name, mebibytes * 2**20, bandwidth)
-
+PAPER_GPU = "a100-80gb"
+"""The paper names an A100 (section VII); its 80 GB are inferred from Table 3."""
+_PAPER_BANDWIDTH = 2039
 
 # Memory is the total that nvidia-smi shows, with error correction if that is the default; drivers differ by
 # about one per cent. Bandwidth is from NVIDIA's data sheets, for the SXM form if there are two (in PCIe form
 # an A100 80GB has 1935 GB/s and an H100 2000).
-GPUS = (
-    _gpu("t4-16gb", 15360, 300),
-    _gpu("l4-24gb", 23034, 300),
-    _gpu("a10-24gb", 23028, 600),
-    _gpu("rtx4090-24gb", 24564, 1008),
-    _gpu("v100-32gb", 32768, 900),
-    _gpu("a100-40gb", 40960, 1555),
-    _gpu("a40-48gb", 46068, 696),
-    _gpu("l40s-48gb", 46068, 864),
-    _gpu("a6000-48gb", 49140, 768),
-    _gpu("h100-80gb", 81559, 3350),
-    _gpu("a100-80gb", 81920, 2039),
-    _gpu("h200-141gb", 143771, 4800),
-    _gpu("b200-180gb", 183359, 8000),
+GPUS = tuple(
+    Gpu(name, mebibytes * 2**20, bandwidth)
+    for name, mebibytes, bandwidth in (
+        ("t4-16gb", 15360, 300),
+        ("l4-24gb", 23034, 300),
+        ("a10-24gb", 23028, 600),
+        ("rtx4090-24gb", 24564, 1008),
+        ("v100-32gb", 32768, 900),
+        ("a100-40gb", 40960, 1555),
+        ("a40-48gb", 46068, 696),
+        ("l40s-48gb", 46068, 864),
+        ("a6000-48gb", 49140, 768),
+        ("h100-80gb", 81559, 3350),
+        ("a100-80gb", 81920, 2039),
+        ("h200-141gb", 143771, 4800),
+        ("b200-180gb", 183359, 8000),
+    )
 )
 """The known GPUs, smallest first."""
-
-PAPER_GPU = "a100-80gb"
-"""The paper names an A100 (section VII); its 80 GB are inferred from Table 3."""
-_PAPER_BANDWIDTH = 2039
 
 
 def find_gpu(text: str) -> Gpu:

@@ -1,13 +1,11 @@
 """Check that a machine and its software can run the kit, for `qlora-repeat doctor`.
 
-Each function yields findings, and none needs a whole study. The checks of a study's models and data are in
+None of the checks needs a whole study. The checks of a study's models and data are in
 `qlora_repeat.planning.doctor`.
 """
 
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +17,6 @@ from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.system.determinism import DETERMINISTIC_WORKSPACES, WORKSPACE
 from qlora_repeat.system.files import sync
 from qlora_repeat.system.fingerprint import installed_version, lock_files, nvidia_smi
-from qlora_repeat.system.latex import INSTALL_LATEX
 
 Level = Literal["ok", "warning", "stops"]
 
@@ -38,35 +35,19 @@ class Finding:
     """The name of the check."""
 
 
-def python_findings(version: tuple[int, ...] = sys.version_info[:3]) -> Iterator[Finding]:
-    """Check that the lock files are for this Python."""
-    shown = ".".join(map(str, version))
-    if (3, 11) <= version[:2] <= (3, 14):
-        yield Finding("ok", shown)
-    else:
-        text = f"{shown}; packages are locked for 3.11 to 3.14"
-        yield Finding("warning", text, "delete .venv and run `make setup PYTHON=python3.11`")
-
-
 def package_findings() -> Iterator[Finding]:
     """Check that the installed packages are those of the lock files."""
     paths = lock_files()
-    if not paths and installed_version("torch") is None:
-        yield Finding("stops", "torch is not installed", "run `make setup`")
-        return
     if not paths:
-        yield Finding(
-            "warning",
-            "not compared: the kit does not run from a checkout, which has the lock files",
-            "run the kit from a checkout (`make setup`), so that records name its lock",
-        )
+        text = "not compared with lock files, which only a checkout has"
+        yield Finding("warning", text, "run the kit from a checkout, so that records name its lock")
         return
     count, as_locked = 0, True
     for path in (*paths, paths[0].with_name("build.txt")):
-        pins = dict(_pins(path))
+        pins = _pins(path)
         count += len(pins)
         found = {name: installed_version(name) for name in pins}
-        absent = [f"{name} {locked}" for name, locked in pins.items() if found[name] is None]
+        absent = [f"{name} {pins[name]}" for name in pins if found[name] is None]
         other = [
             f"{name} {found[name]} (locked: {locked})"
             for name, locked in pins.items()
@@ -87,11 +68,10 @@ def package_findings() -> Iterator[Finding]:
         yield Finding("ok", f"as locked ({count}, by version)")
 
 
-def _pins(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the names and versions in a lock file."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        if found := re.match(r"([\w.-]+)==([^\s;\\]+)", line):
-            yield found[1], found[2]
+def _pins(path: Path) -> dict[str, str]:
+    """Return the names and versions in a lock file."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.MULTILINE))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -104,10 +84,10 @@ def torch_findings() -> Iterator[Finding]:
         import torch
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:150]
-        yield Finding("stops", f"cannot be imported: {reason}", "delete .venv and run `make setup`")
+        yield Finding("stops", f"cannot be imported: {reason}", "install the kit's packages again")
         return
     cuda = torch.version.cuda
-    shown = f"{torch.__version__}" + (f", CUDA {cuda}" if cuda else "")
+    shown = f"{torch.__version__}, CUDA {cuda}" if cuda else torch.__version__
     listed = nvidia_smi("-L")
     gpus = f"{len(listed)} GPU" + ("s" if len(listed) != 1 else "")
     if torch.cuda.is_available():
@@ -118,18 +98,15 @@ def torch_findings() -> Iterator[Finding]:
         yield Finding("ok", shown)
     elif cuda is None:
         text = f"{shown} is the CPU build and cannot use the {gpus} that nvidia-smi shows"
-        yield Finding("warning", text, "run `make setup ACCELERATOR=cuda`")
+        advice = "install the CUDA build (in a checkout: `make setup ACCELERATOR=cuda`)"
+        yield Finding("warning", text, advice)
     elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        yield Finding(
-            "warning", f"{shown}; CUDA_VISIBLE_DEVICES hides every GPU", "unset CUDA_VISIBLE_DEVICES"
-        )
+        text = f"{shown}; CUDA_VISIBLE_DEVICES hides every GPU"
+        yield Finding("warning", text, "unset CUDA_VISIBLE_DEVICES")
     else:
-        yield Finding(
-            "warning",
-            f"{shown} finds no usable GPU" + (f", but nvidia-smi shows {gpus}" if listed else ""),
-            f"install an NVIDIA driver for CUDA {cuda}, or start the container with its GPUs; "
-            "on a machine without a GPU run `make setup ACCELERATOR=cpu`",
-        )
+        text = f"{shown} finds no usable GPU" + (f", but nvidia-smi shows {gpus}" if listed else "")
+        advice = f"install an NVIDIA driver for CUDA {cuda}, or start the container with its GPUs"
+        yield Finding("warning", text, advice)
 
 
 def arch_findings(capability: tuple[int, int], built_for: Iterable[str]) -> Iterator[Finding]:
@@ -144,12 +121,9 @@ def arch_findings(capability: tuple[int, int], built_for: Iterable[str]) -> Iter
         if built <= capability and (kind == "compute" or built[0] == capability[0]):
             return
     shown = ".".join(map(str, capability))
-    yield Finding(
-        "stops",
-        f"has no kernels for this GPU (compute capability {shown}; "
-        f"built for {', '.join(found[0] for found in known) or 'none'})",
-        "use another GPU; the results were made with the locked build",
-    )
+    built_names = ", ".join(found[0] for found in known) or "none"
+    text = f"has no kernels for this GPU (compute capability {shown}; built for {built_names})"
+    yield Finding("stops", text, "use another GPU; the results were made with the locked build")
 
 
 def gpu_of_this_machine() -> tuple[Gpu, int] | None:
@@ -166,80 +140,63 @@ def gpu_of_this_machine() -> tuple[Gpu, int] | None:
 
 def precision_findings(compute: str, machine: Mapping[str, Any]) -> Iterator[Finding]:
     """Check that a machine, given by its fingerprint, is fast in a study's precision."""
-    another = "in the study file, which makes it another study"
+    another, text = "in the study file, which makes it another study", ""
     if machine["gpu"] is not None:
         capability = machine["gpu_capability"]
         if compute == "bfloat16" and float(capability) < 8:
-            text = (
-                f"{machine['gpu']} (compute capability {capability}) has no bfloat16, so it is slow or fails"
-            )
+            text = f"{machine['gpu']} (compute capability {capability}) is slow or fails, without bfloat16"
             yield Finding("warning", text, f'use a newer GPU, or set compute = "float16" {another}')
-            return
     elif compute != "float32":
         flag = {"bfloat16": "bf16", "float16": "fp16|fphp"}[compute]
         if not any(re.search(flag, name) for name in machine["cpu_flags"]["numeric"]):
             text = f"this CPU has no instructions for {compute}, which is many times slower than float32 here"
             yield Finding("warning", text, f'use a GPU, or set compute = "float32" {another}')
-            return
-    yield Finding("ok", compute)
+    if not text:
+        yield Finding("ok", compute)
 
 
 def thread_findings(threads: int, usable_cores: int) -> Iterator[Finding]:
     """Check that each thread of a trial has a core."""
     shown = f"{threads} for each trial, {usable_cores} usable cores"
-    if threads > usable_cores:
-        text = f"{shown}: trials are slow, and their times are not meaningful"
-        yield Finding(
-            "warning", text, "give this process more cores (taskset, limit of the container or job)"
-        )
-    else:
+    if threads <= usable_cores:
         yield Finding("ok", shown)
+    else:
+        text = f"{shown}: trials are slow, and their times are not meaningful"
+        advice = "give this process more cores (taskset, limit of the container or job)"
+        yield Finding("warning", text, advice)
 
 
 def environment_findings(found: Mapping[str, str], kernels: str, threads: int) -> Iterator[Finding]:
     """Check the variables of a fingerprint for those that distort timings or change results."""
-    problems = list(_problem_variables(found, kernels, threads))
-    for name, problem, advice in problems:
-        yield Finding("warning", f"{name}={found[name]} {problem}", advice or f"unset {name}")
-    named = {name for name, _, _ in problems}
-    others = [f"{name}={value}" for name, value in found.items() if name not in named]
+    problems = dict(_problem_variables(found, kernels, threads))
+    for name, problem in problems.items():
+        yield Finding("warning", f"{name}={found[name]} {problem}", f"unset {name}")
+    others = [f"{name}={value}" for name, value in found.items() if name not in problems]
     if others:
         yield Finding("ok", f"recorded with every result: {', '.join(others)}")
     elif not problems:
         yield Finding("ok", "no variable is set that changes results")
 
 
-def _problem_variables(
-    found: Mapping[str, str], kernels: str, threads: int
-) -> Iterator[tuple[str, str, str]]:
-    """Yield a variable, its problem, and what to do if it is not to unset it."""
-
-    def is_on(name: str) -> bool:
-        return found.get(name, "0") not in ("", "0")
-
-    if is_on("CUDA_LAUNCH_BLOCKING"):
-        yield (
-            "CUDA_LAUNCH_BLOCKING",
-            "makes each kernel wait for the previous one, which distorts timings",
-            "",
-        )
-    for name in ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"):
-        if is_on(name):
-            yield name, "lets a GPU multiply float32 with 10 bits (TF32), against the study", ""
+def _problem_variables(found: Mapping[str, str], kernels: str, threads: int) -> Iterator[tuple[str, str]]:
+    """Yield the variables with a value that causes a problem, and the problem."""
+    switches = {
+        "CUDA_LAUNCH_BLOCKING": "makes each kernel wait for the previous one, which distorts timings",
+        "NVIDIA_TF32_OVERRIDE": "lets a GPU multiply float32 with 10 bits (TF32), against the study",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "lets a GPU multiply float32 with 10 bits, against the study",
+    }
+    yield from ((name, text) for name, text in switches.items() if found.get(name, "0") not in ("", "0"))
     if found.get("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT").upper() != "STRICT":
-        yield "ONEDNN_DEFAULT_FPMATH_MODE", "lets a CPU multiply float32 with fewer bits", ""
+        yield "ONEDNN_DEFAULT_FPMATH_MODE", "lets a CPU multiply float32 with fewer bits"
     if found.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
-        yield "ACCELERATE_MIXED_PRECISION", "may change the precision of the study", ""
+        yield "ACCELERATE_MIXED_PRECISION", "may change the precision of the study"
     if kernels == "deterministic" and found.get(WORKSPACE, "") not in ("", *DETERMINISTIC_WORKSPACES):
         problem = "is not for deterministic kernels, which the study requires; trials use"
-        yield WORKSPACE, f"{problem} {DETERMINISTIC_WORKSPACES[0]} instead", ""
-    for name, problem in (
-        ("OMP_NUM_THREADS", "is less than the study's threads, which torch uses but other libraries do not"),
-        ("OMP_THREAD_LIMIT", "limits torch to fewer threads than the study sets and records state"),
-    ):
+        yield WORKSPACE, f"{problem} {DETERMINISTIC_WORKSPACES[0]} instead"
+    for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
         limit = re.match(r"\s*(\d+)", found.get(name, ""))
         if limit and int(limit[1]) < threads:
-            yield name, problem, f"unset {name}, or set it to {threads}"
+            yield name, f"may allow a library fewer threads than the {threads} of the study"
 
 
 def folder_findings(folder: Path, advice: str) -> Iterator[Finding]:
@@ -276,30 +233,12 @@ def nearest(folder: Path) -> Path:
 
 def checkout_findings(machine: Mapping[str, Any]) -> Iterator[Finding]:
     """Check that records will name the code that made them, by the fingerprint."""
+    named = machine["commit"] or machine["image"]["digest"]
     if machine["dirty"]:
         text = f"files differ from commit {machine['commit'][:12]}; every record will say so"
         yield Finding("warning", text, "commit or undo the changes (`git status` lists them)")
-    elif machine["commit"] is None and machine["image"]["digest"] is None:
-        yield Finding(
-            "warning",
-            "Git shows no commit, so records will name none",
-            "run from a clone, with git installed (if another user owns it: `git config --global --add "
-            "safe.directory` and its path), or from the image",
-        )
+    elif named is None:
+        text = "Git shows no commit, so records will name none"
+        yield Finding("warning", text, "run the kit from the image, or from a clone that Git can read")
     else:
-        yield Finding("ok", (machine["commit"] or machine["image"]["digest"])[:19])
-
-
-def latex_findings() -> Iterator[Finding]:
-    """Check that `make paper` can compile; nothing else needs LaTeX."""
-    needed = ("IEEEtran.cls", "lmodern.sty", "longtable.sty", "booktabs.sty")
-    if shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None:
-        problem = "pdflatex is not installed"
-    else:
-        done = subprocess.run(["kpsewhich", *needed], capture_output=True, text=True, timeout=60)
-        absent = {*needed} - {Path(line).name for line in done.stdout.splitlines()}
-        problem = f"LaTeX lacks {', '.join(sorted(absent))}" if absent else ""
-    if problem:
-        yield Finding("warning", f"{problem}; only `make paper` needs it", INSTALL_LATEX)
-    else:
-        yield Finding("ok", "installed, for `make paper`")
+        yield Finding("ok", named[:19])

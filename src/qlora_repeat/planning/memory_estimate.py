@@ -8,16 +8,18 @@ docs/explanation/memory-and-time.md.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from qlora_repeat.assets.base_models import quantization_config
 from qlora_repeat.errors import UsageError
-from qlora_repeat.planning.live_memory import LiveMemory
 from qlora_repeat.stages.dequantize import Materialized, materialize
 from qlora_repeat.stages.finetune import with_adapter
 from qlora_repeat.study.optimizers import Optimizer, OptimizerName
@@ -49,8 +51,8 @@ class WeightBytes:
     adapter: int
 
     @property
-    def base(self) -> int:
-        return self.quantized + self.scales + self.materialized + self.unquantized
+    def total(self) -> int:
+        return self.quantized + self.scales + self.materialized + self.unquantized + self.adapter
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ class FinetuneMemory:
 
     def peak(self, optimizer: OptimizerName) -> int:
         """Return the peak of any step after the first."""
-        state = optimizer_bytes(self.adapter_tensors, optimizer)
-        return self.weights.base + self.weights.adapter + state + self.step
+        return self.weights.total + optimizer_bytes(self.adapter_tensors, optimizer) + self.step
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,41 @@ class EvaluateMemory:
     work: int
     """The peak beyond the weights: the logits of a batch, or keys and values while generating."""
 
-    @property
-    def peak(self) -> int:
-        return self.weights + self.work
+
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context that counts the bytes of live tensors, and their peak; a shared storage counts once.
+
+    `within` returns the bytes that an operation allocates and frees internally, given its arguments.
+    """
+
+    def __init__(self, within: Callable[..., int] = lambda operation, arguments, keywords: 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak = 0
+        self._within = within
+        self._sizes: dict[int, int] = {}
+
+    def count(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Count tensors that existed before the context, or that no operation returns."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            address = storage._cdata
+            if address not in self._sizes:
+                self._sizes[address] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, address)
+        self.peak = max(self.peak, self.now)
+
+    def _freed(self, address: int) -> None:
+        self.now -= self._sizes.pop(address)
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        self.count(each for each in tree_iter(result) if isinstance(each, torch.Tensor))
+        self.peak = max(self.peak, self.now + self._within(operation, args, kwargs or {}))
+        return result
 
 
 def model_config(architecture: Mapping[str, Any], name: str) -> Any:
@@ -117,14 +150,10 @@ def optimizer_bytes(adapter_tensors: list[int], optimizer: OptimizerName) -> int
     elements, and a code book of 256 that all tensors share.
     """
     kind = Optimizer.parse(optimizer)
-    total, has_code_books, moments = 0, False, kind.moments
-    for elements in adapter_tensors:
-        if kind.bits == 32 or elements < OPTIMIZER_LEAST:
-            total += moments * 4 * elements
-        else:
-            total += moments * (elements + 4 * math.ceil(elements / OPTIMIZER_BLOCK))
-            has_code_books = True
-    return total + (moments * 4 * 256 if has_code_books else 0)
+    in_8_bits = [] if kind.bits == 32 else [each for each in adapter_tensors if each >= OPTIMIZER_LEAST]
+    moment = 4 * (sum(adapter_tensors) - sum(in_8_bits))
+    moment += sum(elements + 4 * math.ceil(elements / OPTIMIZER_BLOCK) for elements in in_8_bits)
+    return kind.moments * (moment + (4 * 256 if in_8_bits else 0))
 
 
 def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:

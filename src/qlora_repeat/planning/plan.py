@@ -131,10 +131,10 @@ class Plan:
         for model in self.models:
             size, stage = model.peak
             if size > self.gpu.memory:
+                enough = ", ".join(large_enough(size)) or "none of the known GPUs"
                 lines.append(
                     f"model {model.model}: {stage} needs {size / 1e9:.1f} GB on one GPU, {self.gpu.name} has "
-                    f"{self.gpu.memory / 1e9:.1f}; large enough: "
-                    f"{', '.join(large_enough(size)) or 'none of the known GPUs'}"
+                    f"{self.gpu.memory / 1e9:.1f}; large enough: {enough}"
                 )
         return lines
 
@@ -164,34 +164,40 @@ def make_plan(workspace: Workspace, gpu: Gpu, gpus: int, published: Sequence[Tri
 
 
 def _model_plan(
-    workspace: Workspace,
-    name: str,
-    gpu: Gpu,
-    published: Sequence[TrialResult],
-    known_memory: dict[str, Any],
+    workspace: Workspace, name: str, gpu: Gpu, published: Sequence[TrialResult], known: dict[str, Any]
 ) -> ModelPlan:
-    from qlora_repeat.planning.memory_estimate import optimizer_bytes
+    """Plan a model. `known` keeps estimates of memory, which the models of a study often share."""
+    from qlora_repeat.planning import memory_estimate as estimate
 
     study, model = workspace.study, workspace.study.models[name]
+    trial, training = Trial(workspace, name, study.optimizers[0], 1), model.training
     architecture = base_architecture(workspace, model.base)
-    trial = Trial(workspace, name, study.optimizers[0], 1)
-    parameters, tuning, testing = _memory(trial, architecture, known_memory)
-    weights = tuning.weights
+    config = estimate.model_config(architecture, model.base)
+
+    def once(function: Callable[..., Any], depends_on: list[Any], *arguments: Any) -> Any:
+        key = json.dumps([function.__name__, architecture, depends_on], sort_keys=True)
+        if key not in known:
+            known[key] = function(*arguments)
+        return known[key]
+
+    batch = [training.batch_size, training.max_length, training.gradient_checkpointing]
+    parameters: int = once(estimate.parameter_count, [], config)
+    tuning: FinetuneMemory = once(estimate.finetune_memory, [batch, model.target_modules], trial, config)
+    lengths = [training.max_length, trial.data.max_new_tokens]
+    testing: EvaluateMemory = once(estimate.evaluate_memory, lengths, trial, config)
+    weights, evaluate_peak = tuning.weights, testing.weights + testing.work + CONTEXT_BYTES
     comparable = PAPER_PARAMETERS.get(model.counterpart or "") == parameters
-    steps = model.training.total_steps(train_examples(trial.data))
+    steps = training.total_steps(train_examples(trial.data))
     arms = []
     for optimizer in study.optimizers:
-        paper = [
-            row
-            for row in published
-            if comparable and (row.model, row.optimizer) == (model.counterpart, optimizer)
-        ]
+        arm = (model.counterpart, optimizer)
+        paper = [row for row in published if comparable and (row.model, row.optimizer) == arm]
         peak = tuning.peak(optimizer) + CONTEXT_BYTES
         arms.append(
             ArmPlan(
                 model=name,
                 optimizer=optimizer,
-                optimizer_state=optimizer_bytes(tuning.adapter_tensors, optimizer),
+                optimizer_state=estimate.optimizer_bytes(tuning.adapter_tensors, optimizer),
                 finetune_peak=peak,
                 finetune_share=peak / gpu.memory,
                 paper_share=paper[0].peak_memory_share if paper else None,
@@ -214,8 +220,8 @@ def _model_plan(
         passing=tuning.step - tuning.saved,
         evaluate_weights=testing.weights,
         evaluate_work=testing.work,
-        evaluate_peak=testing.peak + CONTEXT_BYTES,
-        evaluate_share=(testing.peak + CONTEXT_BYTES) / gpu.memory,
+        evaluate_peak=evaluate_peak,
+        evaluate_share=evaluate_peak / gpu.memory,
         arms=arms,
     )
 
@@ -226,8 +232,7 @@ def base_architecture(workspace: Workspace, name: str) -> Mapping[str, Any]:
     Raises:
         MissingError: neither has it.
     """
-    given = workspace.study.bases[name].architecture
-    if given is not None:
+    if (given := workspace.study.bases[name].architecture) is not None:
         return given
     path = base_folder(workspace, name) / "config.json"
     try:
@@ -238,33 +243,6 @@ def base_architecture(workspace: Workspace, name: str) -> Mapping[str, Any]:
             "add that table, or run `qlora-repeat fetch` for this study"
         ) from None
     return fetched
-
-
-def _memory(
-    trial: Trial, architecture: Mapping[str, Any], known: dict[str, Any]
-) -> "tuple[int, FinetuneMemory, EvaluateMemory]":
-    """Return the number of parameters, and the memory of fine-tuning and testing.
-
-    `known` keeps results by what they depend on, since the models of a study often share that.
-    """
-    from qlora_repeat.planning import memory_estimate as estimate
-
-    config = estimate.model_config(architecture, trial.model.base)
-    training = trial.model.training
-    shape = [training.batch_size, training.max_length, training.gradient_checkpointing]
-
-    def once(function: Callable[..., Any], depends_on: list[Any], *arguments: Any) -> Any:
-        key = json.dumps([function.__name__, architecture, depends_on], sort_keys=True)
-        if key not in known:
-            known[key] = function(*arguments)
-        return known[key]
-
-    lengths = [training.max_length, trial.data.max_new_tokens]
-    return (
-        once(estimate.parameter_count, [], config),
-        once(estimate.finetune_memory, [shape, trial.model.target_modules], trial, config),
-        once(estimate.evaluate_memory, lengths, trial, config),
-    )
 
 
 def train_examples(data: Data) -> int:
@@ -289,16 +267,12 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 def disk_plan(workspace: Workspace, models: Sequence[ModelPlan], gpus: int) -> DiskPlan:
     """Return the disk space of a study while a number of GPUs work on it."""
-    study = workspace.study
-    size = DTYPE_BYTES[study.precision.merged]
-    merged = sorted(
-        size * model.parameters for model in models for arm in model.arms for _ in range(arm.trials)
-    )
+    study, size = workspace.study, DTYPE_BYTES[workspace.study.precision.merged]
+    merged = sorted(size * each.parameters for each in models for arm in each.arms for _ in range(arm.trials))
+    by_base = {model.base: model for model in models}.values()
     return DiskPlan(
-        bases=sum({model.base: _base_bytes(workspace, model) for model in models}.values()),
-        quantized=sum(
-            {model.base: model.quantized_copy(study.precision.compute) for model in models}.values()
-        ),
+        bases=sum(_base_bytes(workspace, model) for model in by_base),
+        quantized=sum(model.quantized_copy(study.precision.compute) for model in by_base),
         adapters=sum(model.adapter * len(model.arms) * study.trials for model in models),
         merged=sum(merged if study.keep_merged else merged[-gpus:]),
     )

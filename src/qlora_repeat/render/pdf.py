@@ -9,8 +9,11 @@ from pathlib import Path
 
 from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.system.files import write_bytes, write_text
-from qlora_repeat.system.latex import INSTALL_LATEX
 
+INSTALL_LATEX = (
+    "install the Debian packages texlive-latex-base texlive-latex-recommended texlive-latex-extra "
+    "texlive-fonts-recommended texlive-publishers lmodern"
+)
 _MOST_PASSES = 6
 
 

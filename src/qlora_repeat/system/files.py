@@ -135,7 +135,12 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
             if replace:
                 move_folder(temporary, path)
             else:
-                _move_if_absent(temporary, path)
+                try:
+                    temporary.rename(path)  # which refuses to replace a folder that has files
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -154,15 +159,6 @@ def move_folder(source: Path, path: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(source, path)
-    sync(path.parent)
-
-
-def _move_if_absent(source: Path, path: Path) -> None:
-    try:
-        source.rename(path)  # which refuses to replace a folder that has files
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
     sync(path.parent)
 
 
@@ -226,7 +222,7 @@ def disk_error(error: OSError, path: Path | None = None) -> str:
         other = "set QLORA_REPEAT_RUNS (results) or QLORA_REPEAT_CACHE (models and data) to another folder"
         advice = f"; {first}, or {other}"
     named = path if error.filename is None else error.filename
-    return f"{named}: {error.strerror}{advice}" if named is not None else f"{error.strerror}{advice}"
+    return ("" if named is None else f"{named}: ") + f"{error.strerror}{advice}"
 
 
 def sync(path: Path) -> None:
@@ -239,5 +235,5 @@ def sync(path: Path) -> None:
 
 
 def printable(text: str) -> str:
-    """Return the text without what a terminal would obey: it may come from somebody else's record."""
+    """Return the text without control characters; it may come from other people's records."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)

@@ -33,8 +33,8 @@ def choose_gpus(text: str) -> None:
     """
     if on_cpu():
         raise UsageError(
-            "--gpus: the CPU build of torch is installed; `make setup ACCELERATOR=cuda` installs the other. "
-            "Without a GPU, --jobs sets how many trials run at a time"
+            "--gpus: the CPU build of torch is installed; install its CUDA build (in a checkout: `make setup "
+            "ACCELERATOR=cuda`), or set with --jobs how many trials run at a time"
         )
     here = _gpus_here()
     wanted = [name.strip() for name in text.split(",")]

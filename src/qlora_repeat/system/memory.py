@@ -65,8 +65,7 @@ def _proc_bytes(file: str, key: str) -> int | None:
 def gc_paused() -> Iterator[None]:
     """Pause Python's search for reference cycles during the block or the decorated function.
 
-    The search visits all objects, again and again, and takes a fifth of the time of importing the libraries.
-    Only the memory of cycles is freed later.
+    The search takes a fifth of the time of importing the libraries. Memory of cycles is freed later.
     """
     enabled = gc.isenabled()
     gc.disable()

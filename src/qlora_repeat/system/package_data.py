@@ -1,4 +1,4 @@
-"""Find files that the kit includes: its studies, the paper's numbers and templates, a lock file."""
+"""Find files that belong to the kit: its studies, the paper's numbers and templates, a lock file."""
 
 from pathlib import Path
 

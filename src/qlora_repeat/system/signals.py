@@ -20,11 +20,10 @@ _deferred = False
 
 @contextlib.contextmanager
 def stop_on_signals(*, keyboard: bool) -> Iterator[None]:
-    """Stop the block when a signal requests it, in the main thread; with `keyboard`, also at Ctrl-C.
+    """Stop the block when a signal requests it; with `keyboard`, also at Ctrl-C.
 
-    In another thread, where Python cannot handle signals, nothing changes.
-
-    Signals that `signals_blocked` has blocked until now arrive at once.
+    Signals that `signals_blocked` has blocked until now arrive at once. In another thread than the main one,
+    Python cannot handle signals, and nothing changes.
 
     Raises:
         StoppedError: a signal arrived.
@@ -32,9 +31,9 @@ def stop_on_signals(*, keyboard: bool) -> Iterator[None]:
     """
     global _requested
     _requested = None
-    wanted = [*SIGNALS, *([signal.SIGINT] if keyboard else [])]
+    wanted: tuple[signal.Signals, ...] = _BLOCKED if keyboard else SIGNALS
     if threading.current_thread() is not threading.main_thread():
-        wanted = []
+        wanted = ()
     before = {number: signal.signal(number, _request) for number in wanted}
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
