@@ -80,13 +80,13 @@ def _stale_note(changes: str, what: list[str]) -> str:
 
 def diverged(arms: Iterable[Arm]) -> list[str]:
     """Note the trials whose loss or perplexity is not finite."""
-    found = []
-    for arm in arms:
-        for trial in arm.done:
-            if trial.diverged_at is not None:
-                found.append(f"{arm.name} run {trial.trial} (from step {trial.diverged_at})")
-            elif trial.perplexity is not None and not math.isfinite(trial.perplexity):
-                found.append(f"{arm.name} run {trial.trial}")
+    found = [
+        f"{arm.name} run {trial.trial}"
+        + ("" if trial.diverged_at is None else f" (from step {trial.diverged_at})")
+        for arm in arms
+        for trial in arm.done
+        if trial.diverged_at is not None or not math.isfinite(trial.perplexity or 0)
+    ]
     return [f"Diverged, but included in mean and SD: {'; '.join(found)}."] if found else []
 
 

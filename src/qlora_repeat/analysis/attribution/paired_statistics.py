@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from qlora_repeat.results.statistical_methods import FEWEST, LEVEL
 
@@ -110,8 +109,10 @@ def excess(values: Values, noise: Values, times: float) -> float | None:
     known = len(values) and len(noise) and np.isfinite(values).all() and np.isfinite(noise).all()
     if not known or not noise.any():
         return None
+    from scipy.special import fdtrc
+
     ratio = float(np.mean(values**2) / np.mean(noise**2))
-    return float(stats.f.sf(ratio / times, len(values), len(noise)))
+    return float(fdtrc(len(values), len(noise), ratio / times))
 
 
 def root_mean_square(values: Values) -> float:
@@ -133,4 +134,6 @@ def _comparable(part: Values, whole: Values) -> bool:
 
 @functools.cache
 def _t(freedom: int) -> float:
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from qlora_repeat.analysis.attribution.decompose import attribute
 from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.errors import MissingError
+from qlora_repeat.render.figures.attribution import render_attribution_figure
 from qlora_repeat.render.figures.collapse import draw_collapse
 from qlora_repeat.render.figures.drawing import save_figure
 from qlora_repeat.render.figures.loss_curves import draw_loss_curves
@@ -22,7 +24,11 @@ def render_figures(arms: list[Arm], out: Path, experiments: Sequence[Measurement
     Raises:
         MissingError: no finished trial has a loss curve.
     """
-    of_experiments = [path for measured in experiments for path in _write_experiment(measured, out)]
+    of_experiments = [
+        path
+        for measured in experiments
+        for path in render_attribution_figure(measured, attribute(measured), out)
+    ]
     has_curves = any(trial.loss_curve for arm in arms for trial in arm.done)
     drawn = {"figure-04": draw_loss_curves} if has_curves else {}
     if has_curves and tested_models(arms):
@@ -40,11 +46,3 @@ def render_figures(arms: list[Arm], out: Path, experiments: Sequence[Measurement
     for name, draw in drawn.items():
         save_figure(draw(arms), paths[name])
     return written
-
-
-def _write_experiment(measured: Measurements, out: Path) -> list[Path]:
-    # Import scipy only here: it takes a second.
-    from qlora_repeat.analysis.attribution.decompose import attribute
-    from qlora_repeat.render.figures.attribution import render_attribution_figure
-
-    return render_attribution_figure(measured, attribute(measured), out)

@@ -75,13 +75,8 @@ class ArmRow:
         return f"{self.adapters} different adapters in {self.known} trials"
 
 
-@dataclass(frozen=True)
-class Span:
-    """A part of a response."""
-
-    text: str
-    differs: bool
-    """Whether it differs from the first run's response."""
+Span = tuple[str, bool]
+"""A part of a response, and whether it differs from the first run's response."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ class Question:
     @property
     def texts(self) -> int:
         """Return the number of distinct responses."""
-        return len({"".join(span.text for span in spans) for spans in self.answers.values()})
+        return len({"".join(text for text, _ in spans) for spans in self.answers.values()})
 
 
 def arm_rows(arms: Sequence[Arm], files: TrialFiles, study_name: str) -> list[ArmRow]:
@@ -132,11 +127,11 @@ def _repeatability(rows: Sequence[ArmRow]) -> str:
     others = [row for row in compared if row.adapters > 1]
     if not compared:
         return _by_perplexity(rows)
-    identical = "all adapters are identical bit for bit"
+    identical = "all trials gave the same adapter, bit for bit"
     if same and others:
         names = "; ".join(row.arm.name for row in same)
-        begin = f"In {len(same)} of {len(compared)} arms {identical} ({names})"
-        return f"{begin}; in the others {_count(others)}."
+        begin = f"In {len(same)} of {len(compared)} arms, {identical} ({names})"
+        return f"{begin}; in the others, {_count(others)}."
     arms = f"In each of the {len(compared)} arms" if len(compared) > 1 else "In the only arm"
     return f"{arms} with trials to compare, {_count(others) if others else identical}."
 
@@ -156,7 +151,7 @@ def _by_perplexity(rows: Sequence[ArmRow]) -> str:
 def _count(rows: Sequence[ArmRow]) -> str:
     different, adapters = sum(row.adapters for row in rows), sum(row.known for row in rows)
     if different == adapters:
-        return f"all {adapters} adapters differ from the others of their arm"
+        return "no two trials gave the same adapter"
     return f"{adapters} trials gave {different} different adapters"
 
 
@@ -205,10 +200,10 @@ def differences(first: str, other: str) -> list[Span]:
     """Split `other` into spans that are in `first` or differ from it; a span without text differs, too."""
     words, reference = _WORDS.findall(other), _WORDS.findall(first)
     if max(len(words), len(reference)) > _MOST_WORDS:
-        return [Span(other, other != first)]
+        return [(other, other != first)]
     matcher = difflib.SequenceMatcher(None, reference, words, autojunk=False)
     return [
-        Span("".join(words[start:end]), operation != "equal")
+        ("".join(words[start:end]), operation != "equal")
         for operation, _, _, start, end in matcher.get_opcodes()
     ]
 

@@ -9,9 +9,11 @@ from importlib import resources
 from markupsafe import Markup
 
 from qlora_repeat import __version__
+from qlora_repeat.analysis.attribution.decompose import attribute
 from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.analysis.claims.claims import DEFINITIONS, judge_claims
 from qlora_repeat.errors import UsageError
+from qlora_repeat.render.figures.attribution import draw_attribution
 from qlora_repeat.render.figures.collapse import draw_collapse
 from qlora_repeat.render.figures.drawing import as_svg
 from qlora_repeat.render.footnotes import source_of
@@ -28,6 +30,7 @@ from qlora_repeat.render.tables.collapse import tested_models
 from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
+from qlora_repeat.render.text.attribution import sentences
 from qlora_repeat.results.arms import Arm
 from qlora_repeat.system.fingerprint import device_name, software_names
 
@@ -101,11 +104,6 @@ def _comparisons(arms: list[Arm], published: list[Arm]) -> list[Table]:
 
 def _experiment(measured: Measurements) -> tuple[str, Markup, list[str]]:
     """Return the arm of an attribution, its figure, and its results in sentences."""
-    # Import scipy only here: it takes a second.
-    from qlora_repeat.analysis.attribution.decompose import attribute
-    from qlora_repeat.render.figures.attribution import draw_attribution
-    from qlora_repeat.render.text.attribution import sentences
-
     found = attribute(measured)
     drawing = Markup(as_svg(draw_attribution(measured, found), "report"))
     return measured.arm, drawing, sentences(measured, found)

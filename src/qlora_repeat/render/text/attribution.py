@@ -51,7 +51,7 @@ def sentences(measured: Measurements, found: Attribution) -> list[str]:
             f"deviation of {cell(effect.changes[MAIN].sd)}. Shares and additivity need at least two sources."
         )
     if found.amplification is not None:
-        made.append(_nudge(found.amplification, decomposition))
+        made.append(_nudge(found.amplification))
     if found.precision is not None:
         made.append(_precision(measured, found.precision))
     return made
@@ -105,18 +105,14 @@ def _additive(found: Decomposition) -> str:
     return f"{begin}: interactions{taken} have {in_percent(found.interactions)} of this variance ({beside})."
 
 
-def _nudge(found: Amplification, decomposition: Decomposition | None) -> str:
+def _nudge(found: Amplification) -> str:
     if found.value_distance == 0:
         return "Moving one weight of the initial adapter by one unit in the last place changes nothing."
-    total = decomposition.total.get(NUDGE) if decomposition is not None else None
-    beside = ""
-    if total and total.value:
-        beside = f", {percent(total.value)} of the variance with all sources freed"
     return (
         "Moving one weight of the initial adapter by one unit in the last place (at most "
         f"{found.one_ulp:.1e}) moves the final adapter by {found.value_distance:.1e}, at least "
         f"{rounded(found.factor, 2)} times as far, and gives log perplexity a standard deviation "
-        f"of {cell(found.sd)}{beside}."
+        f"of {cell(found.sd)}."
     )
 
 
