@@ -1,12 +1,10 @@
 """Render the templates of HTML pages: the report, a verdict, tables in a notebook."""
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from qlora_repeat.render.escape import writable
 from qlora_repeat.render.tables.table import Table
@@ -31,10 +29,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data"] = _data
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment
-
-
-def _data(value: Any) -> Markup:
-    """Return JSON for a script element, where only ``<`` could end it."""
-    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))

@@ -103,18 +103,20 @@ def base_perplexities(arms: Iterable[Arm]) -> list[float]:
 
 
 def distinct_adapters(arms: Iterable[Arm]) -> list[str]:
-    """Return a line for each arm with the number of distinct adapters, by digest."""
-    lines = []
-    for arm in arms:
-        counts = Counter(trial.adapter_digest for trial in arm.done if trial.adapter_digest)
-        trials, most = counts.total(), max(counts.values(), default=0)
-        found = f"{len(counts)} different adapters in {trials} trials" if counts else "no adapter"
-        if len(counts) == 1:
-            found = f"one adapter in all {trials} trials" if trials > 1 else "one adapter"
-        elif most > 1:
-            found += f"; {most} are the same"
-        lines.append(f"{'/'.join(arm.key)}: {found}")
-    return lines
+    """Return a line for each arm with the number of distinct adapters."""
+    return [f"{'/'.join(arm.key)}: {adapters_text(arm)}" for arm in arms]
+
+
+def adapters_text(arm: Arm) -> str:
+    """Return the number of an arm's distinct adapters, by digest, in words."""
+    counts = Counter(trial.adapter_digest for trial in arm.done if trial.adapter_digest)
+    trials, most = counts.total(), max(counts.values(), default=0)
+    if len(counts) < 2:
+        return (
+            f"one adapter in all {trials} trials" if trials > 1 else "one adapter" if trials else "no adapter"
+        )
+    same = f"; {most} are the same" if most > 1 else ""
+    return f"{len(counts)} different adapters in {trials} trials{same}"
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

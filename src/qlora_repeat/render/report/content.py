@@ -10,7 +10,7 @@ from string import ascii_uppercase
 
 from qlora_repeat.analysis.trial_diff import MEANINGS, Divergence
 from qlora_repeat.render.report.trial_files import TrialFiles
-from qlora_repeat.results.arms import Arm
+from qlora_repeat.results.arms import Arm, adapters_text
 from qlora_repeat.results.number_format import number, percent
 from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics
 from qlora_repeat.results.trial_result import TrialResult
@@ -68,11 +68,7 @@ class ArmRow:
     @property
     def says(self) -> str:
         """Return how far the trials agree."""
-        if self.known < 2:
-            return "one adapter: nothing to compare it with" if self.known else "no adapter yet"
-        if self.adapters == 1:
-            return f"all {self.known} identical bit for bit"
-        return f"{self.adapters} different adapters in {self.known} trials"
+        return adapters_text(self.arm)
 
 
 Span = tuple[str, bool]

@@ -25,10 +25,6 @@ SECONDS: dict[str, Measure] = {
     "train": lambda trial: trial.train_seconds,
     "test": lambda trial: trial.test_seconds,
 }
-_WEIGHTS = {
-    "nf4": "in 4 bits, unpacked for each product",
-    "materialized": "unpacked from 4 bits once and kept",
-}
 
 
 def make_tables(arms: list[Arm]) -> list[Table]:
@@ -114,7 +110,7 @@ def _frozen_weights(arms: list[Arm]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for arm in arms:
         for weights in distinct(trial.weights for trial in arm.done if trial.weights):
-            kinds.setdefault(_WEIGHTS.get(weights, weights), []).append(arm.name)
+            kinds.setdefault(NOTES["table-03"].get(weights, weights), []).append(arm.name)
     named = [f"{kind}: {', '.join(own)}" if len(kinds) > 1 else kind for kind, own in kinds.items()]
     return [f"The frozen base while fine-tuning: {'; '.join(named)}."] if kinds else []
 

@@ -4,16 +4,10 @@ from collections.abc import Iterable
 
 from qlora_repeat.planning.gpu_catalog import PAPER_GPU
 from qlora_repeat.planning.plan import ArmPlan, ModelPlan, Plan
+from qlora_repeat.render.footnotes import NOTES
 from qlora_repeat.render.text.layout import prose, table
 
 GB = 1e9
-WEIGHTS = {
-    "nf4": 'Frozen weights stay in 4 bits while fine-tuning (weights = "nf4").',
-    "materialized": 'Frozen weights are unpacked once while fine-tuning (weights = "materialized").',
-    "auto": 'The plan assumes unpacked frozen weights (weights = "auto"): a trial unpacks them if they take '
-    "at most half of the free memory and give the same bits. In 4 bits they take less.",
-}
-"""The plan's sentence on the frozen weights."""
 
 
 def plan_text(plan: Plan) -> str:
@@ -28,7 +22,7 @@ def plan_text(plan: Plan) -> str:
         _table(_finetuning(model, arm) for model in plan.models for arm in model.arms),
         "GPU memory of testing the merged model, GB:",
         _table(map(_evaluation, plan.models)),
-        prose(WEIGHTS[plan.models[0].weights]),
+        prose(NOTES["plan"][plan.models[0].weights]),
         prose(
             f"Peaks include a nominal {plan.context / GB:.1f} GB for the CUDA context, but not the memory "
             "that torch's allocator reserves beyond live tensors. Column paper: Table 3 (one A100), for "
