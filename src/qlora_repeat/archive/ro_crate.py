@@ -5,8 +5,11 @@ and SHA-256, and each trial as an action, which used a base model, data and the 
 records, trace and adapter. Everything follows from the records and the study, not from the clock.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from string import Template
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -22,25 +25,8 @@ from qlora_repeat.system.fingerprint import device_name, software_names
 Entity = dict[str, Any]
 """A thing that a crate describes, as JSON-LD."""
 
-_VERSION = "1.1"
-_KIT = "#qlora-repeat"
-_PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
-_TYPES = {
-    "cff": "text/yaml",
-    "csv": "text/csv",
-    "html": "text/html",
-    "json": "application/json",
-    "jsonl": "application/jsonl",
-    "lock": "application/json",
-    "md": "text/markdown",
-    "pdf": "application/pdf",
-    "png": "image/png",
-    "safetensors": "application/octet-stream",
-    "svg": "image/svg+xml",
-    "tex": "application/x-tex",
-    "toml": "application/toml",
-}
-"""Media types by suffix, otherwise text. The types of Python's `mimetypes` depend on the machine."""
+_DATA = Path(__file__).with_name("ro_crate.json.template")
+"""Media types by suffix (those of Python depend on the machine), and the entities that all crates have."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +67,9 @@ def crate_text(
     """
     from rocrate.rocrate import ROCrate
 
-    crate = ROCrate(version=_VERSION)
+    values = {"license": license, "doi": DOI, "citation": CITATION, "version": __version__}
+    fixed = json.loads(Template(_DATA.read_text(encoding="utf-8")).substitute(values))
+    crate = ROCrate(version="1.1")
     crate.metadata.extra_terms["sha256"] = "https://schema.org/sha256"
     for name, kept in sorted(files.items()):
         crate.add_file(
@@ -89,52 +77,29 @@ def crate_text(
             properties={
                 "name": name,
                 "contentSize": str(kept.bytes),
-                "encodingFormat": _TYPES.get(name.rpartition(".")[2], "text/plain"),
+                "encodingFormat": fixed["media types"].get(name.rpartition(".")[2], "text/plain"),
                 "sha256": kept.sha256,
             },
         )
     crate.add_file(dest_path=SUMS, properties={"name": SUMS, "encodingFormat": "text/plain"})
-    kit = _entity(
-        _KIT,
-        "SoftwareApplication",
-        name="qlora-repeat",
-        description="A reproducibility kit for QLoRA fine-tuning. The version is the version that made this "
-        "archive; each run names its commit.",
-        softwareVersion=__version__,
-    )
     linked = {
-        "license": [
-            _entity(
-                f"https://spdx.org/licenses/{license}",
-                "CreativeWork",
-                name=license,
-                description="For records, traces, results and tables. Adapters were made from base models, "
-                "whose licenses may apply to them too.",
-            )
-        ],
-        "conformsTo": [_entity(_PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")],
-        "citation": [
-            _entity(
-                f"https://doi.org/{DOI}",
-                "ScholarlyArticle",
-                name="Repeatability of Fine-Tuning Large Language Models Illustrated Using QLoRA",
-                identifier=f"https://doi.org/{DOI}",
-                description=f"The paper whose study this repeats: {CITATION}.",
-            )
-        ],
+        **{key: [entity] for key, entity in fixed["linked"].items()},
         "author": [_entity(f"#author/{quote(name)}", "Person", name=name) for name in dict.fromkeys(authors)],
         "mentions": [_action(study, study_file, run) for run in runs],
     }
-    for entities in (_sources(study, runs), [kit], *linked.values()):
+    for entities in (_sources(study, runs), [fixed["kit"]], *linked.values()):
         for entity in entities:
             crate.add_jsonld(dict(entity))
+    trials = sum(not run.is_base_test for run in runs)
+    planned = len(study.models) * len(study.optimizers) * study.trials
     root = _entity(
         "./",
         "Dataset",
         name=f"{study.title} ({study.label}): repeated trials of fine-tuning with QLoRA",
-        description=_description(study, runs),
+        description=f"{trials} of {planned} trials of study {study.label}, in randomness profile "
+        f"{study.profile}. {fixed['description']}",
         datePublished=max(run.finished for run in runs)[:10],
-        keywords=["reproducibility", "repeatability", "QLoRA", "fine-tuning", "large language models"],
+        keywords=fixed["keywords"],
         **{key: [{"@id": entity["@id"]} for entity in entities] for key, entities in linked.items()},
     )
     crate.update_jsonld(root)
@@ -193,19 +158,9 @@ def _action(study: Study, study_file: str, run: Run) -> Entity:
         f"{software_names(found)}",
         startTime=min(record.started for record in run.records),
         endTime=run.finished,
-        instrument={"@id": _KIT},
+        instrument={"@id": "#qlora-repeat"},
         object=[{"@id": each} for each in used],
         result=[{"@id": quote(name)} for name in run.files],
-    )
-
-
-def _description(study: Study, runs: Sequence[Run]) -> str:
-    trials = sum(not run.is_base_test for run in runs)
-    planned = len(study.models) * len(study.optimizers) * study.trials
-    return (
-        f"{trials} of {planned} trials of study {study.label}, in randomness profile {study.profile}, packed "
-        "by `qlora-repeat pack`. Base models and data are named by digest but not included; merged models "
-        "can be built from base and adapter."
     )
 
 
