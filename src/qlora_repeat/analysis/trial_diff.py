@@ -185,18 +185,16 @@ def read_side(name: str, folder: Path) -> Side:
         MissingError: there is no trace, or a file that a record names is missing or damaged.
         UsageError: a trace or a record cannot be read.
     """
-    done, begun = folder / "trace.jsonl", folder / "unfinished" / "trace.jsonl"
-    if done.is_file():
-        steps, finished = read_trace(done), True
-    elif begun.is_file():
-        steps, finished = read_trace(begun, unfinished=True), False
-    else:
+    finished = (folder / "trace.jsonl").is_file()
+    trace = folder / "trace.jsonl" if finished else folder / "unfinished" / "trace.jsonl"
+    if not trace.is_file():
         raise MissingError(
             f"{folder}: has neither trace.jsonl nor unfinished/trace.jsonl; "
             "`qlora-repeat finetune` writes one for each trial"
         )
+    steps = read_trace(trace, unfinished=not finished)
     if not steps:
-        raise UsageError(f"{done if finished else begun}: the trace has no step yet; try again later")
+        raise UsageError(f"{trace}: the trace has no step yet; try again later")
     stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate") if finished else ()
     found = {stage: read_record(folder / f"{stage}.json") for stage in stages}
     records = {stage: record for stage, record in found.items() if record is not None}

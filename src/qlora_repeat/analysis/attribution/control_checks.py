@@ -5,12 +5,12 @@ from typing import Any
 
 from qlora_repeat.analysis.attribution.measurements import (
     BASELINE,
-    JOINT,
     NUDGE,
     OTHER,
     REPEAT,
     Measurements,
     Outcome,
+    freed_by_condition,
 )
 from qlora_repeat.analysis.trial_diff import MEANINGS, DivergenceKind
 
@@ -94,9 +94,7 @@ def _unexpected(measured: Measurements, outcome: Outcome, baseline: Outcome, joi
     all sources (`joint`).
     """
     name, condition = f"{outcome.condition} {outcome.replicate}", outcome.condition
-    freed: set[str] = {
-        part for part in measured.freed if condition == JOINT or part in condition.split(" × ")
-    }
+    freed: set[str] = {*freed_by_condition(measured.freed, measured.pairs).get(condition, ())}
     changed = freed or {condition}
     expected = {kind for source in changed for kind in _EXPECTED.get(source, set())}
     expected |= set() if measured.kernels == "deterministic" else _NOISE

@@ -24,14 +24,13 @@ from qlora_repeat.analysis.adapter_distance import Adapter, distances, read_adap
 from qlora_repeat.analysis.attribution.measurements import (
     BASELINE,
     FREED,
-    JOINT,
     NUDGE,
     OTHER,
     REPEAT,
     Freed,
     Measurements,
     Outcome,
-    pair_name,
+    freed_by_condition,
 )
 from qlora_repeat.analysis.trial_diff import Side, first_divergence, read_side
 from qlora_repeat.errors import MissingError, UsageError
@@ -154,12 +153,8 @@ def make_experiment(
 
 
 def conditions(experiment: Experiment) -> list[Condition]:
-    """Return the conditions, the baseline first; ``joint`` only if there are two or more sources."""
-    freed = experiment.freed
-    chosen: dict[str, tuple[Freed, ...]] = {BASELINE: (), REPEAT: ()}
-    chosen |= {source: (source,) for source in freed}
-    chosen |= {pair_name(pair): pair for pair in experiment.pairs}
-    chosen |= {JOINT: freed} if len(freed) > 1 else {}
+    """Return the conditions with their trials, the baseline first."""
+    chosen = freed_by_condition(experiment.freed, experiment.pairs)
     chosen |= {name: () for name in (NUDGE, OTHER) if name in experiment.sources}
     return [
         Condition(

@@ -121,6 +121,15 @@ def pair_name(pair: Sequence[str]) -> str:
     return " × ".join(pair)
 
 
+def freed_by_condition(
+    freed: Sequence[Freed], pairs: Sequence[Sequence[Freed]]
+) -> dict[str, tuple[Freed, ...]]:
+    """Return the sources that each condition frees; ``joint`` only if there are two or more sources."""
+    found: dict[str, tuple[Freed, ...]] = {BASELINE: (), REPEAT: ()}
+    found |= {pair_name(sources): tuple(sources) for sources in (*((source,) for source in freed), *pairs)}
+    return found | ({JOINT: tuple(freed)} if len(freed) > 1 else {})
+
+
 def write_attribution(measured: Measurements, analysis: Any, sentences: list[str], path: Path) -> None:
     """Write the measurements and, for readers, their analysis: a `decompose.Attribution` and sentences."""
     content = {
@@ -174,8 +183,7 @@ def _problems(measured: Measurements) -> Iterator[str]:
         yield "it frees a source twice"
     if any(len(pair) != 2 or len({*pair}) != 2 or not freed.issuperset(pair) for pair in measured.pairs):
         yield "a pair must be two of the freed sources"
-    needed = [BASELINE, REPEAT, *measured.freed, *map(pair_name, measured.pairs)]
-    needed += [JOINT] if len(freed) > 1 else []
+    needed = freed_by_condition(measured.freed, measured.pairs)
     for name in dict.fromkeys([*needed, *measured.conditions]):
         numbers = [outcome.replicate for outcome in measured.of(name)]
         if name not in {*needed, NUDGE, OTHER}:
