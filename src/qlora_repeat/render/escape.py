@@ -7,7 +7,6 @@ An invisible character (control, zero-width, bidirectional, lone surrogate, tab)
 import functools
 import re
 import unicodedata
-from collections.abc import Container
 
 from rich.cells import cell_len
 
@@ -71,11 +70,11 @@ def latex(text: str) -> str:
 
     Characters that these fonts lack become ``<U+4E2D>``. Long words can be broken.
     """
-    shown = "".join(map(_in_t1, _mark_spaces(text)))
+    shown = "".join(_in_font(character, _IN_T1) for character in _mark_spaces(text))
     return "".join(_latex_word(word) for word in re.split(r"([ \n])", shown))
 
 
-def plain(text: str, drawn: Container[str]) -> str:
+def plain(text: str, drawn: frozenset[str]) -> str:
     """Return the text for a figure, on one line. Characters that its font lacks become ``<U+4E2D>``."""
     return "".join(_in_font(character, drawn) for character in _mark_spaces(text).replace("\n", "⏎"))
 
@@ -111,28 +110,21 @@ def _in_markdown(character: str) -> str:
     return "".join(_MARKDOWN.get(each, each) for each in shown)
 
 
-@functools.cache
-def _in_t1(character: str) -> str:
-    return _in_font(character, _IN_T1)
-
-
 def _code(character: str) -> str:
     return f"\\u{{{ord(character):x}}}"
 
 
-def _in_font(character: str, drawn: Container[str]) -> str:
+@functools.cache
+def _in_font(character: str, drawn: frozenset[str]) -> str:
     if character in drawn and not _is_hidden(character):
         return character
     return _code(character) if _is_hidden(character) else f"<U+{ord(character):04X}>"
 
 
 def _latex_word(word: str) -> str:
-    if 2 * len(word) <= _LONG_WORD:  # most are
-        return _latex_piece(word)
     width = sum(2 if character.isupper() or character in _WIDE else 1 for character in word)
-    if width <= _LONG_WORD:
-        return _latex_piece(word)
-    return _BREAK.join(_latex_piece(piece) for piece in _PIECE.findall(word))
+    pieces = [word] if width <= _LONG_WORD else _PIECE.findall(word)
+    return _BREAK.join(map(_latex_piece, pieces))
 
 
 def _latex_piece(piece: str) -> str:

@@ -60,7 +60,7 @@ def test_the_verdict_compares_adapters_and_not_perplexities() -> None:
     same = said(*(trial(n, optimizer=name) for name in ("adamw-8bit", "adamw-32bit") for n in (1, 2)))
     assert same.startswith(f"In each of the 2 arms with trials to compare, {identical}.")
     mixed = said(trial(1), trial(2), *(trial(n, f"{n}", optimizer="adamw-32bit") for n in (1, 2)))
-    assert mixed.startswith(f"In 1 of 2 arms, {identical} (NeoX 8-bit); in the others, no two")
+    assert mixed.startswith(f"In 1 of 2 arms, {identical} (NeoX 8-bit); elsewhere, no two")
     some = said(trial(1, "one"), trial(2, "one"), trial(3, "two"))
     assert "3 trials gave 2 different adapters" in some
 

@@ -110,11 +110,8 @@ def _set_changes(axes: Axes, shown: list[Values]) -> None:
 
 
 def _color(condition: str) -> str:
-    if condition == JOINT:
-        return COLORS[0]
-    if condition in (NUDGE, OTHER, REPEAT):
-        return COLORS[1]
-    return COLORS[4] if " × " in condition else COLORS[2]
+    known = {JOINT: COLORS[0], NUDGE: COLORS[1], OTHER: COLORS[1], REPEAT: COLORS[1]}
+    return known.get(condition, COLORS[4] if " × " in condition else COLORS[2])
 
 
 def _symlog_ticks(reach: float, around: float) -> list[tuple[float, str]]:

@@ -45,6 +45,11 @@ _STYLES: tuple[tuple[str, Any, str], ...] = (
 _BASE: dict[str, Any] = {"color": GRAY, "linestyle": (0, (1, 1.5)), "linewidth": 0.9, "zorder": 1}
 
 
+def has_collapse_figure(arms: list[Arm]) -> bool:
+    """Return whether these results have what Figure S3 shows."""
+    return bool(tested_models(arms)) and any(trial.loss_curve for arm in arms for trial in arm.done)
+
+
 @drawing.drawing_settings()
 def draw_collapse(arms: list[Arm]) -> Figure:
     """Draw Figure S3 of the models that were also trained with an old map of 8-bit state."""

@@ -7,11 +7,10 @@ from qlora_repeat.analysis.attribution.decompose import attribute
 from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.errors import MissingError
 from qlora_repeat.render.figures.attribution import render_attribution_figure
-from qlora_repeat.render.figures.collapse import draw_collapse
+from qlora_repeat.render.figures.collapse import draw_collapse, has_collapse_figure
 from qlora_repeat.render.figures.drawing import save_figure
 from qlora_repeat.render.figures.loss_curves import draw_loss_curves
 from qlora_repeat.render.footnotes import study_names
-from qlora_repeat.render.tables.collapse import tested_models
 from qlora_repeat.results.arms import Arm
 
 
@@ -31,7 +30,7 @@ def render_figures(arms: list[Arm], out: Path, experiments: Sequence[Measurement
     ]
     has_curves = any(trial.loss_curve for arm in arms for trial in arm.done)
     drawn = {"figure-04": draw_loss_curves} if has_curves else {}
-    if has_curves and tested_models(arms):
+    if has_collapse_figure(arms):
         drawn["figure-S3"] = draw_collapse
     paths = {name: [out / f"{name}.{kind}" for kind in ("pdf", "png")] for name in drawn}
     written = [path for own in paths.values() for path in own] + of_experiments

@@ -127,7 +127,7 @@ def _repeatability(rows: Sequence[ArmRow]) -> str:
     if same and others:
         names = "; ".join(row.arm.name for row in same)
         begin = f"In {len(same)} of {len(compared)} arms, {identical} ({names})"
-        return f"{begin}; in the others, {_count(others)}."
+        return f"{begin}; elsewhere, {_count(others)}."
     arms = f"In each of the {len(compared)} arms" if len(compared) > 1 else "In the only arm"
     return f"{arms} with trials to compare, {_count(others) if others else identical}."
 

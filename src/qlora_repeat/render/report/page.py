@@ -14,7 +14,7 @@ from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.analysis.claims.claims import DEFINITIONS, judge_claims
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.figures.attribution import draw_attribution
-from qlora_repeat.render.figures.collapse import draw_collapse
+from qlora_repeat.render.figures.collapse import draw_collapse, has_collapse_figure
 from qlora_repeat.render.figures.drawing import as_svg
 from qlora_repeat.render.footnotes import source_of
 from qlora_repeat.render.html import render_html
@@ -26,7 +26,6 @@ from qlora_repeat.render.report.charts import (
 )
 from qlora_repeat.render.report.content import arm_rows, meanings, questions, verdict
 from qlora_repeat.render.report.trial_files import TrialFiles
-from qlora_repeat.render.tables.collapse import tested_models
 from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
@@ -68,7 +67,7 @@ def report_html(
         ratios=beside_the_paper(arms, published) if comparisons else None,
         questions=questions(rows),
         experiments=[_experiment(measured) for measured in experiments],
-        collapse=_collapse(arms),
+        collapse=Markup(as_svg(draw_collapse(arms), "report")) if has_collapse_figure(arms) else None,
         claims=judge_claims(arms),
         rules=DEFINITIONS,
         tables=tables,
@@ -107,13 +106,6 @@ def _experiment(measured: Measurements) -> tuple[str, Markup, list[str]]:
     found = attribute(measured)
     drawing = Markup(as_svg(draw_attribution(measured, found), "report"))
     return measured.arm, drawing, sentences(measured, found)
-
-
-def _collapse(arms: list[Arm]) -> Markup | None:
-    """Return Figure S3 if these results have it."""
-    if not tested_models(arms) or not any(trial.loss_curve for arm in arms for trial in arm.done):
-        return None
-    return Markup(as_svg(draw_collapse(arms), "report"))
 
 
 def _fingerprints(files: TrialFiles) -> dict[tuple[str, str], list[str]]:
