@@ -1,4 +1,4 @@
-"""A study as one archive for others, and back.
+"""Pack a study into one archive for others; unpack and check archives.
 
-What an archive holds is written by strangers: nothing here trusts it. Read `pack` first, then `unpack`.
+An archive may come from anyone, so nothing here trusts its content. Read `pack` first, then `unpack`.
 """

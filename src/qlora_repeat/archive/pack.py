@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import read_measured
@@ -20,8 +19,7 @@ from qlora_repeat.results.study_statistics import statistics_text
 from qlora_repeat.results.trial_result import TrialResult, read_results, results_text
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.files import json_text
-from qlora_repeat.system.hashing import file_digest, json_digest
+from qlora_repeat.system.hashing import file_digest
 from qlora_repeat.system.package_data import ROOT, kit_path
 
 _README = Path(__file__).with_name("readme.md.template")
@@ -84,7 +82,6 @@ def pack(
     for run, own in _runs(workspace, results, include_stale):
         packed.append(run)
         entries += own
-    entries.append(text_entry("fingerprints.json", _fingerprints(packed)))
     kept = {entry.name: entry.kept for entry in entries}
     entries.append(text_entry(CRATE, crate_text(study, study_file, kept, packed, license, authors)))
     local_paths = [entry.name for entry in entries if _is_local(entry, workspace)]
@@ -224,14 +221,3 @@ def _is_local(entry: Entry, workspace: Workspace) -> bool:
     content = entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content
     folders = {Path.home(), workspace.runs.absolute(), workspace.cache.absolute()} - {Path("/")}
     return any(f"{folder}/".encode() in content for folder in folders)
-
-
-def _fingerprints(runs: Sequence[Run]) -> str:
-    """Return each fingerprint once, as JSON, with the stages that recorded it."""
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        for record in run.records:
-            digest = json_digest(record.fingerprint)
-            own = found.setdefault(digest, {"fingerprint": record.fingerprint, "stages": []})
-            own["stages"].append(f"{run.name}: {record.stage}")
-    return json_text(list(found.values()))

@@ -41,7 +41,7 @@ _KNOWN = re.compile(
     rf"|tables/({_PART}/)*{_PART}\.(csv|html|json|jsonl|md|pdf|png|svg|tex)",
     re.ASCII,
 )
-"""The names that an archive may have: data only, where nothing is run or read as the kit's settings."""
+"""The names that an archive may have: data, no code and no settings. (Older ones have fingerprints.json.)"""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest date of a zip."""

@@ -38,7 +38,7 @@ from qlora_repeat.execution.jobs import TrialJob, is_open
 from qlora_repeat.execution.run_study import Observer, run_study
 from qlora_repeat.records.trial_state import stage_states
 from qlora_repeat.study.optimizers import Optimizer, OptimizerName
-from qlora_repeat.study.randomness import PerTrial, Randomness, Setting, Source, stream_seed
+from qlora_repeat.study.randomness import SOURCES, PerTrial, Randomness, Setting, Source, stream_seed
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.study.workspace import Workspace
@@ -201,10 +201,7 @@ def _trial(experiment: Experiment, condition: str, freed: tuple[Freed, ...], num
         profile=name,
         profiles={
             name: Randomness(
-                split=setting("split"),
-                adapter_init=setting("adapter_init"),
-                data_order=setting("data_order"),
-                dropout=setting("dropout"),
+                **{source: setting(source) for source in SOURCES if source != "generation"},
                 generation=_pinned(profile.generation),
                 kernels=kernels,
                 nudge=condition == NUDGE,

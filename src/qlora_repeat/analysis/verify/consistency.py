@@ -76,12 +76,12 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
             yield f"The adapter has digest {weights[:12]}, but {where} says {claim[:12]}."
     path, lora = side.folder / "adapter" / "adapter_config.json", again.study.lora
     config = read_json(path, "PEFT writes it beside the adapter's weights")
-    wanted = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    config["target_modules"] = sorted(config.get("target_modules") or [])
+    modules = sorted(again.model.target_modules)
+    wanted = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": modules}
     for name, value in wanted.items():
         if config.get(name) != value:
             yield f"The adapter's configuration has another {name} than the settings, which have {value}."
-    if sorted(config.get("target_modules") or []) != sorted(again.model.target_modules):
-        yield "The adapter's configuration has other target_modules than the settings."
 
 
 def _seeds(side: Side, again: Trial) -> Iterator[str]:
@@ -89,9 +89,7 @@ def _seeds(side: Side, again: Trial) -> Iterator[str]:
     seeds = side.records["finetune"].outputs["seeds"]
     for source in SOURCES:
         setting = getattr(again.study.randomness, source)
-        if setting == "fresh":
-            continue
-        if seeds.get(source) != draw_seed(setting, source, again.number):
+        if setting != "fresh" and seeds.get(source) != draw_seed(setting, source, again.number):
             yield f"The recorded seed of {source} is not the one that its setting gives."
     tested = side.records.get("evaluate")
     used = tested.outputs.get("generation_seed") if tested else None

@@ -79,33 +79,31 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
 
 def other_sources(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
     """Return a sentence if base model or data have another source in the study file than in the record."""
-    inputs = records["finetune"].inputs
+    inputs, where, model = records["finetune"].inputs, trial.workspace, trial.model
+    sources = (
+        ("base", f"base model {model.base}", base_folder(where, model.base)),
+        ("data", f"data {model.data}", data_folder(where, model.data)),
+    )
     return [
-        f"the study file has another source of {what} {name} than the record"
-        for what, key, name, source, _ in _sources(trial)
-        if inputs.get(f"{key}_source") != source
+        f"the study file has another source of {what} than the record"
+        for key, what, folder in sources
+        if inputs.get(f"{key}_source") != folder.name
     ]
 
 
 def missing_inputs(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
     """Return a sentence if base model or data are not in the cache, or have another digest than recorded."""
+    inputs, where, model = records["finetune"].inputs, trial.workspace, trial.model
     found = []
-    for what, key, name, _, today in _sources(trial):
-        recorded = records["finetune"].inputs.get(key)
-        if today is None:
-            found.append(f"{what} {name} is not fetched")
-        elif recorded != today:
-            found.append(f"{what} {name} here has digest {today[:12]}, but {str(recorded)[:12]} is recorded")
+    for key, what, digest in (
+        ("base", f"base model {model.base}", base_digest(where, model.base)),
+        ("data", f"data {model.data}", data_digest(where, model.data)),
+    ):
+        if digest is None:
+            found.append(f"{what} is not fetched")
+        elif digest != inputs.get(key):
+            found.append(f"{what} here has digest {digest[:12]}, but {str(inputs.get(key))[:12]} is recorded")
     return found
-
-
-def _sources(trial: Trial) -> list[tuple[str, str, str, str, str | None]]:
-    """Return, of base model and data: the noun, the key of inputs, the name, the source, the digest here."""
-    where, base, data = trial.workspace, trial.model.base, trial.model.data
-    return [
-        ("base model", "base", base, base_folder(where, base).name, base_digest(where, base)),
-        ("data", "data", data, data_folder(where, data).name, data_digest(where, data)),
-    ]
 
 
 def _first_line(error: Exception) -> str:
