@@ -133,7 +133,7 @@ def test_without_a_users_file_nothing_is_requested(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--gpus", "many"], "--gpus many: give a number"),
+        (["--gpus", "many"], "--gpus many: expected N or TYPE:N"),
         (["--time", "soon"], "--time soon: give minutes"),
         (["--image", "none.sif"], "--image none.sif: no such file"),
     ],
