@@ -1,8 +1,8 @@
 """Statistical methods for a few repeated values: summaries, intervals, tests and Holm's adjustment.
 
-Each method was chosen by its simulated coverage or error rate with seven values; ``benchmarks/coverage.py``
-prints them. Values that are not finite (diverged trials) are never hidden: they rank above all others in
-methods that use ranks; other methods leave them out and count them.
+Each method was chosen by its simulated coverage or error rate with seven values; see
+docs/explanation/statistics.md. Values that are not finite (diverged trials) are never hidden: they rank above
+all others in methods that use ranks; other methods leave them out and count them.
 
 scipy.stats takes a second to import, longer than making all tables, so this module uses scipy.special only;
 tests compare its results with scipy.stats.
@@ -129,10 +129,8 @@ def deviation_interval(*groups: Sequence[float], level: float = LEVEL) -> tuple[
     For several groups, it is the interval of their common standard deviation about their own means.
 
     Bonett's interval (Computational Statistics & Data Analysis 50, 2006, 775-782) is on the logarithm of the
-    variance, with a kurtosis about a trimmed mean. At seven values and a level of 95 %, it covers the true
-    deviation of normal values in 97 % of cases, and of t values with three degrees of freedom in 92 %; the
-    bootstrap (BCa) in 76 % and 51 %. No interval covers it for strongly skewed values or a rare second mode
-    that was not observed: compare logarithms for such arms (`compare_spreads`). Equal values give (0, 0).
+    variance, with a kurtosis about a trimmed mean. For strongly skewed values or a rare second mode, compare
+    logarithms instead (`compare_spreads`). Equal values give (0, 0).
     """
     spread = [values for values in groups if len(values) > 1]
     n = sum(map(len, spread))
@@ -176,11 +174,8 @@ def prediction_interval(values: Sequence[float], level: float = LEVEL) -> tuple[
     """Return a prediction interval for one more value of the same arm.
 
     It is Student's interval on the log scale with half the degrees of freedom, extended to the range of the
-    values if necessary (never with seven values). At seven values and a level of 95 %, Student's own interval
-    covers 92.7 % of t values with three degrees of freedom; half the degrees of freedom give 96.0 %, and
-    98.0 % of normal values. The interval is also valid for two modes that were both observed, but cannot
-    foresee another: if a share q of trials falls into it, the next trial does, and none of n before, in
-    q (1 - q)^n of cases; with n = 7, in at most 4.9 %.
+    values if necessary (never with seven values). It is also valid for two modes that were both observed, but
+    cannot foresee another.
 
     If a value is not finite, the upper end is infinity. Equal values give that value twice.
     None if fewer than `FEWEST` values are finite, or one is not above 0.
@@ -207,10 +202,9 @@ def compare_spreads(
 
     The test permutes Brown and Forsythe's distances from the median over all assignments to the two arms. It
     leaves out the distance that is 0 by construction in an odd number of values (in an even number, one of
-    two that are always equal; Hines and Hines, Biometrics 56, 2000, 451-454). At a level of 5 %, for two arms
-    of seven, Brown and Forsythe's own test rejects equal spreads in 1.6 % of cases and this one in 4.4 %;
-    they find a ratio of 3 in 28 % and 47 %. The interval has the ratios by which the first arm's distances
-    can be divided so that the test does not reject: it excludes 1 exactly if p is at most 1 - level.
+    two that are always equal; Hines and Hines, Biometrics 56, 2000, 451-454). The interval has the ratios by
+    which the first arm's distances can be divided so that the test does not reject: it excludes 1 exactly if
+    p is at most 1 - level.
 
     Values that are not finite are left out. None if an arm has fewer than two values, or one not above 0.
     """
