@@ -1,7 +1,7 @@
 """Tables C1, C2, C3, C10 and C11: compare a study with the paper, or with another study, arm by arm."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from qlora_repeat.errors import UsageError
@@ -45,14 +45,6 @@ class Comparison:
             for name, arms in ((self.here, ours), (self.there, theirs))
         }
 
-    def of_task(self, task: str) -> "Comparison":
-        """Return the comparison of a task's arms."""
-        return replace(
-            self,
-            pairs=[pair for pair in self.pairs if pair[0].task == task],
-            alone=[arm for arm in self.alone if arm.task == task],
-        )
-
     def notes(self, make: Callable[[list[Arm]], list[str]]) -> list[str]:
         """Return the notes on each side, with its name."""
         return [f"{name}: {note}" for name, arms in self.sides.items() for note in make(arms)]
@@ -72,18 +64,21 @@ def comparison_tables(ours: list[Arm], theirs: list[Arm]) -> list[Table]:
         UsageError: no arm has a match; names the models of both.
     """
     here, there = (study_names(arms) or "an empty file" for arms in (ours, theirs))
-    matches = [(arm, _matches(arm, theirs)) for arm in ours]
-    whole = Comparison(
-        here=here,
-        there=f"the other {there}" if there == here else there,
-        pairs=[(arm, match) for arm, found in matches for match in found],
-        alone=[arm for arm, found in matches if not found],
-    )
+
+    def compare(arms: list[Arm]) -> Comparison:
+        return Comparison(
+            here=here,
+            there=f"the other {there}" if there == here else there,
+            pairs=[(arm, match) for arm in arms for match in _matches(arm, theirs)],
+            alone=[arm for arm in arms if not _matches(arm, theirs)],
+        )
+
+    whole = compare(ours)
     if not whole.pairs:
         raise UsageError(f"no arm in common: {here} has {_arms(ours)}; {there} has {_arms(theirs)}")
     tables = []
     for task, (perplexity, seconds) in TASKS.items():
-        own = whole.of_task(task)
+        own = compare([arm for arm in ours if arm.task == task])
         if own.pairs:
             tables += [_perplexity(f"C{perplexity}", task, own), _seconds(f"C{seconds}", task, own)]
     if all(map(is_share_of_gpu, whole.sides.values())):
