@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.tiny import write_study
 
+from qlora_repeat.assets.fetch import fetch_command, needed
 from qlora_repeat.assets.hub_lock import LockFile, Pin, PinnedFile, lock_file, read_source
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
@@ -147,11 +148,15 @@ def test_a_lock_is_beside_its_study_or_where_the_user_chooses(
     monkeypatch.delenv("QLORA_REPEAT_LOCK", raising=False)
     assert lock_path("paper") == lock_path("paper@6-steps-4-rows") == Path("studies/paper.lock")
     assert lock_path(str(write_study(tmp_path))) == tmp_path / "tiny.lock"
-    (tmp_path / "my studies").mkdir()
-    study = write_study(tmp_path / "my studies")
-    assert lock_file(open_workspace(str(study))).study == f"'{study}'", "a shell may pass it unexpanded"
     monkeypatch.setenv("QLORA_REPEAT_LOCK", str(tmp_path / "other.lock"))
     assert lock_path("paper") == tmp_path / "other.lock"
+
+
+def test_a_path_with_spaces_is_quoted_in_the_command_that_fetches(tmp_path: Path) -> None:
+    (tmp_path / "my studies").mkdir()
+    study = write_study(tmp_path / "my studies")
+    workspace = open_workspace(str(study), cache=tmp_path)
+    assert fetch_command(workspace, needed(workspace)[0]).startswith(f"`qlora-repeat fetch '{study}' --only ")
 
 
 def test_the_source_of_a_folder_is_read_back_or_unknown(tmp_path: Path) -> None:

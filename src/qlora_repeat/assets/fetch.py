@@ -4,6 +4,7 @@ It is separate from the modules that use the cache, because those count in the c
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -205,7 +206,7 @@ def _check(workspace: Workspace, item: Item) -> None:
 
 def fetch_command(workspace: Workspace, item: Item) -> str:
     """Return the command that fetches an item, and what else its model needs."""
-    command = f"qlora-repeat fetch {lock_file(workspace).study}"
+    command = f"qlora-repeat fetch {shlex.quote(workspace.given)}"
     for name, model in workspace.study.models.items():
         if item.name == (model.base if item.kind == "base" else model.data):
             return f"`{command} --only {name}`"

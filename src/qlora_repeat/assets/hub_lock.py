@@ -4,7 +4,6 @@ The first fetch writes it, and it belongs with the study file. A later fetch ref
 """
 
 import contextlib
-import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -64,8 +63,6 @@ class LockFile:
     """A study's lock file, which may not exist yet."""
 
     path: Path
-    study: str = "STUDY"
-    """The study as the user gave it, for the commands in error messages."""
     shipped: Path | None = None
     """The lock file in the kit, which is read until `path` exists."""
 
@@ -137,7 +134,7 @@ def lock_file(workspace: Workspace) -> LockFile:
     """Return the lock file of a study; for a study of the kit it starts as a copy of the kit's file."""
     beside = workspace.file.with_suffix(".lock")
     shipped = beside if in_wheel(beside) and beside.is_file() else None
-    return LockFile(workspace.lock, shlex.quote(workspace.given), shipped)
+    return LockFile(workspace.lock, shipped)
 
 
 def read_source(path: Path) -> Pin | None:

@@ -6,6 +6,7 @@ Nothing is fetched, no hub is asked, and nothing is left on disk. The checks tha
 
 import dataclasses
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def device_findings(
     try:
         plan = make_plan(workspace, device, 1, [])
     except MissingError:
-        study = lock_file(workspace).study
+        study = shlex.quote(workspace.given)
         names = ", ".join(info.item.name for info in infos if info.is_base and not info.item.present)
         text = f"{device.name}: whether its memory is enough is unknown until {names} is fetched"
         advice = f"run `qlora-repeat fetch {study}`, then `qlora-repeat doctor {study}` again"
@@ -245,7 +246,7 @@ def item_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Findi
             yield Finding("stops", text, advice)
         else:
             from_hub.append(item.name)
-    fetches = f"`qlora-repeat fetch {lock_file(workspace).study}`, or the first run, fetches"
+    fetches = f"`qlora-repeat fetch {shlex.quote(workspace.given)}`, or the first run, fetches"
     if local:
         yield Finding("ok", f"{fetches} {', '.join(local)} from this machine")
     if from_hub:
