@@ -5,6 +5,7 @@ The first fetch writes it, and it belongs with the study file. A later fetch ref
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.errors import BusyError, MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub, Sha256
 from qlora_repeat.study.validation_message import validation_message
 from qlora_repeat.study.workspace import Workspace
@@ -23,6 +24,7 @@ from qlora_repeat.system.package_data import in_wheel
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 COMMIT = r"^[0-9a-f]{40}$"
+RepositoryKind = Literal["model", "dataset"]
 WAIT_SECONDS = 10.0
 """How long a process waits for another one that adds a pin."""
 
@@ -41,7 +43,7 @@ class PinnedFile:
 class Pin:
     """The state of a repository at its first fetch."""
 
-    kind: Literal["model", "dataset"]
+    kind: RepositoryKind
     revision: str
     """The revision in the study file."""
     commit: Annotated[str, Field(pattern=COMMIT)]
@@ -78,16 +80,20 @@ class LockFile:
             UsageError: the file is not a lock file, or pins another revision than the study file has.
         """
         pin = self._read().get(hub.repository)
-        if pin is None or pin.revision == hub.revision:
-            return pin
-        raise UsageError(
-            f"{self.path}: {hub.repository} is locked at revision {pin.revision}, the study asks for "
-            f"{hub.revision}; delete that entry if the study is right"
-        )
+        if pin is not None and pin.revision != hub.revision:
+            raise UsageError(
+                f"{self.path}: {hub.repository} is locked at revision {pin.revision}, the study asks for "
+                f"{hub.revision}; delete that entry if the study is right"
+            )
+        return pin
 
     def add(self, hub: Hub, pin: Pin) -> Pin:
-        """Add a repository's pin unless the file has one now, and return the pin in the file."""
-        with self._alone():
+        """Add a repository's pin unless the file has one now, and return the pin in the file.
+
+        Raises:
+            MissingError: the file cannot be written.
+        """
+        with self._writable(), self._alone():
             found = self.pin(hub)
             if found is None:
                 others = {name: asdict(each) for name, each in self._read().items()}
@@ -95,27 +101,40 @@ class LockFile:
             return found or pin
 
     def require_writable(self) -> None:
-        """Check, before a long download, that pins can be added."""
-        with self._alone():
-            pass
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Wait for other processes that add pins, so that no pin is lost.
+        """Check, before a long download, that pins can be added.
 
         Raises:
             MissingError: the file cannot be written.
         """
+        with self._writable(), self._alone():
+            pass
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = exclusive(self.path.with_name(f".{self.path.name}.json"), str(self.path), WAIT_SECONDS)
-            with tempfile.TemporaryFile(dir=self.path.parent), lock:
-                yield
+            yield
         except OSError as error:
             reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
             raise MissingError(
                 f"{self.path}: cannot be written ({reason}); set QLORA_REPEAT_LOCK to another path"
             ) from None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait for other processes that add pins, so that no pin is lost."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.path.parent), contextlib.ExitStack() as held:
+            last_try = time.monotonic() + WAIT_SECONDS
+            beside = self.path.with_name(f".{self.path.name}.json")
+            while True:
+                try:
+                    held.enter_context(exclusive(beside, str(self.path)))
+                    break
+                except BusyError:
+                    if time.monotonic() > last_try:
+                        raise
+                    time.sleep(0.05)
+            yield
 
     def _read(self) -> dict[str, Pin]:
         try:

@@ -1,7 +1,7 @@
 """Let one process at a time work on a trial, by a lock file that names its owner.
 
 It does not use flock, which NFS and similar file systems do not always support. The lock is a hard link,
-which appears completely or not at all on those too. A lock is removed if its owner has died on this host.
+which appears completely or not at all on those too. Only a lock whose owner has died on this host is removed.
 """
 
 import contextlib
@@ -22,29 +22,25 @@ from typing import Any, Literal
 
 from qlora_repeat.errors import BusyError, MissingError
 
+TURN_SECONDS = 10.0
+"""How long a process waits for another one that is removing the same dead lock."""
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 """The namespace outside all containers, which has this number in Linux after every start."""
 _JOB_KEYS = ("cluster", "job")
-_NAMESPACES = ("pid", "time")  # an old kernel has no time namespaces
+_NAMESPACES = ("net", "pid", "time")  # an old kernel has no time namespaces
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """A lock, and whether its owner is alive."""
+    """The content of a lock, and whether its owner is alive."""
 
-    content: bytes
     owner: dict[str, Any]
     state: Literal["alive", "dead", "unknown", "unreadable"]
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, what: str, wait: float = 0) -> Iterator[None]:
+def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold a lock during the block. A lock whose owner has died on this host is taken over.
-
-    Args:
-        path: the lock.
-        what: what it protects, for errors.
-        wait: seconds to wait for another process that holds it.
 
     Raises:
         BusyError: another process holds it; names the process, and the command that removes the lock if that
@@ -55,7 +51,7 @@ def exclusive(path: Path, what: str, wait: float = 0) -> Iterator[None]:
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _take(path, ours, what, wait)
+            _take(path, ours, what)
         except OSError as error:
             raise MissingError(
                 f"{path}: cannot create a lock ({error.strerror}); its folder must be writable, not full, "
@@ -92,52 +88,38 @@ def remove_ended(path: Path, content: bytes, alive: Collection[str], cluster: st
         return False
     if job["job"] in alive or job.get("cluster") != cluster:
         return False
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_uid == os.getuid() and _remove(path, content)
-    return False
+    try:
+        if path.stat().st_uid != os.getuid() or path.read_bytes() != content:
+            return False
+    except FileNotFoundError:
+        return False
+    path.unlink(missing_ok=True)
+    return True
 
 
-def _take(path: Path, ours: bytes, what: str, wait: float) -> None:
+def _take(path: Path, ours: bytes, what: str) -> None:
     owner = json.loads(ours)
-    mine = _beside(path, f"{owner['host']}.{owner['pid']}.{owner['token']}")
+    mine = path.with_name(f".{path.name}.{owner['host']}.{owner['pid']}.{owner['token']}")
     try:
         with mine.open("xb") as file:
             file.write(ours)
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
-        deadline = time.monotonic() + max(wait, 1)
-        while not _linked(mine, path, ours):
-            holder, late = _holder(path), time.monotonic() > deadline
-            if holder is not None and holder.state != "dead" and (late or not wait):
+        for _ in range(100):  # usually once; again if a lock has just been released or removed
+            if _linked(mine, path, ours):
+                return
+            holder = _holder(path)
+            if holder is not None and holder.state != "dead":
                 raise _refusal(path, holder, what)
-            if late:
-                raise BusyError(f"{what}: other processes take or remove the lock {path}; try again")
-            if holder is not None and not (holder.state == "dead" and _remove(path, holder.content)):
-                time.sleep(0.01)
+            if holder is not None:
+                with _turn(path, what):
+                    _remove_dead(path, mine.with_name(f"{mine.name}.dead"))
+        raise BusyError(f"{what}: the lock {path} keeps changing; try again")
     finally:
         # Removed at once: with a second name, an NFS client might show a lock that was removed.
         with contextlib.suppress(OSError):
             mine.unlink()
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name.lstrip('.')}.{suffix}")
-
-
-def _remove(path: Path, content: bytes) -> bool:
-    """Remove a lock that has this content, and return whether this process has removed it.
-
-    A second lock, named after the content, lets one process do so at a time. So the first one is never
-    mistaken for the lock that another process takes in the meantime.
-    """
-    turn = _beside(path, f"{hashlib.sha256(content).hexdigest()[:16]}.removal")
-    with contextlib.suppress(BusyError), exclusive(turn, str(path)):
-        holder = _holder(path)
-        if holder is not None and holder.content == content:
-            path.unlink(missing_ok=True)
-            return True
-    return False
 
 
 def _linked(mine: Path, path: Path, ours: bytes) -> bool:
@@ -156,37 +138,98 @@ def _linked(mine: Path, path: Path, ours: bytes) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _turn(path: Path, what: str) -> Iterator[None]:
+    """Let one process of this host at a time run the block, by socket names, which end with their process.
+
+    A folder has two names: containers see it at different paths, and some file systems change its number.
+
+    Raises:
+        BusyError: others take too long, or this process cannot open sockets.
+    """
+    folder = path.parent.stat()
+    deadline = time.monotonic() + TURN_SECONDS
+    with contextlib.ExitStack() as held:
+        try:
+            for place in (str(path.parent.resolve()), f"{folder.st_dev}:{folder.st_ino}"):
+                digest = hashlib.sha256(os.fsencode(f"{place}/{path.name}")).hexdigest()
+                held.enter_context(_bound(f"\0qlora-repeat-{digest}", deadline))
+        except OSError as error:
+            raise BusyError(
+                f"{what}: the process that worked on it is dead, but its lock cannot be removed "
+                f"({error.strerror}); try again, or run: {_removal(path)}"
+            ) from None
+        yield
+
+
+def _bound(name: str, deadline: float) -> socket.socket:
+    """Return a socket of this name, as soon as no other process has one."""
+    while True:
+        taken = socket.socket(socket.AF_UNIX)
+        try:
+            taken.bind(name)
+        except OSError as error:
+            taken.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+                raise
+        else:
+            return taken
+        time.sleep(0.01)
+
+
+def _remove_dead(path: Path, aside: Path) -> None:
+    """Remove a lock whose owner is dead, in this process's turn, so that no other on this host takes it.
+
+    Another host may take it at the same time, if somebody removed it there. So the lock is moved aside first,
+    and put back if its owner turns out to be alive.
+    """
+    holder = _holder(path)
+    if holder is None or holder.state != "dead":
+        return
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+    moved = _holder(aside)
+    if moved is not None and moved.state != "dead":
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
 def _clear_leftovers(path: Path) -> None:
     """Remove the private files of processes that were killed while they took this lock."""
     with contextlib.suppress(OSError):
-        for left in path.parent.glob(glob.escape(str(_beside(path, "").name)) + "*"):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
             holder = _holder(left)
             if holder is not None and holder.state == "dead":
                 left.unlink(missing_ok=True)
 
 
 def _refusal(path: Path, holder: _Holder, what: str) -> BusyError:
-    removal = f"rm {shlex.quote(str(path.absolute()))}"
     if holder.state == "unreadable":
-        text = f"{what}: its lock cannot be read, so its owner is unknown"
-        return BusyError(f"{text}; if no process works on it: {removal}")
+        return BusyError(
+            f"{what}: its lock cannot be read, so its owner is unknown; "
+            f"if no process works on it: {_removal(path)}"
+        )
     process = f"process {holder.owner['pid']} on {holder.owner['host']}"
     if holder.state == "alive":
         return BusyError(f"{what}: {process} works on it; wait, or stop that process")
     if holder.owner["host"] == socket.gethostname():
         process += " (in another container, of another user, or from before a restart)"
     return BusyError(
-        f"{what}: {process} works on it; wait, stop that process, or if it no longer exists: {removal}"
+        f"{what}: {process} works on it; wait, stop that process, or if it no longer exists: {_removal(path)}"
     )
+
+
+def _removal(path: Path) -> str:
+    return f"rm {shlex.quote(str(path.absolute()))}"
 
 
 def _holder(path: Path) -> _Holder | None:
     """Return who holds a lock, or None if there is no lock."""
-    content, owner = b"", None
+    owner = None
     try:
         with path.open("rb") as file:
-            content = file.read(10_000)
-        owner = json.loads(content)
+            owner = json.loads(file.read(10_000))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: NFS, and it has just been removed
             return None
@@ -198,15 +241,15 @@ def _holder(path: Path) -> _Holder | None:
         and isinstance(owner.get("host"), str)
         and owner["host"].isprintable()
     ):
-        return _Holder(content, owner, _owner_state(owner))
-    return _Holder(content, {"pid": "unknown", "host": "an unknown host"}, "unreadable")
+        return _Holder(owner, _owner_state(owner))
+    return _Holder({"pid": "unknown", "host": "an unknown host"}, "unreadable")
 
 
 def _owner_state(owner: dict[str, Any]) -> Literal["alive", "dead", "unknown"]:
     """Return whether the owner of a lock is alive.
 
-    Only a process in the same namespaces knows it: of pids, so that a number means the same process, and of
-    time, so that start times are comparable.
+    It is known only to a process in the same namespaces: of pids, so that a number means the same process; of
+    the network, so that processes that remove locks take turns; of time, so that start times are comparable.
     """
     here = _this_process()
     ours, theirs = here["slurm"], owner.get("slurm")
@@ -251,7 +294,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _slurm_job() -> dict[str, str] | None:
-    """Return the Slurm job of this process, and how many times it was requeued."""
+    """Return the Slurm job of this process, and how often it was requeued."""
     names = {"cluster": "SLURM_CLUSTER_NAME", "job": "SLURM_JOB_ID", "restarts": "SLURM_RESTART_COUNT"}
     found = {key: os.environ.get(name, "") for key, name in names.items()}
     return found if found["job"] else None
@@ -259,11 +302,13 @@ def _slurm_job() -> dict[str, str] | None:
 
 def _machine() -> str:
     """Return a digest of the machine's id, which is confidential (machine-id(5)), or "" if it has none."""
-    with contextlib.suppress(OSError):
+    try:
         identity = Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
-        if re.fullmatch("[0-9a-f]{32}", identity):
-            return hashlib.sha256(f"qlora-repeat {identity}".encode()).hexdigest()[:32]
-    return ""
+    except OSError:
+        return ""
+    if not re.fullmatch("[0-9a-f]{32}", identity):
+        return ""
+    return hashlib.sha256(f"qlora-repeat {identity}".encode()).hexdigest()[:32]
 
 
 def _start_ticks(pid: int) -> int | None:
