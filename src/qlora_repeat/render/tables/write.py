@@ -14,10 +14,8 @@ from typing import Any, Literal, get_args
 import tabulate
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from qlora_repeat.analysis.attribution.decompose import attribute
 from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.render.escape import latex, markdown
-from qlora_repeat.render.tables.attribution import attribution_table
 from qlora_repeat.render.tables.columns import grouped, side_by_side
 from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.paper_tables import make_tables
@@ -51,7 +49,12 @@ def collected_tables(
     tables = make_tables(arms)
     if others is not None:
         tables += comparison_tables(arms, others)
-    return tables + [attribution_table(measured, attribute(measured)) for measured in experiments]
+    if experiments:  # numpy is imported only for these
+        from qlora_repeat.analysis.attribution.decompose import attribute
+        from qlora_repeat.render.tables.attribution import attribution_table
+
+        tables += [attribution_table(measured, attribute(measured)) for measured in experiments]
+    return tables
 
 
 def write_tables(
