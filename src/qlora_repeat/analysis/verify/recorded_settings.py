@@ -7,10 +7,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from qlora_repeat.assets.base_models import base_digest, base_folder
-from qlora_repeat.assets.datasets import data_digest, data_folder
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record
+from qlora_repeat.records.stage_inputs import shared_inputs
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
 
@@ -79,31 +78,30 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
 
 def other_sources(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
     """Return a sentence if base model or data have another source in the study file than in the record."""
-    inputs, where, model = records["finetune"].inputs, trial.workspace, trial.model
-    sources = (
-        ("base", f"base model {model.base}", base_folder(where, model.base)),
-        ("data", f"data {model.data}", data_folder(where, model.data)),
-    )
+    recorded, here = records["finetune"].inputs, shared_inputs(trial.workspace, trial.model_name)
     return [
         f"the study file has another source of {what} than the record"
-        for key, what, folder in sources
-        if inputs.get(f"{key}_source") != folder.name
+        for key, what in _named(trial).items()
+        if recorded.get(f"{key}_source") != here[f"{key}_source"]
     ]
 
 
 def missing_inputs(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
     """Return a sentence if base model or data are not in the cache, or have another digest than recorded."""
-    inputs, where, model = records["finetune"].inputs, trial.workspace, trial.model
+    recorded, here = records["finetune"].inputs, shared_inputs(trial.workspace, trial.model_name)
     found = []
-    for key, what, digest in (
-        ("base", f"base model {model.base}", base_digest(where, model.base)),
-        ("data", f"data {model.data}", data_digest(where, model.data)),
-    ):
+    for key, what in _named(trial).items():
+        digest, claim = here[key], recorded.get(key)
         if digest is None:
             found.append(f"{what} is not fetched")
-        elif digest != inputs.get(key):
-            found.append(f"{what} here has digest {digest[:12]}, but {str(inputs.get(key))[:12]} is recorded")
+        elif digest != claim:
+            found.append(f"{what} here has digest {digest[:12]}, but {str(claim)[:12]} is recorded")
     return found
+
+
+def _named(trial: Trial) -> dict[str, str]:
+    """Return base model and data in words, by their key in the inputs of a record."""
+    return {"base": f"base model {trial.model.base}", "data": f"data {trial.model.data}"}
 
 
 def _first_line(error: Exception) -> str:
