@@ -72,7 +72,6 @@ def run(
     """
     from qlora_repeat.api.progress import Terminal, console
     from qlora_repeat.execution.run_study import run_study
-    from qlora_repeat.results.collect import collect as collect_rows
     from qlora_repeat.system.signals import stop_on_signals
 
     if unknown := [stage for stage in stages or () if stage not in STAGES]:
@@ -83,7 +82,7 @@ def run(
         run_study(workspace, chosen, Terminal(console(quiet)), jobs=jobs, force=force)
     if chosen == [*STAGES]:
         return collect(workspace)
-    return Results(collect_rows(workspace), workspace.study.label, workspace)
+    return _gathered(workspace)
 
 
 def collect(study: Workspace | str, *, include_stale: bool = False) -> Results:
@@ -92,11 +91,17 @@ def collect(study: Workspace | str, *, include_stale: bool = False) -> Results:
     Args:
         include_stale: also take the values of trials whose settings, data, code or packages have changed.
     """
-    from qlora_repeat.results.collect import collect as collect_rows
     from qlora_repeat.results.study_statistics import write_statistics
 
     workspace = opened(study)
-    results = Results(collect_rows(workspace, include_stale=include_stale), workspace.study.label, workspace)
+    results = _gathered(workspace, include_stale)
     write_results(results.items, workspace.results)
     write_statistics(results.arms(), workspace.statistics)
     return results
+
+
+def _gathered(workspace: Workspace, include_stale: bool = False) -> Results:
+    from qlora_repeat.results.collect import collect
+
+    rows = collect(workspace, include_stale=include_stale)
+    return Results(rows, workspace.study.label, workspace)
