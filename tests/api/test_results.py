@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from support.checkout import copy_folder
 from support.laboratory import Lab
 
 import qlora_repeat as qr
@@ -54,6 +55,19 @@ def test_tables_can_be_chosen_written_and_displayed(tmp_path: Path) -> None:
     assert {path.suffix for path in paths} == {".md"} and all(path.is_file() for path in paths)
     with pytest.raises(qr.UsageError, match="there is no table 99; there are 1, 2"):
         tables.numbered("99")
+
+
+def test_writing_everything_reads_experiments_once(
+    finished: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_folder(finished.runs, tmp_path / "runs")
+    study = qr.load_study(finished.study, runs=tmp_path / "runs", cache=finished.cache)
+    broken = tmp_path / "runs/tiny@attribute/tiny-neox/adamw-8bit/attribution.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("no JSON")
+    paths = qr.write_all(study, tmp_path / "out")
+    assert {"table-01.md", "report.html"} <= {path.name for path in paths}
+    assert capsys.readouterr().err.count("no table S2 or figure S2: ") == 1
 
 
 def test_cells_of_html_are_escaped() -> None:

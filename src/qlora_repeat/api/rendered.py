@@ -4,7 +4,7 @@ import html
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from qlora_repeat.analysis.claims.claims import JudgedClaim, judge_claims
 from qlora_repeat.api.listed import Listed
@@ -16,12 +16,18 @@ from qlora_repeat.render.html import tables_html
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.tables.terminal import terminal_table
 from qlora_repeat.render.tables.write import Format, collected_tables, write_tables
+from qlora_repeat.results.arms import Arm
 from qlora_repeat.study.study import PUBLISHED
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import write_text
 
+if TYPE_CHECKING:
+    from qlora_repeat.analysis.attribution.measurements import Measurements
+
 Given = Results | Workspace | str | Path
 """Results, or what names them: see `results_of`."""
+_Read = tuple[Results, list[Arm], "list[Measurements]"]
+"""Results, their arms, and the attribution experiments of their study."""
 _WIDTH = 100
 """Columns of a table as text."""
 _FRAME_HEIGHT = 700
@@ -79,11 +85,20 @@ def tables(results: Given, *, compare: Given | None = None) -> Tables:
         UsageError: there are no results, two rows are of the same trial, or no arm can be compared.
         MissingError, UsageError: as `results_of`.
     """
-    found = results_of(results)
-    arms, others = found.arms(), None if compare is None else results_of(compare).arms()
-    made = collected_tables(arms, others, found.experiments())
+    return _tables(_read(results), compare)
+
+
+def _read(given: Given) -> _Read:
+    results = results_of(given)
+    return results, results.arms(), results.experiments()
+
+
+def _tables(read: _Read, compare: Given | None) -> Tables:
+    results, arms, experiments = read
+    others = None if compare is None else results_of(compare).arms()
+    made = collected_tables(arms, others, experiments)
     studies = study_names(arms) + (f", compared with {study_names(others)}" if others else "")
-    return Tables(made, found.label, studies)
+    return Tables(made, results.label, studies)
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,19 +161,22 @@ def report(results: Given) -> Report:
         UsageError: there are no results, or two rows are of the same trial.
         MissingError, UsageError: as `results_of`.
     """
+    return _report(_read(results))
+
+
+def _report(read: _Read) -> Report:
     from qlora_repeat.render.report.page import report_html
     from qlora_repeat.render.report.trial_files import TrialFiles, read_trial_files
 
-    found = results_of(results)
-    arms = found.arms()
+    results, arms, experiments = read
     page = report_html(
         arms,
-        study_name=found.name,
-        files=read_trial_files(found.study, arms) if found.study else TrialFiles(),
-        published=[] if found.label == PUBLISHED else paper_results().arms(),
-        experiments=found.experiments(),
+        study_name=results.name,
+        files=read_trial_files(results.study, arms) if results.study else TrialFiles(),
+        published=[] if results.label == PUBLISHED else paper_results().arms(),
+        experiments=experiments,
     )
-    return Report(page, found.label)
+    return Report(page, results.label)
 
 
 def write_figures(results: Given, folder: str | Path | None = None) -> list[Path]:
@@ -168,10 +186,14 @@ def write_figures(results: Given, folder: str | Path | None = None) -> list[Path
         MissingError: no finished trial has a loss curve.
         MissingError, UsageError: as `results_of`.
     """
+    return _write_figures(_read(results), folder)
+
+
+def _write_figures(read: _Read, folder: str | Path | None) -> list[Path]:
     from qlora_repeat.render.figures.write import render_figures
 
-    found = results_of(results)
-    return render_figures(found.arms(), _folder(folder, found.label), found.experiments())
+    results, arms, experiments = read
+    return render_figures(arms, _folder(folder, results.label), experiments)
 
 
 def write_all(
@@ -181,11 +203,11 @@ def write_all(
 
     Where no trial has a loss curve, there are no figures.
     """
-    found = results_of(results)
-    paths = tables(found, compare=compare).write(folder)
-    if any(row.loss_curve for row in found if row.measured):
-        paths += write_figures(found, folder)
-    return [*paths, report(found).write(folder)]
+    read = _read(results)
+    paths = _tables(read, compare).write(folder)
+    if any(row.loss_curve for row in read[0] if row.measured):
+        paths += _write_figures(read, folder)
+    return [*paths, _report(read).write(folder)]
 
 
 def _folder(given: str | Path | None, label: str) -> Path:
