@@ -17,6 +17,7 @@ from qlora_repeat.errors import MissingError
 from qlora_repeat.planning.gpu_catalog import Gpu, large_enough
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.data_sources import Data
+from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import Dtype, FrozenWeights
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.workspace import Workspace
@@ -187,25 +188,8 @@ def _model_plan(
     testing: EvaluateMemory = once(estimate.evaluate_memory, lengths, trial, config)
     weights, evaluate_peak = tuning.weights, testing.weights + testing.work + CONTEXT_BYTES
     comparable = PAPER_PARAMETERS.get(model.counterpart or "") == parameters
-    steps = training.total_steps(train_examples(trial.data))
-    arms = []
-    for optimizer in study.optimizers:
-        arm = (model.counterpart, optimizer)
-        paper = [row for row in published if comparable and (row.model, row.optimizer) == arm]
-        peak = tuning.peak(optimizer) + CONTEXT_BYTES
-        arms.append(
-            ArmPlan(
-                model=name,
-                optimizer=optimizer,
-                optimizer_state=estimate.optimizer_bytes(tuning.adapter_tensors, optimizer),
-                finetune_peak=peak,
-                finetune_share=peak / gpu.memory,
-                paper_share=paper[0].peak_memory_share if paper else None,
-                trials=study.trials,
-                steps=steps,
-                train_seconds=train_seconds(paper, steps, gpu) if paper else None,
-            )
-        )
+    counterparts = [row for row in published if comparable and row.model == model.counterpart]
+    arms = [_arm_plan(trial, optimizer, tuning, gpu, counterparts) for optimizer in study.optimizers]
     return ModelPlan(
         model=name,
         base=model.base,
@@ -223,6 +207,32 @@ def _model_plan(
         evaluate_peak=evaluate_peak,
         evaluate_share=evaluate_peak / gpu.memory,
         arms=arms,
+    )
+
+
+def _arm_plan(
+    trial: Trial,
+    optimizer: OptimizerName,
+    tuning: "FinetuneMemory",
+    gpu: Gpu,
+    counterparts: Sequence[TrialResult],
+) -> ArmPlan:
+    """Plan an arm of the trial's model. `counterparts`: the paper's trials that it can be compared with."""
+    from qlora_repeat.planning.memory_estimate import optimizer_bytes
+
+    paper = [row for row in counterparts if row.optimizer == optimizer]
+    peak = tuning.peak(optimizer) + CONTEXT_BYTES
+    steps = trial.model.training.total_steps(train_examples(trial.data))
+    return ArmPlan(
+        model=trial.model_name,
+        optimizer=optimizer,
+        optimizer_state=optimizer_bytes(tuning.adapter_tensors, optimizer),
+        finetune_peak=peak,
+        finetune_share=peak / gpu.memory,
+        paper_share=paper[0].peak_memory_share if paper else None,
+        trials=trial.study.trials,
+        steps=steps,
+        train_seconds=train_seconds(paper, steps, gpu) if paper else None,
     )
 
 
