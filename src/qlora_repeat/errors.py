@@ -1,4 +1,4 @@
-"""The errors a user can cause or mend, and the exit codes they end in.
+"""The errors that a user can cause or correct, and their exit codes.
 
 Exit codes: 0 success; 1 an unexpected failure (a bug: the traceback is shown); 2 a mistake on the
 command line or in a study file; 3 something that the study needs is missing or is not what it was;

@@ -62,7 +62,7 @@ class Tables(Listed[Table]):
         return write_tables(self.items, _folder(folder, self.label), TEMPLATES, self.studies, formats)
 
     def to_text(self, width: int = _WIDTH) -> str:
-        """Return the tables as text, no wider than so many characters."""
+        """Return the tables as text, with lines of at most `width` characters."""
         return "\n\n\n".join(terminal_table(table, width) for table in self)
 
     def __str__(self) -> str:
