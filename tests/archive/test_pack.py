@@ -382,6 +382,18 @@ def test_a_zip_of_the_same_files_from_another_program_is_accepted(files: Files, 
         "runs/tiny/\N{RIGHT-TO-LEFT OVERRIDE}nosj.json",
         "runs/tiny/" + "long" * 200 + ".json",
         "runs/tiny/code.py",
+        f"{FOLDER}/lock.json",
+        f"{FOLDER}/failed.json",
+        f"{FOLDER}/first-steps.json",
+        f"{FOLDER}/unfinished/start.json",
+        f"{FOLDER}/unfinished/trace.jsonl",
+        f"{FOLDER}/unfinished/step-3/checkpoint.json",
+        f"{FOLDER}/unfinished/step-3/adapter.safetensors",
+        f"{FOLDER}/merged/model.safetensors",
+        f"{FOLDER}/adapter/README.md",
+        "runs/tiny/slurm/tasks.json",
+        "runs/tiny/tiny-neox/base/lock-1.json",
+        "runs/lock.json",
         "runs/tiny/weights.pkl",
         "paper/templates/table.md.j2",
         "studies/tiny.py",
@@ -397,9 +409,7 @@ def test_a_harmful_name_is_refused(name: str, files: Files, tmp_path: Path) -> N
 
 
 def test_a_name_with_a_null_byte_is_refused(files: Files, tmp_path: Path) -> None:
-    path = zipped(
-        tmp_path / "a.zip", fitting(files | {"runs/tiny/a.jsonXpy": b"{}", "runs/tiny/a.json": b"{}"})
-    )
+    path = zipped(tmp_path / "a.zip", fitting(files | {"tables/a.jsonXpy": b"{}", "tables/a.json": b"{}"}))
     path.write_bytes(path.read_bytes().replace(b"a.jsonXpy", b"a.json\0py"))
     assert "is not a file name" in refused(path, tmp_path)
 
@@ -420,12 +430,10 @@ def test_a_duplicate_name_is_refused(files: Files, tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("README.md", "another")
     assert "it has 2 files named readme.md" in refused(path, tmp_path)
-    apart = fitting(files | {"runs/tiny/A.json": b"1", "runs/tiny/a.json": b"2"})
-    assert "it has 2 files named runs/tiny/a.json" in refused(zipped(tmp_path / "b.zip", apart), tmp_path)
-    both = fitting(files | {"runs/tiny/a.json": b"1", "runs/tiny/a.json/b.json": b"2"})
-    assert "runs/tiny/a.json is both a file and a folder" in refused(
-        zipped(tmp_path / "c.zip", both), tmp_path
-    )
+    apart = fitting(files | {"tables/A.json": b"1", "tables/a.json": b"2"})
+    assert "it has 2 files named tables/a.json" in refused(zipped(tmp_path / "b.zip", apart), tmp_path)
+    both = fitting(files | {"tables/a.json": b"1", "tables/a.json/b.json": b"2"})
+    assert "tables/a.json is both a file and a folder" in refused(zipped(tmp_path / "c.zip", both), tmp_path)
 
 
 def test_a_bomb_is_refused(files: Files, tmp_path: Path) -> None:
@@ -434,11 +442,11 @@ def test_a_bomb_is_refused(files: Files, tmp_path: Path) -> None:
     def change(info: zipfile.ZipInfo) -> None:
         info.compress_type = zipfile.ZIP_DEFLATED
 
-    zeros = fitting(files | {"runs/tiny/zeros.json": bytes(10**8)})
+    zeros = fitting(files | {"tables/zeros.json": bytes(10**8)})
     path = zipped(tmp_path / "a.zip", zeros, change)
     assert path.stat().st_size < 10**6
     assert "so its size cannot be trusted" in refused(path, tmp_path)
-    path = zipped(tmp_path / "b.zip", fitting(files | {"runs/tiny/zeros.json": bytes(10**6)}))
+    path = zipped(tmp_path / "b.zip", fitting(files | {"tables/zeros.json": bytes(10**6)}))
     content = path.read_bytes()
     claim = (10**6).to_bytes(4, "little")
     path.write_bytes(content.replace(claim, (10**9).to_bytes(4, "little")))
@@ -460,14 +468,12 @@ def test_files_and_checksums_must_match(files: Files, tmp_path: Path) -> None:
     assert f"{trace}' is in {SUMS} but not in the archive" in refused(
         zipped(tmp_path / "a.zip", less), tmp_path
     )
-    more = files | {"runs/tiny/more.json": b"{}"}
+    more = files | {"tables/more.json": b"{}"}
     assert f"more.json' is in the archive but not in {SUMS}" in refused(
         zipped(tmp_path / "b.zip", more), tmp_path
     )
-    listed = more | {
-        SUMS: files[SUMS] + f"{hashlib.sha256(b'{}').hexdigest()}  runs/tiny/more.json\n".encode()
-    }
-    assert f"{CRATE} does not describe a file: 'runs/tiny/more.json'" in refused(
+    listed = more | {SUMS: files[SUMS] + f"{hashlib.sha256(b'{}').hexdigest()}  tables/more.json\n".encode()}
+    assert f"{CRATE} does not describe a file: 'tables/more.json'" in refused(
         zipped(tmp_path / "c.zip", listed), tmp_path
     )
     for name in (SUMS, CRATE):
@@ -547,6 +553,13 @@ def test_check_names_contradictions_in_an_archive(finished: Lab, files: Files, t
         (f"{FOLDER}/trace.jsonl", trace, f"{FOLDER}/trace.jsonl: not the bytes that were recorded"),
         (f"{FOLDER}/evaluate.json", None, f"{FIRST} has results, but no records"),
         (f"{FOLDER}/finetune.json", b"{}", f"{FOLDER}/finetune.json: not a readable record"),
+        (
+            f"{FOLDER[:-1]}9/trace.jsonl",
+            b"{}",
+            f"{FOLDER[:-1]}9/trace.jsonl: no record of the study names it",
+        ),
+        ("runs/tiny/tiny-neox/base/test-9.json", b"{}", "base/test-9.json: no record of the study names it"),
+        ("runs/other/x/y/trial-1/time.json", b"{}", "trial-1/time.json: no record of the study names it"),
     ):
         theirs = {**files, name: content or b""}
         if content is None:
@@ -625,7 +638,7 @@ def test_a_change_to_a_file_during_packing_is_noticed(tmp_path: Path) -> None:
 
     source, path = tmp_path / "trace.jsonl", tmp_path / "a.zip"
     source.write_text("1\n")
-    entry = Entry("runs/tiny/trace.jsonl", source, keep(source))
+    entry = Entry("tables/trace.jsonl", source, keep(source))
     source.write_text("2\n")
     with pytest.raises(MissingError, match="changed while it was packed"):
         write_archive(path, [entry, text_entry("README.md", "")], quiet)

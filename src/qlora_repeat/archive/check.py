@@ -23,7 +23,15 @@ def check_archive(unpacked: Unpacked, cache: Path | None) -> CheckedStudy:
     problems = [f"{path}: {each}" for each in _disagreements(unpacked.results(), collected)]
     files = [file for own in trials for file in own] + list(check_base_tests(workspace))
     files += [CheckedFile(path, problem) for problem in problems] or [CheckedFile(path)]
+    files += _unnamed(unpacked.runs, {file.path for file in files} | {workspace.statistics})
     return CheckedStudy(trials=sum(map(bool, trials)), files=files, inputs=[], notes=[])
+
+
+def _unnamed(runs: Path, named: set[Path]) -> Iterator[CheckedFile]:
+    """Yield the files that neither a record names nor a trial or test of the study needs."""
+    for path in sorted(path for path in runs.rglob("*") if not path.is_dir()):
+        if path not in named and not path.name.startswith("attribution"):
+            yield CheckedFile(path, f"{path}: no record of the study names it")
 
 
 def _disagreements(packed: list[TrialResult], collected: list[TrialResult]) -> Iterator[str]:

@@ -33,15 +33,24 @@ ByteReport = Callable[[int, int], None]
 """Called with the number of bytes done so far and in total."""
 
 _PART = r"\w[\w.+@-]*"
+_ARM = rf"runs/{_PART}/{_PART}/{_PART}"
+_NUMBER = r"[1-9]\d{0,8}"
 _KNOWN = re.compile(
     rf"{SUMS}|{re.escape(CRATE)}|README\.md|LICENSE|CITATION\.cff|fingerprints\.json"
     rf"|lockfiles/{_PART}\.txt"
     rf"|studies/{_PART}\.(toml|lock)"
-    rf"|runs/({_PART}/)+{_PART}\.(json|jsonl|md|safetensors)"
+    rf"|runs/{_PART}/(results\.jsonl|statistics\.json)"
+    rf"|{_ARM}/trial-{_NUMBER}/(trace\.jsonl|(finetune|merge|evaluate|time)\.json)"
+    rf"|{_ARM}/trial-{_NUMBER}/adapter/(adapter_config\.json|adapter_model\.safetensors)"
+    rf"|runs/{_PART}/{_PART}/base/test-{_NUMBER}\.json"
+    rf"|{_ARM}/attribution[\w.+@-]{{0,100}}\.json"
     rf"|tables/({_PART}/)*{_PART}\.(csv|html|json|jsonl|md|pdf|png|svg|tex)",
     re.ASCII,
 )
-"""The names that an archive may have: data, no code and no settings. (Older ones have fingerprints.json.)"""
+"""The names that an archive may have: evidence. No code, settings, checkpoints, locks or cluster jobs.
+
+(Older ones have fingerprints.json.)
+"""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest date of a zip."""
