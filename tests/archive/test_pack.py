@@ -632,6 +632,38 @@ def test_verify_finds_a_forged_number(recorded: Lab, tmp_path: Path) -> None:
     assert result.stdout.startswith(f"tiny:{FIRST}: different\n")
 
 
+TOLERANT = """
+[tolerance.adamw-8bit]
+first_loss = 1e300
+loss = 1e300
+adapter = 1e300
+perplexity = 1e300
+"""
+
+
+def test_the_study_of_an_archive_does_not_set_tolerances(recorded: Lab, tmp_path: Path) -> None:
+    """Forge a perplexity, and a study file that tolerates it; the reviewer's own study file may do so."""
+    forger = Lab(tmp_path / "forger", recorded.cache)
+    copy_folder(recorded.folder, forger.folder)
+    forger.study.write_text(forger.study.read_text() + TOLERANT)
+    path = forger.runs / FOLDER.removeprefix("runs/") / "evaluate.json"
+    record = read_record(path)
+    assert record is not None
+    write_record(path, dataclasses.replace(record, outputs=record.outputs | {"perplexity": 1e9}))
+    forger.pack()
+    unpack(forger.archive, tmp_path / "theirs", quiet)
+    where = ["--cache", forger.cache, "--scratch", tmp_path / "scratch", "--quiet"]
+    where += ["--stages", "evaluate", "--accept", "within tolerance"]
+    theirs = ["--study", tmp_path / "theirs/studies/tiny.toml", "--runs", tmp_path / "theirs/runs"]
+    for given in ([f"{forger.archive}:{FIRST}"], [tmp_path / "theirs" / FOLDER], [FIRST, *theirs]):
+        result = run("verify", *given, *where)
+        assert result.exit_code == 7, given
+        assert result.stdout.startswith(f"tiny:{FIRST}: different\n")
+        assert "tolerances of its own (1e+300, 1e+300, 1e+300, 1e+300)" in " ".join(result.stdout.split())
+    mine = ["--study", forger.study]  # a file that the reviewer names, outside of the archive
+    assert run("verify", tmp_path / "theirs" / FOLDER, *mine, *where).exit_code == 0
+
+
 def test_a_change_to_a_file_during_packing_is_noticed(tmp_path: Path) -> None:
     from qlora_repeat.archive.zip_file import Entry
     from qlora_repeat.records.record import keep

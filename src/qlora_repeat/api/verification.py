@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +18,14 @@ from qlora_repeat.analysis.verify.rerun import (
 )
 from qlora_repeat.analysis.verify.verdict import Scope, Verdict, judge_rerun, tolerance_of, without_rerun
 from qlora_repeat.api.progress import Terminal, console
-from qlora_repeat.archive.unpack import opened, study_of
+from qlora_repeat.archive.unpack import came_in_archive, opened, study_of
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_study import fetch_missing
 from qlora_repeat.records.record import read_record
 from qlora_repeat.render.text.verdict import verdict_json, verdict_text
 from qlora_repeat.render.text.verdict_page import verdict_page
 from qlora_repeat.study.loading import open_workspace
+from qlora_repeat.study.study import Tolerance
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.files import write_text
 
@@ -108,11 +109,12 @@ def verify(
         shown = Terminal(console(quiet))
         wrong = recorded.contradictions
         lacking = [] if wrong else _lacking(recorded, shown)
+        trusted = not came_in_archive(named.workspace.file)
+        tolerance, notes = tolerance_of(named.study, named.optimizer, trusted=trusted)
         if wrong or lacking:
-            tolerance = tolerance_of(named.study, named.optimizer)
-            verdict = without_rerun(lacking, wrong, tolerance, scope)
+            verdict = replace(without_rerun(lacking, wrong, tolerance, scope), notes=notes)
             return Verification(_label(named), verdict, recorded.left_out, None)
-        return _rerun(named, recorded, shown, scope, steps, new_seeds, words)
+        return _rerun(named, recorded, shown, scope, steps, new_seeds, tolerance, notes, words)
 
 
 def _rerun(
@@ -122,10 +124,12 @@ def _rerun(
     scope: Scope,
     steps: int | None,
     new_seeds: bool,
+    tolerance: Tolerance,
+    notes: list[str],
     command_line: str,
 ) -> Verification:
     """Run the trial again, judge it, and write the verdict as JSON and as a page."""
-    name, tolerance = _label(named), tolerance_of(named.study, named.optimizer)
+    name = _label(named)
     with (
         rerun_folder(recorded, scope, steps, new_seeds) as (again, seeds),
         shown.watch_trial(f"re-run of {name}") as progress,
@@ -133,6 +137,7 @@ def _rerun(
         side = run_again(recorded, again, seeds, progress, scope=scope, steps=steps)
         diff, unlike_tests = compared(recorded.side, side, scope)
         verdict = judge_rerun(diff, recorded.others, tolerance, scope=scope, unlike_tests=unlike_tests)
+        verdict = replace(verdict, notes=notes)
         page = again.folder / "verdict.html"
         found = Verification(name, verdict, recorded.left_out, page)
         write_text(again.folder / VERDICT, found.to_json() + "\n")

@@ -4,6 +4,7 @@ The verdict is a pure function of two traces, two sets of records and the perple
 arm. Only what the re-run reproduces counts as agreement.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,6 +92,8 @@ class Verdict:
     cannot_tell: list[str] = field(default_factory=list)
     settle: list[str] = field(default_factory=list)
     """What would settle an inconclusive verdict."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences on what the recorded files ask for and `verify` ignores."""
 
 
 @dataclass(frozen=True)
@@ -221,11 +224,21 @@ def _with(verdict: Verdict, kind: VerdictKind, why: list[str], **changes: Any) -
     return replace(verdict, kind=kind, why=[*verdict.why, *why], **changes)
 
 
-def tolerance_of(study: Study, optimizer: str) -> Tolerance:
-    """Return the study's tolerance for an optimizer; an old map of 8-bit state has today's tolerance."""
+def tolerance_of(study: Study, optimizer: str, *, trusted: bool = True) -> tuple[Tolerance, list[str]]:
+    """Return the study's tolerance for an optimizer; an old map of 8-bit state has today's tolerance.
+
+    Whoever sets the tolerances decides the verdict. So those of a study file that is not `trusted`, because
+    it came with the trial, are ignored; the returned sentences then say so.
+    """
     kind = Optimizer.parse(optimizer).with_todays_qmap
-    own = {str(name): tolerance for name, tolerance in study.tolerance.items()}
-    return own.get(optimizer) or own.get(kind.name) or DEFAULT_TOLERANCES[kind.bits]
+    given = {str(name): tolerance for name, tolerance in study.tolerance.items()}
+    default = DEFAULT_TOLERANCES[kind.bits]
+    own = given.get(optimizer) or given.get(kind.name) or default
+    if trusted or own == default:
+        return own, []
+    numbers = ", ".join(f"{value:g}" for value in dataclasses.astuple(own))
+    note = f"The study file in the archive has tolerances of its own ({numbers}), which are ignored"
+    return default, [f"{note}; --study takes those of your own study file."]
 
 
 def without_rerun(

@@ -29,7 +29,10 @@ def exit_code(verdict: Verdict, weakest: str) -> int:
 
 def verdict_text(name: str, verdict: Verdict) -> str:
     """Return the verdict, its reasons and the measurements."""
-    parts = [f"{name}: {verdict.kind}", prose(" ".join([*verdict.why, verdict.expectation]))]
+    parts = [
+        f"{name}: {verdict.kind}",
+        prose(" ".join([*verdict.why, verdict.expectation, *verdict.notes])),
+    ]
     if rows := measured_rows(verdict):
         parts.append(table(["", "re-run", "allowed"], rows))
     if sentence := divergence_sentence(verdict):
