@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.record import Record, damaged_file, read_record
 from qlora_repeat.records.trace import Step, read_trace
-from qlora_repeat.study.trial import Stage
+from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.system.fingerprint import fingerprint_differences
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def read_side(name: str, folder: Path) -> Side:
     steps = read_trace(trace, unfinished=not finished)
     if not steps:
         raise UsageError(f"{trace}: the trace has no step yet; try again later")
-    stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate") if finished else ()
+    stages = STAGES if finished else ()
     found = {stage: read_record(folder / f"{stage}.json") for stage in stages}
     records = {stage: record for stage, record in found.items() if record is not None}
     if (trained := records.get("finetune")) is not None:

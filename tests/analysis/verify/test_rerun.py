@@ -18,6 +18,7 @@ from qlora_repeat.analysis.verify.rerun import read_recorded, rerun_folder, run_
 from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import keep, read_record, write_record
+from qlora_repeat.stages.perplexity import ExampleLoss, mean_example_perplexity, perplexity
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.hashing import folder_digests
 
@@ -118,13 +119,6 @@ def test_only_the_evaluation_can_be_verified(lab: Lab) -> None:
     assert "because it was not run again" in verdict["cannot_tell"][0]
 
 
-def test_a_forged_perplexity_is_different(lab: Lab) -> None:
-    rewrite(lab.trial, "evaluate", perplexity=12.5)
-    verdict = lab.verdict("--stages", "evaluate")
-    assert (verdict["verdict"], verdict["exit"]) == ("different", 7)
-    assert "Nothing in settings, seeds or fingerprints explains the difference in the test." in verdict["why"]
-
-
 def test_a_forged_seed_is_different(lab: Lab) -> None:
     record = json.loads((lab.trial.folder / "finetune.json").read_text())
     seeds = record["outputs"]["seeds"]
@@ -197,10 +191,78 @@ def test_a_forged_response_is_different(lab: Lab) -> None:
     rewrite(lab.trial, "evaluate", responses=forged)
     verdict = lab.verdict("--stages", "evaluate")
     assert verdict["verdict"] == "different"
-    assert (
-        "The same merged model gave different losses on the test examples, or different responses."
-        in verdict["why"]
+    assert "The same adapter gave other responses, although the same bits are expected." in verdict["why"]
+
+
+def outputs_of(trial: Trial, stage: Stage) -> dict[str, Any]:
+    record = read_record(trial.record(stage))
+    assert record is not None
+    return copy.deepcopy(record.outputs)
+
+
+def test_an_invented_merged_model_is_different(lab: Lab) -> None:
+    """Claim another merged model in all records, which then fit each other, and an invented response."""
+    invented = outputs_of(lab.trial, "evaluate")["responses"]
+    invented[0]["text"] = "It repeats."
+    record = read_record(lab.trial.record("evaluate"))
+    assert record is not None
+    rewrite(lab.trial, "merge", merged_digest="0" * 64)
+    rewrite(lab.trial, "evaluate", record.inputs | {"merged_digest": "0" * 64}, responses=invented)
+    verdict = lab.verdict()
+    assert (verdict["verdict"], verdict["exit"]) == ("different", 7)
+    why = "The same adapter gave other merged weights, responses, although the same bits are expected."
+    assert why in verdict["why"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("perplexity", 1.5),
+        ("perplexity_example_mean", 1.5),
+        ("accuracy", 0.5),
+        ("test_examples", 3),
+        ("test_tokens", 7),
+        ("examples", []),
+        ("examples", None),
+        ("examples", [{"row": 0, "tokens": 0, "loss": 1.0, "answered": None}]),
+        ("examples", [{"row": 0, "tokens": 3, "loss": "1.0", "answered": None}]),
+    ],
+)
+def test_a_test_that_does_not_follow_from_its_examples_is_a_contradiction(
+    lab: Lab, name: str, value: object
+) -> None:
+    rewrite(lab.trial, "evaluate", **{name: value})
+    assert contradicted(lab).startswith("The record of the evaluation")
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "time"])
+def test_a_stage_of_another_merged_model_is_a_contradiction(lab: Lab, stage: Stage) -> None:
+    if stage == "time":
+        run_trial(lab.trial, ["time"], quiet)
+    record = read_record(lab.trial.record(stage))
+    assert record is not None
+    rewrite(lab.trial, stage, record.inputs | {"merged_digest": "0" * 64})
+    assert contradicted(lab) == f"The record of {stage} belongs to another merged_digest than merge left."
+
+
+def test_invented_losses_of_examples_are_different(lab: Lab) -> None:
+    """Move loss from one example to another, which keeps the perplexity."""
+    outputs = outputs_of(lab.trial, "evaluate")
+    examples = outputs["examples"]
+    examples[0]["loss"] += 0.5
+    examples[1]["loss"] -= 0.5
+    losses = [ExampleLoss(**each) for each in examples]
+    mean = mean_example_perplexity(losses)
+    rewrite(
+        lab.trial,
+        "evaluate",
+        examples=examples,
+        perplexity=perplexity(losses),
+        perplexity_example_mean=mean,
     )
+    verdict = lab.verdict()
+    assert verdict["verdict"] == "different"
+    assert "examples, perplexity_example_mean" in " ".join(verdict["why"])
 
 
 def test_new_seeds_give_another_trial_of_the_arm(lab: Lab) -> None:

@@ -4,12 +4,17 @@ A forger can recompute all digests; it is harder to make all numbers agree with 
 """
 
 import json
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.analysis.trial_diff import Side
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_settings
 from qlora_repeat.records.trace import loss_curve
+from qlora_repeat.stages.perplexity import ExampleLoss, accuracy, mean_example_perplexity, perplexity
 from qlora_repeat.study.randomness import SOURCES, draw_seed
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.files import read_json
@@ -18,18 +23,15 @@ from qlora_repeat.system.hashing import weights_digest
 
 def contradictions(side: Side, again: Trial) -> list[str]:
     """Return a sentence for each contradiction between the files of a trial; `again` has its settings."""
-    found = [
+    return [
         *_trace(side, again),
         *_outputs_of_trace(side),
         *_adapter(side, again),
         *_seeds(side, again),
         *_settings(side, again),
+        *_chain(side),
+        *_tests(side),
     ]
-    if "evaluate" in side.records and side.perplexity is None:
-        found.append(
-            "The record of the evaluation belongs to another adapter, or there is no record of the merge."
-        )
-    return found
 
 
 def _trace(side: Side, again: Trial) -> Iterator[str]:
@@ -107,6 +109,65 @@ def _settings(side: Side, again: Trial) -> Iterator[str]:
         for name in sorted(recorded.keys() & expected.keys() - FIRST_TRIAL_SETTINGS):
             if recorded[name] != expected[name]:
                 yield f"The setting {name} of the {stage} stage contradicts the other stages."
+
+
+_NEEDED: dict[Stage, tuple[Stage, str]] = {
+    "merge": ("finetune", "adapter_digest"),
+    "evaluate": ("merge", "merged_digest"),
+    "time": ("merge", "merged_digest"),
+}
+"""The stage before each stage, and the output that it takes from there."""
+
+
+def _chain(side: Side) -> Iterator[str]:
+    """Yield the stages that did not use what the stage before them left."""
+    for stage, (before, name) in _NEEDED.items():
+        if stage not in side.records:
+            continue
+        if before not in side.records:
+            yield f"There is a record of {stage}, but none of {before}."
+        elif side.records[stage].inputs.get(name) != side.records[before].outputs.get(name):
+            yield f"The record of {stage} belongs to another {name} than {before} left."
+
+
+@with_config(ConfigDict(strict=True))
+class _Loss(TypedDict):
+    row: Annotated[int, Field(ge=0)]
+    tokens: Annotated[int, Field(ge=1)]
+    loss: float
+    answered: bool | None
+
+
+_LOSSES: TypeAdapter[list[_Loss]] = TypeAdapter(Annotated[list[_Loss], Field(min_length=1)])
+
+
+def _tests(side: Side) -> Iterator[str]:
+    """Yield the outputs of the evaluation that do not follow from the losses of its examples."""
+    if (record := side.records.get("evaluate")) is None:
+        return
+    try:
+        losses = [ExampleLoss(**each) for each in _LOSSES.validate_python(record.outputs.get("examples"))]
+    except ValidationError:
+        yield "The record of the evaluation has no valid losses of examples."
+        return
+    following = {
+        "perplexity": perplexity(losses),
+        "perplexity_example_mean": mean_example_perplexity(losses),
+        "accuracy": accuracy(losses),
+        "test_examples": len(losses),
+        "test_tokens": sum(loss.tokens for loss in losses),
+    }
+    for name, value in following.items():
+        if not _agree(record.outputs.get(name), value):
+            yield f"The record of the evaluation has another {name} than its examples give."
+
+
+def _agree(recorded: Any, value: float | None) -> bool:
+    """Return whether two numbers agree, except for rounding: versions of Python differ in how they add."""
+    if isinstance(recorded, float) and isinstance(value, float):
+        both_nan = math.isnan(recorded) and math.isnan(value)
+        return both_nan or math.isclose(recorded, value, rel_tol=1e-9)
+    return type(recorded) is type(value) and recorded == value
 
 
 def _text(value: Any) -> str:

@@ -35,11 +35,14 @@ RERUNS = "verify"
 """The folder of re-runs in the cache."""
 VERDICT = "verdict.json"
 _STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
-_TESTED = (
-    "examples", "responses", "accuracy", "perplexity_example_mean", "test_examples", "test_tokens",
-    "generation_seed",
+_TESTED: tuple[tuple[Stage, str], ...] = (
+    ("merge", "merged_digest"),
+    *(("evaluate", name) for name in (
+        "perplexity", "examples", "responses", "accuracy", "perplexity_example_mean", "test_examples",
+        "test_tokens", "generation_seed",
+    )),
 )  # fmt: skip
-"""Outputs, besides the perplexity, that a test of the same merged model reproduces."""
+"""Outputs that a test of the same adapter reproduces."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,23 +197,24 @@ def run_again(
     return read_side("re-run", again.folder)
 
 
-def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[TrialDiff, bool]:
-    """Compare a re-run within its scope; return also whether the same merged model was tested differently."""
+def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[TrialDiff, list[str]]:
+    """Compare a re-run within its scope; return also the outputs that differ although adapters are equal."""
     if scope == "evaluation":  # trace and adapter are the recorded ones
         rerun = dataclasses.replace(rerun, folder=recorded.folder)
     diff = compare_trials(recorded, rerun)
 
-    def same(stage: Stage, name: str) -> bool:
-        found = [side.records[stage].outputs.get(name) for side in (recorded, rerun) if stage in side.records]
+    def differs(stage: Stage, name: str) -> bool:
+        found = [side.records[stage].outputs.get(name) for side in (recorded, rerun)]
         # As JSON, because NaN is not equal to NaN.
-        return len(found) != 1 and len({json.dumps(each, sort_keys=True) for each in found}) < 2
+        return len({json.dumps(each, sort_keys=True) for each in found}) > 1
 
+    same_adapter = all(each.values == each.equal for each in (diff.distances or {}).values())
+    unlike_tests = [
+        name for stage, name in _TESTED if same_adapter and stage in rerun.records and differs(stage, name)
+    ]
     if scope == "first steps":
-        diff = dataclasses.replace(diff, distances=None, unlike=[])
-    same_model = same("merge", "merged_digest")
+        return dataclasses.replace(diff, distances=None, unlike=[]), []
     if scope == "evaluation":
         tested = [each for each in diff.differences if each.stage == "evaluate"]
-        unlike = [] if same_model else ["the merged models"]
-        diff = dataclasses.replace(diff, distances=None, differences=tested, unlike=unlike)
-    tests_differ = "evaluate" in rerun.records and not all(same("evaluate", name) for name in _TESTED)
-    return diff, same_model and tests_differ
+        diff = dataclasses.replace(diff, distances=None, differences=tested, unlike=[])
+    return diff, unlike_tests

@@ -110,13 +110,13 @@ def judge_rerun(
     tolerance: Tolerance,
     *,
     scope: Scope = "whole",
-    unlike_tests: bool = False,
+    unlike_tests: Sequence[str] = (),
 ) -> Verdict:
     """Return the verdict on `diff.second`, a re-run of `diff.first`.
 
     Args:
         others: perplexities of the other recorded trials of the arm.
-        unlike_tests: whether tests of the same merged model gave different results.
+        unlike_tests: outputs of merging and testing that differ although the adapters are equal.
     """
     differing = [each for each in diff.differences if may_matter(each)]
     noisy = noisy_kernels(diff, "evaluate" if scope == "evaluation" else "finetune")
@@ -141,7 +141,8 @@ def judge_rerun(
         return _with(verdict, "bitwise", [_same(scope, steps, "evaluate" in diff.first.records)])
     departures = _departures(diff, measured, tolerance, steps) + _other_optimizer(diff, differing, noisy)
     if unlike_tests and bits_expected:
-        text = "The same merged model gave different losses on the test examples, or different responses."
+        names = ", ".join(unlike_tests).replace("merged_digest", "merged weights")
+        text = f"The same adapter gave other {names}, although the same bits are expected."
         departures.append(_Departure("perplexity", text))
     if not departures:
         closeness = "; ".join(text for text, _ in _deviations(measured, tolerance).values())
