@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +330,43 @@ def test_a_finished_re_run_starts_again(lab: Lab) -> None:
     (first / "left").touch()
     assert lab.verdict("--steps", 1)["verdict"] == "bitwise"
     assert not (first / "left").exists()
+
+
+def test_re_runs_are_private(lab: Lab) -> None:
+    assert lab.verdict("--steps", 1)["verdict"] == "bitwise"
+    folders = [lab.scratch, *(path for path in lab.scratch.iterdir() if path.is_dir())]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o720, 0o702])
+def test_a_folder_that_others_could_write_to_is_not_used(lab: Lab, mode: int) -> None:
+    """Plant the recorded adapter, which is not the one that the re-run of a forged record gives."""
+    recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch)
+    with rerun_folder(recorded, "whole", None, False) as (again, seeds):
+        run_again(recorded, again, seeds, quiet)
+    (again.workspace.runs / "planted").touch()
+    again.workspace.runs.chmod(mode)
+    assert lab.verdict()["verdict"] == "bitwise"
+    assert (again.workspace.runs / "planted").exists() is (mode == 0o700)
+
+
+def test_a_scratch_folder_that_others_control_is_refused(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere").mkdir()
+    for folder, words in (("open/mine", "everybody can write to"), ("link", "a link")):
+        error = failure(dataclasses.replace(lab, scratch=tmp_path / folder), "--steps", 1)
+        assert isinstance(error, UsageError)
+        assert words in str(error)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+def test_a_scratch_folder_of_another_user_is_refused(lab: Lab) -> None:
+    lab.scratch.mkdir()
+    os.chown(lab.scratch, 65534, 65534)
+    assert "belongs to another user" in str(failure(lab, "--steps", 1))
 
 
 def failure(lab: Lab, *options: object, trial: object = NAME) -> KitError:

@@ -30,6 +30,7 @@ from qlora_repeat.system.determinism import prepare_environment
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.hashing import json_digest
+from qlora_repeat.system.private_folder import is_private, make_private
 
 RERUNS = "verify"
 """The folder of re-runs in the cache."""
@@ -132,11 +133,13 @@ def rerun_folder(
     """Lock the folder of a re-run for the block; yield the trial there and its seeds.
 
     The folder depends on the recorded trial, the scope and the number of steps. An interrupted re-run resumes
-    if inputs and machine are the same; a re-run that has its verdict starts from the beginning.
+    if inputs and machine are the same; a re-run that has its verdict starts from the beginning, and so does
+    one in a folder that others could write to, because its results may be planted.
 
     Raises:
         BusyError: another process is running it there.
         MissingError: the folder contains something else.
+        UsageError: the folder of re-runs cannot be private (`make_private`).
     """
     records = {stage: vars(record) for stage, record in recorded.side.records.items()}
     wanted = json_digest(
@@ -146,17 +149,19 @@ def rerun_folder(
     scratch = workspace.runs / wanted[:16]
     again = dataclasses.replace(recorded.again, workspace=dataclasses.replace(workspace, runs=scratch))
     marker = scratch / "rerun.json"
+    make_private(workspace.runs)
     with exclusive(scratch.with_name(f"{scratch.name}.lock.json"), again.name):
         begun = read_sealed(marker)
-        if scratch.exists() and any(scratch.iterdir()) and begun is None:
+        if scratch.is_symlink() or (scratch.exists() and any(scratch.iterdir()) and begun is None):
             raise MissingError(f"{scratch}: not a folder of verify; move it away, or give another --scratch")
         here = json_digest([stage_inputs(again, stage, {}) for stage in _STAGES] + [fingerprint()])
-        if begun is None or begun["here"] != here or list(scratch.rglob(VERDICT)):
+        resumes = begun is not None and (begun["here"], begun.get("wanted")) == (here, wanted)
+        if begun is None or not resumes or not is_private(scratch) or list(scratch.rglob(VERDICT)):
             shutil.rmtree(scratch, ignore_errors=True)
             used: dict[str, int] = recorded.side.records["finetune"].outputs["seeds"]
             seeds = draw_seeds(again.study.randomness, again.number) if new_seeds else used
-            scratch.mkdir(parents=True)
-            write_sealed(marker, {"here": here, "seeds": seeds})
+            make_private(scratch)
+            write_sealed(marker, {"here": here, "wanted": wanted, "seeds": seeds})
         else:
             seeds = begun["seeds"]
         yield again, seeds
