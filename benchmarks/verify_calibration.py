@@ -186,9 +186,9 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
                 if "state for" in kind
                 else rerun_side(kind, own, study, folder / "runs")
             )
-            diff, unlike_tests = compared(own.side, side)
+            diff, retest = compared(own.side, side)
             others = arm_beside(work, number, own.again.optimizer)
-            verdict = judge_rerun(diff, others, tolerances[own.again.optimizer], unlike_tests=unlike_tests)
+            verdict = judge_rerun(diff, others, tolerances[own.again.optimizer], retest=retest)
             found.append({"kind": kind, "trial": number, "verdict": verdict.kind, **vars(verdict.measured)})
             shutil.rmtree(folder / "runs", ignore_errors=True)
     return found

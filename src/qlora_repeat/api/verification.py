@@ -135,8 +135,8 @@ def _rerun(
         shown.watch_trial(f"re-run of {name}") as progress,
     ):
         side = run_again(recorded, again, seeds, progress, scope=scope, steps=steps)
-        diff, unlike_tests = compared(recorded.side, side, scope)
-        verdict = judge_rerun(diff, recorded.others, tolerance, scope=scope, unlike_tests=unlike_tests)
+        diff, retest = compared(recorded.side, side, scope)
+        verdict = judge_rerun(diff, recorded.others, tolerance, scope=scope, retest=retest)
         verdict = replace(verdict, notes=notes)
         page = again.folder / "verdict.html"
         found = Verification(name, verdict, recorded.left_out, page)

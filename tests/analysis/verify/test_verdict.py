@@ -11,7 +11,7 @@ from support.made_traces import changed, trace
 
 from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Side, TrialDiff, first_divergence
-from qlora_repeat.analysis.verify.verdict import VerdictKind, judge_rerun, without_rerun
+from qlora_repeat.analysis.verify.verdict import Retest, VerdictKind, judge_rerun, without_rerun
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step
 from qlora_repeat.render.text.verdict import EXIT_CODES, exit_code, verdict_json, verdict_text
@@ -27,6 +27,9 @@ CODE = Difference("input", "finetune", "code", "a", "b")
 ORDER = Difference("seed", "finetune", "data_order", 1, 2)
 VISIBLE = Difference("fingerprint", "finetune", "environment.CUDA_VISIBLE_DEVICES", "0", None)
 TESTED_ELSEWHERE = Difference("fingerprint", "evaluate", "threads", 1, 2)
+CPU = Difference("fingerprint", "finetune", "cpu", "A", "B")
+TORCH = Difference("fingerprint", "finetune", "packages.torch", "1", "2")
+TABLES = Difference("fingerprint", "finetune", "packages.tabulate", "1", "2")
 COMMIT = Difference("fingerprint", "finetune", "commit", "a", "b")
 
 
@@ -71,11 +74,16 @@ def gpu(found: TrialDiff) -> TrialDiff:
 
 
 def noisy(size: float) -> list[Step]:
-    """Return a trace whose losses from step 2 differ by this relative size."""
+    """Return a trace whose losses from step 4 differ by this relative size."""
     return [
-        dataclasses.replace(step, loss=step.loss * (1 + size)) if step.step > 1 and step.loss else step
+        dataclasses.replace(step, loss=step.loss * (1 + size)) if step.step > 3 and step.loss else step
         for step in trace(10)
     ]
+
+
+def off(factor: float) -> list[Step]:
+    """Return a trace whose losses are all multiplied by this factor."""
+    return [dataclasses.replace(step, loss=step.loss and step.loss * factor) for step in trace(10)]
 
 
 def other_init(size: float) -> list[Step]:
@@ -125,6 +133,17 @@ CASES: dict[str, tuple[TrialDiff, VerdictKind]] = {
         "statistically consistent",
     ),
     "other kernels": (diff(noisy(1e-2), ATTENTION, perplexity=10.1), "statistically consistent"),
+    "a package that does not compute": (diff(noisy(1e-2), TABLES, perplexity=10.1), "different"),
+    "every loss 50 % off, other threads": (diff(off(1.5), THREADS, perplexity=10.1), "different"),
+    "every loss 50 % off, another processor": (diff(off(1.5), CPU, perplexity=10.1), "different"),
+    "every loss a hundred times as large, other torch": (diff(off(100), TORCH, perplexity=10.1), "different"),
+    "every loss 50 % off, another seed of the adapter": (
+        diff(changed(off(1.5), 0, adapter="another"), SEED, perplexity=10.1),
+        "different",
+    ),
+    "every loss 50 % off, a GPU's default kernels": (gpu(diff(off(1.5), perplexity=10.1)), "different"),
+    "a loss that jumps at step 2": (diff(changed(trace(10), 2, loss=1.6), THREADS), "different"),
+    "a loss that jumps late": (diff(changed(trace(10), 9, loss=0.35), THREADS), "statistically consistent"),
     "another code of the kit": (diff(noisy(1e-2), CODE, perplexity=10.1), "inconclusive"),
     "a GPU's default kernels": (gpu(diff(noisy(1e-2), perplexity=10.1)), "statistically consistent"),
     "other GPUs to choose from explain nothing": (diff(noisy(1e-2), VISIBLE, perplexity=10.1), "different"),
@@ -171,9 +190,9 @@ def test_adapters_with_different_tensors_are_different() -> None:
 
 
 def test_other_responses_of_the_same_model_are_different() -> None:
-    unlike = ["responses"]
-    assert judge_rerun(diff(trace(10)), ARM, TOLERANCE, unlike_tests=unlike).kind == "different"
-    threads = judge_rerun(diff(trace(10), THREADS), ARM, TOLERANCE, unlike_tests=unlike)
+    unlike = Retest(["responses"])
+    assert judge_rerun(diff(trace(10)), ARM, TOLERANCE, retest=unlike).kind == "different"
+    threads = judge_rerun(diff(trace(10), THREADS), ARM, TOLERANCE, retest=unlike)
     assert threads.kind == "within tolerance"
 
 

@@ -11,12 +11,15 @@ Cause = Literal["data", "learning rate", "init", "arithmetic", "update", "perple
 """What differs between two trials, in the order in which one leads to another."""
 
 MATTERS = (
-    r"packages\.[\w-]+|cpu|cpu_flags\.numeric|cpu_capability|machine|libc|threads|gpu|gpu_capability|cuda|cudnn"
+    r"packages\.(torch|transformers|peft|bitsandbytes|accelerate|numpy)|cpu|cpu_flags\.numeric|cpu_capability|machine|libc|threads|gpu|gpu_capability|cuda|cudnn"
     r"|cublas|driver|kernels\..*"
     r"|environment\.(?!CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|OMP_NUM_THREADS|HF_|TRANSFORMERS_|TOKENIZERS_|LD_"
     r"|\w*(_HOME|_PATH)$).*"
 )
-"""The keys of a fingerprint that can change bits; ``threads`` stands for OMP_NUM_THREADS."""
+"""The keys of a fingerprint that can change arithmetic: of packages, only those that compute.
+
+``threads`` stands for OMP_NUM_THREADS.
+"""
 
 _CAUSES: dict[Cause, tuple[str, str, tuple[str, ...]]] = {
     "data": (
@@ -90,4 +93,6 @@ def expectation(differing: Sequence[Difference], noisy: Sequence[Difference]) ->
 
 
 def may_matter(difference: Difference) -> bool:
-    return difference.what == "seed" or re.fullmatch(f"code|{MATTERS}", difference.key) is not None
+    """Return whether a difference can explain anything."""
+    keys = (pattern for _, pattern, _ in _CAUSES.values() if pattern)
+    return difference.what == "seed" or any(re.fullmatch(key, difference.key) for key in keys)

@@ -7,6 +7,7 @@ computed or hashed again.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Side, TrialDiff, compare_trials, read_side
+from qlora_repeat.analysis.verify.ceilings import relative
 from qlora_repeat.analysis.verify.consistency import contradictions
 from qlora_repeat.analysis.verify.recorded_settings import recorded_trial
-from qlora_repeat.analysis.verify.verdict import Scope
+from qlora_repeat.analysis.verify.verdict import Retest, Scope
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record
@@ -202,8 +204,8 @@ def run_again(
     return read_side("re-run", again.folder)
 
 
-def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[TrialDiff, list[str]]:
-    """Compare a re-run within its scope; return also the outputs that differ although adapters are equal."""
+def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[TrialDiff, Retest]:
+    """Compare a re-run within its scope; return also how its tests differ although the adapters are equal."""
     if scope == "evaluation":  # trace and adapter are the recorded ones
         rerun = dataclasses.replace(rerun, folder=recorded.folder)
     diff = compare_trials(recorded, rerun)
@@ -218,8 +220,19 @@ def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[Trial
         name for stage, name in _TESTED if same_adapter and stage in rerun.records and differs(stage, name)
     ]
     if scope == "first steps":
-        return dataclasses.replace(diff, distances=None, unlike=[]), []
+        return dataclasses.replace(diff, distances=None, unlike=[]), Retest()
     if scope == "evaluation":
         tested = [each for each in diff.differences if each.stage == "evaluate"]
         diff = dataclasses.replace(diff, distances=None, differences=tested, unlike=[])
-    return diff, unlike_tests
+    tests = [side.records["evaluate"].outputs for side in (recorded, rerun) if "evaluate" in side.records]
+    apart = _examples_apart(*tests) if "examples" in unlike_tests else None
+    return diff, Retest(unlike_tests, apart)
+
+
+def _examples_apart(recorded: dict[str, Any], rerun: dict[str, Any]) -> float:
+    """Return the largest relative difference of losses of examples; infinite for different examples."""
+    ours, theirs = recorded["examples"], rerun["examples"]
+    if [(each["row"], each["tokens"]) for each in ours] != [(each["row"], each["tokens"]) for each in theirs]:
+        return math.inf
+    apart = [relative(one["loss"], other["loss"]) or 0.0 for one, other in zip(ours, theirs, strict=True)]
+    return max(apart, key=lambda value: math.inf if math.isnan(value) else value)

@@ -6,7 +6,7 @@ arm. Only what the re-run reproduces counts as agreement.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from qlora_repeat.analysis.verify.causes import (
     named,
     noisy_kernels,
 )
+from qlora_repeat.analysis.verify.ceilings import FORWARD, beyond_arithmetic, relative
 from qlora_repeat.records.trace import Step
 from qlora_repeat.results.statistical_methods import FEWEST, prediction_interval
 from qlora_repeat.study.optimizers import Optimizer
@@ -97,6 +98,19 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Retest:
+    """How merging and testing differ between two trials with equal adapters."""
+
+    unlike: Sequence[str] = ()
+    """Outputs that differ."""
+    example_loss: float | None = None
+    """The largest relative difference of the losses of an example; infinite if the examples differ."""
+
+
+NOTHING_UNLIKE = Retest()
+
+
+@dataclass(frozen=True)
 class _Departure:
     """A difference between the re-run and the recorded trial that exceeds the tolerance."""
 
@@ -110,13 +124,13 @@ def judge_rerun(
     tolerance: Tolerance,
     *,
     scope: Scope = "whole",
-    unlike_tests: Sequence[str] = (),
+    retest: Retest = NOTHING_UNLIKE,
 ) -> Verdict:
     """Return the verdict on `diff.second`, a re-run of `diff.first`.
 
     Args:
         others: perplexities of the other recorded trials of the arm.
-        unlike_tests: outputs of merging and testing that differ although the adapters are equal.
+        retest: how tests of equal adapters differ.
     """
     differing = [each for each in diff.differences if may_matter(each)]
     noisy = noisy_kernels(diff, "evaluate" if scope == "evaluation" else "finetune")
@@ -137,11 +151,11 @@ def judge_rerun(
         divergence=diff.divergence,
         cannot_tell=_cannot_tell(diff, scope, steps),
     )
-    if not diff.divergence and not diff.unlike and not unlike_tests and measured.perplexity in (None, 0.0):
+    if not diff.divergence and not diff.unlike and not retest.unlike and measured.perplexity in (None, 0.0):
         return _with(verdict, "bitwise", [_same(scope, steps, "evaluate" in diff.first.records)])
     departures = _departures(diff, measured, tolerance, steps) + _other_optimizer(diff, differing, noisy)
-    if unlike_tests and bits_expected:
-        names = ", ".join(unlike_tests).replace("merged_digest", "merged weights")
+    if retest.unlike and bits_expected:
+        names = ", ".join(retest.unlike).replace("merged_digest", "merged weights")
         text = f"The same adapter gave other {names}, although the same bits are expected."
         departures.append(_Departure("perplexity", text))
     if not departures:
@@ -151,6 +165,8 @@ def judge_rerun(
         return _with(verdict, "within tolerance", why, explanations=differing + noisy)
     verdict = _with(verdict, "different", [departure.text for departure in departures])
     reasons = explained((each.cause for each in departures), differing, noisy)
+    if beyond := list(_beyond(diff, steps, differing, retest)):
+        return _with(verdict, "different", beyond)
     if unexplained := [each.cause for each in departures if not reasons[each.cause]]:
         names = named(unexplained)
         why = [f"Nothing in settings, seeds or fingerprints explains the difference in {names}."]
@@ -159,6 +175,23 @@ def judge_rerun(
     for departure in departures:  # a difference may contain lists, which cannot be hashed
         likely += [each for each in reasons[departure.cause] if each not in likely]
     return _by_explanations(verdict, diff, likely)
+
+
+def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], retest: Retest) -> Iterator[str]:
+    """Yield what differs by more than other arithmetic can cause, unless the code of the kit differs."""
+    if any(each.key == "code" for each in differing):
+        return
+    settings = diff.first.records["finetune"].inputs.get("settings", {})
+    precision = settings.get("compute", "float32")
+    pairs = list(zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True))
+    seeds = any(each.what == "seed" and each.key == "dropout" for each in differing)
+    same_start = diff.first.steps[0].adapter == diff.second.steps[0].adapter and not seeds
+    yield from beyond_arithmetic(pairs, precision, same_start=same_start)
+    if retest.example_loss is not None and not retest.example_loss <= (most := FORWARD.get(precision, 1e-1)):
+        yield (
+            f"Tests of the same adapter differ by a relative {retest.example_loss:.1e} in the loss of an "
+            f"example; other arithmetic in {precision} changes it by at most {most:.1e}."
+        )
 
 
 def _by_explanations(verdict: Verdict, diff: TrialDiff, likely: list[Difference]) -> Verdict:
@@ -267,7 +300,7 @@ def without_rerun(
 
 def _measure(diff: TrialDiff, steps: int) -> Deviations:
     pairs = zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True)
-    apart = [_relative(recorded.loss, rerun.loss) for recorded, rerun in pairs]
+    apart = [relative(recorded.loss, rerun.loss) for recorded, rerun in pairs]
     known = [value for value in apart if value is not None]
     worst = max(known, default=None)
     return Deviations(
@@ -276,7 +309,7 @@ def _measure(diff: TrialDiff, steps: int) -> Deviations:
         worst_loss=worst,
         worst_step=None if worst is None else 1 + apart.index(worst),
         adapter=_apart(diff.distances) if diff.distances else None,
-        perplexity=_relative(diff.first.perplexity, diff.second.perplexity),
+        perplexity=relative(diff.first.perplexity, diff.second.perplexity),
     )
 
 
@@ -288,17 +321,6 @@ def _apart(distances: dict[str, Distance]) -> float:
         if part != "all" or len(distances) == 1
     ]
     return math.nan if any(map(math.isnan, found)) else max(found)
-
-
-def _relative(recorded: float | None, rerun: float | None) -> float | None:
-    """Return the difference relative to the recorded value; 0 if both are NaN or the same infinity."""
-    if recorded is None or rerun is None:
-        return None
-    if recorded == rerun or (math.isnan(recorded) and math.isnan(rerun)):
-        return 0.0
-    if not math.isfinite(recorded) or not math.isfinite(rerun) or recorded == 0:
-        return math.inf
-    return abs(rerun - recorded) / abs(recorded)
 
 
 def _deviations(measured: Deviations, tolerance: Tolerance) -> dict[str, tuple[str, bool]]:
@@ -345,7 +367,7 @@ def _first(pairs: Sequence[tuple[Step, Step]], unlike: Callable[[Step, Step], bo
 
 
 def _other_rate(one: Step, other: Step) -> bool:
-    apart = _relative(one.learning_rate, other.learning_rate)
+    apart = relative(one.learning_rate, other.learning_rate)
     return apart is not None and not apart <= _RATES_AGREE
 
 
