@@ -136,7 +136,8 @@ def _rerun(
     ):
         side = run_again(recorded, again, seeds, progress, scope=scope, steps=steps)
         diff, retest = compared(recorded.side, side, scope)
-        verdict = judge_rerun(diff, recorded.others, tolerance, scope=scope, retest=retest)
+        trials = len(named.workspace.trials())
+        verdict = judge_rerun(diff, recorded.others, tolerance, scope=scope, retest=retest, trials=trials)
         verdict = replace(verdict, notes=notes)
         page = again.folder / "verdict.html"
         found = Verification(name, verdict, recorded.left_out, page)

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import random
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from support.made_traces import changed, trace
 
 from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Side, TrialDiff, first_divergence
-from qlora_repeat.analysis.verify.verdict import Retest, VerdictKind, judge_rerun, without_rerun
+from qlora_repeat.analysis.verify.pair_test import make_pair_test
+from qlora_repeat.analysis.verify.verdict import Retest, Verdict, VerdictKind, judge_rerun, without_rerun
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step
 from qlora_repeat.render.text.verdict import EXIT_CODES, exit_code, verdict_json, verdict_text
@@ -30,6 +33,8 @@ TESTED_ELSEWHERE = Difference("fingerprint", "evaluate", "threads", 1, 2)
 CPU = Difference("fingerprint", "finetune", "cpu", "A", "B")
 TORCH = Difference("fingerprint", "finetune", "packages.torch", "1", "2")
 TABLES = Difference("fingerprint", "finetune", "packages.tabulate", "1", "2")
+PAPER_COLLAPSED = [165687.93, 12.471, 109585.75, 14.766, 185572.82, 13.541, 233812.79]
+"""Llama-2-7B with 8-bit AdamW (Table 1)."""
 COMMIT = Difference("fingerprint", "finetune", "commit", "a", "b")
 
 
@@ -203,7 +208,7 @@ def test_losses_that_are_not_finite_agree_with_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "settle"), [(ARM[:4], "at least 5 other recorded trials"), ([10.0] * 7, "fresh seeds")]
+    ("arm", "settle"), [(ARM[:4], "at least 5 other trials of the arm"), ([10.0] * 7, "fresh seeds")]
 )
 def test_without_a_spread_the_verdict_is_inconclusive_and_says_what_would_settle_it(
     arm: list[float], settle: str
@@ -219,9 +224,76 @@ def test_first_steps_do_not_replace_statistics() -> None:
     assert "only 10 steps were run" in verdict.cannot_tell[0]
 
 
-def test_the_verdict_names_the_prediction_interval() -> None:
-    verdict = judge_rerun(diff(noisy(1e-2), THREADS, perplexity=10.1), ARM, TOLERANCE)
-    assert "both perplexities, 10 and 10.1, are in the 99.8% prediction interval" in verdict.why[-1].lower()
+def judged(
+    recorded: float, rerun: float, arm: list[float], *reasons: Difference, trials: int = 56
+) -> Verdict:
+    """Return the verdict on a pair of perplexities that other threads, or these reasons, may explain."""
+    compared = diff(noisy(1e-2), *(reasons or [THREADS]), perplexity=rerun, claimed=recorded)
+    if SEED in reasons:
+        compared = diff(other_init(1e-2), *reasons, perplexity=rerun, claimed=recorded)
+    return judge_rerun(compared, arm, TOLERANCE, trials=56)
+
+
+def test_agreement_says_what_it_would_have_found() -> None:
+    """Compare the power with simulated pairs."""
+    why = judged(10.0, 10.1, ARM).why
+    assert why[-1] == "A difference of 20% or more would be found with a probability of 80%."
+    test = make_pair_test(10.0, ARM, 56)
+    assert test is not None
+    generator, spread = random.Random(1), stdev(map(math.log, ARM))
+    found, shift = 0, math.log1p(test.found_shift)
+    for _ in range(5_000):
+        others = [10 * math.exp(generator.gauss(0, spread)) for _ in ARM]
+        rerun = 10 * math.exp(shift + generator.gauss(0, spread) - generator.gauss(0, spread))
+        again = make_pair_test(10.0, others, 56)
+        found += again is not None and not again.contains(rerun)
+    assert found / 5_000 == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_study_has_one_error_rate() -> None:
+    """Simulate 200 studies of eight arms of seven trials that are all run again with other seeds."""
+    generator, alarms = random.Random(2), 0
+    for _ in range(200):
+        alarm = False
+        for _ in range(8):
+            arm = [generator.lognormvariate(2, 0.02) for _ in range(7)]
+            for place, recorded in enumerate(arm):
+                test = make_pair_test(recorded, arm[:place] + arm[place + 1 :], 56)
+                alarm |= test is not None and not test.contains(generator.lognormvariate(2, 0.02))
+        alarms += alarm
+    assert 0.01 < alarms / 200 < 0.1
+
+
+def test_an_outlier_that_repeats_agrees_with_itself() -> None:
+    arm = [70.555, 69.125, 70.140, 72.239, 70.518, 71.3]
+    assert judged(135.163, 135.2, arm).kind == "statistically consistent"
+    assert judged(135.163, 70.1, arm).kind == "different"
+
+
+def test_new_seeds_do_not_repeat_an_outlier() -> None:
+    verdict = judged(14.0, 10.1, ARM, SEED)
+    assert verdict.kind == "inconclusive"
+    assert verdict.settle == ["a re-run with the recorded seeds of adapter_init"]
+    assert judged(10.0, 14.0, ARM, SEED).kind == "different"
+
+
+def test_trials_that_diverged_widen_nothing() -> None:
+    for diverged in (math.nan, math.inf):
+        verdict = judged(10.0, 1e12, [*ARM, diverged])
+        assert verdict.kind == "different"
+        assert "1 of 8 other trials have no finite perplexity." in verdict.why
+        assert judged(10.0, 10.1, [*ARM, diverged]).kind == "statistically consistent"
+
+
+@pytest.mark.parametrize("recorded", PAPER_COLLAPSED)
+def test_an_arm_that_collapsed_decides_nothing(recorded: float) -> None:
+    """Leave one out of an arm of the paper: no shift of less than a hundredfold would be found."""
+    arm = [value for value in PAPER_COLLAPSED if value != recorded]
+    verdict = judged(recorded, 20.0, arm)
+    assert verdict.kind == "inconclusive"
+    assert "a hundredfold or more" in verdict.why[-1]
+    assert verdict.pair_test is not None
+    assert verdict.pair_test.interval[0] >= 1
 
 
 def test_a_difference_between_two_digests_names_all_possible_steps() -> None:

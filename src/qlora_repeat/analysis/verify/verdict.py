@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any, Literal
 
 from qlora_repeat.analysis.adapter_distance import Distance
@@ -21,8 +22,9 @@ from qlora_repeat.analysis.verify.causes import (
     noisy_kernels,
 )
 from qlora_repeat.analysis.verify.ceilings import FORWARD, beyond_arithmetic, relative
+from qlora_repeat.analysis.verify.pair_test import LARGEST_SHIFT, POWER, PairTest, make_pair_test
 from qlora_repeat.records.trace import Step
-from qlora_repeat.results.statistical_methods import FEWEST, prediction_interval
+from qlora_repeat.results.statistical_methods import FEWEST
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.study import Study, Tolerance
 
@@ -35,12 +37,6 @@ DEFAULT_TOLERANCES: dict[int | None, Tolerance] = {
 }
 """By bits of the optimizer state, measured with AdamW. They hold for most trials; a few amplify any
 noise; see docs/reference/verdicts.md."""
-LEVEL = 0.998
-"""Level of the prediction interval that must contain the recorded perplexity and the re-run's.
-
-At 99 %, more than one in a hundred re-runs with other seeds were outside (benchmarks/verify_calibration.py).
-"""
-
 _RATES_AGREE = 1e-9
 """Relative difference that rounding alone can cause."""
 _MEASURED = {
@@ -83,10 +79,8 @@ class Verdict:
     """Number of compared steps."""
     measured: Deviations
     tolerance: Tolerance
-    interval: tuple[float, float] | None = None
-    """Prediction interval of the perplexity of one more trial of the arm, if there is one."""
-    arm_trials: int = 0
-    """Number of other recorded perplexities of the arm, from which the interval is computed."""
+    pair_test: PairTest | None = None
+    """The test of both perplexities with the spread of the arm's other trials, if there is one."""
     divergence: Divergence | None = None
     explanations: list[Difference] = field(default_factory=list)
     """The differences that most likely explain the disagreement."""
@@ -125,12 +119,14 @@ def judge_rerun(
     *,
     scope: Scope = "whole",
     retest: Retest = NOTHING_UNLIKE,
+    trials: int = 1,
 ) -> Verdict:
     """Return the verdict on `diff.second`, a re-run of `diff.first`.
 
     Args:
         others: perplexities of the other recorded trials of the arm.
         retest: how tests of equal adapters differ.
+        trials: the number of trials of the study, for its error rate (`make_pair_test`).
     """
     differing = [each for each in diff.differences if may_matter(each)]
     noisy = noisy_kernels(diff, "evaluate" if scope == "evaluation" else "finetune")
@@ -146,8 +142,6 @@ def judge_rerun(
         steps=steps,
         measured=measured,
         tolerance=tolerance,
-        interval=prediction_interval(others, LEVEL),
-        arm_trials=len(others),
         divergence=diff.divergence,
         cannot_tell=_cannot_tell(diff, scope, steps),
     )
@@ -174,7 +168,7 @@ def judge_rerun(
     likely: list[Difference] = []
     for departure in departures:  # a difference may contain lists, which cannot be hashed
         likely += [each for each in reasons[departure.cause] if each not in likely]
-    return _by_explanations(verdict, diff, likely)
+    return _by_explanations(verdict, diff, likely, others, trials)
 
 
 def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], retest: Retest) -> Iterator[str]:
@@ -194,14 +188,16 @@ def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], retest
         )
 
 
-def _by_explanations(verdict: Verdict, diff: TrialDiff, likely: list[Difference]) -> Verdict:
+def _by_explanations(
+    verdict: Verdict, diff: TrialDiff, likely: list[Difference], others: Sequence[float], trials: int
+) -> Verdict:
     """Return the verdict where recorded differences may explain each departure."""
     keys = dict.fromkeys(each.key for each in likely)
     why = [f"These may explain it: {', '.join(keys)}."]
     verdict = _with(verdict, "different", why, explanations=likely)
     same_machine = "the recorded machine and packages"
     values = {"recorded": diff.first.perplexity, "re-run's": diff.second.perplexity}
-    known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    known = {name: value for name, value in values.items() if value and 0 < value < math.inf}
     if keys.keys() == {"code"}:
         commit = diff.first.records["finetune"].fingerprint.get("commit")
         reason = "The kit's code is not the recorded code, which can explain any difference."
@@ -215,27 +211,52 @@ def _by_explanations(verdict: Verdict, diff: TrialDiff, likely: list[Difference]
     elif len(known) < len(values):
         reason = "One or both perplexities are missing or not finite."
         settle = "a finite perplexity of both trials"
-    elif verdict.interval is None:
-        reason = f"The arm has {verdict.arm_trials} other recorded perplexities, too few for an interval."
-        settle = f"at least {FEWEST} other recorded trials of the arm, or {same_machine}"
-    elif verdict.interval[0] == verdict.interval[1]:
-        reason = "The arm's other trials have equal perplexities, which do not show how much trials vary."
-        settle = f"{same_machine}, or an arm with fresh seeds"
-    else:  # a known difference exceeds noise: could both trials come from the same arm?
-        low, high = verdict.interval
-        outside = [
-            f"the {name} perplexity, {value:.6g}, is outside"
-            for name, value in known.items()
-            if not low <= value <= high
-        ]
-        shown = " and ".join(f"{value:.6g}" for value in known.values())
-        place = " and ".join(outside) or f"both perplexities, {shown}, are in"
-        interval = (
-            f"{_sentence(place)} the {LEVEL:.1%} prediction interval from the {verdict.arm_trials} other "
-            f"recorded trials of the arm, {low:.6g} to {high:.6g}."
+    elif (test := make_pair_test(known["recorded"], others, trials)) is None:
+        finite = sum(map(math.isfinite, others))
+        reason = (
+            "The arm's other trials have equal perplexities, which do not show how much trials vary."
+            if finite >= FEWEST
+            else f"The arm has {finite} other recorded perplexities that are finite, too few for a test."
         )
-        return _with(verdict, "different" if outside else "statistically consistent", [interval])
+        settle = f"at least {FEWEST} other trials of the arm with fresh seeds, or {same_machine}"
+    else:
+        seeds = [each.key for each in likely if each.what == "seed"]
+        both = known["recorded"], known["re-run's"]
+        return _by_statistics(replace(verdict, pair_test=test), test, both, others, seeds)
     return _with(verdict, "inconclusive", [reason], settle=[settle])
+
+
+def _by_statistics(
+    verdict: Verdict,
+    test: PairTest,
+    perplexities: tuple[float, float],
+    others: Sequence[float],
+    seeds: Sequence[str],
+) -> Verdict:
+    """Return the verdict on both perplexities, given the spread of the arm's other trials.
+
+    `seeds` are the sources whose seeds differ, so that the re-run is another trial of the arm.
+    """
+    (recorded, rerun), (low, high) = perplexities, test.interval
+    allowed = f"{low:.6g} to {high:.6g}, from {test.others} other trials of the arm (level {test.level:.2%})"
+    diverged = len(others) - sum(map(math.isfinite, others))
+    why = [f"{diverged} of {len(others)} other trials have no finite perplexity."] if diverged else []
+    if not test.contains(rerun):
+        why.append(f"The re-run's perplexity, {rerun:.6g}, is not in {allowed}; {recorded:.6g} is recorded.")
+        usual = make_pair_test(rerun, others, 1)
+        if seeds and usual is not None and usual.contains(median(filter(math.isfinite, others))):
+            why.append("But the re-run is like the other trials, so the recorded one may be an outlier.")
+            settle = [f"a re-run with the recorded seeds of {', '.join(seeds)}"]
+            return _with(verdict, "inconclusive", why, settle=settle)
+        return _with(verdict, "different", why)
+    why.append(f"The re-run's perplexity, {rerun:.6g}, is in {allowed}; {recorded:.6g} is recorded.")
+    shift = f"{test.found_shift:.0%}" if test.found_shift < 100 else "a hundredfold"
+    power = f"A difference of {shift} or more would be found with a probability of {POWER:.0%}"
+    if test.found_shift > LARGEST_SHIFT:
+        why.append(f"{power}, and agreement says too little where that exceeds {LARGEST_SHIFT:.0%}.")
+        settle = ["the recorded machine and packages", "an arm whose trials vary less, or more trials"]
+        return _with(verdict, "inconclusive", why, settle=settle)
+    return _with(verdict, "statistically consistent", [*why, f"{power}."])
 
 
 def _other_optimizer(

@@ -5,7 +5,7 @@ import json
 
 from tabulate import tabulate
 
-from qlora_repeat.analysis.verify.verdict import LEVEL, Verdict
+from qlora_repeat.analysis.verify.verdict import Verdict
 from qlora_repeat.render.text.diff import first_difference, meaning, shown
 from qlora_repeat.render.text.layout import prose, table
 from qlora_repeat.system.files import printable, strict
@@ -73,5 +73,5 @@ def verdict_json(name: str, verdict: Verdict, left_out: list[str]) -> str:
     """Return the verdict as JSON; numbers that are not finite are strings. `left_out`: trials of the arm."""
     content = {"trial": name, "verdict": verdict.kind, **dataclasses.asdict(verdict)}
     del content["kind"]
-    content |= {"level": LEVEL, "left_out": left_out}
+    content |= {"left_out": left_out}
     return json.dumps(strict(content), indent=2, allow_nan=False)

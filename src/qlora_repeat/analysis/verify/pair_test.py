@@ -1,0 +1,67 @@
+"""Whether the perplexities of a recorded trial and its re-run differ by more than trials of an arm do."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import stdev
+
+from qlora_repeat.results.statistical_methods import FEWEST
+
+ERROR_RATE = 0.05
+"""The probability of any false *different* if all trials of a study are run again (normal logarithms)."""
+POWER = 0.8
+LARGEST_SHIFT = 0.25
+"""The largest `PairTest.found_shift` with which agreement still says something."""
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """A test of the pair, with the spread of the arm's other trials."""
+
+    interval: tuple[float, float]
+    """The perplexities of a re-run that do not contradict the recorded one; at least 1, as all are."""
+    found_shift: float
+    """The smallest relative shift of the perplexity that the test finds with a probability of 80 %."""
+    level: float
+    """The probability of the interval, for normal logarithms."""
+    others: int
+    """The number of other trials that give the spread."""
+
+    def contains(self, perplexity: float) -> bool:
+        return self.interval[0] <= perplexity <= self.interval[1]
+
+
+def make_pair_test(recorded: float, others: Sequence[float], trials: int) -> PairTest | None:
+    """Return a test of a re-run of a trial with this perplexity.
+
+    The difference of two logarithms from one arm has twice the variance of the arm, whether the re-run has
+    other seeds or only another machine: noise that has grown as far as it can gives another trial of the arm,
+    so this includes the variance between machines. So an outlier that repeats agrees with itself. The
+    variance comes from the other trials alone, by Student's t.
+
+    Args:
+        recorded: the perplexity of the recorded trial.
+        others: perplexities of the other recorded trials of its arm; those that are not finite are left out.
+        trials: the number of trials of the study, among which `ERROR_RATE` is divided (Bonferroni).
+
+    Returns:
+        None if fewer than `FEWEST` others are finite, or if they do not vary.
+    """
+    logs = [math.log(value) for value in others if math.isfinite(value) and value > 0]
+    if len(logs) < FEWEST or stdev(logs) == 0:
+        return None
+    from scipy.special import nctdtrinc, stdtrit
+
+    level = 1 - ERROR_RATE / max(trials, 1)
+    freedom, scale = len(logs) - 1, stdev(logs) * math.sqrt(2)
+    limit = float(stdtrit(freedom, (1 + level) / 2))
+    low, high = (_exp(math.log(recorded) + sign * limit * scale) for sign in (-1, 1))
+    shift = float(nctdtrinc(freedom, 1 - POWER, limit)) * scale
+    return PairTest((max(1.0, low), high), _exp(shift) - 1, level, len(logs))
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
