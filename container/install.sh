@@ -12,7 +12,7 @@ umask 022 # the user of the image must be able to read all files
 here=$(cd "$(dirname "$0")/.." && pwd)
 
 # What the kit needs besides Python packages. The base image has the libraries of the GPU driver, torch the rest.
-SYSTEM=(ca-certificates make python3)
+SYSTEM=(ca-certificates make openssh-client python3) # openssh-client signs archives and checks signatures
 
 # The day of the package archive; if it is set to nothing, the package sources of the base image are used.
 : "${SNAPSHOT=20261101T000000Z}"

@@ -5,14 +5,21 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import byte_progress, cache_option, output, runs_option, study_argument
+from qlora_repeat.errors import MissingError, UsageError
 
 
 @click.command("check")
 @study_argument
 @runs_option
 @cache_option
+@click.option(
+    "--signer",
+    type=click.Path(path_type=Path),
+    metavar="PUBLIC_KEY",
+    help="For an archive: a file with the SSH public key that must have signed it (STUDY.zip.sig).",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Show problems only.")
-def command(study_file: str, runs: Path | None, cache: Path | None, quiet: bool) -> None:
+def command(study_file: str, runs: Path | None, cache: Path | None, signer: Path | None, quiet: bool) -> None:
     """Hash again every file of a study's records, models and data, and name what is damaged.
 
     The exit code is 3 if anything is damaged; `qlora-repeat run` then rebuilds what it can. STUDY may be an
@@ -24,14 +31,15 @@ def command(study_file: str, runs: Path | None, cache: Path | None, quiet: bool)
       qlora-repeat check pocket
     """
     if study_file.endswith(".zip"):
-        _archive(Path(study_file), cache, quiet)
+        _archive(Path(study_file), cache, signer, quiet)
         return
+    if signer is not None:
+        raise UsageError("--signer is for an archive, STUDY.zip; a study has no signature")
     from rich.progress import Progress
 
     from qlora_repeat.analysis.integrity import check
     from qlora_repeat.api.colors import colored
     from qlora_repeat.api.progress import console
-    from qlora_repeat.errors import MissingError
     from qlora_repeat.study.loading import open_workspace
 
     workspace, out = open_workspace(study_file, runs=runs, cache=cache), console(quiet)
@@ -59,12 +67,16 @@ def command(study_file: str, runs: Path | None, cache: Path | None, quiet: bool)
         shown.print(colored(whole, "done"))
 
 
-def _archive(path: Path, cache: Path | None, quiet: bool) -> None:
+def _archive(path: Path, cache: Path | None, signer: Path | None, quiet: bool) -> None:
     """Check an archive, unpacked to a temporary folder that no message names."""
     from qlora_repeat.archive.check import check_archive
     from qlora_repeat.archive.unpack import opened
-    from qlora_repeat.errors import MissingError
 
+    signed = None
+    if signer is not None:
+        from qlora_repeat.archive.signature import check_signature
+
+        signed = check_signature(path, signer)
     with byte_progress("check", quiet) as report, opened(path, report) as unpacked:
         checked = check_archive(unpacked, cache)
     for line in checked.problems:
@@ -78,3 +90,5 @@ def _archive(path: Path, cache: Path | None, quiet: bool) -> None:
             f"{path}: {unpacked.files} files have the checksums that it states; the records of "
             f"{checked.trials} trials match their files, and the collected results match the records"
         )
+        if signed is not None:
+            click.echo(f"signed with {signed}, which is in {signer}")

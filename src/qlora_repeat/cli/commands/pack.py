@@ -29,6 +29,13 @@ from qlora_repeat.study.workspace import Workspace
     help="License that you give to records, results and tables.",
 )
 @click.option("--author", "authors", metavar="NAME", multiple=True, help="Who is to be cited; repeatable.")
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Also sign the archive with this SSH key: a private key, or a public key that an agent holds.",
+)
 @workspace_argument
 @quiet_option
 def command(
@@ -37,6 +44,7 @@ def command(
     include_stale: bool,
     license: str,
     authors: tuple[str, ...],
+    key: Path | None,
     workspace: Workspace,
     quiet: bool,
 ) -> None:
@@ -53,6 +61,7 @@ def command(
     import re
 
     from qlora_repeat.archive.pack import pack
+    from qlora_repeat.archive.signature import require_key, sign
     from qlora_repeat.errors import UsageError
     from qlora_repeat.system.files import megabytes
 
@@ -62,6 +71,8 @@ def command(
         raise UsageError(f"--out {path}: give a file that ends in .zip")
     if not re.fullmatch(r"[A-Za-z0-9.+-]+", license):
         raise UsageError(f"--license {license}: give an SPDX identifier, such as CC-BY-4.0")
+    if key is not None:
+        require_key(key)  # fail now, not after packing
     with byte_progress("pack", quiet) as report:
         packed = pack(
             workspace,
@@ -80,3 +91,5 @@ def command(
         size = megabytes(path.stat().st_size)
         click.echo(f"{path}: {packed.trials} trials in {packed.files} files, {size}")
         click.echo(f"SHA-256 {packed.sha256}")
+    if key is not None:
+        click.echo(f"{sign(path, key)}: the signature, to publish with the archive")
