@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import os
 import shutil
 import stat
@@ -17,6 +18,7 @@ from support.tiny import write_study
 from support.trials import quiet
 
 from qlora_repeat.analysis.verify.rerun import read_recorded, rerun_folder, run_again
+from qlora_repeat.analysis.verify.sampling import most_false
 from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import keep, read_record, write_record
@@ -367,6 +369,71 @@ def test_a_scratch_folder_of_another_user_is_refused(lab: Lab) -> None:
     lab.scratch.mkdir()
     os.chown(lab.scratch, 65534, 65534)
     assert "belongs to another user" in str(failure(lab, "--steps", 1))
+
+
+def verified(lab: Lab, *options: object, study: object = None) -> tuple[int, str]:
+    from qlora_repeat.cli.main import cli
+
+    where = ["--runs", lab.runs, "--scratch", lab.scratch, "--cache", lab.cache, "--quiet"]
+    given = ["verify", study or lab.study, *where, *options]
+    result = CliRunner().invoke(cli, list(map(str, given)))
+    if isinstance(result.exception, KitError):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+def test_a_study_is_verified_by_a_sample(lab: Lab) -> None:
+    """Run one of two trials again, and the first step of the other; then forge the record of one."""
+    second = at(lab.study, lab.runs, lab.cache).trial(NAME.replace("/1", "/2"))
+    run_trial(second, ["finetune"], quiet)
+    code, text = verified(lab, "--sample", 1, "--seed", 3, "--steps", 1)
+    assert code == 0
+    assert "1 of 2 trials were run again, drawn with seed 3: 0 are different. " in text
+    assert "So at 95% confidence, at most 1 of the 2 are false." in text
+    assert sorted(line.split()[1] for line in text.splitlines()[:2]) == ["first", "whole"]
+    page = next(lab.scratch.glob("study-*/verdict.html")).read_text()
+    assert "at most 1 of the 2 are false" in page
+    rewrite(second, "finetune", final_loss=0.5)
+    code, text = verified(lab, "--all", "--json")
+    assert code == 7
+    assert [each["verdict"] for each in json.loads(text)["trials"]] == ["bitwise", "different"]
+    assert "1 are different. So at 95% confidence, at most 1 of the 2 are false." in text
+
+
+def test_a_verification_of_a_study_goes_on_where_it_was_stopped(lab: Lab) -> None:
+    first = verified(lab, "--all")
+    before = {path: path.stat().st_mtime_ns for path in lab.scratch.rglob("trace.jsonl")}
+    assert verified(lab, "--all") == first
+    assert {path: path.stat().st_mtime_ns for path in lab.scratch.rglob("trace.jsonl")} == before
+
+
+def test_what_cannot_be_drawn_gives_one_line(lab: Lab, tmp_path: Path) -> None:
+    for options, words in (
+        (["--sample", 1], "--sample needs --seed"),
+        (["--sample", 2, "--seed", 1], "--sample 2: expected 1 to 1"),
+        (["--all", "--new-seeds"], "leave out --stages and --new-seeds"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            verified(lab, *options)
+    assert "give --sample N too" in str(failure(lab, "--seed", 1))
+    with pytest.raises(MissingError, match="no trial has a record to verify"):
+        verified(dataclasses.replace(lab, runs=tmp_path / "empty"), "--all")
+
+
+@pytest.mark.parametrize(
+    ("trials", "drawn", "wrong", "most"),
+    [(56, 3, 0, 34), (56, 10, 0, 13), (56, 56, 0, 0), (56, 56, 2, 2), (1, 1, 0, 0), (56, 3, 3, 56)],
+)
+def test_a_sample_bounds_how_many_trials_are_false(trials: int, drawn: int, wrong: int, most: int) -> None:
+    """Compare with the definition: one more false trial would give such a sample in at most 5 % of draws."""
+    assert most_false(trials, drawn, wrong) == most
+    if most < trials - drawn + wrong:
+        ways = math.comb(trials, drawn)
+        few = sum(
+            math.comb(most + 1, found) * math.comb(trials - most - 1, drawn - found)
+            for found in range(wrong + 1)
+        )
+        assert few / ways <= 0.05
 
 
 def failure(lab: Lab, *options: object, trial: object = NAME) -> KitError:

@@ -14,12 +14,22 @@ from qlora_repeat.cli.options import (
     study_option,
     verbosity_options,
 )
+from qlora_repeat.errors import UsageError
+from qlora_repeat.system.files import printable
 
 _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
 
 
 @click.command("verify")
-@click.argument("trial")
+@click.argument("trial", metavar="TRIAL|STUDY")
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of a STUDY: run N trials again, drawn with --seed, and bound how many could be false.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Draws the --sample; choose it yourself.")
+@click.option("--all", "every", is_flag=True, help="Of a STUDY: run every recorded trial again.")
 @click.option(
     "--stages",
     type=click.Choice(["all", "evaluate"]),
@@ -53,7 +63,17 @@ _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
 @runs_option
 @cache_option
 @verbosity_options
-def command(trial: str, accept: str, as_json: bool, study_file: str, verbose: bool, **given: Any) -> None:
+def command(
+    trial: str,
+    sample: int | None,
+    seed: int | None,
+    every: bool,
+    accept: str,
+    as_json: bool,
+    study_file: str,
+    verbose: bool,
+    **given: Any,
+) -> None:
     """Run one recorded trial again, and say how far it agrees.
 
     TRIAL is a trial of --study in --runs, the folder of a trial, which may be somebody else's, or a trial in
@@ -62,9 +82,13 @@ def command(trial: str, accept: str, as_json: bool, study_file: str, verbose: bo
     --study names another. The recorded trial is not changed. Exit codes: 0 bitwise, 7 different, 8 within
     tolerance, 9 statistically consistent, 10 inconclusive.
 
+    With --sample or --all, TRIAL is a STUDY or an archive: its trials are run again one by one, and the exit
+    code is the worst of their verdicts. With --steps too, trials that are not drawn run their first N steps.
+
     \b
-    Example:
+    Examples:
       qlora-repeat verify smollm2-135m/adamw-8bit/3
+      qlora-repeat verify theirs.zip --sample 3 --seed 20261130
     """
     silence_libraries(verbose)
     from qlora_repeat.api.colors import VERDICTS, with_colored
@@ -73,8 +97,14 @@ def command(trial: str, accept: str, as_json: bool, study_file: str, verbose: bo
 
     context = click.get_current_context()
     sources = {context.get_parameter_source(name) for name in ("study_file", "randomness")}
-    own = sources == {ParameterSource.DEFAULT}
-    found = verify(trial, study=None if own else study_file, **given)
+    own = None if sources == {ParameterSource.DEFAULT} else study_file
+    if sample is not None or every:
+        drawn = {"sample": None if every else sample, "seed": seed, "own_study": own}
+        _verify_study(trial, accept, as_json, drawn | given)
+        return
+    if seed is not None:
+        raise UsageError("--seed draws the trials of --sample; give --sample N too")
+    found = verify(trial, study=own, **given)
     if as_json:
         click.echo(found.to_json())
     else:
@@ -82,3 +112,20 @@ def command(trial: str, accept: str, as_json: bool, study_file: str, verbose: bo
         if found.page is not None:
             click.echo(f"\n{found.page}: both loss curves")
     context.exit(exit_code(found.found, accept))
+
+
+def _verify_study(study: str, accept: str, as_json: bool, given: dict[str, Any]) -> None:
+    """Verify trials of a study, print their verdicts, and exit with the worst."""
+    from qlora_repeat.api.study_verification import verify_study
+    from qlora_repeat.render.text.verdict import worst_exit_code
+
+    if given.pop("stages") != "all" or given.pop("new_seeds"):
+        raise UsageError("--sample and --all run trials as recorded; leave out --stages and --new-seeds")
+    found = verify_study(study, **given)
+    if as_json:
+        click.echo(found.to_json())
+    else:
+        click.echo(printable(str(found)))
+        click.echo(f"\n{found.page}: all verdicts with their reasons")
+    kinds = [each.verdict for each in found.trials]
+    click.get_current_context().exit(worst_exit_code(kinds, accept))

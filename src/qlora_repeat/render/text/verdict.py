@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 
 from tabulate import tabulate
 
-from qlora_repeat.analysis.verify.verdict import Verdict
+from qlora_repeat.analysis.verify.verdict import Verdict, VerdictKind
 from qlora_repeat.render.text.diff import first_difference, meaning, shown
 from qlora_repeat.render.text.layout import prose, table
 from qlora_repeat.system.files import printable, strict
@@ -25,6 +26,13 @@ def exit_code(verdict: Verdict, weakest: str) -> int:
     """Return 0 if the verdict is at least as strong as `weakest`; otherwise the exit code of the verdict."""
     accepted = _LADDER[: _LADDER.index(weakest) + 1]
     return 0 if verdict.kind in accepted else EXIT_CODES[verdict.kind]
+
+
+def worst_exit_code(kinds: Collection[VerdictKind], weakest: str) -> int:
+    """Return the exit code of several verdicts: of the worst, where *different* is worse than any other."""
+    ladder = (*_LADDER, "inconclusive", "different")
+    worst = max((ladder.index(kind) for kind in kinds), default=0)
+    return 0 if worst <= ladder.index(weakest) else EXIT_CODES[ladder[worst]]
 
 
 def verdict_text(name: str, verdict: Verdict) -> str:
