@@ -170,7 +170,11 @@ def test_a_known_difference_gives_its_verdict(case: str) -> None:
     assert verdict.kind == kind, verdict.why
     assert json.loads(verdict_json("study:m/o/1", verdict, []))["verdict"] == kind
     text = verdict_text("study:m/o/1", verdict)
-    assert text.startswith(f"study:m/o/1: {kind}\n")
+    weak = ", by weak evidence" if verdict.weak else ""
+    assert text.startswith(f"study:m/o/1: {kind}{weak}\n")
+    assert verdict.weak == ("interval" in case or case == "a recorded perplexity that no other trial has") * (
+        kind == "different"
+    )
     assert exit_code(verdict, "bitwise") == EXIT_CODES[kind]
 
 

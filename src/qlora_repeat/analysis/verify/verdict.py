@@ -87,6 +87,8 @@ class Verdict:
     cannot_tell: list[str] = field(default_factory=list)
     settle: list[str] = field(default_factory=list)
     """What would settle an inconclusive verdict."""
+    weak: bool = False
+    """Whether *different* is shown by statistics alone, which a rare outlier can cause too."""
     notes: list[str] = field(default_factory=list)
     """Sentences on what the recorded files ask for and `verify` ignores."""
 
@@ -248,7 +250,7 @@ def _by_statistics(
             why.append("But the re-run is like the other trials, so the recorded one may be an outlier.")
             settle = [f"a re-run with the recorded seeds of {', '.join(seeds)}"]
             return _with(verdict, "inconclusive", why, settle=settle)
-        return _with(verdict, "different", why)
+        return _with(verdict, "different", why, weak=True)
     why.append(f"The re-run's perplexity, {rerun:.6g}, is in {allowed}; {recorded:.6g} is recorded.")
     shift = f"{test.found_shift:.0%}" if test.found_shift < 100 else "a hundredfold"
     power = f"A difference of {shift} or more would be found with a probability of {POWER:.0%}"

@@ -38,7 +38,7 @@ def worst_exit_code(kinds: Collection[VerdictKind], weakest: str) -> int:
 def verdict_text(name: str, verdict: Verdict) -> str:
     """Return the verdict, its reasons and the measurements."""
     parts = [
-        f"{name}: {verdict.kind}",
+        f"{name}: {verdict.kind}{', by weak evidence' if verdict.weak else ''}",
         prose(" ".join([*verdict.why, verdict.expectation, *verdict.notes])),
     ]
     if rows := measured_rows(verdict):
