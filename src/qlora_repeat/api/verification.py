@@ -68,6 +68,7 @@ def verify(
     stages: Literal["all", "evaluate"] = "all",
     steps: int | None = None,
     new_seeds: bool = False,
+    repeat: int = 1,
     scratch: str | Path | None = None,
     quiet: bool = False,
 ) -> Verification:
@@ -84,6 +85,8 @@ def verify(
         stages: ``evaluate`` merges and tests the recorded adapter, without fine-tuning.
         steps: only fine-tune, and only this many steps.
         new_seeds: draw seeds again where the trial did, which makes another trial of the arm.
+        repeat: with `new_seeds`, run it again up to this many times, until statistics can decide. All looks
+            share one error rate.
         scratch: the folder of re-runs; by default ``verify`` in the cache.
         quiet: show no progress.
 
@@ -97,8 +100,11 @@ def verify(
         raise UsageError("--steps cannot be used with --stages evaluate or --new-seeds")
     if new_seeds and stages == "evaluate":
         raise UsageError("--new-seeds needs a fine-tuning; leave out --stages evaluate")
+    if repeat > 1 and not new_seeds:
+        raise UsageError("--repeat needs --new-seeds; with the recorded seeds, re-runs repeat each other")
     scope: Scope = "first steps" if steps else "evaluation" if stages == "evaluate" else "whole"
     asked = {"steps": steps, "new_seeds": new_seeds, "scratch": scratch}
+    asked |= {"repeat": repeat if repeat > 1 else None}
     asked |= {"study": study, "runs": runs, "cache": cache}
     words = _command_line(trial, stages=None if stages == "all" else stages, **asked)
     with contextlib.ExitStack() as stack:
@@ -106,49 +112,74 @@ def verify(
         recorded = read_recorded(named, folder, _path(scratch) or named.workspace.cache / RERUNS, scope)
         if steps is not None and steps > recorded.side.last_step:
             raise UsageError(f"--steps {steps}: the trial has {recorded.side.last_step}")
+        trusted = not came_in_archive(named.workspace.file)
+        tolerance, notes = tolerance_of(named.study, named.optimizer, trusted=trusted)
+        name = f"{named.study.label}:{named.name}"
+        question = _Question(
+            name, scope, steps, new_seeds, repeat, tolerance, notes, len(named.workspace.trials()), words
+        )
         shown = Terminal(console(quiet))
         wrong = recorded.contradictions
         lacking = [] if wrong else _lacking(recorded, shown)
-        trusted = not came_in_archive(named.workspace.file)
-        tolerance, notes = tolerance_of(named.study, named.optimizer, trusted=trusted)
         if wrong or lacking:
             verdict = replace(without_rerun(lacking, wrong, tolerance, scope), notes=notes)
-            return Verification(_label(named), verdict, recorded.left_out, None)
-        return _rerun(named, recorded, shown, scope, steps, new_seeds, tolerance, notes, words)
-
-
-def _rerun(
-    named: Trial,
-    recorded: Recorded,
-    shown: Terminal,
-    scope: Scope,
-    steps: int | None,
-    new_seeds: bool,
-    tolerance: Tolerance,
-    notes: list[str],
-    command_line: str,
-) -> Verification:
-    """Run the trial again, judge it, and write the verdict as JSON and as a page."""
-    name = _label(named)
-    with (
-        rerun_folder(recorded, scope, steps, new_seeds) as (again, seeds),
-        shown.watch_trial(f"re-run of {name}") as progress,
-    ):
-        side = run_again(recorded, again, seeds, progress, scope=scope, steps=steps)
-        diff, retest = compared(recorded.side, side, scope)
-        trials = len(named.workspace.trials())
-        verdict = judge_rerun(diff, recorded.others, tolerance, scope=scope, retest=retest, trials=trials)
-        verdict = replace(verdict, notes=notes)
-        page = again.folder / "verdict.html"
-        found = Verification(name, verdict, recorded.left_out, page)
-        write_text(again.folder / VERDICT, found.to_json() + "\n")
-        ours, theirs = ([step.loss for step in each.steps[1:]] for each in (diff.first, diff.second))
-        write_text(page, verdict_page(name, verdict, ours, theirs, command_line))
+            return Verification(name, verdict, recorded.left_out, None)
+        found, perplexity = _rerun(recorded, question, shown, [])
+        earlier: list[float] = []
+        while found.found.is_open and perplexity is not None and len(earlier) + 1 < repeat:
+            earlier.append(perplexity)
+            found, perplexity = _rerun(recorded, question, shown, earlier)
         return found
 
 
-def _label(trial: Trial) -> str:
-    return f"{trial.study.label}:{trial.name}"
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of a recorded trial."""
+
+    name: str
+    scope: Scope
+    steps: int | None
+    new_seeds: bool
+    looks: int
+    """How many re-runs there are at most."""
+    tolerance: Tolerance
+    notes: list[str]
+    trials: int
+    """Trials of the study."""
+    command_line: str
+
+
+def _rerun(
+    recorded: Recorded, asked: _Question, shown: Terminal, earlier: list[float]
+) -> tuple[Verification, float | None]:
+    """Run the trial again, judge it with `earlier` re-runs, and write the verdict as JSON and as a page.
+
+    Returns:
+        The verdict, and the perplexity of the re-run.
+    """
+    number = len(earlier) + 1
+    with (
+        rerun_folder(recorded, asked.scope, asked.steps, asked.new_seeds, number) as (again, seeds),
+        shown.watch_trial(f"re-run {number} of {asked.name}") as progress,
+    ):
+        side = run_again(recorded, again, seeds, progress, scope=asked.scope, steps=asked.steps)
+        diff, retest = compared(recorded.side, side, asked.scope)
+        verdict = judge_rerun(
+            diff,
+            recorded.others,
+            asked.tolerance,
+            scope=asked.scope,
+            retest=retest,
+            trials=asked.trials,
+            earlier=earlier,
+            looks=asked.looks,
+        )
+        page = again.folder / "verdict.html"
+        found = Verification(asked.name, replace(verdict, notes=asked.notes), recorded.left_out, page)
+        write_text(again.folder / VERDICT, found.to_json() + "\n")
+        ours, theirs = ([step.loss for step in each.steps[1:]] for each in (diff.first, diff.second))
+        write_text(page, verdict_page(asked.name, found.found, ours, theirs, asked.command_line))
+        return found, side.perplexity
 
 
 def _named(

@@ -269,6 +269,26 @@ def test_invented_losses_of_examples_are_different(lab: Lab) -> None:
     assert "examples, perplexity_example_mean" in " ".join(verdict["why"])
 
 
+def test_re_runs_with_new_seeds_are_judged_together(lab: Lab) -> None:
+    """Let six copies of the trial with other perplexities be its arm, which varies too much to decide."""
+    without_tolerance(lab)
+    for number, factor in enumerate((1.0, 0.7, 1.3, 0.9, 1.1, 0.8), 2):
+        copied = dataclasses.replace(lab.trial, number=number)
+        shutil.copytree(lab.trial.folder, copied.folder)
+        record = read_record(lab.trial.record("evaluate"))
+        trained = read_record(lab.trial.record("finetune"))
+        merged = read_record(lab.trial.record("merge"))
+        assert record is not None and trained is not None and merged is not None
+        for stage in (trained, merged, record):
+            write_record(copied.folder / f"{stage.stage}.json", dataclasses.replace(stage, trial=copied.name))
+        perplexity = record.outputs["perplexity"] * factor
+        rewrite(copied, "evaluate", perplexity=perplexity)
+    verdict = lab.verdict("--new-seeds", "--repeat", 3)
+    assert verdict["reruns"] == 3
+    assert "The mean of 3 re-runs" in " ".join(verdict["why"])
+    assert isinstance(failure(lab, "--repeat", 2), UsageError)
+
+
 def test_new_seeds_give_another_trial_of_the_arm(lab: Lab) -> None:
     without_tolerance(lab)
     verdict = lab.verdict("--new-seeds")

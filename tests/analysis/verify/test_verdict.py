@@ -5,7 +5,7 @@ import json
 import math
 import random
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from support.made_traces import changed, trace
 
 from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Side, TrialDiff, first_divergence
-from qlora_repeat.analysis.verify.pair_test import make_pair_test
+from qlora_repeat.analysis.verify.pair_test import LARGEST_SHIFT, make_pair_test
 from qlora_repeat.analysis.verify.verdict import Retest, Verdict, VerdictKind, judge_rerun, without_rerun
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step
@@ -266,6 +266,30 @@ def test_a_study_has_one_error_rate() -> None:
                 alarm |= test is not None and not test.contains(generator.lognormvariate(2, 0.02))
         alarms += alarm
     assert 0.01 < alarms / 200 < 0.1
+
+
+def test_re_runs_are_judged_together_at_one_error_rate() -> None:
+    """Simulate honest trials that are run again until the test decides, up to eight times."""
+    generator, alarms, decided, shifted = random.Random(3), 0, 0, 0
+    for shift in (0.0, 0.4):
+        for _ in range(1_000):
+            recorded, *arm = [generator.lognormvariate(2, 0.04) for _ in range(7)]
+            reruns: list[float] = []
+            for _ in range(8):
+                rerun = generator.lognormvariate(2 + shift, 0.04)
+                test = make_pair_test(recorded, arm, 1, earlier=reruns, looks=8)
+                assert test is not None
+                reruns.append(rerun)
+                if not test.contains(math.exp(fmean(map(math.log, reruns)))):
+                    alarms += not shift
+                    shifted += bool(shift)
+                    break
+                if test.found_shift <= LARGEST_SHIFT:
+                    decided += not shift
+                    break
+    assert alarms / 1_000 < 0.05
+    assert decided / 1_000 > 0.8
+    assert shifted / 1_000 > 0.9
 
 
 def test_an_outlier_that_repeats_agrees_with_itself() -> None:

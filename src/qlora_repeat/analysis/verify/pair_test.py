@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import stdev
+from statistics import variance
 
 from qlora_repeat.results.statistical_methods import FEWEST
 
@@ -19,7 +19,10 @@ class PairTest:
     """A test of the pair, with the spread of the arm's other trials."""
 
     interval: tuple[float, float]
-    """The perplexities of a re-run that do not contradict the recorded one; at least 1, as all are."""
+    """The perplexities of a re-run that do not contradict the recorded one; at least 1, as all are.
+
+    With several re-runs, of their geometric mean.
+    """
     found_shift: float
     """The smallest relative shift of the perplexity that the test finds with a probability of 80 %."""
     level: float
@@ -31,33 +34,47 @@ class PairTest:
         return self.interval[0] <= perplexity <= self.interval[1]
 
 
-def make_pair_test(recorded: float, others: Sequence[float], trials: int) -> PairTest | None:
+def make_pair_test(
+    recorded: float,
+    others: Sequence[float],
+    trials: int,
+    *,
+    earlier: Sequence[float] = (),
+    looks: int = 1,
+) -> PairTest | None:
     """Return a test of a re-run of a trial with this perplexity.
 
     The difference of two logarithms from one arm has twice the variance of the arm, whether the re-run has
     other seeds or only another machine: noise that has grown as far as it can gives another trial of the arm,
     so this includes the variance between machines. So an outlier that repeats agrees with itself. The
-    variance comes from the other trials alone, by Student's t.
+    variance comes from the other trials, by Student's t. With several re-runs, their geometric mean is
+    tested, and they add to what is known of the variance.
 
     Args:
         recorded: the perplexity of the recorded trial.
         others: perplexities of the other recorded trials of its arm; those that are not finite are left out.
         trials: the number of trials of the study, among which `ERROR_RATE` is divided (Bonferroni).
+        earlier: perplexities of earlier re-runs of the trial, each with new seeds.
+        looks: how often at most the test is made as re-runs are added; they divide the error rate too.
 
     Returns:
         None if fewer than `FEWEST` others are finite, or if they do not vary.
     """
-    logs = [math.log(value) for value in others if math.isfinite(value) and value > 0]
-    if len(logs) < FEWEST or stdev(logs) == 0:
+    groups = [[math.log(value) for value in values if 0 < value < math.inf] for values in (others, earlier)]
+    if len(groups[0]) < FEWEST:
+        return None
+    squares = sum((len(logs) - 1) * variance(logs) for logs in groups if len(logs) > 1)
+    freedom = sum(max(len(logs) - 1, 0) for logs in groups)
+    if squares == 0:
         return None
     from scipy.special import nctdtrinc, stdtrit
 
-    level = 1 - ERROR_RATE / max(trials, 1)
-    freedom, scale = len(logs) - 1, stdev(logs) * math.sqrt(2)
+    level = 1 - ERROR_RATE / (max(trials, 1) * looks)
+    scale = math.sqrt(squares / freedom * (1 + 1 / (len(groups[1]) + 1)))
     limit = float(stdtrit(freedom, (1 + level) / 2))
     low, high = (_exp(math.log(recorded) + sign * limit * scale) for sign in (-1, 1))
     shift = float(nctdtrinc(freedom, 1 - POWER, limit)) * scale
-    return PairTest((max(1.0, low), high), _exp(shift) - 1, level, len(logs))
+    return PairTest((max(1.0, low), high), _exp(shift) - 1, level, len(groups[0]))
 
 
 def _exp(value: float) -> float:

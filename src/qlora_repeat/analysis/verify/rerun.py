@@ -130,7 +130,7 @@ def _origin(side: Side, stage: Stage) -> Any:
 
 @contextlib.contextmanager
 def rerun_folder(
-    recorded: Recorded, scope: Scope, steps: int | None, new_seeds: bool
+    recorded: Recorded, scope: Scope, steps: int | None, new_seeds: bool, repetition: int = 1
 ) -> Iterator[tuple[Trial, dict[str, int]]]:
     """Lock the folder of a re-run for the block; yield the trial there and its seeds.
 
@@ -144,9 +144,8 @@ def rerun_folder(
         UsageError: the folder of re-runs cannot be private (`make_private`).
     """
     records = {stage: vars(record) for stage, record in recorded.side.records.items()}
-    wanted = json_digest(
-        [json_digest(json.loads(json.dumps(records, default=vars))), scope, steps, new_seeds]
-    )
+    claims = json_digest(json.loads(json.dumps(records, default=vars)))
+    wanted = json_digest([claims, scope, steps, new_seeds, repetition])
     workspace = recorded.again.workspace
     scratch = workspace.runs / wanted[:16]
     again = dataclasses.replace(recorded.again, workspace=dataclasses.replace(workspace, runs=scratch))

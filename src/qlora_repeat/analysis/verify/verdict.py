@@ -8,7 +8,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from functools import partial
+from statistics import fmean, median
 from typing import Any, Literal
 
 from qlora_repeat.analysis.adapter_distance import Distance
@@ -87,10 +88,17 @@ class Verdict:
     cannot_tell: list[str] = field(default_factory=list)
     settle: list[str] = field(default_factory=list)
     """What would settle an inconclusive verdict."""
+    reruns: int = 1
+    """How many re-runs the verdict is on."""
     weak: bool = False
     """Whether *different* is shown by statistics alone, which a rare outlier can cause too."""
     notes: list[str] = field(default_factory=list)
     """Sentences on what the recorded files ask for and `verify` ignores."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another re-run with new seeds could decide: statistics apply, but would miss too much."""
+        return self.kind == "inconclusive" and self.pair_test is not None
 
 
 @dataclass(frozen=True)
@@ -122,13 +130,15 @@ def judge_rerun(
     scope: Scope = "whole",
     retest: Retest = NOTHING_UNLIKE,
     trials: int = 1,
+    earlier: Sequence[float] = (),
+    looks: int = 1,
 ) -> Verdict:
     """Return the verdict on `diff.second`, a re-run of `diff.first`.
 
     Args:
         others: perplexities of the other recorded trials of the arm.
         retest: how tests of equal adapters differ.
-        trials: the number of trials of the study, for its error rate (`make_pair_test`).
+        trials, earlier, looks: as `make_pair_test`.
     """
     differing = [each for each in diff.differences if may_matter(each)]
     noisy = noisy_kernels(diff, "evaluate" if scope == "evaluation" else "finetune")
@@ -170,7 +180,8 @@ def judge_rerun(
     likely: list[Difference] = []
     for departure in departures:  # a difference may contain lists, which cannot be hashed
         likely += [each for each in reasons[departure.cause] if each not in likely]
-    return _by_explanations(verdict, diff, likely, others, trials)
+    make_test = partial(make_pair_test, others=others, trials=trials, earlier=earlier, looks=looks)
+    return _by_explanations(verdict, diff, likely, others, make_test)
 
 
 def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], retest: Retest) -> Iterator[str]:
@@ -191,7 +202,11 @@ def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], retest
 
 
 def _by_explanations(
-    verdict: Verdict, diff: TrialDiff, likely: list[Difference], others: Sequence[float], trials: int
+    verdict: Verdict,
+    diff: TrialDiff,
+    likely: list[Difference],
+    others: Sequence[float],
+    make_test: "partial[PairTest | None]",
 ) -> Verdict:
     """Return the verdict where recorded differences may explain each departure."""
     keys = dict.fromkeys(each.key for each in likely)
@@ -213,7 +228,7 @@ def _by_explanations(
     elif len(known) < len(values):
         reason = "One or both perplexities are missing or not finite."
         settle = "a finite perplexity of both trials"
-    elif (test := make_pair_test(known["recorded"], others, trials)) is None:
+    elif (test := make_test(known["recorded"])) is None:
         finite = sum(map(math.isfinite, others))
         reason = (
             "The arm's other trials have equal perplexities, which do not show how much trials vary."
@@ -223,8 +238,10 @@ def _by_explanations(
         settle = f"at least {FEWEST} other trials of the arm with fresh seeds, or {same_machine}"
     else:
         seeds = [each.key for each in likely if each.what == "seed"]
-        both = known["recorded"], known["re-run's"]
-        return _by_statistics(replace(verdict, pair_test=test), test, both, others, seeds)
+        reruns = [*make_test.keywords["earlier"], known["re-run's"]]
+        both = known["recorded"], math.exp(fmean(map(math.log, reruns)))
+        verdict = replace(verdict, pair_test=test, reruns=len(reruns))
+        return _by_statistics(verdict, test, both, others, seeds)
     return _with(verdict, "inconclusive", [reason], settle=[settle])
 
 
@@ -241,17 +258,18 @@ def _by_statistics(
     """
     (recorded, rerun), (low, high) = perplexities, test.interval
     allowed = f"{low:.6g} to {high:.6g}, from {test.others} other trials of the arm (level {test.level:.2%})"
+    what = "The re-run's perplexity" if verdict.reruns == 1 else f"The mean of {verdict.reruns} re-runs"
     diverged = len(others) - sum(map(math.isfinite, others))
     why = [f"{diverged} of {len(others)} other trials have no finite perplexity."] if diverged else []
     if not test.contains(rerun):
-        why.append(f"The re-run's perplexity, {rerun:.6g}, is not in {allowed}; {recorded:.6g} is recorded.")
+        why.append(f"{what}, {rerun:.6g}, is not in {allowed}; {recorded:.6g} is recorded.")
         usual = make_pair_test(rerun, others, 1)
         if seeds and usual is not None and usual.contains(median(filter(math.isfinite, others))):
             why.append("But the re-run is like the other trials, so the recorded one may be an outlier.")
             settle = [f"a re-run with the recorded seeds of {', '.join(seeds)}"]
             return _with(verdict, "inconclusive", why, settle=settle)
         return _with(verdict, "different", why, weak=True)
-    why.append(f"The re-run's perplexity, {rerun:.6g}, is in {allowed}; {recorded:.6g} is recorded.")
+    why.append(f"{what}, {rerun:.6g}, is in {allowed}; {recorded:.6g} is recorded.")
     shift = f"{test.found_shift:.0%}" if test.found_shift < 100 else "a hundredfold"
     power = f"A difference of {shift} or more would be found with a probability of {POWER:.0%}"
     if test.found_shift > LARGEST_SHIFT:

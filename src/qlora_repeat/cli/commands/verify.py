@@ -47,6 +47,13 @@ _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
     "--new-seeds", is_flag=True, help="Draw new seeds for sources that were drawn: another trial of the arm."
 )
 @click.option(
+    "--repeat",
+    type=click.IntRange(1, 100),
+    default=1,
+    metavar="N",
+    help="With --new-seeds: up to N re-runs, until statistics can decide; they share one error rate.",
+)
+@click.option(
     "--accept",
     type=click.Choice(_WEAKEST),
     default=_WEAKEST[0],
@@ -119,7 +126,7 @@ def _verify_study(study: str, accept: str, as_json: bool, given: dict[str, Any])
     from qlora_repeat.api.study_verification import verify_study
     from qlora_repeat.render.text.verdict import worst_exit_code
 
-    if given.pop("stages") != "all" or given.pop("new_seeds"):
+    if (given.pop("stages"), given.pop("new_seeds"), given.pop("repeat")) != ("all", False, 1):
         raise UsageError("--sample and --all run trials as recorded; leave out --stages and --new-seeds")
     found = verify_study(study, **given)
     if as_json:
