@@ -205,6 +205,17 @@ def test_other_responses_of_the_same_model_are_different() -> None:
     assert threads.kind == "within tolerance"
 
 
+@pytest.mark.parametrize(
+    ("apart", "kind"), [(5e-5, "within tolerance"), (1e-2, "different"), (math.inf, "different")]
+)
+def test_tests_of_an_equal_adapter_have_a_ceiling(apart: float, kind: VerdictKind) -> None:
+    """Move loss between examples, which keeps the perplexity, and claim other threads."""
+    retest = Retest(["examples"], apart)
+    assert judge_rerun(diff(trace(10), THREADS), ARM, TOLERANCE, retest=retest).kind == kind
+    code = judge_rerun(diff(trace(10), CODE), ARM, TOLERANCE, retest=retest)
+    assert code.kind == ("within tolerance" if apart < 1e-3 else "inconclusive")
+
+
 def test_losses_that_are_not_finite_agree_with_themselves() -> None:
     steps = changed(trace(10), 9, loss=math.nan)
     later = changed(steps, 10, adapter="another")

@@ -22,7 +22,7 @@ from qlora_repeat.analysis.verify.causes import (
     named,
     noisy_kernels,
 )
-from qlora_repeat.analysis.verify.ceilings import FORWARD, beyond_arithmetic, relative
+from qlora_repeat.analysis.verify.ceilings import beyond_arithmetic, loss_ceiling, relative
 from qlora_repeat.analysis.verify.pair_test import LARGEST_SHIFT, POWER, PairTest, make_pair_test
 from qlora_repeat.records.trace import Step
 from qlora_repeat.results.statistical_methods import FEWEST
@@ -164,6 +164,8 @@ def judge_rerun(
         names = ", ".join(retest.unlike).replace("merged_digest", "merged weights")
         text = f"The same adapter gave other {names}, although the same bits are expected."
         departures.append(_Departure("perplexity", text))
+    precision = diff.first.records["finetune"].inputs.get("settings", {}).get("compute", "float32")
+    departures += (far_tests := list(_far_tests(retest, precision)))
     if not departures:
         closeness = "; ".join(text for text, _ in _deviations(measured, tolerance).values())
         why = [f"{_sentence(closeness)}." if closeness else "Only digests differ."]
@@ -171,7 +173,8 @@ def judge_rerun(
         return _with(verdict, "within tolerance", why, explanations=differing + noisy)
     verdict = _with(verdict, "different", [departure.text for departure in departures])
     reasons = explained((each.cause for each in departures), differing, noisy)
-    if beyond := list(_beyond(diff, steps, differing, retest)):
+    beyond = list(_beyond(diff, steps, differing, precision))
+    if (beyond or far_tests) and not any(each.key == "code" for each in differing):
         return _with(verdict, "different", beyond)
     if unexplained := [each.cause for each in departures if not reasons[each.cause]]:
         names = named(unexplained)
@@ -184,21 +187,23 @@ def judge_rerun(
     return _by_explanations(verdict, diff, likely, others, make_test)
 
 
-def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], retest: Retest) -> Iterator[str]:
-    """Yield what differs by more than other arithmetic can cause, unless the code of the kit differs."""
-    if any(each.key == "code" for each in differing):
-        return
-    settings = diff.first.records["finetune"].inputs.get("settings", {})
-    precision = settings.get("compute", "float32")
+def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], precision: str) -> Iterator[str]:
+    """Yield the first loss of a step that differs by more than other arithmetic can cause."""
     pairs = list(zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True))
     seeds = any(each.what == "seed" and each.key == "dropout" for each in differing)
     same_start = diff.first.steps[0].adapter == diff.second.steps[0].adapter and not seeds
     yield from beyond_arithmetic(pairs, precision, same_start=same_start)
-    if retest.example_loss is not None and not retest.example_loss <= (most := FORWARD.get(precision, 1e-1)):
-        yield (
-            f"Tests of the same adapter differ by a relative {retest.example_loss:.1e} in the loss of an "
-            f"example; other arithmetic in {precision} changes it by at most {most:.1e}."
+
+
+def _far_tests(retest: Retest, precision: str) -> Iterator[_Departure]:
+    """Yield a departure if tests of equal adapters differ by more than other arithmetic can cause."""
+    most = loss_ceiling(1, precision)
+    if retest.example_loss is not None and not retest.example_loss <= most:
+        text = (
+            f"Tests of the same adapter differ by a relative {retest.example_loss:.1e} in an example's loss"
         )
+        text += f"; other arithmetic in {precision} changes it by at most {most:.1e}."
+        yield _Departure("perplexity", text)
 
 
 def _by_explanations(
