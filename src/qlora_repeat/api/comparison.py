@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_repeat.analysis.operations import Operations, find_operations
 from qlora_repeat.analysis.trial_diff import Side, TrialDiff, compare_trials, read_side
+from qlora_repeat.api.progress import Terminal, console
+from qlora_repeat.archive.unpack import study_of
 from qlora_repeat.errors import MissingError
 from qlora_repeat.render.text.diff import diff_json, diff_text
 from qlora_repeat.study.loading import open_workspace
@@ -15,6 +18,8 @@ class Diff:
     """How two trials compare."""
 
     found: TrialDiff
+    operations: Operations | None = None
+    """The operator that made them differ, where it was asked for."""
 
     @property
     def verdict(self) -> str:
@@ -23,10 +28,10 @@ class Diff:
 
     def to_json(self) -> str:
         """Return all of the comparison."""
-        return diff_json(self.found)
+        return diff_json(self.found, self.operations)
 
     def __str__(self) -> str:
-        return diff_text(self.found)
+        return diff_text(self.found, self.operations)
 
     __repr__ = __str__
 
@@ -37,6 +42,8 @@ def diff(
     *,
     study: str = "pocket",
     runs: str | Path | None = None,
+    operations: bool = False,
+    quiet: bool = False,
 ) -> Diff:
     """Find the first step at which two trials differ, and what else differs between them.
 
@@ -44,22 +51,46 @@ def diff(
         first, second: a trial; its folder; its name in `study`; or with another study or profile, as in
             ``pocket@bitwise:smollm2-135m/adamw-8bit/1``.
         runs: the folder of results, for trials by name.
+        operations: also run both up to the first step that differs, and find the operator with equal inputs
+            and unequal output.
+        quiet: show no progress.
 
     Raises:
         MissingError: a folder, a record or a trace is missing or damaged.
         UsageError: there is no trial of that name.
+        StageError, StoppedError: a re-run failed or was stopped.
     """
-    return Diff(compare_trials(*(_side(each, study, runs) for each in (first, second))))
+    sides = [_side(each, study, runs) for each in (first, second)]
+    found = compare_trials(*sides)
+    if not operations:
+        return Diff(found)
+    trials = [_trial(*each, study, runs) for each in zip((first, second), sides, strict=True)]
+    return Diff(found, find_operations(found, trials, Terminal(console(quiet)).watch_jobs))
 
 
 def _side(given: Trial | str | Path, study: str, runs: str | Path | None) -> Side:
     if not isinstance(given, Trial):
         if Path(given).is_dir():
             return read_side(str(given), Path(given))
-        label, _, name = str(given).rpartition(":")
-        if Path(name).name.startswith("trial-"):
-            raise MissingError(
-                f"{given}: no such folder; give that of a trial, or its name: model/optimizer/number"
-            )
-        given = open_workspace(label or study, runs=Path(runs) if runs else None).trial(name)
+        given = _named(str(given), study, runs)
     return read_side(f"{given.study.label}:{given.name}", given.folder)
+
+
+def _trial(given: Trial | str | Path, side: Side, study: str, runs: str | Path | None) -> Trial:
+    """Return the trial of a side, with the study that knows where its model and data come from."""
+    if isinstance(given, Trial):
+        return given
+    if not Path(given).is_dir():
+        return _named(str(given), study, runs)
+    if (record := side.records.get("finetune")) is None:
+        raise MissingError(f"{given}: no finetune.json there, and --operations needs its settings")
+    return open_workspace(study_of(side.folder) or study).trial(record.trial)
+
+
+def _named(given: str, study: str, runs: str | Path | None) -> Trial:
+    label, _, name = given.rpartition(":")
+    if Path(name).name.startswith("trial-"):
+        raise MissingError(
+            f"{given}: no such folder; give that of a trial, or its name: model/optimizer/number"
+        )
+    return open_workspace(label or study, runs=Path(runs) if runs else None).trial(name)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.options import runs_option, study_option
+from qlora_repeat.cli.options import quiet_option, runs_option, study_option
 
 DIFFERENT = 7
 """The exit code where trials differ."""
@@ -15,10 +15,21 @@ DIFFERENT = 7
 @click.argument("second", metavar="B")
 @study_option
 @runs_option
+@click.option(
+    "--operations", is_flag=True, help="Run both again up to that step, and find the operator that differs."
+)
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 @click.pass_context
 def command(
-    context: click.Context, first: str, second: str, study_file: str, runs: Path | None, as_json: bool
+    context: click.Context,
+    first: str,
+    second: str,
+    study_file: str,
+    runs: Path | None,
+    operations: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Find the first step at which two trials differ, and in what.
 
@@ -32,7 +43,7 @@ def command(
     """
     from qlora_repeat.api.comparison import diff
 
-    found = diff(first, second, study=study_file, runs=runs)
+    found = diff(first, second, study=study_file, runs=runs, operations=operations, quiet=quiet)
     click.echo(found.to_json() if as_json else found)
     if found.verdict == "different":
         context.exit(DIFFERENT)

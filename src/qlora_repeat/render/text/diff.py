@@ -5,6 +5,7 @@ import json
 import re
 from typing import Any
 
+from qlora_repeat.analysis.operations import Operations, Operator
 from qlora_repeat.analysis.trial_diff import MEANINGS, Difference, Divergence, DivergenceKind, Side, TrialDiff
 from qlora_repeat.render.text.layout import prose, table
 from qlora_repeat.system.files import printable, strict
@@ -32,12 +33,13 @@ _LONGEST = 36
 """Characters of a value that the text shows; JSON has the whole value."""
 
 
-def diff_text(diff: TrialDiff) -> str:
+def diff_text(diff: TrialDiff, operations: Operations | None = None) -> str:
     """Return the comparison in a few short parts."""
     first, second = diff.first, diff.second
     parts = [
         f"first   {_side(first)}\nsecond  {_side(second)}",
         _verdict(diff),
+        *([prose(operations_text(diff, operations))] if operations else []),
         table(["at the end", "first", "second", "second - first"], _ends(diff)),
     ]
     if diff.distances is not None:
@@ -58,7 +60,43 @@ def diff_text(diff: TrialDiff) -> str:
     return "\n\n".join(parts)
 
 
-def diff_json(diff: TrialDiff) -> str:
+def operations_text(diff: TrialDiff, found: Operations) -> str:
+    """Return sentences on the operator that made two trials differ, or on why it is not known."""
+    if found.reason is not None:
+        return f"Not compared, operators: {found.reason}."
+    if (difference := found.found) is None:
+        return f"All operators of step {found.step} give the same results here."
+    first, second = map(_operator, (difference.first, difference.second))
+    if difference.kind == "output":
+        what = f"has equal inputs and unequal output: {first}"
+    elif difference.kind == "input":
+        what = f"has unequal inputs, which no logged operator made unequal: {first}"
+    else:
+        what = f"differs: the first runs {first}, the second {second}"
+    return (
+        f"In step {found.step}, operator {difference.place} of {found.numbers[0]} is the first that {what}. "
+        f"{_settings(diff)}"
+    )
+
+
+def _operator(found: Operator | None) -> str:
+    if found is None:
+        return "none"
+    where = f" in {found.module}" if found.module else ""
+    return f"{found.name}{where}, {found.phase}"
+
+
+def _settings(diff: TrialDiff) -> str:
+    """Return which settings differ; without any, which seeds."""
+    for what in ("setting", "seed"):
+        found = [each for each in diff.differences if (each.what, each.stage) == (what, "finetune")]
+        if found:
+            values = (f"{each.key} ({shown(each.first)} and {shown(each.second)})" for each in found)
+            return f"The {what}s differ in {', '.join(values)}."
+    return "No recorded setting or seed differs."
+
+
+def diff_json(diff: TrialDiff, operations: Operations | None = None) -> str:
     """Return the whole comparison; numbers that are not finite are strings, as in a trace."""
     found = diff.divergence
     distances = {part: dataclasses.asdict(each) for part, each in (diff.distances or {}).items()}
@@ -73,6 +111,8 @@ def diff_json(diff: TrialDiff) -> str:
         "unlike": diff.unlike,
         "not_compared": diff.not_compared,
     }
+    if operations:
+        content["operations"] = dataclasses.asdict(operations) | {"text": operations_text(diff, operations)}
     return json.dumps(strict(content), indent=2, allow_nan=False)
 
 
