@@ -140,14 +140,18 @@ def test_operators_that_only_one_run_has_are_found(plain: list[Operator], module
 
 @pytest.mark.parametrize("module", MODULES)
 def test_other_operators_with_the_same_results_are_no_difference(plain: list[Operator], module: str) -> None:
-    draw = random.Random(module)
     harmless = after(module, lambda value: value.neg().neg())
     assert first_difference(plain, step(prepare=harmless)) is None
-    log = Faulty(draw.randrange(len(plain)), draw)
-    found = first_difference(plain, step(log, harmless))
-    assert log.changed is not None
-    assert found is not None
-    assert (found.kind, found.second) == ("output", log.operators[log.changed])
+    draw = random.Random(module)
+    for _ in range(3):
+        log = Faulty(draw.randrange(len(plain) - 4), draw)
+        found = first_difference(plain, step(log, harmless))
+        assert log.changed is not None
+        changed = log.operators[log.changed]
+        if changed.name == "aten::neg":  # can be one that the other run does not have
+            continue
+        assert found is not None
+        assert (found.kind, found.second) == ("output", changed)
 
 
 def test_memory_without_content_is_no_difference(plain: list[Operator]) -> None:

@@ -24,7 +24,7 @@ _ALLOCATES = {
     "aten::empty", "aten::empty_like", "aten::empty_permuted", "aten::empty_strided", "aten::new_empty",
     "aten::new_empty_strided",
 }  # fmt: skip
-_WRAPPERS = ("base_model.", "model.")
+_WRAPPERS = "base_model.model."
 """The names that PEFT's model and its tuner put before the names of the model's modules."""
 
 
@@ -70,9 +70,9 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _enter_module(self, module: Any, arguments: Any) -> None:
         if not self._path and not self.recording and self._begins(module):
             self.recording = True
-            before = "".join(_WRAPPERS) if hasattr(module, "peft_config") else ""
+            before = _WRAPPERS if hasattr(module, "peft_config") else ""
             for found in (module.named_modules(), module.named_parameters()):
-                self._names |= {id(each): name.removeprefix(before) for name, each in found}
+                self._names |= {id(each): _without(before, name) for name, each in found}
             self._parameters = {
                 each.untyped_storage().data_ptr(): self._names[id(each)]
                 for each in module.parameters()
@@ -158,6 +158,10 @@ class StepLog(OperatorLog):  # type: ignore[no-untyped-call]
         if done >= self._step:
             self.recording = False
         self._progress(stage, done, total, loss)
+
+
+def _without(before: str, name: str) -> str:
+    return "" if before.startswith(f"{name}.") else name.removeprefix(before)
 
 
 def _is_view(schema: Any) -> bool:

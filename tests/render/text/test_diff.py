@@ -166,6 +166,25 @@ def test_the_first_difference_is_named_with_its_step(trials: tuple[Path, Path], 
     }
 
 
+def test_operators_are_not_compared_where_the_settings_cannot_both_be_had(
+    trials: tuple[Path, Path], diff: Diff
+) -> None:
+    assert "Not compared, operators: no step differs." in diff(ONE, TWO, "--operations").output
+    write_trace(trials[1] / "trace.jsonl", steps(loss=9.0))
+    write_records(trials[1])
+    done = diff(ONE, TWO, "--operations")
+    assert done.exit_code == 7
+    assert f"Not compared, operators: tiny:{ONE} ran with cpu A CPU, and here it is" in done.output
+    write_trace(trials[1] / "trace.jsonl", steps(examples=[9]))
+    write_records(trials[1])
+    found = json.loads(diff(ONE, trials[1], "--operations", "--json").output)
+    assert "before any operator of a step runs" in found["operations"]["reason"]
+    (trials[0] / "finetune.json").unlink()
+    write_trace(trials[1] / "trace.jsonl", steps(loss=9.0))
+    (trials[1] / "finetune.json").unlink()
+    assert f"tiny:{ONE} has no record of its fine-tuning" in diff(ONE, TWO, "--operations").output
+
+
 def test_trials_are_named_by_study_or_by_folder(
     trials: tuple[Path, Path], diff: Diff, study_file: Path, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.cli.options import quiet_option, runs_option, study_option
+from qlora_repeat.cli.options import cache_option, quiet_option, runs_option, study_option
 
 DIFFERENT = 7
 """The exit code where trials differ."""
@@ -15,6 +15,7 @@ DIFFERENT = 7
 @click.argument("second", metavar="B")
 @study_option
 @runs_option
+@cache_option
 @click.option(
     "--operations", is_flag=True, help="Run both again up to that step, and find the operator that differs."
 )
@@ -27,6 +28,7 @@ def command(
     second: str,
     study_file: str,
     runs: Path | None,
+    cache: Path | None,
     operations: bool,
     quiet: bool,
     as_json: bool,
@@ -43,7 +45,7 @@ def command(
     """
     from qlora_repeat.api.comparison import diff
 
-    found = diff(first, second, study=study_file, runs=runs, operations=operations, quiet=quiet)
+    found = diff(first, second, study=study_file, runs=runs, cache=cache, operations=operations, quiet=quiet)
     click.echo(found.to_json() if as_json else found)
     if found.verdict == "different":
         context.exit(DIFFERENT)
