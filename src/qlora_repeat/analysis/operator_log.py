@@ -109,7 +109,7 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = (*map(_digest, given), *_state(generator))
         phase, module = self._where(given)
         result = operator(*arguments, **named)
-        made = [*written, *tree_leaves(result)]
+        made = written + [each for each in tree_leaves(result) if not any(each is other for other in written)]
         outputs = (*map(_digest, made), *_state(generator))
         reads, writes = self._memory(given), self._memory(made)
         self.operators.append(Operator(schema.name, phase, module, inputs, outputs, reads, writes))
