@@ -1,6 +1,9 @@
 """The operator that made two trials of the tiny study differ, found by running both again."""
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from support.trials import quiet
 
 from qlora_repeat.cli.main import cli
 from qlora_repeat.execution.run_trial import run_trial
+from qlora_repeat.records.record import keep, read_record, write_record
+from qlora_repeat.records.trace import Step, read_trace, trace_line
 
 NAME = "tiny-neox/adamw-8bit/1"
 
@@ -45,6 +50,18 @@ def diff(cache: Path, study: Path, first: Path, second: Path) -> dict[str, Any]:
     return found
 
 
+def changed(folder: Path, copy: Path, change: Callable[[Step], Step]) -> Path:
+    """Copy a trial's folder with a change to step 1 of its trace, which its record then has."""
+    shutil.copytree(folder, copy)
+    steps, record = read_trace(folder / "trace.jsonl"), read_record(folder / "finetune.json")
+    assert record is not None
+    steps[1] = change(steps[1])
+    (copy / "trace.jsonl").write_text("".join(map(trace_line, steps)))
+    kept = record.files | {"trace.jsonl": keep(copy / "trace.jsonl")}
+    write_record(copy / "finetune.json", replace(record, files=kept))
+    return copy
+
+
 def test_other_kernels_are_named(cache: Path, study_file: Path, folders: dict[str, Path]) -> None:
     before = {path: path.read_bytes() for path in folders["plain"].rglob("*") if path.is_file()}
     found = diff(cache, study_file, folders["plain"], folders["kernels"])["operations"]
@@ -68,3 +85,25 @@ def test_an_operator_that_depends_on_threads_is_named(
     assert found["found"]["kind"] == "output"
     assert found["found"]["first"]["inputs"] == found["found"]["second"]["inputs"]
     assert "threads (1 and 2)" in found["text"]
+
+
+def test_the_first_step_is_found_also_where_no_record_has_its_digest(
+    cache: Path, study_file: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def less(step: Step) -> Step:
+        return replace(step, loss=None, gradient_norm=None, adapter=None)
+
+    first, second = (changed(folders[name], tmp_path / name, less) for name in ("plain", "kernels"))
+    found = diff(cache, study_file, first, second)
+    assert found["divergence"]["step"] > 1
+    assert found["operations"]["step"] == 1
+    assert found["operations"]["found"]["first"]["module"] == "gpt_neox.layers.0.attention"
+
+
+def test_a_record_that_does_not_repeat_names_no_operator(
+    cache: Path, study_file: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    forged = changed(folders["plain"], tmp_path / "forged", lambda step: replace(step, loss=1.0))
+    found = diff(cache, study_file, folders["plain"], forged)["operations"]
+    assert found["found"] is None
+    assert f"{forged} does not repeat here: its re-run differs from step 1 on" in found["reason"]
