@@ -2,7 +2,7 @@
 
 python benchmarks/logged_step.py [STUDY] [TRIAL], such as: pocket@bitwise smollm2-135m/adamw-8bit/1
 
-The script runs the first steps of a trial twice, and logs the last of them the second time. It prints the
+The script runs the first steps of a trial twice, and logs the last of them the second time. It prints the CPU
 seconds of this step in both runs, their ratio, and the number of logged operators.
 """
 
@@ -33,11 +33,11 @@ def main(study_name: str = "pocket@bitwise", trial_name: str = "smollm2-135m/ada
 
 
 def last_step(study: Study, trial_name: str, *, logs: bool) -> tuple[float, int]:
-    """Return the seconds of the last step, and how many operators were logged."""
+    """Return the CPU seconds of the last step, and how many operators were logged."""
     times = []
 
     def progress(stage: str, done: int, total: int, loss: float | None) -> None:
-        times.append(time.perf_counter())
+        times.append(time.process_time())
 
     log = StepLog(STEPS, progress)
     with tempfile.TemporaryDirectory() as runs, log if logs else nullcontext():
