@@ -407,7 +407,7 @@ def interval(wrong: Counter[int], judged: Counter[int]) -> tuple[float, float]:
 
     It is Wilson's for N / design effect re-runs. The design effect is the variance of the share between arms
     (of a ratio), relative to that of independent re-runs, and at least 1. It is 1 if all verdicts are wrong,
-    or none is: for false alarms of the test of a pair, with normal logarithms, it is 1.06 (simulated).
+    or none is, because false alarms of the test of a pair are almost independent (as its test simulates).
     """
     total, arms = judged.total(), len(judged)
     if not total:
