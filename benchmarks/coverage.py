@@ -146,7 +146,7 @@ def prediction_coverage(generator: np.random.Generator, studies: int = 20_000) -
             ours = np.array([prediction_interval(values, level) for values in seen.tolist()])
             cells += [percent(within(ours, further)), percent(within(plain, further))]
         different = []
-        for *others, recorded, rerun in drawn[: studies // 4].tolist():
+        for *others, recorded, rerun in (100 * drawn[: studies // 4]).tolist():  # a perplexity is at least 1
             test = make_pair_test(recorded, others, VERIFIED)
             different.append(test is not None and not test.contains(rerun))
         extent = np.column_stack([seen.min(axis=1), seen.max(axis=1)])
