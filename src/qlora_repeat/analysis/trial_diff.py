@@ -235,7 +235,7 @@ def compare_trials(first: Side, second: Side) -> TrialDiff:
         second=second,
         divergence=divergence,
         distances=distances,
-        differences=_differences(first.records, second.records),
+        differences=record_differences(first.records, second.records),
         unlike=unlike,
         not_compared=not_compared,
     )
@@ -261,10 +261,13 @@ def _unknown(first: Sequence[Step], second: Sequence[Step]) -> Iterator[str]:
             yield f"{words}: no step has them in both traces"
 
 
-def _differences(first: dict[Stage, Record], second: dict[Stage, Record]) -> list[Difference]:
-    """Return the differences of inputs, seeds and fingerprints of fine-tuning and evaluation, each once."""
+def record_differences(
+    first: dict[Stage, Record],
+    second: dict[Stage, Record],
+    stages: Sequence[Stage] = ("finetune", "evaluate"),
+) -> list[Difference]:
+    """Return the differences of inputs, seeds and fingerprints of these stages, each once."""
     found: dict[tuple[str, ...], Difference] = {}
-    stages: tuple[Stage, ...] = ("finetune", "evaluate")
     for stage in stages:
         if stage in first and stage in second:
             ours, theirs = _by_what(first[stage]), _by_what(second[stage])

@@ -184,16 +184,17 @@ def stage_bars(console: Console, name: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=_moving(console), transient=True, disable=not console.is_interactive) as bars:
-        tasks: dict[str, TaskID] = {}
+        current: tuple[str, TaskID] | None = None
 
         def told(stage: str, done: int, total: int, loss: float | None) -> None:
-            if stage not in tasks:
+            nonlocal current
+            if current is None or current[0] != stage:  # a stage may run twice, for another adapter
                 console.print(f"{name}: {stage}")
                 for before in bars.task_ids:
                     bars.remove_task(before)
-                tasks[stage] = bars.add_task(stage)
+                current = stage, bars.add_task(stage)
             note = stage if loss is None else f"{stage} loss {loss:.3f}"
-            bars.update(tasks[stage], completed=done, total=total, description=note)
+            bars.update(current[1], completed=done, total=total, description=note)
 
         yield told
 

@@ -14,6 +14,7 @@ from qlora_repeat.analysis.verify.rerun import (
     compared,
     read_recorded,
     rerun_folder,
+    retested,
     run_again,
 )
 from qlora_repeat.analysis.verify.verdict import Scope, Verdict, judge_rerun, tolerance_of, without_rerun
@@ -163,7 +164,8 @@ def _rerun(
         shown.watch_trial(f"re-run {number} of {asked.name}") as progress,
     ):
         side = run_again(recorded, again, seeds, progress, scope=asked.scope, steps=asked.steps)
-        diff, retest = compared(recorded.side, side, asked.scope)
+        diff = compared(recorded.side, side, asked.scope)
+        retest = retested(recorded, again, diff, progress)
         verdict = judge_rerun(
             diff,
             recorded.others,

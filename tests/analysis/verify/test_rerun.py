@@ -249,21 +249,43 @@ def test_a_stage_of_another_merged_model_is_a_contradiction(lab: Lab, stage: Sta
     assert contradicted(lab) == f"The record of {stage} belongs to another merged_digest than merge left."
 
 
+def forge_examples(trial: Trial, examples: list[dict[str, Any]]) -> None:
+    """Record these losses of examples, and what follows from them."""
+    losses = [ExampleLoss(**each) for each in examples]
+    mean = mean_example_perplexity(losses)
+    following = {"perplexity": perplexity(losses), "perplexity_example_mean": mean}
+    rewrite(trial, "evaluate", examples=examples, **following)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_re_run_with_another_adapter_tests_the_recorded_one_too(lab: Lab, elsewhere: bool) -> None:
+    """Forge a test by 1 %, also on a claimed other processor, and let new seeds give another adapter."""
+    if elsewhere:
+        for stage in ("merge", "evaluate"):
+            record = read_record(lab.trial.record(stage))
+            assert record is not None
+            moved = dataclasses.replace(record, fingerprint=record.fingerprint | {"cpu": "another"})
+            write_record(lab.trial.record(stage), moved)
+    honest = lab.verdict("--new-seeds")
+    assert honest["verdict"] == "inconclusive", honest["why"]
+    examples = outputs_of(lab.trial, "evaluate")["examples"]
+    forge_examples(lab.trial, [each | {"loss": each["loss"] * 0.99} for each in examples])
+    verdict = lab.verdict("--new-seeds")
+    assert verdict["verdict"] == "different"
+    words = (
+        "other arithmetic in float32 changes it"
+        if elsewhere
+        else "The same adapter gave other perplexity, examples"
+    )
+    assert words in " ".join(verdict["why"])
+
+
 def test_invented_losses_of_examples_are_different(lab: Lab) -> None:
     """Move loss from one example to another, which keeps the perplexity."""
     outputs = outputs_of(lab.trial, "evaluate")
-    examples = outputs["examples"]
-    examples[0]["loss"] += 0.5
-    examples[1]["loss"] -= 0.5
-    losses = [ExampleLoss(**each) for each in examples]
-    mean = mean_example_perplexity(losses)
-    rewrite(
-        lab.trial,
-        "evaluate",
-        examples=examples,
-        perplexity=perplexity(losses),
-        perplexity_example_mean=mean,
-    )
+    outputs["examples"][0]["loss"] += 0.5
+    outputs["examples"][1]["loss"] -= 0.5
+    forge_examples(lab.trial, outputs["examples"])
     verdict = lab.verdict()
     assert verdict["verdict"] == "different"
     assert "examples, perplexity_example_mean" in " ".join(verdict["why"])
@@ -279,8 +301,8 @@ def test_re_runs_with_new_seeds_are_judged_together(lab: Lab) -> None:
         trained = read_record(lab.trial.record("finetune"))
         merged = read_record(lab.trial.record("merge"))
         assert record is not None and trained is not None and merged is not None
-        for stage in (trained, merged, record):
-            write_record(copied.folder / f"{stage.stage}.json", dataclasses.replace(stage, trial=copied.name))
+        for each in (trained, merged, record):
+            write_record(copied.folder / f"{each.stage}.json", dataclasses.replace(each, trial=copied.name))
         perplexity = record.outputs["perplexity"] * factor
         rewrite(copied, "evaluate", perplexity=perplexity)
     verdict = lab.verdict("--new-seeds", "--repeat", 3)
@@ -295,7 +317,7 @@ def test_new_seeds_give_another_trial_of_the_arm(lab: Lab) -> None:
     assert (verdict["verdict"], verdict["exit"]) == ("inconclusive", 10)
     assert verdict["divergence"]["kind"] == "init"
     assert "adapter_init" in [each["key"] for each in verdict["explanations"]]
-    assert "at least 5 other recorded trials" in verdict["settle"][0]
+    assert "at least 5 other trials of the arm" in verdict["settle"][0]
 
 
 def test_a_trial_folder_from_elsewhere_can_be_verified(lab: Lab, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from qlora_repeat.analysis.trial_diff import Difference, TrialDiff
+from qlora_repeat.analysis.trial_diff import Difference, Side
 from qlora_repeat.study.trial import Stage
 
 Cause = Literal["data", "learning rate", "init", "arithmetic", "update", "perplexity"]
@@ -72,9 +72,9 @@ def _explaining(cause: Cause, differing: Sequence[Difference]) -> list[Differenc
     ]
 
 
-def noisy_kernels(diff: TrialDiff, stage: Stage) -> list[Difference]:
+def noisy_kernels(first: Side, second: Side, stage: Stage) -> list[Difference]:
     """Return a difference if GPU kernels were not deterministic, even where the fingerprints agree."""
-    found = [side.records[stage].fingerprint for side in (diff.first, diff.second)]
+    found = [side.records[stage].fingerprint for side in (first, second)]
     switched = [each.get("kernels", {}).get("deterministic") if each.get("gpu") else True for each in found]
     key = "kernels of a GPU that are not deterministic"
     return [] if all(switched) else [Difference("fingerprint", stage, key, *switched)]

@@ -19,33 +19,45 @@ GROWTH = 10.0
 """The largest factor by which the difference grows in each optimizer step; an estimate, on the safe side."""
 
 
-def loss_ceiling(step: int, precision: str) -> float:
-    """Return the largest relative difference of the loss of a step (from 1) that arithmetic explains.
+def loss_ceiling(updates: int, precision: str) -> float:
+    """Return the largest relative difference of a loss that arithmetic explains.
 
     Where it reaches 1, it is infinite: noise may then have grown to any size, or a trial have diverged.
+
+    Args:
+        updates: how many updates were made since the adapters were last known to be equal.
+        precision: the format of the computation, such as ``float32``.
     """
     forward = FORWARD.get(precision, max(FORWARD.values()))
-    most = forward * GROWTH ** min(step - 1, 100)
+    most = forward * GROWTH ** min(updates, 100)
     return most if most < 1 else math.inf
 
 
 def beyond_arithmetic(
-    pairs: Sequence[tuple[Step, Step]], precision: str, *, same_start: bool
+    pairs: Sequence[tuple[Step, Step]], precision: str, *, same_start: bool, same_end: bool = False
 ) -> Iterator[str]:
     """Yield a sentence for the first loss that differs by more than other arithmetic can cause.
 
     Only steps before the first one with different rows count. If the adapters do not start equal, or dropout
     differs, only step 1 counts: LoRA's B is zero until the first update, so neither changes its loss.
 
+    The difference grows only while the adapters differ. Noise does not vanish, so adapters that end equal
+    were always equal, whatever the digests between say.
+
     Args:
         pairs: the recorded and the re-run's steps, from step 1.
         precision: the format of the computation, such as ``float32``.
         same_start: whether the initial adapters and the seeds of dropout are equal.
+        same_end: whether the final adapters are equal in every bit.
     """
+    equal_after = 0
     for recorded, rerun in pairs if same_start else pairs[:1]:
         if (recorded.examples, recorded.tokens) != (rerun.examples, rerun.tokens):
             return
-        apart, most = relative(recorded.loss, rerun.loss), loss_ceiling(recorded.step, precision)
+        updates = 0 if same_end else recorded.step - 1 - equal_after
+        if recorded.adapter is not None and recorded.adapter == rerun.adapter:
+            equal_after = recorded.step
+        apart, most = relative(recorded.loss, rerun.loss), loss_ceiling(updates, precision)
         if apart is not None and not apart <= most:
             yield (
                 f"The loss of step {recorded.step} differs by a relative {apart:.1e}; other arithmetic in "

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.analysis.trial_diff import Side, TrialDiff, compare_trials, read_side
+from qlora_repeat.analysis.trial_diff import Side, TrialDiff, compare_trials, read_side, record_differences
+from qlora_repeat.analysis.verify.causes import may_matter, noisy_kernels
 from qlora_repeat.analysis.verify.ceilings import relative
 from qlora_repeat.analysis.verify.consistency import contradictions
 from qlora_repeat.analysis.verify.recorded_settings import recorded_trial
@@ -203,29 +204,51 @@ def run_again(
     return read_side("re-run", again.folder)
 
 
-def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> tuple[TrialDiff, Retest]:
-    """Compare a re-run within its scope; return also how its tests differ although the adapters are equal."""
+def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> TrialDiff:
+    """Compare a re-run within its scope."""
     if scope == "evaluation":  # trace and adapter are the recorded ones
-        rerun = dataclasses.replace(rerun, folder=recorded.folder)
+        diff = compare_trials(recorded, dataclasses.replace(rerun, folder=recorded.folder))
+        tested = [each for each in diff.differences if each.stage == "evaluate"]
+        return dataclasses.replace(diff, distances=None, differences=tested, unlike=[])
     diff = compare_trials(recorded, rerun)
+    return dataclasses.replace(diff, distances=None, unlike=[]) if scope == "first steps" else diff
+
+
+def retested(recorded: Recorded, again: Trial, diff: TrialDiff, progress: Progress) -> Retest:
+    """Return how the recorded test differs from a test of the recorded adapter here.
+
+    A re-run with another adapter says little about the recorded test. So then the recorded adapter is merged
+    and tested too, in a folder inside that of the re-run `again`.
+
+    Raises:
+        StageError, StoppedError: as `run_trial`.
+    """
+    side = diff.second
+    if "evaluate" not in recorded.side.records or "evaluate" not in side.records:
+        return Retest()
+    digests = (each.records["finetune"].outputs["adapter_digest"] for each in (recorded.side, side))
+    if len(set(digests)) > 1:
+        inside = dataclasses.replace(again.workspace, runs=again.workspace.runs / "recorded-adapter")
+        trial = dataclasses.replace(again, workspace=inside)
+        side = run_again(recorded, trial, {}, progress, scope="evaluation")
+    return compared_tests(recorded.side, side)
+
+
+def compared_tests(recorded: Side, tested: Side) -> Retest:
+    """Compare the recorded merge and test with those made here, from an adapter with the same bits."""
 
     def differs(stage: Stage, name: str) -> bool:
-        found = [side.records[stage].outputs.get(name) for side in (recorded, rerun)]
+        found = [side.records[stage].outputs.get(name) for side in (recorded, tested)]
         # As JSON, because NaN is not equal to NaN.
         return len({json.dumps(each, sort_keys=True) for each in found}) > 1
 
-    same_adapter = all(each.values == each.equal for each in (diff.distances or {}).values())
-    unlike_tests = [
-        name for stage, name in _TESTED if same_adapter and stage in rerun.records and differs(stage, name)
-    ]
-    if scope == "first steps":
-        return dataclasses.replace(diff, distances=None, unlike=[]), Retest()
-    if scope == "evaluation":
-        tested = [each for each in diff.differences if each.stage == "evaluate"]
-        diff = dataclasses.replace(diff, distances=None, differences=tested, unlike=[])
-    tests = [side.records["evaluate"].outputs for side in (recorded, rerun) if "evaluate" in side.records]
-    apart = _examples_apart(*tests) if "examples" in unlike_tests else None
-    return diff, Retest(unlike_tests, apart)
+    unlike = [name for stage, name in _TESTED if differs(stage, name)]
+    apart = None
+    if "examples" in unlike:
+        apart = _examples_apart(*(side.records["evaluate"].outputs for side in (recorded, tested)))
+    different = record_differences(recorded.records, tested.records, ("merge", "evaluate"))
+    noisy = noisy_kernels(recorded, tested, "evaluate")
+    return Retest(unlike, apart, not (noisy or any(map(may_matter, different))))
 
 
 def _examples_apart(recorded: dict[str, Any], rerun: dict[str, Any]) -> float:

@@ -103,12 +103,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Retest:
-    """How merging and testing differ between two trials with equal adapters."""
+    """How the recorded merge and test of the recorded adapter differ from those made here."""
 
     unlike: Sequence[str] = ()
     """Outputs that differ."""
     example_loss: float | None = None
     """The largest relative difference of the losses of an example; infinite if the examples differ."""
+    bits_expected: bool = True
+    """Whether the fingerprints of both tests lead one to expect the same bits."""
 
 
 NOTHING_UNLIKE = Retest()
@@ -137,11 +139,11 @@ def judge_rerun(
 
     Args:
         others: perplexities of the other recorded trials of the arm.
-        retest: how tests of equal adapters differ.
+        retest: how a test of the recorded adapter, here, differs from the recorded test.
         trials, earlier, looks: as `make_pair_test`.
     """
     differing = [each for each in diff.differences if may_matter(each)]
-    noisy = noisy_kernels(diff, "evaluate" if scope == "evaluation" else "finetune")
+    noisy = noisy_kernels(diff.first, diff.second, "evaluate" if scope == "evaluation" else "finetune")
     bits_expected, why_expected = expectation(differing, noisy)
     steps = diff.compared_steps if scope != "evaluation" else 0
     measured = _measure(diff, steps)
@@ -155,16 +157,13 @@ def judge_rerun(
         measured=measured,
         tolerance=tolerance,
         divergence=diff.divergence,
-        cannot_tell=_cannot_tell(diff, scope, steps),
+        cannot_tell=_cannot_tell(diff, scope, steps, retest),
     )
     if not diff.divergence and not diff.unlike and not retest.unlike and measured.perplexity in (None, 0.0):
         return _with(verdict, "bitwise", [_same(scope, steps, "evaluate" in diff.first.records)])
     departures = _departures(diff, measured, tolerance, steps) + _other_optimizer(diff, differing, noisy)
-    if retest.unlike and bits_expected:
-        names = ", ".join(retest.unlike).replace("merged_digest", "merged weights")
-        text = f"The same adapter gave other {names}, although the same bits are expected."
-        departures.append(_Departure("perplexity", text))
     precision = diff.first.records["finetune"].inputs.get("settings", {}).get("compute", "float32")
+    departures += (wrong_tests := list(_wrong_tests(retest)))
     departures += (far_tests := list(_far_tests(retest, precision)))
     if not departures:
         closeness = "; ".join(text for text, _ in _deviations(measured, tolerance).values())
@@ -174,7 +173,7 @@ def judge_rerun(
     verdict = _with(verdict, "different", [departure.text for departure in departures])
     reasons = explained((each.cause for each in departures), differing, noisy)
     beyond = list(_beyond(diff, steps, differing, precision))
-    if (beyond or far_tests) and not any(each.key == "code" for each in differing):
+    if wrong_tests or ((beyond or far_tests) and not any(each.key == "code" for each in differing)):
         return _with(verdict, "different", beyond)
     if unexplained := [each.cause for each in departures if not reasons[each.cause]]:
         names = named(unexplained)
@@ -192,12 +191,20 @@ def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], precis
     pairs = list(zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True))
     seeds = any(each.what == "seed" and each.key == "dropout" for each in differing)
     same_start = diff.first.steps[0].adapter == diff.second.steps[0].adapter and not seeds
-    yield from beyond_arithmetic(pairs, precision, same_start=same_start)
+    same_end = bool(diff.distances) and _apart(diff.distances or {}) == 0
+    yield from beyond_arithmetic(pairs, precision, same_start=same_start, same_end=same_end)
+
+
+def _wrong_tests(retest: Retest) -> Iterator[_Departure]:
+    """Yield a departure if tests of the same adapter have other bits, where the same are expected."""
+    if retest.unlike and retest.bits_expected:
+        text = f"The same adapter gave other {_names(retest.unlike)}, although the same bits are expected."
+        yield _Departure("perplexity", text)
 
 
 def _far_tests(retest: Retest, precision: str) -> Iterator[_Departure]:
-    """Yield a departure if tests of equal adapters differ by more than other arithmetic can cause."""
-    most = loss_ceiling(1, precision)
+    """Yield a departure if tests of the same adapter differ by more than other arithmetic can cause."""
+    most = loss_ceiling(0, precision)
     if retest.example_loss is not None and not retest.example_loss <= most:
         text = (
             f"Tests of the same adapter differ by a relative {retest.example_loss:.1e} in an example's loss"
@@ -428,18 +435,24 @@ def _same(scope: Scope, steps: int, tested: bool) -> str:
     return f"{parts[scope]} are bitwise the same."
 
 
-def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int) -> list[str]:
+def _names(outputs: Sequence[str]) -> str:
+    return ", ".join(outputs).replace("merged_digest", "merged weights")
+
+
+def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int, retest: Retest) -> list[str]:
+    loose = [name for name in retest.unlike if name in ("responses", "accuracy")]
+    unseen = [f"{_names(loose)}: other arithmetic may change what the model answers"] if loose else []
     if scope == "evaluation":
-        return ["whether fine-tuning gives this adapter, because it was not run again"]
-    whole, unseen = diff.first.last_step, []
+        return [*unseen, "whether fine-tuning gives this adapter, because it was not run again"]
+    whole = diff.first.last_step
     if scope == "first steps":
         later = [f"steps {steps + 1} to {whole}"] if steps < whole else []
-        unseen = [f"{', '.join([*later, 'the adapter'])} and its perplexity: only {steps} steps were run"]
+        unseen.append(f"{', '.join([*later, 'the adapter'])} and its perplexity: only {steps} steps were run")
         digests = [step.step for step in diff.first.steps[: steps + 1] if step.adapter is not None]
         if digests and digests[-1] < steps:
             unseen.append(f"the update of step {steps}: the last recorded digest is of step {digests[-1]}")
     elif "evaluate" not in diff.first.records:
-        unseen = ["its perplexity: it was never evaluated"]
+        unseen.append("its perplexity: it was never evaluated")
     first = diff.divergence
     if first is not None and first.kind in ("loss", "gradient") and first.unwatched:
         # Updates without a digest before the first difference of a loss may have caused it.
