@@ -206,13 +206,15 @@ def noise_of(work: Path, number: int) -> list[dict[str, Any]]:
                 measured = judge_rerun(
                     compare_trials(still, moved), [], Tolerance(0.0, 0.0, 0.0, 0.0)
                 ).measured
-                by_step = [
-                    relative(one.loss, other.loss)
-                    for one, other in zip(still.steps[1:], moved.steps[1:], strict=True)
-                ]
-                line = {"kind": kind, "optimizer": optimizer, "trial": number, "by_step": by_step}
-                found.append(line | vars(measured))
+                line = {"kind": kind, "optimizer": optimizer, "trial": number}
+                found.append(line | vars(measured) | {"by_step": by_step(still, moved)})
     return found
+
+
+def by_step(first: Side, second: Side) -> list[float | None]:
+    """Return the relative difference of the losses of each step."""
+    pairs = zip(first.steps[1:], second.steps[1:], strict=True)
+    return [relative(one.loss, other.loss) for one, other in pairs]
 
 
 def record(work: Path, number: int) -> list[dict[str, Any]]:
@@ -271,7 +273,8 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
                 diff, others, tolerances[optimizer], scope=scope, retest=retest, trials=STUDY_TRIALS
             )
             given = f"{verdict.kind}, weak" if verdict.weak else verdict.kind
-            found.append({"kind": kind, "trial": number, "verdict": given, **vars(verdict.measured)})
+            line = {"kind": kind, "trial": number, "verdict": given, "by_step": by_step(first, second)}
+            found.append(line | vars(verdict.measured))
     return found
 
 
@@ -414,8 +417,11 @@ def table(work: Path) -> None:
     print(f"Tolerances, {MARGIN:g} times the largest noise of {len(noise)} re-runs of other trials:")
     for optimizer, found in tolerances_from(noise).items():
         print(f"{optimizer}: " + ", ".join(f"{name} {value:.1e}" for name, value in vars(found).items()))
-    largest = [max(steps) for steps in zip(*(line["by_step"] for line in noise), strict=True)]
-    print("Largest relative difference of a loss, by step: " + ", ".join(f"{each:.1e}" for each in largest))
+    outliers = [line for line in verdicts if line["kind"].startswith("outlier")]
+    for name, lines in (("noise", noise), ("outliers", outliers)):
+        largest = [max(steps) for steps in zip(*(line["by_step"] for line in lines), strict=True)]
+        shown = ", ".join(f"{each:.1e}" for each in largest)
+        print(f"Largest relative difference of a loss in {name}, by step: {shown}")
     print()
     print("| re-run | right verdict | wrong | share wrong, 95 % interval | verdicts |")
     print("|---|---|---|---|---|")

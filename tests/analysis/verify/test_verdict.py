@@ -83,11 +83,11 @@ def gpu(found: TrialDiff) -> TrialDiff:
 
 
 def noisy(size: float) -> list[Step]:
-    """Return a trace whose losses from step 4 differ by this relative size, after adapters that differ."""
+    """Return a trace whose losses from step 6 differ by this relative size, after adapters that differ."""
     return [
         dataclasses.replace(
             step,
-            loss=step.loss * (1 + size) if step.step > 3 else step.loss,
+            loss=step.loss * (1 + size) if step.step > 5 else step.loss,
             gradient_norm=step.gradient_norm * (1 + 1e-7),
             adapter=f"other {step.step}",
         )
