@@ -44,7 +44,7 @@ from qlora_repeat.analysis.verify.rerun import (
     run_again,
 )
 from qlora_repeat.analysis.verify.verdict import Scope, judge_rerun
-from qlora_repeat.assets import derived_cache
+from qlora_repeat.assets import datasets, derived_cache
 from qlora_repeat.assets.base_models import load_tokenizer
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.code_digest import code_digest
@@ -177,7 +177,7 @@ def swapped_rows(kind: str, number: int) -> Iterator[None]:
 
 
 def remembered() -> None:
-    """Make this process read the tokenizer only once, since it is the same for all trials."""
+    """Make this process read tokenizer and rows only once, since they are the same for all trials."""
     import gc
 
     import qlora_repeat.execution.preload  # noqa: F401
@@ -192,6 +192,16 @@ def remembered() -> None:
 
     for module in (finetune, evaluate, merge):
         setattr(module, "load_tokenizer", load)  # noqa: B010
+    part_rows, found = datasets.part_rows, {}
+
+    def rows(workspace: Workspace, name: str, part: Any, seed: int, *, whole: bool = False) -> list[Any]:
+        key = name, part, seed, whole
+        if key not in found:
+            found[key] = part_rows(workspace, name, part, seed, whole=whole)
+        return list(found[key])
+
+    for module in (datasets, derived_cache):
+        setattr(module, "part_rows", rows)  # noqa: B010
 
 
 def noise_of(work: Path, number: int) -> list[dict[str, Any]]:
