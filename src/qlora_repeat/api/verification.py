@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from qlora_repeat.analysis.verify.rerun import (
     VERDICT,
     Recorded,
     compared,
+    measure_noise,
     read_recorded,
     rerun_folder,
     retested,
@@ -166,7 +168,8 @@ def _rerun(
         side = run_again(recorded, again, seeds, progress, scope=asked.scope, steps=asked.steps)
         diff = compared(recorded.side, side, asked.scope)
         retest = retested(recorded, again, diff, progress)
-        verdict = judge_rerun(
+        judge = partial(
+            judge_rerun,
             diff,
             recorded.others,
             asked.tolerance,
@@ -176,6 +179,12 @@ def _rerun(
             earlier=earlier,
             looks=asked.looks,
         )
+        verdict = judge()
+        if verdict.by_arithmetic:
+            noise = measure_noise(
+                recorded, again, seeds, side, progress, scope=asked.scope, steps=asked.steps
+            )
+            verdict = judge(noise=noise)
         page = again.folder / "verdict.html"
         found = Verification(asked.name, replace(verdict, notes=asked.notes), recorded.left_out, page)
         write_text(again.folder / VERDICT, found.to_json() + "\n")

@@ -280,6 +280,46 @@ def test_a_re_run_with_another_adapter_tests_the_recorded_one_too(lab: Lab, else
     assert words in " ".join(verdict["why"])
 
 
+def replace_results(lab: Lab, *, optimizer: str, threads: int) -> None:
+    """Keep what the records say of settings, but put results of other ones there; claim another processor."""
+    stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
+    records = [read_record(lab.trial.record(stage)) for stage in stages]
+    workspace = lab.trial.workspace
+    study = dataclasses.replace(workspace.study, threads=threads)
+    elsewhere = dataclasses.replace(workspace, study=study, runs=lab.runs.parent / "other-runs")
+    other = dataclasses.replace(lab.trial, workspace=elsewhere, optimizer=optimizer)
+    assert records[0] is not None
+    run_trial(other, stages, quiet, seeds=records[0].outputs["seeds"])
+    shutil.rmtree(lab.trial.folder)
+    shutil.copytree(other.folder, lab.trial.folder)
+    for record in records:
+        assert record is not None
+        made = read_record(other.record(record.stage))
+        assert made is not None
+        claimed = record.inputs | {
+            name: made.inputs[name] for name in ("adapter_digest", "merged_digest") if name in record.inputs
+        }
+        claims = {"inputs": claimed, "fingerprint": record.fingerprint | {"cpu": "another"}}
+        write_record(lab.trial.record(record.stage), dataclasses.replace(made, trial=NAME, **claims))
+
+
+def test_noise_of_the_trial_itself_is_measured_where_tolerances_do_not_suffice(lab: Lab) -> None:
+    """Two threads for the recorded one give other bits, which no tolerance allows."""
+    without_tolerance(lab)
+    replace_results(lab, optimizer="adamw-8bit", threads=2)
+    verdict = lab.verdict()
+    assert verdict["verdict"] == "within tolerance", verdict["why"]
+    assert "This allows 10 times what one more thread changes in this re-run." in verdict["why"]
+    assert verdict["tolerance"]["adapter"] == pytest.approx(10 * verdict["noise"]["adapter"])
+
+
+def test_another_optimizer_is_found_also_if_another_processor_is_claimed(lab: Lab) -> None:
+    replace_results(lab, optimizer="adamw-32bit", threads=1)
+    verdict = lab.verdict()
+    assert verdict["verdict"] == "different", verdict["why"]
+    assert "One more thread changes the adapter by a relative" in verdict["why"][-1]
+
+
 def test_invented_losses_of_examples_are_different(lab: Lab) -> None:
     """Move loss from one example to another, which keeps the perplexity."""
     outputs = outputs_of(lab.trial, "evaluate")

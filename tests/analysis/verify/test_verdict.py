@@ -13,6 +13,7 @@ from support.made_traces import changed, trace
 
 from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Side, TrialDiff, first_divergence
+from qlora_repeat.analysis.verify.deviations import Deviations
 from qlora_repeat.analysis.verify.pair_test import LARGEST_SHIFT, make_pair_test
 from qlora_repeat.analysis.verify.verdict import Retest, Verdict, VerdictKind, judge_rerun, without_rerun
 from qlora_repeat.records.record import Record
@@ -173,6 +174,14 @@ CASES: dict[str, tuple[TrialDiff, VerdictKind]] = {
     "every loss 50 % off, a GPU's default kernels": (gpu(diff(off(1.5), perplexity=10.1)), "different"),
     "a loss that jumps at step 2": (diff(changed(trace(10), 2, loss=1.6), THREADS), "different"),
     "a loss that jumps late": (diff(changed(noisy(1e-6), 9, loss=0.35), THREADS), "statistically consistent"),
+    "a jump at step 3 after an initial adapter of another processor": (
+        diff(changed(other_init(1e-6), 3, loss=1.5), CPU),
+        "different",
+    ),
+    "a jump at step 3 after an initial adapter of another seed": (
+        diff(changed(other_init(1e-6), 3, loss=1.5), SEED, perplexity=10.1),
+        "statistically consistent",
+    ),
     "other losses of equal adapters": (diff(losses_off(digests=True), CPU), "different"),
     "other losses of adapters that end equal": (
         ends_equal(diff(losses_off(digests=False), CPU)),
@@ -248,6 +257,29 @@ def test_tests_of_an_equal_adapter_have_a_ceiling(apart: float, kind: VerdictKin
     assert judge_rerun(diff(trace(10), THREADS), ARM, TOLERANCE, retest=retest).kind == kind
     code = judge_rerun(diff(trace(10), CODE), ARM, TOLERANCE, retest=retest)
     assert code.kind == ("within tolerance" if apart < 1e-3 else "inconclusive")
+
+
+def test_measured_noise_widens_tolerances_and_bounds_what_arithmetic_explains() -> None:
+    compared = diff(noisy(1e-3), THREADS, perplexity=10.02)
+    assert judge_rerun(compared, ARM, TOLERANCE).by_arithmetic
+    for noise, kind in (
+        (Deviations(loss=2e-4, perplexity=1e-3), "within tolerance"),
+        (Deviations(loss=2e-5, perplexity=1e-5), "statistically consistent"),
+        (Deviations(loss=1e-6, perplexity=1e-3), "different"),
+        (Deviations(loss=math.inf, perplexity=math.nan), "statistically consistent"),
+    ):
+        verdict = judge_rerun(compared, ARM, TOLERANCE, noise=noise)
+        assert verdict.kind == kind, (noise, verdict.why)
+    assert not judge_rerun(diff(noisy(1e-3), CODE), ARM, TOLERANCE).by_arithmetic
+    assert not judge_rerun(diff(other_init(1e-3), SEED), ARM, TOLERANCE).by_arithmetic
+
+
+def test_a_trial_that_amplifies_noise_is_not_different_by_statistics() -> None:
+    compared = diff(noisy(1e-2), THREADS, perplexity=14.0)
+    assert judge_rerun(compared, ARM, TOLERANCE).kind == "different"
+    verdict = judge_rerun(compared, ARM, TOLERANCE, noise=Deviations(loss=1e-3, perplexity=0.1))
+    assert verdict.kind == "inconclusive"
+    assert verdict.why[-1] == "But one more thread alone changes it by a relative 1.0e-01 here."
 
 
 def test_losses_that_are_not_finite_agree_with_themselves() -> None:

@@ -10,9 +10,14 @@ from qlora_repeat.study.trial import Stage
 Cause = Literal["data", "learning rate", "init", "arithmetic", "update", "perplexity"]
 """What differs between two trials, in the order in which one leads to another."""
 
+_ANY_ORDER = "kernels of a GPU that are not deterministic"
+_PROCESSOR = r"cpu|cpu_flags\.numeric|cpu_capability|machine|libc"
+_LIKE_A_THREAD = rf"packages\..*|{_PROCESSOR}|threads|environment\..*|{_ANY_ORDER}"
+"""What makes a machine add in another order, as one more thread does on a CPU, and a repetition on a GPU."""
+
 MATTERS = (
-    r"packages\.(torch|transformers|peft|bitsandbytes|accelerate|numpy)|cpu|cpu_flags\.numeric|cpu_capability|machine|libc|threads|gpu|gpu_capability|cuda|cudnn"
-    r"|cublas|driver|kernels\..*"
+    rf"packages\.(torch|transformers|peft|bitsandbytes|accelerate|numpy)|{_PROCESSOR}|threads"
+    r"|gpu|gpu_capability|cuda|cudnn|cublas|driver|kernels\..*"
     r"|environment\.(?!CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|OMP_NUM_THREADS|HF_|TRANSFORMERS_|TOKENIZERS_|LD_"
     r"|\w*(_HOME|_PATH)$).*"
 )
@@ -30,7 +35,7 @@ _CAUSES: dict[Cause, tuple[str, str, tuple[str, ...]]] = {
     "learning rate": ("the learning rate", "", ()),
     "init": (
         "the initial adapter",
-        r"code|packages\.(torch|peft|transformers)|cpu|cpu_flags\.numeric|cpu_capability|machine|libc",
+        rf"code|packages\.(torch|peft|transformers)|{_PROCESSOR}",
         ("adapter_init",),
     ),
     "arithmetic": ("the arithmetic of a step", rf"code|{MATTERS}", ("dropout",)),
@@ -76,8 +81,7 @@ def noisy_kernels(first: Side, second: Side, stage: Stage) -> list[Difference]:
     """Return a difference if GPU kernels were not deterministic, even where the fingerprints agree."""
     found = [side.records[stage].fingerprint for side in (first, second)]
     switched = [each.get("kernels", {}).get("deterministic") if each.get("gpu") else True for each in found]
-    key = "kernels of a GPU that are not deterministic"
-    return [] if all(switched) else [Difference("fingerprint", stage, key, *switched)]
+    return [] if all(switched) else [Difference("fingerprint", stage, _ANY_ORDER, *switched)]
 
 
 def expectation(differing: Sequence[Difference], noisy: Sequence[Difference]) -> tuple[bool, str]:
@@ -90,6 +94,17 @@ def expectation(differing: Sequence[Difference], noisy: Sequence[Difference]) ->
         )
     same = "seeds, packages, code, threads, kernels and processor model"
     return True, f"The same bits are expected, because {same} are the same."
+
+
+def draws_alike(differing: Sequence[Difference]) -> bool:
+    """Return whether initial adapters that differ do so by rounding: the processor differs, not the draw."""
+    reasons = _explaining("init", differing)
+    return bool(reasons) and all(re.fullmatch(_PROCESSOR, each.key) for each in reasons)
+
+
+def is_like_a_thread(key: str) -> bool:
+    """Return whether another value of this key causes noise such as that of one more thread."""
+    return bool(re.fullmatch(_LIKE_A_THREAD, key))
 
 
 def may_matter(difference: Difference) -> bool:

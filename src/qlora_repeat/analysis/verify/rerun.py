@@ -18,6 +18,7 @@ from qlora_repeat.analysis.trial_diff import Side, TrialDiff, compare_trials, re
 from qlora_repeat.analysis.verify.causes import may_matter, noisy_kernels
 from qlora_repeat.analysis.verify.ceilings import relative
 from qlora_repeat.analysis.verify.consistency import contradictions
+from qlora_repeat.analysis.verify.deviations import Deviations, measure_deviations
 from qlora_repeat.analysis.verify.recorded_settings import recorded_trial
 from qlora_repeat.analysis.verify.verdict import Retest, Scope
 from qlora_repeat.errors import MissingError, UsageError
@@ -212,6 +213,33 @@ def compared(recorded: Side, rerun: Side, scope: Scope = "whole") -> TrialDiff:
         return dataclasses.replace(diff, distances=None, differences=tested, unlike=[])
     diff = compare_trials(recorded, rerun)
     return dataclasses.replace(diff, distances=None, unlike=[]) if scope == "first steps" else diff
+
+
+def measure_noise(
+    recorded: Recorded,
+    again: Trial,
+    seeds: dict[str, int],
+    rerun: Side,
+    progress: Progress,
+    *,
+    scope: Scope,
+    steps: int | None,
+) -> Deviations | None:
+    """Run a trial again with one more thread, in a folder inside that of its re-run, and compare both.
+
+    Returns:
+        How far one more thread moves the re-run; None if it changes nothing, as with a GPU's deterministic
+        kernels.
+
+    Raises:
+        StageError, StoppedError: as `run_trial`.
+    """
+    study = dataclasses.replace(again.study, threads=again.study.threads + 1)
+    workspace = again.workspace
+    inside = dataclasses.replace(workspace, study=study, runs=workspace.runs / "one-more-thread")
+    trial = dataclasses.replace(again, workspace=inside)
+    diff = compared(rerun, run_again(recorded, trial, seeds, progress, scope=scope, steps=steps), scope)
+    return None if diff.divergence is None else measure_deviations(diff, diff.compared_steps)
 
 
 def retested(recorded: Recorded, again: Trial, diff: TrialDiff, progress: Progress) -> Retest:

@@ -12,17 +12,27 @@ from functools import partial
 from statistics import fmean, median
 from typing import Any, Literal
 
-from qlora_repeat.analysis.adapter_distance import Distance
 from qlora_repeat.analysis.trial_diff import Difference, Divergence, TrialDiff
 from qlora_repeat.analysis.verify.causes import (
     Cause,
+    draws_alike,
     expectation,
     explained,
+    is_like_a_thread,
     may_matter,
     named,
     noisy_kernels,
 )
 from qlora_repeat.analysis.verify.ceilings import beyond_arithmetic, loss_ceiling, relative
+from qlora_repeat.analysis.verify.deviations import (
+    NOISE_MARGIN,
+    Deviations,
+    adapter_deviation,
+    beyond_noise,
+    in_words,
+    measure_deviations,
+    widened,
+)
 from qlora_repeat.analysis.verify.pair_test import LARGEST_SHIFT, POWER, PairTest, make_pair_test
 from qlora_repeat.records.trace import Step
 from qlora_repeat.results.statistical_methods import FEWEST
@@ -32,36 +42,12 @@ from qlora_repeat.study.study import Study, Tolerance
 VerdictKind = Literal["bitwise", "within tolerance", "statistically consistent", "different", "inconclusive"]
 Scope = Literal["whole", "first steps", "evaluation"]
 
-DEFAULT_TOLERANCES: dict[int | None, Tolerance] = {
-    8: Tolerance(first_loss=1e-6, loss=1.3e-4, adapter=6.5e-2, perplexity=3e-4),
-    32: Tolerance(first_loss=1e-6, loss=5e-5, adapter=5e-3, perplexity=4e-5),
-}
-"""By bits of the optimizer state, measured with AdamW. They hold for most trials; a few amplify any
-noise; see docs/reference/verdicts.md."""
+DEFAULT_TOLERANCE = Tolerance(first_loss=1e-6, loss=1e-5, adapter=1e-3, perplexity=3e-5)
+"""About five times the median noise of a trial (docs/reference/verdicts.md); beyond it, noise is measured."""
+_NOISY: tuple[Cause, ...] = ("arithmetic", "update", "perplexity")
+"""The causes that one more thread can have too."""
 _RATES_AGREE = 1e-9
 """Relative difference that rounding alone can cause."""
-_MEASURED = {
-    "first_loss": "the loss of step 1",
-    "loss": "the mean loss over the steps",
-    "adapter": "the adapter",
-    "perplexity": "the perplexity",
-}
-"""The fields of `Deviations` that have a tolerance, in words."""
-
-
-@dataclass(frozen=True)
-class Deviations:
-    """Deviations of the re-run, relative to the recorded values."""
-
-    first_loss: float | None = None
-    loss: float | None = None
-    """The mean over the compared steps."""
-    worst_loss: float | None = None
-    worst_step: int | None = None
-    """The step that has it."""
-    adapter: float | None = None
-    """The norm of the difference."""
-    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +76,10 @@ class Verdict:
     """What would settle an inconclusive verdict."""
     reruns: int = 1
     """How many re-runs the verdict is on."""
+    noise: Deviations | None = None
+    """How far one more thread moves the re-run; None if that was not measured."""
+    by_arithmetic: bool = False
+    """Whether only other arithmetic may explain the differences, so that measured noise would help."""
     weak: bool = False
     """Whether *different* is shown by statistics alone, which a rare outlier can cause too."""
     notes: list[str] = field(default_factory=list)
@@ -131,6 +121,7 @@ def judge_rerun(
     *,
     scope: Scope = "whole",
     retest: Retest = NOTHING_UNLIKE,
+    noise: Deviations | None = None,
     trials: int = 1,
     earlier: Sequence[float] = (),
     looks: int = 1,
@@ -140,13 +131,16 @@ def judge_rerun(
     Args:
         others: perplexities of the other recorded trials of the arm.
         retest: how a test of the recorded adapter, here, differs from the recorded test.
+        noise: how far one more thread moves the re-run, where that was measured.
         trials, earlier, looks: as `make_pair_test`.
     """
     differing = [each for each in diff.differences if may_matter(each)]
     noisy = noisy_kernels(diff.first, diff.second, "evaluate" if scope == "evaluation" else "finetune")
     bits_expected, why_expected = expectation(differing, noisy)
     steps = diff.compared_steps if scope != "evaluation" else 0
-    measured = _measure(diff, steps)
+    measured = measure_deviations(diff, steps)
+    own = tolerance
+    tolerance = widened(tolerance, noise)
     verdict = Verdict(
         kind="different",
         scope=scope,
@@ -158,21 +152,26 @@ def judge_rerun(
         tolerance=tolerance,
         divergence=diff.divergence,
         cannot_tell=_cannot_tell(diff, scope, steps, retest),
+        noise=noise,
     )
     if not diff.divergence and not diff.unlike and not retest.unlike and measured.perplexity in (None, 0.0):
         return _with(verdict, "bitwise", [_same(scope, steps, "evaluate" in diff.first.records)])
-    departures = _departures(diff, measured, tolerance, steps) + _other_optimizer(diff, differing, noisy)
+    departures = _departures(diff, measured, tolerance, steps, differing) + _other_optimizer(
+        diff, differing, noisy
+    )
     precision = diff.first.records["finetune"].inputs.get("settings", {}).get("compute", "float32")
     departures += (wrong_tests := list(_wrong_tests(retest)))
     departures += (far_tests := list(_far_tests(retest, precision)))
     if not departures:
-        closeness = "; ".join(text for text, _ in _deviations(measured, tolerance).values())
+        closeness = "; ".join(text for text, _ in in_words(measured, tolerance).values())
         why = [f"{_sentence(closeness)}." if closeness else "Only digests differ."]
         why += ["The same bits were expected, but they differ."] if bits_expected else []
+        if tolerance != own:
+            why.append(f"This allows {NOISE_MARGIN:g} times what one more thread changes in this re-run.")
         return _with(verdict, "within tolerance", why, explanations=differing + noisy)
     verdict = _with(verdict, "different", [departure.text for departure in departures])
     reasons = explained((each.cause for each in departures), differing, noisy)
-    beyond = list(_beyond(diff, steps, differing, precision))
+    beyond = [*_beyond(diff, steps, differing, precision), *beyond_noise(measured, noise, own)]
     if wrong_tests or ((beyond or far_tests) and not any(each.key == "code" for each in differing)):
         return _with(verdict, "different", beyond)
     if unexplained := [each.cause for each in departures if not reasons[each.cause]]:
@@ -182,6 +181,12 @@ def judge_rerun(
     likely: list[Difference] = []
     for departure in departures:  # a difference may contain lists, which cannot be hashed
         likely += [each for each in reasons[departure.cause] if each not in likely]
+    by_arithmetic = (
+        scope != "evaluation"
+        and all(each.cause in _NOISY for each in departures)
+        and all(each.what == "fingerprint" and is_like_a_thread(each.key) for each in likely)
+    )
+    verdict = replace(verdict, by_arithmetic=by_arithmetic)
     make_test = partial(make_pair_test, others=others, trials=trials, earlier=earlier, looks=looks)
     return _by_explanations(verdict, diff, likely, others, make_test)
 
@@ -190,9 +195,14 @@ def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], precis
     """Yield the first loss of a step that differs by more than other arithmetic can cause."""
     pairs = list(zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True))
     seeds = any(each.what == "seed" and each.key == "dropout" for each in differing)
-    same_start = diff.first.steps[0].adapter == diff.second.steps[0].adapter and not seeds
-    same_end = bool(diff.distances) and _apart(diff.distances or {}) == 0
+    same_start = _same_start(diff, differing) and not seeds
+    same_end = bool(diff.distances) and adapter_deviation(diff.distances or {}) == 0
     yield from beyond_arithmetic(pairs, precision, same_start=same_start, same_end=same_end)
+
+
+def _same_start(diff: TrialDiff, differing: Sequence[Difference]) -> bool:
+    """Return whether the initial adapters are equal, except for the rounding of another processor."""
+    return diff.first.steps[0].adapter == diff.second.steps[0].adapter or draws_alike(differing)
 
 
 def _wrong_tests(retest: Retest) -> Iterator[_Departure]:
@@ -275,6 +285,10 @@ def _by_statistics(
     why = [f"{diverged} of {len(others)} other trials have no finite perplexity."] if diverged else []
     if not test.contains(rerun):
         why.append(f"{what}, {rerun:.6g}, is not in {allowed}; {recorded:.6g} is recorded.")
+        noise = verdict.noise and max(verdict.noise.perplexity or 0.0, verdict.noise.loss or 0.0)
+        if noise and not abs(rerun - recorded) / recorded > NOISE_MARGIN * noise:
+            why.append(f"But one more thread alone changes it by a relative {noise:.1e} here.")
+            return _with(verdict, "inconclusive", why, settle=["the recorded machine and packages"])
         usual = make_pair_test(rerun, others, 1)
         if seeds and usual is not None and usual.contains(median(filter(math.isfinite, others))):
             why.append("But the re-run is like the other trials, so the recorded one may be an outlier.")
@@ -319,13 +333,12 @@ def tolerance_of(study: Study, optimizer: str, *, trusted: bool = True) -> tuple
     """
     kind = Optimizer.parse(optimizer).with_todays_qmap
     given = {str(name): tolerance for name, tolerance in study.tolerance.items()}
-    default = DEFAULT_TOLERANCES[kind.bits]
-    own = given.get(optimizer) or given.get(kind.name) or default
-    if trusted or own == default:
+    own = given.get(optimizer) or given.get(kind.name) or DEFAULT_TOLERANCE
+    if trusted or own == DEFAULT_TOLERANCE:
         return own, []
     numbers = ", ".join(f"{value:g}" for value in dataclasses.astuple(own))
     note = f"The study file in the archive has tolerances of its own ({numbers}), which are ignored"
-    return default, [f"{note}; --study takes those of your own study file."]
+    return DEFAULT_TOLERANCE, [f"{note}; --study takes those of your own study file."]
 
 
 def without_rerun(
@@ -351,43 +364,9 @@ def without_rerun(
     )
 
 
-def _measure(diff: TrialDiff, steps: int) -> Deviations:
-    pairs = zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True)
-    apart = [relative(recorded.loss, rerun.loss) for recorded, rerun in pairs]
-    known = [value for value in apart if value is not None]
-    worst = max(known, default=None)
-    return Deviations(
-        first_loss=apart[0] if apart else None,
-        loss=sum(known) / len(known) if known else None,
-        worst_loss=worst,
-        worst_step=None if worst is None else 1 + apart.index(worst),
-        adapter=_apart(diff.distances) if diff.distances else None,
-        perplexity=relative(diff.first.perplexity, diff.second.perplexity),
-    )
-
-
-def _apart(distances: dict[str, Distance]) -> float:
-    """Return the larger relative distance of A and B; infinite if it is undefined although values differ."""
-    found = [
-        0.0 if each.values == each.equal else math.inf if each.relative is None else each.relative
-        for part, each in distances.items()
-        if part != "all" or len(distances) == 1
-    ]
-    return math.nan if any(map(math.isnan, found)) else max(found)
-
-
-def _deviations(measured: Deviations, tolerance: Tolerance) -> dict[str, tuple[str, bool]]:
-    """Return the deviations that are known, in words, and whether each exceeds its tolerance."""
-    found = {}
-    for name, words in _MEASURED.items():
-        apart, most = getattr(measured, name), getattr(tolerance, name)
-        if apart is not None:
-            text = f"{words} differs by a relative {apart:.1e} ({most:.1e} is allowed)"
-            found[name] = text, not apart <= most  # NaN exceeds it
-    return found
-
-
-def _departures(diff: TrialDiff, measured: Deviations, tolerance: Tolerance, steps: int) -> list[_Departure]:
+def _departures(
+    diff: TrialDiff, measured: Deviations, tolerance: Tolerance, steps: int, differing: Sequence[Difference]
+) -> list[_Departure]:
     """Return what differs by more than noise; rows and learning rates have none."""
     found = []
     pairs = list(zip(diff.first.steps[1 : steps + 1], diff.second.steps[1 : steps + 1], strict=True))
@@ -399,15 +378,14 @@ def _departures(diff: TrialDiff, measured: Deviations, tolerance: Tolerance, ste
         found.append(_Departure("data", f"Step {step} had different examples."))
     if step := _first(pairs, _other_rate):
         found.append(_Departure("learning rate", f"Step {step} had different learning rates."))
-    exceeding = {name: text for name, (text, far) in _deviations(measured, tolerance).items() if far}
+    exceeding = {name: text for name, (text, far) in in_words(measured, tolerance).items() if far}
     perplexity = exceeding.pop("perplexity", None)
     far = list(exceeding.values())
     if step := _first(pairs, lambda one, other: one.skipped != other.skipped):
         far.append(f"only one of the two skipped step {step}")
     if whole and diff.distances is None:
         far += diff.unlike  # adapters with different tensors have no distance
-    same_init = not steps or diff.first.steps[0].adapter == diff.second.steps[0].adapter
-    trained: Cause = "arithmetic" if same_init else "init"
+    trained: Cause = "arithmetic" if not steps or _same_start(diff, differing) else "init"
     if far:
         found.append(_Departure(trained, f"{_sentence('; '.join(far))}."))
     if perplexity is not None:
