@@ -35,6 +35,7 @@ from places import at
 from qlora_repeat.analysis.trial_diff import Side, compare_trials, read_side
 from qlora_repeat.analysis.verify.ceilings import relative
 from qlora_repeat.analysis.verify.consistency import contradictions
+from qlora_repeat.analysis.verify.deviations import Deviations, measure_deviations
 from qlora_repeat.analysis.verify.rerun import (
     Recorded,
     compared,
@@ -266,6 +267,17 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
             shutil.rmtree(again.folder, ignore_errors=True)
             return run_again(own, again, {}, lambda *progress: None, scope="evaluation")
 
+        @functools.cache
+        def noise_here(kind: str) -> Deviations:
+            trial = rerun_trial(kind, study, number, folder / "noise" / kind)
+            threads = trial.workspace.study.threads + 1
+            again = dataclasses.replace(
+                trial, workspace=at(altered(trial.workspace.study, threads=threads), trial.workspace.runs)
+            )
+            seeds = recorded[optimizers(kind)[0]].side.records["finetune"].outputs["seeds"]
+            found = compare_trials(run_of(kind), run_one(again, seeds))
+            return measure_deviations(found, found.compared_steps)
+
         for kind in EXPECTED:
             optimizer, _ = optimizers(kind)
             own = recorded[optimizer]
@@ -279,9 +291,18 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
             test = tested(optimizer, is_outlier, 2 if "two threads" in kind else 1)
             retest = compared_tests(first, second if len(adapters) == 1 else test)
             others = arm_beside(work, number, optimizer)
-            verdict = judge_rerun(
-                diff, others, tolerances[optimizer], scope=scope, retest=retest, trials=STUDY_TRIALS
+            judge = functools.partial(
+                judge_rerun,
+                diff,
+                others,
+                tolerances[optimizer],
+                scope=scope,
+                retest=retest,
+                trials=STUDY_TRIALS,
             )
+            verdict = judge()
+            if verdict.by_arithmetic:
+                verdict = judge(noise=noise_here(SAME_RUN.get(kind, kind)))
             given = f"{verdict.kind}, weak" if verdict.weak else verdict.kind
             line = {"kind": kind, "trial": number, "verdict": given, "by_step": by_step(first, second)}
             found.append(line | vars(verdict.measured))
