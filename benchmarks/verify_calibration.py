@@ -3,9 +3,9 @@
     python benchmarks/verify_calibration.py run RESULTS [--trials 301] [--workers 2]
     python benchmarks/verify_calibration.py table RESULTS
 
-`run` fills the folder RESULTS, and resumes if it was interrupted. It sets tolerances on separate trials
-before it judges any re-run; EXPECTED has the right verdicts for each kind of re-run. `table` prints how often
-the verdict was wrong. Run `qlora-repeat fetch pocket` first.
+`run` fills the folder RESULTS, and resumes if it was interrupted. EXPECTED has the right verdicts for each
+kind of re-run; tolerances are the default ones. `table` prints how often the verdict was wrong. Run
+`qlora-repeat fetch pocket` first.
 
 Seven trials are an arm: where statistics decide, the other six judge the re-run of one. So the arms are
 clusters, and each 95 % interval is Wilson's for N / design effect re-runs (`interval`). A bootstrap of arms
@@ -20,11 +20,12 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -44,7 +45,7 @@ from qlora_repeat.analysis.verify.rerun import (
     rerun_folder,
     run_again,
 )
-from qlora_repeat.analysis.verify.verdict import Scope, judge_rerun
+from qlora_repeat.analysis.verify.verdict import DEFAULT_TOLERANCE, Scope, judge_rerun
 from qlora_repeat.assets import datasets, derived_cache
 from qlora_repeat.assets.base_models import load_tokenizer
 from qlora_repeat.execution.run_trial import run_trial
@@ -54,23 +55,24 @@ from qlora_repeat.stages import evaluate, finetune, merge
 from qlora_repeat.stages.perplexity import ExampleLoss, accuracy, mean_example_perplexity, perplexity
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.randomness import draw_seeds
-from qlora_repeat.study.study import Study, Tolerance
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 
 STUDY = "benchmarks/calibration.toml"
 MODEL, OPTIMIZER = "neox", "adamw-32bit"
-FIRST_NOISE_TRIAL = 901
-"""The number of the first trial for tolerances; trials to judge are numbered from 1."""
-MARGIN = 10.0
-"""Tolerances are the largest observed noise times this factor."""
-LEAST_FIRST_LOSS = 1e-6
-"""The smallest tolerance of the first loss, whose noise is at most a few units in float32's last place."""
 ARM = 7
 STUDY_TRIALS = 56
 """The number of trials of the study among which `verify` divides its error rate, as in the paper's study."""
 OUTLIER = 30.0
 """The learning rate of outliers, relative to that of their siblings; it about doubles their perplexity."""
+
+OTHER_INSTRUCTIONS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
+"""Make torch and its libraries use vector instructions of older processors, where there is AVX-512."""
 
 AGREES = ("within tolerance", "bitwise")
 EXPECTED: dict[str, tuple[str, ...]] = {
@@ -93,6 +95,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "test forged by 5 %, two threads, only tested again": ("different",),
     "losses forged by 50 %, another processor": ("different",),
     "losses forged by 50 % from step 5, another processor": ("different",),
+    "other vector instructions": AGREES,
+    "8-bit state for 32-bit, other vector instructions": ("different",),
     "outlier, two threads": (*AGREES, "statistically consistent", "inconclusive"),
 }
 """The right verdicts for each kind of re-run. Two threads may also give the same bits.
@@ -109,6 +113,8 @@ SAME_RUN = {
     "another initial adapter, a GPU's default kernels": "another initial adapter than the seed gives",
     "test forged by 5 %, two threads": "two threads for one",
     "losses forged by 50 %, another processor": "run again",
+    "other vector instructions": "run again",
+    "8-bit state for 32-bit, other vector instructions": "run again",
     "losses forged by 50 % from step 5, another processor": "run again",
 }
 """Kinds whose re-run is that of another kind, because only records differ."""
@@ -205,34 +211,17 @@ def remembered() -> None:
         setattr(module, "part_rows", rows)  # noqa: B010
 
 
-def noise_of(work: Path, number: int) -> list[dict[str, Any]]:
-    """Measure for each optimizer how far a nudge and another number of threads move one trial."""
-    study, found = load_study(STUDY), []
-    with scratch() as folder:
-        for optimizer in (OPTIMIZER, "adamw-8bit"):
-            still = run_one(Trial(at(study, folder / "still"), MODEL, optimizer, number))
-            for kind in ("one weight moved by one ulp", "two threads for one"):
-                trial = rerun_trial(kind, study, number, folder / kind)
-                moved = run_one(dataclasses.replace(trial, optimizer=optimizer))
-                measured = judge_rerun(
-                    compare_trials(still, moved), [], Tolerance(0.0, 0.0, 0.0, 0.0)
-                ).measured
-                line = {"kind": kind, "optimizer": optimizer, "trial": number}
-                found.append(line | vars(measured) | {"by_step": by_step(still, moved)})
-    return found
-
-
 def by_step(first: Side, second: Side) -> list[float | None]:
     """Return the relative difference of the losses of each step."""
     pairs = zip(first.steps[1:], second.steps[1:], strict=True)
     return [relative(one.loss, other.loss) for one, other in pairs]
 
 
-def record(work: Path, number: int) -> list[dict[str, Any]]:
+def record(work: Path, number: int, folder: str = "recorded") -> list[dict[str, Any]]:
     """Run the recorded trial of that number with each optimizer, and keep its folders."""
     study, found = load_study(STUDY), []
     for optimizer in (OPTIMIZER, "adamw-8bit"):
-        trial = Trial(at(study, work / "recorded"), MODEL, optimizer, number)
+        trial = Trial(at(study, work / folder), MODEL, optimizer, number)
         side = run_one(trial)
         found.append({"optimizer": optimizer, "trial": number, "perplexity": side.perplexity})
     return found
@@ -241,7 +230,6 @@ def record(work: Path, number: int) -> list[dict[str, Any]]:
 def rerun(work: Path, number: int) -> list[dict[str, Any]]:
     """Run each kind of re-run of a recorded trial, and judge it."""
     study, found = load_study(STUDY), []
-    tolerances = tolerances_from(read_lines(work / "noise.jsonl"))
     with scratch() as folder:
         recorded = {
             optimizer: read_recorded(trial, trial.folder, folder / "again")
@@ -260,9 +248,22 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
             return rerun_side(kind, own, study, folder / kind)
 
         @functools.cache
-        def tested(optimizer: str, outlier: bool, threads: int) -> Side:
-            own = recorded[optimizer]
-            own = dataclasses.replace(own, side=run_of("outlier")) if outlier else own
+        def usual(kind: str) -> Side:
+            """Return what is recorded, before anything is forged."""
+            if kind.startswith("outlier"):
+                return run_of("outlier")
+            claimed, actual = optimizers(kind)
+            if "vector instructions" in kind:
+                return read_side(
+                    "recorded", Trial(at(study, work / "elsewhere"), MODEL, actual, number).folder
+                )
+            return recorded[claimed].side
+
+        @functools.cache
+        def tested(kind: str, threads: int) -> Side:
+            """Test here the adapter that is usual for this kind."""
+            optimizer = optimizers(kind)[0]
+            own = dataclasses.replace(recorded[optimizer], side=usual(kind))
             again = Trial(at(altered(study, threads=threads), folder / "tested"), MODEL, optimizer, number)
             shutil.rmtree(again.folder, ignore_errors=True)
             return run_again(own, again, {}, lambda *progress: None, scope="evaluation")
@@ -281,21 +282,22 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
         for kind in EXPECTED:
             optimizer, _ = optimizers(kind)
             own = recorded[optimizer]
-            is_outlier = kind.startswith("outlier")
-            usual = run_of("outlier") if is_outlier else own.side
-            first, second = forged(kind, usual, run_of(SAME_RUN.get(kind, kind)))
-            assert first is usual or not contradictions(first, own.again), kind
+            first, second = forged(kind, usual(kind), run_of(SAME_RUN.get(kind, kind)))
+            assert first is usual(kind) or not contradictions(first, own.again), kind
             scope: Scope = "evaluation" if kind.endswith("only tested again") else "whole"
             diff = compared(first, second, scope)
             adapters = {side.records["finetune"].outputs["adapter_digest"] for side in (first, second)}
-            test = tested(optimizer, is_outlier, 2 if "two threads" in kind else 1)
-            retest = compared_tests(first, second if len(adapters) == 1 else test)
+            like = next(each for each in EXPECTED if usual(each).folder == usual(kind).folder)
+            retest = compared_tests(
+                first,
+                second if len(adapters) == 1 else tested(like, 2 if "two threads" in kind else 1),
+            )
             others = arm_beside(work, number, optimizer)
             judge = functools.partial(
                 judge_rerun,
                 diff,
                 others,
-                tolerances[optimizer],
+                DEFAULT_TOLERANCE,
                 scope=scope,
                 retest=retest,
                 trials=STUDY_TRIALS,
@@ -394,16 +396,6 @@ def arm_beside(work: Path, number: int, optimizer: str) -> list[float]:
     ]
 
 
-def tolerances_from(noise: list[dict[str, Any]]) -> dict[str, Tolerance]:
-    """Return for each optimizer the largest observed noise times MARGIN."""
-    names, found = ("first_loss", "loss", "adapter", "perplexity"), {}
-    for optimizer in (OPTIMIZER, "adamw-8bit"):
-        own = [line for line in noise if line["optimizer"] == optimizer]
-        largest = {name: MARGIN * max(line[name] for line in own) for name in names}
-        found[optimizer] = Tolerance(**largest | {"first_loss": max(largest["first_loss"], LEAST_FIRST_LOSS)})
-    return found
-
-
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
@@ -416,43 +408,45 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def run(work: Path, trials: int, noise_trials: int, workers: int) -> None:
-    """Run the missing trials: first those for noise, then the recorded trials, then the re-runs."""
+def run(work: Path, trials: int, workers: int) -> None:
+    """Run the missing trials: first the recorded ones, then their re-runs."""
     work.mkdir(parents=True, exist_ok=True)
-    noisy = range(FIRST_NOISE_TRIAL, FIRST_NOISE_TRIAL + noise_trials)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=remembered) as pool:
-        for name, function, numbers in (
-            ("noise", noise_of, noisy),
-            ("recorded", record, range(1, trials + 1)),
-            ("verdicts", rerun, range(1, trials + 1)),
-        ):
-            path, code = (
-                work / f"{name}.jsonl",
-                code_digest("analysis.verify.rerun", "analysis.verify.verdict"),
-            )
-            done = {line["trial"] for line in read_lines(path)}
-            if any(line["code"] != code for line in read_lines(path)):
-                raise SystemExit(f"{path}: the code has changed since; give another folder")
-            left = [number for number in numbers if number not in done]
-            with path.open("a", encoding="utf-8") as file:
-                for lines in pool.imap_unordered(functools.partial(function, work), left):
-                    file.write("".join(json.dumps(line | {"code": code}) + "\n" for line in lines))
-                    file.flush()
-                    print(f"{name}: {lines[0]['trial']}", flush=True)
+    every = range(1, trials + 1)
+    run_each(work, "recorded", record, every, workers)
+    with patch.dict(os.environ, OTHER_INSTRUCTIONS):  # which new processes read when they start
+        run_each(work, "elsewhere", functools.partial(record, folder="elsewhere"), every, workers)
+    run_each(work, "verdicts", rerun, every, workers)
+
+
+def run_each(
+    work: Path,
+    name: str,
+    function: Callable[[Path, int], list[dict[str, Any]]],
+    numbers: Iterable[int],
+    workers: int,
+) -> None:
+    """Call the function with each number whose lines are not yet in the file of this name, and add them."""
+    path, code = work / f"{name}.jsonl", code_digest("analysis.verify.rerun", "analysis.verify.verdict")
+    done = {line["trial"] for line in read_lines(path)}
+    if any(line["code"] != code for line in read_lines(path)):
+        raise SystemExit(f"{path}: the code has changed since; give another folder")
+    left = [number for number in numbers if number not in done]
+    pool = multiprocessing.get_context("spawn").Pool(workers, initializer=remembered)
+    with pool, path.open("a", encoding="utf-8") as file:
+        for lines in pool.imap_unordered(functools.partial(function, work), left):
+            file.write("".join(json.dumps(line | {"code": code}) + "\n" for line in lines))
+            file.flush()
+            print(f"{name}: {lines[0]['trial']}", flush=True)
 
 
 def table(work: Path) -> None:
-    """Print the tolerances, how often the verdict on each kind was wrong, and the verdicts."""
-    noise, verdicts = read_lines(work / "noise.jsonl"), read_lines(work / "verdicts.jsonl")
-    print(f"Tolerances, {MARGIN:g} times the largest noise of {len(noise)} re-runs of other trials:")
-    for optimizer, found in tolerances_from(noise).items():
-        print(f"{optimizer}: " + ", ".join(f"{name} {value:.1e}" for name, value in vars(found).items()))
-    outliers = [line for line in verdicts if line["kind"].startswith("outlier")]
-    for name, lines in (("noise", noise), ("outliers", outliers)):
-        largest = [max(steps) for steps in zip(*(line["by_step"] for line in lines), strict=True)]
+    """Print how far losses differ, how often the verdict on each kind was wrong, and the verdicts."""
+    verdicts = read_lines(work / "verdicts.jsonl")
+    for kind in ("two threads for one", "other vector instructions", "outlier, two threads"):
+        lines = [line["by_step"] for line in verdicts if line["kind"] == kind]
+        largest = [max(steps) for steps in zip(*lines, strict=True)]
         shown = ", ".join(f"{each:.1e}" for each in largest)
-        print(f"Largest relative difference of a loss in {name}, by step: {shown}")
+        print(f"Largest relative difference of a loss, by step, {kind}: {shown}")
     print()
     print("| re-run | right verdict | wrong | share wrong, 95 % interval | verdicts |")
     print("|---|---|---|---|---|")
@@ -495,12 +489,11 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("work", type=Path, metavar="RESULTS")
     parser.add_argument("--trials", type=int, default=301)
-    parser.add_argument("--noise-trials", type=int, default=24)
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     if given.what == "run":
-        run(given.work, given.trials, given.noise_trials, given.workers)
+        run(given.work, given.trials, given.workers)
     else:
         table(given.work)
 
