@@ -262,7 +262,7 @@ def rerun(work: Path, number: int) -> list[dict[str, Any]]:
         @functools.cache
         def tested(kind: str, threads: int) -> Side:
             """Test here the adapter that is usual for this kind."""
-            optimizer = optimizers(kind)[0]
+            optimizer = usual(kind).records["finetune"].trial.split("/")[1]
             own = dataclasses.replace(recorded[optimizer], side=usual(kind))
             again = Trial(at(altered(study, threads=threads), folder / "tested"), MODEL, optimizer, number)
             shutil.rmtree(again.folder, ignore_errors=True)
