@@ -187,6 +187,10 @@ CASES: dict[str, tuple[TrialDiff, VerdictKind]] = {
         ends_equal(diff(losses_off(digests=False), CPU)),
         "different",
     ),
+    "another code of the kit, on another processor": (
+        diff(off(1.5), CODE, CPU, perplexity=10.1),
+        "inconclusive",
+    ),
     "another code of the kit": (diff(noisy(1e-2), CODE, perplexity=10.1), "inconclusive"),
     "a GPU's default kernels": (gpu(diff(noisy(1e-2), perplexity=10.1)), "statistically consistent"),
     "other GPUs to choose from explain nothing": (diff(noisy(1e-2), VISIBLE, perplexity=10.1), "different"),

@@ -156,18 +156,13 @@ def judge_rerun(
     )
     if not diff.divergence and not diff.unlike and not retest.unlike and measured.perplexity in (None, 0.0):
         return _with(verdict, "bitwise", [_same(scope, steps, "evaluate" in diff.first.records)])
-    departures = _departures(diff, measured, tolerance, steps, differing) + _other_optimizer(
-        diff, differing, noisy
-    )
+    departures = _departures(diff, measured, tolerance, steps, differing)
+    departures += _other_optimizer(diff, differing, noisy)
     precision = diff.first.records["finetune"].inputs.get("settings", {}).get("compute", "float32")
     departures += (wrong_tests := list(_wrong_tests(retest)))
     departures += (far_tests := list(_far_tests(retest, precision)))
     if not departures:
-        closeness = "; ".join(text for text, _ in in_words(measured, tolerance).values())
-        why = [f"{_sentence(closeness)}." if closeness else "Only digests differ."]
-        why += ["The same bits were expected, but they differ."] if bits_expected else []
-        if tolerance != own:
-            why.append(f"This allows {NOISE_MARGIN:g} times what one more thread changes in this re-run.")
+        why = _closeness(verdict, widened=tolerance != own)
         return _with(verdict, "within tolerance", why, explanations=differing + noisy)
     verdict = _with(verdict, "different", [departure.text for departure in departures])
     reasons = explained((each.cause for each in departures), differing, noisy)
@@ -181,14 +176,22 @@ def judge_rerun(
     likely: list[Difference] = []
     for departure in departures:  # a difference may contain lists, which cannot be hashed
         likely += [each for each in reasons[departure.cause] if each not in likely]
-    by_arithmetic = (
-        scope != "evaluation"
-        and all(each.cause in _NOISY for each in departures)
-        and all(each.what == "fingerprint" and is_like_a_thread(each.key) for each in likely)
-    )
-    verdict = replace(verdict, by_arithmetic=by_arithmetic)
+    like_noise = all(each.what == "fingerprint" and is_like_a_thread(each.key) for each in likely)
+    noisy_causes = scope != "evaluation" and all(each.cause in _NOISY for each in departures)
+    verdict = replace(verdict, by_arithmetic=like_noise and noisy_causes)
     make_test = partial(make_pair_test, others=others, trials=trials, earlier=earlier, looks=looks)
     return _by_explanations(verdict, diff, likely, others, make_test)
+
+
+def _closeness(verdict: Verdict, *, widened: bool) -> list[str]:
+    """Return sentences on how close the re-run is."""
+    measured = "; ".join(text for text, _ in in_words(verdict.measured, verdict.tolerance).values())
+    why = [f"{_sentence(measured)}." if measured else "Only digests differ."]
+    if verdict.bits_expected:
+        why.append("The same bits were expected, but they differ.")
+    if widened:
+        why.append(f"This allows {NOISE_MARGIN:g} times what one more thread changes in this re-run.")
+    return why
 
 
 def _beyond(diff: TrialDiff, steps: int, differing: Sequence[Difference], precision: str) -> Iterator[str]:
@@ -237,7 +240,7 @@ def _by_explanations(
     same_machine = "the recorded machine and packages"
     values = {"recorded": diff.first.perplexity, "re-run's": diff.second.perplexity}
     known = {name: value for name, value in values.items() if value and 0 < value < math.inf}
-    if keys.keys() == {"code"}:
+    if "code" in keys:
         commit = diff.first.records["finetune"].fingerprint.get("commit")
         reason = "The kit's code is not the recorded code, which can explain any difference."
         settle = f"the same command with the kit at commit {commit}"
