@@ -23,7 +23,7 @@ from qlora_repeat.study.study import Tolerance
 
 TOLERANCE = Tolerance(first_loss=1e-6, loss=1e-4, adapter=1e-2, perplexity=1e-4)
 ARM = [10.0, 10.2, 9.9, 10.1, 10.3, 9.8, 10.05]
-THREADS = Difference("fingerprint", "finetune", "threads", 1, 2)
+THREADS = Difference("setting", "finetune", "threads", 1, 2)
 SEED = Difference("seed", "finetune", "adapter_init", 1, 2)
 RATE = Difference("setting", "finetune", "training.learning_rate", 2e-4, 2.02e-4)
 ATTENTION = Difference("fingerprint", "finetune", "kernels.attention", ["flash", "math"], ["math"])

@@ -176,7 +176,7 @@ def judge_rerun(
     likely: list[Difference] = []
     for departure in departures:  # a difference may contain lists, which cannot be hashed
         likely += [each for each in reasons[departure.cause] if each not in likely]
-    like_noise = all(each.what == "fingerprint" and is_like_a_thread(each.key) for each in likely)
+    like_noise = all(each.what != "seed" and is_like_a_thread(each.key) for each in likely)
     noisy_causes = scope != "evaluation" and all(each.cause in _NOISY for each in departures)
     verdict = replace(verdict, by_arithmetic=like_noise and noisy_causes)
     make_test = partial(make_pair_test, others=others, trials=trials, earlier=earlier, looks=looks)
