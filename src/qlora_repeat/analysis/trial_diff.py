@@ -21,6 +21,7 @@ Likeness = Literal["alike", "alike as far as compared", "different"]
 _VALUES: dict[str, tuple[DivergenceKind, str]] = {
     "examples": ("data", "examples"),
     "tokens": ("data", "numbers of tokens"),
+    "epoch": ("data", ""),
     "learning_rate": ("learning rate", "learning rates"),
     "loss": ("loss", "losses"),
     "gradient_norm": ("gradient", "gradient norms"),
@@ -283,6 +284,6 @@ def _by_what(record: Record) -> dict[What, dict[str, Any]]:
     return {
         "setting": record.inputs.get("settings", {}),
         "input": {name: value for name, value in record.inputs.items() if name not in apart},
-        "seed": record.outputs.get("seeds", {}),
+        "seed": record.outputs.get("seeds", {}) if record.stage == "finetune" else {},
         "fingerprint": record.fingerprint,
     }

@@ -12,9 +12,16 @@ import pytest
 from support.made_traces import changed, trace
 
 from qlora_repeat.analysis.adapter_distance import Distance
-from qlora_repeat.analysis.trial_diff import Difference, Side, TrialDiff, first_divergence
+from qlora_repeat.analysis.trial_diff import (
+    Difference,
+    Side,
+    TrialDiff,
+    first_divergence,
+    record_differences,
+)
 from qlora_repeat.analysis.verify.deviations import Deviations
 from qlora_repeat.analysis.verify.pair_test import LARGEST_SHIFT, make_pair_test
+from qlora_repeat.analysis.verify.rerun import compared_tests
 from qlora_repeat.analysis.verify.verdict import Retest, Verdict, VerdictKind, judge_rerun, without_rerun
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step
@@ -31,6 +38,9 @@ CODE = Difference("input", "finetune", "code", "a", "b")
 ORDER = Difference("seed", "finetune", "data_order", 1, 2)
 VISIBLE = Difference("fingerprint", "finetune", "environment.CUDA_VISIBLE_DEVICES", "0", None)
 TESTED_ELSEWHERE = Difference("fingerprint", "evaluate", "threads", 1, 2)
+SETTING = Difference("setting", "finetune", "cpu", "A", None)
+INPUT = Difference("input", "finetune", "threads", 2, None)
+TEST_CODE = Difference("input", "evaluate", "code", "a", "b")
 CPU = Difference("fingerprint", "finetune", "cpu", "A", "B")
 TORCH = Difference("fingerprint", "finetune", "packages.torch", "1", "2")
 TABLES = Difference("fingerprint", "finetune", "packages.tabulate", "1", "2")
@@ -187,8 +197,28 @@ CASES: dict[str, tuple[TrialDiff, VerdictKind]] = {
         ends_equal(diff(losses_off(digests=False), CPU)),
         "different",
     ),
-    "another code of the kit, on another processor": (
-        diff(off(1.5), CODE, CPU, perplexity=10.1),
+    "other losses than an adapter's that another processor rounds": (
+        diff(changed(losses_off(digests=False), 0, adapter="rounded"), CPU, perplexity=10.1),
+        "different",
+    ),
+    "one late loss, too little for the mean": (diff(changed(trace(10), 10, loss=0.3 * 1.0005)), "different"),
+    "another epoch": (diff(changed(trace(10), 5, epoch=9.0)), "different"),
+    "losses, which other threads of the test do not explain": (
+        diff(noisy(1e-2), TESTED_ELSEWHERE, perplexity=10.1),
+        "different",
+    ),
+    "a setting that is called like a processor": (diff(noisy(1e-2), SETTING, perplexity=10.1), "different"),
+    "an input that is called like threads": (diff(noisy(1e-2), INPUT, perplexity=10.1), "different"),
+    "every loss 50 % off, another code and other threads": (
+        diff(off(1.5), CODE, THREADS, perplexity=10.1),
+        "inconclusive",
+    ),
+    "every loss 50 % off, another code of the test": (
+        diff(off(1.5), TEST_CODE, THREADS, perplexity=10.1),
+        "different",
+    ),
+    "other rows, another code and other threads": (
+        diff(changed(noisy(1e-2), 4, examples=[9]), CODE, THREADS, perplexity=10.1),
         "inconclusive",
     ),
     "another code of the kit": (diff(noisy(1e-2), CODE, perplexity=10.1), "inconclusive"),
@@ -419,6 +449,43 @@ def test_updates_without_a_digest_are_listed() -> None:
     assert verdict.cannot_tell[0].startswith(
         "whether the recorded optimizer made the updates of steps 2 to 3"
     )
+
+
+def test_an_optimizer_that_an_earlier_difference_hides_is_listed() -> None:
+    """Let 8-bit state pass for 32-bit state by a false digit of the first gradient norm."""
+    hidden = changed(trace(10), 1, adapter="x", gradient_norm=1.0000001)
+    verdict = judge_rerun(diff(hidden), ARM, TOLERANCE)
+    assert verdict.kind == "within tolerance"
+    words = "whether the recorded optimizer made the updates: an earlier difference hides them"
+    assert words in verdict.cannot_tell
+    late = changed(trace(10), 5, adapter="x", gradient_norm=0.2000001)
+    assert words not in judge_rerun(diff(late), ARM, TOLERANCE).cannot_tell
+
+
+def test_only_the_seeds_of_a_fine_tuning_are_compared() -> None:
+    """Forge seeds in the record of a test, which would explain other losses."""
+    first, second = side(trace(1), 10.0), side(trace(1), 10.0)
+    first.records["evaluate"].outputs["seeds"] = {"dropout": 1}
+    first.records["merge"].outputs["seeds"] = [1]
+    assert record_differences(first.records, second.records, ("finetune", "merge", "evaluate")) == []
+
+
+@pytest.mark.parametrize("kernels", [None, [], "deterministic", {"deterministic": "no"}])
+def test_unknown_kernels_of_a_gpu_are_not_deterministic(kernels: object) -> None:
+    compared = gpu(diff(noisy(1e-2), perplexity=10.1))
+    compared.first.records["finetune"].fingerprint["kernels"] = kernels
+    assert judge_rerun(compared, ARM, TOLERANCE).kind == "statistically consistent"
+
+
+def test_an_answer_to_an_example_without_one_is_another_example() -> None:
+    """Invent an accuracy for a test of texts, on a claimed other processor."""
+    sides = []
+    for answered in (True, None):
+        found = side(trace(1), 10.0)
+        example = {"row": 1, "tokens": 3, "loss": 1.0, "answered": answered}
+        found.records["evaluate"].outputs["examples"] = [example]
+        sides.append(found)
+    assert compared_tests(*sides).example_loss == math.inf
 
 
 def test_contradicting_files_are_different_without_a_re_run() -> None:

@@ -72,15 +72,32 @@ def _explaining(cause: Cause, differing: Sequence[Difference]) -> list[Differenc
     return [
         each
         for each in differing
-        if (each.key in seeds if each.what == "seed" else re.fullmatch(keys, each.key))
-        and (each.stage == "finetune" or cause in ("arithmetic", "perplexity"))
+        if (each.key in seeds if each.what == "seed" else _is_named(each, keys))
+        and (each.stage == "finetune" or cause == "perplexity")
     ]
+
+
+def _is_named(difference: Difference, keys: str) -> bool:
+    """Return whether a pattern names it, and it is a difference of code, packages or machine."""
+    key = difference.key
+    known = {
+        "input": is_code(difference) or key.startswith("packages."),
+        "setting": key == "threads",
+        "fingerprint": key != "code",
+    }
+    return known.get(difference.what, False) and re.fullmatch(keys, key) is not None
+
+
+def is_code(difference: Difference) -> bool:
+    """Return whether it is the code of the kit, which a re-run at the recorded commit rules out."""
+    return (difference.what, difference.key) == ("input", "code")
 
 
 def noisy_kernels(first: Side, second: Side, stage: Stage) -> list[Difference]:
     """Return a difference if GPU kernels were not deterministic, even where the fingerprints agree."""
     found = [side.records[stage].fingerprint for side in (first, second)]
-    switched = [each.get("kernels", {}).get("deterministic") if each.get("gpu") else True for each in found]
+    kernels = [each.get("kernels") if each.get("gpu") else {"deterministic": True} for each in found]
+    switched = [isinstance(each, dict) and each.get("deterministic") is True for each in kernels]
     return [] if all(switched) else [Difference("fingerprint", stage, _ANY_ORDER, *switched)]
 
 
@@ -98,7 +115,7 @@ def expectation(differing: Sequence[Difference], noisy: Sequence[Difference]) ->
 
 def draws_alike(differing: Sequence[Difference]) -> bool:
     """Return whether initial adapters that differ do so by rounding: the processor differs, not the draw."""
-    reasons = _explaining("init", differing)
+    reasons = [each for each in _explaining("init", differing) if not is_code(each)]
     return bool(reasons) and all(re.fullmatch(_PROCESSOR, each.key) for each in reasons)
 
 
@@ -110,4 +127,4 @@ def is_like_a_thread(key: str) -> bool:
 def may_matter(difference: Difference) -> bool:
     """Return whether a difference can explain anything."""
     keys = (pattern for _, pattern, _ in _CAUSES.values() if pattern)
-    return difference.what == "seed" or any(re.fullmatch(key, difference.key) for key in keys)
+    return difference.what == "seed" or any(_is_named(difference, key) for key in keys)

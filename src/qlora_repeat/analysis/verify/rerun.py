@@ -280,9 +280,15 @@ def compared_tests(recorded: Side, tested: Side) -> Retest:
 
 
 def _examples_apart(recorded: dict[str, Any], rerun: dict[str, Any]) -> float:
-    """Return the largest relative difference of losses of examples; infinite for different examples."""
+    """Return the largest relative difference of losses of examples; infinite for different examples.
+
+    Examples with an answer differ from those without.
+    """
     ours, theirs = recorded["examples"], rerun["examples"]
-    if [(each["row"], each["tokens"]) for each in ours] != [(each["row"], each["tokens"]) for each in theirs]:
+    names = [
+        [(each["row"], each["tokens"], each["answered"] is None) for each in side] for side in (ours, theirs)
+    ]
+    if names[0] != names[1]:
         return math.inf
     apart = [relative(one["loss"], other["loss"]) or 0.0 for one, other in zip(ours, theirs, strict=True)]
     return max(apart, key=lambda value: math.inf if math.isnan(value) else value)

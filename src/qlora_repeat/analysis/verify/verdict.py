@@ -18,6 +18,7 @@ from qlora_repeat.analysis.verify.causes import (
     draws_alike,
     expectation,
     explained,
+    is_code,
     is_like_a_thread,
     may_matter,
     named,
@@ -161,14 +162,16 @@ def judge_rerun(
     precision = diff.first.records["finetune"].inputs.get("settings", {}).get("compute", "float32")
     departures += (wrong_tests := list(_wrong_tests(retest)))
     departures += (far_tests := list(_far_tests(retest, precision)))
+    beyond = [*_beyond(diff, steps, differing, precision), *beyond_noise(measured, noise, own)]
+    departures += [_Departure("arithmetic", text) for text in beyond]
     if not departures:
         why = _closeness(verdict, widened=tolerance != own)
         return _with(verdict, "within tolerance", why, explanations=differing + noisy)
     verdict = _with(verdict, "different", [departure.text for departure in departures])
     reasons = explained((each.cause for each in departures), differing, noisy)
-    beyond = [*_beyond(diff, steps, differing, precision), *beyond_noise(measured, noise, own)]
-    if wrong_tests or ((beyond or far_tests) and not any(each.key == "code" for each in differing)):
-        return _with(verdict, "different", beyond)
+    code = {each.stage for each in differing if is_code(each)}
+    if wrong_tests or (beyond and "finetune" not in code) or (far_tests and not code):
+        return verdict
     if unexplained := [each.cause for each in departures if not reasons[each.cause]]:
         names = named(unexplained)
         why = [f"Nothing in settings, seeds or fingerprints explains the difference in {names}."]
@@ -377,7 +380,7 @@ def _departures(
     ends = sorted((diff.first.last_step, diff.second.last_step))
     if whole and ends[0] != ends[1]:
         found.append(_Departure("data", f"One has {ends[0]} steps, the other {ends[1]}."))
-    if step := _first(pairs, lambda one, other: (one.examples, one.tokens) != (other.examples, other.tokens)):
+    if step := _first(pairs, _other_rows):
         found.append(_Departure("data", f"Step {step} had different examples."))
     if step := _first(pairs, _other_rate):
         found.append(_Departure("learning rate", f"Step {step} had different learning rates."))
@@ -392,12 +395,18 @@ def _departures(
     if far:
         found.append(_Departure(trained, f"{_sentence('; '.join(far))}."))
     if perplexity is not None:
-        found.append(_Departure(trained if steps else "perplexity", f"{_sentence(perplexity)}."))
+        found.append(_Departure(trained if far else "perplexity", f"{_sentence(perplexity)}."))
     return found
 
 
 def _first(pairs: Sequence[tuple[Step, Step]], unlike: Callable[[Step, Step], bool]) -> int | None:
     return next((one.step for one, other in pairs if unlike(one, other)), None)
+
+
+def _other_rows(one: Step, other: Step) -> bool:
+    if None not in (one.epoch, other.epoch) and one.epoch != other.epoch:
+        return True
+    return (one.examples, one.tokens) != (other.examples, other.tokens)
 
 
 def _other_rate(one: Step, other: Step) -> bool:
@@ -442,6 +451,8 @@ def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int, retest: Retest) -> l
         unseen.append(
             f"whether the recorded optimizer made the updates of {these}: not every step has a digest"
         )
+    elif first is not None and first.kind in ("init", "loss", "gradient") and not first.alike_after:
+        unseen.append("whether the recorded optimizer made the updates: an earlier difference hides them")
     return [*unseen, "seconds, memory, and sampled responses, each with a fresh seed: they differ each time"]
 
 
