@@ -84,6 +84,18 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     for name, value in wanted.items():
         if config.get(name) != value:
             yield f"The adapter's configuration has another {name} than the settings, which have {value}."
+    if changing := [name for name in _CHANGE_ADAPTER if config.get(name)]:
+        yield f"The adapter's configuration sets {', '.join(changing)}, which the settings do not have."
+
+
+_CHANGE_ADAPTER = (
+    "alpha_pattern", "alora_invocation_tokens", "arrow_config", "exclude_modules", "fan_in_fan_out",
+    "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform", "lora_bias",
+    "modules_to_save", "monteclora_config", "rank_pattern", "target_parameters", "trainable_token_indices",
+    "use_bdlora", "use_dora", "use_qalora", "use_rslora", "velora_config",
+)  # fmt: skip
+"""Options of PEFT's LoraConfig, without a value in the kit's, with which the same tensors change a model in
+another way."""
 
 
 def _seeds(side: Side, again: Trial) -> Iterator[str]:
