@@ -108,6 +108,8 @@ def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[st
     for other in sorted(folders, key=lambda path: (len(path.name), path.name)):
         name = f"{trial.model_name}/{trial.optimizer}/{other.name.removeprefix('trial-')}"
         try:
+            if trial.workspace.trial(name).name != name:  # as in trial-01
+                raise UsageError("not a trial of the study")
             side = _checked_side(name, other)
         except (MissingError, UsageError) as error:
             left_out.append(f"{name}: {error}")
