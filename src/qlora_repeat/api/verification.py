@@ -7,7 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from qlora_repeat.analysis.verify.recorded_settings import missing_inputs, other_sources
+from qlora_repeat.analysis.verify.recorded_settings import (
+    missing_inputs,
+    other_settings,
+    other_sources,
+)
 from qlora_repeat.analysis.verify.rerun import (
     RERUNS,
     VERDICT,
@@ -117,6 +121,8 @@ def verify(
             raise UsageError(f"--steps {steps}: the trial has {recorded.side.last_step}")
         trusted = not came_in_archive(named.workspace.file)
         tolerance, notes = tolerance_of(named.study, named.optimizer, trusted=trusted)
+        if others := other_settings(named, recorded.side.records):
+            notes += [f"The record has other settings than the study file: {', '.join(others)}."]
         name = f"{named.study.label}:{named.name}"
         question = _Question(
             name, scope, steps, new_seeds, repeat, tolerance, notes, len(named.workspace.trials()), words

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record
-from qlora_repeat.records.stage_inputs import shared_inputs
+from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, shared_inputs, stage_settings
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
 
@@ -74,6 +74,17 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
         ) from None
     workspace = dataclasses.replace(trial.workspace, study=changed, runs=runs)
     return dataclasses.replace(trial, workspace=workspace)
+
+
+def other_settings(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
+    """Return the names of the recorded settings to which the study file gives other values."""
+    found = set()
+    for stage in _STAGES:
+        if stage in records:
+            recorded, here = records[stage].inputs["settings"], stage_settings(trial, stage)
+            shared = recorded.keys() & here.keys() - FIRST_TRIAL_SETTINGS
+            found |= {name for name in shared if recorded[name] != here[name]}
+    return sorted(found)
 
 
 def other_sources(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
