@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,14 @@ from qlora_repeat.analysis.verify.sampling import CONFIDENCE, draw_trials, most_
 from qlora_repeat.analysis.verify.verdict import VerdictKind
 from qlora_repeat.api.verification import verify
 from qlora_repeat.archive.unpack import opened
-from qlora_repeat.errors import MissingError, StageError, UsageError
+from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
 from qlora_repeat.render.html import render_html
 from qlora_repeat.study.loading import open_workspace
-from qlora_repeat.study.trial import Trial
+from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import read_json, write_json, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
-from qlora_repeat.system.private_folder import make_private
+from qlora_repeat.system.private_folder import is_private, make_private
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,12 @@ def verify_study(
         names = list(recorded)
         whole = names if sample is None else draw_trials(names, sample, seed or 0)
         folder = Path(scratch) if scratch else workspace.cache / RERUNS
-        claims = {name: file_digest(each.record("finetune")) for name, each in recorded.items()}
-        design = json_digest([workspace.study.label, claims, whole, steps])
+        claims = {name: _claims(each) for name, each in recorded.items()}
+        design = json_digest([workspace.study.label, claims, whole, steps, own_study])
         place = folder / f"study-{design[:16]}"
         make_private(folder)
+        if not is_private(place):  # verdicts in it may be planted
+            shutil.rmtree(place, ignore_errors=True)
         make_private(place)
         trials = []
         for name in names if steps is not None else whole:
@@ -167,13 +170,22 @@ def verify_study(
     return found
 
 
+def _claims(trial: Trial) -> dict[str, str]:
+    """Return the digests of the files that a verdict on the trial depends on."""
+    names = [f"{stage}.json" for stage in STAGES]
+    paths = [*map(trial.folder.joinpath, names), trial.trace, *sorted(trial.adapter.glob("*"))]
+    return {str(path.relative_to(trial.folder)): file_digest(path) for path in paths if path.is_file()}
+
+
 def _verify_one(trial: Trial, steps: int | None, own_study: str | None, **options: Any) -> VerifiedTrial:
     """Verify a trial; one that cannot be run again is inconclusive, and does not stop the others."""
     scope = "whole" if steps is None else "first steps"
     try:
         given = trial if own_study is None else trial.folder
         found = verify(given, study=own_study, steps=steps, **options).found
-    except (MissingError, StageError) as error:
+    except (BusyError, StoppedError):
+        raise
+    except KitError as error:
         why = str(error).replace(f"{trial.workspace.runs}/", "")  # of an archive, a temporary folder
         return VerifiedTrial(trial.name, scope, "inconclusive", why)
     return VerifiedTrial(trial.name, scope, found.kind, " ".join([*found.why, *found.notes]))

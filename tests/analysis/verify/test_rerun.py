@@ -108,7 +108,9 @@ def test_settings_come_from_the_record_and_not_from_the_study_file(lab: Lab) -> 
     lab.study.write_text(
         text.replace("learning_rate = 1e-3", "learning_rate = 5e-3").replace("r = 8", "r = 4")
     )
-    assert lab.verdict()["verdict"] == "bitwise"
+    verdict = lab.verdict()
+    assert verdict["verdict"] == "bitwise"
+    assert verdict["notes"] == ["The record has other settings than the study file: lora, training."]
 
 
 def test_verifying_first_steps_says_what_remains_unknown(lab: Lab) -> None:
@@ -177,6 +179,17 @@ def test_an_adapter_with_another_scale_contradicts_its_settings(lab: Lab) -> Non
         contradicted(lab)
         == "The adapter's configuration has another lora_alpha than the settings, which have 32."
     )
+
+
+@pytest.mark.parametrize(("name", "value"), [("use_rslora", "true"), ("alpha_pattern", '{"dense": 64}')])
+def test_an_adapter_that_changes_a_model_in_another_way_contradicts_its_settings(
+    lab: Lab, name: str, value: str
+) -> None:
+    path = lab.trial.adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {name: json.loads(value)}))
+    rewrite(lab.trial, "finetune")
+    assert contradicted(lab) == (f"The adapter's configuration sets {name}, which the settings do not have.")
 
 
 def test_a_trace_without_a_loss_is_a_contradiction(lab: Lab) -> None:
@@ -331,20 +344,34 @@ def test_invented_losses_of_examples_are_different(lab: Lab) -> None:
     assert "examples, perplexity_example_mean" in " ".join(verdict["why"])
 
 
+def invent(lab: Lab, number: int, factor: float) -> None:
+    """Copy the trial to another number, with a perplexity that is multiplied by a factor."""
+    copied = dataclasses.replace(lab.trial, number=number)
+    shutil.copytree(lab.trial.folder, copied.folder)
+    stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
+    for stage in stages:
+        record = read_record(lab.trial.record(stage))
+        assert record is not None
+        write_record(copied.record(stage), dataclasses.replace(record, trial=copied.name))
+    rewrite(copied, "evaluate", perplexity=outputs_of(lab.trial, "evaluate")["perplexity"] * factor)
+
+
+def test_an_arm_has_only_the_trials_of_the_study(lab: Lab) -> None:
+    """Invent trials beyond the study's last number, which nobody would draw to run them again."""
+    for number, factor in enumerate((1.01, 0.99, 1.02, 0.98), 2):
+        invent(lab, number, factor)
+    (lab.trial.folder.parent / "trial-2").rename(lab.trial.folder.parent / "trial-02")
+    recorded = read_recorded(lab.trial, lab.trial.folder, lab.scratch)
+    assert recorded.others == []
+    assert len(recorded.left_out) == 4
+
+
 def test_re_runs_with_new_seeds_are_judged_together(lab: Lab) -> None:
     """Let six copies of the trial with other perplexities be its arm, which varies too much to decide."""
     without_tolerance(lab)
+    lab.study.write_text(lab.study.read_text().replace("trials = 2", "trials = 7"))
     for number, factor in enumerate((1.0, 0.7, 1.3, 0.9, 1.1, 0.8), 2):
-        copied = dataclasses.replace(lab.trial, number=number)
-        shutil.copytree(lab.trial.folder, copied.folder)
-        record = read_record(lab.trial.record("evaluate"))
-        trained = read_record(lab.trial.record("finetune"))
-        merged = read_record(lab.trial.record("merge"))
-        assert record is not None and trained is not None and merged is not None
-        for each in (trained, merged, record):
-            write_record(copied.folder / f"{each.stage}.json", dataclasses.replace(each, trial=copied.name))
-        perplexity = record.outputs["perplexity"] * factor
-        rewrite(copied, "evaluate", perplexity=perplexity)
+        invent(lab, number, factor)
     verdict = lab.verdict("--new-seeds", "--repeat", 3)
     assert verdict["reruns"] == 3
     assert "The mean of 3 re-runs" in " ".join(verdict["why"])
@@ -487,6 +514,28 @@ def test_a_verification_of_a_study_goes_on_where_it_was_stopped(lab: Lab) -> Non
     before = {path: path.stat().st_mtime_ns for path in lab.scratch.rglob("trace.jsonl")}
     assert verified(lab, "--all") == first
     assert {path: path.stat().st_mtime_ns for path in lab.scratch.rglob("trace.jsonl")} == before
+
+
+def test_a_changed_record_is_verified_again(lab: Lab) -> None:
+    """Forge the test after a verification of the study, or plant its verdict."""
+    assert verified(lab, "--all")[0] == 0
+    rewrite(lab.trial, "evaluate", perplexity=1.5)
+    assert verified(lab, "--all")[0] == 7
+    for place in lab.scratch.glob("study-*"):
+        planted = next(place.glob("* *.json"))
+        planted.write_text(planted.read_text().replace('"different"', '"bitwise"'))
+        place.chmod(0o777)
+    assert verified(lab, "--all")[0] == 7
+
+
+def test_a_trial_that_cannot_be_read_does_not_stop_the_others(lab: Lab) -> None:
+    second = dataclasses.replace(lab.trial, number=2)
+    invent(lab, 2, 1.0)
+    second.trace.write_text("no trace\n")
+    rewrite(second, "finetune")
+    code, text = verified(lab, "--all", "--json")
+    assert code == 10
+    assert [each["verdict"] for each in json.loads(text)["trials"]] == ["bitwise", "inconclusive"]
 
 
 def test_what_cannot_be_drawn_gives_one_line(lab: Lab, tmp_path: Path) -> None:
