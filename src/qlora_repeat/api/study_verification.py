@@ -151,9 +151,10 @@ def verify_study(
         make_private(place)
         trials = []
         for name in names if steps is not None else whole:
-            done = _verified(place / f"{name.replace('/', ' ')}.json")
+            path = place / f"{name.replace('/', ' ')}.json"
+            done = _verified(path)
             if done is None:
-                done = _verify_one(
+                done, was_run = _verify_one(
                     recorded[name],
                     None if name in whole else steps,
                     own_study,
@@ -161,7 +162,8 @@ def verify_study(
                     scratch=folder,
                     quiet=quiet,
                 )
-                write_json(place / f"{name.replace('/', ' ')}.json", dataclasses.asdict(done))
+                if was_run:  # otherwise something may be lacking that is there next time
+                    write_json(path, dataclasses.asdict(done))
             trials.append(done)
     page = place / "verdict.html"
     found = StudyVerification(workspace.study.label, len(names), seed, trials, page)
@@ -177,18 +179,25 @@ def _claims(trial: Trial) -> dict[str, str]:
     return {str(path.relative_to(trial.folder)): file_digest(path) for path in paths if path.is_file()}
 
 
-def _verify_one(trial: Trial, steps: int | None, own_study: str | None, **options: Any) -> VerifiedTrial:
-    """Verify a trial; one that cannot be run again is inconclusive, and does not stop the others."""
+def _verify_one(
+    trial: Trial, steps: int | None, own_study: str | None, **options: Any
+) -> tuple[VerifiedTrial, bool]:
+    """Return the verdict on a trial, and whether it was run again.
+
+    One that cannot be run again is inconclusive, and does not stop the others.
+    """
     scope = "whole" if steps is None else "first steps"
     try:
         given = trial if own_study is None else trial.folder
-        found = verify(given, study=own_study, steps=steps, **options).found
+        verified = verify(given, study=own_study, steps=steps, **options)
     except (BusyError, StoppedError):
         raise
     except KitError as error:
         why = str(error).replace(f"{trial.workspace.runs}/", "")  # of an archive, a temporary folder
-        return VerifiedTrial(trial.name, scope, "inconclusive", why)
-    return VerifiedTrial(trial.name, scope, found.kind, " ".join([*found.why, *found.notes]))
+        return VerifiedTrial(trial.name, scope, "inconclusive", why), False
+    found = verified.found
+    why = " ".join([*found.why, *found.notes])
+    return VerifiedTrial(trial.name, scope, found.kind, why), verified.page is not None
 
 
 def _verified(path: Path) -> VerifiedTrial | None:

@@ -519,7 +519,9 @@ def test_a_verification_of_a_study_goes_on_where_it_was_stopped(lab: Lab) -> Non
 def test_a_changed_record_is_verified_again(lab: Lab) -> None:
     """Forge the test after a verification of the study, or plant its verdict."""
     assert verified(lab, "--all")[0] == 0
-    rewrite(lab.trial, "evaluate", perplexity=1.5)
+    forged = outputs_of(lab.trial, "evaluate")["responses"]
+    forged[0]["text"] = "It repeats."
+    rewrite(lab.trial, "evaluate", responses=forged)
     assert verified(lab, "--all")[0] == 7
     for place in lab.scratch.glob("study-*"):
         planted = next(place.glob("* *.json"))
@@ -536,6 +538,14 @@ def test_a_trial_that_cannot_be_read_does_not_stop_the_others(lab: Lab) -> None:
     code, text = verified(lab, "--all", "--json")
     assert code == 10
     assert [each["verdict"] for each in json.loads(text)["trials"]] == ["bitwise", "inconclusive"]
+
+
+def test_a_trial_that_lacked_something_is_verified_when_it_is_there(lab: Lab, tmp_path: Path) -> None:
+    trace, aside = lab.trial.trace, tmp_path / "aside"
+    trace.rename(aside)
+    assert verified(lab, "--all")[0] == 10
+    aside.rename(trace)
+    assert verified(lab, "--all")[0] == 0
 
 
 def test_what_cannot_be_drawn_gives_one_line(lab: Lab, tmp_path: Path) -> None:
