@@ -462,6 +462,16 @@ def test_an_optimizer_that_an_earlier_difference_hides_is_listed() -> None:
     assert words not in judge_rerun(diff(late), ARM, TOLERANCE).cannot_tell
 
 
+def test_other_packages_need_the_noise_of_the_trial() -> None:
+    """Name the package as records do, in the inputs and in the fingerprint."""
+    records = [side(trace(1), 10.0).records for _ in range(2)]
+    for found, version in zip(records, "12", strict=True):
+        found["finetune"].inputs["packages"] = found["finetune"].fingerprint["packages"] = {"torch": version}
+    differences = record_differences(records[0], records[1])
+    assert [each.key for each in differences] == ["packages.torch"]
+    assert judge_rerun(diff(noisy(1e-2), *differences, perplexity=10.1), ARM, TOLERANCE).by_arithmetic
+
+
 def test_only_the_seeds_of_a_fine_tuning_are_compared() -> None:
     """Forge seeds in the record of a test, which would explain other losses."""
     first, second = side(trace(1), 10.0), side(trace(1), 10.0)
