@@ -9,6 +9,7 @@ import pytest
 from support.checkout import copy_folder
 from support.laboratory import Lab, failure, run
 
+from qlora_repeat.archive.signature import check_signature, sign
 from qlora_repeat.errors import KitError, MissingError, UsageError
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")
@@ -48,6 +49,16 @@ def test_a_signed_archive_is_checked_with_the_public_key(signed: Lab, tmp_path: 
     several.write_text(f"# ours\n{new_key(tmp_path, 'b').with_suffix('.pub').read_text()}\n")
     several.write_text(several.read_text() + (tmp_path / "mine.pub").read_text())
     assert run("check", signed.archive, "--cache", signed.cache, "--signer", several).exit_code == 0
+
+
+def test_an_archive_whose_name_begins_with_a_dash_is_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive, key = Path("-study.zip"), new_key(tmp_path, "mine")
+    archive.write_text("an archive")
+    sign(archive, key)
+    assert check_signature(archive, key.with_suffix(".pub")).startswith("SHA256:")
 
 
 def test_a_changed_byte_another_key_and_no_signature_are_told_apart(signed: Lab, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def sign(archive: Path, key: Path) -> Path:
     require_key(key)
     target = signature_file(archive)
     target.unlink(missing_ok=True)  # ssh-keygen asks before it replaces a file
-    done = _ssh_keygen(["-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, str(archive)], ask=True)
+    named = ["-n", NAMESPACE, str(archive.absolute())]  # a relative name may begin with a dash
+    done = _ssh_keygen(["-Y", "sign", "-q", "-f", str(key), *named], ask=True)
     if done.returncode != 0 or not target.is_file():
         raise UsageError(f"--sign {key}: ssh-keygen cannot sign with it ({_last_line(done)})")
     return target
