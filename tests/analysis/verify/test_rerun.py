@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
 from support.checkout import copy_folder
 from support.places import at
 from support.tiny import write_study
@@ -190,6 +191,18 @@ def test_an_adapter_that_changes_a_model_in_another_way_contradicts_its_settings
     path.write_text(json.dumps(config | {name: json.loads(value)}))
     rewrite(lab.trial, "finetune")
     assert contradicted(lab) == (f"The adapter's configuration sets {name}, which the settings do not have.")
+
+
+def test_weights_beside_those_of_the_adapter_contradict_it(lab: Lab) -> None:
+    """Move a tensor to another file, which changes no digest of the weights."""
+    path = lab.trial.adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = min(tensors)
+    save_file({name: tensors.pop(name)}, path.with_name("more.safetensors"))
+    path.unlink()  # it is a hard link to the shared file
+    save_file(tensors, path)
+    rewrite(lab.trial, "finetune")
+    assert contradicted(lab) == "The adapter has weights in more.safetensors, which PEFT does not read."
 
 
 def test_a_trace_without_a_loss_is_a_contradiction(lab: Lab) -> None:

@@ -84,6 +84,9 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     for name, value in wanted.items():
         if config.get(name) != value:
             yield f"The adapter's configuration has another {name} than the settings, which have {value}."
+    for other in sorted(each.name for each in path.parent.glob("*.safetensors")):
+        if other != "adapter_model.safetensors":
+            yield f"The adapter has weights in {other}, which PEFT does not read."
     if changing := [name for name in _CHANGE_ADAPTER if config.get(name)]:
         yield f"The adapter's configuration sets {', '.join(changing)}, which the settings do not have."
 
