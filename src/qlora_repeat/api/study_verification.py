@@ -15,6 +15,7 @@ from qlora_repeat.analysis.verify.verdict import VerdictKind
 from qlora_repeat.api.verification import verify
 from qlora_repeat.archive.unpack import opened
 from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
+from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.render.html import render_html
 from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.trial import STAGES, Trial
@@ -143,7 +144,10 @@ def verify_study(
         whole = names if sample is None else draw_trials(names, sample, seed or 0)
         folder = Path(scratch) if scratch else workspace.cache / RERUNS
         claims = {name: _claims(each) for name, each in recorded.items()}
-        design = json_digest([workspace.study.label, claims, whole, steps, own_study])
+        studies = [workspace, *([open_workspace(own_study)] if own_study else [])]  # which have tolerances
+        files = [file_digest(each.file) for each in studies]
+        rules = code_digest("api.verification")
+        design = json_digest([workspace.study.label, claims, whole, steps, files, rules])
         place = folder / f"study-{design[:16]}"
         make_private(folder)
         if not is_private(place):  # verdicts in it may be planted

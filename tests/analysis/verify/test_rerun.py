@@ -172,13 +172,18 @@ def test_an_output_that_does_not_follow_from_the_trace_contradicts_it(lab: Lab) 
     assert contradicted(lab) == "The record's loss_curve does not follow from the trace."
 
 
-def test_an_adapter_with_another_scale_contradicts_its_settings(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "own"), [("lora_alpha", 64, "32"), ("init_lora_weights", "pissa", "True")]
+)
+def test_an_adapter_with_another_scale_or_base_contradicts_its_settings(
+    lab: Lab, name: str, value: object, own: str
+) -> None:
     path = lab.trial.adapter / "adapter_config.json"
-    path.write_text(path.read_text().replace('"lora_alpha": 32', '"lora_alpha": 64'))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     rewrite(lab.trial, "finetune")
     assert (
         contradicted(lab)
-        == "The adapter's configuration has another lora_alpha than the settings, which have 32."
+        == f"The adapter's configuration has another {name} than the settings, which have {own}."
     )
 
 
@@ -527,6 +532,9 @@ def test_a_verification_of_a_study_goes_on_where_it_was_stopped(lab: Lab) -> Non
     before = {path: path.stat().st_mtime_ns for path in lab.scratch.rglob("trace.jsonl")}
     assert verified(lab, "--all") == first
     assert {path: path.stat().st_mtime_ns for path in lab.scratch.rglob("trace.jsonl")} == before
+    without_tolerance(lab)
+    verified(lab, "--all")
+    assert {path: path.stat().st_mtime_ns for path in lab.scratch.rglob("trace.jsonl")} != before
 
 
 def test_a_changed_record_is_verified_again(lab: Lab) -> None:

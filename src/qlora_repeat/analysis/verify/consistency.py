@@ -81,6 +81,7 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     config["target_modules"] = sorted(config.get("target_modules") or [])
     modules = sorted(again.model.target_modules)
     wanted = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": modules}
+    wanted |= {"peft_type": "LORA", "init_lora_weights": True}  # PiSSA, say, also changes the base
     for name, value in wanted.items():
         if config.get(name) != value:
             yield f"The adapter's configuration has another {name} than the settings, which have {value}."
@@ -92,8 +93,8 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
 
 
 _CHANGE_ADAPTER = (
-    "alpha_pattern", "alora_invocation_tokens", "arrow_config", "exclude_modules", "fan_in_fan_out",
-    "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform", "lora_bias",
+    "alpha_pattern", "alora_invocation_tokens", "arrow_config", "exclude_modules", "kasa_config",
+    "layer_replication", "layers_pattern", "layers_to_transform", "lora_bias",
     "modules_to_save", "monteclora_config", "rank_pattern", "target_parameters", "trainable_token_indices",
     "use_bdlora", "use_dora", "use_qalora", "use_rslora", "velora_config",
 )  # fmt: skip
