@@ -198,6 +198,21 @@ def test_an_adapter_that_changes_a_model_in_another_way_contradicts_its_settings
     assert contradicted(lab) == (f"The adapter's configuration sets {name}, which the settings do not have.")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("threads", 7), ("kernels", {"deterministic": True}), ("packages", {"torch": "1.0"})],
+)
+def test_a_fingerprint_that_its_own_record_excludes_is_a_contradiction(
+    lab: Lab, name: str, value: object
+) -> None:
+    """Claim what would explain other arithmetic, but would also have been a setting."""
+    record = read_record(lab.trial.record("evaluate"))
+    assert record is not None
+    claimed = dataclasses.replace(record, fingerprint=record.fingerprint | {name: value})
+    write_record(lab.trial.record("evaluate"), claimed)
+    assert contradicted(lab) == f"The fingerprint of the evaluate stage has other {name} than its inputs."
+
+
 def test_weights_beside_those_of_the_adapter_contradict_it(lab: Lab) -> None:
     """Move a tensor to another file, which changes no digest of the weights."""
     path = lab.trial.adapter / "adapter_model.safetensors"

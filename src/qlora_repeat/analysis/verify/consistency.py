@@ -20,6 +20,8 @@ from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.files import read_json
 from qlora_repeat.system.hashing import weights_digest
 
+_STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
+
 
 def contradictions(side: Side, again: Trial) -> list[str]:
     """Return a sentence for each contradiction between the files of a trial; `again` has its settings."""
@@ -29,6 +31,7 @@ def contradictions(side: Side, again: Trial) -> list[str]:
         *_adapter(side, again),
         *_seeds(side, again),
         *_settings(side, again),
+        *_fingerprints(side),
         *_chain(side),
         *_tests(side),
     ]
@@ -117,14 +120,32 @@ def _seeds(side: Side, again: Trial) -> Iterator[str]:
 
 def _settings(side: Side, again: Trial) -> Iterator[str]:
     """Yield the settings of a stage that contradict those of another."""
-    stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
-    for stage in stages:
+    for stage in _STAGES:
         if (record := side.records.get(stage)) is None:
             continue
         recorded, expected = record.inputs["settings"], stage_settings(again, stage)
         for name in sorted(recorded.keys() & expected.keys() - FIRST_TRIAL_SETTINGS):
             if recorded[name] != expected[name]:
                 yield f"The setting {name} of the {stage} stage contradicts the other stages."
+
+
+def _fingerprints(side: Side) -> Iterator[str]:
+    """Yield what a fingerprint claims although settings or inputs of the same record exclude it."""
+    for stage in _STAGES:
+        if (record := side.records.get(stage)) is None:
+            continue
+        settings, found = record.inputs["settings"], record.fingerprint
+        kernels = found.get("kernels")
+        on = isinstance(kernels, dict) and kernels.get("deterministic")
+        set_to = settings.get("kernels") if "kernels" in found else None  # the oldest records have none
+        claims = {
+            "threads": (settings.get("threads"), found["threads"]),
+            "kernels": (set_to, "deterministic" if on else "default"),
+            "packages": (record.inputs.get("packages"), found["packages"]),
+        }
+        for name, (wanted, claimed) in claims.items():
+            if wanted and wanted != claimed:
+                yield f"The fingerprint of the {stage} stage has other {name} than its inputs."
 
 
 _NEEDED: dict[Stage, tuple[Stage, str]] = {
