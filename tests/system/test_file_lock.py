@@ -236,6 +236,7 @@ def test_a_process_hidden_from_this_user_counts_as_alive(
         ({"host": "elsewhere", "boot": "another"}, "elsewhere works on it"),
         ({"namespaces": []}, "(in another container, of another user, or from before a restart) works on it"),
         ({"boot": "another", "machine": "another"}, "before a restart) works on it"),
+        ({"machine": "a clone that was started from the same snapshot"}, "works on it"),
         ({"pid": 2**70}, "works on it"),
     ],
 )
@@ -283,6 +284,31 @@ def test_a_lock_from_before_a_restart_is_taken_over_if_the_machine_is_certain(
             "before a restart) works on it; wait, stop that process, or if it no longer exists: rm"
             in refusal(path)
         )
+
+
+def test_a_cloned_machine_is_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone has the id and the host name of the first machine, but another network card."""
+    card, found, read = [""], [], Path.read_text
+
+    def changed(self: Path, *arguments: Any, **options: Any) -> str:
+        if self == Path("/etc/machine-id"):
+            return "0" * 32
+        return card[0] if self.name == "address" else read(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", changed)
+    for card[0] in ("02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:01"):
+        found.append(file_lock._machine())
+    if not found[0]:
+        pytest.skip("this machine has no network card")
+    assert found[0] == found[2] != found[1]
+    assert "02:00" not in found[0]
+
+
+def test_a_fifo_in_place_of_a_lock_is_respected_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "lock.json"
+    os.mkfifo(path)
+    assert "its lock cannot be read, so its owner is unknown" in refused(path)
+    assert not remove_ended(path, b"", set(), None)
 
 
 def test_a_lock_does_not_contain_the_machine_id(tmp_path: Path) -> None:

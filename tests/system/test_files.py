@@ -3,26 +3,85 @@
 import errno
 import json
 import os
+import socket
+import stat
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from numpy import zeros
+from safetensors.numpy import save_file
 from support.small_disk import needs_mount, on_small_disk
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.system import files
-from qlora_repeat.system.files import disk_error, new_folder, parse_json, read_json, write_json, write_text
+from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.files import (
+    disk_error,
+    make_folder,
+    move_folder,
+    new_folder,
+    open_regular,
+    parse_json,
+    read_file,
+    read_json,
+    read_lines,
+    restore_folder,
+    write_json,
+    write_text,
+)
 
 FAILURES = [OSError, ValueError, KeyboardInterrupt, SystemExit, MemoryError]
 
 
-def test_a_file_is_created_with_its_folders_and_readable_by_all(tmp_path: Path) -> None:
+def test_a_file_is_created_with_its_folders(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.txt"
     write_text(path, "ő\r\n\u2028🙂\n")
     assert path.read_bytes() == "ő\r\n\u2028🙂\n".encode()
-    assert path.stat().st_mode & 0o777 == 0o644
     assert list(path.parent.iterdir()) == [path]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], None]]:
+    """Set the umask for a test."""
+    before = os.umask(0)
+    os.umask(before)
+    yield lambda wanted: (os.umask(wanted), None)[1]
+    os.umask(before)
+
+
+@pytest.mark.parametrize("wanted", [0o022, 0o002, 0o077, 0o027])
+@pytest.mark.parametrize("shared", [False, True])
+def test_permissions_are_those_of_the_umask_and_of_a_shared_folder(
+    wanted: int, shared: bool, tmp_path: Path, umask: Callable[[int], None]
+) -> None:
+    """Inherit the group of a folder with the setgid bit, as folders of work groups have it."""
+    base = tmp_path / "base"
+    base.mkdir()
+    if shared:
+        os.chown(base, -1, 12345 if os.geteuid() == 0 else os.getgid())
+        base.chmod(0o2775)
+    umask(wanted)
+    write_text(base / "new" / "file.txt", "")
+    with new_folder(base / "new" / "folder") as folder:
+        save_file({"x": zeros(3, "f")}, folder / "weights.safetensors")
+        (folder / "below").mkdir()
+        assert not mode(folder) & 0o077, "only this user opens a folder that is not complete"
+    with new_folder(base / "other", replace=False) as folder:
+        write_text(folder / "file.txt", "")
+    with exclusive(base / "lock.json", "the thing"):
+        made = [path for path in base.rglob("*") if path != base / "base"]
+        assert len(made) == 8
+        for path in made:
+            setgid = 0o2000 if shared and path.is_dir() else 0
+            assert mode(path) == (0o777 if path.is_dir() else 0o666) & ~wanted | setgid, path
+            assert path.stat().st_gid == base.stat().st_gid
 
 
 def test_json_is_indented_sorted_and_not_escaped(tmp_path: Path) -> None:
@@ -236,7 +295,6 @@ def test_a_folder_appears_complete(tmp_path: Path) -> None:
         (folder / "below" / "file.txt").write_text("new")
         assert not path.exists()
     assert (path / "below" / "file.txt").read_text() == "new"
-    assert path.stat().st_mode & 0o777 == 0o755
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -300,3 +358,146 @@ def test_an_interruption_between_the_two_renames_leaves_the_old_folder(
     with pytest.raises(KeyboardInterrupt), new_folder(path):
         pass
     assert (path / "file.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_kill_between_the_renames_loses_no_folder(renames: int, tmp_path: Path) -> None:
+    """Kill `move_folder` after its first or second rename, and start again."""
+    path, source = tmp_path / "adapter", tmp_path / "new"
+    for folder in (path, source):
+        folder.mkdir()
+        (folder / "file.txt").write_text(folder.name)
+    script = f"""
+import os, pathlib, sys
+from qlora_repeat.system import files
+replace, left = os.replace, [{renames}]
+def killed(old, new):
+    replace(old, new)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), 9)
+os.replace = killed
+files.move_folder(*map(pathlib.Path, sys.argv[1:]))
+"""
+    assert subprocess.run([sys.executable, "-c", script, source, path]).returncode == -9
+    restore_folder(path)
+    assert (path / "file.txt").read_text() == {1: "adapter", 2: "new"}[renames]
+    assert set(tmp_path.iterdir()) == {path, source} - ({source} if renames == 2 else set())
+    if source.exists():
+        move_folder(source, path)
+        assert (path / "file.txt").read_text() == "new"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_put_back_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "folder"
+    write_text(path / "file.txt", "old")
+    (tmp_path / "new").mkdir()
+    replace = os.replace
+
+    def broken(old: Path, new: Path) -> None:
+        if new == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        move_folder(tmp_path / "new", path)
+    monkeypatch.undo()
+    restore_folder(path)
+    assert (path / "file.txt").read_text() == "old"
+
+
+def test_new_parent_folders_are_on_disk_before_the_file_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = list[int](), os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_text(tmp_path / "a" / "b" / "file.txt", "")
+    assert synced[:2] == [path.stat().st_ino for path in (tmp_path, tmp_path / "a")]
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "a" / "b" / "file.txt")
+
+
+@pytest.mark.parametrize("there", ["file", "link", "folder", "empty"])
+def test_without_replace_what_appears_at_the_target_stays(there: str, tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with pytest.raises(FileExistsError) as caught, new_folder(path, replace=False) as new:
+        (new / "file.txt").write_text("new")
+        if there == "file":
+            path.write_text("theirs")
+        elif there == "link":
+            path.symlink_to("nowhere")
+        else:
+            path.mkdir()
+            if there == "folder":
+                (path / "theirs").touch()
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.rglob("*")) == [path, *([path / "theirs"] if there == "folder" else [])]
+    assert path.is_symlink() == (there == "link")
+
+
+def test_a_file_that_appears_at_the_last_moment_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, mkdir = tmp_path / "folder", Path.mkdir
+
+    def followed(self: Path, *arguments: object) -> None:
+        mkdir(self)
+        if self == path:
+            (path / "theirs").touch()
+
+    monkeypatch.setattr(Path, "mkdir", followed)
+    with pytest.raises(FileExistsError), new_folder(path, replace=False):
+        pass
+    assert list(tmp_path.rglob("*")) == [path, path / "theirs"]
+
+
+def odd_files(folder: Path) -> dict[str, Path]:
+    """Make a file of each kind that is not a regular file, and a link to a regular one."""
+    found = {name: folder / name for name in ("fifo", "folder", "link", "socket", "endless")}
+    os.mkfifo(found["fifo"])
+    found["folder"].mkdir()
+    (folder / "secret").write_text("secret")
+    found["link"].symlink_to(folder / "secret")
+    found["endless"].symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(found["socket"]))  # a path of at most 107 bytes
+    return found | {"device": Path("/dev/zero")}
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """Neither wait for a FIFO, nor read a device, nor follow a link."""
+    for path in odd_files(tmp_path).values():
+        with pytest.raises(OSError, match=path.name):
+            open_regular(path)
+    assert read_file(tmp_path / "link", follow=True) == b"secret"
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(tmp_path / "endless", follow=True)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "none")
+
+
+def test_what_is_read_is_limited(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"1234")
+    assert read_file(path, 4) == b"1234"
+    with pytest.raises(ValueError, match="larger than 0 kB"):
+        read_file(path, 3)
+    with path.open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(ValueError, match="larger than 100 MB"):
+        read_lines(path)
+    for part in (b"[]," * 3_000_000, b"0," * 5_000_000, b"\n" * 5_000_000):
+        path.write_bytes(b"[" + part)
+        with pytest.raises(ValueError, match="more than 4,000,000 values"):
+            read_lines(path)
+        with pytest.raises(MissingError, match="more than 4,000,000 values"):
+            read_json(path, "fetch it")

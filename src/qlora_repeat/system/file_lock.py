@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_repeat.errors import BusyError, MissingError
+from qlora_repeat.system.files import make_folder, open_regular
 
 TURN_SECONDS = 10.0
 """How long a process waits for another one that is removing the same dead lock."""
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 """The namespace outside all containers, which has this number in Linux after every start."""
 _JOB_KEYS = ("cluster", "job")
+_PLACE = ("host", "machine", "namespaces")
 _NAMESPACES = ("net", "pid", "time")  # an old kernel has no time namespaces
 
 
@@ -50,7 +52,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     ours = (json.dumps(_this_process(), indent=2, sort_keys=True) + "\n").encode()
     try:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             _take(path, ours, what)
         except OSError as error:
             raise MissingError(
@@ -63,7 +65,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         # If somebody removed ours by hand, the lock may belong to another process now. If this fails, the
         # lock stays, and soon its owner is dead.
         with contextlib.suppress(OSError):
-            if path.read_bytes() == ours:
+            if _content(path) == ours:
                 path.unlink()
 
 
@@ -89,7 +91,7 @@ def remove_ended(path: Path, content: bytes, alive: Collection[str], cluster: st
     if job["job"] in alive or job.get("cluster") != cluster:
         return False
     try:
-        if path.stat().st_uid != os.getuid() or path.read_bytes() != content:
+        if path.stat().st_uid != os.getuid() or _content(path) != content:
             return False
     except FileNotFoundError:
         return False
@@ -104,7 +106,6 @@ def _take(path: Path, ours: bytes, what: str) -> None:
         with mine.open("xb") as file:
             file.write(ours)
             file.flush()
-            os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
         for _ in range(100):  # usually once; again if a lock has just been released or removed
             if _linked(mine, path, ours):
@@ -130,7 +131,7 @@ def _linked(mine: Path, path: Path, ours: bytes) -> bool:
         # NFS may report a failure for a link that it has made, if its first answer is lost. The content is
         # better evidence than the number of links, of which the client may remember an old value.
         with contextlib.suppress(OSError):
-            if path.read_bytes() == ours:
+            if _content(path) == ours:
                 return True
         if not isinstance(error, FileExistsError):
             raise
@@ -228,8 +229,7 @@ def _holder(path: Path) -> _Holder | None:
     """Return who holds a lock, or None if there is no lock."""
     owner = None
     try:
-        with path.open("rb") as file:
-            owner = json.loads(file.read(10_000))
+        owner = json.loads(_content(path))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: NFS, and it has just been removed
             return None
@@ -245,18 +245,25 @@ def _holder(path: Path) -> _Holder | None:
     return _Holder({"pid": "unknown", "host": "an unknown host"}, "unreadable")
 
 
+def _content(path: Path) -> bytes:
+    """Return the first bytes of a lock, which another user may have made."""
+    with open_regular(path) as file:
+        return file.read(10_000)
+
+
 def _owner_state(owner: dict[str, Any]) -> Literal["alive", "dead", "unknown"]:
     """Return whether the owner of a lock is alive.
 
-    It is known only to a process in the same namespaces: of pids, so that a number means the same process; of
-    the network, so that processes that remove locks take turns; of time, so that start times are comparable.
+    It is known only to a process on the same machine and in the same namespaces: of pids, so that a number
+    means the same process; of the network, so that processes that remove locks take turns; of time, so that
+    start times are comparable.
     """
     here = _this_process()
     ours, theirs = here["slurm"], owner.get("slurm")
     same_job = ours and isinstance(theirs, dict) and all(ours[key] == theirs.get(key) for key in _JOB_KEYS)
     if same_job and ours != theirs:
         return "dead"  # the job before it was requeued, on any node
-    if not here["namespaces"] or any(owner.get(key) != here[key] for key in ("host", "namespaces")):
+    if not here["namespaces"] or any(owner.get(key) != here[key] for key in _PLACE):
         return "unknown"
     if owner.get("boot") == here["boot"]:
         try:
@@ -264,9 +271,8 @@ def _owner_state(owner: dict[str, Any]) -> Literal["alive", "dead", "unknown"]:
         except (OSError, OverflowError):
             return "unknown"
         return "alive" if started is not None and started == owner.get("started") else "dead"
-    # From before a restart of this machine, if its id says so. Containers may share the id of their image.
-    outside = FIRST_PID_NAMESPACE in here["namespaces"]
-    return "dead" if outside and here["machine"] and owner.get("machine") == here["machine"] else "unknown"
+    # From before a restart of this machine. In a container, its identity may be that of the image.
+    return "dead" if FIRST_PID_NAMESPACE in here["namespaces"] and here["machine"] else "unknown"
 
 
 def _this_process() -> dict[str, Any]:
@@ -301,14 +307,21 @@ def _slurm_job() -> dict[str, str] | None:
 
 
 def _machine() -> str:
-    """Return a digest of the machine's id, which is confidential (machine-id(5)), or "" if it has none."""
+    """Return a digest of the machine's id and of the addresses of its network cards, or "" if it lacks one.
+
+    A cloned machine has the same id and perhaps the same host name, but other cards. The id is confidential
+    (machine-id(5)).
+    """
     try:
         identity = Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
+        cards = [card for card in Path("/sys/class/net").iterdir() if (card / "device").exists()]
+        addresses = sorted((card / "address").read_text("ascii", "replace").strip() for card in cards)
     except OSError:
         return ""
-    if not re.fullmatch("[0-9a-f]{32}", identity):
+    addresses = [each for each in addresses if re.fullmatch("(..:){5}..", each)]  # InfiniBand's may change
+    if not re.fullmatch("[0-9a-f]{32}", identity) or not addresses:
         return ""
-    return hashlib.sha256(f"qlora-repeat {identity}".encode()).hexdigest()[:32]
+    return hashlib.sha256(" ".join(["qlora-repeat", identity, *addresses]).encode()).hexdigest()[:32]
 
 
 def _start_ticks(pid: int) -> int | None:

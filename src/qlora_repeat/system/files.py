@@ -1,4 +1,7 @@
-"""Write files and folders atomically (temporary name, fsync, rename), and read JSON from other sources."""
+"""Write files and folders atomically (temporary name, fsync, rename); read files that others may have made.
+
+Files and folders get the permissions that the umask allows, and the group of a folder that sets it.
+"""
 
 import contextlib
 import errno
@@ -6,8 +9,9 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +19,12 @@ from typing import Any, BinaryIO
 
 from qlora_repeat.errors import MissingError
 
-LARGEST_JSON = 100_000_000
-"""Bytes; every JSON file that the kit writes is far smaller."""
+LARGEST_JSON = 20_000_000
+"""Bytes; every JSON file that the kit writes is smaller."""
+LARGEST_LINES = 100_000_000
+"""Bytes of a file with one JSON value for each line: a trace, collected results, or data."""
+_MOST_VALUES = 4_000_000
+"""Values in a file of JSON, which need up to 100 bytes each in memory."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -42,19 +50,31 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         OSError: the disk is full or read-only; names the file, not its temporary name.
     """
     with _errors_that_name(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        make_folder(path.parent)
+        temporary = _temporary_name(path)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        sync(path.parent)
+
+
+def _temporary_name(path: Path) -> Path:
+    """Return a new hidden name next to `path`, which a later start can recognize."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, and flush each to the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
         sync(path.parent)
 
 
@@ -77,16 +97,71 @@ def strict(value: Any) -> Any:
     return [strict(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def read_json(path: Path, advice: str) -> Any:
-    """Read JSON that another program may have written; an error ends with `advice`, which says what to do.
+def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
+    """Open a file of any origin for reading: at once, and only if it is a regular file.
+
+    A FIFO, a device or a socket could block, or never end. A link could lead to a private file; only with
+    `follow` is it followed, which is for files that the user names and for the links of the kit's own cache.
 
     Raises:
-        MissingError: the file is missing, or `parse_json` refuses it.
+        OSError: there is no such file, or it is something else; names it.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(errno.ELOOP, "a link, which is not followed", str(path)) from None
+        raise
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.ENXIO, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path, limit: int = LARGEST_JSON, *, follow: bool = False) -> bytes:
+    """Return the bytes of a file of any origin, opened by `open_regular`.
+
+    Raises:
+        OSError: as `open_regular`.
+        ValueError: it has more than `limit` bytes.
+    """
+    with open_regular(path, follow=follow) as file:
+        if os.fstat(file.fileno()).st_size <= limit:
+            content = file.read(limit + 1)
+            if len(content) <= limit:
+                return content
+    raise ValueError(f"larger than {megabytes(limit)}")
+
+
+def read_lines(path: Path, *, follow: bool = False) -> str:
+    """Return the text of a file of any origin that has one JSON value for each line.
+
+    Raises:
+        OSError: as `open_regular`.
+        ValueError: it is not in UTF-8, or it has more bytes or values than any such file of the kit.
+    """
+    content = read_file(path, LARGEST_LINES, follow=follow)
+    _require_few_values(content)
+    return content.decode("utf-8")
+
+
+def _require_few_values(content: bytes) -> None:
+    if sum(content.count(each) for each in (b",", b"[", b"{", b"\n")) > _MOST_VALUES:
+        raise ValueError(f"more than {_MOST_VALUES:,} values")
+
+
+def read_json(path: Path, advice: str) -> Any:
+    """Read JSON of any origin; an error ends with `advice`, which says what to do.
+
+    Raises:
+        MissingError: the file is missing, or `read_file` or `parse_json` refuses it.
     """
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"larger than {megabytes(LARGEST_JSON)}")
-        return parse_json(path.read_bytes())
+        return parse_json(read_file(path, LARGEST_JSON))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise MissingError(f"{path}: cannot be read ({reason}); {advice}") from None
@@ -96,8 +171,10 @@ def parse_json(content: bytes) -> Any:
     """Return the value of JSON in UTF-8. Refuse repeated keys, of which readers would take different values.
 
     Raises:
-        ValueError: it is not JSON, an object repeats a key, or values are nested too deeply.
+        ValueError: it is not JSON, an object repeats a key, it has too many values, or they are nested too
+            deeply.
     """
+    _require_few_values(content)
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_distinct)
     except RecursionError:
@@ -116,50 +193,77 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary folder, which becomes `path` if the block succeeds and is deleted if it fails.
 
-    If `path` exists, it is replaced; without `replace` it stays, and the new folder is deleted.
+    Until then, only this user can open it. If `path` exists at the end, it is replaced.
 
     Raises:
         OSError: the disk is full or read-only; names the folder, not its temporary name.
+        FileExistsError: without `replace`, something is at `path`, which stays as it is.
     """
     with _errors_that_name(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        make_folder(path.parent)
+        temporary = _temporary_name(path)
+        temporary.mkdir()
         try:
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            temporary.chmod(mode & ~0o077)
             yield temporary
-            os.chmod(temporary, 0o755)
             for found in [*temporary.rglob("*"), temporary]:
                 if not found.is_symlink():
                     if found.is_file():
-                        os.chmod(found, 0o644)
+                        found.chmod(mode & 0o666)  # safetensors gives others no access
                     sync(found)
+            temporary.chmod(mode)
             if replace:
                 move_folder(temporary, path)
             else:
-                try:
-                    temporary.rename(path)  # which refuses to replace a folder that has files
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                sync(path.parent)
+                _move_to_new(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def move_folder(source: Path, path: Path) -> None:
-    """Rename a complete folder to `path`, on the same disk, and replace the folder that was there."""
-    if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-        os.replace(path, old / "replaced")
-        try:
-            os.replace(source, path)
-        except BaseException:
-            os.replace(old / "replaced", path)
-            raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(source, path)
+def _move_to_new(source: Path, path: Path) -> None:
+    """Rename a complete folder to `path`, and replace nothing."""
+    path.mkdir()  # fails if there is anything
+    try:
+        source.rename(path)  # replaces an empty folder only
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        raise
     sync(path.parent)
+
+
+def move_folder(source: Path, path: Path) -> None:
+    """Rename a complete folder to `path`, on the same disk, and replace the folder that was there.
+
+    If the process is killed between two renames, `restore_folder` puts the old folder back.
+    """
+    restore_folder(path)
+    try:
+        if os.path.lexists(path):
+            aside = _aside(path)
+            aside.parent.mkdir()
+            os.replace(path, aside)
+        os.replace(source, path)
+    finally:
+        restore_folder(path)
+    sync(path.parent)
+
+
+def restore_folder(path: Path) -> None:
+    """Put back the folder that a killed `move_folder` had moved aside, unless its successor is in place."""
+    aside = _aside(path)
+    if aside.parent.exists():
+        if os.path.lexists(aside) and not os.path.lexists(path):
+            os.replace(aside, path)
+        sync(path.parent)
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old") / path.name
 
 
 def require_space(folder: Path, size: int, variable: str) -> None:
