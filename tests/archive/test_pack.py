@@ -8,8 +8,11 @@ import os
 import random
 import shutil
 import signal
+import socket
 import stat
+import struct
 import subprocess
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,16 +23,19 @@ from support.checkout import ROOT, copy_folder
 from support.laboratory import Lab, failure, run
 from support.made_attribution import additive, made
 from support.places import at
+from support.small_disk import needs_mount, on_small_disk
 from support.tiny import tiny_text, write_study
 
 from qlora_repeat.analysis.attribution.decompose import attribute
 from qlora_repeat.analysis.attribution.measurements import write_attribution
+from qlora_repeat.archive import zip_file
 from qlora_repeat.archive.pack import pack
+from qlora_repeat.archive.private_parts import private_parts
 from qlora_repeat.archive.unpack import opened, unpack
-from qlora_repeat.archive.zip_file import CRATE, SUMS, text_entry, write_archive
+from qlora_repeat.archive.zip_file import CRATE, FORMAT_FILE, SUMS, Entry, text_entry, write_archive
 from qlora_repeat.errors import MissingError, StoppedError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
-from qlora_repeat.records.record import read_record, write_record
+from qlora_repeat.records.record import KeptFile, read_record, write_record
 from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES
@@ -53,10 +59,16 @@ def lab(finished: Lab, tmp_path: Path) -> Lab:
 
 
 @pytest.fixture
-def files(finished: Lab) -> Files:
+def current(finished: Lab) -> Files:
     """Return the files in the archive."""
     with zipfile.ZipFile(finished.archive) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture
+def files(current: Files) -> Files:
+    """Return the files that the archive would have in the earlier format, of which any zip is read."""
+    return fitting({name: content for name, content in current.items() if name != FORMAT_FILE})
 
 
 def test_the_same_input_gives_the_same_bytes(lab: Lab, tmp_path: Path) -> None:
@@ -89,38 +101,123 @@ def test_the_archive_contains_nothing_about_the_machine(lab: Lab) -> None:
     trial = lab.runs / FOLDER.removeprefix("runs/")
     for name in ("log.txt", "failed.json", "adapter/.netrc", "adapter/notes.txt"):
         (trial / name).write_text("hunter2")
-    for name in ("all.log", ".env"):
-        (lab.tables / name).write_text("hunter2")
     result = lab.kit("pack")
     assert result.exit_code == 0
-    assert f"left out: {lab.tables / 'all.log'}: not a table" in result.output
     content = lab.archive.read_bytes()
     assert b"hunter2" not in content
     for path in (lab.folder, lab.cache, ROOT, Path.home()):
         assert f"{path}/".encode() not in content
     with zipfile.ZipFile(lab.archive) as archive:
-        assert not [name for name in archive.namelist() if "merged/" in name]
+        assert not [name for name in archive.namelist() if "merged/" in name or "tables/" in name]
 
 
-def test_pack_warns_of_a_file_that_names_a_local_folder(lab: Lab) -> None:
-    assert "before you publish" not in lab.kit("pack").output
-    lab.study.write_text(f"# Models are in {lab.cache}/bases\n" + lab.study.read_text())
-    assert (
-        "look at it before you publish: studies/tiny.toml contains a path of this machine"
-        in lab.kit("pack").output
+CLUSTER = """
+# The project of A. Author pays.
+[cluster]
+account = "secret-project"
+image = "/scratch/secret/kit.sif"
+sbatch = { comment = "secret" }
+
+[cluster.tables]
+partition = "secret"
+"""
+
+
+def test_the_cluster_of_a_study_is_left_out_and_named(lab: Lab) -> None:
+    """Leave out the project and the paths of the user's cluster; the rest of the study file stays."""
+    before, without = lab.study.read_text(), load_study(str(lab.study))
+    middle = before.index("\n[", len(before) // 2)
+    lab.study.write_text(before[:middle] + CLUSTER + before[middle:])
+    result = lab.kit("pack")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert f"left out: {lab.study}: the table [cluster], and comments above it" in result.output
+    with opened(lab.archive) as theirs:
+        packed = (theirs.folder / "studies/tiny.toml").read_text()
+        assert "secret" not in packed and "pays" not in packed
+        assert load_study(theirs.study_file) == without
+    assert b"secret" not in lab.archive.read_bytes()
+    lab.study.write_text('cluster = { account = "secret-project" }\n' + before)
+    assert "key cluster: write it as a table [cluster]" in str(failure(lab.kit("pack")))
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("# Models are in {cache}/bases", "an absolute path"),
+        ("# see ~/notes/todo", "an absolute path"),
+        ("#\n# hf_" + "aB3" * 12, "what looks like a token in line 2"),
+        ("# password: correct-horse", "what looks like a token in line 1"),
+        ("# https://me:secret@example.org/model", "what looks like a token in line 1"),
+    ],
+)
+def test_a_token_or_a_local_path_is_packed_only_on_request(line: str, what: str, lab: Lab) -> None:
+    lab.archive.unlink()
+    lab.study.write_text(line.format(cache=lab.cache) + "\n" + lab.study.read_text())
+    error = failure(lab.kit("pack"))
+    assert isinstance(error, UsageError)
+    assert str(error).startswith(f"studies/tiny.toml: {what}")
+    assert str(error).endswith("; remove it, or publish it with --include-private")
+    assert "aB3aB3" not in str(error) and "secret" not in str(error) and "horse" not in str(error)
+    assert not lab.archive.exists()
+    result = lab.kit("pack", "--include-private")
+    assert f"look at it before you publish: studies/tiny.toml: {what}" in result.output
+    assert lab.archive.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('image = "/kit.sif"', ["an absolute path (/kit.sif) in line 1"]),
+        ("a = 'C:\\Users\\me'", ["an absolute path (C:\\Users\\me) in line 1"]),
+        (
+            '# in file:///home/me/x, "GPU-8932f937-d72c"',
+            ["the UUID of a GPU in line 1", "an absolute path (file"],
+        ),
+        ('url = "https://doi.org/10.1/abc" # and/or 1/2', []),
+        ("special_tokens = true\nmax_tokens = 1234567890", []),
+        ('[data.quotes]\nfile = "fortune/art"', []),
+    ],
+)
+def test_what_looks_private_in_a_study_file(text: str, what: list[str]) -> None:
+    found = list(private_parts(text_entry("studies/a.toml", text), []))
+    assert len(found) == len(what)
+    assert all(map(str.startswith, found, what))
+
+
+def test_a_private_registry_in_a_record_is_found_and_a_models_words_are_not_searched() -> None:
+    record = '{"image": {"name": "registry.corp.example/team/kit"}}'
+    name = f"{FOLDER}/time.json"
+    assert list(private_parts(text_entry(name, record), [])) == ["the host of a private image registry"]
+    text = '{"image": {"name": "ghcr.io/team/kit"}, "text": "password: see /etc/passwd and /home/me/x"}'
+    assert list(private_parts(text_entry(name, text), [])) == []
+    assert list(private_parts(text_entry(name, '{"a": "/home/me/x"}'), [])) == [
+        "an absolute path (/home/me/x) in line 1"
+    ]
+    assert list(private_parts(text_entry(name, '{"a": "in /data/me/x"}'), [Path("/data/me")]))
+
+
+def test_the_uuid_of_a_gpu_in_a_record_is_packed_only_on_request(lab: Lab) -> None:
+    path = lab.runs / FOLDER.removeprefix("runs/") / "time.json"
+    record = read_record(path)
+    assert record is not None
+    environment = {"CUDA_VISIBLE_DEVICES": "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"}
+    write_record(
+        path, dataclasses.replace(record, fingerprint=record.fingerprint | {"environment": environment})
     )
+    assert f"{FOLDER}/time.json: the UUID of a GPU in line " in str(failure(lab.kit("pack")))
+    assert "8 trials in" in lab.kit("pack", "--include-private").output
 
 
-def test_the_crate_describes_each_file_and_each_trial(finished: Lab, files: Files) -> None:
+def test_the_crate_describes_each_file_and_each_trial(finished: Lab, current: Files) -> None:
     from rocrate.rocrate import ROCrate
 
     crate = ROCrate(finished.archive)
     described = {unquote(entity.id): entity for entity in crate.get_by_type("File")}
-    assert described.keys() | {CRATE} == files.keys()
+    assert described.keys() | {CRATE} == current.keys()
     for name, entity in described.items():
         if name != SUMS:
-            assert entity["sha256"] == hashlib.sha256(files[name]).hexdigest()
-            assert entity["contentSize"] == str(len(files[name]))
+            assert entity["sha256"] == hashlib.sha256(current[name]).hexdigest()
+            assert entity["contentSize"] == str(len(current[name]))
     root = crate.root_dataset
     assert (root["datePublished"], root["license"].id) == (
         "2026-01-01",
@@ -178,8 +275,9 @@ def test_an_unpacked_archive_gives_the_same_results_and_tables(finished: Lab, tm
     assert "8 trials: 8 done; 2 tests of bases: 2 done" in states
     collected = run("collect", *given, "--cache", finished.cache)
     assert "8 of 8 trials done" in collected.output
-    assert run("tables", *given, "--out", folder / "tables").exit_code == 0
-    assert folder_digests(folder) == before, "collected and rendered again, the files are as packed"
+    assert folder_digests(folder) == before, "collected again, the files are as packed"
+    assert run("tables", *given, "--out", tmp_path / "tables").exit_code == 0
+    assert folder_digests(tmp_path / "tables") == folder_digests(finished.tables)
 
 
 def test_the_archive_contains_results_of_attributions(lab: Lab) -> None:
@@ -219,8 +317,6 @@ def test_unfinished_and_damaged_trials_are_left_out_and_named(lab: Lab) -> None:
         failure(lab.kit("pack"))
     )
     assert lab.kit("collect").exit_code == 0
-    assert "differs from the collected results; run `qlora-repeat tables`" in str(failure(lab.kit("pack")))
-    shutil.rmtree(lab.tables)
     result = lab.kit("pack")
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("left out: ")]
@@ -257,7 +353,6 @@ def holding(lab: Lab) -> Path:
 def test_stale_trials_are_packed_on_request(lab: Lab) -> None:
     text = lab.study.read_text()
     lab.study.write_text(text.replace("learning_rate = 1e-3", "learning_rate = 5e-3"))
-    shutil.rmtree(lab.tables)
     (lab.runs / "tiny/results.jsonl").unlink()
     result = lab.kit("pack")
     assert result.output.count("left out: tiny-neox/") == 4
@@ -282,7 +377,10 @@ def test_a_link_is_not_packed(lab: Lab) -> None:
     trace = lab.runs / FOLDER.removeprefix("runs/") / "trace.jsonl"
     trace.rename(lab.folder / "moved.jsonl")
     trace.symlink_to(lab.folder / "moved.jsonl")
-    assert "trace.jsonl: not a regular file" in str(failure(lab.kit("pack")))
+    (lab.runs / "tiny" / "results.jsonl").unlink()
+    assert "trace.jsonl: not a regular file; `qlora-repeat run`" in lab.kit("pack").output
+    with opened(lab.archive) as theirs:
+        assert not (theirs.folder / FOLDER / "trace.jsonl").exists()
 
 
 def stopping(done: int, total: int) -> None:
@@ -297,7 +395,7 @@ def test_stopped_half_way_pack_and_unpack_leave_nothing(lab: Lab, tmp_path: Path
     there = sorted(lab.runs.iterdir())
     for path in (lab.archive, lab.runs / "new.zip"):
         with pytest.raises(StoppedError), stop_on_signals(keyboard=False):
-            pack(workspace, lab.tables, path, stopping)
+            pack(workspace, path, stopping)
     assert sorted(lab.runs.iterdir()) == there
     assert lab.archive.read_bytes() == before
     there = sorted(tmp_path.iterdir())
@@ -362,6 +460,194 @@ def test_a_zip_of_the_same_files_from_another_program_is_accepted(files: Files, 
     assert fitting(files).keys() == files.keys()
     found = unpack(zipped(tmp_path / "a.zip", fitting(files)), tmp_path / "theirs", quiet)
     assert (found.label, found.files) == ("tiny", len(files))
+
+
+def test_tables_and_reports_of_the_earlier_format_are_ignored_and_named(files: Files, tmp_path: Path) -> None:
+    """Do not unpack what a browser or LaTeX would run."""
+    active = {
+        "tables/report.html": b"<script>alert(1)</script>",
+        "tables/figure-04.svg": b"<svg onload='alert(1)'/>",
+        "tables/table-01.tex": b"\\input{/etc/passwd}",
+    }
+    path = zipped(tmp_path / "a.zip", fitting(files | active))
+    result = run("unpack", path, "--to", tmp_path / "unpacked")
+    assert result.exit_code == 0, result.output
+    assert f"ignored: {', '.join(sorted(active))}\n" in result.output
+    assert not (tmp_path / "unpacked" / "tables").exists()
+    result = run("check", path)
+    assert result.exit_code == 0, result.output
+    assert "ignored: tables/figure-04.svg" in result.output
+    wrong = fitting(files | active) | {"tables/report.html": b"changed"}
+    assert "report.html does not have the checksum" in refused(zipped(tmp_path / "b.zip", wrong), tmp_path)
+
+
+# An archive of the current format has one form.
+
+
+def canonical(path: Path, files: Files) -> Path:
+    """Write an archive of these files, except SHA256SUMS, as `pack` does."""
+    entries = [
+        Entry(name, content, KeptFile(hashlib.sha256(content).hexdigest(), len(content)))
+        for name, content in files.items()
+        if name != SUMS
+    ]
+    write_archive(path, entries, quiet)
+    return path
+
+
+def test_an_archive_of_the_current_format_has_one_form(finished: Lab, current: Files, tmp_path: Path) -> None:
+    whole = finished.archive.read_bytes()
+    assert canonical(tmp_path / "a.zip", current).read_bytes() == whole
+    other = zipped(tmp_path / "b.zip", dict(reversed(current.items())))
+    assert "not those that `pack` writes" in refused(other, tmp_path)
+
+
+def local_name(content: bytes) -> bytes:
+    """Give the first entry another name in its own header, which zipfile compares, and other flags."""
+    return content[:6] + b"\2" + content[7:]
+
+
+def commented(content: bytes) -> bytes:
+    return content[:-2] + b"\4\0evil"
+
+
+def gap(content: bytes) -> bytes:
+    """Hide bytes between the files and the directory."""
+    place = content.index(b"PK\1\2")
+    end = bytearray(content[place:])
+    end[-6:-2] = (place + 4).to_bytes(4, "little")
+    return content[:place] + b"evil" + bytes(end)
+
+
+def other_mode(content: bytes) -> bytes:
+    place = content.index(b"PK\1\2") + 38
+    return content[:place] + (0o100755 << 16).to_bytes(4, "little") + content[place + 4 :]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: b"#!/bin/sh\necho evil\n" + content,
+        lambda content: content + b"evil",
+        lambda content: content + content[-22:],
+        commented,
+        gap,
+        local_name,
+        other_mode,
+    ],
+)
+def test_bytes_beside_the_files_are_refused(
+    change: Callable[[bytes], bytes], finished: Lab, tmp_path: Path
+) -> None:
+    """Refuse a script in front of the zip, a comment, a gap, and headers that disagree."""
+    (tmp_path / "a.zip").write_bytes(change(finished.archive.read_bytes()))
+    refused(tmp_path / "a.zip", tmp_path)
+
+
+def test_active_content_is_refused(current: Files, tmp_path: Path) -> None:
+    for name in ("tables/report.html", "tables/a.svg", "tables/a.tex", "fingerprints.json"):
+        theirs = fitting(current | {name: b"{}"})
+        assert "is not a file name that it may have" in refused(zipped(tmp_path / "a.zip", theirs), tmp_path)
+
+
+def test_an_unknown_format_is_refused(current: Files, tmp_path: Path) -> None:
+    for number, text in enumerate((b"qlora-repeat archive, format 3\n", b"", b"a" * 10**6)):
+        path = canonical(tmp_path / f"{number}.zip", fitting(current | {FORMAT_FILE: text}))
+        assert "its FORMAT is not 'qlora-repeat archive, format 2'" in refused(path, tmp_path)
+
+
+def test_a_directory_of_millions_of_files_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    entry = b"PK\1\2" + bytes(24) + b"\1" + bytes(17) + b"a"
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 65535, 65535, 47 * 10**6, 0, 0)
+    path.write_bytes(entry * 10**6 + end)
+    tracemalloc.start()
+    assert "its directory or a list in it is larger than 12 MB" in refused(path, tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+def test_too_many_files_are_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zip_file, "MOST_FILES", 2)
+    with pytest.raises(MissingError, match=r"a\.zip: 3 files to pack; an archive can have 2"):
+        canonical(tmp_path / "a.zip", {"README.md": b"", "LICENSE": b""})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_an_archive_that_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(os.path.relpath(path))
+    assert "not a regular file" in refused(path, tmp_path)
+
+
+# The folder for an archive.
+
+
+@pytest.mark.parametrize("there", ["a folder with a file", "an empty folder", "a file", "a link"])
+def test_what_appears_in_the_target_during_unpacking_stays(there: str, finished: Lab, tmp_path: Path) -> None:
+    target = tmp_path / "theirs"
+
+    def appear(done: int, total: int) -> None:
+        if not os.path.lexists(target):
+            if there == "a file":
+                target.write_text("mine")
+            elif there == "a link":
+                target.symlink_to(tmp_path / "nowhere")
+            else:
+                target.mkdir()
+                if there == "a folder with a file":
+                    (target / "notes.txt").write_text("mine")
+
+    with pytest.raises(UsageError, match="somebody made it during unpacking; it stays as it is"):
+        unpack(finished.archive, target, appear)
+    assert list(tmp_path.iterdir()) == [target]
+    if there == "a folder with a file":
+        assert (target / "notes.txt").read_text() == "mine"
+    elif there == "a file":
+        assert target.read_text() == "mine"
+    else:
+        assert target.is_symlink() == (there == "a link")
+
+
+@needs_mount
+@pytest.mark.parametrize("command", ["check", "unpack", "pack"])
+def test_a_full_disk_is_named_with_what_chooses_another(command: str, finished: Lab, tmp_path: Path) -> None:
+    """Name TMPDIR, --to or --out, not the folders of results and models."""
+    script = """
+import os, pathlib, sys, tempfile
+here, command, study, runs, cache, archive = sys.argv[1:]
+pathlib.Path(here, "ballast").write_bytes(bytes(990_000))
+tempfile.tempdir = here
+os.environ["TMPDIR"] = here
+given = {
+    "check": ["check", archive],
+    "unpack": ["unpack", archive, "--to", f"{here}/theirs"],
+    "pack": ["pack", study, "--runs", runs, "--cache", cache, "--out", f"{here}/new.zip"],
+}
+from qlora_repeat.cli.main import main
+sys.argv = ["qlora-repeat", *given[command]]
+main()
+"""
+    lab = [finished.study, finished.runs, finished.cache, finished.archive]
+    done = on_small_disk(script, tmp_path / "disk", 1, command, *lab)
+    assert done.returncode == 3, done.stderr
+    other = {
+        "check": "set TMPDIR to another folder",
+        "unpack": "give another folder with --to",
+        "pack": "give another file with --out",
+    }[command]
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"Error: {tmp_path / 'disk'}/"), done.stderr
+    assert done.stderr.endswith(f": No space left on device; free some space there, or {other}\n"), (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -539,12 +825,14 @@ def test_a_changed_byte_is_refused_or_has_no_effect(finished: Lab, tmp_path: Pat
     assert kept < len(places) / 2
 
 
-def test_check_names_contradictions_in_an_archive(finished: Lab, files: Files, tmp_path: Path) -> None:
+def test_check_names_contradictions_in_an_archive(
+    finished: Lab, current: Files, files: Files, tmp_path: Path
+) -> None:
     result = run("check", finished.archive, "--cache", finished.cache)
     assert result.exit_code == 0
     assert result.output == (
-        f"{finished.archive}: {len(files)} files have the checksums that it states; the records of 8 trials "
-        "match their files, and the collected results match the records\n"
+        f"{finished.archive}: {len(current)} files have the checksums that it states; the records of 8 "
+        "trials match their files, and the collected results match the records\n"
     )
     better = files["runs/tiny/results.jsonl"].replace(b'"perplexity": 8.25', b'"perplexity": 7.25', 1)
     trace = files[f"{FOLDER}/trace.jsonl"].replace(b'"step": 1', b'"step": 2')
@@ -586,7 +874,7 @@ def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     write_study(lab.folder)
     trial = at(load_study(str(lab.study)), lab.runs, cache).trial(FIRST)
     run_trial(trial, STAGES, lambda *progress: None)
-    assert "before you publish" not in lab.kit("pack").output, "records, trace, adapter"
+    assert lab.kit("pack").exit_code == 0, "nothing in records, trace and adapter looks private"
     return lab
 
 
@@ -660,12 +948,11 @@ def test_the_study_of_an_archive_does_not_set_tolerances(recorded: Lab, tmp_path
 
 
 def test_a_change_to_a_file_during_packing_is_noticed(tmp_path: Path) -> None:
-    from qlora_repeat.archive.zip_file import Entry
     from qlora_repeat.records.record import keep
 
     source, path = tmp_path / "trace.jsonl", tmp_path / "a.zip"
     source.write_text("1\n")
-    entry = Entry("tables/trace.jsonl", source, keep(source))
+    entry = Entry("lockfiles/a.txt", source, keep(source))
     source.write_text("2\n")
     with pytest.raises(MissingError, match="changed while it was packed"):
         write_archive(path, [entry, text_entry("README.md", "")], quiet)

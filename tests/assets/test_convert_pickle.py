@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,35 @@ def test_an_index_with_a_missing_tensor_is_refused(shards: Path, tmp_path: Path)
     (shards / INDEX).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="no shard has head, which"):
         converted(shards, tmp_path / "out")
+
+
+def test_a_small_pickle_that_would_become_huge_is_refused(tmp_path: Path) -> None:
+    """Neither repeat a stored value, nor share it many times, nor expand a compressed file."""
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "pytorch_model.bin"
+    one = torch.zeros(1)
+    for values in ({"a": one.expand(134_217_728)}, {f"t{n}": one.expand(200) for n in range(1000)}):
+        torch.save(values, path)
+        assert path.stat().st_size < 200_000
+        with pytest.raises(ValueError, match=r"bytes, but tensors that are larger than it$"):
+            converted(tmp_path / "in", tmp_path / f"out-{len(values)}")
+    torch.save({"a": torch.zeros(1_000_000)}, path)
+    with zipfile.ZipFile(path) as stored:
+        parts = {info.filename: stored.read(info) for info in stored.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as compressed:
+        for name, content in parts.items():
+            compressed.writestr(name, content)
+    with pytest.raises(ValueError, match=r"bytes, but parts that are larger than it$"):
+        converted(tmp_path / "in", tmp_path / "out")
+
+
+def test_tied_weights_are_converted(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    tied = torch.ones(1000)
+    torch.save({"embed": tied, "head": tied}, tmp_path / "in" / "pytorch_model.bin")
+    (tmp_path / "out").mkdir()
+    convert(tmp_path / "in", tmp_path / "out", ["pytorch_model.bin"])
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == {"embed", "head"}
 
 
 @pytest.mark.parametrize("content", ["a list", "a number among tensors", "a zip of pickles that run code"])

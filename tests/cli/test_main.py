@@ -64,6 +64,18 @@ def test_help_lists_every_subcommand_and_the_exit_codes() -> None:
         assert f" {code} " in shown.stdout.partition("Exit codes:")[2]
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["show"], ["plan", "pocket"]])
+def test_a_full_disk_behind_standard_output_is_named(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        script = f"import sys; from qlora_repeat.cli.main import main; sys.argv[1:] = {arguments}; main()"
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == (
+        "Error: standard output (/dev/full): No space left on device; free some space there, or write it to "
+        "another file\n"
+    )
+    assert done.returncode == 3
+
+
 def test_version() -> None:
     shown = kit("--version")
     assert (shown.returncode, shown.stdout.strip()) == (0, f"qlora-repeat, version {__version__}")

@@ -194,7 +194,7 @@ def test_damage_to_a_kept_file_is_found(tmp_path: Path) -> None:
     path.unlink()
     assert damaged_file(path, kept, rehash=False) == f"{path}: missing"
     path.mkdir()
-    assert damaged_file(path, kept, rehash=False) == f"{path}: not a file"
+    assert damaged_file(path, kept, rehash=False) == f"{path}: not a regular file"
     assert damaged_file(tmp_path / "weights" / "below", kept) == f"{tmp_path}/weights/below: missing"
 
 

@@ -1,5 +1,6 @@
 """Tables and figures are compiled into one PDF."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -43,6 +44,29 @@ def test_without_latex_one_line_names_the_packages(tmp_path: Path, monkeypatch: 
     assert done.stderr.startswith("Error: pdflatex: not installed; install the Debian packages ")
     assert {"texlive-publishers", "lmodern"} <= set(done.stderr.split())
     assert len(done.stderr.splitlines()) == 1
+
+
+@needs_latex
+@pytest.mark.parametrize("path", ["/etc/passwd", "../secret", ".secret"])
+def test_latex_reads_no_file_outside_the_folder(path: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for secret in (tmp_path / "secret.tex", tmp_path / "folder" / ".secret.tex"):
+        secret.write_text("secret")
+    with pytest.raises(StageError):
+        compile_paper(document(tmp_path / "folder", rf"\input{{{path}}}"))
+
+
+def test_latex_is_told_to_read_no_file_outside_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without LaTeX, see what the command gets."""
+    tool = tmp_path / "pdflatex"
+    tool.write_text('#!/bin/sh\necho "$openin_any $openout_any" > "${5#*=}/all.pdf"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("openin_any", "a")
+    (tmp_path / "folder").mkdir()
+    assert compile_paper(document(tmp_path / "folder", "text")).read_text() == "p p\n"
 
 
 @needs_latex

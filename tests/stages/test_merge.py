@@ -105,6 +105,19 @@ def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> No
         merged(base, folder, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((1, 100_000), (100_000, 1)), ((2, 3), (1, 2)), ((2, 1), (4, 2)), ((3, 3), (4, 2)), ((3,), (4, 2))],
+)
+def test_an_adapter_of_other_shapes_is_refused_before_the_product(
+    a: tuple[int, ...], b: tuple[int, ...], base: Path, tmp_path: Path
+) -> None:
+    """Refuse products that need 40 GB, or that torch would repeat to the shape of the weight."""
+    tensors = {"layer.lora_A.weight": torch.ones(a), "layer.lora_B.weight": torch.ones(b)}
+    with pytest.raises(StageError, match=r"B, A and layer\.weight have the shapes"):
+        merged(base, adapter(tmp_path, tensors), tmp_path)
+
+
 def test_a_base_whose_index_points_outside_is_refused(base: Path, tmp_path: Path) -> None:
     index = base / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"layer.weight": "../elsewhere.safetensors"}}))

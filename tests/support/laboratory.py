@@ -35,8 +35,6 @@ class Lab:
     def kit(self, command: str, *arguments: object) -> Result:
         """Run a subcommand on the study in this folder."""
         where = ["--runs", self.runs, "--cache", self.cache]
-        if command == "pack":
-            where += ["--tables", self.tables]
         given = [command, self.study, *where, *arguments]
         return CliRunner().invoke(cli, [str(each) for each in given])
 

@@ -16,8 +16,10 @@ from qlora_repeat.system.fingerprint import (
     cpu_model,
     device_name,
     driver_in,
+    environment,
     fingerprint,
     fingerprint_differences,
+    image_name,
     packages,
     software_names,
 )
@@ -182,6 +184,44 @@ def test_an_image_is_named_without_its_path() -> None:
     }
     path = {"QLORA_REPEAT_IMAGE": "/home/alice/kit.sif"}
     assert python(SHOW.format("fingerprint()['image']['name']"), "-S", **path) == "kit.sif"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("ghcr.io/some/kit:1.0", "ghcr.io/some/kit:1.0"),
+        ("some/kit:1.0", "some/kit:1.0"),
+        ("kit:1.0", "kit:1.0"),
+        ("sha256:00ff", "sha256:00ff"),
+        ("registry.corp.example:5000/team/kit@sha256:00ff", "team/kit@sha256:00ff"),
+        ("docker://registry.corp.example/team/kit", "team/kit"),
+        ("me:secret@registry/team/kit", "team/kit"),
+        ("localhost/kit", "kit"),
+        ("10.0.0.7/kit", "kit"),
+        ("../kit.sif", "kit.sif"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_an_image_is_named_without_the_host_of_a_private_registry(
+    given: str | None, name: str | None
+) -> None:
+    assert image_name(given) == name
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("0,1", "0,1"),
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "(set, withheld)"),
+        ("0,gpu-8932f937", "(set, withheld)"),
+        ("MIG-8932f937-d72c-4106-c12f-20bd9faed9f6", "(set, withheld)"),
+        ("MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/0", "(set, withheld)"),
+    ],
+)
+def test_the_uuid_of_a_gpu_is_not_recorded(value: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert environment()["CUDA_VISIBLE_DEVICES"] == shown
 
 
 DIGEST = SHOW.format("lock_digest()")

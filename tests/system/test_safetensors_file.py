@@ -125,6 +125,18 @@ def test_a_file_with_an_invalid_header_is_refused(content: bytes) -> None:
     assert refusal(content)
 
 
+def test_a_shape_without_values_is_not_taken_for_a_huge_one() -> None:
+    content = written({"x": entry(shape=(0, 2**62), offsets=(0, 0))})
+    assert "'x' has the impossible shape [0, 4611686018427387904]" in refusal(content)
+
+
+def test_a_header_of_30_mb_is_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(written(b"{" + b" " * 30_000_000 + b"}"))
+    with pytest.raises(MissingError, match="its header is larger than 20 MB"):
+        read_header(path)
+
+
 def test_a_header_of_more_than_100_mb_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:  # a sparse file takes no disk space

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.system.files import read_file
 from qlora_repeat.system.safetensors_file import read_header
+
+_LARGEST = 10_000_000_000
+"""Bytes of an adapter's file, which is read as a whole."""
 
 PARTS = ("lora_A", "lora_B")
 """An adapter's matrices A and B of each module; the model adds their product BA to its weights."""
@@ -90,7 +94,9 @@ def update_distance(ours: Adapter, theirs: Adapter) -> float | None:
 
 
 def _product_squares(b: NDArray[np.float64], a: NDArray[np.float64]) -> float:
-    """Return the sum of squares of BA, using matrices no larger than its rank."""
+    """Return the sum of squares of BA, using matrices no larger than its rank, or than itself."""
+    if b.shape[0] * a.shape[1] < b.shape[1] ** 2:
+        return float(np.sum((b @ a) ** 2))
     return max(float(np.sum((b.T @ b) * (a @ a.T))), 0.0)
 
 
@@ -143,7 +149,7 @@ def read_adapter(folder: Path) -> Adapter:
     for path in paths:
         try:
             read_header(path)
-            for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
+            for name, tensor in deserialize(read_file(path, _LARGEST, follow=True)):  # type: ignore[no-untyped-call]
                 kind = "<u2" if tensor["dtype"] == "BF16" else _TYPES[tensor["dtype"]]
                 found[name] = np.frombuffer(tensor["data"], dtype=kind).reshape(tensor["shape"])
         except KeyError as error:

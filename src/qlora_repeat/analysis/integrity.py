@@ -162,7 +162,7 @@ def _checkpoint(folder: Path, trace: Path) -> Iterator[CheckedFile]:
         path = folder / Path(name).name
         same = path.name == name and path.is_file() and known_digest(path) == digest
         yield CheckedFile(path, None if same else f"{path}: not the bytes that were recorded")
-    same = trace.is_file() and begins_so(trace, **position)
+    same = begins_so(trace, **position)
     yield CheckedFile(trace, None if same else f"{trace}: does not begin with the trace of {folder.name}")
 
 
@@ -216,4 +216,11 @@ def _leftovers(folder: Path) -> list[str]:
     found = sorted(folder.rglob(".*.*"))
     within = {path for path in found if any(parent in found for parent in path.parents)}
     used = {path for path in found if any(map(live_owner, path.parent.glob("lock*.json")))}
-    return [f"{path}: {_LEFTOVER}" for path in found if path not in within | used]
+    return [f"{path}: {_of_leftover(path)}" for path in found if path not in within | used]
+
+
+def _of_leftover(path: Path) -> str:
+    """Say whether a leftover can be deleted: not if it has the only copy of a folder (`restore_folder`)."""
+    name = path.name.removeprefix(".").removesuffix(".old")
+    only = (path / name).exists() and not path.with_name(name).exists()
+    return f"has the only {name}; `qlora-repeat run` puts it back" if only else _LEFTOVER

@@ -1,5 +1,8 @@
-"""Pack a study into an archive: what its records vouch for, and the results and tables made from them."""
+"""Pack a study into an archive: what its records vouch for, and the results that were made from them."""
 
+import contextlib
+import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,10 +10,20 @@ from pathlib import Path
 
 from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import read_measured
+from qlora_repeat.archive.private_parts import private_parts
 from qlora_repeat.archive.ro_crate import Run, crate_text
-from qlora_repeat.archive.zip_file import CRATE, ByteReport, Entry, is_known, text_entry, write_archive
+from qlora_repeat.archive.zip_file import (
+    CRATE,
+    FORMAT,
+    FORMAT_FILE,
+    ByteReport,
+    Entry,
+    is_known,
+    text_entry,
+    write_archive,
+)
 from qlora_repeat.assets.hub_lock import lock_file
-from qlora_repeat.errors import KitError, MissingError
+from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.records.record import KeptFile, Record, keep
 from qlora_repeat.records.trial_state import base_damages, explanations, stage_record, trial_state
 from qlora_repeat.results.arms import group_arms
@@ -19,8 +32,9 @@ from qlora_repeat.results.study_statistics import statistics_text
 from qlora_repeat.results.trial_result import TrialResult, read_results, results_text
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.files import disk_errors
 from qlora_repeat.system.hashing import file_digest
-from qlora_repeat.system.package_data import ROOT, kit_path
+from qlora_repeat.system.package_data import ROOT
 
 _README = Path(__file__).with_name("readme.md.template")
 KIT_LICENSE = "Apache-2.0"
@@ -37,44 +51,45 @@ class Packed:
     """The digest of the archive, for citing it."""
     left_out: list[str]
     """A line for each part of the study that is not included although one might expect it."""
-    local_paths: list[str]
-    """The files that contain a path of this machine."""
+    private: list[str]
+    """A line for each thing that looks private, which was packed on request."""
 
 
 def pack(
     workspace: Workspace,
-    tables: Path,
     path: Path,
     report: ByteReport,
     *,
     include_stale: bool = False,
+    include_private: bool = False,
     license: str = KIT_LICENSE,
     authors: Sequence[str] = (),
 ) -> Packed:
-    """Write the archive of a study: the same bytes for the same records, study, tables and kit.
+    """Write the archive of a study: the same bytes for the same records, study and kit.
 
     It includes the trials that `collect` gives values: done ones and, with `include_stale`, complete stale
     ones. It includes records, traces and adapters, but no logs, locks or failures, which may name hosts and
-    users.
+    users; and the study file without ``[cluster]``. Tables and reports can be made from the results.
 
     Raises:
-        MissingError: no trial is done; the collected results are not those of the records, or a table is not
-            that of the results; a file is a link, or changes while it is read.
+        MissingError: no trial is done; the collected results are not those of the records; a file is a link,
+            or changes while it is read; or the disk is full.
+        UsageError: a file contains what looks like a token, an absolute path or the UUID of a GPU, and
+            `include_private` is not given.
     """
     study, runs = workspace.study, workspace.runs
     results = collect(workspace, include_stale=include_stale)
     left_out = _left_out(workspace, results, include_stale)
     _check_collected(workspace, results, include_stale)
-    _check_tables(tables, results)
     study_file = f"studies/{study.name}.toml"
     entries = [
-        _file(workspace.file, study_file),
+        text_entry(FORMAT_FILE, FORMAT),
+        text_entry(study_file, _study_text(workspace.file, left_out)),
         text_entry(_name(workspace.results, runs), results_text(results)),
         text_entry(_name(workspace.statistics, runs), statistics_text(group_arms(results))),
         text_entry("README.md", _README.read_text("utf-8").format(label=study.label, version=__version__)),
         *_of_kit(license),
         *_attributions(workspace, left_out),
-        *_tables(tables, left_out),
     ]
     if (pins := lock_file(workspace).current).is_file():
         entries.append(_file(pins, f"studies/{study.name}.lock"))
@@ -84,10 +99,40 @@ def pack(
         entries += own
     kept = {entry.name: entry.kept for entry in entries}
     entries.append(text_entry(CRATE, crate_text(study, study_file, kept, packed, license, authors)))
-    local_paths = [entry.name for entry in entries if _is_local(entry, workspace)]
-    write_archive(path, entries, report)
+    folders = {Path.home(), workspace.runs.absolute(), workspace.cache.absolute()}
+    private = [f"{entry.name}: {what}" for entry in entries for what in private_parts(entry, folders)]
+    if private and not include_private:
+        more = f", and {len(private) - 3} more" if len(private) > 3 else ""
+        raise UsageError(f"{', '.join(private[:3])}{more}; remove it, or publish it with --include-private")
+    with disk_errors(path, "give another file with --out"):
+        write_archive(path, entries, report)
     trials = sum(row.measured for row in results)
-    return Packed(trials, len(entries) + 1, file_digest(path), left_out, local_paths)
+    return Packed(trials, len(entries) + 1, file_digest(path), left_out, private)
+
+
+def _study_text(path: Path, left_out: list[str]) -> str:
+    """Return the text of a study file without ``[cluster]`` and the comments above it.
+
+    Raises:
+        UsageError: ``[cluster]`` is not a table with a line of its own.
+    """
+    text, kept, in_cluster = path.read_bytes().decode("utf-8"), list[str](), False
+    content = tomllib.loads(text)
+    if "cluster" not in content:
+        return text
+    for line in text.splitlines(keepends=True):
+        if header := re.match(r"\s*\[\[?\s*([\w-]+)", line):
+            in_cluster = header[1] == "cluster"
+            while in_cluster and kept and kept[-1].lstrip().startswith("#"):
+                kept.pop()
+        if not in_cluster:
+            kept.append(line)
+    rest = "".join(kept)
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        if tomllib.loads(rest) == {key: value for key, value in content.items() if key != "cluster"}:
+            left_out.append(f"{path}: the table [cluster], and comments above it")
+            return rest
+    raise UsageError(f"{path}: key cluster: write it as a table [cluster], which `pack` can leave out")
 
 
 def _left_out(workspace: Workspace, results: list[TrialResult], include_stale: bool) -> list[str]:
@@ -148,29 +193,13 @@ def _runs(
 
 
 def _check_collected(workspace: Workspace, results: list[TrialResult], include_stale: bool) -> None:
-    """Check that the collected results, from which tables are made, are those of the records."""
+    """Check that the collected results, from which tables were made, are those of the records."""
     path = workspace.results
     if path.exists() and repr(read_results(path)) != repr(results):  # repr, because NaN is not equal to NaN
         option = " --include-stale" if include_stale else ""
         raise MissingError(
-            f"{path}: differs from the records; run `qlora-repeat collect{option}` for this study, make its "
-            "tables again, then pack again"
+            f"{path}: differs from the records; run `qlora-repeat collect{option}`, then pack again"
         )
-
-
-def _check_tables(folder: Path, results: list[TrialResult]) -> None:
-    """Check that tables are those of the results, byte for byte."""
-    from qlora_repeat.render.tables.paper_tables import make_tables
-    from qlora_repeat.render.tables.write import table_texts
-
-    templates = kit_path("paper/templates")
-    for table in make_tables(group_arms(results)) if folder.is_dir() else []:
-        for name, text in table_texts(table, templates).items():
-            if (folder / name).is_file() and (folder / name).read_bytes() != text.encode():
-                raise MissingError(
-                    f"{folder / name}: differs from the collected results; run `qlora-repeat tables` and "
-                    "whatever else writes files there, then pack again"
-                )
 
 
 def _name(path: Path, runs: Path) -> str:
@@ -201,23 +230,3 @@ def _attributions(workspace: Workspace, left_out: list[str]) -> Iterator[Entry]:
             yield _file(path, _name(path, workspace.runs))
         except KitError as error:
             left_out.append(str(error))
-
-
-def _tables(folder: Path, left_out: list[str]) -> Iterator[Entry]:
-    """Yield tables, figures and reports, without hidden files and LaTeX's by-products."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    for path in paths:
-        name = f"tables/{path.relative_to(folder).as_posix()}"
-        if path.is_symlink() or not path.is_file() or not is_known(name):
-            left_out.append(f"{path}: not a table, figure or report")
-        else:
-            yield _file(path, name)
-
-
-def _is_local(entry: Entry, workspace: Workspace) -> bool:
-    """Return whether a text contains a path of this machine, as from a study file or an older kit."""
-    if entry.name.endswith((".pdf", ".png", ".safetensors")):
-        return False
-    content = entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content
-    folders = {Path.home(), workspace.runs.absolute(), workspace.cache.absolute()} - {Path("/")}
-    return any(f"{folder}/".encode() in content for folder in folders)

@@ -3,11 +3,11 @@
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.system.files import SET_TMPDIR, disk_errors, read_file, temporary_folder
 
 NAMESPACE = "qlora-repeat"
 """Signatures for another purpose, such as Git commits, do not count (PROTOCOL.sshsig)."""
@@ -71,15 +71,15 @@ def check_signature(archive: Path, signer: Path) -> str:
         raise MissingError(f"{archive}: no such archive")
     signature = signature_file(archive)
     try:
-        content = _read(signature)
+        content = read_file(signature, _LARGEST_FILE, follow=True)
     except FileNotFoundError:
         raise MissingError(
             f"{archive}: has no signature {signature.name} next to it; ask who packed it for one"
         ) from None
     except (OSError, ValueError) as error:
         raise MissingError(f"{signature}: not a readable signature ({error})") from None
-    with tempfile.TemporaryDirectory(prefix="qlora-repeat-") as folder:
-        keys, copy = Path(folder) / "allowed_signers", Path(folder) / "signature"
+    with temporary_folder() as folder, disk_errors(folder, SET_TMPDIR):
+        keys, copy = folder / "allowed_signers", folder / "signature"
         keys.write_text(allowed, encoding="utf-8")
         copy.write_bytes(content)  # what is checked cannot change between the two calls
         named = ["-n", NAMESPACE, "-s", str(copy)]
@@ -102,7 +102,7 @@ def check_signature(archive: Path, signer: Path) -> str:
 def _public_keys(path: Path) -> list[str]:
     """Return the public keys in a file, one per line, without comments."""
     try:
-        text = _read(path).decode("utf-8")
+        text = read_file(path, _LARGEST_FILE, follow=True).decode("utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--signer {path}: not a readable file of public keys ({reason})") from None
@@ -113,14 +113,6 @@ def _public_keys(path: Path) -> list[str]:
             f"--signer {path}: expected one SSH public key per line, such as the content of id_ed25519.pub"
         )
     return [" ".join(line.split(" ")[:2]) for line in lines]
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(_LARGEST_FILE + 1)
-    if len(content) > _LARGEST_FILE:
-        raise ValueError(f"larger than {_LARGEST_FILE:,} bytes")
-    return content
 
 
 def _ssh_keygen(

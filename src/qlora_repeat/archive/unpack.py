@@ -2,8 +2,7 @@
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from qlora_repeat.archive.ro_crate import check_crate
 from qlora_repeat.archive.zip_file import CRATE, ByteReport, extract
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.results.trial_result import TrialResult, read_results
-from qlora_repeat.system.files import LARGEST_JSON, new_folder
+from qlora_repeat.system.files import SET_TMPDIR, disk_errors, new_folder, read_file, temporary_folder
 
 _RESULTS = "results.jsonl"
 
@@ -25,6 +24,8 @@ class Unpacked:
     """The study, with what follows @."""
     files: int
     """Number of files."""
+    ignored: Sequence[str] = ()
+    """Tables, figures and reports of an archive of an earlier format, which were not unpacked."""
 
     @property
     def runs(self) -> Path:
@@ -50,13 +51,21 @@ def unpack(path: Path, folder: Path, report: ByteReport) -> Unpacked:
     """Unpack an archive to a new folder, after all checks.
 
     Raises:
-        UsageError: the folder exists.
-        MissingError: the file is not an archive of `pack`; then no folder is left.
+        UsageError: the folder exists, or somebody makes it during unpacking; it stays as it is.
+        MissingError: the file is not an archive of `pack`, or the disk is full; then no folder is left.
     """
+    other = "give another folder with --to"
     if os.path.lexists(folder):
-        raise UsageError(f"{folder}: already exists; give another folder with --to")
-    with new_folder(folder) as made:
-        found = _unpacked(path, made, report)
+        raise UsageError(f"{folder}: already exists; {other}")
+    try:
+        with disk_errors(folder, other), new_folder(folder, replace=False) as made:
+            found = _unpacked(path, made, report)
+    except FileExistsError as error:
+        if error.filename != str(folder):
+            raise
+        raise UsageError(
+            f"{folder}: somebody made it during unpacking; it stays as it is, nothing was unpacked; {other}"
+        ) from None
     return replace(found, folder=folder)
 
 
@@ -67,16 +76,17 @@ def opened(path: Path, report: ByteReport = lambda done, total: None) -> Iterato
     Raises:
         MissingError: as `unpack`.
     """
-    with tempfile.TemporaryDirectory(prefix="qlora-repeat-") as folder:
-        yield _unpacked(path, Path(folder), report)
+    with temporary_folder() as folder:
+        with disk_errors(folder, SET_TMPDIR):
+            found = _unpacked(path, folder, report)
+        yield found
 
 
 def _unpacked(path: Path, folder: Path, report: ByteReport) -> Unpacked:
-    files = extract(path, folder, report)
+    extracted = extract(path, folder, report)
+    files = extracted.files
     try:
-        if files[CRATE].bytes > LARGEST_JSON:
-            raise ValueError(f"{CRATE} is too large")
-        check_crate((folder / CRATE).read_bytes(), files)
+        check_crate(read_file(folder / CRATE), files)
         labels = [found.parent.name for found in (folder / "runs").glob(f"*/{_RESULTS}")]
         if len(labels) != 1:
             raise ValueError(f"it has collected results of {len(labels)} studies, expected one")
@@ -86,7 +96,7 @@ def _unpacked(path: Path, folder: Path, report: ByteReport) -> Unpacked:
         raise MissingError(
             f"{path}: not an archive of `qlora-repeat pack` ({error}); ask whoever packed it"
         ) from None
-    return Unpacked(folder, labels[0], len(files))
+    return Unpacked(folder, labels[0], len(files), extracted.ignored)
 
 
 def came_in_archive(study_file: Path) -> bool:

@@ -7,25 +7,31 @@ compressor would give other bytes, and a reader need not trust any size. Readers
 import errno
 import hashlib
 import io
+import os
 import re
 import stat
 import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, BinaryIO
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import KeptFile
-from qlora_repeat.system.files import new_file
+from qlora_repeat.system.files import make_folder, new_file, open_regular
+from qlora_repeat.system.zip_format import Header, directory, local_header, open_zip
 
 SUMS = "SHA256SUMS"
 """The file with a line for each other file, which `sha256sum -c` reads."""
 CRATE = "ro-crate-metadata.json"
 """The file that describes the others (`qlora_repeat.archive.ro_crate`)."""
-MOST_FILES = 100_000
+FORMAT_FILE = "FORMAT"
+FORMAT = "qlora-repeat archive, format 2\n"
+"""The content of this file. Archives of format 1 have no such file."""
+MOST_FILES = 20_000
 """A study of the paper's size has 800."""
 LONGEST_NAME = 500
 
@@ -36,26 +42,25 @@ _PART = r"\w[\w.+@-]*"
 _ARM = rf"runs/{_PART}/{_PART}/{_PART}"
 _NUMBER = r"[1-9]\d{0,8}"
 _KNOWN = re.compile(
-    rf"{SUMS}|{re.escape(CRATE)}|README\.md|LICENSE|CITATION\.cff|fingerprints\.json"
+    rf"{SUMS}|{re.escape(CRATE)}|{FORMAT_FILE}|README\.md|LICENSE|CITATION\.cff"
     rf"|lockfiles/{_PART}\.txt"
     rf"|studies/{_PART}\.(toml|lock)"
     rf"|runs/{_PART}/(results\.jsonl|statistics\.json)"
     rf"|{_ARM}/trial-{_NUMBER}/(trace\.jsonl|(finetune|merge|evaluate|time)\.json)"
     rf"|{_ARM}/trial-{_NUMBER}/adapter/(adapter_config\.json|adapter_model\.safetensors)"
     rf"|runs/{_PART}/{_PART}/base/test-{_NUMBER}\.json"
-    rf"|{_ARM}/attribution[\w.+@-]{{0,100}}\.json"
-    rf"|tables/({_PART}/)*{_PART}\.(csv|html|json|jsonl|md|pdf|png|svg|tex)",
+    rf"|{_ARM}/attribution[\w.+@-]{{0,100}}\.json",
     re.ASCII,
 )
-"""The names that an archive may have: evidence. No code, settings, checkpoints, locks or cluster jobs.
+"""The names that an archive may have: evidence. No code, settings, checkpoints, locks or cluster jobs, and
+nothing that a browser or LaTeX would run: tables and reports can be made from the results."""
+_EARLIER = re.compile(
+    rf"fingerprints\.json|tables/({_PART}/)*{_PART}\.(csv|html|json|jsonl|md|pdf|png|svg|tex)", re.ASCII
+)
+"""Other names in archives of earlier formats, whose files are not used."""
 
-(Older ones have fingerprints.json.)
-"""
-
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The earliest date of a zip."""
-_UNIX = 3
 _BLOCK = 2**20
+_NOT_A_ZIP = (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.error, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -83,78 +88,144 @@ def write_archive(path: Path, entries: Iterable[Entry], report: ByteReport) -> N
     """Write an archive of these files and their checksums atomically.
 
     Raises:
-        MissingError: a file has changed since its entry was made.
+        MissingError: a file has changed since its entry was made, or there are too many files.
     """
     files = sorted(entries, key=lambda entry: entry.name)
     sums = text_entry(SUMS, "".join(f"{each.kept.sha256}  {each.name}\n" for each in files))
     files = sorted([*files, sums], key=lambda entry: entry.name)
+    if len(files) > MOST_FILES:
+        raise MissingError(f"{path}: {len(files):,} files to pack; an archive can have {MOST_FILES:,}")
     done, total = 0, sum(entry.kept.bytes for entry in files)
-    with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+    headers: list[Header] = []
+    with new_file(path) as file:
         for entry in files:
             assert is_known(entry.name), entry.name
-            info = zipfile.ZipInfo(entry.name, _EPOCH)
-            info.create_system = _UNIX
-            info.external_attr = (stat.S_IFREG | 0o644) << 16
-            info.file_size = entry.kept.bytes  # needed for files above 2 GiB
-            content = entry.content
-            with (
-                io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source,
-                archive.open(info, "w") as target,
-            ):
-                if _copy(source, target) != entry.kept:
-                    raise MissingError(f"{content!s}: changed while it was packed; pack again")
+            content, start = entry.content, file.tell()
+            header = Header(entry.name, 0, entry.kept.bytes, start)
+            file.write(local_header(header))
+            with io.BytesIO(content) if isinstance(content, bytes) else open_regular(content) as source:
+                kept, crc = _copy(source, file)
+            if kept != entry.kept:
+                raise MissingError(f"{content!s}: changed while it was packed; pack again")
+            headers.append(replace(header, crc=crc))
+            end = file.tell()
+            file.seek(start)
+            file.write(local_header(headers[-1]))
+            file.seek(end)
             report(done := done + entry.kept.bytes, total)
+        file.write(directory(headers, file.tell()))
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> KeptFile:
-    digest, size = hashlib.sha256(), 0
+def _copy(source: IO[bytes], target: IO[bytes]) -> tuple[KeptFile, int]:
+    """Copy a file and return its digest and size, and its CRC-32."""
+    digest, size, crc = hashlib.sha256(), 0, 0
     while block := source.read(_BLOCK):
         digest.update(block)
+        crc = zlib.crc32(block, crc)
         target.write(block)
         size += len(block)
-    return KeptFile(digest.hexdigest(), size)
+    return KeptFile(digest.hexdigest(), size), crc
 
 
-def extract(path: Path, folder: Path, report: ByteReport) -> dict[str, KeptFile]:
-    """Write the files of an archive of any origin to an empty folder; return their digests and sizes.
+@dataclass(frozen=True)
+class Extracted:
+    """The files of an archive."""
 
-    All names, kinds and sizes are checked before the first file is written, digests while files are written.
-    Do not read any of these files before this function returns.
+    files: dict[str, KeptFile]
+    """The digest and size of each file, also of those that were not written."""
+    ignored: list[str]
+    """Tables, figures and reports of an archive of an earlier format, which were not written."""
+
+
+def extract(path: Path, folder: Path, report: ByteReport) -> Extracted:
+    """Write the files of an archive of any origin to an empty folder.
+
+    All names, kinds, sizes and headers are checked before the first file is written, digests while files are
+    written. Do not read any of these files before this function returns. An archive of the current format
+    must have the bytes that `write_archive` writes; one of an earlier format may be from another program.
 
     Raises:
-        MissingError: there is no such file, or `write_archive` would not write it like that.
+        MissingError: there is no such file, or it is not such an archive.
     """
-    if not path.is_file():
-        raise MissingError(f"{path}: no such archive; `qlora-repeat pack` writes one")
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            infos = _checked(archive.infolist(), path.stat().st_size)
+        with open_regular(path, follow=True) as file, open_zip(file) as archive:
+            size = os.fstat(file.fileno()).st_size
+            current = _is_current(archive)
+            infos = _checked(archive.infolist(), size, current)
+            if current:
+                _require_canonical(file, infos)
             sums = _sums(archive.read(SUMS), infos.keys() - {SUMS})
-            found: dict[str, KeptFile] = {}
+            found, ignored = dict[str, KeptFile](), list[str]()
             done, total = 0, sum(info.file_size for info in infos.values())
-            for name, info in infos.items():
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(info) as source, target.open("xb") as written:
-                    found[name] = _copy(source, written)
+            for name, info in sorted(infos.items()):
+                if _EARLIER.fullmatch(name):
+                    ignored.append(name)
+                    target = Path(os.devnull)
+                else:
+                    target = folder / name
+                    make_folder(target.parent)
+                with archive.open(info) as source, target.open("wb" if name in ignored else "xb") as written:
+                    found[name], _ = _copy(source, written)
                 if name != SUMS and found[name].sha256 != sums[name]:
                     raise ValueError(f"{name} does not have the checksum that {SUMS} gives")
                 report(done := done + info.file_size, total)
-            return found
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, struct.error, OSError) as error:
+            return Extracted(found, ignored)
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingError(f"{path}: no such archive; `qlora-repeat pack` writes one") from None
+    except (*_NOT_A_ZIP, OSError) as error:
         reason = str(error) or "it is truncated"
         if isinstance(error, OSError):
-            if error.errno != errno.EINVAL:
+            if error.errno not in (errno.EINVAL, errno.ENXIO):
                 raise
-            reason = "it gives positions outside of the file"
+            seeks = error.errno == errno.EINVAL
+            reason = "it gives positions outside of the file" if seeks else "not a regular file"
         raise MissingError(
             f"{path}: not an archive of `qlora-repeat pack` ({reason}); download it again, and compare its "
             "SHA-256 with the published one"
         ) from None
 
 
-def _checked(infos: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
+def _is_current(archive: zipfile.ZipFile) -> bool:
+    """Return whether an archive has the current format, by the file that names it.
+
+    Raises:
+        ValueError: it has a format that this version of the kit does not know.
+    """
+    if FORMAT_FILE not in archive.namelist():
+        return False
+    with archive.open(FORMAT_FILE) as file:
+        if file.read(len(FORMAT) + 1) != FORMAT.encode():
+            raise ValueError(
+                f"its {FORMAT_FILE} is not {FORMAT.strip()!r}, which this version of the kit reads"
+            )
+    return True
+
+
+def _require_canonical(file: BinaryIO, infos: dict[str, zipfile.ZipInfo]) -> None:
+    """Check that an archive has no byte but those that `write_archive` writes for these files.
+
+    Raises:
+        ValueError: there is something before, between or behind the files, or in a header.
+    """
+    headers, position = list[Header](), 0
+    for name, info in sorted(infos.items()):
+        headers.append(Header(name, info.CRC, info.file_size, position))
+        wanted = local_header(headers[-1])
+        _require_bytes(file, position, wanted)
+        position += len(wanted) + info.file_size
+    _require_bytes(file, position, directory(headers, position), last=True)
+
+
+def _require_bytes(file: BinaryIO, position: int, wanted: bytes, *, last: bool = False) -> None:
+    file.seek(position)
+    if file.read(len(wanted) + last) != wanted:
+        raise ValueError(f"its headers from byte {position:,} on are not those that `pack` writes")
+
+
+def _checked(infos: list[zipfile.ZipInfo], size: int, current: bool) -> dict[str, zipfile.ZipInfo]:
     """Return the entries of an archive with this size by name, if all are plain files with known names.
+
+    An archive that does not have the current format may also have names of an earlier one.
 
     Raises:
         ValueError: an entry is not, two entries conflict, or the archive is too small for them.
@@ -163,7 +234,9 @@ def _checked(infos: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipIn
         raise ValueError(f"it has {len(infos):,} files; at most {MOST_FILES:,} are read")
     for info in infos:
         # Compare the original name too, because zipfile cuts names at a NUL.
-        if not is_known(info.orig_filename) or info.filename != info.orig_filename:
+        name = info.orig_filename
+        known = is_known(name) or (not current and _EARLIER.fullmatch(name) and len(name) <= LONGEST_NAME)
+        if not known or info.filename != name:
             raise ValueError(f"{info.orig_filename!r:.100} is not a file name that it may have")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
             raise ValueError(f"{info.filename} is not a regular file")

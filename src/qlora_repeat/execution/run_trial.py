@@ -18,7 +18,7 @@ from qlora_repeat.stages import merge
 from qlora_repeat.study.trial import STAGES, BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
 from qlora_repeat.system.file_lock import exclusive
-from qlora_repeat.system.files import disk_error, require_space, write_json
+from qlora_repeat.system.files import disk_error, require_space, restore_folder, write_json
 from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
 
 
@@ -84,6 +84,8 @@ def _seeds_before(states: dict[Stage, StageState]) -> dict[str, int] | None:
 
 def _clean(trial: Trial) -> None:
     """Remove temporary files of a killed process, and the checkpoint of a finished fine-tuning."""
+    for replaced in (trial.adapter, trial.merged):
+        restore_folder(replaced)
     for name in (".merged.*", ".adapter.*", ".unfinished.*", ".trace.*", ".*.json.*", "unfinished/.*"):
         for left in trial.folder.glob(name):
             if left.name.startswith(f".{trial.lock.name}"):

@@ -6,13 +6,14 @@ in any of them is noticed.
 
 import datetime
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.old_spelling import respelled
-from qlora_repeat.system.files import LARGEST_JSON, json_text, megabytes, parse_json, write_text
+from qlora_repeat.system.files import json_text, parse_json, read_file, write_text
 from qlora_repeat.system.hashing import json_digest, known_digest, once
 
 FORMAT = 2
@@ -93,9 +94,10 @@ def damaged_file(path: Path, kept: KeptFile, *, rehash: bool = True) -> str | No
     Without `rehash`, only check that the file exists and has the recorded size.
     """
     try:
-        size = path.stat().st_size
-        if not path.is_file():
-            return f"{path}: not a file"
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{path}: not a regular file"
+        size = found.st_size
         if size != kept.bytes:
             return f"{path}: {size:,} bytes (recorded: {kept.bytes:,})"
         same = not rehash or known_digest(path) == kept.sha256
@@ -114,12 +116,7 @@ def _text(record: Record) -> str:
 
 
 def _read(path: Path) -> Record:
-    if path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"larger than {megabytes(LARGEST_JSON)}")
-    return _parse(path.read_bytes())
-
-
-def _parse(text: bytes) -> Record:
+    text = read_file(path)
     content = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError("not an object")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.system.files import parse_json
+from qlora_repeat.system.files import parse_json, read_lines
 
 CURVE_POINTS = 30
 _FLOATS = ("loss", "gradient_norm", "learning_rate")
@@ -63,11 +63,12 @@ def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
         UsageError: a line is not a step, or is out of order.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_lines(path)
     except FileNotFoundError:
         raise MissingError(f"{path}: no trace; the trial has not been fine-tuned") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a readable trace ({error})") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path}: not a readable trace ({reason})") from None
     if unfinished:
         text = text[: text.rfind("\n") + 1]
     steps = []

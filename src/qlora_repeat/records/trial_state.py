@@ -1,6 +1,5 @@
 """Which stages of a trial, and which tests of a base, are done, stale, damaged or missing, and why."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, share
 from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
+from qlora_repeat.system.files import parse_json, read_file
 from qlora_repeat.system.hashing import known_digest
 
 State = Literal["done", "running", "stale", "damaged", "failed", "missing"]
@@ -157,7 +157,7 @@ def base_damages(workspace: Workspace) -> list[str]:
 def failure_of(trial: Trial) -> str | None:
     """Return why a trial failed last, or None."""
     try:
-        return str(json.loads(trial.failure.read_text(encoding="utf-8"))["error"])
+        return str(parse_json(read_file(trial.failure))["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

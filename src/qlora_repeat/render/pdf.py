@@ -4,11 +4,10 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError, StageError
-from qlora_repeat.system.files import write_bytes, write_text
+from qlora_repeat.system.files import temporary_folder, write_bytes, write_text
 
 INSTALL_LATEX = (
     "install the Debian packages texlive-latex-base texlive-latex-recommended texlive-latex-extra "
@@ -28,12 +27,12 @@ def compile_paper(folder: Path) -> Path:
         raise MissingError(f"{folder / 'all.tex'}: no tables to compile; run `qlora-repeat tables` first")
     if shutil.which("pdflatex") is None:
         raise MissingError(f"pdflatex: not installed; {INSTALL_LATEX}")
-    with tempfile.TemporaryDirectory(prefix="qlora-repeat-") as work:
+    with temporary_folder() as work:
         for _ in range(_MOST_PASSES):
-            log = _run_latex(folder, Path(work))
+            log = _run_latex(folder, work)
             if not re.search(r"Rerun (LaTeX|to get)", log):
                 break
-        write_bytes(folder / "all.pdf", (Path(work) / "all.pdf").read_bytes())
+        write_bytes(folder / "all.pdf", (work / "all.pdf").read_bytes())
     (folder / "all.log").unlink(missing_ok=True)  # of an earlier failure
     return folder / "all.pdf"
 
@@ -44,7 +43,8 @@ def _run_latex(folder: Path, work: Path) -> str:
     done = subprocess.run(
         [*command, f"-output-directory={work}", "all.tex"],
         cwd=folder,
-        env=os.environ | {"max_print_line": "10000"},  # otherwise the log breaks lines after 79 characters
+        # Read and write no file but those of this folder and of LaTeX; do not break lines of the log.
+        env=os.environ | {"openin_any": "p", "openout_any": "p", "max_print_line": "10000"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

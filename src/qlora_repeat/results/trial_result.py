@@ -14,7 +14,7 @@ from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.old_spelling import respelled
-from qlora_repeat.system.files import parse_json, write_text
+from qlora_repeat.system.files import parse_json, read_lines, write_text
 
 _Row = TypeVar("_Row")
 
@@ -133,11 +133,12 @@ def read_results(path: Path) -> list[TrialResult]:
         UsageError: a line is not a row of collected results; names the line and the key.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_lines(path, follow=True).split("\n")
     except FileNotFoundError:
         raise MissingError(f"{path}: no collected results; run `qlora-repeat collect` first") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not a text file; run `qlora-repeat collect` again") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path}: not readable ({reason}); run `qlora-repeat collect` again") from None
     return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 

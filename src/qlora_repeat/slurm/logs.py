@@ -10,7 +10,7 @@ from qlora_repeat.records.trial_state import failure_of
 from qlora_repeat.slurm.submit import jobs_folder, submitted_tasks
 from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.system.file_lock import live_owner
-from qlora_repeat.system.files import printable
+from qlora_repeat.system.files import open_regular, printable
 
 _MOST_BYTES = 1_000_000
 """Only the last bytes of a file are read."""
@@ -61,7 +61,7 @@ def _when(path: Path) -> str:
 
 
 def _tail(path: Path, lines: int) -> list[str]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, path.stat().st_size - _MOST_BYTES))
         text = file.read().decode("utf-8", errors="replace")
     # A progress bar overwrites its line; keep what it wrote last.

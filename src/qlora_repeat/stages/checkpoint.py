@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from qlora_repeat.system.files import json_text, new_folder, parse_json, write_text
+from qlora_repeat.system.files import LARGEST_LINES, json_text, new_folder, parse_json, read_file, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
 from qlora_repeat.system.safetensors_file import read_weights
 
@@ -132,19 +132,19 @@ def _whole(folder: Path, files: dict[str, str]) -> bool:
 
 def _cut_back(trace: Path, bytes: int, sha256: str) -> bool:
     """Cut the trace to its first `bytes`; return False if they do not have this digest."""
-    try:
-        if not begins_so(trace, bytes, sha256):
-            return False
-        os.truncate(trace, bytes)
-    except OSError:
+    if not begins_so(trace, bytes, sha256):
         return False
+    os.truncate(trace, bytes)
     return True
 
 
 def begins_so(trace: Path, bytes: int, sha256: str) -> bool:
     """Return whether the first `bytes` of the trace have this digest."""
-    with trace.open("rb") as file:
-        return hashlib.sha256(file.read(bytes)).hexdigest() == sha256
+    try:
+        content = read_file(trace, LARGEST_LINES)[:bytes]
+    except (OSError, ValueError, TypeError):
+        return False
+    return len(content) == bytes and hashlib.sha256(content).hexdigest() == sha256
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -165,7 +165,7 @@ def _sealed(content: dict[str, Any]) -> str:
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """Return JSON that `write_sealed` wrote, without the digest; None if it is missing or changed."""
     try:
-        content: dict[str, Any] = parse_json(path.read_bytes())
+        content: dict[str, Any] = parse_json(read_file(path))
         return content if content.pop("digest") == json_digest(content) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

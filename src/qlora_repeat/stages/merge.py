@@ -66,6 +66,10 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
         weight = tensors.get_tensor(name)
         if name in changes:
             a, b, scale = changes.pop(name)
+            shapes = [list(each.shape) for each in (b, a, weight)]
+            fits = [len(shape) for shape in shapes] == [2, 2, 2] and b.shape[1] == a.shape[0]
+            if not fits or [b.shape[0], a.shape[1]] != shapes[2]:  # the product could be huge
+                raise StageError(f"{adapter}: B, A and {name} have the shapes {shapes}; fine-tune again")
             weight = weight.float() + (b.float() @ a.float()) * scale
         return weight.to(merged_type) if weight.is_floating_point() else weight
 

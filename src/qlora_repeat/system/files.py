@@ -12,8 +12,10 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +27,8 @@ LARGEST_LINES = 100_000_000
 """Bytes of a file with one JSON value for each line: a trace, collected results, or data."""
 _MOST_VALUES = 4_000_000
 """Values in a file of JSON, which need up to 100 bytes each in memory."""
+SET_TMPDIR = "set TMPDIR to another folder"
+_SET_RUNS = "set QLORA_REPEAT_RUNS (results) or QLORA_REPEAT_CACHE (models and data) to another folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -97,7 +101,7 @@ def strict(value: Any) -> Any:
     return [strict(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
+def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     """Open a file of any origin for reading: at once, and only if it is a regular file.
 
     A FIFO, a device or a socket could block, or never end. A link could lead to a private file; only with
@@ -154,14 +158,16 @@ def _require_few_values(content: bytes) -> None:
         raise ValueError(f"more than {_MOST_VALUES:,} values")
 
 
-def read_json(path: Path, advice: str) -> Any:
+def read_json(path: Path, advice: str, *, follow: bool = False) -> Any:
     """Read JSON of any origin; an error ends with `advice`, which says what to do.
+
+    `follow` as in `open_regular`.
 
     Raises:
         MissingError: the file is missing, or `read_file` or `parse_json` refuses it.
     """
     try:
-        return parse_json(read_file(path, LARGEST_JSON))
+        return parse_json(read_file(path, LARGEST_JSON, follow=follow))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise MissingError(f"{path}: cannot be read ({reason}); {advice}") from None
@@ -313,20 +319,49 @@ def _errors_that_name(path: Path) -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
-def disk_error(error: OSError, path: Path | None = None) -> str:
+def disk_error(error: OSError, path: Path | str | None = None, other: str = _SET_RUNS) -> str:
     """Describe a disk error in one line: the file, the reason and what to do.
 
-    `path` is named if the error names no file, as after a write to an open file.
+    `path` is named if the error names no file, as after a write to an open file. `other` says how to choose
+    another place.
     """
     if error.errno is None:
         return str(error)
     advice = ""
     if error.errno in (*_FULL, *_CLOSED):
         first = "free some space there" if error.errno in _FULL else "make it writable"
-        other = "set QLORA_REPEAT_RUNS (results) or QLORA_REPEAT_CACHE (models and data) to another folder"
         advice = f"; {first}, or {other}"
     named = path if error.filename is None else error.filename
     return ("" if named is None else f"{named}: ") + f"{error.strerror}{advice}"
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, other: str) -> Iterator[None]:
+    """Raise MissingError for a disk error in the block, as `disk_error` describes it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, *_CLOSED, errno.EFBIG, errno.EIO):
+            raise
+        raise MissingError(disk_error(error, path, other)) from error
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder for the block that only this user can open, in $TMPDIR.
+
+    Raises:
+        MissingError: no folder can be made there.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="qlora-repeat-")
+    except OSError as error:
+        where = os.environ.get("TMPDIR") or "/tmp"
+        raise MissingError(
+            f"{where}: no temporary folder can be made ({error.strerror}); {SET_TMPDIR}"
+        ) from None
+    with made as folder:
+        yield Path(folder)
 
 
 def sync(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Describe the machine and the software of a process: the fingerprint in each record.
 
-Records are published, so a fingerprint has no host name, no user name and no path. It has only environment
-variables that are known to matter, and withholds their values unless they are plain settings.
+Records are published, so a fingerprint has no host name, no user name, no path and no UUID of a GPU. It has
+only environment variables that are known to matter, and withholds values that are not plain settings.
 """
 
 import contextlib
@@ -35,6 +35,15 @@ _VARIABLES = re.compile(
     r"|(PYTORCH|TORCH)_\w+"
     "|GLIBC_TUNABLES|HF_DATASETS_OFFLINE|HF_HUB_OFFLINE|LD_LIBRARY_PATH|LD_PRELOAD|NVIDIA_TF32_OVERRIDE"
     "|PYTHONHASHSEED|TOKENIZERS_PARALLELISM|TRANSFORMERS_OFFLINE"
+)
+_PUBLIC_REGISTRIES = (
+    "docker.io",
+    "gcr.io",
+    "ghcr.io",
+    "mcr.microsoft.com",
+    "nvcr.io",
+    "public.ecr.aws",
+    "quay.io",
 )
 _SECRET = re.compile("AUTH|CREDENTIAL|KEY|PASSW|SECRET|TOKEN(?!IZERS_)")
 _PLAIN_VALUE = re.compile(r"[\w.,:;=+*|(){}\[\] -]{0,200}", re.ASCII)
@@ -97,10 +106,10 @@ def fingerprint() -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "image": {
-            "name": _without_folder(os.environ.get("QLORA_REPEAT_IMAGE")),
-            "digest": _without_folder(os.environ.get("QLORA_REPEAT_IMAGE_DIGEST")),
+            "name": image_name(os.environ.get("QLORA_REPEAT_IMAGE")),
+            "digest": image_name(os.environ.get("QLORA_REPEAT_IMAGE_DIGEST")),
             "apptainer": _last_part(os.environ.get("APPTAINER_CONTAINER")),
-            "base": _without_folder(_image_file().get("base")),
+            "base": image_name(_image_file().get("base")),
         },
         "python": platform.python_version(),
         "os": _os_name(),
@@ -191,7 +200,7 @@ def environment() -> dict[str, str]:
     """
     private = _private_names()
     return {
-        name: value if _PLAIN_VALUE.fullmatch(value) and not private.search(value) else WITHHELD
+        name: WITHHELD if not _PLAIN_VALUE.fullmatch(value) or private.search(value) else value
         for name, value in sorted(os.environ.items())
         if _VARIABLES.fullmatch(name) and not _SECRET.search(name)
     }
@@ -199,19 +208,27 @@ def environment() -> dict[str, str]:
 
 @functools.cache
 def _private_names() -> re.Pattern[str]:
-    """Return a pattern of the names of host and user; a number is too common to be recognized as a name."""
+    """Return a pattern of the names of host and user and of UUIDs of GPUs.
+
+    A number is too common to be recognized as a name.
+    """
     host = socket.gethostname()
     names = {host, host.partition(".")[0]}
     # The user of a container may have no home and no name.
     with contextlib.suppress(OSError, KeyError, ImportError, RuntimeError):
         names |= {Path.home().name, getpass.getuser()}
     known = "|".join(re.escape(name) for name in names if name and not name.isdecimal()) or "(?!)"
-    return re.compile(rf"(?<![a-z0-9])({known})(?![a-z0-9])", re.IGNORECASE)
+    return re.compile(rf"(?<![a-z0-9])(({known})(?![a-z0-9])|(GPU|MIG)-[0-9a-f])", re.IGNORECASE)
 
 
-def _without_folder(image: str | None) -> str | None:
-    """Return the name or digest of an image, or the last part of its path."""
-    return _last_part(image) if image and image[0] in "/.~" else image or None
+def image_name(image: str | None) -> str | None:
+    """Return the name or digest of an image without a path, and without the host of a private registry."""
+    if not image or image[0] in "/.~":
+        return _last_part(image)
+    image = image.partition("://")[2] or image
+    host, _, rest = image.partition("/")
+    is_host = bool(rest) and (not {".", ":", "@"}.isdisjoint(host) or host == "localhost")
+    return rest if is_host and host not in _PUBLIC_REGISTRIES else image
 
 
 def _last_part(path: str | None) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_repeat.errors import MissingError
+from qlora_repeat.system.files import open_regular, read_file
 from qlora_repeat.system.safetensors_file import tensor_digests, weight_files
 
 _Found = TypeVar("_Found")
@@ -30,7 +31,7 @@ def json_digest(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """Return the digest of a file's bytes."""
-    with path.open("rb") as file:
+    with open_regular(path, follow=True) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -48,7 +49,7 @@ def manifest_digest(folder: Path) -> str | None:
 
 
 def _json_file_digest(path: Path) -> str:
-    return json_digest(json.loads(path.read_text("utf-8")))
+    return json_digest(json.loads(read_file(path)))
 
 
 def once(compute: Callable[[Path], _Found], path: Path) -> _Found:

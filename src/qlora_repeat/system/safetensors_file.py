@@ -3,16 +3,18 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.errors import MissingError
-from qlora_repeat.system.files import parse_json, read_json
+from qlora_repeat.system.files import LARGEST_JSON, megabytes, open_regular, parse_json, read_json
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+_MOST_ELEMENTS = 2**40
 _ADVICE = "make or fetch it again"
 _DTYPES = {
     "BOOL": "bool",
@@ -55,11 +57,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
     first = b""
     try:
-        with path.open("rb") as file:
+        with open_regular(path, follow=True) as file:
             first = file.read(8)
+            size = int.from_bytes(first, "little")
+            if size > LARGEST_JSON and size <= os.fstat(file.fileno()).st_size:
+                raise ValueError(f"its header is larger than {megabytes(LARGEST_JSON)}")
             with safe_open(path, framework="numpy"):
                 pass
-            size = int.from_bytes(first, "little")
             header = parse_json(file.read(size))
         header.pop("__metadata__", None)
         return {name: _stored(name, entry, 8 + size) for name, entry in header.items()}
@@ -77,6 +81,8 @@ def _stored(name: str, entry: dict[str, Any], start: int) -> StoredTensor:
     """Return the tensor of a header entry, whose offsets count from byte `start` of the file."""
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"{name[:80]!r} has the unknown dtype {entry['dtype']!r}")
+    if math.prod(filter(None, entry["shape"])) > _MOST_ELEMENTS:  # of a tensor with a zero in its shape
+        raise ValueError(f"{name[:80]!r} has the impossible shape {entry['shape']}")
     first, end = entry["data_offsets"]
     return StoredTensor(_DTYPES[entry["dtype"]], entry["shape"], start + first, start + end)
 
@@ -137,7 +143,7 @@ def tensor_digests(path: Path) -> dict[str, list[Any]]:
     """
     found: dict[str, list[Any]] = {}
     tensors = read_header(path)
-    with path.open("rb") as file:
+    with open_regular(path, follow=True) as file:
         for name, tensor in tensors.items():
             file.seek(tensor.start)
             digest, left = hashlib.sha256(), tensor.end - tensor.start
@@ -163,7 +169,7 @@ def weight_files(folder: Path) -> list[Path]:
             )
         raise MissingError(f"{folder}: it has no weights (*.safetensors); make or fetch them again")
     for index in folder.glob("*.safetensors.index.json"):
-        content = read_json(index, _ADVICE)
+        content = read_json(index, _ADVICE, follow=True)
         shards = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(shards, dict):
             raise MissingError(f"{index}: not an index of weights (no weight_map); {_ADVICE}")

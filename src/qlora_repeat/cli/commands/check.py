@@ -79,6 +79,8 @@ def _archive(path: Path, cache: Path | None, signer: Path | None, quiet: bool) -
         signed = check_signature(path, signer)
     with byte_progress("check", quiet) as report, opened(path, report) as unpacked:
         checked = check_archive(unpacked, cache)
+    if unpacked.ignored and not quiet:
+        click.echo(f"ignored: {', '.join(unpacked.ignored)}", err=True)
     for line in checked.problems:
         click.echo(line.replace(f"{unpacked.folder}/", f"{path}: ").partition("; `qlora-repeat")[0])
     if checked.problems:

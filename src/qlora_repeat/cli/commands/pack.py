@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from qlora_repeat.api.places import BUILD
 from qlora_repeat.cli.options import byte_progress, quiet_option, workspace_argument
 from qlora_repeat.study.workspace import Workspace
 
@@ -15,18 +14,18 @@ from qlora_repeat.study.workspace import Workspace
     type=click.Path(path_type=Path),
     help="Archive to write, which ends in .zip.  [default: STUDY.zip in the folder of results]",
 )
-@click.option(
-    "--tables",
-    type=click.Path(file_okay=False, path_type=Path),
-    help=f"Folder of tables, figures and reports, if there is one.  [default: {BUILD}/STUDY]",
-)
 @click.option("--include-stale", is_flag=True, help="Also pack stale trials, as `collect` does.")
+@click.option(
+    "--include-private",
+    is_flag=True,
+    help="Also pack files with what looks like a token, an absolute path or the UUID of a GPU.",
+)
 @click.option(
     "--license",
     metavar="SPDX",
     default="Apache-2.0",
     show_default=True,
-    help="License that you give to records, results and tables.",
+    help="License that you give to records and results.",
 )
 @click.option("--author", "authors", metavar="NAME", multiple=True, help="Who is to be cited; repeatable.")
 @click.option(
@@ -40,8 +39,8 @@ from qlora_repeat.study.workspace import Workspace
 @quiet_option
 def command(
     out: Path | None,
-    tables: Path | None,
     include_stale: bool,
+    include_private: bool,
     license: str,
     authors: tuple[str, ...],
     key: Path | None,
@@ -50,9 +49,10 @@ def command(
 ) -> None:
     """Put a study into one archive that others can cite and check: STUDY.zip.
 
-    The archive has records, traces, adapters, collected results, tables, lock files and the study file,
-    described as an RO-Crate, with SHA256SUMS. The same input gives the same bytes. It has no base models,
-    data, merged models or logs. Trials that are damaged, running or incomplete are left out and named.
+    The archive has records, traces, adapters, collected results, lock files and the study file, described as
+    an RO-Crate, with SHA256SUMS. The same input gives the same bytes. It has no base models, data, merged
+    models, tables or logs. Trials that are damaged, running or incomplete are left out and named, and so is
+    the study's [cluster].
 
     \b
     Example:
@@ -76,17 +76,17 @@ def command(
     with byte_progress("pack", quiet) as report:
         packed = pack(
             workspace,
-            tables or BUILD / study.label,
             path,
             report,
             include_stale=include_stale,
+            include_private=include_private,
             license=license,
             authors=authors,
         )
     for line in packed.left_out:
         click.echo(f"left out: {line}", err=True)
-    for name in packed.local_paths:
-        click.echo(f"look at it before you publish: {name} contains a path of this machine", err=True)
+    for line in packed.private:
+        click.echo(f"look at it before you publish: {line}", err=True)
     if not quiet:
         size = megabytes(path.stat().st_size)
         click.echo(f"{path}: {packed.trials} trials in {packed.files} files, {size}")

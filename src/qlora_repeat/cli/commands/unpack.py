@@ -31,6 +31,8 @@ def command(archive: Path, folder: Path | None, quiet: bool) -> None:
 
     with byte_progress("unpack", quiet) as report:
         found = unpack(archive, folder or archive.with_suffix(""), report)
+    if found.ignored:
+        click.echo(f"ignored: {', '.join(found.ignored)}", err=True)
     if not quiet:
         rows = found.results()
         done = [row for row in rows if row.measured]
