@@ -64,7 +64,7 @@ def test_help_lists_every_subcommand_and_the_exit_codes() -> None:
         assert f" {code} " in shown.stdout.partition("Exit codes:")[2]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["show"], ["plan", "pocket"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["show"], ["show", "pocket"]])
 def test_a_full_disk_behind_standard_output_is_named(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         script = f"import sys; from qlora_repeat.cli.main import main; sys.argv[1:] = {arguments}; main()"

@@ -1,16 +1,19 @@
 """The command line. A subcommand's module, and what it imports, is loaded only when it is called."""
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
-from qlora_repeat.system.files import disk_error
+from qlora_repeat.system.files import disk_error, disk_errors
 from qlora_repeat.system.signals import stop_on_signals
 
 GROUPS = {
@@ -97,26 +100,40 @@ def cli() -> None:
     """
 
 
-def _output_error(error: OSError) -> str | None:
-    """Describe an error of standard output, which names no file; return None for an error of another file."""
-    if error.filename is not None or sys.stdout is None:
-        return None
-    try:
-        sys.stdout.flush()  # fails again, because what could not be written is kept
-    except OSError as again:
-        file = Path("/proc/self/fd/1").readlink()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python fails once more at its end
-        return disk_error(again, f"standard output ({file})", "write it to another file")
-    return None
+class _Output(io.TextIOWrapper):
+    """Standard output, whose errors name it."""
+
+    def write(self, text: str, /) -> int:
+        with self._named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        file = Path("/proc/self/fd/1").resolve()
+        with disk_errors(f"standard output ({file})", "write it to another file"):
+            yield
 
 
 def main() -> None:
     """The console script: an error that a user can fix ends in one line and its exit code."""
+    if sys.stdout is None:  # closed
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if isinstance(out := sys.stdout, io.TextIOWrapper):
+        sys.stdout = _Output(
+            out.buffer,
+            out.encoding,
+            out.errors,
+            line_buffering=out.line_buffering,
+            write_through=out.write_through,
+        )
     try:
         with stop_on_signals(keyboard=True):
             code = cli.main(standalone_mode=False)
-            if sys.stdout is not None:
-                sys.stdout.flush()  # fails here, not at the end of the process
+            sys.stdout.flush()  # fails here, not at the end of the process
     except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         code = 130
@@ -127,9 +144,13 @@ def main() -> None:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
     except OSError as error:
-        click.echo(f"Error: {_output_error(error) or disk_error(error)}", err=True)
+        click.echo(f"Error: {disk_error(error)}", err=True)
         code = 3
     except Exception:
         traceback.print_exc()
         code = 1
+    try:
+        sys.stdout.flush()
+    except (OSError, KitError):  # Python would fail once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -336,7 +336,7 @@ def disk_error(error: OSError, path: Path | str | None = None, other: str = _SET
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path, other: str) -> Iterator[None]:
+def disk_errors(path: Path | str, other: str) -> Iterator[None]:
     """Raise MissingError for a disk error in the block, as `disk_error` describes it."""
     try:
         yield
