@@ -73,7 +73,7 @@ def test_half_precision_values_are_read_exactly(tmp_path: Path) -> None:
         for name, value in (("first", 1.0), ("second", 1.5)):
             folder = tmp_path / f"{name}-{kind}"
             folder.mkdir()
-            save_torch({A: np.full((2, 2), value, dtype=kind)}, _file(folder))
+            save_torch({A: torch.full((2, 2), value, dtype=kind)}, _file(folder))
         found = adapter_distances(tmp_path / f"first-{kind}", tmp_path / f"second-{kind}")["all"]
         assert (found.equal, found.largest, found.l2, found.relative) == (0, 0.5, 1.0, 0.5)
 

@@ -22,6 +22,7 @@ from support.small_disk import needs_mount, on_small_disk
 from qlora_repeat.analysis.integrity import CheckedStudy, check
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.datasets import data_folder
+from qlora_repeat.execution.run_trial import _clean
 from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.records.trial_state import (
     base_damages,
@@ -37,7 +38,7 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import write_json
-from qlora_repeat.system.hashing import file_digest, json_digest
+from qlora_repeat.system.hashing import file_digest, folder_digests, json_digest
 
 NAME = "tiny-neox/adamw-8bit/1"
 NO_CACHE = Path("/nonexistent")
@@ -368,6 +369,38 @@ def test_a_process_killed_while_it_deletes_an_older_checkpoint_leaves_no_damage(
     assert found.problems == []
     assert found.notes == [f"{half}: left by a process that was killed; it can be deleted"]
     assert trial.unfinished / "step-10" / "checkpoint.json" in {looked.path for looked in found.files}
+
+
+REPLACED = """
+import os, pathlib, sys
+from qlora_repeat.system import files
+
+replace = os.replace
+
+def killed(old, new):
+    replace(old, new)
+    os.kill(os.getpid(), 9)
+
+os.replace = killed
+files.move_folder(*map(pathlib.Path, sys.argv[1:]))
+"""
+
+
+def test_a_process_killed_while_it_replaces_an_adapter_leaves_the_old_one(trial: Trial) -> None:
+    """Kill it between the two renames; the next start puts the old adapter back."""
+    before, new = folder_digests(trial.adapter), trial.unfinished / "adapter"
+    shutil.copytree(trial.adapter, new)
+    (new / "adapter_config.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACED, new, trial.adapter], capture_output=True, text=True
+    )
+    assert done.returncode == -9, done.stderr
+    assert not trial.adapter.exists()
+    aside = trial.folder / ".adapter.old"
+    assert f"{aside}: has the only adapter; `qlora-repeat run` puts it back" in checked(trial).notes
+    _clean(trial)
+    assert folder_digests(trial.adapter) == before
+    assert not aside.exists()
 
 
 @pytest.mark.parametrize("gone", ["start.json", "trace.jsonl", "step-3/adapter.safetensors"])

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from support.laboratory import Lab
 from support.places import at
 
 import qlora_repeat
-from qlora_repeat.errors import MissingError
+from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.record import (
     FORMAT,
     KeptFile,
@@ -32,6 +33,9 @@ from qlora_repeat.records.record import (
     write_record,
 )
 from qlora_repeat.records.stage_inputs import MODULES, changed_inputs, stage_settings
+from qlora_repeat.records.trace import read_trace
+from qlora_repeat.results.trial_result import read_results
+from qlora_repeat.stages.checkpoint import begins_so, read_sealed
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.system.files import json_text
@@ -414,3 +418,30 @@ print(json.dumps({stage: state.changed for stage, state in states.items() if sta
 
 def test_the_kits_folder_makes_nothing_stale(package: Path) -> None:
     assert digests(package) == digests(PACKAGE)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "endless", "folder", "large"])
+def test_only_a_regular_file_of_limited_size_is_read(kind: str, tmp_path: Path) -> None:
+    """Neither wait for a FIFO, nor follow a link, which could lead anywhere, also to an endless device."""
+    path = tmp_path / "evaluate.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(10**12)
+    else:
+        write_record(tmp_path / "elsewhere.json", RECORD)
+        path.symlink_to("/dev/zero" if kind == "endless" else tmp_path / "elsewhere.json")
+    with pytest.raises(MissingError, match=r"evaluate\.json: not a readable record \("):
+        read_record(path)
+    if kind != "large":
+        kept = KeptFile("0" * 64, path.stat().st_size)
+        assert damaged_file(path, kept) == f"{path}: not a regular file"
+        with pytest.raises(UsageError, match=r"evaluate\.json: not a readable trace \("):
+            read_trace(path)
+        with pytest.raises((MissingError, UsageError), match=r"evaluate\.json"):
+            read_results(path)
+        assert read_sealed(path) is None
+        assert not begins_so(path, 0, sha256(b"").hexdigest())

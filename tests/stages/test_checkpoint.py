@@ -63,7 +63,7 @@ def fine_tune(study: Path, name: str, runs: Path, cache: Path, kind: str, moment
 
 
 CHANGES = {"open", "os.rename", "os.remove", "os.link", "os.chmod", "os.truncate", "shutil.rmtree"}
-"""Audit events of Python (PEP 578); a file is written between `open` and `os.chmod`."""
+"""Audit events of Python (PEP 578); a file is written between `open` and `os.rename`."""
 
 
 class Arena:

@@ -19,7 +19,9 @@ from qlora_repeat.errors import MissingError
 from qlora_repeat.system import files
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import (
+    SET_TMPDIR,
     disk_error,
+    disk_errors,
     make_folder,
     move_folder,
     new_folder,
@@ -29,6 +31,7 @@ from qlora_repeat.system.files import (
     read_json,
     read_lines,
     restore_folder,
+    temporary_folder,
     write_json,
     write_text,
 )
@@ -202,6 +205,36 @@ def test_an_error_in_another_file_names_that_file(tmp_path: Path) -> None:
         (tmp_path / "elsewhere").read_text()
     assert disk_error(caught.value) == f"{tmp_path}/elsewhere: No such file or directory"
     assert disk_error(OSError("a library's own words")) == "a library's own words"
+
+
+def test_an_error_in_a_temporary_folder_names_its_variable(tmp_path: Path) -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with temporary_folder() as folder:
+        assert mode(folder) == 0o700
+        error.filename = str(folder / "file")
+        assert disk_error(error).endswith("; free some space there, or set TMPDIR to another folder")
+        with (
+            pytest.raises(MissingError, match="set TMPDIR to another folder"),
+            disk_errors(folder, SET_TMPDIR),
+        ):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    assert not folder.exists()
+    error.filename = str(tmp_path / "file")
+    assert "set QLORA_REPEAT_RUNS" in disk_error(error)
+
+
+def test_without_a_temporary_folder_the_variable_is_named(tmp_path: Path) -> None:
+    script = (
+        "import os, tempfile; from qlora_repeat.system import files\n"
+        f"tempfile.tempdir = '{tmp_path}/none'\n"
+        "with files.temporary_folder(): pass"
+    )
+    environment = os.environ | {"TMPDIR": f"{tmp_path}/none"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stderr.endswith(
+        f"MissingError: {tmp_path}/none: no temporary folder can be made (No such file or directory); "
+        "set TMPDIR to another folder\n"
+    )
 
 
 @needs_mount

@@ -21,7 +21,7 @@ from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.study.trial import Progress, Trial
-from qlora_repeat.system.files import write_text
+from qlora_repeat.system.files import TEMPORARY, write_text
 from qlora_repeat.system.fingerprint import fingerprint, fingerprint_differences
 
 Watch = Callable[[Sequence[Job], int], AbstractContextManager[Watcher]]
@@ -86,7 +86,7 @@ def find_operations(diff: TrialDiff, trials: Sequence[Trial], watch: Watch) -> O
     for side in sides:
         if (why := _unrecorded(side) or _elsewhere(side)) is not None:
             return Operations(reason=why)
-    scratch = Path(tempfile.mkdtemp(prefix="qlora-repeat-operations-"))
+    scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY))
     found = None
     try:
         found = _run_again(sides, trials, scratch, divergence.step, watch)

@@ -82,12 +82,14 @@ def pack(
     left_out = _left_out(workspace, results, include_stale)
     _check_collected(workspace, results, include_stale)
     study_file = f"studies/{study.name}.toml"
+    given = study.label.replace(study.name, f"{study.name}.toml", 1)
+    readme = _README.read_text("utf-8").format(label=study.label, study=given, version=__version__)
     entries = [
         text_entry(FORMAT_FILE, FORMAT),
         text_entry(study_file, _study_text(workspace.file, left_out)),
         text_entry(_name(workspace.results, runs), results_text(results)),
         text_entry(_name(workspace.statistics, runs), statistics_text(group_arms(results))),
-        text_entry("README.md", _README.read_text("utf-8").format(label=study.label, version=__version__)),
+        text_entry("README.md", readme),
         *_of_kit(license),
         *_attributions(workspace, left_out),
     ]

@@ -27,6 +27,8 @@ LARGEST_LINES = 100_000_000
 """Bytes of a file with one JSON value for each line: a trace, collected results, or data."""
 _MOST_VALUES = 4_000_000
 """Values in a file of JSON, which need up to 100 bytes each in memory."""
+TEMPORARY = "qlora-repeat-tmp-"
+"""The first part of the names of the kit's folders in $TMPDIR."""
 SET_TMPDIR = "set TMPDIR to another folder"
 _SET_RUNS = "set QLORA_REPEAT_RUNS (results) or QLORA_REPEAT_CACHE (models and data) to another folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -328,10 +330,11 @@ def disk_error(error: OSError, path: Path | str | None = None, other: str = _SET
     if error.errno is None:
         return str(error)
     advice = ""
+    named = path if error.filename is None else error.filename
     if error.errno in (*_FULL, *_CLOSED):
         first = "free some space there" if error.errno in _FULL else "make it writable"
-        advice = f"; {first}, or {other}"
-    named = path if error.filename is None else error.filename
+        is_temporary = any(part.startswith(TEMPORARY) for part in Path(str(named)).parts)
+        advice = f"; {first}, or {SET_TMPDIR if is_temporary else other}"
     return ("" if named is None else f"{named}: ") + f"{error.strerror}{advice}"
 
 
@@ -354,7 +357,7 @@ def temporary_folder() -> Iterator[Path]:
         MissingError: no folder can be made there.
     """
     try:
-        made = tempfile.TemporaryDirectory(prefix="qlora-repeat-")
+        made = tempfile.TemporaryDirectory(prefix=TEMPORARY)
     except OSError as error:
         where = os.environ.get("TMPDIR") or "/tmp"
         raise MissingError(
