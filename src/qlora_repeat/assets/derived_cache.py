@@ -116,4 +116,6 @@ def keep_copy(folder: Path, write: Callable[[Path], None]) -> None:
             write(new)
             write_json(new / MANIFEST, folder_digests(new))
     except OSError as error:
+        if isinstance(error, FileExistsError) and folder.is_dir():
+            return
         print(f"{folder}: no copy was kept ({error.strerror or error})", file=sys.stderr)
