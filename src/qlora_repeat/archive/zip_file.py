@@ -19,11 +19,12 @@ from typing import IO
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import KeptFile
+from qlora_repeat.study.workspace import ARCHIVE_MARK
 from qlora_repeat.system.files import new_file
 
 SUMS = "SHA256SUMS"
 """The file with a line for each other file, which `sha256sum -c` reads."""
-CRATE = "ro-crate-metadata.json"
+CRATE = ARCHIVE_MARK
 """The file that describes the others (`qlora_repeat.archive.ro_crate`)."""
 MOST_FILES = 100_000
 """A study of the paper's size has 800."""
