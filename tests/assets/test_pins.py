@@ -1,12 +1,15 @@
 """Pins: what a study takes of a repository, and caches whose content is not what the lock file names."""
 
+import ast
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkout import ROOT
 from support.hub_study import MODEL, PICKLED, QUOTES, User, write_hub_study
 from support.laboratory import failure, run
 from support.made_cache import SHARDS, make_user, opened, put_on_hub
@@ -93,6 +96,17 @@ def test_only_files_with_rows_are_data() -> None:
 )  # fmt: skip
 def test_code_is_found_at_any_depth(value: Any, is_vocabulary: bool, key: str | None) -> None:
     assert code_key(value, is_vocabulary=is_vocabulary) == key
+
+
+def test_transformers_is_never_allowed_to_run_code_of_a_repository() -> None:
+    calls = 0
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = ast.unparse(node) if isinstance(node, ast.Call) else ""
+            if re.match(r"Auto\w+\.from_\w+\(", text):
+                calls += 1
+                assert "trust_remote_code=False" in text, f"{path}: {text}"
+    assert calls >= 8
 
 
 # Caches whose manifest agrees with its files, but not with the lock file.
