@@ -77,12 +77,13 @@ def main() -> None:
     part("import")
 
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    tokenizer = AutoTokenizer.from_pretrained(args.base, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     data = datasets.load_dataset("json", data_files={"train": args.train, "test": args.test})
     quantized = AutoModelForCausalLM.from_pretrained(
         args.base,
         dtype=torch.float32,
+        trust_remote_code=False,
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -141,7 +142,7 @@ def main() -> None:
     trainer.model.save_pretrained(f"{args.out}/adapter")
     del trainer, quantized, prepared
 
-    base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32, trust_remote_code=False)
     merged = PeftModel.from_pretrained(base, f"{args.out}/adapter").merge_and_unload()
     merged.half().save_pretrained(f"{args.out}/merged")
     tokenizer.save_pretrained(f"{args.out}/merged")

@@ -91,24 +91,52 @@ def test_invalid_weights_are_refused(file: str, content: bytes, reason: str, rea
     assert not list((reader.cache / "bases").iterdir())
 
 
-def test_a_lost_lock_is_written_again_from_the_fetched_files(copied: User, fetched: User) -> None:
+def test_a_lost_lock_is_written_again_from_the_hub(copied: User, fetched: User, hub: Hub) -> None:
     copied.lock.unlink()
-    copied.fetch()
+    assert ": main is not in " in copied.refused(), "the kit's own cache must not choose the pin"
+    assert not copied.lock.exists()
+    copied.fetch(HF_ENDPOINT=hub.url)
     assert copied.locked() == fetched.locked()
 
 
-def test_a_folder_from_another_commit_than_locked_is_refused_with_advice(copied: User, hub: Hub) -> None:
-    lock = copied.locked()
+def test_each_commit_has_its_own_folder(copied: User, hub: Hub) -> None:
+    lock, first = copied.locked(), copied.base()
     lock[MODEL]["commit"] = other = hub.repositories[f"models/{MODEL}"].commit({"README.md": b"new"})
     copied.lock.write_text(json.dumps(lock))
-    error = copied.refused(*QUOTER)
-    assert error == (
-        f"{copied.base()}: not made from the files that {copied.lock} pins for {MODEL}; "
-        f"delete the folder and run {copied.again()}"
-    )
-    shutil.rmtree(copied.base())
     copied.fetch(*QUOTER, HF_ENDPOINT=hub.url)
-    assert copied.commit() == other
+    folders = (copied.cache / "bases").glob("llama-*")
+    assert {path.name[-40:] for path in folders} == {first.name[-40:], other}
+
+
+def test_only_known_files_of_a_model_are_fetched(reader: User, hub: Hub) -> None:
+    code = {"tokenizer.py": b"boom", "tokenizer_custom.py": b"boom", "modeling_llama.py": b"boom"}
+    more = {
+        "adapter_config.json": b"{}",
+        "model-extra.safetensors": b"boom",
+        "custom_generate/generate.py": b"",
+    }
+    hub.repositories[f"models/{MODEL}"].commit(code | more)
+    reader.fetch(*QUOTER)
+    assert not {*code, *more} & {*reader.locked()[MODEL]["files"]}
+    found = [path for path in (reader.home / "hub").rglob("*") if path.name in {*code, *more}]
+    assert (found, [name for name in code | more if hub.asked_for(name)]) == ([], [])
+
+
+def test_a_configuration_with_code_is_refused_before_weights_are_fetched(reader: User, hub: Hub) -> None:
+    code = b'{"auto_map": {"AutoConfig": "configuration.Evil"}}'
+    hub.repositories[f"models/{MODEL}"].commit({"config.json": code, "configuration.py": b"boom"})
+    assert reader.refused(*QUOTER).startswith(f"{MODEL}: config.json: auto_map names Python code, which the")
+    assert hub.asked_for(SHARD) == hub.asked_for("configuration.py") == 0
+    assert not (reader.cache / "bases").exists()
+
+
+def test_a_lock_of_an_earlier_version_is_completed(copied: User, fetched: User) -> None:
+    """Add the digests of rows, which are made again from the hub's cache."""
+    lock = copied.locked()
+    lock[QUOTES]["converted"] = {}
+    copied.lock.write_text(json.dumps(lock))
+    assert "data quotes: fetched, verified" in copied.fetch(*QUOTER)
+    assert copied.locked() == fetched.locked()
 
 
 # Locks that do not match, cannot be read, or cannot be written.

@@ -11,7 +11,6 @@ from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import check_base
 from qlora_repeat.errors import MissingError
-from qlora_repeat.study.loading import load_study
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 TOKEN = {"HF_TOKEN": "hf_valid"}
@@ -296,8 +295,8 @@ def test_a_deleted_hub_cache_is_reported_and_fetched_again(copied: User, hub: Hu
 
 def test_a_moved_hub_cache_is_found_by_hf_home(copied: User) -> None:
     moved = copied.home.rename(copied.folder / "elsewhere")
-    study = load_study(str(copied.study))
+    workspace = at(copied.study, NO_RUNS, copied.cache)
     with pytest.raises(MissingError, match="links to a missing file in the hub's cache; set HF_HOME if"):
-        check_base(at(study, NO_RUNS, copied.cache), "llama")
+        check_base(workspace, "llama")
     copied.fetch(*QUOTER, HF_HOME=str(moved), **OFFLINE)
-    check_base(at(study, NO_RUNS, copied.cache), "llama")
+    check_base(workspace, "llama")

@@ -10,7 +10,8 @@ import pytest
 from support.tiny import write_study
 
 from qlora_repeat.assets.fetch import fetch_command, needed
-from qlora_repeat.assets.hub_lock import LockFile, Pin, PinnedFile, lock_file, read_source
+from qlora_repeat.assets.hub_lock import LockFile, lock_file
+from qlora_repeat.assets.pins import Pin, PinnedFile
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.loading import open_workspace
@@ -65,7 +66,8 @@ def test_the_order_of_adding_does_not_matter(tmp_path: Path) -> None:
 def test_simultaneous_processes_lose_no_pin(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from qlora_repeat.assets.hub_lock import LockFile, Pin\n"
+        "from qlora_repeat.assets.hub_lock import LockFile\n"
+        "from qlora_repeat.assets.pins import Pin\n"
         "from qlora_repeat.study.data_sources import Hub\n"
         "lock = LockFile(Path(sys.argv[1]))\n"
         "pin = Pin('model', 'main', 'a' * 40, {})\n"
@@ -157,15 +159,6 @@ def test_a_path_with_spaces_is_quoted_in_the_command_that_fetches(tmp_path: Path
     study = write_study(tmp_path / "my studies")
     workspace = open_workspace(str(study), cache=tmp_path)
     assert fetch_command(workspace, needed(workspace)[0]).startswith(f"`qlora-repeat fetch '{study}' --only ")
-
-
-def test_the_source_of_a_folder_is_read_back_or_unknown(tmp_path: Path) -> None:
-    path = tmp_path / "source.json"
-    assert read_source(path) is None
-    path.write_text(json.dumps(dataclasses.asdict(PIN)))
-    assert read_source(path) == PIN
-    path.write_text("{}")
-    assert read_source(path) is None
 
 
 def test_lock_files_may_be_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

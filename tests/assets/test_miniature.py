@@ -189,10 +189,9 @@ def test_both_instructions_of_the_paper_are_in_the_test_part(
     done = kit("fetch", "paper", "--only", "llama2-chat-7b", "--cache", tmp_path)
     assert done.returncode == 0, done.stderr
     asked = PAPER.data["instructions"].prompts
-    test = [row["instruction"] for row in part_rows(at(PAPER, NO_RUNS, tmp_path), "instructions", "test", 42)]
-    train = [
-        row["instruction"] for row in part_rows(at(PAPER, NO_RUNS, tmp_path), "instructions", "train", 42)
-    ]
+    workspace = at("paper", NO_RUNS, tmp_path)
+    test = [row["instruction"] for row in part_rows(workspace, "instructions", "test", 42)]
+    train = [row["instruction"] for row in part_rows(workspace, "instructions", "train", 42)]
     assert len(train) + len(test) == 24926
     assert abs(len(test) - 24926 / 5) < 1
     for beginning in ("If you have no keyboarding skills at all", "Tommy: Many people claim"):
@@ -200,7 +199,7 @@ def test_both_instructions_of_the_paper_are_in_the_test_part(
         assert [text for text in train + test if text.startswith(beginning)] == [
             text for text in test if text.startswith(beginning)
         ]
-    prompts = study_prompts(at(PAPER, NO_RUNS, tmp_path), "llama2-chat-7b", 42)
+    prompts = study_prompts(workspace, "llama2-chat-7b", 42)
     assert [prompt.shown.startswith(start) for prompt, start in zip(prompts, asked, strict=True)] == [
         True,
         True,

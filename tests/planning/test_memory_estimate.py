@@ -335,6 +335,8 @@ def test_a_response_to_a_longer_prompt_needs_more_memory() -> None:
         ({"model_type": "nonesuch"}, "nonesuch"),
         ({"hidden_size": 64}, "model_type"),
         ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size"),
+        ({"model_type": "llama", "auto_map": "evil/model--modeling.AutoModelForCausalLM"}, "auto_map"),
+        ({"model_type": "llama", "attn_implementation": "evil/kernel"}, "attn_implementation"),
     ],
 )
 def test_an_unknown_architecture_is_refused_in_one_line(architecture: dict[str, Any], words: str) -> None:

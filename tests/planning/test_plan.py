@@ -12,7 +12,8 @@ from support.checkout import ROOT, kit
 from support.places import NO_RUNS, at
 from support.tiny import write_study
 
-from qlora_repeat.assets.hub_lock import Pin, PinnedFile, lock_file
+from qlora_repeat.assets.hub_lock import lock_file
+from qlora_repeat.assets.pins import Pin, PinnedFile
 from qlora_repeat.errors import UsageError
 from qlora_repeat.planning.gpu_catalog import GPUS, find_gpu, large_enough
 from qlora_repeat.planning.plan import (

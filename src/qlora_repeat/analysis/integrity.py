@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qlora_repeat.assets.base_models import base_folder, check_base
 from qlora_repeat.assets.datasets import ROWS, data_folder, read_rows
+from qlora_repeat.assets.fetch import earlier_folders, outdated
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.records.record import Record, damaged_file
 from qlora_repeat.records.trace import read_trace
@@ -77,6 +78,7 @@ def check(workspace: Workspace, report: Callable[[int, int], None]) -> CheckedSt
     for check_input, name in [(_base, name) for name in bases] + [(_data, name) for name in data]:
         inputs += check_input(workspace, name)
         report(done := done + 1, total)
+    notes += map(outdated, earlier_folders(workspace))
     return CheckedStudy(checked, files, inputs, notes + _results(workspace) + _leftovers(workspace.folder))
 
 

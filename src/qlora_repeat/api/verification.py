@@ -25,7 +25,7 @@ from qlora_repeat.analysis.verify.rerun import (
 )
 from qlora_repeat.analysis.verify.verdict import Scope, Verdict, judge_rerun, tolerance_of, without_rerun
 from qlora_repeat.api.progress import Terminal, console
-from qlora_repeat.archive.unpack import came_in_archive, opened, study_of
+from qlora_repeat.archive.unpack import opened, study_of
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_study import fetch_missing
 from qlora_repeat.records.record import read_record
@@ -119,7 +119,7 @@ def verify(
         recorded = read_recorded(named, folder, _path(scratch) or named.workspace.cache / RERUNS, scope)
         if steps is not None and steps > recorded.side.last_step:
             raise UsageError(f"--steps {steps}: the trial has {recorded.side.last_step}")
-        trusted = not came_in_archive(named.workspace.file)
+        trusted = not named.workspace.from_archive
         tolerance, notes = tolerance_of(named.study, named.optimizer, trusted=trusted)
         if others := other_settings(named, recorded.side.records):
             notes += [f"The record has other settings than the study file: {', '.join(others)}."]

@@ -99,12 +99,6 @@ def _unpacked(path: Path, folder: Path, report: ByteReport) -> Unpacked:
     return Unpacked(folder, labels[0], len(files), extracted.ignored)
 
 
-def came_in_archive(study_file: Path) -> bool:
-    """Return whether a study file is in an unpacked archive, so that whoever packed it wrote it."""
-    folder = study_file.resolve().parent
-    return folder.name == "studies" and (folder.parent / CRATE).is_file()
-
-
 def study_of(folder: Path) -> str | None:
     """Return the study, as commands take it, of the unpacked archive that has a trial's folder, or None."""
     folder = folder.resolve()

@@ -21,12 +21,13 @@ from typing import IO, BinaryIO
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import KeptFile
+from qlora_repeat.study.workspace import ARCHIVE_MARK
 from qlora_repeat.system.files import make_folder, new_file, open_regular
 from qlora_repeat.system.zip_format import Header, directory, local_header, open_zip
 
 SUMS = "SHA256SUMS"
 """The file with a line for each other file, which `sha256sum -c` reads."""
-CRATE = "ro-crate-metadata.json"
+CRATE = ARCHIVE_MARK
 """The file that describes the others (`qlora_repeat.archive.ro_crate`)."""
 FORMAT_FILE = "FORMAT"
 FORMAT = "qlora-repeat archive, format 2\n"

@@ -1,26 +1,43 @@
 """Find, check and load base models in the cache, in NF4 or in full precision."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from qlora_repeat.assets.configuration import refuse_code
+from qlora_repeat.assets.pins import CONFIGURATIONS, Pin, find_folder, not_pinned, pickled_files, pin_of
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.data_sources import Base
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.hashing import MANIFEST, json_digest, known_digest, manifest_digest
+from qlora_repeat.system.files import json_text
+from qlora_repeat.system.hashing import (
+    MANIFEST,
+    json_digest,
+    known_digest,
+    manifest_digest,
+    read_manifest,
+    text_digest,
+)
+from qlora_repeat.system.safetensors_file import INDEX, index_text
 
 _BASE = TypeAdapter(Base)
 SOURCE = "source.json"
 """The file with the pin that a cache folder was made from, if it came from a hub."""
 
 
+def base_source(study: Study, name: str) -> str:
+    """Return the name of a base with a digest of its source and pretraining, without the commit."""
+    return f"{name}-{json_digest(_identity(study, study.bases[name]))[:16]}"
+
+
 def base_folder(workspace: Workspace, name: str) -> Path:
-    """Return the cache folder of a base model, which depends on its source and pretraining."""
-    identity = _identity(workspace.study, workspace.study.bases[name])
-    return workspace.cache / "bases" / f"{name}-{json_digest(identity)[:16]}"
+    """Return the cache folder of a base model; for a base from a hub, its name ends with the commit."""
+    source, hub = base_source(workspace.study, name), workspace.study.bases[name].hub
+    return find_folder(workspace, "bases", source, hub, _is_pinned)
 
 
 def _identity(study: Study, base: Base) -> list[Any]:
@@ -58,16 +75,81 @@ def is_miniature(folder: Path) -> bool:
     return "miniature" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
+def base_is_fetched(workspace: Workspace, name: str) -> bool:
+    """Return whether the cache has a base model with the manifest that the lock file asks for.
+
+    Raises:
+        MissingError: its manifest has other files.
+        UsageError: the lock file contradicts the study.
+    """
+    return _pinned_manifest(workspace, name) is not None and _links_lead(base_folder(workspace, name))
+
+
+def _pinned_manifest(workspace: Workspace, name: str) -> dict[str, str] | None:
+    folder, hub = base_folder(workspace, name), workspace.study.bases[name].hub
+    manifest = read_manifest(folder)
+    if hub is None:
+        return manifest
+    pin = pin_of(workspace, hub, "model")
+    if pin is None or lacks_conversion(pin) or manifest is None:
+        return None
+    if (wrong := _unlike(folder, manifest, pin)) is not None:
+        raise not_pinned(workspace, hub, folder / wrong)
+    return manifest
+
+
+def _links_lead(folder: Path) -> bool:
+    """Return whether the links into the hub's cache lead to files."""
+    return all(path.exists() for path in folder.glob("*"))
+
+
+def lacks_conversion(pin: Pin) -> bool:
+    """Return whether a pin of a model has pickled weights, but not yet the digests of their conversions."""
+    return bool(pickled_files(pin.files)) and not pin.converted
+
+
+def _is_pinned(folder: Path, pin: Pin | None) -> bool:
+    manifest = read_manifest(folder)
+    if manifest is None or not _links_lead(folder):
+        return False
+    return pin is None or (not lacks_conversion(pin) and _unlike(folder, manifest, pin) is None)
+
+
+def _unlike(folder: Path, manifest: dict[str, str], pin: Pin) -> str | None:
+    """Return a file of a base whose digest in the manifest is not what its pin says; None if all are.
+
+    The index of converted weights is not pinned, but follows from them.
+    """
+    pickled = pickled_files(pin.files)
+    expected = {name: file.digest for name, file in pin.files.items() if name not in pickled}
+    expected |= pin.converted | {SOURCE: text_digest(json_text(asdict(pin)))}
+    if any(name.endswith(".json") for name in pickled):
+        try:
+            expected[INDEX] = text_digest(index_text(folder, sorted(pin.converted)))
+        except MissingError:
+            return INDEX
+    wrong = [name for name in {**expected, **manifest} if manifest.get(name) != expected.get(name)]
+    return min(wrong, default=None)
+
+
 def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None:
     """Check the digests of a cached base model's files; without `weights`, of the other files only.
 
+    The digests are those of its manifest, which must have exactly the files of the lock file.
+
     Raises:
-        MissingError: it is missing, or the bytes of a file have changed.
+        MissingError: it is missing, the bytes of a file have changed, or the lock file names other files.
+        UsageError: the lock file contradicts the study.
     """
     folder = base_folder(workspace, name)
-    if base_digest(workspace, name) is None:
+    if (manifest := _pinned_manifest(workspace, name)) is None:
         raise MissingError(f"{folder}: base {name} is missing; run `qlora-repeat fetch` for this study")
-    for file, expected in json.loads((folder / MANIFEST).read_text("utf-8")).items():
+    known = {*manifest, MANIFEST}
+    for path in sorted(folder.rglob("*")):  # libraries would also load files that they find
+        is_file = path.is_symlink() or not path.is_dir()
+        if is_file and path.relative_to(folder).as_posix() not in known and path.name[0] != ".":
+            raise MissingError(f"{path} was added; delete the folder and run `qlora-repeat fetch`")
+    for file, expected in manifest.items():
         if not weights and file.endswith(".safetensors"):
             continue
         if (folder / file).is_symlink() and not (folder / file).exists():
@@ -77,6 +159,7 @@ def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None
             )
         if not (folder / file).is_file() or known_digest(folder / file) != expected:
             raise MissingError(f"{folder / file} was changed; delete the folder and run `qlora-repeat fetch`")
+    refuse_code(folder, manifest.keys() & set(CONFIGURATIONS), f"base {name}")
 
 
 def device() -> str:
@@ -90,7 +173,7 @@ def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a base model; without a padding token, it pads with the end-of-text token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -112,7 +195,12 @@ def load_model(folder: Path, dtype: str, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), device_map={"": device()}, use_safetensors=True, **options
+        folder,
+        dtype=getattr(torch, dtype),
+        device_map={"": device()},
+        use_safetensors=True,
+        trust_remote_code=False,
+        **options,
     )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.system.files import open_regular
+from qlora_repeat.system.safetensors_file import INDEX as MADE_INDEX
+from qlora_repeat.system.safetensors_file import index_text
 from qlora_repeat.system.zip_format import open_zip
 
 INDEX = "pytorch_model.bin.index.json"
@@ -25,22 +27,18 @@ def convert(source: Path, target: Path, names: Collection[str]) -> None:
     """
     from safetensors.torch import save_file
 
-    weight_map: dict[str, str] = {}
-    total = 0
+    made: dict[str, set[str]] = {}
     for shard in sorted(name for name in names if name.endswith(".bin")):
         tensors = _tensors(source / shard)
         name = shard.replace("pytorch_model", "model").replace(".bin", ".safetensors")
         save_file(tensors, target / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+        made[name] = set(tensors)
     if INDEX not in names:
         return
     indexed = json.loads((source / INDEX).read_text("utf-8"))["weight_map"]
-    if absent := sorted(indexed.keys() - weight_map.keys()):
+    if absent := sorted(indexed.keys() - set().union(*made.values())):
         raise ValueError(f"no shard has {absent[0]}, which {INDEX} names")
-    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    (target / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    (target / MADE_INDEX).write_text(index_text(target, list(made)), encoding="utf-8")
 
 
 def _tensors(path: Path) -> dict[str, Any]:

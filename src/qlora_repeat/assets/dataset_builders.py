@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from qlora_repeat.assets.package_files import package_folder, verified
+from qlora_repeat.assets.pins import ROW_FILES
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Data, Row
 from qlora_repeat.system.files import SET_TMPDIR, disk_errors, temporary_folder
@@ -33,10 +34,9 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-    kind, key = kinds.get(files[0].suffix), "hub.files" if data.hub else "file"
+    kind, key = ROW_FILES.get(files[0].suffix), "hub.files" if data.hub else "file"
     if kind is None:
-        raise UsageError(f"{files[0].name}: rows are read from {', '.join(kinds)} only; correct {key}")
+        raise UsageError(f"{files[0].name}: rows are read from {', '.join(ROW_FILES)} only; correct {key}")
     where = f"{data.hub.repository}, {files[0].name}" if data.hub else str(files[0])
     more = {"sample_by": "paragraph"} if kind == "text" else {}
     wanted = list(data.columns.values())

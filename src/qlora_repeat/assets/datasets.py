@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qlora_repeat.assets.pins import Pin, find_folder, not_pinned, pin_of
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Row
 from qlora_repeat.study.randomness import stream_seed
-from qlora_repeat.study.study import Model
+from qlora_repeat.study.study import Model, Study
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.hashing import MANIFEST, json_digest, manifest_digest, text_digest
+from qlora_repeat.system.hashing import json_digest, manifest_digest, read_manifest, text_digest
 
 Part = Literal["train", "test"]
 ROWS = "rows.jsonl"
@@ -36,15 +37,59 @@ class Prompt:
     has_options: bool
 
 
-def data_folder(workspace: Workspace, name: str) -> Path:
-    """Return the cache folder of a data set's rows, which depends on their source and seed."""
-    data = workspace.study.data[name]
+def data_source(study: Study, name: str) -> str:
+    """Return the name of a data set with a digest of its source and seed, without the commit."""
+    data = study.data[name]
     kept = {**vars(data), "hub": vars(data.hub) if data.hub else None}
     for key in ("max_new_tokens", "max_rows", "prompts", "test_share", "file"):
         del kept[key]
     if data.file is not None:
         kept["file"] = data.file.identity
-    return workspace.cache / "data" / f"{name}-{json_digest(kept)[:16]}"
+    return f"{name}-{json_digest(kept)[:16]}"
+
+
+def data_folder(workspace: Workspace, name: str) -> Path:
+    """Return the cache folder of a data set's rows; for data from a hub, its name ends with the commit."""
+    source, data = data_source(workspace.study, name), workspace.study.data[name]
+
+    def is_here(folder: Path, pin: Pin | None) -> bool:
+        manifest = read_manifest(folder) or {}
+        return ROWS in manifest and manifest[ROWS] == rows_digest(data, source, pin, manifest[ROWS])
+
+    return find_folder(workspace, "data", source, data.hub, is_here)
+
+
+def rows_digest(data: Data, source: str, pin: Pin | None, found: str) -> str | None:
+    """Return the SHA-256 that the rows must have, by the study or by the pin of their repository.
+
+    None if the pin does not say; `found` for rows of a file, whose own SHA-256 the study gives.
+    """
+    if data.hub is not None:
+        return pin.converted.get(source) if pin else None
+    return data.sha256 or found
+
+
+def data_is_fetched(workspace: Workspace, name: str) -> bool:
+    """Return whether the cache has a data set with the rows that the study or the lock file asks for.
+
+    Raises:
+        MissingError: it has other rows.
+        UsageError: the lock file contradicts the study.
+    """
+    folder, data = data_folder(workspace, name), workspace.study.data[name]
+    found = (read_manifest(folder) or {}).get(ROWS)
+    pin = pin_of(workspace, data.hub, "dataset") if data.hub else None
+    if found is None:
+        return False
+    expected = rows_digest(data, data_source(workspace.study, name), pin, found)
+    if expected not in (found, None):
+        if data.hub is not None:
+            raise not_pinned(workspace, data.hub, folder / ROWS)
+        raise MissingError(
+            f"{folder / ROWS}: not the rows of study {workspace.study.name}; delete the folder and run "
+            "`qlora-repeat fetch`"
+        )
+    return expected is not None
 
 
 def data_digest(workspace: Workspace, name: str) -> str | None:
@@ -56,17 +101,18 @@ def read_rows(workspace: Workspace, name: str) -> list[Row]:
     """Return all rows of a data set, in the order of their source.
 
     Raises:
-        MissingError: the data are not in the cache, or their bytes have changed.
+        MissingError: the data are not in the cache, their bytes have changed, or the study or its lock file
+            asks for other rows.
+        UsageError: the lock file contradicts the study.
     """
     folder = data_folder(workspace, name)
+    if not data_is_fetched(workspace, name):
+        raise MissingError(f"{folder}: data {name} are missing; run `qlora-repeat fetch` for this study")
     try:
         text = (folder / ROWS).read_text(encoding="utf-8")
-        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[ROWS]
-    except (OSError, ValueError, KeyError):
-        text, expected = "", None
-    if data_digest(workspace, name) is None:
-        raise MissingError(f"{folder}: data {name} are missing; run `qlora-repeat fetch` for this study")
-    if text_digest(text) != expected:
+    except (OSError, ValueError):
+        text = None
+    if text is None or text_digest(text) != (read_manifest(folder) or {}).get(ROWS):
         raise MissingError(f"{folder / ROWS} was changed; delete the folder and run `qlora-repeat fetch`")
     return [json.loads(line) for line in text.split("\n") if line]
 

@@ -86,7 +86,7 @@ def _write_examples(examples: list[Example], folder: Path) -> None:
 
 
 def _copy_folder(workspace: Workspace, kind: str, name: str, depends_on: list[Any]) -> Path:
-    return workspace.cache / kind / f"{name}-{json_digest(depends_on)[:16]}"
+    return workspace.assets / kind / f"{name}-{json_digest(depends_on)[:16]}"
 
 
 def has_copy(folder: Path) -> bool:

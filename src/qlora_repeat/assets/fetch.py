@@ -13,11 +13,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from qlora_repeat.assets.base_models import SOURCE, base_digest, base_folder, check_base
+from qlora_repeat.assets.base_models import (
+    SOURCE,
+    base_folder,
+    base_is_fetched,
+    base_source,
+    check_base,
+    lacks_conversion,
+)
+from qlora_repeat.assets.configuration import refuse_code
 from qlora_repeat.assets.dataset_builders import FORTUNES_PACKAGE, corpus_rows, file_rows, json_lines
-from qlora_repeat.assets.datasets import ROWS, data_digest, data_folder, read_rows, study_prompts
+from qlora_repeat.assets.datasets import (
+    ROWS,
+    data_folder,
+    data_is_fetched,
+    data_source,
+    read_rows,
+    rows_digest,
+    study_prompts,
+)
 from qlora_repeat.assets.hub import (
-    RepositoryKind,
     absent_files,
     download,
     hub_cache,
@@ -25,8 +40,9 @@ from qlora_repeat.assets.hub import (
     resolve,
     snapshot_folder,
 )
-from qlora_repeat.assets.hub_lock import Pin, lock_file, read_source
+from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.assets.package_files import locate, package_folder, verified
+from qlora_repeat.assets.pins import Pin, RepositoryKind, made_folder, pickled_files, pin_of
 from qlora_repeat.assets.pretrain import VOCABULARY, pretrain
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
@@ -47,7 +63,19 @@ class Item:
     hub: Hub | None
     """Its source, if that is a hub."""
     folder: Path
+    source: str
+    """The name of the folder, without the commit."""
     present: bool
+
+    @property
+    def folder_kind(self) -> Literal["bases", "data"]:
+        """The folder of the cache that it is in."""
+        return "bases" if self.kind == "base" else "data"
+
+    @property
+    def repository_kind(self) -> RepositoryKind:
+        """What its repository is on a hub."""
+        return "model" if self.kind == "base" else "dataset"
 
 
 @dataclass(frozen=True)
@@ -68,7 +96,8 @@ def needed(workspace: Workspace, models: Collection[str] = ()) -> list[Item]:
     """Return what a study (or some of its models) needs in the cache.
 
     Raises:
-        UsageError: the study has no such model.
+        MissingError: the cache has something else than the study or its lock file asks for.
+        UsageError: the study has no such model, or the lock file contradicts the study.
     """
     study = workspace.study
     for model in models:
@@ -77,13 +106,13 @@ def needed(workspace: Workspace, models: Collection[str] = ()) -> list[Item]:
     wanted = [study.models[model] for model in models or study.models]
     items = []
     for name in (name for name in study.data if name in {model.data for model in wanted}):
-        present = data_digest(workspace, name) is not None
-        items.append(Item("data", name, study.data[name].hub, data_folder(workspace, name), present))
+        folder, source = data_folder(workspace, name), data_source(study, name)
+        present = data_is_fetched(workspace, name)
+        items.append(Item("data", name, study.data[name].hub, folder, source, present))
     for name in (name for name in study.bases if name in {model.base for model in wanted}):
-        folder = base_folder(workspace, name)
-        # The links into the hub's cache must lead to files.
-        present = base_digest(workspace, name) is not None and all(path.exists() for path in folder.glob("*"))
-        items.append(Item("base", name, study.bases[name].hub, folder, present))
+        folder, source = base_folder(workspace, name), base_source(study, name)
+        present = base_is_fetched(workspace, name)
+        items.append(Item("base", name, study.bases[name].hub, folder, source, present))
     return items
 
 
@@ -96,12 +125,14 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
         BusyError: another process is fetching into this cache.
     """
     items = needed(workspace, models)
+    for folder in earlier_folders(workspace):
+        tell(outdated(folder))
     for item in (item for item in items if item.present):
         _check(workspace, item)
         size = sum(file.stat().st_size for file in item.folder.rglob("*") if file.is_file())
         tell(f"{item.kind} {item.name}: in the cache, verified ({megabytes(size)})")
     if not all(item.present for item in items):
-        with exclusive(workspace.cache / "fetch.lock", f"the cache {workspace.cache}"):
+        with exclusive(workspace.assets / "fetch.lock", f"the cache {workspace.assets}"):
             # Another process may have fetched some in the meantime.
             items = needed(workspace, models)
             _fetch_all(workspace, [item for item in items if not item.present], tell)
@@ -109,10 +140,24 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
         _check_prompts(workspace, model)
 
 
+def earlier_folders(workspace: Workspace) -> list[Path]:
+    """Return the folders that an earlier version made from repositories, without the commit in the name."""
+    study, cache = workspace.study, workspace.assets
+    bases = [cache / "bases" / base_source(study, name) for name, base in study.bases.items() if base.hub]
+    data = [cache / "data" / data_source(study, name) for name, data in study.data.items() if data.hub]
+    return [folder for folder in bases + data if folder.is_dir()]
+
+
+def outdated(folder: Path) -> str:
+    """Return a line on a folder of an earlier version."""
+    return (
+        f"{folder}: not used, because its name lacks the commit (earlier version); fetch again and delete it"
+    )
+
+
 def _fetch_all(workspace: Workspace, items: list[Item], tell: Callable[[str], None]) -> None:
-    lock = lock_file(workspace)
-    if any(item.hub is not None and lock.pin(item.hub) is None for item in items):
-        lock.require_writable()
+    if any(item.hub is not None and not _is_locked(workspace, item) for item in items):
+        lock_file(workspace).require_writable()
     missing = [what_it_takes(workspace, item) for item in items]
     for each in missing:
         about = megabytes(each.size + each.download)
@@ -120,15 +165,23 @@ def _fetch_all(workspace: Workspace, items: list[Item], tell: Callable[[str], No
     size, from_hub = sum(each.size for each in missing), sum(each.download for each in missing)
     if from_hub:
         require_space(hub_cache(), from_hub, "HF_HOME")
-        if workspace.cache.stat().st_dev == hub_cache().stat().st_dev:
+        if workspace.assets.stat().st_dev == hub_cache().stat().st_dev:
             size += from_hub
-    require_space(workspace.cache, size, "QLORA_REPEAT_CACHE")
+    require_space(workspace.assets, size, "QLORA_REPEAT_CACHE")
     for each in missing:
         if each.item.hub is not None and each.pin is not None:
             require_access(each.item.hub, each.pin, fetch_command(workspace, each.item))
     for each in missing:
         _fetch_item(workspace, each)
         tell(f"{each.item.kind} {each.item.name}: fetched, verified")
+
+
+def _is_locked(workspace: Workspace, item: Item) -> bool:
+    """Return whether the lock file has the files of an item from a hub, and what they are converted to."""
+    pin = pin_of(workspace, item.hub, item.repository_kind) if item.hub else None
+    if pin is None:
+        return False
+    return not lacks_conversion(pin) if item.kind == "base" else item.source in pin.converted
 
 
 def what_it_takes(workspace: Workspace, item: Item) -> Missing:
@@ -140,8 +193,8 @@ def what_it_takes(workspace: Workspace, item: Item) -> Missing:
     """
     if item.hub is not None:
         command = fetch_command(workspace, item)
-        kind: RepositoryKind = "model" if item.kind == "base" else "dataset"
-        pin = lock_file(workspace).pin(item.hub) or resolve(item.hub, kind, command)
+        kind = item.repository_kind
+        pin = pin_of(workspace, item.hub, kind) or resolve(item.hub, kind, command)
         copied = [name for name in pin.files if item.kind == "data" or name.endswith(".bin")]
         size, missing = (
             sum(pin.files[name].size for name in names) for names in (copied, absent_files(item.hub, pin))
@@ -169,17 +222,30 @@ def what_it_takes(workspace: Workspace, item: Item) -> Missing:
 
 def _fetch_item(workspace: Workspace, missing: Missing) -> None:
     item, pin = missing.item, missing.pin
-    for left in item.folder.parent.glob(f".{item.folder.name}.*"):  # from a killed fetch
+    folder = made_folder(workspace, item.folder_kind, item.source, pin)
+    for left in folder.parent.glob(f".{folder.name}.*"):  # from a killed fetch
         shutil.rmtree(left)
+    command = fetch_command(workspace, item)
     if item.hub is not None and pin is not None:
-        pin = download(item.hub, pin, fetch_command(workspace, item))
+        if item.kind == "base":  # before gigabytes of weights are downloaded
+            small = {name: file for name, file in pin.files.items() if name.endswith(".json")}
+            download(item.hub, replace(pin, files=small), command)
+            refuse_code(snapshot_folder(item.hub, pin), small, item.hub.repository)
+        pin = download(item.hub, pin, command)
     if item.kind == "data":
-        prepare_data(workspace, item.name, pin)
+        pin = prepare_data(workspace, item.name, pin)
+    else:
+        pin = fetch_base(workspace, item.name, pin)
+    if item.hub is not None and pin is not None:
+        locked = lock_file(workspace).add(item.hub, pin)
+        if (locked.commit, locked.files) != (pin.commit, pin.files):
+            raise MissingError(
+                f"{workspace.lock}: pins other files for {item.hub.repository} than came; run {command}"
+            )
+    if item.kind == "data":
         for name, model in workspace.study.models.items():
             if model.data == item.name:
                 _check_prompts(workspace, name)  # before any base is downloaded
-    else:
-        fetch_base(workspace, item.name, pin)
     _check(workspace, item)
 
 
@@ -189,19 +255,11 @@ def _check_prompts(workspace: Workspace, model: str) -> None:
 
 
 def _check(workspace: Workspace, item: Item) -> None:
-    """Verify an item's bytes. For a hub, compare them with the lock file, or add them to it."""
+    """Verify an item's bytes, and that they are those of the lock file if it comes from a hub."""
     if item.kind == "base":
         check_base(workspace, item.name)
     else:
         read_rows(workspace, item.name)
-    if item.hub is None:
-        return
-    pin, lock = read_source(item.folder / SOURCE), lock_file(workspace)
-    if pin is None or pin != (lock.pin(item.hub) or lock.add(item.hub, pin)):
-        raise MissingError(
-            f"{item.folder}: not made from the files that {lock.path} pins for {item.hub.repository}; "
-            f"delete the folder and run {fetch_command(workspace, item)}"
-        )
 
 
 def fetch_command(workspace: Workspace, item: Item) -> str:
@@ -213,30 +271,31 @@ def fetch_command(workspace: Workspace, item: Item) -> str:
     return f"`{command}`"
 
 
-def fetch_base(workspace: Workspace, name: str, pin: Pin | None = None) -> None:
+def fetch_base(workspace: Workspace, name: str, pin: Pin | None = None) -> Pin | None:
     """Put a base model into the cache, from a hub (`pin`), from a GGUF file, or by pretraining.
 
-    The ``source.json`` of a base from a hub has its pin.
+    Returns:
+        The pin with the digests of converted weights. It is also in ``source.json`` of a base from a hub.
 
     Raises:
         MissingError: a package is missing, a file has unexpected bytes, or the weights of a repository are
             invalid or contain other pickled objects than tensors.
     """
     study, base = workspace.study, workspace.study.bases[name]
-    with new_folder(base_folder(workspace, name)) as folder:
+    with new_folder(made_folder(workspace, "bases", base_source(study, name), pin)) as folder:
         if base.hub is not None and pin is not None:
-            _from_hub(base.hub, pin, folder)
+            pin = _from_hub(base.hub, pin, folder)
         else:
             model, tokenizer = _from_gguf(verified(base.gguf)) if base.gguf else pretrain(study, base)
             save_plain(model, folder)
             tokenizer.save_pretrained(folder)
         write_json(folder / MANIFEST, folder_digests(folder))
+    return pin
 
 
-def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
-    """Link to a repository's files in the hub's cache, and convert pickled weights."""
-    snapshot = snapshot_folder(hub, pin)
-    pickled = [name for name in pin.files if name.startswith("pytorch_model")]
+def _from_hub(hub: Hub, pin: Pin, folder: Path) -> Pin:
+    """Link to a repository's files in the hub's cache, convert pickled weights, and return the whole pin."""
+    snapshot, pickled = snapshot_folder(hub, pin), pickled_files(pin.files)
     for name in pin.files:
         if name not in pickled:
             target = (snapshot / name).resolve()
@@ -264,6 +323,7 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> None:
             f"{hub.repository}: {reason}; the study file must name another revision of it"
         ) from None
     write_json(folder / SOURCE, asdict(pin))
+    return pin
 
 
 def _from_gguf(path: Path) -> tuple[Any, Any]:
@@ -276,8 +336,10 @@ def _from_gguf(path: Path) -> tuple[Any, Any]:
         gguf_file=path.name,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
+        trust_remote_code=False,
     )
-    return model.to(torch.float16), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    return model.to(torch.float16), tokenizer
 
 
 def save_plain(model: Any, folder: Path) -> None:
@@ -286,8 +348,11 @@ def save_plain(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def prepare_data(workspace: Workspace, name: str, pin: Pin | None = None) -> None:
+def prepare_data(workspace: Workspace, name: str, pin: Pin | None = None) -> Pin | None:
     """Put rows from a hub's cache (`pin`), a file or a package into the cache, after checking them.
+
+    Returns:
+        The pin with the digest of the rows.
 
     Raises:
         MissingError: a package or file is missing, or the rows are not the expected ones.
@@ -298,15 +363,16 @@ def prepare_data(workspace: Workspace, name: str, pin: Pin | None = None) -> Non
         rows = file_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
     else:
         rows = corpus_rows(data)
-    text = json_lines(rows)
+    text, source = json_lines(rows), data_source(study, name)
     found = text_digest(text)
-    if data.sha256 is not None and found != data.sha256:
+    expected = rows_digest(data, source, pin, found) or found
+    if found != expected:
+        who = "the lock file" if data.hub else f"study {study.name}"
         raise MissingError(
-            f"data {name}: the rows' SHA-256 is {found}, study {study.name} expects {data.sha256}; "
+            f"data {name}: the rows' SHA-256 is {found}, {who} expects {expected}; "
             "install the locked version of the package that they come from"
         )
-    with new_folder(data_folder(workspace, name)) as folder:
+    with new_folder(made_folder(workspace, "data", source, pin)) as folder:
         write_text(folder / ROWS, text)
-        if pin is not None:
-            write_json(folder / SOURCE, asdict(pin))
         write_json(folder / MANIFEST, {ROWS: found})
+    return replace(pin, converted=pin.converted | {source: found}) if pin else None

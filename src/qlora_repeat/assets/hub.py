@@ -4,28 +4,15 @@ It uses huggingface_hub with the user's cache (``HF_HOME``), token (``HF_TOKEN``
 (``HF_HUB_OFFLINE``) and endpoint (``HF_ENDPOINT``).
 """
 
-import fnmatch
 import re
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-from qlora_repeat.assets.hub_lock import COMMIT, Pin, PinnedFile
+from qlora_repeat.assets.pins import COMMIT, Pin, PinnedFile, RepositoryKind, needed_files
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.system.hashing import file_digest
-
-RepositoryKind = Literal["model", "dataset"]
-_File = TypeVar("_File")
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Each of them contains a vocabulary."""
-_CONFIGURATION = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
-_SAFE = ("model.safetensors", "model-*.safetensors")
-_PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin")
 
 
 def hub_cache() -> Path:
@@ -54,7 +41,8 @@ def resolve(hub: Hub, kind: RepositoryKind, command: str) -> Pin:
             item.rfilename: PinnedFile(item.size, item.lfs.sha256 if item.lfs else item.blob_id)
             for item in info.siblings or []
         }
-        found = Pin(kind, hub.revision, info.sha, files)
+        needed, absent = needed_files(hub, kind, files)
+        found = Pin(kind, hub.revision, info.sha, needed)
     except _failures() as error:
         cached = cached_files(hub, kind, command) if _is_unreachable(error) else None
         if cached is None:
@@ -62,11 +50,10 @@ def resolve(hub: Hub, kind: RepositoryKind, command: str) -> Pin:
         commit, paths = cached
         files = {name: PinnedFile(path.stat().st_size, file_digest(path)) for name, path in paths.items()}
         return Pin(kind, hub.revision, commit, files)
-    needed, absent = _needed(hub, kind, files)
     if absent:
         text = f"{hub.repository}: revision {hub.revision} has no {' and no '.join(absent)}"
         raise MissingError(f"{text}; correct the study file")
-    return replace(found, files=needed)
+    return found
 
 
 def cached_files(hub: Hub, kind: RepositoryKind, command: str) -> tuple[str, dict[str, Path]] | None:
@@ -92,44 +79,11 @@ def cached_files(hub: Hub, kind: RepositoryKind, command: str) -> tuple[str, dic
         paths |= {file.path: snapshot / file.path for file in listed}
     except CachedRepoTreeNotFoundError:
         pass  # filled by hand or by an older library, so the existing files must suffice
-    needed, absent = _needed(hub, kind, paths)
+    needed, absent = needed_files(hub, kind, paths)
     absent += [name for name, path in needed.items() if not path.is_file()]
     if absent:
         raise _not_here(hub, absent, "the hub cannot be asked", command)
     return commit, dict(sorted(needed.items()))
-
-
-def _needed(hub: Hub, kind: RepositoryKind, files: dict[str, _File]) -> tuple[dict[str, _File], list[str]]:
-    """Return the files that a study needs of a repository (safetensors if any), and the missing ones."""
-    if kind == "dataset":
-        wanted = {name: file for name, file in files.items() if fnmatch.fnmatch(name, hub.files)}
-        return wanted, [] if wanted else [f"file that matches {hub.files!r}"]
-    top = [name for name in files if "/" not in name]
-    weights = _matching(top, _SAFE) or _matching(top, _PICKLED)
-    parts = {part for name in weights for part in _shards(name)}
-    chosen = {*weights, *parts, *_matching(top, _CONFIGURATION)}
-    absent = {
-        "config.json": "config.json" not in top,
-        f"tokenizer ({', '.join(_TOKENIZER)})": not any(name in top for name in _TOKENIZER),
-        "weights (model*.safetensors, pytorch_model*.bin)": not weights,
-        **{part: part not in top for part in sorted(parts)},
-    }
-    wanted = {name: files[name] for name in top if name in chosen}
-    return wanted, [name for name, is_absent in absent.items() if is_absent]
-
-
-def _matching(names: Collection[str], patterns: tuple[str, ...]) -> list[str]:
-    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
-
-
-def _shards(name: str) -> list[str]:
-    """Return all shards of the set that a shard belongs to, by its name, and the set's index."""
-    found = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\..+)", name)
-    if found is None:
-        return []
-    stem, count, suffix = found.groups()
-    shards = [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
-    return [*shards, f"{stem}{suffix}.index.json"]
 
 
 def absent_files(hub: Hub, pin: Pin) -> list[str]:

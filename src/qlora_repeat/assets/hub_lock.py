@@ -7,57 +7,18 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
-
-from qlora_repeat.errors import BusyError, MissingError, UsageError
-from qlora_repeat.study.data_sources import Hub, Sha256
-from qlora_repeat.study.validation_message import validation_message
+from qlora_repeat.assets.pins import Pin, read_pin, read_pins, shipped_lock
+from qlora_repeat.errors import BusyError, MissingError
+from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import write_json
-from qlora_repeat.system.package_data import in_wheel
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
-COMMIT = r"^[0-9a-f]{40}$"
-RepositoryKind = Literal["model", "dataset"]
 WAIT_SECONDS = 10.0
 """How long a process waits for another one that adds a pin."""
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class PinnedFile:
-    """A file of a repository."""
-
-    size: Annotated[int, Field(ge=0)]
-    """Bytes."""
-    digest: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
-    """SHA-256, or the SHA-1 of a Git blob if the hub gives nothing else and nothing was downloaded yet."""
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Pin:
-    """The state of a repository at its first fetch."""
-
-    kind: RepositoryKind
-    revision: str
-    """The revision in the study file."""
-    commit: Annotated[str, Field(pattern=COMMIT)]
-    """The commit of that revision."""
-    files: dict[str, PinnedFile]
-    """By their paths in the repository."""
-    converted: dict[str, Sha256] = field(default_factory=dict)
-    """SHA-256 of the safetensors that were made from pickled weights."""
-
-    def __post_init__(self) -> None:
-        for name in self.files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"file {name!r} is outside the repository")
 
 
 @dataclass(frozen=True)
@@ -74,31 +35,27 @@ class LockFile:
         return self.shipped if self.shipped and not self.path.exists() else self.path
 
     def pin(self, hub: Hub) -> Pin | None:
-        """Return the pin of a repository, or None.
-
-        Raises:
-            UsageError: the file is not a lock file, or pins another revision than the study file has.
-        """
-        pin = self._read().get(hub.repository)
-        if pin is not None and pin.revision != hub.revision:
-            raise UsageError(
-                f"{self.path}: {hub.repository} is locked at revision {pin.revision}, the study asks for "
-                f"{hub.revision}; delete that entry if the study is right"
-            )
-        return pin
+        """Return the pin of a repository, or None; raises as `read_pin`."""
+        return read_pin(self.current, hub, self.path)
 
     def add(self, hub: Hub, pin: Pin) -> Pin:
         """Add a repository's pin unless the file has one now, and return the pin in the file.
+
+        What was converted is added to a pin that lacks it. Only call it with files that come from the hub or
+        from its cache, because anybody who can write to the kit's cache could otherwise choose the pin.
 
         Raises:
             MissingError: the file cannot be written.
         """
         with self._writable(), self._alone():
             found = self.pin(hub)
-            if found is None:
-                others = {name: asdict(each) for name, each in self._read().items()}
-                write_json(self.path, others | {hub.repository: asdict(pin)})
-            return found or pin
+            kept = found or pin
+            if (kept.commit, kept.files) == (pin.commit, pin.files):
+                kept = replace(kept, converted=pin.converted | kept.converted)
+            if kept != found:
+                others = {name: asdict(each) for name, each in read_pins(self.current).items()}
+                write_json(self.path, others | {hub.repository: asdict(kept)})
+            return kept
 
     def require_writable(self) -> None:
         """Check, before a long download, that pins can be added.
@@ -136,29 +93,7 @@ class LockFile:
                     time.sleep(0.05)
             yield
 
-    def _read(self) -> dict[str, Pin]:
-        try:
-            text = self.current.read_text(encoding="utf-8")
-            return TypeAdapter(dict[str, Pin]).validate_json(text)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except ValidationError as error:
-            reason = validation_message(error, [])
-        except (OSError, UnicodeDecodeError) as error:
-            reason = str(error)
-        raise UsageError(f"{self.current}: not a readable lock file ({reason}); delete it to lock again")
-
 
 def lock_file(workspace: Workspace) -> LockFile:
     """Return the lock file of a study; for a study of the kit it starts as a copy of the kit's file."""
-    beside = workspace.file.with_suffix(".lock")
-    shipped = beside if in_wheel(beside) and beside.is_file() else None
-    return LockFile(workspace.lock, shipped)
-
-
-def read_source(path: Path) -> Pin | None:
-    """Return the pin that a cache folder was made from, or None if it has no readable one."""
-    try:
-        return TypeAdapter(Pin).validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    return LockFile(workspace.lock, shipped_lock(workspace))

@@ -85,7 +85,7 @@ def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickl
         kind, **_SHAPE, **kept, bos_token_id=begin, eos_token_id=end, miniature=True
     )
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
     _tokenizer(kind, texts).save_pretrained(folder)
     if not pickled:
         model.save_pretrained(folder, max_shard_size=_SHARD_BYTES)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from qlora_repeat.assets.base_models import quantization_config
+from qlora_repeat.assets.configuration import code_key
 from qlora_repeat.errors import UsageError
 from qlora_repeat.stages.dequantize import Materialized, materialize
 from qlora_repeat.stages.finetune import with_adapter
@@ -125,6 +126,10 @@ def model_config(architecture: Mapping[str, Any], name: str) -> Any:
     """
     if "model_type" not in architecture:
         raise UsageError(f"bases.{name}.architecture: it has no model_type, such as llama or gpt_neox")
+    if key := code_key(dict(architecture)):
+        raise UsageError(
+            f"bases.{name}.architecture: {key} names Python code, which the kit never runs; delete it"
+        )
     from transformers import AttentionInterface, AutoConfig
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -287,7 +292,7 @@ def _plain_model(config: Any, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from qlora_repeat.assets.base_models import base_folder
-from qlora_repeat.assets.datasets import data_folder
+from qlora_repeat.assets.base_models import base_folder, base_source
+from qlora_repeat.assets.datasets import data_folder, data_source
 from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import BaseTest, Stage, Trial
@@ -55,8 +55,8 @@ def shared_inputs(workspace: Workspace, model_name: str) -> dict[str, Any]:
     model = workspace.study.models[model_name]
     base, data = base_folder(workspace, model.base), data_folder(workspace, model.data)
     return {
-        "base_source": base.name,
-        "data_source": data.name,
+        "base_source": base_source(workspace.study, model.base),
+        "data_source": data_source(workspace.study, model.data),
         "packages": packages() if "torch" in packages() else None,
         "base": manifest_digest(base),
         "data": manifest_digest(data),

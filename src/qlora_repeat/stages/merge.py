@@ -18,14 +18,13 @@ from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.files import new_folder, read_json, write_json
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.safetensors_file import (
+    INDEX,
     check_weights,
     read_header,
     read_weights,
     stream_weights,
     weight_files,
 )
-
-INDEX = "model.safetensors.index.json"
 
 
 def merge(trial: Trial) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     if (base / INDEX).is_file():
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     config.dtype, config._name_or_path = merged_type, ""
     config.save_pretrained(folder)
     if (base / "generation_config.json").is_file():

@@ -17,7 +17,7 @@ from qlora_repeat.study.old_spelling import respelled, respelled_part
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import PUBLISHED, FrozenWeights, Study
 from qlora_repeat.study.validation_message import validation_message
-from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.study.workspace import ARCHIVE_MARK, Workspace
 from qlora_repeat.system.package_data import in_wheel, kit_path
 
 _STUDIES = Path("studies")
@@ -227,19 +227,27 @@ def open_workspace(given: str, *, runs: Path | None = None, cache: Path | None =
 
     By default, results are in $QLORA_REPEAT_RUNS or ``runs``, and models and data in `cache_folder`. The lock
     file is next to the study file, or in the current folder for a study of an installed kit.
-    $QLORA_REPEAT_LOCK names another file, or another folder if it ends in a slash.
+    $QLORA_REPEAT_LOCK names another file, or another folder if it ends in a slash. A study that came in an
+    archive always has the lock file of the archive, so that it cannot add to the user's.
 
     Raises:
         MissingError, UsageError: as `load_study`.
     """
     study, file = load_study(given), study_path(given)
-    lock = file.with_suffix(".lock")
+    lock, from_archive = file.with_suffix(".lock"), came_in_archive(file)
     if in_wheel(file):
         lock = Path(lock.name)
-    if elsewhere := os.environ.get("QLORA_REPEAT_LOCK"):
+    elsewhere = os.environ.get("QLORA_REPEAT_LOCK")
+    if elsewhere and not from_archive:
         lock = Path(elsewhere, lock.name) if elsewhere.endswith("/") else Path(elsewhere)
     runs = runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
-    return Workspace(study, runs, cache or cache_folder(), lock, file, given)
+    return Workspace(study, runs, cache or cache_folder(), lock, file, given, from_archive)
+
+
+def came_in_archive(study_file: Path) -> bool:
+    """Return whether a study file is in an unpacked archive, so that whoever packed it wrote it."""
+    folder = study_file.resolve().parent
+    return folder.name == "studies" and (folder.parent / ARCHIVE_MARK).is_file()
 
 
 def cache_folder() -> Path:

@@ -7,6 +7,11 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import BaseTest, Trial
 
+ARCHIVE_MARK = "ro-crate-metadata.json"
+"""The file that every archive of the kit has at its top."""
+STRANGERS = "strangers"
+"""The part of the cache for studies that came in an archive."""
+
 
 @dataclass(frozen=True, repr=False)
 class Workspace:
@@ -23,9 +28,16 @@ class Workspace:
     """The study file."""
     given: str
     """The study as the user gave it, for commands in messages."""
+    from_archive: bool = False
+    """Whether the study file came in an archive, so that whoever packed it wrote it."""
 
     def __repr__(self) -> str:
         return f"<Study {self.study.label}: {len(self.trials())} trials, results in {self.folder}>"
+
+    @property
+    def assets(self) -> Path:
+        """The folder that models and data are put into; what a stranger asks for is kept apart."""
+        return self.cache / STRANGERS if self.from_archive else self.cache
 
     @property
     def folder(self) -> Path:

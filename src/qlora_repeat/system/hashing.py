@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_repeat.errors import MissingError
-from qlora_repeat.system.files import open_regular, read_file
+from qlora_repeat.system.files import open_regular, parse_json, read_file
 from qlora_repeat.system.safetensors_file import tensor_digests, weight_files
 
 _Found = TypeVar("_Found")
@@ -49,7 +49,21 @@ def manifest_digest(folder: Path) -> str | None:
 
 
 def _json_file_digest(path: Path) -> str:
-    return json_digest(json.loads(read_file(path)))
+    return json_digest(_json_file(path))
+
+
+def read_manifest(folder: Path) -> dict[str, str] | None:
+    """Return the digests in a folder's manifest by file, or None if it has no readable one."""
+    try:
+        content = once(_json_file, folder / MANIFEST)
+    except (OSError, ValueError):
+        return None
+    is_one = isinstance(content, dict) and all(isinstance(digest, str) for digest in content.values())
+    return content if is_one else None
+
+
+def _json_file(path: Path) -> Any:
+    return parse_json(read_file(path))
 
 
 def once(compute: Callable[[Path], _Found], path: Path) -> _Found:

@@ -15,6 +15,8 @@ from qlora_repeat.system.files import LARGEST_JSON, megabytes, open_regular, par
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 _MOST_ELEMENTS = 2**40
+INDEX = "model.safetensors.index.json"
+"""The file that says which shard has which tensor."""
 _ADVICE = "make or fetch it again"
 _DTYPES = {
     "BOOL": "bool",
@@ -179,6 +181,22 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{index}: it names {wrong[0][:80]!r}, which is no safetensors file in this folder; {_ADVICE}"
             )
     return found
+
+
+def index_text(folder: Path, shards: Sequence[str]) -> str:
+    """Return the index of these safetensors files of a folder.
+
+    Raises:
+        MissingError: as in `read_header`.
+    """
+    weight_map: dict[str, str] = {}
+    total = 0
+    for name in shards:
+        tensors = read_header(folder / name)
+        weight_map |= dict.fromkeys(tensors, name)
+        total += sum(tensor.end - tensor.start for tensor in tensors.values())
+    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def check_weights(folder: Path) -> None:

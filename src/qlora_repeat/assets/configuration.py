@@ -1,0 +1,49 @@
+"""Refuse configurations that name Python code, which transformers could import or download.
+
+The kit never lets it (`trust_remote_code=False`), but such a model cannot be what the study means.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.assets.pins import CONFIGURATIONS, VOCABULARIES
+from qlora_repeat.errors import MissingError
+from qlora_repeat.system.files import read_json
+
+
+def code_key(value: Any, *, is_vocabulary: bool = False) -> str | None:
+    """Return a key at any depth that names code: classes of a repository, or kernels of one; None without.
+
+    In a vocabulary, keys are tokens, and have integers.
+    """
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            for key, inner in each.items():
+                names_class = key in ("auto_map", "custom_generate")
+                if names_class and not (is_vocabulary and isinstance(inner, int)):
+                    return str(key)
+                if str(key).endswith("_implementation") and "/" in str(inner):
+                    return str(key)
+        if isinstance(each, dict | list):
+            waiting += each.values() if isinstance(each, dict) else each
+    return None
+
+
+def refuse_code(folder: Path, names: Iterable[str], owner: str) -> None:
+    """Check the JSON files among `names` in a folder; `owner` is their model, for errors.
+
+    Raises:
+        MissingError: one of them names code, or cannot be read.
+    """
+    for name in sorted(name for name in names if name.endswith(".json")):
+        advice = "the study file must name another revision of its model"
+        content = read_json(folder / name, advice)
+        if name in CONFIGURATIONS and not isinstance(content, dict):
+            raise MissingError(f"{owner}: {name}: expected an object with keys; {advice}")
+        if key := code_key(content, is_vocabulary=name in VOCABULARIES):
+            raise MissingError(
+                f"{owner}: {name}: {key} names Python code, which the kit never runs; {advice}"
+            )
