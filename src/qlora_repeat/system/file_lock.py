@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_repeat.errors import BusyError, MissingError
+from qlora_repeat.system.files import open_regular
 
 TURN_SECONDS = 10.0
 """How long a process waits for another one that is removing the same dead lock."""
@@ -84,17 +85,27 @@ def remove_ended(path: Path, content: bytes, alive: Collection[str], cluster: st
     """
     holder = _holder(path)
     job = holder.owner.get("slurm") if holder is not None else None
-    if not isinstance(job, dict) or not job.get("job"):
+    if not isinstance(job, dict) or not isinstance(job.get("job"), str) or not job["job"]:
         return False
     if job["job"] in alive or job.get("cluster") != cluster:
         return False
     try:
-        if path.stat().st_uid != os.getuid() or path.read_bytes() != content:
+        if path.stat().st_uid != os.getuid() or read_lock(path) != content:
             return False
     except FileNotFoundError:
         return False
     path.unlink(missing_ok=True)
     return True
+
+
+def read_lock(path: Path) -> bytes:
+    """Return the first bytes of a lock, which no lock of the kit exceeds.
+
+    Raises:
+        OSError: there is none, or it is not a regular file.
+    """
+    with open_regular(path) as file:
+        return file.read(10_000)
 
 
 def _take(path: Path, ours: bytes, what: str) -> None:
@@ -228,8 +239,7 @@ def _holder(path: Path) -> _Holder | None:
     """Return who holds a lock, or None if there is no lock."""
     owner = None
     try:
-        with path.open("rb") as file:
-            owner = json.loads(file.read(10_000))
+        owner = json.loads(read_lock(path))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: NFS, and it has just been removed
             return None

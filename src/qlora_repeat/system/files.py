@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -56,6 +57,46 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
                 os.unlink(temporary)
             raise
         sync(path.parent)
+
+
+def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
+    """Open a file of any origin for reading: at once, and only if it is a regular file.
+
+    A FIFO, a device or a socket could block, or never end. A link could lead to a private file; only with
+    `follow` is it followed, which is for files that the user names and for the links of the kit's own cache.
+
+    Raises:
+        OSError: there is no such file, or it is something else; names it.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(errno.ELOOP, "a link, which is not followed", str(path)) from None
+        raise
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.ENXIO, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path, limit: int = LARGEST_JSON, *, follow: bool = False) -> bytes:
+    """Return the bytes of a file of any origin, opened by `open_regular`.
+
+    Raises:
+        OSError: as `open_regular`.
+        ValueError: it has more than `limit` bytes.
+    """
+    with open_regular(path, follow=follow) as file:
+        if os.fstat(file.fileno()).st_size <= limit:
+            content = file.read(limit + 1)
+            if len(content) <= limit:
+                return content
+    raise ValueError(f"larger than {megabytes(limit)}")
 
 
 def write_json(path: Path, value: Any) -> None:
