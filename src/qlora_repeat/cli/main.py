@@ -97,6 +97,8 @@ def cli() -> None:
 
 def main() -> None:
     """The console script: an error that a user can fix ends in one line and its exit code."""
+    if sys.version_info < (3, 11, 1):  # pip checks it too
+        sys.exit("Error: Python 3.11.0 lets other users into its processes (CVE-2022-42919); use a newer one")
     try:
         with stop_on_signals(keyboard=True):
             code = cli.main(standalone_mode=False)
