@@ -54,7 +54,8 @@ def resolve(hub: Hub, kind: RepositoryKind, command: str) -> Pin:
             item.rfilename: PinnedFile(item.size, item.lfs.sha256 if item.lfs else item.blob_id)
             for item in info.siblings or []
         }
-        found = Pin(kind, hub.revision, info.sha, files)
+        needed, absent = _needed(hub, kind, files)
+        found = Pin(kind, hub.revision, info.sha, needed)
     except _failures() as error:
         cached = cached_files(hub, kind, command) if _is_unreachable(error) else None
         if cached is None:
@@ -62,11 +63,10 @@ def resolve(hub: Hub, kind: RepositoryKind, command: str) -> Pin:
         commit, paths = cached
         files = {name: PinnedFile(path.stat().st_size, file_digest(path)) for name, path in paths.items()}
         return Pin(kind, hub.revision, commit, files)
-    needed, absent = _needed(hub, kind, files)
     if absent:
         text = f"{hub.repository}: revision {hub.revision} has no {' and no '.join(absent)}"
         raise MissingError(f"{text}; correct the study file")
-    return replace(found, files=needed)
+    return found
 
 
 def cached_files(hub: Hub, kind: RepositoryKind, command: str) -> tuple[str, dict[str, Path]] | None:

@@ -4,36 +4,53 @@ The first fetch writes it, and it belongs with the study file. A later fetch ref
 """
 
 import contextlib
+import re
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from qlora_repeat.errors import BusyError, MissingError, UsageError
-from qlora_repeat.study.data_sources import Hub, Sha256
+from qlora_repeat.study.data_sources import Hub, Repository, Revision, Sha256
+from qlora_repeat.study.toml_file import one_line
 from qlora_repeat.study.validation_message import validation_message
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive
-from qlora_repeat.system.files import write_json
+from qlora_repeat.system.files import read_file, write_json
 from qlora_repeat.system.package_data import in_wheel
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 COMMIT = r"^[0-9a-f]{40}$"
 RepositoryKind = Literal["model", "dataset"]
+LARGEST = 20_000_000
+"""Bytes of a lock file."""
+MOST_KEYS = 300_000
+"""Keys of a lock file; each file of a repository has three."""
 WAIT_SECONDS = 10.0
 """How long a process waits for another one that adds a pin."""
+
+
+def _file_name(name: str) -> str:
+    """Return a path in a repository. It becomes a path in the cache, and a pattern of what to download."""
+    parts = name.split("/")
+    if {"", ".", ".."} & set(parts) or re.search(r"[*?\[\]\\]", name):
+        raise ValueError(f"file {name[:80]!r} is not a path in the repository")
+    return one_line(name)
+
+
+FileName = Annotated[str, Field(max_length=1000), AfterValidator(_file_name)]
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
 class PinnedFile:
     """A file of a repository."""
 
-    size: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=0, lt=2**63)]
     """Bytes."""
     digest: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
     """SHA-256, or the SHA-1 of a Git blob if the hub gives nothing else and nothing was downloaded yet."""
@@ -44,20 +61,14 @@ class Pin:
     """The state of a repository at its first fetch."""
 
     kind: RepositoryKind
-    revision: str
+    revision: Revision
     """The revision in the study file."""
     commit: Annotated[str, Field(pattern=COMMIT)]
     """The commit of that revision."""
-    files: dict[str, PinnedFile]
+    files: dict[FileName, PinnedFile]
     """By their paths in the repository."""
-    converted: dict[str, Sha256] = field(default_factory=dict)
+    converted: dict[FileName, Sha256] = field(default_factory=dict)
     """SHA-256 of the safetensors that were made from pickled weights."""
-
-    def __post_init__(self) -> None:
-        for name in self.files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"file {name!r} is outside the repository")
 
 
 @dataclass(frozen=True)
@@ -138,13 +149,17 @@ class LockFile:
 
     def _read(self) -> dict[str, Pin]:
         try:
-            text = self.current.read_text(encoding="utf-8")
-            return TypeAdapter(dict[str, Pin]).validate_json(text)
+            content = read_file(self.current, LARGEST, follow=True)
+            if content.count(b":") > MOST_KEYS:
+                raise ValueError(f"it has more than {MOST_KEYS} keys")
+            return TypeAdapter(dict[Repository, Pin]).validate_json(content)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValidationError as error:
             reason = validation_message(error, [])
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except ValueError as error:
             reason = str(error)
         raise UsageError(f"{self.current}: not a readable lock file ({reason}); delete it to lock again")
 
@@ -159,6 +174,6 @@ def lock_file(workspace: Workspace) -> LockFile:
 def read_source(path: Path) -> Pin | None:
     """Return the pin that a cache folder was made from, or None if it has no readable one."""
     try:
-        return TypeAdapter(Pin).validate_json(path.read_text(encoding="utf-8"))
+        return TypeAdapter(Pin).validate_json(read_file(path, LARGEST, follow=True))
     except (OSError, ValueError):
         return None
