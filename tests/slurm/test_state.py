@@ -42,7 +42,8 @@ def test_a_strange_list_of_tasks_gives_one_line(content: str, workspace: Workspa
      '{"pid": 1, "host": "h", "slurm": {"job": ["1"]}}',
      '{"pid": 1, "host": "h", "slurm": {"job": {}, "cluster": 5}}', '{"pid": -1, "host": "h"}',
      '{"pid": ' + "9" * 4000 + ', "host": "h"}', '{"pid": ' + "9" * 5000 + ', "host": "h"}', "[" * 9999,
-     '{"pid": 1, "host": "\\ud800"}', '{"pid": 1, "host": "h", "slurm": {"job": "17", "cluster": {"a": 1}}}'],
+     '{"pid": 1, "host": "\\ud800"}', '{"pid": 1, "host": "' + "h" * 9000 + '"}',
+     '{"pid": 1, "host": "h", "slurm": {"job": "17", "cluster": {"a": 1}}}'],
 )  # fmt: skip
 def test_a_strange_lock_ends_no_command(content: str, workspace: Workspace) -> None:
     trial = workspace.trial(TRIAL)
@@ -50,7 +51,8 @@ def test_a_strange_lock_ends_no_command(content: str, workspace: Workspace) -> N
     trial.lock.write_text(content)
     assert live_owner(trial.lock) is not None
     assert not remove_ended(trial.lock, content.encode(), frozenset({"17"}), "big")
-    assert "process " in "".join(trial_logs(trial, 10))
+    shown = "".join(trial_logs(trial, 10))
+    assert "process " in shown and len(shown) < 1000
     clear_locks(workspace)
     assert trial.lock.exists()
 

@@ -43,6 +43,7 @@ def little_memory() -> Iterator[None]:
 
 CLUSTERS = {
     "a line break": ('partition = "gpu\\necho x"', "cluster.partition"),
+    "a line break at the end": ('partition = "gpu\\n"', "cluster.partition"),
     "a line break in a name": ('sbatch = { "nice\\necho x" = 1 }', r"cluster.sbatch.'nice\necho x'"),
     "a line break in a value": ('sbatch = { constraint = "a\\necho x" }', "cluster.sbatch.constraint"),
     "a carriage return": ('account = "a\\rb"', "control characters are not allowed"),

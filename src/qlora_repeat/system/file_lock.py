@@ -248,8 +248,10 @@ def _holder(path: Path) -> _Holder | None:
     if (
         isinstance(owner, dict)
         and isinstance(owner.get("pid"), int)
+        and abs(owner["pid"]) < 2**128
         and isinstance(owner.get("host"), str)
         and owner["host"].isprintable()
+        and len(owner["host"]) <= 255
     ):
         return _Holder(owner, _owner_state(owner))
     return _Holder({"pid": "unknown", "host": "an unknown host"}, "unreadable")
