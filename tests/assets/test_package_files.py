@@ -67,7 +67,7 @@ def quietly(line: str) -> None:
 @pytest.mark.parametrize(
     "file",
     ["fortune/../../etc/passwd", "fortune/..", "fortune/./x", "fortune//x", "/etc/passwd", "../x/y",
-     "fortune", "", "*/x", "a.b/x", "fortune/a\0b", "fortune/a\nb", "fortune\\..\\x", "fortune/"],
+     "fortune", "", "./x", "fortune/a\0b", "fortune/a\nb", "fortune\\..\\x", "fortune/"],
 )  # fmt: skip
 def test_a_file_of_a_package_is_inside_it(file: str) -> None:
     with pytest.raises(ValueError, match="file must be a path inside the package"):
@@ -90,7 +90,7 @@ def test_a_link_out_of_a_package_is_not_followed(tmp_path: Path, monkeypatch: py
 
 
 def test_a_module_without_a_folder_is_no_package() -> None:
-    for name in ("__main__", "os", "nothing"):
+    for name in ("__main__", "os", "nothing", "*", "a.b", "a b"):
         with pytest.raises(MissingError, match="package a==1 is not installed"):
             locate(PackageFile(package="a==1", file=f"{name}/x", sha256="0" * 64))
 

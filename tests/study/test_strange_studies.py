@@ -131,7 +131,7 @@ HUGE = {
     "epochs": ("steps = 3", "epochs = 1e308", "training.epochs"),
     "a rate of 400 digits": ("learning_rate = 1e-3", f"learning_rate = {NINES}.0", "training.learning_rate"),
     "threads": ("threads = 1", "threads = 1000000", "key threads"),
-    "rows": ("rows = 60", "rows = 1000000000", "data.quotes.rows"),
+    "rows": ("rows = 60", "rows = 10000000000000000", "data.quotes.rows"),
     "length": ("max_length = 128", "max_length = 1000000000", "training.max_length"),
     "examples": ("steps = 3", "steps = 1000000000", "training has 1000000000 examples in all steps"),
     "rank": ("r = 8", "r = 1000000000", "key lora.r"),

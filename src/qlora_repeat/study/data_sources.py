@@ -21,7 +21,8 @@ Line = Annotated[str, Field(max_length=1000), AfterValidator(one_line)]
 Text = Annotated[str, Field(max_length=10_000), AfterValidator(plain_text)]
 """Text that a model reads or writes, which may have several lines."""
 Positive = Annotated[int, Field(gt=0, le=10**9)]
-Rows = Annotated[int, Field(gt=0, le=10**7)]
+Rows = Annotated[int, Field(gt=0, le=10**15)]
+"""A number that rows are compared with; generated rows have a lower bound, `MOST_GENERATED`."""
 Few = Annotated[int, Field(gt=0, le=1000)]
 NotNegative = Annotated[float, Field(ge=0, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -33,7 +34,7 @@ Revision = Annotated[
 ]
 """A commit, branch or tag; it is part of a path in the hub's cache."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_INSIDE = r"[A-Za-z_]\w*(/(?!\.\.?(/|$))[^/\\\x00-\x1f\x7f-\x9f]+)+"
+_INSIDE = r"(?!\.\.?/)[^/\\\x00-\x1f\x7f-\x9f]+(/(?!\.\.?(/|$))[^/\\\x00-\x1f\x7f-\x9f]+)+"
 """A path in a package, without empty parts, `.` and `..`."""
 Family = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Task = Literal["text-generation", "question-answering"]
@@ -44,7 +45,7 @@ _MOST_OF = {
     "": 10**6,
 }
 """The largest integers of an architecture, by the key: numbers of modules, positions, other sizes."""
-MOST_QUESTIONS = 100_000
+MOST_GENERATED = 100_000
 """The most rows that are generated."""
 Row = dict[str, str]
 ROW_KEYS: dict[Task, list[str]] = {
@@ -195,5 +196,5 @@ class Data:
             raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
         if self.source == "reasoning-gym" and not self.families and not self.families_with_options:
             raise ValueError("give families or families_with_options")
-        if self.source == "reasoning-gym" and self.rows > MOST_QUESTIONS:
-            raise ValueError(f"rows is {self.rows}; reasoning-gym can generate at most {MOST_QUESTIONS}")
+        if self.source == "reasoning-gym" and self.rows > MOST_GENERATED:
+            raise ValueError(f"rows is {self.rows}; reasoning-gym can generate at most {MOST_GENERATED}")
