@@ -196,5 +196,3 @@ class Data:
             raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
         if self.source == "reasoning-gym" and not self.families and not self.families_with_options:
             raise ValueError("give families or families_with_options")
-        if self.source == "reasoning-gym" and self.rows > MOST_GENERATED:
-            raise ValueError(f"rows is {self.rows}; reasoning-gym can generate at most {MOST_GENERATED}")
