@@ -146,7 +146,7 @@ help: ## show this list
 # the installed torch build; asking for another build makes .venv again, and `auto` accepts the installed one.
 
 # Run this in each candidate: it fails where a module is missing, or where the name is a shim for an absent version.
-FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11, 1) <= sys.version_info < (3, 15))
 
 ifeq ($(filter auto cpu cuda,$(ACCELERATOR)),)
 $(error ACCELERATOR is auto, cpu or cuda, not "$(ACCELERATOR)")
@@ -158,7 +158,7 @@ endif
 .venv/.packages: lockfiles/install.sh $(wildcard lockfiles/*.txt)
 	@for python in $(PYTHON) none; do "$$python" -c '$(FITS)' 2>/dev/null && break; done
 	if [ "$$python" = none ]; then
-		echo "No Python 3.11, 3.12, 3.13 or 3.14 with venv (Debian: python3-venv); tried $(PYTHON)." \
+		echo "No Python 3.11.1 to 3.14 with venv (Debian: python3-venv); tried $(PYTHON)." \
 			"Name one: make PYTHON=/path/to/python3" >&2
 		exit 1
 	fi

@@ -6,6 +6,7 @@
 #   container/install.sh kit                   install the kit from /kit in /opt/kit
 #   container/install.sh mounts                make the folders for results, models and data
 #   container/install.sh sources ID CODENAME   print where packages of a distribution come from
+#   container/install.sh fresh TIME FOLDER     fail if an index of packages in a folder of apt is older than TIME
 #   container/install.sh clean                 remove logs, caches and other files that differ between builds
 set -euo pipefail
 umask 022 # the user of the image must be able to read all files
@@ -36,6 +37,23 @@ sources() { # ID CODENAME, as in /etc/os-release
 	echo "deb $options $security $2-security $component"
 }
 
+# The archives of a past day have expired, so apt cannot check their age; whoever controls the network could offer
+# an older one, with a valid signature.
+fresh() { # TIME FOLDER
+	local file suite until day
+	day=$(date -ud "${1:0:8} ${1:9:2}:${1:11:2}" +%s)
+	for file in "$2"/*Release; do
+		suite=$(sed -n '/^Suite: /{s///p;q}' "$file")
+		until=$(sed -n '/^Valid-Until: /{s///p;q}' "$file") # of Debian's updates
+		case $suite in *-updates | *-security) : "${until:=$(sed -n '/^Date: /{s///p;q}' "$file") + 30 days}" ;; esac
+		if [ -n "$until" ] && [ "$(date -ud "$until" +%s)" -lt "$day" ]; then
+			echo "${file##*/}: its index had expired by $1 ($until), so packages may lack security updates; build again" \
+				"on another network, or with another SNAPSHOT" >&2
+			exit 1
+		fi
+	done
+}
+
 install_system() {
 	if [ -n "$SNAPSHOT" ]; then
 		. /etc/os-release
@@ -46,6 +64,7 @@ install_system() {
 	fi
 	# apt must stay root: a build without subordinate ids has no other user.
 	apt-get -qq -o APT::Sandbox::User=root update
+	[ -z "$SNAPSHOT" ] || fresh "$SNAPSHOT" /var/lib/apt/lists
 	DEBIAN_FRONTEND=noninteractive apt-get -qq -o APT::Sandbox::User=root install -y --no-install-recommends \
 		"${SYSTEM[@]}" "$@" >/dev/null
 	clean
@@ -87,7 +106,7 @@ shift || true
 case $what in
 system | packages | kit) "install_$what" "$@" ;;
 mounts) make_mounts ;;
-sources | clean) "$what" "$@" ;;
+sources | fresh | clean) "$what" "$@" ;;
 *)
 	sed -n 's/^#   //p' "$0" >&2
 	exit 2 ;;

@@ -19,6 +19,7 @@ docker)
 	user=$(id -u):$(id -g)
 	case $("$ENGINE" info --format '{{.SecurityOptions}}' 2>/dev/null) in *rootless*) user=0:0 ;; esac # there, root is the calling user
 	options+=(--rm --read-only --tmpfs /tmp --user "${CONTAINER_USER:-$user}" "${folders[@]/#/--volume=}")
+	options+=(--cap-drop ALL --security-opt no-new-privileges) # the command needs no privilege
 	options+=(--security-opt label=disable) # SELinux would hide the folders
 	if "$ENGINE" --version | grep -qi podman; then # Podman may be installed as docker
 		[ "$(id -u)" = 0 ] || options+=(--userns keep-id)
@@ -40,6 +41,6 @@ apptainer)
 	for name in HF_TOKEN HF_HUB_OFFLINE; do
 		[ -z "${!name:-}" ] || export "APPTAINERENV_$name=${!name}"
 	done
-	exec apptainer run --containall --no-home "${folders[@]/#/--bind=}" "${options[@]}" "$SIF" "$@"
+	exec apptainer run --containall --no-home --no-privs "${folders[@]/#/--bind=}" "${options[@]}" "$SIF" "$@"
 	;;
 esac

@@ -53,7 +53,7 @@ def problems(folder: Path = LOCKS) -> list[str]:
         pins.write_text("".join(f"{package}=={version}\n" for package, (version, _) in locked.items()))
         excluded.write_text("\n".join(LEFT_OUT))
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
-        command += ["--python-version=3.11", "--format=pylock.toml", f"--output-file={out}"]
+        command += ["--python-version=3.11.1", "--format=pylock.toml", f"--output-file={out}"]
         command += [f"--constraints={pins}", f"--excludes={excluded}"]
         for given in INPUTS:
             done = subprocess.run([*command, *given], cwd=LOCKS.parent, capture_output=True, text=True)
@@ -73,7 +73,7 @@ def _unlocked(
     packages: list[dict[str, Any]], locked: Locked, python: tuple[int, int], machine: str
 ) -> Iterator[str]:
     version = ".".join(map(str, python))
-    here = {"python_version": version, "python_full_version": f"{version}.0", "platform_machine": machine}
+    here = {"python_version": version, "python_full_version": f"{version}.1", "platform_machine": machine}
     tags = _tags(python, machine)
     for package in packages:
         if "marker" in package and not Marker(package["marker"]).evaluate(here):

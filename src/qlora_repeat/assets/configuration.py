@@ -40,7 +40,7 @@ def refuse_code(folder: Path, names: Iterable[str], owner: str) -> None:
     """
     for name in sorted(name for name in names if name.endswith(".json")):
         advice = "the study file must name another revision of its model"
-        content = read_json(folder / name, advice)
+        content = read_json(folder / name, advice, follow=True)
         if name in CONFIGURATIONS and not isinstance(content, dict):
             raise MissingError(f"{owner}: {name}: expected an object with keys; {advice}")
         if key := code_key(content, is_vocabulary=name in VOCABULARIES):

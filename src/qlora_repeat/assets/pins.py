@@ -12,13 +12,15 @@ from dataclasses import field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study.data_sources import Hub, Sha256
+from qlora_repeat.study.data_sources import Hub, Repository, Revision, Sha256
+from qlora_repeat.study.toml_file import one_line
 from qlora_repeat.study.validation_message import validation_message
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.files import read_file
 from qlora_repeat.system.hashing import manifest_digest, once
 from qlora_repeat.system.package_data import in_wheel
 
@@ -36,6 +38,11 @@ _PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin", re.ASCII)
 _PLAIN_PATH = re.compile(r"[^\x00-\x1f\x7f*?\[\]{}:\\]+")
 """Libraries would expand other characters, or take them for the address of another file."""
 _UNLOCKED = "not-locked"
+LARGEST = 20_000_000
+"""Bytes of a lock file."""
+MOST_KEYS = 300_000
+"""Keys of a lock file; each file of a repository has three."""
+_Name = Annotated[str, Field(max_length=1000), AfterValidator(one_line)]
 _File = TypeVar("_File")
 
 
@@ -54,17 +61,18 @@ class Pin:
     """The state of a repository at its first fetch."""
 
     kind: RepositoryKind
-    revision: str
+    revision: Revision
     """The revision in the study file."""
     commit: Annotated[str, Field(pattern=COMMIT)]
     """The commit of that revision."""
-    files: dict[str, PinnedFile]
+    files: dict[_Name, PinnedFile]
     """By their paths in the repository."""
-    converted: dict[str, Sha256] = field(default_factory=dict)
+    converted: dict[_Name, Sha256] = field(default_factory=dict)
     """SHA-256 of what was made from them: safetensors of pickled weights by name, rows by `data_source`."""
 
     def __post_init__(self) -> None:
-        for name in self.files:
+        weights = [name for name in self.converted if name.endswith(".safetensors")]
+        for name in [*self.files, *weights]:
             if not is_plain(name):
                 raise ValueError(f"file {name!r}: expected a plain path inside the repository")
 
@@ -132,13 +140,18 @@ def read_pins(path: Path) -> dict[str, Pin]:
         return {}
     except ValidationError as error:
         reason = validation_message(error, [])
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
         reason = str(error)
     raise UsageError(f"{path}: not a readable lock file ({reason}); delete it to lock again")
 
 
 def _parsed(path: Path) -> dict[str, Pin]:
-    return TypeAdapter(dict[str, Pin]).validate_json(path.read_text(encoding="utf-8"))
+    content = read_file(path, LARGEST, follow=True)
+    if content.count(b":") > MOST_KEYS:
+        raise ValueError(f"it has more than {MOST_KEYS} keys")
+    return TypeAdapter(dict[Repository, Pin]).validate_json(content)
 
 
 def shipped_lock(workspace: Workspace) -> Path | None:

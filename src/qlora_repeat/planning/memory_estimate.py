@@ -249,7 +249,8 @@ def adapted_model(trial: Trial, config: Any) -> Any:
     base = replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=quantization)
     base.is_loaded_in_4bit = True
     try:
-        return with_adapter(trial, base)
+        with torch.device("meta"):  # the adapter needs no memory either, whatever the study's sizes are
+            return with_adapter(trial, base)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"models.{trial.model_name}.target_modules: {reason}") from None

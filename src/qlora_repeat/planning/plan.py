@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.hub_lock import lock_file
-from qlora_repeat.errors import MissingError
+from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.planning.gpu_catalog import Gpu, large_enough
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.data_sources import Data
@@ -178,7 +178,13 @@ def _model_plan(
     def once(function: Callable[..., Any], depends_on: list[Any], *arguments: Any) -> Any:
         key = json.dumps([function.__name__, architecture, depends_on], sort_keys=True)
         if key not in known:
-            known[key] = function(*arguments)
+            try:
+                known[key] = function(*arguments)
+            except KitError:
+                raise
+            except Exception as error:  # of transformers, for an architecture of any origin
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise UsageError(f"bases.{model.base}.architecture: cannot be planned ({reason})") from error
         return known[key]
 
     batch = [training.batch_size, training.max_length, training.gradient_checkpointing]

@@ -7,6 +7,7 @@ needs ``scontrol`` to requeue the task.
 
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -24,7 +25,7 @@ from qlora_repeat.study.loading import split_name
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.file_lock import exclusive, remove_ended
+from qlora_repeat.system.file_lock import exclusive, read_lock, remove_ended
 from qlora_repeat.system.files import read_json, write_json
 from qlora_repeat.system.fingerprint import command_output
 from qlora_repeat.system.gpus import on_cpu
@@ -162,7 +163,7 @@ def submit(
 
     Raises:
         MissingError: there is no sbatch here.
-        UsageError: Slurm refuses the jobs; the message quotes it.
+        UsageError: Slurm refuses the jobs; the message quotes it. Or a folder's name has control characters.
         BusyError: another process is submitting the same study.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
@@ -172,6 +173,8 @@ def submit(
         )
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # which submitit reads when it is imported
     folder, here, results = jobs_folder(workspace), str(Path.cwd()), str(out.resolve())
+    if not str(folder.resolve()).isprintable():  # a line break would end submitit's comment for sbatch
+        raise UsageError(f"{folder}: Slurm needs a folder without control characters; give another --runs")
     chosen = "@".join([str(workspace.file.resolve()), *split_name(workspace.given)[1]])
     runs = ["--runs", str(workspace.runs.resolve())]
     where = [*runs, "--cache", str(workspace.cache.resolve())]
@@ -250,7 +253,7 @@ def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> lis
     names = (*request.array, *request.array["additional_parameters"])
     if any(name.startswith(("gres", "gpus")) for name in names):
         options.append("--nv")
-    return ["apptainer", "exec", *options, str(image), "qlora-repeat"]
+    return ["apptainer", "exec", "--no-privs", *options, str(image), "qlora-repeat"]
 
 
 def jobs_folder(workspace: Workspace) -> Path:
@@ -259,9 +262,17 @@ def jobs_folder(workspace: Workspace) -> Path:
 
 
 def submitted_tasks(folder: Path) -> dict[str, str]:
-    """Return all tasks that were ever submitted, each with its last job number."""
+    """Return all tasks that were ever submitted, each with its last job number.
+
+    Raises:
+        MissingError: the file that lists them has something else.
+    """
     path = folder / "tasks.json"
     found: dict[str, str] = read_json(path, "delete it") if path.is_file() else {}
+    if not isinstance(found, dict) or not all(
+        isinstance(job, str) and re.fullmatch("[0-9]{1,20}(_[0-9]{1,20})?", job) for job in found.values()
+    ):
+        raise MissingError(f"{path}: cannot be read (expected names of tasks and job numbers); delete it")
     return found
 
 
@@ -277,7 +288,7 @@ def clear_locks(workspace: Workspace) -> None:
     """
     locks = [trial.lock for trial in workspace.trials()]
     locks += [test.lock for test in workspace.base_tests()]
-    held = {path: path.read_bytes() for path in locks if path.is_file()}  # before the queue is read
+    held = {path: read_lock(path) for path in locks if path.is_file()}  # before the queue is read
     queue, cluster = read_queue() if held else None, cluster_name() if held else None
     if queue is not None:
         for path, content in held.items():

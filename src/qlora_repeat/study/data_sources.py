@@ -1,19 +1,52 @@
-"""Where models and data come from: a hub, files, packages, or the kit itself."""
+"""Where models and data come from: a hub, files, packages, or the kit itself.
 
+A study may come from a stranger, so every number has a bound and every text a pattern or a length, far above
+what a real study needs.
+"""
+
+import re
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from qlora_repeat.study.toml_file import one_line, plain_text
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Line = Annotated[str, Field(max_length=1000), AfterValidator(one_line)]
+"""Text without control characters."""
+Text = Annotated[str, Field(max_length=10_000), AfterValidator(plain_text)]
+"""Text that a model reads or writes, which may have several lines."""
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Rows = Annotated[int, Field(gt=0, le=10**15)]
+"""A number that rows are compared with; generated rows have a lower bound, `MOST_GENERATED`."""
+Few = Annotated[int, Field(gt=0, le=1000)]
+NotNegative = Annotated[float, Field(ge=0, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Repository = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=96)
+]
+Revision = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+@-]*(/[A-Za-z0-9_][A-Za-z0-9_.+@-]*)*$", max_length=200)
+]
+"""A commit, branch or tag; it is part of a path in the hub's cache."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_INSIDE = r"(?!\.\.?/)[^/\\\x00-\x1f\x7f-\x9f]+(/(?!\.\.?(/|$))[^/\\\x00-\x1f\x7f-\x9f]+)+"
+"""A path in a package, without empty parts, `.` and `..`."""
+Family = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Task = Literal["text-generation", "question-answering"]
 
+_MOST_OF = {
+    "layer|depth|blocks|n_block|expert|stage|head|label": 1000,
+    "position|theta|base|length|seq": 10**9,
+    "": 10**6,
+}
+"""The largest integers of an architecture, by the key: numbers of modules, positions, other sizes."""
+MOST_GENERATED = 100_000
+"""The most rows that are generated."""
 Row = dict[str, str]
 ROW_KEYS: dict[Task, list[str]] = {
     "text-generation": ["quote"],
@@ -26,11 +59,21 @@ ROW_KEYS: dict[Task, list[str]] = {
 class PackageFile:
     """A file in an installed Python package or, without `package`, a file of the user."""
 
-    file: str
+    file: Annotated[str, Field(max_length=5000)]
     """The path from the folder of installed packages, or from the study file."""
     sha256: Sha256
-    package: str | None = None
+    package: (
+        Annotated[
+            str,
+            Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9][A-Za-z0-9.+!-]*)?$", max_length=100),
+        ]
+        | None
+    ) = None
     """The package's name and version, for installing it."""
+
+    def __post_init__(self) -> None:
+        if self.package is not None and not re.fullmatch(_INSIDE, self.file):
+            raise ValueError("file must be a path inside the package, such as package/folder/file")
 
     @property
     def identity(self) -> dict[str, str]:
@@ -48,10 +91,10 @@ class PackageFile:
 class Hub:
     """A repository of models or data on a hub."""
 
-    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    revision: str
+    repository: Repository
+    revision: Revision
     """A commit; a branch or tag is resolved to a commit at the first fetch, and locked."""
-    files: str = "*"
+    files: Line = "*"
     """A pattern for the files that contain the rows (data only)."""
 
 
@@ -59,21 +102,21 @@ class Hub:
 class Pretraining:
     """A small GPT-NeoX that the kit pretrains while fetching, because no package contains one."""
 
-    hidden_size: Annotated[int, Field(ge=192)]
+    hidden_size: Annotated[int, Field(ge=192, le=2048)]
     """At least 192, because an 8-bit optimizer keeps 32-bit state for smaller adapter tensors."""
-    layers: Positive
-    heads: Positive
+    layers: Annotated[int, Field(gt=0, le=64)]
+    heads: Few
     seed: Seed
-    fortune_steps: Positive
-    question_steps: Positive
+    fortune_steps: Annotated[int, Field(gt=0, le=10**6)]
+    question_steps: Annotated[int, Field(gt=0, le=10**6)]
     """Steps on questions, after the steps on fortunes."""
-    batch_size: Positive
-    length: Positive
+    batch_size: Few
+    length: Annotated[int, Field(gt=0, le=2048)]
     """Tokens in each row of a batch."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=1000)]
     question_seed: Seed
     """Seed of the questions to pretrain on; different from the seed of the study's data."""
-    threads: Positive = 2
+    threads: Few = 2
     """CPU threads, which affect the bits."""
 
     def __post_init__(self) -> None:
@@ -89,13 +132,26 @@ class Base:
     gguf: PackageFile | None = None
     tokenizer: PackageFile | None = None
     pretraining: Pretraining | None = None
-    architecture: dict[str, str | int | float | bool] | None = None
+    architecture: (
+        dict[
+            Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)],
+            Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$", max_length=64)]
+            | Annotated[int, Field(ge=-1)]
+            | Annotated[float, Field(ge=-(10**9), le=10**9)]
+            | bool,
+        ]
+        | None
+    ) = None
     """The configuration (`model_type` and sizes), for planning before the base is fetched."""
 
     def __post_init__(self) -> None:
         pretrained = self.tokenizer is not None and self.pretraining is not None
         if [self.hub is not None, self.gguf is not None, pretrained].count(True) != 1:
             raise ValueError("give one of hub, gguf, or both tokenizer and pretraining")
+        for key, value in (self.architecture or {}).items():
+            most = next(most for pattern, most in _MOST_OF.items() if re.search(pattern, key))
+            if isinstance(value, int) and value > most:
+                raise ValueError(f"architecture.{key} is {value}; expected at most {most}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -104,25 +160,25 @@ class Data:
 
     task: Task
     source: Literal["hub", "file", "fortunes", "reasoning-gym"]
-    rows: Positive
+    rows: Rows
     """The expected number of rows."""
-    max_new_tokens: Positive
+    max_new_tokens: Annotated[int, Field(gt=0, le=10**6)]
     """The most tokens of a response."""
     hub: Hub | None = None
     file: PackageFile | None = None
     """A file in one of the formats of a hub, or a .txt whose paragraphs are rows with a column `text`."""
-    columns: dict[Literal["quote", "instruction", "answer"], str] = field(default_factory=dict)
+    columns: dict[Literal["quote", "instruction", "answer"], Line] = field(default_factory=dict)
     """For hub and file: the columns of the quote, or of the instruction and the answer."""
     seed: Seed | None = None
     """Selects the rows (fortunes) or generates them (reasoning-gym)."""
     sha256: Sha256 | None = None
     """Digest of the rows as JSON Lines, before the split; not for hub (locked) and file (has its own)."""
-    families: list[str] = field(default_factory=list)
+    families: list[Family] = field(default_factory=list)
     """Task families of reasoning-gym, in equal shares."""
-    families_with_options: list[str] = field(default_factory=list)
+    families_with_options: list[Family] = field(default_factory=list)
     """Families whose questions end in four options, A to D, with one correct."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    prompts: list[str] = field(default_factory=list)
+    prompts: Annotated[list[Text], Field(max_length=100)] = field(default_factory=list)
     """Text generation: the prompts. Question answering: the beginnings of the test rows used as prompts."""
     max_rows: Positive | None = None
     """Use only the first N rows of each part."""

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +15,7 @@ from qlora_repeat.study.data_sources import PackageFile
 from qlora_repeat.study.old_spelling import respelled, respelled_part
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import PUBLISHED, FrozenWeights, Study
+from qlora_repeat.study.toml_file import read_toml
 from qlora_repeat.study.validation_message import validation_message
 from qlora_repeat.study.workspace import ARCHIVE_MARK, Workspace
 from qlora_repeat.system.package_data import in_wheel, kit_path
@@ -42,8 +42,8 @@ def known_studies() -> dict[str, Path]:
 def _has_models(path: Path) -> bool:
     """Return whether a TOML file may be a study; the current folder can contain other TOML files."""
     try:
-        return "models" in tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+        return "models" in read_toml(path)
+    except (OSError, UsageError):
         return False
 
 
@@ -103,11 +103,9 @@ def load_study(study: str) -> Study:
         )
     path = study_path(study)
     try:
-        content = respelled(tomllib.loads(path.read_text(encoding="utf-8")))
+        content = respelled(read_toml(path))
     except (FileNotFoundError, NotADirectoryError):
         raise _no_such(f"{path}: no such study file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not a readable TOML file: {error}") from None
     try:
         # As JSON: there, strict mode turns tables into dataclasses, but no string into a number.
         as_json = json.dumps(_with_shared_training(_with_named_optimizers(content)), default=_refuse)
@@ -167,7 +165,8 @@ def _varied(study: Study, parts: list[str]) -> Study:
 
 
 def _cut_short(study: Study, variant: str) -> Study:
-    found = re.fullmatch(r"([1-9]\d*)-steps(?:-([1-9]\d*)-rows)?|([1-9]\d*)-rows", variant)
+    number = "([1-9][0-9]{0,8})"
+    found = re.fullmatch(rf"{number}-steps(?:-{number}-rows)?|{number}-rows", variant)
     if found is None:
         raise UsageError(
             f"study {study.name}@{variant}: expected after @: a profile of randomness "

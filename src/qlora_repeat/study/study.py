@@ -12,14 +12,32 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qlora_repeat.study.cluster import Cluster
-from qlora_repeat.study.data_sources import ROW_KEYS, STRICT, Base, Data, Name, Positive, Task
+from qlora_repeat.study.cluster import Cluster, StudyCluster
+from qlora_repeat.study.data_sources import (
+    ROW_KEYS,
+    STRICT,
+    Base,
+    Data,
+    Few,
+    Line,
+    Name,
+    NotNegative,
+    Positive,
+    Rows,
+    Task,
+    Text,
+)
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.randomness import Randomness
 
 PUBLISHED = "published"
 """The name that stands for the paper's numbers instead of a study; no study may have it."""
 
+MOST_TRIALS = 10_000
+"""The most trials of a study."""
+MOST_EXAMPLES = 10_000_000
+"""The most examples in all steps of a trial, whose order is kept in memory."""
+BatchSize = Annotated[int, Field(gt=0, le=10_000)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 FrozenWeights = Literal["nf4", "materialized", "auto"]
 """Whether fine-tuning dequantizes the 4-bit base for every product or once; "auto" does it once if memory
@@ -46,8 +64,8 @@ class Precision:
 class Lora:
     """The adapter (section VII-A)."""
 
-    r: Positive
-    alpha: Positive
+    r: Annotated[int, Field(gt=0, le=10_000)]
+    alpha: Annotated[int, Field(gt=0, le=10**6)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -55,17 +73,17 @@ class Lora:
 class Training:
     """Settings of fine-tuning (section VII), with either steps or epochs."""
 
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=1000)]
     schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"]
-    batch_size: Positive
-    max_length: Positive
+    batch_size: BatchSize
+    max_length: Annotated[int, Field(gt=0, le=10**6)]
     """In tokens; longer examples are cut."""
-    max_grad_norm: Annotated[float, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    warmup_steps: Annotated[int, Field(ge=0)]
+    max_grad_norm: NotNegative
+    weight_decay: NotNegative
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
     gradient_checkpointing: bool
     steps: Positive | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
     max_steps: Positive | None = None
     """The most optimizer steps, for any steps or epochs."""
 
@@ -83,7 +101,7 @@ class Training:
 class Sampling:
     """One way to draw a response."""
 
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Annotated[float, Field(gt=0, le=10**6)]
     top_p: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -91,9 +109,9 @@ class Sampling:
 class Generation:
     """How responses are sampled (sections VII and IX)."""
 
-    top_k: Annotated[int, Field(ge=0)]
+    top_k: Annotated[int, Field(ge=0, le=10**6)]
     """0 disables it; the default of transformers is 50."""
-    samplings: Annotated[list[Sampling], Field(min_length=1)]
+    samplings: Annotated[list[Sampling], Field(min_length=1, max_length=100)]
     """The first is shown in the tables and timed."""
 
 
@@ -101,10 +119,10 @@ class Generation:
 class Evaluation:
     """Settings of the evaluation and of timing."""
 
-    batch_size: Positive
+    batch_size: BatchSize
     """Part of the study, because another batch shape changes the last digits."""
-    timing_repeats: Positive
-    examples: Positive | None = None
+    timing_repeats: Few
+    examples: Rows | None = None
     """Evaluate only the first N test examples (default: all)."""
 
 
@@ -112,9 +130,9 @@ class Evaluation:
 class Ablation:
     """Repeated tests of an unchanged model (section IX)."""
 
-    responses: Positive
+    responses: Few
     """How many responses the first trial of each arm gives to each prompt, each with a fresh seed."""
-    base_tests: Positive
+    base_tests: Few
     """How many times the perplexity of each base model is measured, each time in its own process."""
 
 
@@ -122,31 +140,33 @@ class Ablation:
 class Tolerance:
     """How much a re-run may differ from the recorded trial in `verify`, relative to the recorded value."""
 
-    first_loss: Annotated[float, Field(ge=0)]
+    first_loss: NotNegative
     """The loss of the first step, before any update, which has the noise of one forward pass."""
-    loss: Annotated[float, Field(ge=0)]
+    loss: NotNegative
     """The mean loss over all steps."""
-    adapter: Annotated[float, Field(ge=0)]
+    adapter: NotNegative
     """The norm of the difference between the adapters, relative to the norm of the recorded adapter."""
-    perplexity: Annotated[float, Field(ge=0)]
+    perplexity: NotNegative
 
 
 @dataclass(frozen=True, config=STRICT)
 class Model:
     """A model of the study: a base, the data to fine-tune it on, and how a row becomes text."""
 
-    title: str
+    title: Line
     base: Name
     data: Name
-    template: str
+    template: Text
     """The text of a row, with ``{quote}``, or ``{instruction}`` and ``{answer}``."""
-    target_modules: Annotated[list[str], Field(min_length=1)]
+    target_modules: Annotated[
+        list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", max_length=200)]], Field(min_length=1)
+    ]
     training: Training
-    stop: str | None = None
+    stop: Annotated[Text, Field(min_length=1)] | None = None
     """A response ends before this text."""
     special_tokens: bool = True
     """Whether the tokenizer adds special tokens (Llama's adds one at the beginning)."""
-    counterpart: str | None = None
+    counterpart: Name | None = None
     """The paper's model to compare this one with."""
 
 
@@ -155,9 +175,9 @@ class Study:
     """The content of a study file."""
 
     name: Name
-    title: str
-    trials: Positive
-    threads: Positive
+    title: Line
+    trials: Few
+    threads: Few
     """CPU threads of each trial; part of the study, because they change the last bits."""
     keep_merged: bool
     optimizers: Annotated[list[OptimizerName], Field(min_length=1)]
@@ -173,7 +193,7 @@ class Study:
     data: dict[Name, Data]
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     ablation: Ablation | None = None
-    cluster: Cluster = field(default_factory=Cluster)
+    cluster: StudyCluster = field(default_factory=Cluster)
     """What `submit` requests from a scheduler; no result depends on it."""
     tolerance: dict[OptimizerName, Tolerance] = field(default_factory=dict)
     """Tolerances of `verify` for each optimizer, because 8-bit state amplifies noise; the defaults are in
@@ -207,9 +227,15 @@ class Study:
                     raise ValueError(f"models.{name}.{key} is {value!r}; the study has {', '.join(known)}")
             if not self.data[model.data].prompts:
                 raise ValueError(f"data.{model.data}.prompts is empty; expected at least one prompt")
+            seen = model.training.total_steps(self.data[model.data].rows) * model.training.batch_size
+            if seen > MOST_EXAMPLES:
+                found = f"models.{name}.training has {seen} examples in all steps"
+                raise ValueError(f"{found}; expected at most {MOST_EXAMPLES}")
             _check_template(f"models.{name}.template", model.template, self.data[model.data].task)
         if len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError("optimizers has a duplicate")
+        if (count := len(self.models) * len(self.optimizers) * self.trials) > MOST_TRIALS:
+            raise ValueError(f"the study has {count} trials; expected at most {MOST_TRIALS}")
 
 
 def _check_template(key: str, template: str, task: Task) -> None:

@@ -6,15 +6,20 @@ import re
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+_LONGEST = 500
+"""Characters of what was expected."""
+_LONGEST_PART = 80
+"""Characters of a part of a key, and of a value."""
+
 
 def validation_message(error: ValidationError, known_keys: list[str]) -> str:
     """Return one line on the most helpful problem: the key, what was expected, what was found."""
-    problems = error.errors()
+    problems = error.errors(include_url=False, include_context=False)
     # A misspelled key is reported as unknown and, under its right name, as missing.
     problem = next((each for each in problems if each["type"] == "unexpected_keyword_argument"), problems[0])
     key = _key(problem)
     if problem["type"] == "unexpected_keyword_argument":
-        found = str(problem["loc"][-1])
+        found = _shortened(str(problem["loc"][-1]))
         close = difflib.get_close_matches(found, [known for known in known_keys if known != found], 1)
         return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
     if problem["type"] == "missing":
@@ -23,12 +28,24 @@ def validation_message(error: ValidationError, known_keys: list[str]) -> str:
         each["msg"].removeprefix("Value error, ") for each in problems if _key(each) == key
     )
     if isinstance(problem["input"], (str, int, float, bool)):
-        return f"key {key}: {expected} (found {problem['input']!r})"
-    return f"key {key}: {expected}"
+        return f"key {key}: {expected[:_LONGEST]} (found {_shown(problem['input'])})"
+    return f"key {key}: {expected[:_LONGEST]}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return _shortened(repr(value))
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _key(problem: ErrorDetails) -> str:
-    return ".".join(str(part) for part in problem["loc"] if not _is_type_tag(part)) or "the study"
+    parts = [_shortened(str(part)) for part in problem["loc"] if not _is_type_tag(part)]
+    return ".".join(part if part.isprintable() else ascii(part) for part in parts) or "the study"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_PART else f"{text[:_LONGEST_PART]}…"
 
 
 def _is_type_tag(part: int | str) -> bool:

@@ -65,7 +65,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         # If somebody removed ours by hand, the lock may belong to another process now. If this fails, the
         # lock stays, and soon its owner is dead.
         with contextlib.suppress(OSError):
-            if _content(path) == ours:
+            if read_lock(path) == ours:
                 path.unlink()
 
 
@@ -86,17 +86,27 @@ def remove_ended(path: Path, content: bytes, alive: Collection[str], cluster: st
     """
     holder = _holder(path)
     job = holder.owner.get("slurm") if holder is not None else None
-    if not isinstance(job, dict) or not job.get("job"):
+    if not isinstance(job, dict) or not isinstance(job.get("job"), str) or not job["job"]:
         return False
     if job["job"] in alive or job.get("cluster") != cluster:
         return False
     try:
-        if path.stat().st_uid != os.getuid() or _content(path) != content:
+        if path.stat().st_uid != os.getuid() or read_lock(path) != content:
             return False
     except FileNotFoundError:
         return False
     path.unlink(missing_ok=True)
     return True
+
+
+def read_lock(path: Path) -> bytes:
+    """Return the first bytes of a lock, which no lock of the kit exceeds.
+
+    Raises:
+        OSError: there is none, or it is not a regular file.
+    """
+    with open_regular(path) as file:
+        return file.read(10_000)
 
 
 def _take(path: Path, ours: bytes, what: str) -> None:
@@ -131,7 +141,7 @@ def _linked(mine: Path, path: Path, ours: bytes) -> bool:
         # NFS may report a failure for a link that it has made, if its first answer is lost. The content is
         # better evidence than the number of links, of which the client may remember an old value.
         with contextlib.suppress(OSError):
-            if _content(path) == ours:
+            if read_lock(path) == ours:
                 return True
         if not isinstance(error, FileExistsError):
             raise
@@ -229,7 +239,7 @@ def _holder(path: Path) -> _Holder | None:
     """Return who holds a lock, or None if there is no lock."""
     owner = None
     try:
-        owner = json.loads(_content(path))
+        owner = json.loads(read_lock(path))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: NFS, and it has just been removed
             return None
@@ -238,17 +248,13 @@ def _holder(path: Path) -> _Holder | None:
     if (
         isinstance(owner, dict)
         and isinstance(owner.get("pid"), int)
+        and abs(owner["pid"]) < 2**128
         and isinstance(owner.get("host"), str)
         and owner["host"].isprintable()
+        and len(owner["host"]) <= 255
     ):
         return _Holder(owner, _owner_state(owner))
     return _Holder({"pid": "unknown", "host": "an unknown host"}, "unreadable")
-
-
-def _content(path: Path) -> bytes:
-    """Return the first bytes of a lock, which another user may have made."""
-    with open_regular(path) as file:
-        return file.read(10_000)
 
 
 def _owner_state(owner: dict[str, Any]) -> Literal["alive", "dead", "unknown"]:

@@ -15,8 +15,6 @@ from qlora_repeat.study.trial import Stage, Trial
 
 _PROFILE = "recorded"
 _STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
-MOST_THREADS = 1024
-"""No study asks for more threads than this."""
 
 
 def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, runs: Path) -> Trial:
@@ -65,8 +63,6 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
         }
         # As strict JSON, in which no text passes for a number.
         changed = adapter.validate_json(json.dumps(study), strict=True)
-        if changed.threads > MOST_THREADS:
-            raise ValueError(f"threads is {changed.threads}")
     except (KeyError, ValueError, TypeError) as error:
         what = f"no setting {error}" if isinstance(error, KeyError) else _first_line(error)
         raise MissingError(

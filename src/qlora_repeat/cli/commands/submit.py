@@ -1,5 +1,6 @@
 """`qlora-repeat submit`."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ def _gpus(context: click.Context, option: click.Parameter, text: str | None) -> 
     if text is None:
         return None, None
     kind, _, number = text.rpartition(":")
-    if not number.isdecimal():
+    if not re.fullmatch("[0-9]{1,4}", number):
         raise UsageError(f"--gpus {text}: expected N or TYPE:N, such as a100:1")
     return kind or None, int(number)
 
@@ -95,10 +96,17 @@ def command(
     """
     silence_libraries(verbose=False)
     from qlora_repeat.slurm.submit import make_request, submit
-    from qlora_repeat.study.cluster import Cluster, over, read_user_file
+    from qlora_repeat.study.cluster import Cluster, from_options, over, read_user_file, requested
+    from qlora_repeat.study.loading import came_in_archive
 
-    own = Cluster(**given, gpu_type=gpus[0], gpus=gpus[1])
-    cluster = over(over(workspace.study.cluster, read_user_file()), own)
+    own = from_options(**given, gpu_type=gpus[0], gpus=gpus[1])
+    asked = workspace.study.cluster
+    if came_in_archive(workspace.file) and (ignored := requested(asked)):
+        click.echo(
+            f"{workspace.file}: came in an archive, so its [cluster] is ignored: {_shown(ignored)}", err=True
+        )
+        asked = Cluster()
+    cluster = over(over(asked, read_user_file()), own)
     complete = cluster.minutes is not None and cluster.memory is not None
     request = make_request(workspace, cluster, None if complete else _plan(workspace))
     if dry_run:

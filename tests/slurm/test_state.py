@@ -1,0 +1,69 @@
+"""The files that `submit` keeps beside results, which somebody else may have written."""
+
+from pathlib import Path
+
+import pytest
+from support.places import at
+from support.tiny import write_study
+
+from qlora_repeat.errors import MissingError
+from qlora_repeat.slurm.logs import trial_logs
+from qlora_repeat.slurm.submit import clear_locks, jobs_folder, submitted_tasks
+from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.file_lock import live_owner, remove_ended
+
+TRIAL = "tiny-neox/adamw-8bit/1"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return at(write_study(tmp_path), tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "1", "null", '{"a": 1}', '{"a": ["1"]}', '{"a": "../../../etc/passwd"}', '{"a": "1\\u001b"}',
+     "[" * 9999, '{"a": "1", "a": "2"}', '{"a": "' + "9" * 5000 + '"}', '{"a": ' + "9" * 5000 + "}", "\x00"],
+)  # fmt: skip
+def test_a_strange_list_of_tasks_gives_one_line(content: str, workspace: Workspace) -> None:
+    folder = jobs_folder(workspace)
+    folder.mkdir(parents=True)
+    (folder / "tasks.json").write_text(content)
+    for read in (lambda: submitted_tasks(folder), lambda: list(trial_logs(workspace.trial(TRIAL), 10))):
+        with pytest.raises(MissingError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{folder / 'tasks.json'}: cannot be read (")
+        assert str(caught.value).endswith("; delete it") and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"pid": 1, "host": "h", "slurm": []}',
+     '{"pid": 1, "host": "h", "slurm": {"job": ["1"]}}',
+     '{"pid": 1, "host": "h", "slurm": {"job": {}, "cluster": 5}}', '{"pid": -1, "host": "h"}',
+     '{"pid": ' + "9" * 4000 + ', "host": "h"}', '{"pid": ' + "9" * 5000 + ', "host": "h"}', "[" * 9999,
+     '{"pid": 1, "host": "\\ud800"}', '{"pid": 1, "host": "' + "h" * 9000 + '"}',
+     '{"pid": 1, "host": "h", "slurm": {"job": "17", "cluster": {"a": 1}}}'],
+)  # fmt: skip
+def test_a_strange_lock_ends_no_command(content: str, workspace: Workspace) -> None:
+    trial = workspace.trial(TRIAL)
+    trial.folder.mkdir(parents=True)
+    trial.lock.write_text(content)
+    assert live_owner(trial.lock) is not None
+    assert not remove_ended(trial.lock, content.encode(), frozenset({"17"}), "big")
+    shown = "".join(trial_logs(trial, 10))
+    assert "process " in shown and len(shown) < 1000
+    clear_locks(workspace)
+    assert trial.lock.exists()
+
+
+def test_a_lock_that_is_no_file_is_not_read(workspace: Workspace) -> None:
+    import os
+
+    trial = workspace.trial(TRIAL)
+    trial.folder.mkdir(parents=True)
+    os.mkfifo(trial.lock)
+    assert live_owner(trial.lock) == {"pid": "unknown", "host": "an unknown host"}
+    trial.lock.unlink()
+    trial.lock.symlink_to("/dev/zero")
+    assert live_owner(trial.lock) == {"pid": "unknown", "host": "an unknown host"}
