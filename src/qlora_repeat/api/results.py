@@ -1,6 +1,6 @@
 """Collected results: the rows of a study's trials, with its name, as a sequence and as a pandas table."""
 
-import sys
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -15,6 +15,7 @@ from qlora_repeat.study.loading import open_workspace, portable_name
 from qlora_repeat.study.study import PUBLISHED
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.package_data import kit_path
+from qlora_repeat.system.printable import say
 
 if TYPE_CHECKING:
     import pandas
@@ -57,7 +58,7 @@ class Results(Listed[TrialResult]):
 
         if self.study is None:
             return []
-        return read_experiments(self.label, self.study.runs, lambda line: print(line, file=sys.stderr))
+        return read_experiments(self.label, self.study.runs, functools.partial(say, error=True))
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a table with a row for each trial; its columns are the fields of `TrialResult`."""

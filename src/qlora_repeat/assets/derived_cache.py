@@ -6,7 +6,6 @@ complete, verified, and safe to delete. Making it again takes far longer than re
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import accumulate, pairwise
@@ -19,6 +18,7 @@ from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import new_folder, write_json
 from qlora_repeat.system.fingerprint import fingerprint, machine_digest, packages
 from qlora_repeat.system.hashing import MANIFEST, folder_digests, json_digest, known_digest
+from qlora_repeat.system.printable import say
 from qlora_repeat.system.safetensors_file import read_weights
 
 _EXAMPLES = "examples.safetensors"
@@ -99,7 +99,7 @@ def has_copy(folder: Path) -> bool:
     except (OSError, ValueError, AttributeError):
         damaged = [MANIFEST]
     if damaged:
-        print(f"{folder / damaged[0]}: its content has changed; it is written again", file=sys.stderr)
+        say(f"{folder / damaged[0]}: its content has changed; it is written again", error=True)
         shutil.rmtree(folder, ignore_errors=True)
     return not damaged
 
@@ -116,4 +116,4 @@ def keep_copy(folder: Path, write: Callable[[Path], None]) -> None:
             write(new)
             write_json(new / MANIFEST, folder_digests(new))
     except OSError as error:
-        print(f"{folder}: no copy was kept ({error.strerror or error})", file=sys.stderr)
+        say(f"{folder}: no copy was kept ({error.strerror or error})", error=True)

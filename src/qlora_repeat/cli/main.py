@@ -1,6 +1,7 @@
 """The command line. A subcommand's module, and what it imports, is loaded only when it is called."""
 
 import importlib
+import io
 import sys
 import traceback
 
@@ -9,6 +10,7 @@ import click
 from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
 from qlora_repeat.system.files import disk_error
+from qlora_repeat.system.printable import say, say_block
 from qlora_repeat.system.signals import stop_on_signals
 
 GROUPS = {
@@ -97,22 +99,27 @@ def cli() -> None:
 
 def main() -> None:
     """The console script: an error that a user can fix ends in one line and its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a locale may lack characters of a title
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with stop_on_signals(keyboard=True):
             code = cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("Stopped.", err=True)
+        say("Stopped.", error=True)
         code = 130
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say_block(shown.getvalue().rstrip("\n"), error=True)
         code = error.exit_code
     except KitError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", error=True)
         code = error.exit_code
     except OSError as error:
-        click.echo(f"Error: {disk_error(error)}", err=True)
+        say(f"Error: {disk_error(error)}", error=True)
         code = 3
     except Exception:
-        traceback.print_exc()
+        say_block(traceback.format_exc().rstrip("\n"), error=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

@@ -11,13 +11,13 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from qlora_repeat.system.files import json_text, new_folder, parse_json, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
+from qlora_repeat.system.printable import say
 from qlora_repeat.system.safetensors_file import read_weights
 
 Tensors = dict[str, Any]
@@ -71,7 +71,7 @@ def reopen(folder: Path, inputs: dict[str, Any], seeds: dict[str, int] | None) -
 def begin(folder: Path, inputs: dict[str, Any], seeds: dict[str, int], digest_every: int) -> Unfinished:
     """Start a fine-tuning in a folder; delete what is there."""
     if (folder / "trace.jsonl").exists():
-        print(f"{folder}: starting over, because settings, data, code or seeds changed", file=sys.stderr)
+        say(f"{folder}: starting over, because settings, data, code or seeds changed", error=True)
     shutil.rmtree(folder, ignore_errors=True)
     start = {"inputs": json_digest(inputs), "seeds": seeds, "digest_every": digest_every}
     write_sealed(folder / "start.json", start)

@@ -232,8 +232,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def printable(text: str) -> str:
-    """Return the text without control characters; it may come from other people's records."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)

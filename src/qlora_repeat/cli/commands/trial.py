@@ -9,6 +9,7 @@ from qlora_repeat.cli.commands.stage import same_seeds_option
 from qlora_repeat.cli.options import silence_libraries, stages_option, verbosity_options, workspace_option
 from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.printable import say
 
 
 @click.command("trial")
@@ -53,7 +54,7 @@ def command(
         outputs |= record.outputs if record else {}
     if not quiet:
         for line in _measured(chosen.name, outputs):
-            click.echo(line)
+            say(line)
 
 
 def _measured(name: str, outputs: dict[str, Any]) -> Iterator[str]:
