@@ -1,10 +1,11 @@
 """Which stages of a trial, and which tests of a base, are done, stale, damaged or missing, and why."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record, damaged_file, read_record
@@ -13,8 +14,10 @@ from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, share
 from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
+from qlora_repeat.system.files import read_as
 from qlora_repeat.system.hashing import known_digest
 
+_FAILURE = TypeAdapter(dict[str, str])
 State = Literal["done", "running", "stale", "damaged", "failed", "missing"]
 
 
@@ -108,14 +111,34 @@ def stage_record(
     """
     try:
         record = read_record(path)
+        if record is not None and (record.trial, record.stage) != (name, stage):
+            whose = f"the {record.stage} stage of {record.trial}"
+            raise MissingError(
+                f"{path}: expected this stage's record, found {whose}; `qlora-repeat run` runs it again"
+            )
+        return checked(record, path, base=base), None
     except MissingError as error:
         return None, str(error)
-    if record is not None and (record.trial, record.stage) != (name, stage):
-        whose = f"the {record.stage} stage of {record.trial}"
-        return None, f"{path}: expected this stage's record, found {whose}; `qlora-repeat run` runs it again"
+
+
+def valid_record(path: Path) -> Record | None:
+    """Return the record of a stage of any trial, or None if there is none.
+
+    Raises:
+        MissingError: the file is not a record, was changed, or lacks what a record of its stage has.
+    """
+    return checked(read_record(path), path)
+
+
+def checked(record: Record | None, path: Path, *, base: bool = False) -> Record | None:
+    """Return a record that has what a record of its stage has.
+
+    Raises:
+        MissingError: it lacks a key, or has an invalid value.
+    """
     if record is not None and (wrong := misfit(record, base=base)) is not None:
-        return None, f"{path}: not a valid record ({wrong}); `qlora-repeat run` runs its stage again"
-    return record, None
+        raise MissingError(f"{path}: not a valid record ({wrong}); `qlora-repeat run` runs its stage again")
+    return record
 
 
 def base_test_record(test: BaseTest) -> tuple[Record | None, str | None]:
@@ -157,8 +180,8 @@ def base_damages(workspace: Workspace) -> list[str]:
 def failure_of(trial: Trial) -> str | None:
     """Return why a trial failed last, or None."""
     try:
-        return str(json.loads(trial.failure.read_text(encoding="utf-8"))["error"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_as(_FAILURE, trial.failure, "").get("error")
+    except MissingError:
         return None
 
 

@@ -8,11 +8,22 @@ from qlora_repeat.results.statistical_methods import Share
 
 DASH = "—"
 """The text for a missing value."""
+_LARGEST = 1e150
 _SPREAD_DIGITS = 3
 """Significant digits of a spread; from a few trials, more would be noise."""
 _LEAST_DIGITS, _MOST_DIGITS = 4, 7
 """Significant digits of the values themselves."""
 DEVIATION_NOTE = "SD: sample standard deviation (n-1), of at least two runs."
+
+
+def computable(value: float) -> float:
+    """Return a number of any origin to compute with: infinity beyond 1e150, and 0 nearer to 0 than 1e-150.
+
+    So squares and ratios neither overflow nor divide by zero.
+    """
+    if abs(value) > _LARGEST:
+        return math.copysign(math.inf, value)
+    return 0.0 if abs(value) < 1 / _LARGEST else value
 
 
 def number(value: float | None) -> str | None:

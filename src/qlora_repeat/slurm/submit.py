@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.jobs import BaseTestJob, TrialJob, open_jobs
 from qlora_repeat.planning.plan import DTYPE_BYTES, Plan
@@ -25,11 +27,12 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive, remove_ended
-from qlora_repeat.system.files import read_json, write_json
+from qlora_repeat.system.files import read_as, write_json
 from qlora_repeat.system.fingerprint import command_output
 from qlora_repeat.system.gpus import on_cpu
 from qlora_repeat.system.hashing import file_digest
 
+_TASKS, _JOB = TypeAdapter(dict[str, str]), TypeAdapter(str)
 WARNING_SECONDS = 120
 """Seconds before the time limit at which a task is asked to stop; fine-tuning then saves a checkpoint."""
 MOST_TIMES = 100
@@ -182,7 +185,7 @@ def submit(
         queued = _queued_tasks(workspace, queue.waiting_or_running)
         names = [name for name in request.tasks if name not in queued]
         path = folder / "render.json"
-        before = str(read_json(path, "delete it")) if path.is_file() else ""
+        before = read_as(_JOB, path, "delete it") if path.is_file() else ""
         before = before if before in queue.waiting_or_running else ""
         if not names and (not queued or before):
             return {}, before or None
@@ -261,8 +264,7 @@ def jobs_folder(workspace: Workspace) -> Path:
 def submitted_tasks(folder: Path) -> dict[str, str]:
     """Return all tasks that were ever submitted, each with its last job number."""
     path = folder / "tasks.json"
-    found: dict[str, str] = read_json(path, "delete it") if path.is_file() else {}
-    return found
+    return read_as(_TASKS, path, "delete it") if path.is_file() else {}
 
 
 def _queued_tasks(workspace: Workspace, jobs: Collection[str]) -> dict[str, str]:

@@ -13,7 +13,10 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.system.files import json_text, new_folder, parse_json, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
@@ -21,6 +24,34 @@ from qlora_repeat.system.printable import say
 from qlora_repeat.system.safetensors_file import read_weights
 
 Tensors = dict[str, Any]
+
+
+class _Start(TypedDict):
+    inputs: str
+    seeds: dict[str, int]
+    digest_every: int
+
+
+class _Part(TypedDict):
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _Saved(TypedDict):
+    step: int
+    counters: dict[str, int]
+    learning_rates: list[dict[str, float]]
+    scheduler: dict[str, Any]
+    scaler: dict[str, Any] | None
+    spent: NotRequired[dict[str, Any]]
+    files: dict[Literal["adapter.safetensors", "optimizer.safetensors"], str]
+    trace: _Part
+
+
+START: TypeAdapter[Any] = TypeAdapter(_Start)
+SAVED: TypeAdapter[Any] = TypeAdapter(_Saved)
+_ANY: TypeAdapter[Any] = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -62,7 +93,7 @@ def reopen(folder: Path, inputs: dict[str, Any], seeds: dict[str, int] | None) -
     Return None if there is none, it cannot be read, its inputs differ, or its seeds differ from `seeds` (if
     given).
     """
-    start = read_sealed(folder / "start.json")
+    start = read_sealed(folder / "start.json", START)
     if start is None or start["inputs"] != json_digest(inputs) or seeds not in (None, start["seeds"]):
         return None
     return Unfinished(folder, start["seeds"], start["digest_every"])
@@ -110,7 +141,7 @@ def load_checkpoint(unfinished: Unfinished) -> Checkpoint | None:
     over, with the same seeds.
     """
     for path in checkpoint_folders(unfinished.folder):
-        content = read_sealed(path / "checkpoint.json")
+        content = read_sealed(path / "checkpoint.json", SAVED)
         if content is None or not _whole(path, content.pop("files")):
             continue
         if not _cut_back(unfinished.trace, **content.pop("trace")):
@@ -143,6 +174,8 @@ def _cut_back(trace: Path, bytes: int, sha256: str) -> bool:
 
 def begins_so(trace: Path, bytes: int, sha256: str) -> bool:
     """Return whether the first `bytes` of the trace have this digest."""
+    if trace.stat().st_size < bytes:
+        return False
     with trace.open("rb") as file:
         return hashlib.sha256(file.read(bytes)).hexdigest() == sha256
 
@@ -162,10 +195,13 @@ def _sealed(content: dict[str, Any]) -> str:
     return json_text({**content, "digest": json_digest(content)})
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
-    """Return JSON that `write_sealed` wrote, without the digest; None if it is missing or changed."""
+def read_sealed(path: Path, kind: TypeAdapter[Any] = _ANY) -> dict[str, Any] | None:
+    """Return JSON that `write_sealed` wrote, without the digest; None if it is missing, changed or unlike."""
     try:
         content: dict[str, Any] = parse_json(path.read_bytes())
-        return content if content.pop("digest") == json_digest(content) else None
+        if content.pop("digest") != json_digest(content):
+            return None
+        kind.validate_python(content, strict=True)
+        return content
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

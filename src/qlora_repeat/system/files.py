@@ -11,12 +11,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from qlora_repeat.errors import MissingError
 
 LARGEST_JSON = 100_000_000
 """Bytes; every JSON file that the kit writes is far smaller."""
+_DEEPEST = 100
+"""Levels of nested values; the kit writes fewer than ten."""
+_MOST_DIGITS = 20
+_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -92,16 +98,77 @@ def read_json(path: Path, advice: str) -> Any:
         raise MissingError(f"{path}: cannot be read ({reason}); {advice}") from None
 
 
-def parse_json(content: bytes) -> Any:
-    """Return the value of JSON in UTF-8. Refuse repeated keys, of which readers would take different values.
+_T = TypeVar("_T")
+
+
+def read_as(kind: TypeAdapter[_T], path: Path, advice: str) -> _T:
+    """Read JSON of any origin that must have a type, as `read_json`.
 
     Raises:
-        ValueError: it is not JSON, an object repeats a key, or values are nested too deeply.
+        MissingError: also if the value does not have that type; names the key.
     """
+    value = read_json(path, advice)
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_distinct)
+        return kind.validate_python(value)
+    except ValidationError as error:
+        raise MissingError(f"{path}: {first_problem(error)}; {advice}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the key of pydantic's first finding, and what is wrong with it, in one line."""
+    first = error.errors(include_url=False)[0]
+    key, found = ".".join(map(str, first["loc"]))[:100], ""
+    if isinstance(first["input"], str | int | float | None):
+        found = f" (found {first['input']!r:.60})"
+    return ": ".join(filter(None, (key, first["msg"].removeprefix("Value error, ") + found)))
+
+
+def parse_json(content: bytes) -> Any:
+    """Return the value of JSON of any origin, in UTF-8.
+
+    Refuse what other readers would take differently, and what could not be computed with or written again.
+
+    Raises:
+        ValueError: it is not JSON, an object repeats a key, values are nested too deeply, an integer needs
+            more than 64 bits, or a text has a lone surrogate.
+    """
+    text = content.decode("utf-8")
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct, parse_int=_integer)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    check_depth(value)
+    if _MAYBE_SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("a text has half of a surrogate pair") from None
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Check that a value of JSON or TOML is not nested too deeply for functions that call themselves.
+
+    Raises:
+        ValueError: it is.
+    """
+    level = [value]
+    for _ in range(_DEEPEST):
+        if not level:
+            return
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    raise ValueError("nested too deeply")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"integer {digits[:_MOST_DIGITS]} needs more than 64 bits")
+    return int(digits)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def command(
     silence_libraries(verbose)
     from qlora_repeat.api.progress import Terminal, console
     from qlora_repeat.execution.run_study import run_base_tests, run_one
-    from qlora_repeat.records.record import read_record
+    from qlora_repeat.records.trial_state import valid_record
 
     shown = Terminal(console(quiet))
     model, _, kind = trial.rpartition("/")
@@ -50,7 +50,7 @@ def command(
     run_one(chosen, stages, shown, force=force, same_seeds=same_seeds)
     outputs: dict[str, Any] = {}
     for stage in STAGES:
-        record = read_record(chosen.record(stage))
+        record = valid_record(chosen.record(stage))
         outputs |= record.outputs if record else {}
     if not quiet:
         for line in _measured(chosen.name, outputs):
