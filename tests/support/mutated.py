@@ -40,7 +40,7 @@ ODD = st.one_of(
     st.sampled_from(NUMBERS),
     st.sampled_from(TEXTS),
     st.sampled_from([None, True, False, [], {}, [[]], [None], [1e300, 1e300], ["a"], {"": 0}, {"a": {}}]),
-    st.sampled_from([5, 90, 400, 2000]).map(_nested),
+    st.sampled_from([5, 90, 110, 200]).map(_nested),
     st.floats(),
     st.integers(),
     st.text(st.characters(), max_size=20),
@@ -63,6 +63,21 @@ def _paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from _paths(each, (*at, key))
 
 
+def alike(value: Any) -> st.SearchStrategy[Any]:
+    """Return odd values of the same type, which a reader does not refuse for their type."""
+    if isinstance(value, bool) or value is None:
+        return st.sampled_from([True, False, None])
+    if isinstance(value, int):
+        return st.sampled_from([each for each in NUMBERS if isinstance(each, int)]) | st.integers(0, 99)
+    if isinstance(value, float):
+        return st.sampled_from([each for each in NUMBERS if isinstance(each, float)]) | st.floats()
+    if isinstance(value, str):
+        return st.sampled_from(TEXTS) | st.text(max_size=9)
+    if isinstance(value, list):
+        return st.sampled_from([[], value * 2, value[:1], value[::-1], value * 50])
+    return st.just(dict(reversed(value.items())))
+
+
 @st.composite
 def changed_value(draw: st.DrawFn, value: Any) -> Any:
     """Return a JSON value in which one to three values are replaced, removed, added or repeated."""
@@ -75,8 +90,10 @@ def changed_value(draw: st.DrawFn, value: Any) -> Any:
         inside = value
         for key in before:
             inside = inside[key]
-        how = draw(st.sampled_from(["replace", "replace", "replace", "scale", "remove", "add", "repeat"]))
-        if how == "replace":
+        how = draw(st.sampled_from(["alike"] * 8 + ["replace", "scale", "remove", "add", "repeat"]))
+        if how == "alike":
+            inside[last] = draw(alike(inside[last]))
+        elif how == "replace":
             inside[last] = draw(ODD)
         elif how == "scale":
             old = inside[last]
@@ -132,6 +149,21 @@ def changed_json(content: bytes) -> st.SearchStrategy[bytes]:
     )
 
 
+@st.composite
+def _changed_column(draw: st.DrawFn, lines: list[bytes], keys: list[str]) -> list[bytes]:
+    """Return lines in which a key has odd values of its type, most of them different."""
+    key, changed = draw(st.sampled_from(keys)), []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and key in row:
+            line = dumped(row | {key: draw(alike(row[key]))})
+        changed.append(line)
+    return changed
+
+
 def changed_lines(content: bytes) -> st.SearchStrategy[bytes]:
     """Return JSON Lines, of which some are changed, removed, repeated or moved."""
     lines = content.decode().splitlines()
@@ -143,9 +175,11 @@ def changed_lines(content: bytes) -> st.SearchStrategy[bytes]:
         made = [line.encode() for line in lines]
         for _ in range(draw(st.integers(1, 3))):
             place = draw(st.integers(0, len(made) - 1))
-            how = draw(st.sampled_from(["value", "value", "value", "any", "remove", "repeat"]))
+            how = draw(st.sampled_from(["value"] * 3 + ["column"] * 3 + ["any", "remove", "repeat"]))
             if how == "value" and place < len(lines):
                 made[place] = dumped(draw(changed_value(json.loads(lines[place]))))
+            elif how == "column":
+                made = draw(_changed_column(made, list(json.loads(lines[0]))))
             elif how == "any":
                 made[place] = draw(changed)
             elif how == "repeat":

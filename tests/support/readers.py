@@ -4,13 +4,14 @@ import itertools
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypothesis import strategies as st
 from support.checkout import ROOT
 from support.laboratory import Lab
 from support.made_attribution import made
+from support.made_results import study
 from support.mutated import (
     changed_bytes,
     changed_json,
@@ -59,7 +60,7 @@ from qlora_repeat.render.text.verdict_page import verdict_page
 from qlora_repeat.results.arms import Arm, group_arms
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.study_statistics import statistics_text
-from qlora_repeat.results.trial_result import read_results, results_text
+from qlora_repeat.results.trial_result import TrialResult, read_results, results_text
 from qlora_repeat.slurm.submit import submitted_tasks
 from qlora_repeat.stages.checkpoint import read_sealed
 from qlora_repeat.stages.merge import adapter_config
@@ -140,21 +141,53 @@ def _show(tables: list[Table]) -> None:
 
 def _use_arms(arms: list[Arm], lab: Lab, pictures: bool, files: TrialFiles) -> None:
     published = results_of("published").arms()
-    _show(collected_tables(arms, published))
-    statistics_text(arms).encode()
+    steps: list[Callable[[], object]] = [
+        lambda: _show(collected_tables(arms)),
+        lambda: _show(collected_tables(arms, published)),
+        lambda: statistics_text(arms).encode(),
+    ]
     if pictures:
-        report_html(arms, study_name="tiny", files=files, published=published).encode()
-        render_figures(arms, lab.folder / "figures")
+        steps += [
+            lambda: report_html(arms, study_name="tiny", files=files, published=published).encode(),
+            lambda: render_figures(arms, lab.folder / "figures"),
+        ]
+    only_errors_of_the_kit(*steps)
+
+
+def _results(lab: Lab) -> st.SearchStrategy[tuple[Path, bytes]]:
+    rows = [
+        replace(
+            row,
+            final_loss=2.0 + row.trial / 10,
+            initial_loss=3.0,
+            loss_curve=[[0.5, 2.5], [1.0, 2.0 + row.trial / 10]],
+            base_perplexities=[7.0, 7.125],
+            peak_memory_share=0.5,
+            adapter_digest=f"{row.trial % 3:064}",
+            adapter_init_seed=row.trial,
+            accuracy=0.25,
+            diverged_at=None if row.trial % 2 else 3,
+            repeated_responses=row.responses,
+        )
+        for row in study(trials=6, models={"text-generation": {"gpt-neox-20b": "GPT-NeoX-20B"}})
+    ]
+    return _one("stranger.jsonl", results_text(rows).encode(), changed_lines)(lab)
+
+
+def _use_laboratories(rows: list[TrialResult]) -> None:
+    labs = [laboratory("one", rows), laboratory("two", rows)]
+    shared = compare_laboratories(labs)
+    _show([laboratory_table(labs, shared)])
+    laboratory_sentences(shared)
 
 
 def _use_results(lab: Lab, path: Path, pictures: bool) -> None:
     rows = read_results(path)
     results_text(rows).encode()
-    labs = [laboratory("one", rows), laboratory("two", rows)]
-    shared = compare_laboratories(labs)
-    _show([laboratory_table(labs, shared)])
-    laboratory_sentences(shared)
-    _use_arms(group_arms(rows), lab, pictures, TrialFiles())
+    only_errors_of_the_kit(
+        lambda: _use_laboratories(rows),
+        lambda: _use_arms(group_arms(rows), lab, pictures, TrialFiles()),
+    )
 
 
 def _use_trial(lab: Lab, path: Path, pictures: bool) -> None:
@@ -182,8 +215,9 @@ def _use_study_results(lab: Lab, workspace: Workspace, pictures: bool) -> None:
 
 
 def _use_diff(first: Path, second: Path) -> None:
-    for pair in ((first, second), (second, first), (first, first)):
-        diff = compare_trials(*(read_side(str(each), each) for each in pair))
+    sides = read_side("first", first), read_side("second", second)
+    for pair in (sides, sides[::-1]):
+        diff = compare_trials(*pair)
         diff_text(diff).encode()
         json.loads(diff_json(diff))
 
@@ -317,7 +351,7 @@ READERS = {
         _files(changed_record, "runs/tiny/*/*/trial-*/*.json", "runs/tiny/*/base/*.json"), _use_trial, 24
     ),
     "traces": Reader(_files(changed_lines, "runs/tiny/*/*/trial-1/trace.jsonl"), _use_trace, 12),
-    "results": Reader(_files(changed_lines, "runs/tiny/results.jsonl"), _use_results, 20),
+    "results": Reader(_results, _use_results, 20),
     "attributions": Reader(_attribution, _use_attribution, 6),
     "archives": Reader(_archives, _use_archive, 10),
     "studies": Reader(_files(changed_toml, "tiny.toml"), _use_study, 10),

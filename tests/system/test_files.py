@@ -55,7 +55,6 @@ def test_a_text_that_cannot_be_encoded_leaves_the_old_one(tmp_path: Path) -> Non
     [
         ('{"a": {"b": 1}, "b": [{"a": 2}, {"a": 3}]}', {"a": {"b": 1}, "b": [{"a": 2}, {"a": 3}]}),
         ("[1, -0.5, null, true]", [1, -0.5, None, True]),
-        ('"\\ud800"', "\ud800"),
     ],
 )
 def test_json_is_read(text: str, value: object, tmp_path: Path) -> None:
@@ -88,7 +87,7 @@ def test_ambiguous_invalid_or_endless_json_is_refused(content: bytes, reason: st
     path.write_bytes(content)
     with pytest.raises(MissingError) as caught:
         read_json(path, "fetch it again")
-    assert re.match(rf"{re.escape(str(path))}: cannot be read \\({reason}", str(caught.value))
+    assert re.match(rf"{re.escape(str(path))}: cannot be read \({reason}", str(caught.value))
     assert str(caught.value).endswith("); fetch it again")
     with pytest.raises(ValueError, match=reason):
         parse_json(content)

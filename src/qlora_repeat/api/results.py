@@ -1,6 +1,7 @@
 """Collected results: the rows of a study's trials, with its name, as a sequence and as a pandas table."""
 
 import functools
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -15,7 +16,7 @@ from qlora_repeat.study.loading import open_workspace, portable_name
 from qlora_repeat.study.study import PUBLISHED
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.package_data import kit_path
-from qlora_repeat.system.printable import say
+from qlora_repeat.system.printable import one_line, printable, say
 
 if TYPE_CHECKING:
     import pandas
@@ -73,12 +74,12 @@ class Results(Listed[TrialResult]):
 
     def __repr__(self) -> str:
         done = sum(row.measured for row in self)
-        return f"<Results of {self.label}: {done} of {len(self)} trials with values>"
+        return f"<Results of {one_line(self.label)}: {done} of {len(self)} trials with values>"
 
     def _repr_html_(self) -> str:
         shown: Any = self.to_pandas()[_SHOWN]
-        html: str = shown.to_html(index=False, na_rep="–", max_rows=60)
-        return f"{html}<p>{self!r}</p>".replace("<Results", "&lt;Results").replace("values>", "values&gt;")
+        table: str = shown.to_html(index=False, na_rep="–", max_rows=60)
+        return printable(f"{table}<p>{html.escape(repr(self))}</p>")
 
 
 def read_results(path: str | Path, *, label: str | None = None) -> Results:
