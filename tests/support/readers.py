@@ -1,9 +1,10 @@
 """What the kit does with each kind of file that a stranger may have written, as its commands do it."""
 
+import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from qlora_repeat.archive.laboratory import read_laboratory
 from qlora_repeat.archive.unpack import opened
 from qlora_repeat.assets.hub_lock import LockFile, read_source
 from qlora_repeat.errors import KitError
+from qlora_repeat.records.record import keep, read_record, write_record
 from qlora_repeat.records.stage_inputs import stage_settings
 from qlora_repeat.records.trace import loss_curve, read_trace
 from qlora_repeat.records.trial_state import base_damages, base_state, explanations, failure_of, trial_state
@@ -240,16 +242,31 @@ def _use_verify(lab: Lab, workspace: Workspace, name: str, pictures: bool) -> No
         verdict_page(name, found, ours, theirs, "qlora-repeat verify").encode()
 
 
+@contextlib.contextmanager
+def _recorded(trial: Path) -> Iterator[None]:
+    """Record the files of a fine-tuning as they are, as a forger does."""
+    path = trial / "finetune.json"
+    before = path.read_bytes()
+    record = read_record(path)
+    assert record is not None
+    write_record(path, replace(record, files={name: keep(trial / name) for name in record.files}))
+    yield
+    path.write_bytes(before)
+
+
 def _use_trace(lab: Lab, path: Path, pictures: bool) -> None:
     only_errors_of_the_kit(
         lambda: loss_curve(read_trace(path)[1:]),
         lambda: read_trace(path, unfinished=True),
-        lambda: _use_trial(lab, path, pictures),
     )
+    with _recorded(path.parent):
+        _use_trial(lab, path, pictures)
 
 
 def _use_tensors(lab: Lab, path: Path, pictures: bool) -> None:
     other = next(each for each in sorted(lab.runs.glob("tiny/*/*/trial-*/adapter")) if each != path.parent)
+    with _recorded(path.parents[1]):
+        only_errors_of_the_kit(lambda: _use_diff(path.parents[1], other.parent))
     only_errors_of_the_kit(
         lambda: read_header(path),
         lambda: read_weights(path),

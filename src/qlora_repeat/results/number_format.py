@@ -88,7 +88,7 @@ def value_text(value: float | None, sd: float | None, of_sd: int = 2) -> str:
     if value is None:
         return DASH
     digits = _LEAST_DIGITS
-    if value and sd and math.isfinite(value):
+    if value and sd and math.isfinite(value) and math.isfinite(sd):
         digits = max(digits, math.floor(math.log10(abs(value))) - math.floor(math.log10(sd)) + of_sd)
     return number(float(f"{value:.{min(digits, _MOST_DIGITS)}g}")) or DASH
 
