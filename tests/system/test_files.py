@@ -14,15 +14,8 @@ from support.small_disk import needs_mount, on_small_disk
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.system import files
-from qlora_repeat.system.files import (
-    disk_error,
-    new_folder,
-    parse_json,
-    read_as,
-    read_json,
-    write_json,
-    write_text,
-)
+from qlora_repeat.system.files import disk_error, new_folder, parse_json, read_json, write_json, write_text
+from qlora_repeat.system.typed_json import read_as
 
 FAILURES = [OSError, ValueError, KeyboardInterrupt, SystemExit, MemoryError]
 

@@ -22,9 +22,10 @@ from qlora_repeat.render.html import render_html
 from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.files import read_as, write_json, write_text
+from qlora_repeat.system.files import write_json, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
 from qlora_repeat.system.private_folder import is_private, make_private
+from qlora_repeat.system.typed_json import read_as
 
 
 @dataclass(frozen=True)

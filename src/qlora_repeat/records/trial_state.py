@@ -14,8 +14,8 @@ from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, share
 from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
-from qlora_repeat.system.files import read_as
 from qlora_repeat.system.hashing import known_digest
+from qlora_repeat.system.typed_json import read_as
 
 _FAILURE = TypeAdapter(dict[str, str])
 State = Literal["done", "running", "stale", "damaged", "failed", "missing"]

@@ -17,7 +17,8 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, w
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.record_schema import Count
 from qlora_repeat.study.old_spelling import respelled
-from qlora_repeat.system.files import first_problem, parse_json, write_text
+from qlora_repeat.system.files import parse_json, write_text
+from qlora_repeat.system.typed_json import first_problem
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
 

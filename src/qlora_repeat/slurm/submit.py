@@ -27,10 +27,11 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive, remove_ended
-from qlora_repeat.system.files import read_as, write_json
+from qlora_repeat.system.files import write_json
 from qlora_repeat.system.fingerprint import command_output
 from qlora_repeat.system.gpus import on_cpu
 from qlora_repeat.system.hashing import file_digest
+from qlora_repeat.system.typed_json import read_as
 
 _TASKS, _JOB = TypeAdapter(dict[str, str]), TypeAdapter(str)
 WARNING_SECONDS = 120

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict  # pydantic needs this one on Python 3.1
 from qlora_repeat.assets.base_models import base_folder, check_base, load_tokenizer
 from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.study.trial import Trial
-from qlora_repeat.system.files import new_folder, read_as, write_json
+from qlora_repeat.system.files import new_folder, write_json
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.safetensors_file import (
     check_weights,
@@ -27,6 +27,7 @@ from qlora_repeat.system.safetensors_file import (
     stream_weights,
     weight_files,
 )
+from qlora_repeat.system.typed_json import read_as
 
 
 @with_config(ConfigDict(strict=True, allow_inf_nan=False))

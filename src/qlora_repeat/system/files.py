@@ -11,9 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, BinaryIO
 
 from qlora_repeat.errors import MissingError
 
@@ -96,31 +94,6 @@ def read_json(path: Path, advice: str) -> Any:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise MissingError(f"{path}: cannot be read ({reason}); {advice}") from None
-
-
-_T = TypeVar("_T")
-
-
-def read_as(kind: TypeAdapter[_T], path: Path, advice: str) -> _T:
-    """Read JSON of any origin that must have a type, as `read_json`.
-
-    Raises:
-        MissingError: also if the value does not have that type; names the key.
-    """
-    value = read_json(path, advice)
-    try:
-        return kind.validate_python(value)
-    except ValidationError as error:
-        raise MissingError(f"{path}: {first_problem(error)}; {advice}") from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """Return the key of pydantic's first finding, and what is wrong with it, in one line."""
-    first = error.errors(include_url=False)[0]
-    key, found = ".".join(map(str, first["loc"]))[:100], ""
-    if isinstance(first["input"], str | int | float | None):
-        found = f" (found {first['input']!r:.60})"
-    return ": ".join(filter(None, (key, first["msg"].removeprefix("Value error, ") + found)))
 
 
 def parse_json(content: bytes) -> Any:

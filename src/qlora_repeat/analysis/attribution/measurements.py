@@ -15,7 +15,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from qlora_repeat.analysis.trial_diff import DivergenceKind
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.results.number_format import computable
-from qlora_repeat.system.files import first_problem, read_json, strict, write_json
+from qlora_repeat.system.files import read_json, strict, write_json
+from qlora_repeat.system.typed_json import first_problem
 
 FORMAT = 2
 Freed = Literal["adapter_init", "data_order", "dropout", "split", "kernels"]

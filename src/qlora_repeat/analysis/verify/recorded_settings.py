@@ -12,7 +12,7 @@ from qlora_repeat.records.record import Record
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, shared_inputs, stage_settings
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
-from qlora_repeat.system.files import first_problem
+from qlora_repeat.system.typed_json import first_problem
 
 _PROFILE = "recorded"
 _STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
