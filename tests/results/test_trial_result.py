@@ -16,7 +16,8 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.results.trial_result import Response, TrialResult, read_results, write_results
 
 ROW = TrialResult("tiny", "text-generation", "neox", "NeoX", "adamw-8bit", 1, "done")
-TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates and line breaks too
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)  # line breaks too
+COUNT = st.integers(0, 2**63 - 1)
 RESPONSES = st.builds(
     Response, prompt=TEXT, temperature=st.floats(), top_p=st.floats(), text=TEXT, answer=st.none() | TEXT
 )
@@ -27,13 +28,13 @@ ROWS = st.builds(
     model=TEXT,
     model_title=TEXT,
     optimizer=TEXT,
-    trial=st.integers(),
+    trial=COUNT,
     status=TEXT,
     stale_inputs=st.lists(TEXT, max_size=2),
     randomness=st.none() | TEXT,
     free_sources=st.none() | st.lists(TEXT, max_size=2),
     perplexity=st.none() | st.floats(),
-    diverged_at=st.none() | st.integers(),
+    diverged_at=st.none() | COUNT,
     responses=st.lists(RESPONSES, max_size=3),
     software=st.none() | TEXT,
 )

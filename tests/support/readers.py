@@ -25,7 +25,6 @@ from support.mutated import (
     unpacked,
 )
 
-from qlora_repeat.analysis.adapter_distance import adapter_distances
 from qlora_repeat.analysis.attribution.decompose import attribute
 from qlora_repeat.analysis.attribution.measurements import Measurements, read_measured, write_attribution
 from qlora_repeat.analysis.integrity import check_trial
@@ -271,8 +270,6 @@ def _use_tensors(lab: Lab, path: Path, pictures: bool) -> None:
         lambda: read_header(path),
         lambda: read_weights(path),
         lambda: weights_digest(path.parent),
-        lambda: adapter_distances(path.parent, other),
-        lambda: adapter_distances(other, path.parent),
     )
 
 
