@@ -198,7 +198,7 @@ def read_side(name: str, folder: Path) -> Side:
     if not steps:
         raise UsageError(f"{trace}: the trace has no step yet; try again later")
     stages = STAGES if finished else ()
-    found = {stage: valid_record(folder / f"{stage}.json") for stage in stages}
+    found = {stage: valid_record(folder / f"{stage}.json", complete=False) for stage in stages}
     records = {stage: record for stage, record in found.items() if record is not None}
     if (trained := records.get("finetune")) is not None:
         for kept_name, kept in trained.files.items():

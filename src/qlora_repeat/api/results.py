@@ -5,7 +5,7 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from qlora_repeat.api.listed import Listed
 from qlora_repeat.results import trial_result
@@ -67,7 +67,7 @@ class Results(Listed[TrialResult]):
 
         columns = {}
         for name, hint in get_type_hints(TrialResult).items():
-            kind = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+            kind = get_args(hint)[0] if get_origin(hint) in (Union, UnionType) else hint
             values = [getattr(row, name) for row in self]
             columns[name] = pandas.Series(values, dtype=_DTYPES.get(kind, "object"))
         return pandas.DataFrame(columns)

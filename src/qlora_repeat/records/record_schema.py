@@ -112,10 +112,11 @@ _FILES = {
 """Files that a stage's record must name; a file that is not named would never be hashed."""
 
 
-def misfit(record: Record, *, base: bool = False) -> str | None:
+def misfit(record: Record, *, base: bool = False, complete: bool = True) -> str | None:
     """Return a few words on the first key of a record that is missing or invalid, or None if all are valid.
 
-    With `base`, it is the record of a test of a base.
+    With `base`, it is the record of a test of a base. Unless `complete`, keys and files may be missing, as in
+    records of earlier versions.
     """
     if record.stage not in _OUTPUTS:
         return f"stage is {record.stage!r}"[:60]
@@ -124,7 +125,11 @@ def misfit(record: Record, *, base: bool = False) -> str | None:
         try:
             shape.validate_python(getattr(record, part))
         except ValidationError as error:
-            return _words(part, error.errors(include_url=False)[0])
+            problems = [each for each in error.errors(include_url=False) if complete or not _lacks_key(each)]
+            if problems:
+                return _words(part, problems[0])
+    if not complete:
+        return None
     if record.stage == "finetune":
         for name in _SEEDS:
             if name not in record.outputs["seeds"]:
@@ -133,6 +138,10 @@ def misfit(record: Record, *, base: bool = False) -> str | None:
         if not any(fnmatchcase(name, pattern) for name in record.files):
             return f"files has no {pattern}"
     return None
+
+
+def _lacks_key(problem: ErrorDetails) -> bool:
+    return problem["type"] == "missing"
 
 
 def _words(part: str, problem: ErrorDetails) -> str:

@@ -121,22 +121,23 @@ def stage_record(
         return None, str(error)
 
 
-def valid_record(path: Path) -> Record | None:
+def valid_record(path: Path, *, complete: bool = True) -> Record | None:
     """Return the record of a stage of any trial, or None if there is none.
 
     Raises:
-        MissingError: the file is not a record, was changed, or lacks what a record of its stage has.
+        MissingError: the file is not a record, was changed, or has a value of another type than a record of
+            its stage has; if it must be `complete`, also if it lacks a key.
     """
-    return checked(read_record(path), path)
+    return checked(read_record(path), path, complete=complete)
 
 
-def checked(record: Record | None, path: Path, *, base: bool = False) -> Record | None:
+def checked(record: Record | None, path: Path, *, base: bool = False, complete: bool = True) -> Record | None:
     """Return a record that has what a record of its stage has.
 
     Raises:
         MissingError: it lacks a key, or has an invalid value.
     """
-    if record is not None and (wrong := misfit(record, base=base)) is not None:
+    if record is not None and (wrong := misfit(record, base=base, complete=complete)) is not None:
         raise MissingError(f"{path}: not a valid record ({wrong}); `qlora-repeat run` runs its stage again")
     return record
 

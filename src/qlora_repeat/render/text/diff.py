@@ -156,7 +156,7 @@ def _same(diff: TrialDiff) -> str:
     """Return which other sources of randomness are the same in both records."""
     differing = {each.key.partition(".")[0] for each in diff.differences}
     recorded = [
-        record.outputs["seeds"] | record.inputs | record.inputs["settings"]
+        record.outputs.get("seeds", {}) | record.inputs | record.inputs.get("settings", {})
         for side in (diff.first, diff.second)
         if (record := side.records.get("finetune"))
     ]
