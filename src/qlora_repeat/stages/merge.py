@@ -30,7 +30,7 @@ from qlora_repeat.system.safetensors_file import (
 from qlora_repeat.system.typed_json import read_as
 
 
-@with_config(ConfigDict(strict=True, allow_inf_nan=False))
+@with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
 class AdapterConfig(TypedDict):
     """What PEFT writes beside an adapter's weights, as far as it is read."""
 

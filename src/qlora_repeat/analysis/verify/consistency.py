@@ -79,7 +79,8 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     for where, claim in claims.items():
         if claim is not None and claim != weights:
             yield f"The adapter has digest {weights[:12]}, but {where} says {claim[:12]}."
-    lora, config = again.study.lora, adapter_config(side.folder / "adapter")
+    lora, folder = again.study.lora, side.folder / "adapter"
+    config: dict[str, Any] = {**adapter_config(folder)}
     config["target_modules"] = sorted(config.get("target_modules", []))
     modules = sorted(again.model.target_modules)
     wanted = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": modules}
@@ -87,7 +88,7 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     for name, value in wanted.items():
         if config.get(name) != value:
             yield f"The adapter's configuration has another {name} than the settings, which have {value}."
-    for other in sorted(each.name for each in path.parent.glob("*.safetensors")):
+    for other in sorted(each.name for each in folder.glob("*.safetensors")):
         if other != "adapter_model.safetensors":
             yield f"The adapter has weights in {other}, which PEFT does not read."
     if changing := [name for name in _CHANGE_ADAPTER if config.get(name)]:
