@@ -130,3 +130,14 @@ def test_a_mistake_gives_an_error_of_one_line(mistake, kind, words, study_file: 
     with pytest.raises(kind, match=words) as error:
         mistake(study)
     assert isinstance(error.value, qr.KitError) and "\n" not in str(error.value)
+
+
+def test_the_label_of_a_stranger_is_no_html_and_no_path(tmp_path: Path) -> None:
+    rows = [dataclasses.replace(row, study="../<script>\u202e") for row in qr.paper_results()]
+    write_results(rows, tmp_path / "results.jsonl")
+    results = qr.read_results(tmp_path / "results.jsonl")
+    shown = results._repr_html_()
+    assert "<script>" not in shown
+    assert "\u202e" not in shown + repr(results)
+    with pytest.raises(qr.UsageError, match="not a name of a study"):
+        qr.tables(results).write()

@@ -185,7 +185,7 @@ def test_a_too_small_gpu_ends_the_plan_with_exit_code_2_and_a_line_for_each_mode
     assert done.returncode == 2
     first, second = done.stderr.splitlines()
     assert first.startswith("Error: model tiny-neox: ")
-    assert second.startswith("model tiny-llama-chat: ")
+    assert second.startswith("Error: model tiny-llama-chat: ")
     plan = json.loads(done.stdout)
     assert (plan["study"], plan["gpus"], plan["gpu"]["memory"]) == ("tiny", 1, 500_000_000)
     assert [model["model"] for model in plan["models"]] == ["tiny-neox", "tiny-llama-chat"]

@@ -88,7 +88,7 @@ def test_values_that_json_converts_are_read_as_json(tmp_path: Path) -> None:
 
 
 _TEXT = st.text(st.characters(codec="utf-8"))
-_PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | _TEXT
+_PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | _TEXT
 
 
 @settings(deadline=None)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from numpy import zeros
+from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 from support.small_disk import needs_mount, on_small_disk
 
@@ -35,6 +37,7 @@ from qlora_repeat.system.files import (
     write_json,
     write_text,
 )
+from qlora_repeat.system.typed_json import read_as
 
 FAILURES = [OSError, ValueError, KeyboardInterrupt, SystemExit, MemoryError]
 
@@ -107,7 +110,6 @@ def test_a_text_that_cannot_be_encoded_leaves_the_old_one(tmp_path: Path) -> Non
     [
         ('{"a": {"b": 1}, "b": [{"a": 2}, {"a": 3}]}', {"a": {"b": 1}, "b": [{"a": 2}, {"a": 3}]}),
         ("[1, -0.5, null, true]", [1, -0.5, None, True]),
-        ('"\\ud800"', "\ud800"),
     ],
 )
 def test_json_is_read(text: str, value: object, tmp_path: Path) -> None:
@@ -125,7 +127,13 @@ def test_json_is_read(text: str, value: object, tmp_path: Path) -> None:
         (b"\xff{}", "'utf-8' codec can't decode"),
         (b"{} {}", "Extra data"),
         (b"", "Expecting value"),
-        (b"9" * 5000, "Exceeds the limit"),
+        (b"9" * 5000, "integer 9+ needs more than 64 bits"),
+        (b"18446744073709551616", "integer 18446744073709551616 needs more than 64 bits"),
+        (b"[-9223372036854775809]", "integer -9223372036854775809 needs more than 64 bits"),
+        (b"[" * 101 + b"]" * 101, "nested too deeply"),
+        (b'{"a":' * 100 + b"1" + b"}" * 100, "nested too deeply"),
+        (b'["\\ud83d\\ude00", "\\udc00"]', "a text has half of a surrogate pair"),
+        (b'{"\\ud800": 1}', "a text has half of a surrogate pair"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -134,10 +142,40 @@ def test_ambiguous_invalid_or_endless_json_is_refused(content: bytes, reason: st
     path.write_bytes(content)
     with pytest.raises(MissingError) as caught:
         read_json(path, "fetch it again")
-    assert str(caught.value).startswith(f"{path}: cannot be read ({reason}")
+    assert re.match(rf"{re.escape(str(path))}: cannot be read \({reason}", str(caught.value))
     assert str(caught.value).endswith("); fetch it again")
     with pytest.raises(ValueError, match=reason):
         parse_json(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"18446744073709551615",
+        b"[-9223372036854775808]",
+        b'"\\ud83d\\ude00"',
+        b"1e400",
+        b"[" * 99 + b"]" * 99,
+    ],
+)
+def test_unusual_json_is_read(content: bytes) -> None:
+    assert parse_json(content) == json.loads(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[]", "Input should be a valid dictionary"),
+        ('{"a": 5}', "a: Input should be a valid string (found 5)"),
+        ('{"a": null}', "a: Input should be a valid string (found None)"),
+    ],
+)
+def test_json_of_another_type_is_refused(text: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "tasks.json"
+    path.write_text(text)
+    with pytest.raises(MissingError) as caught:
+        read_as(TypeAdapter(dict[str, str]), path, "delete it")
+    assert str(caught.value) == f"{path}: {problem}; delete it"
 
 
 def test_missing_or_too_large_json_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

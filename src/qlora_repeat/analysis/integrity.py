@@ -13,7 +13,7 @@ from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import base_test_record, has_ended, stage_record
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import read_results
-from qlora_repeat.stages.checkpoint import begins_so, checkpoint_folders, read_sealed
+from qlora_repeat.stages.checkpoint import SAVED, START, begins_so, checkpoint_folders, read_sealed
 from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
@@ -21,7 +21,6 @@ from qlora_repeat.system.hashing import folder_digests, known_digest, weights_di
 from qlora_repeat.system.safetensors_file import check_weights
 
 _CHANGED = "changed after it was written"
-_POSITION = {"bytes", "sha256"}
 _LEFTOVER = "left by a process that was killed; it can be deleted"
 
 
@@ -136,7 +135,7 @@ def _unfinished(folder: Path) -> Iterator[CheckedFile]:
     As when it resumes, check the last checkpoint first and stop at the first one without a problem.
     """
     start = folder / "start.json"
-    has_start = read_sealed(start) is not None
+    has_start = read_sealed(start, START) is not None
     remedy = "`qlora-repeat run` starts this fine-tuning again"
     if start.exists():
         yield CheckedFile(start, None if has_start else f"{start}: {_CHANGED}; {remedy}")
@@ -154,17 +153,16 @@ def _unfinished(folder: Path) -> Iterator[CheckedFile]:
 def _checkpoint(folder: Path, trace: Path) -> Iterator[CheckedFile]:
     """Check the files of a checkpoint and its part of the trace; the caller adds the remedy."""
     path = folder / "checkpoint.json"
-    content = read_sealed(path) or {}
-    files, position = content.get("files"), content.get("trace")
-    if not isinstance(files, dict) or not isinstance(position, dict) or position.keys() != _POSITION:
+    content = read_sealed(path, SAVED)
+    if content is None:
         yield CheckedFile(path, f"{path}: missing, or {_CHANGED}")
         return
     yield CheckedFile(path)
-    for name, digest in files.items():
-        path = folder / Path(name).name
-        same = path.name == name and path.is_file() and known_digest(path) == digest
+    for name, digest in content["files"].items():
+        path = folder / name
+        same = path.is_file() and known_digest(path) == digest
         yield CheckedFile(path, None if same else f"{path}: not the bytes that were recorded")
-    same = begins_so(trace, **position)
+    same = begins_so(trace, **content["trace"])
     yield CheckedFile(trace, None if same else f"{trace}: does not begin with the trace of {folder.name}")
 
 

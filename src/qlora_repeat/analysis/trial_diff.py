@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.records.record import Record, damaged_file, read_record
+from qlora_repeat.records.record import Record, damaged_file
 from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.system.fingerprint import fingerprint_differences
 
@@ -197,7 +198,7 @@ def read_side(name: str, folder: Path) -> Side:
     if not steps:
         raise UsageError(f"{trace}: the trace has no step yet; try again later")
     stages = STAGES if finished else ()
-    found = {stage: read_record(folder / f"{stage}.json") for stage in stages}
+    found = {stage: valid_record(folder / f"{stage}.json", complete=False) for stage in stages}
     records = {stage: record for stage, record in found.items() if record is not None}
     if (trained := records.get("finetune")) is not None:
         for kept_name, kept in trained.files.items():

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
+from qlora_repeat.system.printable import printable
+
 STATES = {
     "done": "green",
     "running": "cyan",
@@ -31,12 +33,12 @@ _COLORS = STATES | LEVELS | VERDICTS
 
 def colored(text: str, word: str) -> Text:
     """Return the text in the color of a word."""
-    return Text(text, _COLORS[word])
+    return Text(printable(text), _COLORS[word])
 
 
 def with_colored(text: str, words: Iterable[str], most: int | None = None) -> Text:
     """Return the text with these words in their colors, at most the first `most` of them."""
-    shown = Text(text)
+    shown = Text(printable(text))
     either = "|".join(map(re.escape, words))
     for found in list(re.finditer(rf"(?<!\S)(?:{either})(?![^\s,:;])", text))[:most]:
         shown.stylize(_COLORS[found[0]], *found.span())

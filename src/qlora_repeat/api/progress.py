@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -21,23 +21,27 @@ from rich.table import Table
 from rich.text import Text
 
 from qlora_repeat.api.colors import colored
+from qlora_repeat.api.console import PrintableConsole
 from qlora_repeat.errors import KitError
 from qlora_repeat.execution.eta import Left, TimeLeft
 from qlora_repeat.execution.process_pool import Job
 from qlora_repeat.study.trial import Progress
+from qlora_repeat.system.printable import one_line
 
 SIGN_OF_LIFE = 600.0
 """Seconds after which a log gets another line if no job has ended; some jobs take hours."""
 _WIDEST = 100
 
 
-def console(quiet: bool = False) -> Console:
+def console(quiet: bool = False) -> PrintableConsole:
     """Return the console for progress: a notebook's output, or standard error.
 
     Lines are live only in a terminal, but not in CI, whose log may look like a terminal. In a notebook, they
     are live if ipywidgets is installed, which rich needs for that.
     """
-    shown = Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    shown = PrintableConsole(
+        stderr=True, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False
+    )
     if shown.is_jupyter:
         shown.is_interactive = importlib.util.find_spec("ipywidgets") is not None
     elif not sys.stderr.isatty() or os.environ.get("CI", "").lower() not in ("", "0", "false"):
@@ -45,9 +49,9 @@ def console(quiet: bool = False) -> Console:
     return shown
 
 
-def _moving(shown: Console) -> Console:
+def _moving(shown: PrintableConsole) -> PrintableConsole:
     """Return the console for live lines; in a notebook another one, or each line would repeat them."""
-    return Console(quiet=shown.quiet) if shown.is_jupyter else shown
+    return PrintableConsole(quiet=shown.quiet) if shown.is_jupyter else shown
 
 
 @dataclass
@@ -69,10 +73,10 @@ class _Shown:
 class Terminal:
     """Show the progress of a study on a console: an `execution.run_study.Observer`."""
 
-    console: Console
+    console: PrintableConsole
 
     def tell(self, line: str) -> None:
-        self.console.print(line)
+        self.console.print(one_line(line))
 
     def watch_jobs(self, jobs: Sequence[Job], workers: int) -> "Display":
         return Display(self.console, jobs, workers)
@@ -86,7 +90,7 @@ class Display:
 
     def __init__(
         self,
-        console: Console,
+        console: PrintableConsole,
         jobs: Sequence[Job],
         workers: int,
         sign_of_life: float = SIGN_OF_LIFE,
@@ -132,7 +136,7 @@ class Display:
             self._ended += 1
         outcome = Text(f"{job.name} ") + colored("done", "done")
         if error is not None:
-            outcome = colored("not done", "failed") + f": {error}"
+            outcome = colored("not done", "failed") + f": {one_line(str(error))}"
         # The live lines have the time left.
         left = "" if self._console.is_interactive or self._ended == self._total else self._left(now)
         self._say(outcome, ", ".join(filter(None, [f"{seconds:.0f} s", left])))
@@ -175,7 +179,7 @@ def _lines(running: dict[str, _Shown], width: int) -> Iterator[Text]:
 
 
 @contextlib.contextmanager
-def stage_bars(console: Console, name: str) -> Iterator[Progress]:
+def stage_bars(console: PrintableConsole, name: str) -> Iterator[Progress]:
     """Show the progress of one trial: a line when a stage begins and, in a terminal, a bar of the stage."""
     columns = (
         TextColumn("{task.description}"),

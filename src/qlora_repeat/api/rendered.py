@@ -1,6 +1,7 @@
 """Tables, claims, figures and the report of results: objects that show themselves, and can be written."""
 
 import html
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from qlora_repeat.results.arms import Arm
 from qlora_repeat.study.study import PUBLISHED
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import write_text
+from qlora_repeat.system.printable import one_line
 
 if TYPE_CHECKING:
     from qlora_repeat.analysis.attribution.measurements import Measurements
@@ -211,4 +213,6 @@ def write_all(
 
 
 def _folder(given: str | Path | None, label: str) -> Path:
+    if given is None and not re.fullmatch(r"[^/\0.][^/\0]*", label):  # it may be a stranger's
+        raise UsageError(f"{one_line(label)}: not a name of a study; give the folder to write to")
     return BUILD / label if given is None else Path(given)

@@ -1,10 +1,11 @@
 """Collected results: the rows of a study's trials, with its name, as a sequence and as a pandas table."""
 
-import sys
+import functools
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from qlora_repeat.api.listed import Listed
 from qlora_repeat.results import trial_result
@@ -15,6 +16,7 @@ from qlora_repeat.study.loading import open_workspace, portable_name
 from qlora_repeat.study.study import PUBLISHED
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.package_data import kit_path
+from qlora_repeat.system.printable import one_line, printable, say
 
 if TYPE_CHECKING:
     import pandas
@@ -57,7 +59,7 @@ class Results(Listed[TrialResult]):
 
         if self.study is None:
             return []
-        return read_experiments(self.label, self.study.runs, lambda line: print(line, file=sys.stderr))
+        return read_experiments(self.label, self.study.runs, functools.partial(say, error=True))
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a table with a row for each trial; its columns are the fields of `TrialResult`."""
@@ -65,19 +67,19 @@ class Results(Listed[TrialResult]):
 
         columns = {}
         for name, hint in get_type_hints(TrialResult).items():
-            kind = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+            kind = get_args(hint)[0] if get_origin(hint) in (Union, UnionType) else hint
             values = [getattr(row, name) for row in self]
             columns[name] = pandas.Series(values, dtype=_DTYPES.get(kind, "object"))
         return pandas.DataFrame(columns)
 
     def __repr__(self) -> str:
         done = sum(row.measured for row in self)
-        return f"<Results of {self.label}: {done} of {len(self)} trials with values>"
+        return f"<Results of {one_line(self.label)}: {done} of {len(self)} trials with values>"
 
     def _repr_html_(self) -> str:
         shown: Any = self.to_pandas()[_SHOWN]
-        html: str = shown.to_html(index=False, na_rep="–", max_rows=60)
-        return f"{html}<p>{self!r}</p>".replace("<Results", "&lt;Results").replace("values>", "values&gt;")
+        table: str = shown.to_html(index=False, na_rep="–", max_rows=60)
+        return printable(f"{table}<p>{html.escape(repr(self))}</p>")
 
 
 def read_results(path: str | Path, *, label: str | None = None) -> Results:

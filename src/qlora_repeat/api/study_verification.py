@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from qlora_repeat.analysis.verify.rerun import RERUNS
 from qlora_repeat.analysis.verify.sampling import CONFIDENCE, draw_trials, most_false
 from qlora_repeat.analysis.verify.verdict import VerdictKind
@@ -20,9 +22,10 @@ from qlora_repeat.render.html import render_html
 from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.files import read_json, write_json, write_text
+from qlora_repeat.system.files import write_json, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
 from qlora_repeat.system.private_folder import is_private, make_private
+from qlora_repeat.system.typed_json import read_as
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class VerifiedTrial:
     """``whole`` or ``first steps``."""
     verdict: VerdictKind
     why: str
+
+
+_VERIFIED = TypeAdapter(VerifiedTrial)
 
 
 @dataclass(frozen=True, repr=False)
@@ -206,4 +212,4 @@ def _verify_one(
 
 def _verified(path: Path) -> VerifiedTrial | None:
     """Return the verdict that an interrupted verification left; its folder is private."""
-    return VerifiedTrial(**read_json(path, "delete it")) if path.is_file() else None
+    return read_as(_VERIFIED, path, "delete it") if path.is_file() else None

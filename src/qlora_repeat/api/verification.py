@@ -28,7 +28,7 @@ from qlora_repeat.api.progress import Terminal, console
 from qlora_repeat.archive.unpack import opened, study_of
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_study import fetch_missing
-from qlora_repeat.records.record import read_record
+from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.render.text.verdict import verdict_json, verdict_text
 from qlora_repeat.render.text.verdict_page import verdict_page
 from qlora_repeat.study.loading import open_workspace
@@ -218,7 +218,7 @@ def _named(
     else:
         trial = open_workspace(study or DEFAULT_STUDY, runs=runs, cache=cache).trial(str(given))
         return trial, trial.folder
-    record = read_record(folder / "finetune.json")
+    record = valid_record(folder / "finetune.json")
     if record is None:
         raise MissingError(
             f"{given}: no finetune.json there; give the folder of a finished trial, or its name"

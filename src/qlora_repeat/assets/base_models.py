@@ -1,6 +1,5 @@
 """Find, check and load base models in the cache, in NF4 or in full precision."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from qlora_repeat.errors import MissingError
 from qlora_repeat.study.data_sources import Base
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.files import json_text
+from qlora_repeat.system.files import json_text, read_json
 from qlora_repeat.system.hashing import (
     MANIFEST,
     json_digest,
@@ -25,6 +24,7 @@ from qlora_repeat.system.hashing import (
 from qlora_repeat.system.safetensors_file import INDEX, index_text
 
 _BASE = TypeAdapter(Base)
+_AGAIN = "delete the folder and run `qlora-repeat fetch` for this study"
 SOURCE = "source.json"
 """The file with the pin that a cache folder was made from, if it came from a hub."""
 
@@ -64,15 +64,13 @@ def base_bytes(workspace: Workspace, name: str) -> int:
 
 def hub_commit(folder: Path) -> str | None:
     """Return the commit of a base from a hub, or None for other bases."""
-    try:
-        return str(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["commit"])
-    except FileNotFoundError:
-        return None
+    path = folder / SOURCE
+    return str(read_json(path, _AGAIN, follow=True)["commit"]) if path.is_file() else None
 
 
 def is_miniature(folder: Path) -> bool:
     """Return whether a base is a miniature of the rehearsal, which tables must not show as the true model."""
-    return "miniature" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "miniature" in read_json(folder / "config.json", _AGAIN, follow=True)
 
 
 def base_is_fetched(workspace: Workspace, name: str) -> bool:

@@ -4,14 +4,13 @@ It runs in its own process and unpickles only tensors (``weights_only``), so tha
 code. No trial loads a pickle. The same weights give the same bytes.
 """
 
-import json
 import pickle
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.system.files import open_regular
+from qlora_repeat.system.files import open_regular, parse_json, read_file
 from qlora_repeat.system.safetensors_file import INDEX as MADE_INDEX
 from qlora_repeat.system.safetensors_file import index_text
 from qlora_repeat.system.zip_format import open_zip
@@ -35,7 +34,10 @@ def convert(source: Path, target: Path, names: Collection[str]) -> None:
         made[name] = set(tensors)
     if INDEX not in names:
         return
-    indexed = json.loads((source / INDEX).read_text("utf-8"))["weight_map"]
+    index = parse_json(read_file(source / INDEX, follow=True))
+    indexed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(indexed, dict):
+        raise ValueError(f"{INDEX}: expected weight_map, an object with keys")
     if absent := sorted(indexed.keys() - set().union(*made.values())):
         raise ValueError(f"no shard has {absent[0]}, which {INDEX} names")
     (target / MADE_INDEX).write_text(index_text(target, list(made)), encoding="utf-8")

@@ -4,9 +4,7 @@ A copy is a folder with a manifest. Its name has the digest of everything that i
 complete, verified, and safe to delete. Making it again takes far longer than reading it.
 """
 
-import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import accumulate, pairwise
@@ -16,9 +14,10 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, load_model, load_quantized
 from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text, part_rows, row_text
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.files import new_folder, write_json
+from qlora_repeat.system.files import new_folder, parse_json, read_file, write_json
 from qlora_repeat.system.fingerprint import fingerprint, machine_digest, packages
 from qlora_repeat.system.hashing import MANIFEST, folder_digests, json_digest, known_digest
+from qlora_repeat.system.printable import say
 from qlora_repeat.system.safetensors_file import read_weights
 
 _EXAMPLES = "examples.safetensors"
@@ -94,12 +93,12 @@ def has_copy(folder: Path) -> bool:
     if not folder.exists():
         return False
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json(read_file(folder / MANIFEST))
         damaged = [file for file, digest in manifest.items() if known_digest(folder / file) != digest]
     except (OSError, ValueError, AttributeError):
         damaged = [MANIFEST]
     if damaged:
-        print(f"{folder / damaged[0]}: its content has changed; it is written again", file=sys.stderr)
+        say(f"{folder / damaged[0]}: its content has changed; it is written again", error=True)
         shutil.rmtree(folder, ignore_errors=True)
     return not damaged
 
@@ -118,4 +117,4 @@ def keep_copy(folder: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         if isinstance(error, FileExistsError) and folder.is_dir():
             return
-        print(f"{folder}: no copy was kept ({error.strerror or error})", file=sys.stderr)
+        say(f"{folder}: no copy was kept ({error.strerror or error})", error=True)

@@ -14,6 +14,7 @@ import click
 from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
 from qlora_repeat.system.files import disk_error, disk_errors
+from qlora_repeat.system.printable import say, say_block
 from qlora_repeat.system.signals import stop_on_signals
 
 GROUPS = {
@@ -128,28 +129,32 @@ def main() -> None:
         sys.stdout = _Output(
             out.buffer,
             out.encoding,
-            out.errors,
+            "backslashreplace",  # a locale may lack characters of a title
             line_buffering=out.line_buffering,
             write_through=out.write_through,
         )
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
     try:
         with stop_on_signals(keyboard=True):
             code = cli.main(standalone_mode=False)
             sys.stdout.flush()  # fails here, not at the end of the process
     except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("Stopped.", err=True)
+        say("Stopped.", error=True)
         code = 130
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say_block(shown.getvalue().rstrip("\n"), error=True)
         code = error.exit_code
     except KitError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", error=True)
         code = error.exit_code
     except OSError as error:
-        click.echo(f"Error: {disk_error(error)}", err=True)
+        say(f"Error: {disk_error(error)}", error=True)
         code = 3
     except Exception:
-        traceback.print_exc()
+        say_block(traceback.format_exc().rstrip("\n"), error=True)
         code = 1
     try:
         sys.stdout.flush()

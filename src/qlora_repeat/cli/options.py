@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
+from qlora_repeat.api.console import PrintableConsole
 from qlora_repeat.api.places import BUILD
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.loading import open_workspace
@@ -151,9 +151,9 @@ def jobs_option(what: str) -> Decorator:
     )
 
 
-def output() -> Console:
+def output() -> PrintableConsole:
     """Return standard output, with colors if it is a terminal; lines are never wrapped or cut."""
-    return Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    return PrintableConsole(soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 @contextlib.contextmanager

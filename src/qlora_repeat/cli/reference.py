@@ -13,6 +13,7 @@ import click
 
 from qlora_repeat.cli.main import COMMANDS, GROUPS, cli
 from qlora_repeat.system.files import write_text
+from qlora_repeat.system.printable import say
 
 PAGE = Path("docs/commands.md")
 _WIDTH = 120
@@ -73,4 +74,4 @@ def _filled(text: str) -> str:
 
 if __name__ == "__main__":
     write_text(PAGE, reference())
-    click.echo(PAGE)
+    say(PAGE)

@@ -16,8 +16,7 @@ from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
 from qlora_repeat.execution.jobs import TrialJob, open_jobs
 from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
-from qlora_repeat.records.record import read_record
-from qlora_repeat.records.trial_state import base_damages, explanations, trial_state
+from qlora_repeat.records.trial_state import base_damages, explanations, trial_state, valid_record
 from qlora_repeat.study.trial import Progress, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import prepare_environment
@@ -122,7 +121,7 @@ def run_one(
 
 
 def _recorded_seeds(trial: Trial) -> dict[str, int]:
-    record = read_record(trial.record("finetune"))
+    record = valid_record(trial.record("finetune"))
     if record is None:
         raise UsageError(
             f"{trial.name}: --same-seeds needs the record of an earlier fine-tuning, and there is none yet"

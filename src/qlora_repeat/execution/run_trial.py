@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from qlora_repeat.study.trial import STAGES, BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import disk_error, require_space, restore_folder, write_json
+from qlora_repeat.system.printable import say
 from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
 
 
@@ -170,11 +170,7 @@ def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale:
         return
     state = states[before]
     if state.state == "damaged" and before == "merge" and state.record is not None and not state.changed:
-        print(
-            f"{state.damage}; the {stage} stage needs it, so the weights are rebuilt now",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{state.damage}; the {stage} stage needs it, so the weights are rebuilt now", error=True)
         merge.delete_merged(trial)
     elif state.state == "damaged":
         raise StageError(f"{trial.name}: {stage} needs the {before} stage, which is damaged: {state.damage}")

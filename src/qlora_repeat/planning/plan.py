@@ -251,13 +251,14 @@ def base_architecture(workspace: Workspace, name: str) -> Mapping[str, Any]:
     if (given := workspace.study.bases[name].architecture) is not None:
         return given
     path = base_folder(workspace, name) / "config.json"
-    try:
-        fetched: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():
         raise MissingError(
             f"base {name}: the study has no [bases.{name}.architecture], and {path.parent} does not exist; "
             "add that table, or run `qlora-repeat fetch` for this study"
-        ) from None
+        )
+    fetched = read_json(path, "delete the folder and run `qlora-repeat fetch` for this study", follow=True)
+    if not isinstance(fetched, dict):
+        raise MissingError(f"{path}: expected an object with keys; the study must name another model")
     return fetched
 
 

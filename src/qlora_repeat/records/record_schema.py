@@ -16,6 +16,7 @@ from qlora_repeat.records.record import Record
 _OPEN = ConfigDict(strict=True, extra="allow")
 _CLOSED = ConfigDict(strict=True, extra="forbid")
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Point = Annotated[tuple[_Epochs, float], Field(strict=False)]  # JSON has only lists
 
@@ -30,22 +31,23 @@ class _Fingerprint(TypedDict):
     gpu: str | None
     cpu: str | None
     cpu_capability: str | None
-    threads: int | None
+    threads: Count | None
     packages: dict[str, str]
+    kernels: NotRequired[dict[str, Any] | None]
     python: str
 
 
 @with_config(_OPEN)
 class _Finetuned(TypedDict):
     adapter_digest: str
-    seeds: dict[str, int]
+    seeds: dict[str, Count]
     initial_loss: float
     final_loss: float
     loss_curve: list[_Point]
-    diverged_at: int | None
-    skipped_steps: NotRequired[int | None]
+    diverged_at: Count | None
+    skipped_steps: NotRequired[Count | None]
     train_seconds: float
-    peak_memory_bytes: int | None
+    peak_memory_bytes: Count | None
     peak_memory_share: float | None
     weights: Literal["nf4", "materialized"]
     miniature: bool
@@ -63,14 +65,14 @@ class _Response(TypedDict):
     top_p: float
     text: str
     answer: NotRequired[str | None]
-    seed: NotRequired[int | None]
+    seed: NotRequired[Count | None]
 
 
 @with_config(_OPEN)
 class _Evaluated(TypedDict):
     perplexity: float
     perplexity_example_mean: float
-    test_examples: int
+    test_examples: Count
     accuracy: float | None
     responses: NotRequired[list[_Response]]
     repeated_responses: NotRequired[list[_Response]]
@@ -82,7 +84,7 @@ class _Base(TypedDict):
     perplexity_example_mean: float
     accuracy: float | None
     miniature: bool
-    split_seed: int
+    split_seed: Count
 
 
 @with_config(_OPEN)
@@ -110,17 +112,24 @@ _FILES = {
 """Files that a stage's record must name; a file that is not named would never be hashed."""
 
 
-def misfit(record: Record, *, base: bool = False) -> str | None:
+def misfit(record: Record, *, base: bool = False, complete: bool = True) -> str | None:
     """Return a few words on the first key of a record that is missing or invalid, or None if all are valid.
 
-    With `base`, it is the record of a test of a base.
+    With `base`, it is the record of a test of a base. Unless `complete`, keys and files may be missing, as in
+    records of earlier versions.
     """
+    if record.stage not in _OUTPUTS:
+        return f"stage is {record.stage!r}"[:60]
     outputs = _BASE if base else _OUTPUTS[record.stage]
     for part, shape in (("inputs", _INPUTS), ("outputs", outputs), ("fingerprint", _FINGERPRINT)):
         try:
             shape.validate_python(getattr(record, part))
         except ValidationError as error:
-            return _words(part, error.errors(include_url=False)[0])
+            problems = [each for each in error.errors(include_url=False) if complete or not _lacks_key(each)]
+            if problems:
+                return _words(part, problems[0])
+    if not complete:
+        return None
     if record.stage == "finetune":
         for name in _SEEDS:
             if name not in record.outputs["seeds"]:
@@ -129,6 +138,10 @@ def misfit(record: Record, *, base: bool = False) -> str | None:
         if not any(fnmatchcase(name, pattern) for name in record.files):
             return f"files has no {pattern}"
     return None
+
+
+def _lacks_key(problem: ErrorDetails) -> bool:
+    return problem["type"] == "missing"
 
 
 def _words(part: str, problem: ErrorDetails) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record, damaged_file, read_record
 from qlora_repeat.records.record_schema import misfit
@@ -12,9 +14,10 @@ from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, share
 from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
-from qlora_repeat.system.files import parse_json, read_file
 from qlora_repeat.system.hashing import known_digest
+from qlora_repeat.system.typed_json import read_as
 
+_FAILURE = TypeAdapter(dict[str, str])
 State = Literal["done", "running", "stale", "damaged", "failed", "missing"]
 
 
@@ -108,14 +111,35 @@ def stage_record(
     """
     try:
         record = read_record(path)
+        if record is not None and (record.trial, record.stage) != (name, stage):
+            whose = f"the {record.stage} stage of {record.trial}"
+            raise MissingError(
+                f"{path}: expected this stage's record, found {whose}; `qlora-repeat run` runs it again"
+            )
+        return checked(record, path, base=base), None
     except MissingError as error:
         return None, str(error)
-    if record is not None and (record.trial, record.stage) != (name, stage):
-        whose = f"the {record.stage} stage of {record.trial}"
-        return None, f"{path}: expected this stage's record, found {whose}; `qlora-repeat run` runs it again"
-    if record is not None and (wrong := misfit(record, base=base)) is not None:
-        return None, f"{path}: not a valid record ({wrong}); `qlora-repeat run` runs its stage again"
-    return record, None
+
+
+def valid_record(path: Path, *, complete: bool = True) -> Record | None:
+    """Return the record of a stage of any trial, or None if there is none.
+
+    Raises:
+        MissingError: the file is not a record, was changed, or has a value of another type than a record of
+            its stage has; if it must be `complete`, also if it lacks a key.
+    """
+    return checked(read_record(path), path, complete=complete)
+
+
+def checked(record: Record | None, path: Path, *, base: bool = False, complete: bool = True) -> Record | None:
+    """Return a record that has what a record of its stage has.
+
+    Raises:
+        MissingError: it lacks a key, or has an invalid value.
+    """
+    if record is not None and (wrong := misfit(record, base=base, complete=complete)) is not None:
+        raise MissingError(f"{path}: not a valid record ({wrong}); `qlora-repeat run` runs its stage again")
+    return record
 
 
 def base_test_record(test: BaseTest) -> tuple[Record | None, str | None]:
@@ -157,8 +181,8 @@ def base_damages(workspace: Workspace) -> list[str]:
 def failure_of(trial: Trial) -> str | None:
     """Return why a trial failed last, or None."""
     try:
-        return str(parse_json(read_file(trial.failure))["error"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_as(_FAILURE, trial.failure, "").get("error")
+    except MissingError:
         return None
 
 

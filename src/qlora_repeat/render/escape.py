@@ -6,16 +6,12 @@ An invisible character (control, zero-width, bidirectional, lone surrogate, tab)
 
 import functools
 import re
-import unicodedata
 
 from rich.cells import cell_len
 
+from qlora_repeat.system.printable import character_code, is_hidden
+
 _DROPPED_SPACE = re.compile(r"\A | \Z|(?<=\n) | (?=[ \n])")
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs"})
-_HIDDEN = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-)
-"""Invisible characters of other categories: fillers, variation selectors, internal code points."""
 
 _MARKDOWN = {character: f"\\{character}" for character in "\\`*_[]~$"} | {
     "&": "&amp;",
@@ -83,42 +79,26 @@ def terminal(text: str) -> str:
     """Return the text for a terminal, on one line, without control or zero-width characters."""
     shown = _mark_spaces(text).replace("\n", "⏎")
     return "".join(
-        _code(character) if _is_hidden(character) or cell_len(character) == 0 else character
+        character_code(character) if is_hidden(character) or cell_len(character) == 0 else character
         for character in shown
     )
-
-
-def writable(text: str) -> str:
-    """Return the text with lone surrogates as their codes, since UTF-8 cannot write them."""
-    return re.sub("[\ud800-\udfff]", lambda found: _code(found[0]), text)
 
 
 def _mark_spaces(text: str) -> str:
     return _DROPPED_SPACE.sub("␣", text)
 
 
-def _is_hidden(character: str) -> bool:
-    if character in " \n":
-        return False
-    in_category = unicodedata.category(character) in _HIDDEN_CATEGORIES
-    return in_category or _HIDDEN.match(character) is not None or ord(character) & 0xFFFE == 0xFFFE
-
-
 @functools.cache
 def _in_markdown(character: str) -> str:
-    shown = _code(character) if _is_hidden(character) else character
+    shown = character_code(character) if is_hidden(character) else character
     return "".join(_MARKDOWN.get(each, each) for each in shown)
-
-
-def _code(character: str) -> str:
-    return f"\\u{{{ord(character):x}}}"
 
 
 @functools.cache
 def _in_font(character: str, drawn: frozenset[str]) -> str:
-    if character in drawn and not _is_hidden(character):
+    if character in drawn and not is_hidden(character):
         return character
-    return _code(character) if _is_hidden(character) else f"<U+{ord(character):04X}>"
+    return character_code(character) if is_hidden(character) else f"<U+{ord(character):04X}>"
 
 
 def _latex_word(word: str) -> str:

@@ -2,9 +2,11 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from qlora_repeat.errors import UsageError
+from qlora_repeat.results.number_format import computable
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.optimizers import Optimizer
 
@@ -68,7 +70,7 @@ def group_arms(results: Sequence[TrialResult], where: str = "collected results")
     """
     trials: dict[ArmKey, list[TrialResult]] = defaultdict(list)
     for result in results:
-        trials[result.model, result.optimizer].append(result)
+        trials[result.model, result.optimizer].append(_computable(result))
     for own in trials.values():
         name, count = Counter(trial.name for trial in own).most_common(1)[0]
         if count > 1:
@@ -84,6 +86,20 @@ def group_arms(results: Sequence[TrialResult], where: str = "collected results")
         )
         for (model, optimizer), own in trials.items()
     ]
+
+
+def _computable(result: TrialResult) -> TrialResult:
+    """Return the result with `computable` numbers."""
+    changed = {
+        name: _numbers(value) for name, value in vars(result).items() if isinstance(value, float | list)
+    }
+    return replace(result, **changed)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(each) for each in value]
+    return computable(value) if isinstance(value, float) else value
 
 
 def by_model(arms: Iterable[Arm]) -> dict[str, list[Arm]]:

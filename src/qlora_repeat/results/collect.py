@@ -5,7 +5,7 @@ from typing import Any
 
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trial_state import base_state, trial_state
-from qlora_repeat.results.trial_result import Response, TrialResult
+from qlora_repeat.results.trial_result import TrialResult, trial_result
 from qlora_repeat.study.randomness import SOURCES, Randomness
 from qlora_repeat.study.trial import STAGES, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
@@ -87,19 +87,19 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         or len(records) < len(STAGES)
         or changed & {"adapter_digest", "merged_digest"}  # stages of different adapters
     ):
-        return TrialResult(**row)
+        return trial_result(row)
     trained, tested = records["finetune"], records["evaluate"]
     row |= {name: records[stage].outputs[name] for stage, names in _MEASURES.items() for name in names}
     for name in ("responses", "repeated_responses"):
-        row[name] = [Response(**response) for response in tested.outputs.get(name, [])]
+        row[name] = tested.outputs.get(name, [])
     if base and trained.outputs["seeds"]["split"] != first["split_seed"]:
         row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE)
-    return TrialResult(
-        **row,
-        stale_inputs=sorted(changed - {f"the {stage} stage" for stage in STAGES}),
-        skipped_steps=trained.outputs.get("skipped_steps"),
-        adapter_init_seed=trained.outputs["seeds"]["adapter_init"],
-        device=device_name(trained.fingerprint),
-        software=software_names(trained.fingerprint),
-        finished=max(record.finished for record in records.values()),
-    )
+    row |= {
+        "stale_inputs": sorted(changed - {f"the {stage} stage" for stage in STAGES}),
+        "skipped_steps": trained.outputs.get("skipped_steps"),
+        "adapter_init_seed": trained.outputs["seeds"]["adapter_init"],
+        "device": device_name(trained.fingerprint),
+        "software": software_names(trained.fingerprint),
+        "finished": max(record.finished for record in records.values()),
+    }
+    return trial_result(row)

@@ -8,11 +8,22 @@ from qlora_repeat.results.statistical_methods import Share
 
 DASH = "—"
 """The text for a missing value."""
+_LARGEST = 1e150
 _SPREAD_DIGITS = 3
 """Significant digits of a spread; from a few trials, more would be noise."""
 _LEAST_DIGITS, _MOST_DIGITS = 4, 7
 """Significant digits of the values themselves."""
 DEVIATION_NOTE = "SD: sample standard deviation (n-1), of at least two runs."
+
+
+def computable(value: float) -> float:
+    """Return a number of any origin to compute with: infinity beyond 1e150, and 0 nearer to 0 than 1e-150.
+
+    So squares and ratios neither overflow nor divide by zero.
+    """
+    if abs(value) > _LARGEST:
+        return math.copysign(math.inf, value)
+    return 0.0 if abs(value) < 1 / _LARGEST else value
 
 
 def number(value: float | None) -> str | None:
@@ -77,7 +88,7 @@ def value_text(value: float | None, sd: float | None, of_sd: int = 2) -> str:
     if value is None:
         return DASH
     digits = _LEAST_DIGITS
-    if value and sd and math.isfinite(value):
+    if value and sd and math.isfinite(value) and math.isfinite(sd):
         digits = max(digits, math.floor(math.log10(abs(value))) - math.floor(math.log10(sd)) + of_sd)
     return number(float(f"{value:.{min(digits, _MOST_DIGITS)}g}")) or DASH
 

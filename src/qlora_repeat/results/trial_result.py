@@ -7,18 +7,30 @@ was not measured is null.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.records.record_schema import Count
 from qlora_repeat.study.old_spelling import respelled
 from qlora_repeat.system.files import parse_json, read_lines, write_text
+from qlora_repeat.system.typed_json import first_problem
 
-_Row = TypeVar("_Row")
+_STRICT = ConfigDict(strict=True, extra="forbid")
 
 
+def _is_point(point: list[float]) -> list[float]:
+    """Return a point of a loss curve; its loss need not be finite."""
+    if len(point) != 2 or not 0 <= point[0] < math.inf:
+        raise ValueError("expected [epochs, loss]")
+    return point
+
+
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class Response:
     """The response of a fine-tuned model to one prompt at one sampling setting."""
@@ -30,10 +42,11 @@ class Response:
     """The response without the prompt."""
     answer: str | None = None
     """The letter A to D that the response gives, if the prompt offers options."""
-    seed: int | None = None
+    seed: Count | None = None
     """The seed that it was sampled with."""
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class TrialResult:
     """One trial and what its four stages measured (None if not measured)."""
@@ -45,8 +58,8 @@ class TrialResult:
     model_title: str
     optimizer: str
     """``adamw-8bit`` or ``adamw-32bit``; after +, the version whose quantization map its 8-bit state has."""
-    trial: int
-    """Number from 1; the paper's run number."""
+    trial: Count
+    """float from 1; the paper's run number."""
     status: str
     """``done``, ``running``, ``stale``, ``damaged``, ``failed`` or ``missing``."""
     stale_inputs: list[str] = field(default_factory=list)
@@ -69,31 +82,31 @@ class TrialResult:
     base_perplexities: list[float] = field(default_factory=list)
     """The perplexity of the base model in each test (section IX)."""
     base_perplexity_example_mean: float | None = None
-    test_examples: int | None = None
+    test_examples: Count | None = None
     accuracy: float | None = None
     """Share of test questions that greedy decoding answers exactly; None for text generation."""
     base_accuracy: float | None = None
     initial_loss: float | None = None
     final_loss: float | None = None
-    loss_curve: list[list[float]] = field(default_factory=list)
+    loss_curve: list[Annotated[list[float], AfterValidator(_is_point)]] = field(default_factory=list)
     """Points of [epochs done, mean loss of the steps since the last point]."""
-    diverged_at: int | None = None
+    diverged_at: Count | None = None
     """The first step whose loss was not finite, if any."""
-    skipped_steps: int | None = None
-    """Number of optimizer steps that the gradient scaler skipped."""
+    skipped_steps: Count | None = None
+    """float of optimizer steps that the gradient scaler skipped."""
     train_seconds: float | None = None
     test_seconds: float | None = None
     """Median over repeats of the seconds to answer all prompts."""
     test_seconds_min: float | None = None
     test_seconds_max: float | None = None
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
     """GPU memory; without a GPU, the resident memory of the process."""
     peak_memory_share: float | None = None
     """The same as a share (0 to 1) of the GPU's memory; None without a GPU."""
     weights: str | None = None
     """How the frozen base was held in memory: ``nf4``, or ``materialized`` (dequantized once and kept)."""
     adapter_digest: str | None = None
-    adapter_init_seed: int | None = None
+    adapter_init_seed: Count | None = None
     miniature: bool | None = None
     """Whether the base model is a miniature of the rehearsal; the title says so too."""
     responses: list[Response] = field(default_factory=list)
@@ -113,6 +126,9 @@ class TrialResult:
     def measured(self) -> bool:
         """Return whether its values count: it is done, or stale and collected on request."""
         return self.status == "done" or (self.status == "stale" and bool(self.stale_inputs))
+
+
+_RESULT = TypeAdapter(TrialResult)
 
 
 def write_results(results: list[TrialResult], path: Path) -> None:
@@ -142,45 +158,21 @@ def read_results(path: Path) -> list[TrialResult]:
     return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def trial_result(row: Mapping[str, Any]) -> TrialResult:
+    """Return a row of any origin as a result.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value has another type or is out of range; names it.
+    """
+    try:
+        # As JSON: there, strict mode turns objects into dataclasses, but no text into a number.
+        return _RESULT.validate_json(json.dumps(row, default=vars))
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from None
+
+
 def _parse(line: str, where: str) -> TrialResult:
     try:
-        row = respelled(parse_json(line.encode()))
-        for name in ("responses", "repeated_responses"):
-            row[name] = [_checked(Response(**response)) for response in row.get(name, [])]
-        result = _checked(TrialResult(**row))
-        for point in result.loss_curve:  # losses need not be finite
-            numbers = (
-                isinstance(point, list) and [type(value) in (int, float) for value in point] == [True] * 2
-            )
-            if not numbers or not 0 <= point[0] < math.inf:
-                raise ValueError(f"loss_curve: expected [epochs, loss], found {point!r}")
-        return result
-    except (ValueError, TypeError, AttributeError) as error:
+        return trial_result(respelled(parse_json(line.encode())))
+    except ValueError as error:
         raise UsageError(f"{where}: not a row of collected results ({error})") from None
-
-
-def _checked(row: _Row) -> _Row:
-    """Return the row if every value has the type of its field."""
-    for name, allowed, of_texts in _FIELDS[type(row)]:
-        value = getattr(row, name)
-        whole = type(value) is int and float in allowed
-        texts = not (of_texts and isinstance(value, list)) or all(type(each) is str for each in value)
-        if (not whole and type(value) not in allowed) or not texts:
-            raise ValueError(f"{name} is {value!r}")
-    return row
-
-
-def _fields(kind: type) -> list[tuple[str, list[type], bool]]:
-    """Return, for each field of a row: its name, its allowed types, and whether it is a list of texts."""
-    hints = {
-        name: get_args(hint) if get_origin(hint) is UnionType else (hint,)
-        for name, hint in get_type_hints(kind).items()
-    }
-    return [
-        (name, [get_origin(each) or each for each in own], list[str] in own) for name, own in hints.items()
-    ]
-
-
-_FIELDS: dict[type, list[tuple[str, list[type], bool]]] = {
-    kind: _fields(kind) for kind in (TrialResult, Response)
-}

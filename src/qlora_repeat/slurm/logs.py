@@ -10,7 +10,8 @@ from qlora_repeat.records.trial_state import failure_of
 from qlora_repeat.slurm.submit import jobs_folder, submitted_tasks
 from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.system.file_lock import live_owner
-from qlora_repeat.system.files import open_regular, printable
+from qlora_repeat.system.files import open_regular
+from qlora_repeat.system.printable import one_line
 
 _MOST_BYTES = 1_000_000
 """Only the last bytes of a file are read."""
@@ -38,7 +39,7 @@ def _state(trial: Trial) -> Iterator[str]:
     if (owner := live_owner(trial.lock)) is not None:
         yield f"process {owner['pid']} on {owner['host']} works on it, or died there"
     elif trial.failure.is_file():
-        yield f"failed: {printable(str(failure_of(trial)))}"
+        yield f"failed: {one_line(str(failure_of(trial)))}"
     path = trial.unfinished / "trace.jsonl"
     if path.is_file():
         try:
@@ -66,4 +67,4 @@ def _tail(path: Path, lines: int) -> list[str]:
         text = file.read().decode("utf-8", errors="replace")
     # A progress bar overwrites its line; keep what it wrote last.
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    return [printable(line) for line in shown if line.strip()][-lines:]
+    return [one_line(line) for line in shown if line.strip()][-lines:]

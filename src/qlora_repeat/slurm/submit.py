@@ -7,13 +7,14 @@ needs ``scontrol`` to requeue the task.
 
 import math
 import os
-import re
 import shutil
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.jobs import BaseTestJob, TrialJob, open_jobs
@@ -26,11 +27,15 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive, read_lock, remove_ended
-from qlora_repeat.system.files import read_json, write_json
+from qlora_repeat.system.files import write_json
 from qlora_repeat.system.fingerprint import command_output
 from qlora_repeat.system.gpus import on_cpu
 from qlora_repeat.system.hashing import file_digest
+from qlora_repeat.system.typed_json import read_as
 
+_Number = Annotated[str, Field(pattern=r"^\d{1,20}(_\d{1,20})?$")]
+_JOB: TypeAdapter[str] = TypeAdapter(_Number)
+_TASKS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, _Number])
 WARNING_SECONDS = 120
 """Seconds before the time limit at which a task is asked to stop; fine-tuning then saves a checkpoint."""
 MOST_TIMES = 100
@@ -185,7 +190,7 @@ def submit(
         queued = _queued_tasks(workspace, queue.waiting_or_running)
         names = [name for name in request.tasks if name not in queued]
         path = folder / "render.json"
-        before = str(read_json(path, "delete it")) if path.is_file() else ""
+        before = read_as(_JOB, path, "delete it") if path.is_file() else ""
         before = before if before in queue.waiting_or_running else ""
         if not names and (not queued or before):
             return {}, before or None
@@ -268,12 +273,7 @@ def submitted_tasks(folder: Path) -> dict[str, str]:
         MissingError: the file that lists them has something else.
     """
     path = folder / "tasks.json"
-    found: dict[str, str] = read_json(path, "delete it") if path.is_file() else {}
-    if not isinstance(found, dict) or not all(
-        isinstance(job, str) and re.fullmatch("[0-9]{1,20}(_[0-9]{1,20})?", job) for job in found.values()
-    ):
-        raise MissingError(f"{path}: cannot be read (expected names of tasks and job numbers); delete it")
-    return found
+    return read_as(_TASKS, path, "delete it") if path.is_file() else {}
 
 
 def _queued_tasks(workspace: Workspace, jobs: Collection[str]) -> dict[str, str]:

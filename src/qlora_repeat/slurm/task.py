@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.errors import MissingError, StageError, StoppedError
+from qlora_repeat.system.printable import say
 
 SECONDS_TO_REQUEUE = 30
 """Seconds of the warning that submitit needs to requeue the task."""
@@ -81,9 +82,7 @@ class Task:
                 text = (
                     f"killed {killed} times: a step took longer than {self.warning} seconds, the time between"
                 )
-                print(
-                    f"{text} the warning and the time limit; submit the task with a longer --time", flush=True
-                )
+                say(f"{text} the warning and the time limit; submit the task with a longer --time")
                 return None
         return DelayedSubmission(replace(self, killed=killed))
 

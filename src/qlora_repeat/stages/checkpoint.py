@@ -11,16 +11,47 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.system.files import LARGEST_LINES, json_text, new_folder, parse_json, read_file, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
+from qlora_repeat.system.printable import say
 from qlora_repeat.system.safetensors_file import read_weights
 
 Tensors = dict[str, Any]
+
+
+class _Start(TypedDict):
+    inputs: str
+    seeds: dict[str, int]
+    digest_every: int
+
+
+class _Part(TypedDict):
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _Saved(TypedDict):
+    step: int
+    counters: dict[str, int]
+    learning_rates: list[dict[str, float]]
+    scheduler: dict[str, Any]
+    scaler: dict[str, Any] | None
+    spent: NotRequired[dict[str, Any]]
+    files: dict[Literal["adapter.safetensors", "optimizer.safetensors"], str]
+    trace: _Part
+
+
+START: TypeAdapter[Any] = TypeAdapter(_Start)
+SAVED: TypeAdapter[Any] = TypeAdapter(_Saved)
+_ANY: TypeAdapter[Any] = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -62,7 +93,7 @@ def reopen(folder: Path, inputs: dict[str, Any], seeds: dict[str, int] | None) -
     Return None if there is none, it cannot be read, its inputs differ, or its seeds differ from `seeds` (if
     given).
     """
-    start = read_sealed(folder / "start.json")
+    start = read_sealed(folder / "start.json", START)
     if start is None or start["inputs"] != json_digest(inputs) or seeds not in (None, start["seeds"]):
         return None
     return Unfinished(folder, start["seeds"], start["digest_every"])
@@ -71,7 +102,7 @@ def reopen(folder: Path, inputs: dict[str, Any], seeds: dict[str, int] | None) -
 def begin(folder: Path, inputs: dict[str, Any], seeds: dict[str, int], digest_every: int) -> Unfinished:
     """Start a fine-tuning in a folder; delete what is there."""
     if (folder / "trace.jsonl").exists():
-        print(f"{folder}: starting over, because settings, data, code or seeds changed", file=sys.stderr)
+        say(f"{folder}: starting over, because settings, data, code or seeds changed", error=True)
     shutil.rmtree(folder, ignore_errors=True)
     start = {"inputs": json_digest(inputs), "seeds": seeds, "digest_every": digest_every}
     write_sealed(folder / "start.json", start)
@@ -110,7 +141,7 @@ def load_checkpoint(unfinished: Unfinished) -> Checkpoint | None:
     over, with the same seeds.
     """
     for path in checkpoint_folders(unfinished.folder):
-        content = read_sealed(path / "checkpoint.json")
+        content = read_sealed(path / "checkpoint.json", SAVED)
         if content is None or not _whole(path, content.pop("files")):
             continue
         if not _cut_back(unfinished.trace, **content.pop("trace")):
@@ -142,7 +173,7 @@ def begins_so(trace: Path, bytes: int, sha256: str) -> bool:
     """Return whether the first `bytes` of the trace have this digest."""
     try:
         content = read_file(trace, LARGEST_LINES)[:bytes]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return False
     return len(content) == bytes and hashlib.sha256(content).hexdigest() == sha256
 
@@ -162,10 +193,13 @@ def _sealed(content: dict[str, Any]) -> str:
     return json_text({**content, "digest": json_digest(content)})
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
-    """Return JSON that `write_sealed` wrote, without the digest; None if it is missing or changed."""
+def read_sealed(path: Path, kind: TypeAdapter[Any] = _ANY) -> dict[str, Any] | None:
+    """Return JSON that `write_sealed` wrote, without the digest; None if it is missing, changed or unlike."""
     try:
         content: dict[str, Any] = parse_json(read_file(path))
-        return content if content.pop("digest") == json_digest(content) else None
+        if content.pop("digest") != json_digest(content):
+            return None
+        kind.validate_python(content, strict=True)
+        return content
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

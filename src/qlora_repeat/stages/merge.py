@@ -10,12 +10,15 @@ import functools
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.assets.base_models import base_folder, check_base, load_tokenizer
 from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.study.trial import Trial
-from qlora_repeat.system.files import new_folder, read_json, write_json
+from qlora_repeat.system.files import new_folder, write_json
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.safetensors_file import (
     INDEX,
@@ -25,6 +28,20 @@ from qlora_repeat.system.safetensors_file import (
     stream_weights,
     weight_files,
 )
+from qlora_repeat.system.typed_json import read_as
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
+class AdapterConfig(TypedDict):
+    """What PEFT writes beside an adapter's weights, as far as it is read."""
+
+    r: Annotated[int, Field(gt=0)]
+    lora_alpha: float
+    lora_dropout: NotRequired[float]
+    target_modules: NotRequired[list[str]]
+
+
+_CONFIG: TypeAdapter[AdapterConfig] = TypeAdapter(AdapterConfig)
 
 
 def merge(trial: Trial) -> dict[str, Any]:
@@ -92,14 +109,20 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
         shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
 
 
+def adapter_config(adapter: Path) -> AdapterConfig:
+    """Return what the merge needs of PEFT's description of an adapter.
+
+    Raises:
+        MissingError: it is missing or invalid; says what is wrong with which key.
+    """
+    path = adapter / "adapter_config.json"
+    return read_as(_CONFIG, path, "expected numbers lora_alpha and r; fine-tune again")
+
+
 def _changes(adapter: Path) -> dict[str, tuple[Any, Any, float]]:
     """Return A, B and alpha/r of the adapter by the name of the weight that they change."""
-    path = adapter / "adapter_config.json"
-    config = read_json(path, "fine-tune again")
-    try:
-        scale = config["lora_alpha"] / config["r"]
-    except (KeyError, TypeError, ZeroDivisionError):
-        raise MissingError(f"{path}: expected numbers lora_alpha and r; fine-tune again") from None
+    config = adapter_config(adapter)
+    scale = config["lora_alpha"] / config["r"]
     path = adapter / "adapter_model.safetensors"
     tensors = read_weights(path)
     changes = {}

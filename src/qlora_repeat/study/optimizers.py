@@ -26,7 +26,7 @@ class Optimizer:
     def parse(cls, name: str) -> "Optimizer":
         """Return the optimizer of a name such as ``adamw-8bit+bitsandbytes-0.41.0``; accept any name."""
         plain, _, legacy_qmap = name.partition("+")
-        found = re.fullmatch(r"(.+)-([1-9][0-9]*)bit", plain)
+        found = re.fullmatch(r"(.+)-([1-9][0-9]{0,3})bit", plain)
         family, bits = (found[1], int(found[2])) if found else (plain, None)
         return cls(family, bits, legacy_qmap or None)
 

@@ -27,6 +27,10 @@ LARGEST_LINES = 100_000_000
 """Bytes of a file with one JSON value for each line: a trace, collected results, or data."""
 _MOST_VALUES = 4_000_000
 """Values in a file of JSON, which need up to 100 bytes each in memory."""
+_DEEPEST = 100
+"""Levels of nested values; the kit writes fewer than ten."""
+_MOST_DIGITS = 20
+_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 TEMPORARY = "qlora-repeat-tmp-"
 """The first part of the names of the kit's folders in $TMPDIR."""
 SET_TMPDIR = "set TMPDIR to another folder"
@@ -176,17 +180,52 @@ def read_json(path: Path, advice: str, *, follow: bool = False) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Return the value of JSON in UTF-8. Refuse repeated keys, of which readers would take different values.
+    """Return the value of JSON of any origin, in UTF-8.
+
+    Refuse what other readers would take differently, and what could not be computed with or written again.
 
     Raises:
-        ValueError: it is not JSON, an object repeats a key, it has too many values, or they are nested too
-            deeply.
+        ValueError: it is not JSON, an object repeats a key, it has too many values, they are nested too
+            deeply, an integer needs more than 64 bits, or a text has a lone surrogate.
     """
     _require_few_values(content)
+    text = content.decode("utf-8")
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_distinct)
+        value = json.loads(text, object_pairs_hook=_distinct, parse_int=_integer)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    check_depth(value)
+    if _MAYBE_SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("a text has half of a surrogate pair") from None
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Check that a value of JSON or TOML is not nested too deeply for functions that call themselves.
+
+    Raises:
+        ValueError: it is.
+    """
+    level = [value]
+    for _ in range(_DEEPEST):
+        if not level:
+            return
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    raise ValueError("nested too deeply")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"integer {digits[:_MOST_DIGITS]} needs more than 64 bits")
+    return int(digits)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -374,8 +413,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def printable(text: str) -> str:
-    """Return the text without control characters; it may come from other people's records."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)

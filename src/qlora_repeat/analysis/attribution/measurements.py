@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from qlora_repeat.analysis.trial_diff import DivergenceKind
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.results.number_format import computable
 from qlora_repeat.system.files import read_json, strict, write_json
+from qlora_repeat.system.typed_json import first_problem
 
 FORMAT = 2
 Freed = Literal["adapter_init", "data_order", "dropout", "split", "kernels"]
 """A source that can be freed. ``kernels`` stands for the kind of kernels and the number of threads."""
 FREED: tuple[Freed, ...] = get_args(Freed)
 
+Number = Annotated[float, AfterValidator(computable)]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 BASELINE, REPEAT, JOINT, NUDGE, OTHER = "baseline", "repeat", "joint", "nudge", "optimizer"
@@ -39,9 +42,9 @@ class Outcome:
     kernels: str
     threads: int
     seeds: dict[str, int]
-    perplexity: float
-    final_loss: float
-    late_loss: float
+    perplexity: Number
+    final_loss: Number
+    late_loss: Number
     """The mean loss of the last quarter of the steps; the final loss is that of a single batch."""
     diverged_at: int | None
     adapter_digest: str
@@ -55,9 +58,9 @@ class Outcome:
     """The first step at which its trace differs from its reference's, if any."""
     first_kind: DivergenceKind | None
     """The kind of that difference."""
-    update_distance: float | None
+    update_distance: Number | None
     """`adapter_distance.update_distance` from its reference."""
-    value_distance: float
+    value_distance: Number
     """Norm of the difference of the adapter's values from its reference's."""
     device: str
     """Display name; `machine` is more exact."""
@@ -168,9 +171,7 @@ def read_measured(path: Path) -> Measurements:
     try:
         measured = TypeAdapter(Measurements).validate_python(content.get("measured"))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path}: not an attribution: measured.{place}: {first['msg']}") from None
+        raise UsageError(f"{path}: not an attribution: measured.{first_problem(error)}") from None
     for problem in _problems(measured):
         raise UsageError(f"{path}: not an attribution: {problem}")
     return measured

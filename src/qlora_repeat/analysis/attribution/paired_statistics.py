@@ -59,7 +59,9 @@ def size(part: Values, whole: Values) -> Estimate:
     logs = np.log(left_above / left_below)
     count = len(whole)
     reach = _t(count - 1) * math.sqrt((count - 1) / count) * float(np.linalg.norm(logs - logs.mean()))
-    return Estimate(above / below, above / below * math.exp(-reach), above / below * math.exp(reach))
+    with np.errstate(over="ignore"):
+        high = float(np.exp(reach))
+    return Estimate(above / below, above / below * math.exp(-reach), above / below * high)
 
 
 def variance_ratio(part: Values, whole: Values) -> Estimate:
@@ -127,9 +129,9 @@ def half_deviation(changes: Values) -> float | None:
 
 
 def _comparable(part: Values, whole: Values) -> bool:
-    """Return whether all values are finite and the whole is not zero throughout."""
+    """Return whether all values are finite and the whole has a sum of squares to divide by."""
     finite = bool(np.isfinite(part).all() and np.isfinite(whole).all())
-    return finite and len(whole) > 1 and bool(whole.any())
+    return finite and len(whole) > 1 and float(whole @ whole) > 0
 
 
 @functools.cache

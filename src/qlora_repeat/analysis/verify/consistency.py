@@ -14,10 +14,10 @@ from typing_extensions import TypedDict  # pydantic needs this one on Python 3.1
 from qlora_repeat.analysis.trial_diff import Side
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_settings
 from qlora_repeat.records.trace import loss_curve
+from qlora_repeat.stages.merge import adapter_config
 from qlora_repeat.stages.perplexity import ExampleLoss, accuracy, mean_example_perplexity, perplexity
 from qlora_repeat.study.randomness import SOURCES, draw_seed
 from qlora_repeat.study.trial import Stage, Trial
-from qlora_repeat.system.files import read_json
 from qlora_repeat.system.hashing import weights_digest
 
 _STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
@@ -79,16 +79,16 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     for where, claim in claims.items():
         if claim is not None and claim != weights:
             yield f"The adapter has digest {weights[:12]}, but {where} says {claim[:12]}."
-    path, lora = side.folder / "adapter" / "adapter_config.json", again.study.lora
-    config = read_json(path, "PEFT writes it beside the adapter's weights")
-    config["target_modules"] = sorted(config.get("target_modules") or [])
+    lora, folder = again.study.lora, side.folder / "adapter"
+    config: dict[str, Any] = {**adapter_config(folder)}
+    config["target_modules"] = sorted(config.get("target_modules", []))
     modules = sorted(again.model.target_modules)
     wanted = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": modules}
     wanted |= {"peft_type": "LORA", "init_lora_weights": True}  # PiSSA, say, also changes the base
     for name, value in wanted.items():
         if config.get(name) != value:
             yield f"The adapter's configuration has another {name} than the settings, which have {value}."
-    for other in sorted(each.name for each in path.parent.glob("*.safetensors")):
+    for other in sorted(each.name for each in folder.glob("*.safetensors")):
         if other != "adapter_model.safetensors":
             yield f"The adapter has weights in {other}, which PEFT does not read."
     if changing := [name for name in _CHANGE_ADAPTER if config.get(name)]:

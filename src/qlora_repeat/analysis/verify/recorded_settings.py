@@ -12,6 +12,7 @@ from qlora_repeat.records.record import Record
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, shared_inputs, stage_settings
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
+from qlora_repeat.system.typed_json import first_problem
 
 _PROFILE = "recorded"
 _STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
@@ -112,7 +113,4 @@ def _named(trial: Trial) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-    return str(error).splitlines()[0]
+    return first_problem(error) if isinstance(error, ValidationError) else str(error).partition("\n")[0]

@@ -17,6 +17,7 @@ from qlora_repeat.cli.options import (
     study_argument,
     verbosity_options,
 )
+from qlora_repeat.system.printable import say, say_block
 
 if TYPE_CHECKING:
     from qlora_repeat.analysis.attribution.experiment import Experiment
@@ -109,7 +110,7 @@ def command(
     workspace = open_workspace(study_file, runs=runs, cache=cache)
     experiment = make_experiment(workspace, model, optimizer, chosen, replicates, interactions, kernels)
     if dry_run:
-        click.echo(_plan(experiment))
+        say_block(_plan(experiment))
         return
     run_experiment(experiment, Terminal(console(quiet)), jobs)
     folder = out or BUILD / workspace.study.label
@@ -146,7 +147,7 @@ def _report(
     from qlora_repeat.render.tables.attribution import attribution_table
     from qlora_repeat.render.tables.write import table_texts
     from qlora_repeat.render.text.attribution import sentences
-    from qlora_repeat.system.files import printable, write_text
+    from qlora_repeat.system.files import write_text
 
     found = attribute(measured)
     words = sentences(measured, found)
@@ -159,9 +160,9 @@ def _report(
         paths.append(folder / name)
     paths += render_attribution_figure(measured, found, folder)
     for line in words:
-        click.echo(printable(line))
+        say(line)
     if not quiet:
         for path in paths:
-            click.echo(path)
+            say(path)
     if found.problems:
         context.exit(DIFFERENT)

@@ -6,6 +6,7 @@ import click
 
 from qlora_repeat.cli.options import byte_progress, cache_option, output, runs_option, study_argument
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.system.printable import one_line, say
 
 
 @click.command("check")
@@ -48,10 +49,10 @@ def command(study_file: str, runs: Path | None, cache: Path | None, signer: Path
         checked = check(workspace, lambda done, total: bars.update(task, completed=done, total=total))
     shown = output()
     for line in checked.problems:
-        shown.print(colored(line, "damaged"))
+        shown.print(colored(one_line(line), "damaged"))
     if not quiet:
         for line in checked.notes:
-            shown.print(f"note: {line}")
+            shown.print(one_line(f"note: {line}"))
     if checked.problems:
         looked = checked.files + checked.inputs
         damaged = len({file.path for file in looked if file.problem is not None})
@@ -80,17 +81,17 @@ def _archive(path: Path, cache: Path | None, signer: Path | None, quiet: bool) -
     with byte_progress("check", quiet) as report, opened(path, report) as unpacked:
         checked = check_archive(unpacked, cache)
     if unpacked.ignored and not quiet:
-        click.echo(f"ignored: {', '.join(unpacked.ignored)}", err=True)
+        say(f"ignored: {', '.join(unpacked.ignored)}", error=True)
     for line in checked.problems:
-        click.echo(line.replace(f"{unpacked.folder}/", f"{path}: ").partition("; `qlora-repeat")[0])
+        say(line.replace(f"{unpacked.folder}/", f"{path}: ").partition("; `qlora-repeat")[0])
     if checked.problems:
         raise MissingError(
             f"{path}: the checksums are right, but its contents contradict each other; ask who packed it"
         )
     if not quiet:
-        click.echo(
+        say(
             f"{path}: {unpacked.files} files have the checksums that it states; the records of "
             f"{checked.trials} trials match their files, and the collected results match the records"
         )
         if signed is not None:
-            click.echo(f"signed with {signed}, which is in {signer}")
+            say(f"signed with {signed}, which is in {signer}")

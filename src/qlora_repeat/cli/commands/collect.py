@@ -7,6 +7,7 @@ import click
 
 from qlora_repeat.cli.options import workspace_argument
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.printable import say
 
 if TYPE_CHECKING:
     from qlora_repeat.api.results import Results
@@ -32,11 +33,11 @@ def command(workspace: Workspace, include_stale: bool) -> None:
 
     results = collect(workspace, include_stale=include_stale)
     for line in summary(results, include_stale):
-        click.echo(line)
+        say(line)
     rows = zip(workspace.trials(), results, strict=True)
     damaged = [trial for trial, row in rows if row.status == "damaged"]
     for line in base_damages(workspace) + explanations(map(trial_state, damaged)):
-        click.echo(line, err=True)
+        say(line, error=True)
 
 
 def summary(results: "Results", include_stale: bool = False) -> Iterator[str]:

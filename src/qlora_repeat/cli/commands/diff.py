@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import cache_option, quiet_option, runs_option, study_option
+from qlora_repeat.system.printable import say_block, say_json
 
 DIFFERENT = 7
 """The exit code where trials differ."""
@@ -46,6 +47,6 @@ def command(
     from qlora_repeat.api.comparison import diff
 
     found = diff(first, second, study=study_file, runs=runs, cache=cache, operations=operations, quiet=quiet)
-    click.echo(found.to_json() if as_json else found)
+    say_json(found.to_json()) if as_json else say_block(found)
     if found.verdict == "different":
         context.exit(DIFFERENT)

@@ -7,6 +7,7 @@ import click
 
 from qlora_repeat.cli.options import output, silence_libraries, workspace_argument
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.printable import one_line, say, say_json
 
 if TYPE_CHECKING:
     from qlora_repeat.planning.machine_checks import Finding
@@ -28,12 +29,12 @@ def command(workspace: Workspace, as_json: bool) -> None:
     silence_libraries(verbose=False)
     import contextlib
     import dataclasses
-    import json
 
     from qlora_repeat.api.colors import LEVELS, with_colored
     from qlora_repeat.errors import MissingError
     from qlora_repeat.planning.doctor import examine
     from qlora_repeat.system.determinism import set_kernels
+    from qlora_repeat.system.files import json_text
     from qlora_repeat.system.fingerprint import environment, fingerprint
 
     study = workspace.study
@@ -45,20 +46,21 @@ def command(workspace: Workspace, as_json: bool) -> None:
     if as_json:
         told = [dataclasses.asdict(finding) for finding in findings]
         content = {"study": study.label, "fingerprint": machine, "findings": told}
-        click.echo(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False))
+        say_json(json_text(content))
     else:
         for line in (*machine_lines(machine), ""):
-            click.echo(line)
+            say(line)
         out = output()
         for line in finding_lines(findings):
-            out.print(with_colored(line, LEVELS, most=1))
+            out.print(with_colored(one_line(line), LEVELS, most=1))
     stops = sum(finding.level == "stops" for finding in findings)
     if stops:
         raise MissingError(f"study {study.label} cannot run here: {stops} of the findings above stop it")
     if not as_json:
         warnings = sum(finding.level == "warning" for finding in findings)
         what = f"Nothing stops study {study.label} from running here"
-        click.echo(f"\n{what}" + (f"; warnings: {warnings}." if warnings else "."))
+        say()
+        say(what + (f"; warnings: {warnings}." if warnings else "."))
 
 
 def finding_lines(findings: Sequence["Finding"]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import chosen_results, results_options, silence_libraries, study_argument
+from qlora_repeat.system.printable import say
 
 
 @click.command("figures")
@@ -25,4 +26,4 @@ def command(study_file: str, runs: Path | None, results: Path | None, out: Path 
     from qlora_repeat.api.rendered import write_figures
 
     for path in write_figures(found, out):
-        click.echo(path)
+        say(path)

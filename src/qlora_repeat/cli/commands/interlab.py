@@ -7,6 +7,7 @@ import click
 
 from qlora_repeat.api.places import BUILD, TEMPLATES
 from qlora_repeat.cli.options import out_option, runs_option
+from qlora_repeat.system.printable import say, say_json
 
 if TYPE_CHECKING:
     from qlora_repeat.analysis.interlab import Laboratory
@@ -34,19 +35,19 @@ def command(laboratories: tuple[str, ...], runs: Path | None, out: Path | None, 
     from qlora_repeat.analysis.interlab import compare_laboratories
     from qlora_repeat.render.tables.interlab import laboratory_table, sentences
     from qlora_repeat.render.tables.write import table_texts
-    from qlora_repeat.system.files import json_text, printable, strict, write_text
+    from qlora_repeat.system.files import json_text, strict, write_text
 
     found = [_laboratory(given, runs) for given in laboratories]
     arms = compare_laboratories(found)
     if as_json:
-        click.echo(json_text(strict([dataclasses.asdict(arm) for arm in arms])), nl=False)
+        say_json(json_text(strict([dataclasses.asdict(arm) for arm in arms])))
         return
     folder = out or BUILD / "laboratories"
     for line in sentences(arms):
-        click.echo(printable(line))
+        say(line)
     for name, text in table_texts(laboratory_table(found, arms), TEMPLATES).items():
         write_text(folder / name, text)
-        click.echo(folder / name)
+        say(folder / name)
 
 
 def _laboratory(given: str, runs: Path | None) -> "Laboratory":

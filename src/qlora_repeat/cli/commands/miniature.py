@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import silence_libraries, study_argument
+from qlora_repeat.system.printable import say
 
 
 @click.command("miniature")
@@ -31,4 +32,4 @@ def command(study_file: str, out: Path) -> None:
 
     study = load_study(study_file)
     write_hub(study, out)
-    click.echo(f"{out}: miniatures of what study {study.name} takes from a hub")
+    say(f"{out}: miniatures of what study {study.name} takes from a hub")

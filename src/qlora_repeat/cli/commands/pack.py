@@ -6,6 +6,7 @@ import click
 
 from qlora_repeat.cli.options import byte_progress, quiet_option, workspace_argument
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.printable import say
 
 
 @click.command("pack")
@@ -84,12 +85,12 @@ def command(
             authors=authors,
         )
     for line in packed.left_out:
-        click.echo(f"left out: {line}", err=True)
+        say(f"left out: {line}", error=True)
     for line in packed.private:
-        click.echo(f"look at it before you publish: {line}", err=True)
+        say(f"look at it before you publish: {line}", error=True)
     if not quiet:
         size = megabytes(path.stat().st_size)
-        click.echo(f"{path}: {packed.trials} trials in {packed.files} files, {size}")
-        click.echo(f"SHA-256 {packed.sha256}")
+        say(f"{path}: {packed.trials} trials in {packed.files} files, {size}")
+        say(f"SHA-256 {packed.sha256}")
     if key is not None:
-        click.echo(f"{sign(path, key)}: the signature, to publish with the archive")
+        say(f"{sign(path, key)}: the signature, to publish with the archive")

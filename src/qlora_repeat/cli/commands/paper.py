@@ -8,6 +8,7 @@ from qlora_repeat.api.places import BUILD
 from qlora_repeat.cli.options import out_option, study_argument
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import PUBLISHED
+from qlora_repeat.system.printable import say
 
 
 @click.command("paper")
@@ -25,4 +26,4 @@ def command(study_file: str, out: Path | None) -> None:
     from qlora_repeat.render.pdf import compile_paper
 
     label = PUBLISHED if study_file == PUBLISHED else load_study(study_file).label
-    click.echo(compile_paper(out or BUILD / label))
+    say(compile_paper(out or BUILD / label))

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import cache_option, silence_libraries, study_argument
+from qlora_repeat.system.printable import say, say_block, say_json
 
 
 @click.command("plan")
@@ -35,6 +36,8 @@ def command(study_file: str, gpu_name: str, gpus: int, as_json: bool, cache: Pat
 
     workspace, gpu = open_workspace(study_file, cache=cache), find_gpu(gpu_name)
     plan = make_plan(workspace, gpu, gpus, paper_results().items)
-    click.echo(json.dumps(dataclasses.asdict(plan), indent=2) if as_json else plan_text(plan))
+    say_json(json.dumps(dataclasses.asdict(plan), indent=2)) if as_json else say_block(plan_text(plan))
     if problems := plan.too_large():
-        raise UsageError("\n".join(problems))
+        for line in problems[:-1]:
+            say(f"Error: {line}", error=True)
+        raise UsageError(problems[-1])

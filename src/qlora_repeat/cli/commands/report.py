@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import chosen_results, results_options, silence_libraries, study_argument
+from qlora_repeat.system.printable import say
 
 
 @click.command("report")
@@ -26,4 +27,4 @@ def command(study_file: str, runs: Path | None, results: Path | None, out: Path 
     from qlora_repeat.api.rendered import report
 
     path = report(found).write(out)
-    click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -17,6 +17,7 @@ from qlora_repeat.cli.options import (
 )
 from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.printable import say
 
 if TYPE_CHECKING:
     from qlora_repeat.api.results import Results
@@ -91,4 +92,4 @@ def _show(
         paths = write_all(results, out, compare=others)
         lines.append(f"{paths[-1].parent}: tables, figures and {paths[-1].name}, {len(paths)} files")
     for line in () if quiet else lines:
-        click.echo(line)
+        say(line)

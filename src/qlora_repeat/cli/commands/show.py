@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import click
 
+from qlora_repeat.system.printable import say
+
 
 @click.command("show")
 @click.argument("study_file", metavar="[STUDY]", required=False)
@@ -15,7 +17,7 @@ def command(study_file: str | None) -> None:
       qlora-repeat show pocket
     """
     for line in _studies() if study_file is None else _study(study_file):
-        click.echo(line)
+        say(line)
 
 
 def _studies() -> Iterator[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import cache_option, output, runs_option, study_option
+from qlora_repeat.system.printable import one_line, say
 
 
 @click.command("status")
@@ -46,7 +47,7 @@ def _show_trial(study_file: str, name: str, lines: int, runs: Path | None) -> No
     from qlora_repeat.study.loading import open_workspace
 
     for line in trial_logs(open_workspace(study_file, runs=runs).trial(name), lines):
-        click.echo(line)
+        say(line)
 
 
 def _show_study(study_file: str, runs: Path | None, cache: Path | None) -> None:
@@ -60,4 +61,4 @@ def _show_study(study_file: str, runs: Path | None, cache: Path | None) -> None:
     base_tests = {test.name: base_state(test).state for test in workspace.base_tests()}
     out.print(with_colored(status_text(trials, base_tests, out.width if out.is_terminal else None), STATES))
     for line in base_damages(workspace) + explanations(trials):
-        out.print(with_colored(line, STATES, most=1))
+        out.print(with_colored(one_line(line), STATES, most=1))

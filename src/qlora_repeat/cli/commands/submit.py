@@ -10,6 +10,7 @@ from qlora_repeat.api.places import BUILD
 from qlora_repeat.cli.options import out_option, silence_libraries, workspace_argument
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.printable import say, say_block
 
 if TYPE_CHECKING:
     from qlora_repeat.planning.plan import Plan
@@ -102,26 +103,25 @@ def command(
     own = from_options(**given, gpu_type=gpus[0], gpus=gpus[1])
     asked = workspace.study.cluster
     if came_in_archive(workspace.file) and (ignored := requested(asked)):
-        click.echo(
-            f"{workspace.file}: came in an archive, so its [cluster] is ignored: {_shown(ignored)}", err=True
-        )
+        note = f"{workspace.file}: came in an archive, so its [cluster] is ignored: {_shown(ignored)}"
+        say(note, error=True)
         asked = Cluster()
     cluster = over(over(asked, read_user_file()), own)
     complete = cluster.minutes is not None and cluster.memory is not None
     request = make_request(workspace, cluster, None if complete else _plan(workspace))
     if dry_run:
-        click.echo(_asked(request, planned=not complete))
+        say_block(_asked(request, planned=not complete))
         return
     _require_fetched(workspace)
     jobs, render = submit(request, workspace, cluster, out or BUILD / workspace.study.label)
     for name, job in request.queued.items():
-        click.echo(f"{name}: queued already, as job {job}")
+        say(f"{name}: queued already, as job {job}")
     for name, job in jobs.items():
-        click.echo(f"{name}: job {job}")
+        say(f"{name}: job {job}")
     if render is not None:
-        click.echo(f"tables and figures: job {render}, after these")
+        say(f"tables and figures: job {render}, after these")
     elif not request.queued:
-        click.echo(f"study {workspace.study.label}: every trial is done; nothing is submitted")
+        say(f"study {workspace.study.label}: every trial is done; nothing is submitted")
 
 
 def _plan(workspace: Workspace) -> "Plan | None":

@@ -6,6 +6,7 @@ import click
 
 from qlora_repeat.cli.options import chosen_results, compare_option, output, results_options, study_argument
 from qlora_repeat.errors import UsageError
+from qlora_repeat.system.printable import say, say_block
 
 
 @click.command("tables")
@@ -54,8 +55,8 @@ def command(
     others = None if compare is None else results_of(compare, runs)
     made = tables(chosen_results(study_file, runs, results), compare=others)
     if "terminal" in formats:
-        click.echo((made.numbered(*numbers) if numbers else made).to_text(output().width))
+        say_block((made.numbered(*numbers) if numbers else made).to_text(output().width))
     if written := [each for each in ENDINGS if each in formats or not formats]:
         paths = made.write(out, formats=written)
         tail = "; tables.md has all tables to read" if "markdown" in written else ""
-        click.echo(f"{paths[0].parent}: {len(paths)} files{tail}")
+        say(f"{paths[0].parent}: {len(paths)} files{tail}")

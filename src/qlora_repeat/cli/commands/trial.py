@@ -9,6 +9,7 @@ from qlora_repeat.cli.commands.stage import same_seeds_option
 from qlora_repeat.cli.options import silence_libraries, stages_option, verbosity_options, workspace_option
 from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.printable import say
 
 
 @click.command("trial")
@@ -38,7 +39,7 @@ def command(
     silence_libraries(verbose)
     from qlora_repeat.api.progress import Terminal, console
     from qlora_repeat.execution.run_study import run_base_tests, run_one
-    from qlora_repeat.records.record import read_record
+    from qlora_repeat.records.trial_state import valid_record
 
     shown = Terminal(console(quiet))
     model, _, kind = trial.rpartition("/")
@@ -49,11 +50,11 @@ def command(
     run_one(chosen, stages, shown, force=force, same_seeds=same_seeds)
     outputs: dict[str, Any] = {}
     for stage in STAGES:
-        record = read_record(chosen.record(stage))
+        record = valid_record(chosen.record(stage))
         outputs |= record.outputs if record else {}
     if not quiet:
         for line in _measured(chosen.name, outputs):
-            click.echo(line)
+            say(line)
 
 
 def _measured(name: str, outputs: dict[str, Any]) -> Iterator[str]:

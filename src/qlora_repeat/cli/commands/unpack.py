@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from qlora_repeat.cli.options import byte_progress, quiet_option
+from qlora_repeat.system.printable import say
 
 
 @click.command("unpack")
@@ -32,15 +33,15 @@ def command(archive: Path, folder: Path | None, quiet: bool) -> None:
     with byte_progress("unpack", quiet) as report:
         found = unpack(archive, folder or archive.with_suffix(""), report)
     if found.ignored:
-        click.echo(f"ignored: {', '.join(found.ignored)}", err=True)
+        say(f"ignored: {', '.join(found.ignored)}", error=True)
     if not quiet:
         rows = found.results()
         done = [row for row in rows if row.measured]
-        click.echo(f"{found.folder}: {found.files} files have the checksums that the archive states")
-        click.echo(f"study {found.label}: {len(done)} of {len(rows)} trials have results")
+        say(f"{found.folder}: {found.files} files have the checksums that the archive states")
+        say(f"study {found.label}: {len(done)} of {len(rows)} trials have results")
         given = [found.study_file, "--runs", str(found.runs)]
-        click.echo(f"to read it: qlora-repeat status {shlex.join(given)}")
+        say(f"to read it: qlora-repeat status {shlex.join(given)}")
         if done:
             first = done[0]
             trial = found.runs / found.label / first.model / first.optimizer / f"trial-{first.trial}"
-            click.echo(f"to verify a trial: qlora-repeat verify {shlex.quote(str(trial))}")
+            say(f"to verify a trial: qlora-repeat verify {shlex.quote(str(trial))}")

@@ -15,7 +15,7 @@ from qlora_repeat.cli.options import (
     verbosity_options,
 )
 from qlora_repeat.errors import UsageError
-from qlora_repeat.system.files import printable
+from qlora_repeat.system.printable import say, say_block, say_json
 
 _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
 
@@ -113,11 +113,12 @@ def command(
         raise UsageError("--seed draws the trials of --sample; give --sample N too")
     found = verify(trial, study=own, **given)
     if as_json:
-        click.echo(found.to_json())
+        say_json(found.to_json())
     else:
         output().print(with_colored(str(found), VERDICTS, most=1))
         if found.page is not None:
-            click.echo(f"\n{found.page}: both loss curves")
+            say()
+            say(f"{found.page}: both loss curves")
     context.exit(exit_code(found.found, accept))
 
 
@@ -130,9 +131,10 @@ def _verify_study(study: str, accept: str, as_json: bool, given: dict[str, Any])
         raise UsageError("--sample and --all run trials as recorded; leave out --stages and --new-seeds")
     found = verify_study(study, **given)
     if as_json:
-        click.echo(found.to_json())
+        say_json(found.to_json())
     else:
-        click.echo(printable(str(found)))
-        click.echo(f"\n{found.page}: all verdicts with their reasons")
+        say_block(found)
+        say()
+        say(f"{found.page}: all verdicts with their reasons")
     kinds = [each.verdict for each in found.trials]
     click.get_current_context().exit(worst_exit_code(kinds, accept))

@@ -124,6 +124,7 @@ def distance_charts(rows: Sequence[ArmRow], files: TrialFiles) -> Iterator[Chart
             for (step, loss), (_, first) in zip(curves[run], curves[reference], strict=False)
             if _is_drawn(loss) and _is_drawn(first) and first and loss != first
         ]
+        points = [point for point in points if _is_drawn(point[2])]
         if not points:
             continue
         every = math.ceil(len(curves[reference]) / MOST_POINTS)

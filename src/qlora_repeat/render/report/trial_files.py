@@ -6,8 +6,8 @@ from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Divergence, first_divergence
 from qlora_repeat.errors import KitError
-from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.results.arms import Arm
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.workspace import Workspace
@@ -38,7 +38,7 @@ def read_trial_files(workspace: Workspace, arms: Sequence[Arm]) -> TrialFiles:
         if (row := counted.get(trial.name)) is None:
             continue
         try:
-            record = read_record(trial.record("finetune"))
+            record = valid_record(trial.record("finetune"))
             if record is not None and record.outputs.get("adapter_digest") == row.adapter_digest:
                 found.fingerprints[trial.name] = record.fingerprint
                 found.traces[trial.name] = read_trace(trial.trace)

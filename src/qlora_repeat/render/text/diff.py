@@ -8,7 +8,8 @@ from typing import Any
 from qlora_repeat.analysis.operations import Operations, Operator
 from qlora_repeat.analysis.trial_diff import MEANINGS, Difference, Divergence, DivergenceKind, Side, TrialDiff
 from qlora_repeat.render.text.layout import prose, table
-from qlora_repeat.system.files import printable, strict
+from qlora_repeat.system.files import strict
+from qlora_repeat.system.printable import one_line, printable, printable_json
 
 _IN_WORDS: dict[DivergenceKind, str] = {
     "init": "the initial adapter",
@@ -56,8 +57,8 @@ def diff_text(diff: TrialDiff, operations: Operations | None = None) -> str:
     elif "finetune" in first.records and "finetune" in second.records:
         parts.append("Settings, seeds and fingerprints: no difference.")
     if diff.not_compared:
-        parts.append("\n".join(["Not compared:", *(f"- {line}" for line in diff.not_compared)]))
-    return "\n\n".join(parts)
+        parts.append("\n".join(["Not compared:", *(f"- {one_line(line)}" for line in diff.not_compared)]))
+    return printable("\n\n".join(parts))
 
 
 def operations_text(diff: TrialDiff, found: Operations) -> str:
@@ -113,7 +114,7 @@ def diff_json(diff: TrialDiff, operations: Operations | None = None) -> str:
     }
     if operations:
         content["operations"] = dataclasses.asdict(operations) | {"text": operations_text(diff, operations)}
-    return json.dumps(strict(content), indent=2, allow_nan=False)
+    return printable_json(json.dumps(strict(content), indent=2, allow_nan=False))
 
 
 def meaning(found: Divergence) -> str:
@@ -155,7 +156,7 @@ def _same(diff: TrialDiff) -> str:
     """Return which other sources of randomness are the same in both records."""
     differing = {each.key.partition(".")[0] for each in diff.differences}
     recorded = [
-        record.outputs["seeds"] | record.inputs | record.inputs["settings"]
+        record.outputs.get("seeds", {}) | record.inputs | record.inputs.get("settings", {})
         for side in (diff.first, diff.second)
         if (record := side.records.get("finetune"))
     ]
@@ -218,7 +219,7 @@ def _ends(diff: TrialDiff) -> list[list[str]]:
 
 def _what(difference: Difference) -> str:
     stage = "" if difference.stage == "finetune" else f" ({difference.stage})"
-    return f"{difference.what} {difference.key}{stage}"
+    return one_line(f"{difference.what} {difference.key}{stage}")
 
 
 def _number(value: float | None) -> str:
@@ -227,7 +228,7 @@ def _number(value: float | None) -> str:
 
 def shown(value: Any) -> str:
     """Return a value of a setting or fingerprint, short enough for a table."""
-    text = printable(value if isinstance(value, str) else "-" if value is None else json.dumps(value))
+    text = one_line(value if isinstance(value, str) else "-" if value is None else json.dumps(value))
     if re.fullmatch(r"[0-9a-f]{40,}", text):
         return f"{text[:12]}…"  # a digest or commit
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

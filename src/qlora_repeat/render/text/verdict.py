@@ -9,7 +9,8 @@ from tabulate import tabulate
 from qlora_repeat.analysis.verify.verdict import Verdict, VerdictKind
 from qlora_repeat.render.text.diff import first_difference, meaning, shown
 from qlora_repeat.render.text.layout import prose, table
-from qlora_repeat.system.files import printable, strict
+from qlora_repeat.system.files import strict
+from qlora_repeat.system.printable import one_line, printable, printable_json
 
 EXIT_CODES = {
     "bitwise": 0,
@@ -46,7 +47,7 @@ def verdict_text(name: str, verdict: Verdict) -> str:
     if sentence := divergence_sentence(verdict):
         parts.append(prose(sentence))
     if verdict.explanations and verdict.kind != "bitwise":
-        cells = [[each.key, shown(each.first), shown(each.second)] for each in verdict.explanations]
+        cells = [[one_line(each.key), shown(each.first), shown(each.second)] for each in verdict.explanations]
         parts.append(tabulate(cells, ["may explain it", "recorded", "re-run"], disable_numparse=True))
     for title, lines in (("Not checked", verdict.cannot_tell), ("To settle it", verdict.settle)):
         if lines:
@@ -82,4 +83,4 @@ def verdict_json(name: str, verdict: Verdict, left_out: list[str]) -> str:
     content = {"trial": name, "verdict": verdict.kind, **dataclasses.asdict(verdict)}
     del content["kind"]
     content |= {"left_out": left_out}
-    return json.dumps(strict(content), indent=2, allow_nan=False)
+    return printable_json(json.dumps(strict(content), indent=2, allow_nan=False))
