@@ -21,6 +21,7 @@ from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import Dtype, FrozenWeights
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.files import read_json
 
 if TYPE_CHECKING:
     from qlora_repeat.planning.memory_estimate import EvaluateMemory, FinetuneMemory
