@@ -83,12 +83,9 @@ class _Found:
 
 @pytest.fixture
 def hostile(finished: Lab, tmp_path: Path) -> Lab:
-    """Return a lab with a stranger's titles, errors, and keys and values in valid records."""
+    """Return a lab with a stranger's errors, a trial's log, and keys and values in valid records."""
     copy_folder(finished.folder, tmp_path / "lab")
     lab = Lab(tmp_path / "lab", finished.cache)
-    title = json.dumps(IN_NAMES)
-    study = re.sub(r'(?m)^title = ".*"', lambda _: f"title = {title}", lab.study.read_text("utf-8"))
-    lab.study.write_text(study, "utf-8")
     first, second, third, fourth = sorted(lab.runs.glob("tiny/*/*/trial-*"))[:4]
     (first / "finetune.json").unlink()
     write_json(first / "failed.json", {"error": IN_NAMES})
@@ -115,6 +112,14 @@ def _folder(lab: Lab, place: int) -> Path:
     return sorted(lab.runs.glob("tiny/*/*/trial-*"))[place]
 
 
+def _titled(lab: Lab) -> Path:
+    """Return the study's file with a title that is refused, and shown in the error."""
+    title = f"title = {json.dumps(IN_NAMES)}"
+    path = lab.folder / "titled.toml"
+    path.write_text(re.sub(r'(?m)^title = ".*"', lambda _: title, lab.study.read_text("utf-8")), "utf-8")
+    return path
+
+
 COMMANDS: dict[str, Callable[[Lab], list[object]]] = {
     "check": lambda lab: ["check", lab.study],
     "status": lambda lab: ["status", lab.study],
@@ -127,6 +132,7 @@ COMMANDS: dict[str, Callable[[Lab], list[object]]] = {
     "diff of a damaged trial": lambda lab: ["diff", _folder(lab, 1), _folder(lab, 3), "--study", lab.study],
     "tables": lambda lab: ["tables", lab.study, "--format", "terminal"],
     "doctor": lambda lab: ["doctor", lab.study, "--json"],
+    "a study's title": lambda lab: ["check", _titled(lab)],
     "no such file": lambda lab: ["unpack", f"{IN_NAMES}.zip"],
     "no such option": lambda lab: ["check", f"--{IN_NAMES}"],
     "no such command": lambda lab: [IN_NAMES],

@@ -125,16 +125,35 @@ def main() -> None:
         sys.exit("Error: Python 3.11.0 lets other users into its processes (CVE-2022-42919); use a newer one")
     if sys.stdout is None:  # closed
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    if isinstance(out := sys.stdout, io.TextIOWrapper):
-        sys.stdout = _Output(
-            out.buffer,
-            out.encoding,
-            "backslashreplace",  # a locale may lack characters of a title
-            line_buffering=out.line_buffering,
-            write_through=out.write_through,
-        )
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
+    with _named_output():
+        sys.exit(_exit_code())
+
+
+@contextlib.contextmanager
+def _named_output() -> Iterator[None]:
+    """Write through an `_Output`; later, the same file is there for others, who may have opened it."""
+    out = sys.stdout
+    if not isinstance(out, io.TextIOWrapper):
+        yield
+        return
+    sys.stdout = output = _Output(
+        out.buffer,
+        out.encoding,
+        "backslashreplace",  # a locale may lack characters of a title
+        line_buffering=out.line_buffering,
+        write_through=out.write_through,
+    )
+    try:
+        yield
+    finally:
+        sys.stdout = out
+        output.detach()  # or its end would close the file
+
+
+def _exit_code() -> int:
+    """Run the command; show an error in one line."""
     try:
         with stop_on_signals(keyboard=True):
             code = cli.main(standalone_mode=False)
@@ -160,4 +179,4 @@ def main() -> None:
         sys.stdout.flush()
     except (OSError, KitError):  # Python would fail once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
