@@ -271,12 +271,16 @@ def unfinished(trial: Trial) -> Path:
     (folder / "trace.jsonl").write_text("a line\nanother\na torn li")
     for name in ("adapter", "optimizer"):
         (step / f"{name}.safetensors").write_text(name)
-    seal(folder / "start.json", {"inputs": "0" * 64, "seeds": {"dropout": 1}})
+    seal(folder / "start.json", {"inputs": "0" * 64, "seeds": {"dropout": 1}, "digest_every": 1})
     begun = b"a line\nanother\n"
     seal(
         step / "checkpoint.json",
         {
             "step": 2,
+            "counters": {},
+            "learning_rates": [],
+            "scheduler": {},
+            "scaler": None,
             "files": {path.name: file_digest(path) for path in sorted(step.glob("*.safetensors"))},
             "trace": {"bytes": len(begun), "sha256": sha256(begun)},
         },
