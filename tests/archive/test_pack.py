@@ -116,7 +116,7 @@ CLUSTER = """
 [cluster]
 account = "secret-project"
 image = "/scratch/secret/kit.sif"
-sbatch = { comment = "secret" }
+sbatch = { reservation = "secret" }
 
 [cluster.tables]
 partition = "secret"

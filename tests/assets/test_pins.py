@@ -17,7 +17,7 @@ from support.places import NO_RUNS, at
 
 from qlora_repeat.analysis.integrity import check
 from qlora_repeat.assets.base_models import base_digest, base_folder, base_source, check_base
-from qlora_repeat.assets.configuration import code_key
+from qlora_repeat.assets.configuration import code_key, refuse_code
 from qlora_repeat.assets.datasets import data_folder, data_source, read_rows
 from qlora_repeat.assets.fetch import fetch, needed
 from qlora_repeat.assets.pins import needed_files, pin_of
@@ -96,6 +96,18 @@ def test_only_files_with_rows_are_data() -> None:
 )  # fmt: skip
 def test_code_is_found_at_any_depth(value: Any, is_vocabulary: bool, key: str | None) -> None:
     assert code_key(value, is_vocabulary=is_vocabulary) == key
+
+
+def test_a_tokenizer_without_a_limit_of_length_is_read(tmp_path: Path) -> None:
+    """Read the integer that transformers writes for it, which needs more than 64 bits, but none above it."""
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"model_max_length": int(1e30)}))
+    refuse_code(tmp_path, [path.name], "model m")
+    path.write_text(json.dumps({"model_max_length": int(1e30) + 1}))
+    with pytest.raises(
+        MissingError, match=r"tokenizer_config\.json: cannot be read \(integer 1\d+ needs more"
+    ):
+        refuse_code(tmp_path, [path.name], "model m")
 
 
 def test_transformers_is_never_allowed_to_run_code_of_a_repository() -> None:

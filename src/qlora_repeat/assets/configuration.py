@@ -11,6 +11,9 @@ from qlora_repeat.assets.pins import CONFIGURATIONS, VOCABULARIES
 from qlora_repeat.errors import MissingError
 from qlora_repeat.system.files import read_json
 
+_NO_LIMIT = int(1e30)
+"""What transformers writes into tokenizer_config.json where texts may have any length."""
+
 
 def code_key(value: Any, *, is_vocabulary: bool = False) -> str | None:
     """Return a key at any depth that names code: classes of a repository, or kernels of one; None without.
@@ -40,7 +43,7 @@ def refuse_code(folder: Path, names: Iterable[str], owner: str) -> None:
     """
     for name in sorted(name for name in names if name.endswith(".json")):
         advice = "the study file must name another revision of its model"
-        content = read_json(folder / name, advice, follow=True)
+        content = read_json(folder / name, advice, follow=True, largest=_NO_LIMIT)
         if name in CONFIGURATIONS and not isinstance(content, dict):
             raise MissingError(f"{owner}: {name}: expected an object with keys; {advice}")
         if key := code_key(content, is_vocabulary=name in VOCABULARIES):

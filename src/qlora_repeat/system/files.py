@@ -15,6 +15,7 @@ import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +30,7 @@ _MOST_VALUES = 4_000_000
 """Values in a file of JSON, which need up to 100 bytes each in memory."""
 _DEEPEST = 100
 """Levels of nested values; the kit writes fewer than ten."""
-_MOST_DIGITS = 20
+_LARGEST_INTEGER = 2**64 - 1
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 TEMPORARY = "qlora-repeat-tmp-"
 """The first part of the names of the kit's folders in $TMPDIR."""
@@ -164,34 +165,35 @@ def _require_few_values(content: bytes) -> None:
         raise ValueError(f"more than {_MOST_VALUES:,} values")
 
 
-def read_json(path: Path, advice: str, *, follow: bool = False) -> Any:
+def read_json(path: Path, advice: str, *, follow: bool = False, largest: int = _LARGEST_INTEGER) -> Any:
     """Read JSON of any origin; an error ends with `advice`, which says what to do.
 
-    `follow` as in `open_regular`.
+    `follow` as in `open_regular`, `largest` as in `parse_json`.
 
     Raises:
         MissingError: the file is missing, or `read_file` or `parse_json` refuses it.
     """
     try:
-        return parse_json(read_file(path, LARGEST_JSON, follow=follow))
+        return parse_json(read_file(path, LARGEST_JSON, follow=follow), largest=largest)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise MissingError(f"{path}: cannot be read ({reason}); {advice}") from None
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, *, largest: int = _LARGEST_INTEGER) -> Any:
     """Return the value of JSON of any origin, in UTF-8.
 
     Refuse what other readers would take differently, and what could not be computed with or written again.
 
     Raises:
         ValueError: it is not JSON, an object repeats a key, it has too many values, they are nested too
-            deeply, an integer needs more than 64 bits, or a text has a lone surrogate.
+            deeply, an integer needs more than 64 bits or than those of `largest`, or a text has a lone
+            surrogate.
     """
     _require_few_values(content)
     text = content.decode("utf-8")
     try:
-        value = json.loads(text, object_pairs_hook=_distinct, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=_distinct, parse_int=partial(_integer, largest=largest))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     check_depth(value)
@@ -222,9 +224,10 @@ def check_depth(value: Any) -> None:
     raise ValueError("nested too deeply")
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS or not -(2**63) <= int(digits) < 2**64:
-        raise ValueError(f"integer {digits[:_MOST_DIGITS]} needs more than 64 bits")
+def _integer(digits: str, largest: int) -> int:
+    most = len(str(largest))
+    if len(digits) > most or not -(2**63) <= int(digits) <= largest:
+        raise ValueError(f"integer {digits[:most]} needs more than {largest.bit_length()} bits")
     return int(digits)
 
 
