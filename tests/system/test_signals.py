@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.checkout import ROOT
 from support.places import at
 
 from qlora_repeat.errors import StoppedError
@@ -16,7 +15,17 @@ from qlora_repeat.stages import evaluate, finetune
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.signals import signals_blocked, stop_on_signals
 
-KIT = str(Path(sys.executable).with_name("qlora-repeat"))
+READS_SLOWLY = """
+import sys, time
+from qlora_repeat.cli.main import main
+from qlora_repeat.study import toml_file
+def read_slowly(*arguments, **options):
+    print("reads", flush=True)
+    time.sleep(60)
+toml_file.read_file = read_slowly
+sys.argv = ["qlora-repeat", "run", "slow.toml"]
+main()
+"""
 LATE = """
 import sys, time
 from qlora_repeat.errors import StoppedError
@@ -74,19 +83,20 @@ def test_a_second_signal_does_not_interrupt_the_cleanup() -> None:
 def test_a_stopped_command_says_so_in_one_line(
     number: signal.Signals, code: int, line: str, tmp_path: Path
 ) -> None:
-    study = tmp_path / "slow.toml"
-    os.mkfifo(study)
+    (tmp_path / "slow.toml").touch()
     process = subprocess.Popen(
-        [KIT, "run", study],
-        cwd=ROOT,
+        [sys.executable, "-c", READS_SLOWLY],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # A test in the background of a shell ignores Ctrl-C, and its child processes would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    with study.open("w"):  # waits until the command opens the study, then keeps it waiting
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reads\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert [each for each in errors.splitlines() if each] == [line]
 
