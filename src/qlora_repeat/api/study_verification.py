@@ -184,8 +184,7 @@ def verify_study(
 
 def _claims(trial: Trial) -> dict[str, str]:
     """Return the digests of the files that a verdict on the trial depends on."""
-    names = [f"{stage}.json" for stage in STAGES]
-    paths = [*map(trial.folder.joinpath, names), trial.trace, *sorted(trial.adapter.glob("*"))]
+    paths = [*map(trial.record, STAGES), trial.trace, *sorted(trial.adapter.glob("*"))]
     return {str(path.relative_to(trial.folder)): file_digest(path) for path in paths if path.is_file()}
 
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.analysis.trial_diff import Side
+from qlora_repeat.analysis.verify.recorded_settings import VERIFIED_STAGES
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_settings
 from qlora_repeat.records.trace import loss_curve
 from qlora_repeat.stages.merge import adapter_config
@@ -19,8 +20,6 @@ from qlora_repeat.stages.perplexity import ExampleLoss, accuracy, mean_example_p
 from qlora_repeat.study.randomness import SOURCES, draw_seed
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.hashing import weights_digest
-
-_STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
 
 
 def contradictions(side: Side, again: Trial) -> list[str]:
@@ -120,7 +119,7 @@ def _seeds(side: Side, again: Trial) -> Iterator[str]:
 
 def _settings(side: Side, again: Trial) -> Iterator[str]:
     """Yield the settings of a stage that contradict those of another."""
-    for stage in _STAGES:
+    for stage in VERIFIED_STAGES:
         if (record := side.records.get(stage)) is None:
             continue
         recorded, expected = record.inputs["settings"], stage_settings(again, stage)
@@ -131,7 +130,7 @@ def _settings(side: Side, again: Trial) -> Iterator[str]:
 
 def _fingerprints(side: Side) -> Iterator[str]:
     """Yield what a fingerprint claims although settings or inputs of the same record exclude it."""
-    for stage in _STAGES:
+    for stage in VERIFIED_STAGES:
         if (record := side.records.get(stage)) is None:
             continue
         settings, found = record.inputs["settings"], record.fingerprint

@@ -15,7 +15,8 @@ from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.typed_json import first_problem
 
 _PROFILE = "recorded"
-_STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
+VERIFIED_STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
+"""The stages whose records `verify` compares; seconds differ each time."""
 
 
 def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, runs: Path) -> Trial:
@@ -28,7 +29,7 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
         MissingError: a record lacks a setting, or has an invalid one.
     """
     tuned, merged, tested = (
-        records[stage].inputs["settings"] if stage in records else {} for stage in _STAGES
+        records[stage].inputs["settings"] if stage in records else {} for stage in VERIFIED_STAGES
     )
     adapter = TypeAdapter(Study)
     study = adapter.dump_python(trial.study, mode="json")
@@ -76,7 +77,7 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
 def other_settings(trial: Trial, records: Mapping[Stage, Record]) -> list[str]:
     """Return the names of the recorded settings to which the study file gives other values."""
     found = set()
-    for stage in _STAGES:
+    for stage in VERIFIED_STAGES:
         if stage in records:
             recorded, here = records[stage].inputs["settings"], stage_settings(trial, stage)
             shared = recorded.keys() & here.keys() - FIRST_TRIAL_SETTINGS

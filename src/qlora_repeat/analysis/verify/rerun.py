@@ -19,7 +19,7 @@ from qlora_repeat.analysis.verify.causes import may_matter, noisy_kernels
 from qlora_repeat.analysis.verify.ceilings import relative
 from qlora_repeat.analysis.verify.consistency import contradictions
 from qlora_repeat.analysis.verify.deviations import Deviations, measure_deviations
-from qlora_repeat.analysis.verify.recorded_settings import recorded_trial
+from qlora_repeat.analysis.verify.recorded_settings import VERIFIED_STAGES, recorded_trial
 from qlora_repeat.analysis.verify.verdict import Retest, Scope
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
@@ -39,7 +39,6 @@ from qlora_repeat.system.private_folder import is_private, make_private
 RERUNS = "verify"
 """The folder of re-runs in the cache."""
 VERDICT = "verdict.json"
-_STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
 _TESTED: tuple[tuple[Stage, str], ...] = (
     ("merge", "merged_digest"),
     *(("evaluate", name) for name in (
@@ -77,7 +76,7 @@ def read_recorded(trial: Trial, folder: Path, scratch: Path, scope: Scope = "who
     if folder.is_relative_to(scratch.resolve()):
         raise UsageError(f"{folder}: is itself a re-run; give a trial outside of --scratch")
     side = _checked_side(trial.name, folder)
-    needed = _STAGES if scope == "evaluation" else _STAGES[:1]
+    needed = VERIFIED_STAGES if scope == "evaluation" else VERIFIED_STAGES[:1]
     if lacking := [stage for stage in needed if stage not in side.records]:
         raise MissingError(f"{folder / lacking[0]}.json: no such record, so there is nothing to verify")
     again = recorded_trial(trial, side.records, folder, scratch)
@@ -91,7 +90,7 @@ def read_recorded(trial: Trial, folder: Path, scratch: Path, scope: Scope = "who
 
 
 def _checked_side(name: str, folder: Path) -> Side:
-    for stage in _STAGES:
+    for stage in VERIFIED_STAGES:
         damage = stage_record(folder / f"{stage}.json", name, stage)[1]
         if damage is not None:
             raise MissingError(damage)
@@ -116,7 +115,7 @@ def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[st
             continue
         if side.perplexity is None:
             left_out.append(f"{name}: not evaluated")
-        elif any(_origin(side, stage) != _origin(own, stage) for stage in _STAGES):
+        elif any(_origin(side, stage) != _origin(own, stage) for stage in VERIFIED_STAGES):
             left_out.append(f"{name}: has other settings, data or base model")
         else:
             found.append(side.perplexity)
@@ -159,7 +158,7 @@ def rerun_folder(
         begun = read_sealed(marker)
         if scratch.is_symlink() or (scratch.exists() and any(scratch.iterdir()) and begun is None):
             raise MissingError(f"{scratch}: not a folder of verify; move it away, or give another --scratch")
-        here = json_digest([stage_inputs(again, stage, {}) for stage in _STAGES] + [fingerprint()])
+        here = json_digest([stage_inputs(again, stage, {}) for stage in VERIFIED_STAGES] + [fingerprint()])
         resumes = begun is not None and (begun["here"], begun.get("wanted")) == (here, wanted)
         if begun is None or not resumes or not is_private(scratch) or list(scratch.rglob(VERDICT)):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -202,7 +201,7 @@ def run_again(
             shutil.copyfile(recorded.side.folder / name, again.folder / name)
         run_trial(again, ["merge", "evaluate"], progress, force=True, stale=True, delete_merged=True)
     else:
-        stages = _STAGES if "evaluate" in recorded.side.records else _STAGES[:1]
+        stages = VERIFIED_STAGES if "evaluate" in recorded.side.records else VERIFIED_STAGES[:1]
         run_trial(again, stages, progress, seeds=seeds, delete_merged=True)
     return read_side("re-run", again.folder)
 
