@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ from qlora_repeat.planning.machine_checks import (
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.files import megabytes
-from qlora_repeat.system.fingerprint import fingerprint, packages
+from qlora_repeat.system.fingerprint import fingerprint, installed_version, packages
 from qlora_repeat.system.gpus import default_workers
 
 on_cpu_build = pytest.mark.skipif(
@@ -251,10 +252,11 @@ def test_other_versions_than_locked_are_named(study_file: Path, cache: Path, tmp
     copy = tmp_path / "copy"
     for name in ("src/qlora_repeat", "lockfiles"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    locked = copy / "lockfiles/runtime.txt"
-    peft = packages()["peft"]
-    changed = locked.read_text().replace(f"\npeft=={peft} ", "\npeft==0.1.0 ")
-    locked.write_text(changed + "nonesuch-package==1.0 \\\n    --hash=sha256:0\n")
+    runtime, build = copy / "lockfiles/runtime.txt", copy / "lockfiles/build.txt"
+    peft, pip = packages()["peft"], installed_version("pip")
+    changed = runtime.read_text().replace(f"\npeft=={peft} ", "\npeft==0.1.0 ")
+    runtime.write_text(changed + "nonesuch-package==1.0 \\\n    --hash=sha256:0\n")
+    build.write_text(re.sub(r"^pip==\S+", "pip==0.1.0", build.read_text(), flags=re.MULTILINE))
 
     def in_copy(*arguments: object) -> "subprocess.CompletedProcess[str]":
         command = [
@@ -267,10 +269,14 @@ def test_other_versions_than_locked_are_named(study_file: Path, cache: Path, tmp
         return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 
     found = doctor(study_file, "--cache", cache, "--runs", tmp_path / "runs", command=in_copy)
-    (other,) = [each for each in found.of("packages", "warning") if "peft" in each.text]
-    assert other.text == f"other versions than locked: peft {peft} (locked: 0.1.0)"
-    assert "run `make setup`" in other.advice
-    assert other.advice.endswith("-r lockfiles/runtime.txt`")
+    others = found.of("packages", "warning")
+    assert [each.text for each in others] == [
+        f"other versions than locked: peft {peft} (locked: 0.1.0)",
+        f"other versions than locked: pip {pip} (locked: 0.1.0)",
+    ]
+    for other, name in zip(others, ("runtime", "build"), strict=True):
+        assert "run `make setup`" in other.advice
+        assert other.advice.endswith(f"-r lockfiles/{name}.txt`")
     assert [what for what, _ in found.stops] == ["not installed: nonesuch-package 1.0"]
 
 
