@@ -59,7 +59,7 @@ class TrialResult:
     optimizer: str
     """``adamw-8bit`` or ``adamw-32bit``; after +, the version whose quantization map its 8-bit state has."""
     trial: Count
-    """float from 1; the paper's run number."""
+    """Number from 1; the paper's run number."""
     status: str
     """``done``, ``running``, ``stale``, ``damaged``, ``failed`` or ``missing``."""
     stale_inputs: list[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ class TrialResult:
     diverged_at: Count | None = None
     """The first step whose loss was not finite, if any."""
     skipped_steps: Count | None = None
-    """float of optimizer steps that the gradient scaler skipped."""
+    """Number of optimizer steps that the gradient scaler skipped."""
     train_seconds: float | None = None
     test_seconds: float | None = None
     """Median over repeats of the seconds to answer all prompts."""
