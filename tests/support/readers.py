@@ -37,7 +37,8 @@ from qlora_repeat.api.results import results_of
 from qlora_repeat.archive.check import check_archive
 from qlora_repeat.archive.laboratory import read_laboratory
 from qlora_repeat.archive.unpack import opened
-from qlora_repeat.assets.hub_lock import LockFile, read_source
+from qlora_repeat.assets.hub_lock import LockFile
+from qlora_repeat.assets.pins import pin_of
 from qlora_repeat.errors import KitError
 from qlora_repeat.records.record import keep, read_record, write_record
 from qlora_repeat.records.stage_inputs import stage_settings
@@ -81,7 +82,10 @@ LOCK = {
         "kind": "model",
         "revision": "main",
         "commit": "0" * 40,
-        "files": {"config.json": {"size": 3, "digest": "1" * 64}},
+        "files": {
+            name: {"size": 3, "digest": "1" * 64}
+            for name in ("config.json", "pytorch_model.bin", "tokenizer.json")
+        },
         "converted": {"model.safetensors": "2" * 64},
     }
 }
@@ -307,8 +311,12 @@ def _open(lab: Lab, study: str) -> None:
 
 
 def _use_lock(lab: Lab, path: Path, pictures: bool) -> None:
-    only_errors_of_the_kit(lambda: LockFile(path).pin(HUB))
-    read_source(path)
+    workspace = replace(_trials(lab), lock=path)
+    only_errors_of_the_kit(
+        lambda: LockFile(path).pin(HUB),
+        lambda: pin_of(workspace, HUB, "model"),
+        lambda: pin_of(workspace, HUB, "dataset"),
+    )
 
 
 def _use_small(lab: Lab, path: Path, pictures: bool) -> None:

@@ -87,7 +87,7 @@ def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     found = known_digest(path), weights_digest(tmp_path)
-    monkeypatch.setattr(Path, "open", None)  # it can no longer be read
+    monkeypatch.setattr(os, "open", None)  # it can no longer be read
     assert (known_digest(path), weights_digest(tmp_path)) == found
     monkeypatch.undo()
     content = json.loads(path.read_bytes()[8:].split(b"}}")[0].decode() + "}}")
