@@ -95,9 +95,9 @@ def test_a_trial_has_the_same_bits_as_outside_and_its_record_names_the_image(
     assert ours["outputs"]["adapter_digest"] == theirs["outputs"]["adapter_digest"]
     fingerprint, inspected = ours["fingerprint"], inspect()
     assert fingerprint["image"] == {
-        "name": IMAGE,
+        "name": IMAGE.removeprefix("localhost/"),
         "digest": f"sha256:{inspected['Id']}",
-        "base": BASE,
+        "base": BASE.removeprefix("localhost/"),
         "apptainer": None,
     }
     expected = (lock_digest(), theirs["fingerprint"]["commit"])

@@ -79,7 +79,8 @@ def test_the_scaler_resumes_from_a_checkpoint(stop: int, trial: Trial, cache: Pa
 
 
 def test_a_diverged_trial_ends_is_marked_and_stays_in_the_results(cache: Path, tmp_path: Path) -> None:
-    study = load_study(str(write_study(tmp_path, ("learning_rate = 1e-3", "learning_rate = 1e30"))))
+    largest = ("learning_rate = 1e-3", "learning_rate = 1e3"), ("weight_decay = 0.0", "weight_decay = 1e6")
+    study = load_study(str(write_study(tmp_path, *largest)))
     trial = at(study, tmp_path / "runs", cache).trial(NAME)
     run_base_test(trial.workspace.base_tests("tiny-neox")[0], quiet)
     run_trial(trial, STAGES, quiet)
