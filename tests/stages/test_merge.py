@@ -132,16 +132,16 @@ def test_merging_holds_one_tensor_of_the_base_at_a_time(tmp_path: Path) -> None:
     """Measure memory other than mapped files, which the system can drop without swapping."""
     (folder := tmp_path / "base").mkdir()
     shape = (2048, 4096)  # 32 MiB each in float32
-    save_file({f"layer.{n}.weight": torch.ones(shape) for n in range(12)}, folder / "model.safetensors")
+    save_file({f"layer.{n}.weight": torch.ones(shape) for n in range(16)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    lora = {f"layer.{n}.lora_A.weight": torch.ones(2, shape[1]) for n in range(12)}
-    lora |= {f"layer.{n}.lora_B.weight": torch.ones(shape[0], 2) for n in range(12)}
+    lora = {f"layer.{n}.lora_A.weight": torch.ones(2, shape[1]) for n in range(16)}
+    lora |= {f"layer.{n}.lora_B.weight": torch.ones(shape[0], 2) for n in range(16)}
     adapter(tmp_path, lora)
     (tmp_path / "merged").mkdir()
     found = subprocess.run(
         [sys.executable, "-c", MERGE_AND_WATCH, tmp_path], capture_output=True, text=True, check=True
     )
-    assert int(found.stdout) < 150 * 2**20  # all merged weights take 192 MiB, in float32 384 MiB
+    assert int(found.stdout) < 200 * 2**20  # all merged weights take 256 MiB, in float32 512 MiB
     assert load_file(tmp_path / "merged" / "model.safetensors")["layer.7.weight"][0, 0] == 5
 
 
