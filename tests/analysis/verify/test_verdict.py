@@ -22,7 +22,14 @@ from qlora_repeat.analysis.trial_diff import (
 from qlora_repeat.analysis.verify.deviations import Deviations
 from qlora_repeat.analysis.verify.pair_test import LARGEST_SHIFT, make_pair_test
 from qlora_repeat.analysis.verify.rerun import compared_tests
-from qlora_repeat.analysis.verify.verdict import Retest, Verdict, VerdictKind, judge_rerun, without_rerun
+from qlora_repeat.analysis.verify.verdict import (
+    MISSES,
+    Retest,
+    Verdict,
+    VerdictKind,
+    judge_rerun,
+    without_rerun,
+)
 from qlora_repeat.records.record import Record
 from qlora_repeat.records.trace import Step
 from qlora_repeat.render.text.verdict import EXIT_CODES, exit_code, verdict_json, verdict_text
@@ -352,7 +359,8 @@ def judged(
 def test_agreement_says_what_it_would_have_found() -> None:
     """Compare the power with simulated pairs."""
     why = judged(10.0, 10.1, ARM).why
-    assert why[-1] == "A difference of 20% or more would be found with a probability of 80%."
+    assert why[-2] == "A difference of 20% or more would be found with a probability of 80%."
+    assert why[-1] == MISSES["statistically consistent"]
     test = make_pair_test(10.0, ARM, 56)
     assert test is not None
     generator, spread = random.Random(1), stdev(map(math.log, ARM))
