@@ -302,7 +302,7 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> Pin:
             (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
     if pickled:
         module = "qlora_repeat.assets.convert_pickle"
-        command = [sys.executable, "-m", module, str(snapshot), str(folder), *pickled]
+        command = [sys.executable, "-P", "-m", module, str(snapshot), str(folder), *pickled]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             killed = f"exit code {done.returncode}; it needs memory for twice the largest file"

@@ -90,7 +90,8 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
         "stderr_to_stdout": True,
         # srun, by which submitit starts a task, no longer takes the number of its processors from sbatch.
         "setup": [
-            "export HF_HUB_OFFLINE=1 SUBMITIT_PREEMPT_SIGNAL=USR1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"
+            "export HF_HUB_OFFLINE=1 SUBMITIT_PREEMPT_SIGNAL=USR1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+            "export PYTHONSAFEPATH=1",  # the current folder may be a stranger's: import nothing from it
         ],
     }
     extra = {"requeue": True} | (cluster.sbatch or {})
