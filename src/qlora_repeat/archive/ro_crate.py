@@ -141,7 +141,9 @@ def _origin(source: Base | Data) -> str:
         return source.source
     if source.gguf is not None:
         package = source.gguf.package
-        return f"{source.gguf.file} of the package {package}" if package else "a file of whoever ran the study"
+        return (
+            f"{source.gguf.file} of the package {package}" if package else "a file of whoever ran the study"
+        )
     return "the kit, which pretrains it"
 
 
