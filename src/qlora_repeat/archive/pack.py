@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import read_measured
+from qlora_repeat.archive.own_texts import readme_text
 from qlora_repeat.archive.private_parts import private_parts
 from qlora_repeat.archive.ro_crate import Run, crate_text
 from qlora_repeat.archive.zip_file import (
@@ -36,7 +37,6 @@ from qlora_repeat.system.files import disk_errors
 from qlora_repeat.system.hashing import file_digest
 from qlora_repeat.system.package_data import ROOT
 
-_README = Path(__file__).with_name("readme.md.template")
 KIT_LICENSE = "Apache-2.0"
 """The license of the kit, whose text is in LICENSE."""
 
@@ -82,14 +82,12 @@ def pack(
     left_out = _left_out(workspace, results, include_stale)
     _check_collected(workspace, results, include_stale)
     study_file = f"studies/{study.name}.toml"
-    given = study.label.replace(study.name, f"{study.name}.toml", 1)
-    readme = _README.read_text("utf-8").format(label=study.label, study=given, version=__version__)
     entries = [
         text_entry(FORMAT_FILE, FORMAT),
         text_entry(study_file, _study_text(workspace.file, left_out)),
         text_entry(_name(workspace.results, runs), results_text(results)),
         text_entry(_name(workspace.statistics, runs), statistics_text(group_arms(results))),
-        text_entry("README.md", readme),
+        text_entry("README.md", readme_text(study.label, __version__)),
         *_of_kit(license),
         *_attributions(workspace, left_out),
     ]

@@ -8,25 +8,32 @@ from qlora_repeat.archive.zip_file import Entry
 from qlora_repeat.system.fingerprint import image_name
 
 _TOKEN = re.compile(
-    r"\b(hf_\w{30,}|gh[a-z]_\w{30,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[a-z]-[\w-]{10,}|npm_\w{30,}"
-    r"|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{35}|sk-(?=[\w-]*\d)[\w-]{20,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,})"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY|\w://[^\s/:@\"]+:[^\s/@\"]+@",
+    r"(?<![A-Za-z0-9])(hf_\w{30,}|api_org_\w{30,}|gh[a-z]_\w{30,}|github_pat_\w{20,}|gl[a-z]{2,5}-[\w-]{20,}"
+    r"|xox[a-z]-[\w-]{10,}|npm_\w{30,}|pypi-[\w-]{20,}|dckr_pat_[\w-]{20,}|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{35}"
+    r"|ya29\.[\w-]{20,}|nvapi-[\w-]{20,}|SG\.[\w-]{20,}|sk-(?=[\w-]*\d)[\w-]{20,}|[sr]k_live_\w{20,}"
+    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY|\w://(?!git@)[^\s/@\"']+@",
     re.ASCII,
 )
-"""Access tokens of well-known services, private keys, and passwords in addresses."""
+"""Access tokens of well-known services, private keys, and names and passwords in addresses."""
 _SECRET = re.compile(
-    r"\b(?:token|password|passwd|secret|(?:api|access)[_-]?key)\b[\"']?\s*[=:]\s*\S{8}", re.I
+    r"(?:token|passw(?:or)?d|passphrase|\bpwd?|secret|credentials?"
+    r"|(?:access|account|api|auth|private|secret)[_-]?key)(?![a-z])[\"']?\s*[=:]\s*\S{8}|\bbearer\s+\S{8}",
+    re.I,
 )
 """A secret by its name, in what a person wrote."""
-_UUID = re.compile(r"\b(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4})?", re.I)
+_UUID = re.compile(
+    r"\b(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4})?|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.I
+)
 _PART = r"[\w.@+-]+"
-_ABSOLUTE = rf"(?:file://)?(?:~|/{_PART})/{_PART}|[A-Za-z]:\\\\?\w"
+_ABSOLUTE = rf"(?:file://)?(?:~(?:[A-Za-z_][\w-]*)?|/{_PART})/{_PART}|[A-Za-z]:\\\\?\w"
 _VALUE = re.compile(rf"(?<=\")(?:{_ABSOLUTE})[^\"\n]*")
 """A string that is an absolute path."""
 _ANYWHERE = re.compile(
-    rf"(?:(?<=[\"'=\s(,:])|^)(?:{_ABSOLUTE})[^\"'\s]*|(?<=[\"'])/{_PART}(?=[\"'])", re.MULTILINE
+    rf"(?<![\w./~+@-])(?:{_ABSOLUTE})[^\"'\s]*|(?<=[\"'])/{_PART}(?=[\"'])"
+    rf"|(?<![\w./:])(?://|\\\\){_PART}[/\\]\w[^\"'\s]*"
 )
-"""An absolute path also in a comment or a longer text."""
+"""An absolute path also in a comment or a longer text, or one on a file server."""
 _HEADER = 1_000_000
 """Bytes that are searched of a safetensors file, whose header may have more than tensors."""
 

@@ -140,7 +140,10 @@ def _origin(source: Base | Data) -> str:
     if isinstance(source, Data):
         return source.source
     if source.gguf is not None:
-        return f"{source.gguf.file} of the package {source.gguf.package}"
+        package = source.gguf.package
+        return (
+            f"{source.gguf.file} of the package {package}" if package else "a file of whoever ran the study"
+        )
     return "the kit, which pretrains it"
 
 

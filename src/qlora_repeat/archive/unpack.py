@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qlora_repeat.archive.own_texts import check_texts
 from qlora_repeat.archive.ro_crate import check_crate
-from qlora_repeat.archive.zip_file import CRATE, ByteReport, extract
+from qlora_repeat.archive.zip_file import CRATE, FORMAT_FILE, ByteReport, extract
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.results.trial_result import TrialResult, read_results
 from qlora_repeat.system.files import SET_TMPDIR, disk_errors, new_folder, read_file, temporary_folder
@@ -92,6 +93,8 @@ def _unpacked(path: Path, folder: Path, report: ByteReport) -> Unpacked:
             raise ValueError(f"it has collected results of {len(labels)} studies, expected one")
         if not (folder / "studies" / f"{labels[0].partition('@')[0]}.toml").is_file():
             raise ValueError(f"it has no study file of {labels[0]}")
+        if FORMAT_FILE in files:
+            check_texts(folder, labels[0])
     except ValueError as error:
         raise MissingError(
             f"{path}: not an archive of `qlora-repeat pack` ({error}); ask whoever packed it"

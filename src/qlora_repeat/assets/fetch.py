@@ -302,7 +302,7 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> Pin:
             (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
     if pickled:
         module = "qlora_repeat.assets.convert_pickle"
-        command = [sys.executable, "-m", module, str(snapshot), str(folder), *pickled]
+        command = [sys.executable, "-P", "-m", module, str(snapshot), str(folder), *pickled]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             killed = f"exit code {done.returncode}; it needs memory for twice the largest file"
@@ -327,7 +327,23 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> Pin:
 
 
 def _from_gguf(path: Path) -> tuple[Any, Any]:
-    """Return a GGUF model in float16, which keeps 11 bits of each 4-bit value, and its tokenizer."""
+    """Return a GGUF model in float16, which keeps 11 bits of each 4-bit value, and its tokenizer.
+
+    Raises:
+        MissingError: it is not such a model; libraries have many errors for that.
+    """
+    try:
+        return _read_gguf(path)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise MissingError(
+            f"{path}: cannot be read as a GGUF model ({reason}); the study file must name another file"
+        ) from None
+
+
+def _read_gguf(path: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -21,7 +21,7 @@ from qlora_repeat.study.toml_file import one_line
 from qlora_repeat.study.validation_message import validation_message
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import read_file
-from qlora_repeat.system.hashing import manifest_digest, once
+from qlora_repeat.system.hashing import once
 from qlora_repeat.system.package_data import in_wheel
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -224,7 +224,7 @@ def find_folder(
             return workspace.assets / kind / f"{source}-{_UNLOCKED}"
     made = made_folder(workspace, kind, source, pin)
     own = workspace.cache / kind / made.name
-    if made != own and manifest_digest(made) is None and is_here(own, pin):
+    if made != own and not is_here(made, pin) and is_here(own, pin):  # `made` may be of another stranger
         return own
     return made
 

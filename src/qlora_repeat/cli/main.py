@@ -123,6 +123,7 @@ def main() -> None:
     """The console script: an error that a user can fix ends in one line and its exit code."""
     if sys.version_info < (3, 11, 1):  # pip checks it too
         sys.exit("Error: Python 3.11.0 lets other users into its processes (CVE-2022-42919); use a newer one")
+    os.environ["PYTHONSAFEPATH"] = "1"  # the current folder may be a stranger's: no process imports from it
     if sys.stdout is None:  # closed
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if isinstance(sys.stderr, io.TextIOWrapper):

@@ -90,7 +90,8 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
         "stderr_to_stdout": True,
         # srun, by which submitit starts a task, no longer takes the number of its processors from sbatch.
         "setup": [
-            "export HF_HUB_OFFLINE=1 SUBMITIT_PREEMPT_SIGNAL=USR1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"
+            "export HF_HUB_OFFLINE=1 SUBMITIT_PREEMPT_SIGNAL=USR1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+            "export PYTHONSAFEPATH=1",  # the current folder may be a stranger's: import nothing from it
         ],
     }
     extra = {"requeue": True} | (cluster.sbatch or {})
@@ -248,8 +249,8 @@ def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> lis
 
     image, hub = image.resolve(), Path(constants.HF_HOME).resolve()  # the latter is where `fetch` puts files
     mounted = [path.resolve() for path in (Path.cwd(), *folders, hub) if path.is_dir()]
-    if wrong := next((path for path in mounted if set(",:") & set(str(path))), None):
-        raise UsageError(f"{wrong}: Apptainer cannot mount a folder with a comma or colon in its name")
+    if wrong := next((path for path in (*mounted, image, hub) if set(",:") & set(str(path))), None):
+        raise UsageError(f"{wrong}: Apptainer cannot use a file or folder with a comma or colon in its name")
     variables = {"QLORA_REPEAT_IMAGE": image.name, "HF_HOME": str(hub)}
     if image.is_file():  # a folder has no digest
         variables["QLORA_REPEAT_IMAGE_DIGEST"] = f"sha256:{file_digest(image)}"

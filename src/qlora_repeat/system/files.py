@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -117,11 +117,23 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     Raises:
         OSError: there is no such file, or it is something else; names it.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    return os.fdopen(_open_regular(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW)), "rb")
+
+
+def open_log(path: Path) -> BufferedWriter:
+    """Open a log that may exist for writing at its end, as `open_regular` without `follow`.
+
+    Raises:
+        OSError: it cannot be written, or is not a regular file; names it.
+    """
+    return os.fdopen(_open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW), "ab")
+
+
+def _open_regular(path: Path, flags: int) -> int:
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
     except OSError as error:
-        if error.errno == errno.ELOOP and not follow:
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
             raise OSError(errno.ELOOP, "a link, which is not followed", str(path)) from None
         raise
     kind = os.fstat(descriptor).st_mode
@@ -130,7 +142,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
         if stat.S_ISDIR(kind):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.ENXIO, "not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_file(path: Path, limit: int = LARGEST_JSON, *, follow: bool = False) -> bytes:
