@@ -27,6 +27,7 @@ from qlora_repeat.system.files import (
     make_folder,
     move_folder,
     new_folder,
+    open_log,
     open_regular,
     parse_json,
     read_file,
@@ -554,6 +555,17 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         open_regular(tmp_path / "endless", follow=True)
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "none")
+
+
+def test_a_log_is_only_written_to_a_regular_file(tmp_path: Path) -> None:
+    for path in odd_files(tmp_path).values():
+        with pytest.raises(OSError, match=path.name):
+            open_log(path)
+    assert (tmp_path / "secret").read_text() == "secret"
+    for text in ("one\n", "two\n"):
+        with open_log(tmp_path / "log.txt") as log:
+            log.write(text)
+    assert (tmp_path / "log.txt").read_text() == "one\ntwo\n"
 
 
 def test_what_is_read_is_limited(tmp_path: Path) -> None:

@@ -18,16 +18,20 @@ from collections.abc import Iterator
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from qlora_repeat.errors import MissingError
 
 LARGEST_JSON = 20_000_000
 """Bytes; every JSON file that the kit writes is smaller."""
 LARGEST_LINES = 100_000_000
-"""Bytes of a file with one JSON value for each line: a trace, collected results, or data."""
+"""Bytes of a file with one JSON value for each line: a trace, or collected results."""
+LARGEST_ROWS = 1_000_000_000
+"""Bytes of the rows of a data set, all of which are in memory."""
 _MOST_VALUES = 4_000_000
 """Values in a file of JSON, which need up to 100 bytes each in memory."""
+_MOST_LINES = 500_000
+"""Lines of such a file, each of which becomes an object."""
 _DEEPEST = 100
 """Levels of nested values; the kit writes fewer than ten."""
 _LARGEST_INTEGER = 2**64 - 1
@@ -117,12 +121,27 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     Raises:
         OSError: there is no such file, or it is something else; names it.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    return os.fdopen(_regular(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW)), "rb")
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a log to write more at its end, only if it is a regular file or not there yet.
+
+    Raises:
+        OSError: it is something else, or cannot be written; names it.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    return os.fdopen(_regular(path, flags), "a", encoding="utf-8", buffering=1)
+
+
+def _regular(path: Path, flags: int) -> int:
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
     except OSError as error:
-        if error.errno == errno.ELOOP and not follow:
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
             raise OSError(errno.ELOOP, "a link, which is not followed", str(path)) from None
+        if error.errno == errno.ENXIO:  # a FIFO that nobody reads
+            raise OSError(errno.ENXIO, "not a regular file", str(path)) from None
         raise
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
@@ -130,7 +149,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
         if stat.S_ISDIR(kind):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.ENXIO, "not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_file(path: Path, limit: int = LARGEST_JSON, *, follow: bool = False) -> bytes:
@@ -157,6 +176,8 @@ def read_lines(path: Path, *, follow: bool = False) -> str:
     """
     content = read_file(path, LARGEST_LINES, follow=follow)
     _require_few_values(content)
+    if content.count(b"\n") > _MOST_LINES:
+        raise ValueError(f"more than {_MOST_LINES:,} lines")
     return content.decode("utf-8")
 
 
