@@ -423,7 +423,7 @@ _COMMANDS = {
     "diff": "{trial}/1 {trial}/2 --study {study} --runs {runs} --cache {cache}",
     "interlab": "a={runs}/tiny/results.jsonl b={runs}/tiny.zip --json",
     "unpack": "{runs}/tiny.zip --to {out}",
-    "collect": "{study} --runs {runs} --cache {cache} --include-stale",
+    "pack": "{study} --runs {runs} --cache {cache} --out {out}/tiny.zip --quiet",
 }
 """Commands on strangers' files, with their arguments."""
 _SLOWER = {
@@ -449,9 +449,12 @@ def _of_commands(lab: Lab) -> st.SearchStrategy[tuple[Path, bytes]]:
 
 
 def _use_commands(lab: Lab, path: Path, pictures: bool) -> None:
+    use_commands(lab, pictures)
+
+
+def use_commands(lab: Lab, pictures: bool = False) -> None:
+    """Run commands that read a study, its results and its archive."""
     places = {"study": lab.study, "runs": lab.runs, "cache": lab.cache, "out": lab.folder / "out"}
-    results = lab.runs / "tiny" / "results.jsonl"
-    before = results.read_bytes()
     for name, arguments in (_SLOWER if pictures else _COMMANDS).items():
         shutil.rmtree(places["out"], ignore_errors=True)
         given = arguments.format(trial="tiny-neox/adamw-8bit", **places).split(" ")
@@ -459,7 +462,6 @@ def _use_commands(lab: Lab, path: Path, pictures: bool) -> None:
         if not isinstance(done.exception, KitError | OSError | SystemExit | None):
             raise done.exception
         assert printable(done.output) == done.output, ascii(done.output)
-    results.write_bytes(before)
 
 
 def _archives(lab: Lab) -> st.SearchStrategy[tuple[Path, bytes]]:

@@ -31,7 +31,7 @@ def _is_point(point: list[float]) -> list[float]:
     return point
 
 
-_Words = Annotated[str, Field(max_length=1000)]
+_Words = Annotated[str, Field(max_length=2000)]
 """A name of a study or in it."""
 _Point = Annotated[list[float], AfterValidator(_is_point)]
 
