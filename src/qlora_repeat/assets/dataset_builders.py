@@ -55,10 +55,10 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
             absent = [column for column in wanted if column not in table.column_names]
             if kind != "text" and not absent and table.num_rows != data.rows:
                 raise _other_number(where, data, table.num_rows, key)
-            table = table.select_columns([] if absent else wanted)
-            if table.data.nbytes > LARGEST_ROWS:
+            chosen = table.select_columns([] if absent else wanted)
+            if chosen.data.nbytes > LARGEST_ROWS:
                 raise ValueError(f"its rows are larger than {megabytes(LARGEST_ROWS)}")
-            rows = [dict(row) for row in table]
+            rows = [dict(row) for row in chosen]
             if kind == "text":  # a paragraph is one line
                 rows = [{"text": line} for row in rows if (line := " ".join(row.get("text", "").split()))]
         except (DatasetsError, ValueError, StopIteration, ArrowException, MemoryError) as error:

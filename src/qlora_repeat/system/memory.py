@@ -69,7 +69,7 @@ def memory_limit(size: int) -> Iterator[None]:
     For libraries that read files of strangers, which may be small and expand.
     """
     before, now = resource.getrlimit(resource.RLIMIT_DATA), _proc_bytes("/proc/self/status", "VmData") or 0
-    lower = min(now + size, *(limit for limit in before if limit != resource.RLIM_INFINITY))
+    lower = min([now + size, *(limit for limit in before if limit != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_DATA, (lower, before[1]))
     try:
         yield
