@@ -371,7 +371,9 @@ def _models(lab: Lab) -> st.SearchStrategy[tuple[Path, bytes]]:
     tokenizer.pre_tokenizer = ByteLevel()
     tokenizer.train_from_iterator(["A quote, of some words."], BpeTrainer(special_tokens=["</s>"]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
-    LlamaConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(folder)
+    LlamaConfig(
+        hidden_size=8, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1
+    ).save_pretrained(folder)
     save_file({"weight": numpy.zeros(4)}, folder / "model.safetensors")
     write_json(folder / SOURCE, {"commit": "0" * 40, "kind": "model", "revision": "main"})
     write_json(folder / INDEX, {"metadata": {}, "weight_map": {"weight": "model.safetensors"}})
