@@ -52,7 +52,6 @@ from qlora_repeat.assets.base_models import SOURCE, hub_commit, is_miniature, lo
 from qlora_repeat.assets.configuration import refuse_code
 from qlora_repeat.assets.dataset_builders import file_rows, json_lines
 from qlora_repeat.assets.datasets import encode
-from qlora_repeat.assets.derived_cache import has_copy
 from qlora_repeat.assets.hub_lock import LockFile
 from qlora_repeat.assets.pins import CONFIGURATIONS, pin_of
 from qlora_repeat.errors import KitError
@@ -393,7 +392,6 @@ def _use_model(lab: Lab, path: Path, pictures: bool) -> None:
         lambda: (hub_commit(folder), is_miniature(folder)),
         lambda: (read_manifest(folder), manifest_digest(folder), check_weights(folder)),
         load,
-        lambda: (has_copy(folder), write_json(folder / MANIFEST, folder_digests(folder))),
     )
 
 
