@@ -13,6 +13,8 @@ from support.places import NO_RUNS, at
 from qlora_repeat.assets.base_models import (
     base_folder,
     check_base,
+    hub_commit,
+    is_miniature,
     load_full,
     load_quantized,
     load_tokenizer,
@@ -101,6 +103,26 @@ def test_pretraining_does_not_see_the_studys_data(pocket: Study) -> None:
     questions = tuple({row["instruction"] for row in corpus_rows(pocket.data["instructions"])})
     assert not quotes & set(seen)
     assert not [text for text in seen if text.startswith(questions)]
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '"commit"', "{}", '{"commit": []}', "null"])
+def test_descriptions_of_bases_that_are_none_are_named(content: str, tmp_path: Path) -> None:
+    for name in ("source.json", "config.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(MissingError, match=r"source\.json: .*delete the folder and run"):
+        hub_commit(tmp_path)
+    if not content.startswith("{"):
+        with pytest.raises(MissingError, match=r"config\.json: .*delete the folder and run"):
+            is_miniature(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": 5}', '{"model": {"type": "BPE"}, "added_tokens": 5}'])
+def test_a_tokenizer_that_is_none_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(MissingError, match=r"transformers cannot read it .*; the study file must") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_changed_base_is_refused(pocket: Study, tmp_path: Path) -> None:

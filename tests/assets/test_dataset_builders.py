@@ -1,6 +1,7 @@
 """The rows of the pocket study, which come from packages."""
 
 import dataclasses
+import gzip
 import json
 import math
 import re
@@ -292,6 +293,37 @@ def test_files_without_rows_are_refused(name: str, content: bytes, words: str, t
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=words):
         file_rows(of_hub(2, quote="quote"), [tmp_path / name])
+
+
+def bomb(path: Path, rows: int, size: int) -> None:
+    """Write a small Parquet file with rows of one text of this size, which is stored once."""
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["a" * size]))
+    parquet.write_table(pa.table({"quote": values.cast(pa.dictionary(pa.int32(), pa.string()))}), path)
+    assert path.stat().st_size < size + 100_000
+
+
+@pytest.mark.parametrize("limit", ["LARGEST_ROWS", "_MOST_MEMORY"])
+def test_small_files_with_very_large_rows_are_refused(
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_builders, limit, 30_000_000)
+    bomb(tmp_path / "rows.parquet", 1000, 200_000)
+    with pytest.raises(UsageError, match=r"rows\.parquet: cannot be read as parquet .*; correct hub.files"):
+        file_rows(of_hub(1000, quote="quote"), [tmp_path / "rows.parquet"])
+
+
+def test_compressed_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(gzip.compress(b'{"quote": "a"}\n' * 2))
+    with pytest.raises(UsageError, match=r"cannot be read as json \(it is compressed \(gzip\)\); correct"):
+        file_rows(of_hub(2, quote="quote"), [path])
+
+
+def test_half_of_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"quote": "\\ud800"}\n' * 2)
+    with pytest.raises(UsageError, match="cannot be read as json"):
+        file_rows(of_hub(2, quote="quote"), [path])
 
 
 def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The split, the tokens, and the prompts of a study's data."""
 
 import dataclasses
+import os
 import random
 import shutil
 from pathlib import Path
@@ -115,7 +116,12 @@ def not_utf8(folder: Path) -> None:
     (folder / ROWS).write_bytes(b"\xff")
 
 
-@pytest.mark.parametrize("damage", [without_rows, not_utf8])
+def a_fifo(folder: Path) -> None:
+    (folder / ROWS).unlink()
+    os.mkfifo(folder / ROWS)
+
+
+@pytest.mark.parametrize("damage", [without_rows, not_utf8, a_fifo])
 def test_changed_data_are_refused_with_other_advice_than_missing_data(
     study: Study, own_cache: Path, damage: Any
 ) -> None:

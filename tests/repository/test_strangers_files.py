@@ -6,7 +6,7 @@ A few hundred files are tried. ``QLORA_REPEAT_FUZZ=10000`` tries that many; thei
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from support.checkout import copy_folder
 from support.laboratory import Lab
-from support.readers import READERS, only_errors_of_the_kit
+from support.readers import READERS, only_errors_of_the_kit, use_commands
 
 from qlora_repeat.system.memory import _proc_bytes, reset_peak_memory
 
@@ -87,6 +87,47 @@ def test_only_errors_of_the_kit_leave_a_reader(
                 path.write_bytes(before)
 
     use()
+
+
+def a_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(10**10)
+
+
+@pytest.mark.parametrize("make", [a_fifo, endless, a_folder, sparse])
+def test_commands_end_where_a_file_is_something_else(
+    make: Callable[[Path], None], lab: Lab, no_hang: None, little_memory: None
+) -> None:
+    trial = "tiny/tiny-neox/adamw-8bit/trial-1"
+    names = ("finetune.json", "trace.jsonl", "adapter/adapter_config.json", "lock.json", "failed.json")
+    for path in [
+        lab.study,
+        lab.archive,
+        lab.runs / "tiny/results.jsonl",
+        *(lab.runs / trial / name for name in names),
+    ]:
+        aside = path.with_name("aside")
+        if path.exists():
+            path.rename(aside)
+        signal.alarm(LONGEST_SECONDS)
+        make(path)
+        use_commands(lab)
+        signal.alarm(0)
+        path.rmdir() if path.is_dir() else path.unlink()
+        if aside.exists():
+            aside.rename(path)
 
 
 def test_the_number_of_files_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,3 +25,10 @@ def test_the_adapters_of_an_arm_are_counted_by_digest(digests: list[str | None],
 def test_a_trial_with_two_rows_is_an_error_that_names_their_origin() -> None:
     with pytest.raises(UsageError, match="Oslo: trial gpt-neox-20b/adamw-8bit/1 has 2 rows"):
         group_arms([trial(), trial()], where="Oslo")
+
+
+def test_more_trials_and_more_arms_than_a_study_can_have_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"collected results: \S+ has 1001 trials; at most 1000"):
+        group_arms([trial(trial=number) for number in range(1001)])
+    with pytest.raises(UsageError, match="collected results: 1001 models and optimizers; at most 1000"):
+        group_arms([trial(model=f"m{number}") for number in range(1001)])

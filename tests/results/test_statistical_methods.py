@@ -6,6 +6,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from qlora_repeat.results import statistical_methods
 from qlora_repeat.results.statistical_methods import (
     FEWEST,
     MOST_ASSIGNMENTS,
@@ -314,6 +316,22 @@ def test_many_trials_are_compared_by_reproducible_random_assignments() -> None:
     like = compared(wide, [value**3 for value in narrow])
     assert like.p is not None
     assert like.p > 0.05
+
+
+def test_large_arms_are_compared_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = random.Random(2)
+    arms = [[math.exp(generator.gauss(0, width)) for _ in range(60)] for width in (1, 2)]
+    found = compared(*arms), compare_ranks(*arms)
+    for name, least in (("_MOST_DRAWN", 12_345), ("_FEW", 0)):
+        monkeypatch.setattr(statistical_methods, name, least)
+        assert (compared(*arms), compare_ranks(*arms)) == found
+    monkeypatch.undo()
+    tracemalloc.start()
+    compared(arms[0] * 10, arms[1] * 10)
+    compare_ranks(arms[0] * 10, arms[1] * 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000_000
 
 
 def test_the_test_rejects_five_percent_of_equal_arms_and_more_than_brown_forsythe() -> None:

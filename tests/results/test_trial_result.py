@@ -153,6 +153,16 @@ def test_the_error_for_a_value_of_another_type_names_line_and_key(
         read_results(path)
 
 
+def test_more_rows_than_a_study_can_have_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text("{}\n" * 10_002)
+    with pytest.raises(UsageError, match=r"10,003 lines; a study has at most 10,000 trials"):
+        read_results(path)
+    path.write_text("\n" * 600_000)
+    with pytest.raises(UsageError, match=r"not readable \(more than 500,000 lines\)"):
+        read_results(path)
+
+
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"results\.jsonl"):

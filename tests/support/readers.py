@@ -1,16 +1,22 @@
 """What the kit does with each kind of file that a stranger may have written, as its commands do it."""
 
 import contextlib
+import io
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy
+import pyarrow as pa
 from hypothesis import strategies as st
+from pyarrow import parquet
+from safetensors.numpy import save_file
 from support.checkout import ROOT
-from support.laboratory import Lab
+from support.laboratory import Lab, run
 from support.made_attribution import made
 from support.made_results import study
 from support.mutated import (
@@ -24,6 +30,11 @@ from support.mutated import (
     packed,
     unpacked,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from qlora_repeat.analysis.attribution.decompose import attribute
 from qlora_repeat.analysis.attribution.measurements import Measurements, read_measured, write_attribution
@@ -37,9 +48,14 @@ from qlora_repeat.api.results import results_of
 from qlora_repeat.archive.check import check_archive
 from qlora_repeat.archive.laboratory import read_laboratory
 from qlora_repeat.archive.unpack import opened
+from qlora_repeat.assets.base_models import SOURCE, hub_commit, is_miniature, load_tokenizer
+from qlora_repeat.assets.configuration import refuse_code
+from qlora_repeat.assets.dataset_builders import file_rows, json_lines
+from qlora_repeat.assets.datasets import encode
 from qlora_repeat.assets.hub_lock import LockFile
-from qlora_repeat.assets.pins import pin_of
+from qlora_repeat.assets.pins import CONFIGURATIONS, pin_of
 from qlora_repeat.errors import KitError
+from qlora_repeat.execution.run_trial import _failure_noted
 from qlora_repeat.records.record import keep, read_record, write_record
 from qlora_repeat.records.stage_inputs import stage_settings
 from qlora_repeat.records.trace import loss_curve, read_trace
@@ -67,13 +83,21 @@ from qlora_repeat.slurm.submit import submitted_tasks
 from qlora_repeat.stages.checkpoint import read_sealed
 from qlora_repeat.stages.merge import adapter_config
 from qlora_repeat.study.cluster import USER_FILE, read_user_file
-from qlora_repeat.study.data_sources import Hub
+from qlora_repeat.study.data_sources import Data, Hub
 from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
-from qlora_repeat.system.hashing import manifest_digest, weights_digest
-from qlora_repeat.system.safetensors_file import read_header, read_weights
+from qlora_repeat.system.files import write_json
+from qlora_repeat.system.hashing import (
+    MANIFEST,
+    folder_digests,
+    manifest_digest,
+    read_manifest,
+    weights_digest,
+)
+from qlora_repeat.system.printable import printable
+from qlora_repeat.system.safetensors_file import INDEX, check_weights, read_header, read_weights
 
 TEMPLATES = ROOT / "paper" / "templates"
 HUB = Hub("acme/small-llama", "main")
@@ -339,6 +363,107 @@ def _use_small(lab: Lab, path: Path, pictures: bool) -> None:
     trial.failure.unlink()
 
 
+def _models(lab: Lab) -> st.SearchStrategy[tuple[Path, bytes]]:
+    """Make files of a small model of a repository, as the cache has them."""
+    folder = lab.folder / "base"
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel()
+    tokenizer.train_from_iterator(["A quote, of some words."], BpeTrainer(special_tokens=["</s>"]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    LlamaConfig(
+        hidden_size=8, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1
+    ).save_pretrained(folder)
+    save_file({"weight": numpy.zeros(4)}, folder / "model.safetensors")
+    write_json(folder / SOURCE, {"commit": "0" * 40, "kind": "model", "revision": "main"})
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": {"weight": "model.safetensors"}})
+    write_json(folder / MANIFEST, folder_digests(folder))
+    return _files(changed_json, "base/*.json")(lab)
+
+
+def _use_model(lab: Lab, path: Path, pictures: bool) -> None:
+    folder, trial = path.parent, _trials(lab).trials()[0]
+
+    def load() -> None:
+        refuse_code(folder, [name for name in CONFIGURATIONS if (folder / name).exists()], "base")
+        with _failure_noted(trial):
+            encode(load_tokenizer(folder), trial.model, [{"quote": "A quote, of\nsome words."}])
+
+    only_errors_of_the_kit(
+        lambda: (hub_commit(folder), is_miniature(folder)),
+        lambda: (read_manifest(folder), manifest_digest(folder), check_weights(folder)),
+        load,
+    )
+
+
+def _rows(lab: Lab) -> st.SearchStrategy[tuple[Path, bytes]]:
+    """Make files with rows of data, in each format of a hub."""
+    rows = [{"quote": f"Quote {number}, \u00e9\u4e2d.", "author": "a"} for number in range(3)]
+    table = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows), table)
+    made = {
+        "jsonl": changed_lines(json_lines(rows).encode()),
+        "json": changed_json(json.dumps(rows).encode()),
+        "csv": changed_bytes(b'quote,author\n"A, b",c\nd,e\n"f\ng",h\n'),
+        "txt": changed_bytes(b"One\nline.\n\nTwo.\n\nThree."),
+        "parquet": changed_bytes(table.getvalue()),
+    }
+    return st.one_of(*(st.tuples(st.just(lab.folder / f"rows.{end}"), each) for end, each in made.items()))
+
+
+def _use_rows(lab: Lab, path: Path, pictures: bool) -> None:
+    column = "text" if path.suffix == ".txt" else "quote"
+    data = Data("text-generation", "hub", 3, 4, hub=HUB, columns={"quote": column})
+    json_lines(file_rows(data, [path])).encode()
+
+
+_COMMANDS = {
+    "status": "{study} --runs {runs} --cache {cache}",
+    "check": "{study} --runs {runs} --cache {cache}",
+    "tables": "{study} --runs {runs} --out {out} --format terminal --format latex",
+    "diff": "{trial}/1 {trial}/2 --study {study} --runs {runs} --cache {cache}",
+    "interlab": "a={runs}/tiny/results.jsonl b={runs}/tiny.zip --json",
+    "unpack": "{runs}/tiny.zip --to {out}",
+    "pack": "{study} --runs {runs} --cache {cache} --out {out}/tiny.zip --quiet",
+}
+"""Commands on strangers' files, with their arguments."""
+_SLOWER = {
+    "figures": "{study} --runs {runs} --out {out}",
+    "report": "{study} --runs {runs} --out {out}",
+    "check": "{runs}/tiny.zip --cache {cache}",
+}
+
+
+def _of_commands(lab: Lab) -> st.SearchStrategy[tuple[Path, bytes]]:
+    """Make files of all kinds where commands look for them."""
+    trial = "runs/tiny/*/*/trial-1"
+    kinds = {
+        "tiny.toml": changed_toml,
+        "runs/tiny/results.jsonl": changed_lines,
+        "runs/tiny.zip": changed_bytes,
+        f"{trial}/trace.jsonl": changed_lines,
+        f"{trial}/*.json": changed_record,
+        f"{trial}/adapter/*.json": changed_json,
+        f"{trial}/adapter/*.safetensors": changed_tensors,
+    }
+    return st.one_of(*(_files(changed, pattern)(lab) for pattern, changed in kinds.items()))
+
+
+def _use_commands(lab: Lab, path: Path, pictures: bool) -> None:
+    use_commands(lab, pictures)
+
+
+def use_commands(lab: Lab, pictures: bool = False) -> None:
+    """Run commands that read a study, its results and its archive."""
+    places = {"study": lab.study, "runs": lab.runs, "cache": lab.cache, "out": lab.folder / "out"}
+    for name, arguments in (_SLOWER if pictures else _COMMANDS).items():
+        shutil.rmtree(places["out"], ignore_errors=True)
+        given = arguments.format(trial="tiny-neox/adamw-8bit", **places).split(" ")
+        done = run(name, *given)
+        if not isinstance(done.exception, KitError | OSError | SystemExit | None):
+            raise done.exception
+        assert printable(done.output) == done.output, ascii(done.output)
+
+
 def _archives(lab: Lab) -> st.SearchStrategy[tuple[Path, bytes]]:
     path, original = lab.folder / "stranger.zip", lab.archive.read_bytes()
     members = unpacked(original)
@@ -370,10 +495,10 @@ def _use_archive(lab: Lab, path: Path, pictures: bool) -> None:
 
 READERS = {
     "records": Reader(
-        _files(changed_record, "runs/tiny/*/*/trial-*/*.json", "runs/tiny/*/base/*.json"), _use_trial, 24
+        _files(changed_record, "runs/tiny/*/*/trial-*/*.json", "runs/tiny/*/base/*.json"), _use_trial, 20
     ),
-    "traces": Reader(_files(changed_lines, "runs/tiny/*/*/trial-1/trace.jsonl"), _use_trace, 12),
-    "results": Reader(_results, _use_results, 20),
+    "traces": Reader(_files(changed_lines, "runs/tiny/*/*/trial-1/trace.jsonl"), _use_trace, 10),
+    "results": Reader(_results, _use_results, 16),
     "attributions": Reader(_attribution, _use_attribution, 6),
     "archives": Reader(_archives, _use_archive, 10),
     "studies": Reader(_files(changed_toml, "tiny.toml"), _use_study, 10),
@@ -384,7 +509,10 @@ READERS = {
     "small files": Reader(
         _one("small.json", b'{"error": "x", "r": 8, "lora_alpha": 16, "pid": 1, "host": "h"}', changed_json),
         _use_small,
-        7,
+        6,
     ),
+    "models": Reader(_models, _use_model, 4),
+    "rows of data": Reader(_rows, _use_rows, 4),
+    "commands": Reader(_of_commands, _use_commands, 3),
 }
 """The readers of strangers' files, by the kind of file."""

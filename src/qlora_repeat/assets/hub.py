@@ -4,6 +4,7 @@ It uses huggingface_hub with the user's cache (``HF_HOME``), token (``HF_TOKEN``
 (``HF_HUB_OFFLINE``) and endpoint (``HF_ENDPOINT``).
 """
 
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,11 @@ from typing import Any
 from qlora_repeat.assets.pins import COMMIT, Pin, PinnedFile, RepositoryKind, needed_files
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
+from qlora_repeat.system.files import open_regular, read_file
 from qlora_repeat.system.hashing import file_digest
+
+_LONGEST_COMMIT = 100
+"""Bytes of a file that has a commit."""
 
 
 def hub_cache() -> Path:
@@ -69,7 +74,12 @@ def cached_files(hub: Hub, kind: RepositoryKind, command: str) -> tuple[str, dic
 
     folder = _repository_folder(hub, kind)
     reference = folder / "refs" / hub.revision
-    commit = reference.read_text("ascii", "replace").strip() if reference.is_file() else hub.revision
+    try:
+        commit = read_file(reference, _LONGEST_COMMIT, follow=True).decode("ascii", "replace").strip()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        commit = hub.revision
+    except (OSError, ValueError):
+        return None
     snapshot = folder / "snapshots" / commit
     if re.fullmatch(COMMIT, commit) is None or not snapshot.is_dir():
         return None
@@ -144,12 +154,13 @@ def require_access(hub: Hub, pin: Pin, command: str) -> None:
 
 
 def _verified(path: Path, expected: PinnedFile, hub: Hub, pin: Pin, command: str) -> PinnedFile:
-    from huggingface_hub.utils.sha import git_hash
-
     # For small files, a hub gives only the SHA-1 of Git's blob.
-    digest = file_digest(path)
-    found = digest if len(expected.digest) == 64 else git_hash(path.read_bytes())
-    if found != expected.digest or path.stat().st_size != expected.size:
+    digest = found = file_digest(path) if path.stat().st_size == expected.size else ""
+    if len(expected.digest) == 40 and digest:
+        with open_regular(path, follow=True) as file:
+            blob = hashlib.sha1(f"blob {expected.size}\0".encode(), usedforsecurity=False)
+            found = hashlib.file_digest(file, lambda: blob).hexdigest()
+    if found != expected.digest:
         raise MissingError(
             f"{path}: not the bytes of {hub.repository} at {pin.commit[:12]}, by the lock file or the hub; "
             f"delete it and {path.resolve()}, and run {command}"

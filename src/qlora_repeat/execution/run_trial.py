@@ -18,7 +18,7 @@ from qlora_repeat.study.trial import STAGES, BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import disk_error, require_space, restore_folder, write_json
-from qlora_repeat.system.printable import say
+from qlora_repeat.system.printable import printable, say
 from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
 
 
@@ -235,9 +235,12 @@ def _failure_noted(trial: Trial) -> Iterator[None]:
             yield
     except StoppedError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust
+            raise
         with contextlib.suppress(OSError):
-            write_json(trial.failure, {"time": now(), "error": f"{type(error).__name__}: {error}"})
+            text = printable(f"{type(error).__name__}: {error}")  # a lone surrogate could not be written
+            write_json(trial.failure, {"time": now(), "error": text})
         if isinstance(error, (KitError, AssertionError, TypeError, NameError, AttributeError)):
             raise
         raise StageError(f"{trial.name}: {type(error).__name__}: {error}; finished work is kept") from error

@@ -17,6 +17,8 @@ _OPEN = ConfigDict(strict=True, extra="allow")
 _CLOSED = ConfigDict(strict=True, extra="forbid")
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+MOST_POINTS = 1000
+"""Points of a loss curve; the kit records 30."""
 _Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Point = Annotated[tuple[_Epochs, float], Field(strict=False)]  # JSON has only lists
 
@@ -43,7 +45,7 @@ class _Finetuned(TypedDict):
     seeds: dict[str, Count]
     initial_loss: float
     final_loss: float
-    loss_curve: list[_Point]
+    loss_curve: Annotated[list[_Point], Field(max_length=MOST_POINTS)]
     diverged_at: Count | None
     skipped_steps: NotRequired[Count | None]
     train_seconds: float

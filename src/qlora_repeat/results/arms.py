@@ -62,6 +62,10 @@ class Arm:
         return [value for value in map(measure, self.done) if value is not None]
 
 
+MOST_OF_ARM, MOST_ARMS = 1000, 1000
+"""The most trials of an arm, and the most arms; no study has more."""
+
+
 def group_arms(results: Sequence[TrialResult], where: str = "collected results") -> list[Arm]:
     """Group results by model and optimizer, in their order; models that share a title get distinct titles.
 
@@ -75,6 +79,12 @@ def group_arms(results: Sequence[TrialResult], where: str = "collected results")
         name, count = Counter(trial.name for trial in own).most_common(1)[0]
         if count > 1:
             raise UsageError(f"{where}: trial {name} has {count} rows, expected one")
+        if len(own) > MOST_OF_ARM:
+            raise UsageError(
+                f"{where}: {name.rpartition('/')[0]} has {len(own)} trials; at most {MOST_OF_ARM}"
+            )
+    if len(trials) > MOST_ARMS:
+        raise UsageError(f"{where}: {len(trials)} models and optimizers; at most {MOST_ARMS}")
     titles = {model: own[0].model_title for (model, _), own in trials.items()}
     shared = {title for title, count in Counter(titles.values()).items() if count > 1}
     return [

@@ -13,13 +13,13 @@ import itertools
 import math
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, mean, median, stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from numpy import float64
+    from numpy import float64, int64
     from numpy.typing import NDArray
 
 LEVEL = 0.95
@@ -33,6 +33,10 @@ by ``benchmarks/coverage.py``."""
 
 MOST_ASSIGNMENTS = 10_000
 """Permutation tests use up to this many assignments (eight values in each arm), else a random sample."""
+_FEW = 100
+"""Values of two arms whose assignments are kept for the next test."""
+_MOST_DRAWN = 2_000_000
+"""Numbers that are drawn at once, in 16 MB."""
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 _TIED = 1e-12
 """Relative tolerance for sums of the same numbers in another order."""
@@ -246,9 +250,8 @@ def compare_ranks(values: Sequence[float], others: Sequence[float]) -> float | N
         np.array([bisect_left(pooled, each) + bisect_right(pooled, each) - len(pooled) for each in arm])
         for arm in ranked
     )
-    leaving, joining = _assignments(len(ours), len(theirs))
-    sums = ours.sum() - np.einsum("ij,j->i", leaving, ours) + np.einsum("ij,j->i", joining, theirs)
-    return float((abs(sums) >= abs(ours.sum())).mean())
+    out, into = _exchanged(ours, theirs)
+    return float((abs(ours.sum() - out + into) >= abs(ours.sum())).mean())
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -278,32 +281,57 @@ def _critical_ratios(ours: list[float], theirs: list[float]) -> "tuple[int, NDAr
     """
     import numpy as np
 
-    leaving, joining = _assignments(len(ours), len(theirs))
-    out = np.einsum("ij,j->i", leaving, np.array(ours))
-    into = np.einsum("ij,j->i", joining, np.array(theirs))
+    out, into = _exchanged(np.array(ours), np.array(theirs))
     tied = (out == 0) & (into == 0)
     with np.errstate(divide="ignore", over="ignore"):
         ratios = out[~tied] / into[~tied]
     return int(tied.sum()), np.sort(ratios)
 
 
-@functools.cache
-def _assignments(ours: int, theirs: int) -> "tuple[NDArray[float64], NDArray[float64]]":
-    """Return which of ours leave the first arm (1) and which of theirs join it: a row for each assignment.
+def _exchanged(
+    ours: "NDArray[float64]", theirs: "NDArray[float64]"
+) -> "tuple[NDArray[float64], NDArray[float64]]":
+    """Return the sums of ours that leave the first arm, and of theirs that join it, in each assignment."""
+    import numpy as np
 
-    The first row is the observed assignment.
+    few = len(ours) + len(theirs) <= _FEW
+    assignments = _few_assignments if few else _assignments
+    found = [
+        (np.einsum("ij,j->i", leaving, ours), np.einsum("ij,j->i", joining, theirs))
+        for leaving, joining in assignments(len(ours), len(theirs))
+    ]
+    out, into = (np.concatenate(sums) for sums in zip(*found, strict=True))
+    return out, into
+
+
+@functools.lru_cache(maxsize=4)
+def _few_assignments(ours: int, theirs: int) -> "list[tuple[NDArray[float64], NDArray[float64]]]":
+    return list(_assignments(ours, theirs))
+
+
+def _assignments(ours: int, theirs: int) -> "Iterator[tuple[NDArray[float64], NDArray[float64]]]":
+    """Yield which of ours leave the first arm (1) and which of theirs join it: a row for each assignment.
+
+    The first row is the observed assignment. Large arms need too much memory for all rows at once.
     """
     import numpy as np
 
     total = ours + theirs
+
+    def members(chosen: "NDArray[int64]") -> "tuple[NDArray[float64], NDArray[float64]]":
+        found = np.zeros((len(chosen), total))
+        np.put_along_axis(found, chosen, 1.0, axis=1)
+        return np.ascontiguousarray(1 - found[:, :ours]), np.ascontiguousarray(found[:, ours:])
+
     if math.comb(total, ours) <= MOST_ASSIGNMENTS:
-        chosen = np.array(list(itertools.combinations(range(total), ours)))
-    else:
-        drawn = np.random.default_rng(0).random((MOST_ASSIGNMENTS - 1, total)).argsort(axis=1)[:, :ours]
-        chosen = np.vstack([np.arange(ours), drawn])
-    members = np.zeros((len(chosen), total))
-    np.put_along_axis(members, chosen, 1.0, axis=1)
-    return np.ascontiguousarray(1 - members[:, :ours]), np.ascontiguousarray(members[:, ours:])
+        yield members(np.array(list(itertools.combinations(range(total), ours))))
+        return
+    draws, left, observed = np.random.default_rng(0), MOST_ASSIGNMENTS - 1, np.arange(ours)[None]
+    while left:
+        count = min(left, max(1, _MOST_DRAWN // total))
+        drawn = draws.random((count, total)).argsort(axis=1)[:, :ours]
+        yield members(np.vstack([observed, drawn]))
+        left, observed = left - count, observed[:0]
 
 
 def _normal_quantile(level: float) -> float:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.records.record_schema import Count
+from qlora_repeat.records.record_schema import MOST_POINTS, Count
 from qlora_repeat.study.old_spelling import respelled
+from qlora_repeat.study.study import MOST_TRIALS
 from qlora_repeat.system.files import parse_json, read_lines, write_text
 from qlora_repeat.system.typed_json import first_problem
 
@@ -28,6 +29,11 @@ def _is_point(point: list[float]) -> list[float]:
     if len(point) != 2 or not 0 <= point[0] < math.inf:
         raise ValueError("expected [epochs, loss]")
     return point
+
+
+_Words = Annotated[str, Field(max_length=2000)]
+"""A name of a study or in it."""
+_Point = Annotated[list[float], AfterValidator(_is_point)]
 
 
 @with_config(_STRICT)
@@ -51,12 +57,12 @@ class Response:
 class TrialResult:
     """One trial and what its four stages measured (None if not measured)."""
 
-    study: str
-    task: str
+    study: _Words
+    task: _Words
     """``text-generation`` or ``question-answering``."""
-    model: str
-    model_title: str
-    optimizer: str
+    model: _Words
+    model_title: _Words
+    optimizer: _Words
     """``adamw-8bit`` or ``adamw-32bit``; after +, the version whose quantization map its 8-bit state has."""
     trial: Count
     """Number from 1; the paper's run number."""
@@ -66,12 +72,12 @@ class TrialResult:
     """What has changed since a stale trial, if its values were collected on request."""
     stale_base_inputs: list[str] = field(default_factory=list)
     """The same for the values of the base model."""
-    randomness: str | None = None
+    randomness: _Words | None = None
     """Name of the randomness profile."""
     free_sources: list[str] | None = None
     """What may make the trials of an arm differ: sources without a common seed, and nondeterministic
     ``kernels``; None if unknown."""
-    counterpart: str | None = None
+    counterpart: _Words | None = None
     """The paper's model that this one is compared with."""
     perplexity: float | None = None
     """exp(total negative log-likelihood / tokens) of the merged model on the test examples (equation 1)."""
@@ -88,7 +94,7 @@ class TrialResult:
     base_accuracy: float | None = None
     initial_loss: float | None = None
     final_loss: float | None = None
-    loss_curve: list[Annotated[list[float], AfterValidator(_is_point)]] = field(default_factory=list)
+    loss_curve: Annotated[list[_Point], Field(max_length=MOST_POINTS)] = field(default_factory=list)
     """Points of [epochs done, mean loss of the steps since the last point]."""
     diverged_at: Count | None = None
     """The first step whose loss was not finite, if any."""
@@ -155,6 +161,8 @@ def read_results(path: Path) -> list[TrialResult]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{path}: not readable ({reason}); run `qlora-repeat collect` again") from None
+    if len(lines) > MOST_TRIALS + 1:
+        raise UsageError(f"{path}: {len(lines):,} lines; a study has at most {MOST_TRIALS:,} trials")
     return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -25,9 +25,13 @@ from qlora_repeat.errors import MissingError
 LARGEST_JSON = 20_000_000
 """Bytes; every JSON file that the kit writes is smaller."""
 LARGEST_LINES = 100_000_000
-"""Bytes of a file with one JSON value for each line: a trace, collected results, or data."""
+"""Bytes of a file with one JSON value for each line: a trace, or collected results."""
+LARGEST_ROWS = 1_000_000_000
+"""Bytes of the rows of a data set, all of which are in memory."""
 _MOST_VALUES = 4_000_000
 """Values in a file of JSON, which need up to 100 bytes each in memory."""
+_MOST_LINES = 500_000
+"""Lines of such a file, each of which becomes an object."""
 _DEEPEST = 100
 """Levels of nested values; the kit writes fewer than ten."""
 _LARGEST_INTEGER = 2**64 - 1
@@ -135,6 +139,8 @@ def _open_regular(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
             raise OSError(errno.ELOOP, "a link, which is not followed", str(path)) from None
+        if error.errno == errno.ENXIO:  # a FIFO that nobody reads
+            raise OSError(errno.ENXIO, "not a regular file", str(path)) from None
         raise
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
@@ -169,6 +175,8 @@ def read_lines(path: Path, *, follow: bool = False) -> str:
     """
     content = read_file(path, LARGEST_LINES, follow=follow)
     _require_few_values(content)
+    if content.count(b"\n") > _MOST_LINES:
+        raise ValueError(f"more than {_MOST_LINES:,} lines")
     return content.decode("utf-8")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,21 @@ def _proc_bytes(file: str, key: str) -> int | None:
     """Return a value of a file in /proc, in bytes."""
     found = re.search(rf"^{key}:\s+(\d+) kB", Path(file).read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
+
+
+@contextlib.contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Let this process allocate at most `size` more bytes in the block; libraries then raise an error.
+
+    For libraries that read files of strangers, which may be small and expand.
+    """
+    before, now = resource.getrlimit(resource.RLIMIT_DATA), _proc_bytes("/proc/self/status", "VmData") or 0
+    lower = min([now + size, *(limit for limit in before if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (lower, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,13 @@ from qlora_repeat.system.files import read_json
 _T = TypeVar("_T")
 
 
-def read_as(kind: TypeAdapter[_T], path: Path, advice: str) -> _T:
+def read_as(kind: TypeAdapter[_T], path: Path, advice: str, *, follow: bool = False) -> _T:
     """Read JSON of any origin that must have a type, as `read_json`.
 
     Raises:
         MissingError: also if the value does not have that type; names the key.
     """
-    value = read_json(path, advice)
+    value = read_json(path, advice, follow=follow)
     try:
         return kind.validate_python(value)
     except ValidationError as error:

@@ -30,6 +30,9 @@ BASELINE, REPEAT, JOINT, NUDGE, OTHER = "baseline", "repeat", "joint", "nudge", 
 """Conditions that free no single source: first levels of all sources; their first trial again; second levels
 of all sources; one weight of the initial adapter moved; the other optimizer."""
 
+MOST_REPLICATES = 200
+"""The most trials of a condition."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -92,7 +95,7 @@ class Measurements:
     """The freed sources, in order."""
     pairs: list[list[Freed]]
     """Pairs of sources that were also freed together."""
-    replicates: Annotated[int, Field(ge=2)]
+    replicates: Annotated[int, Field(ge=2, le=MOST_REPLICATES)]
     steps: int
     one_ulp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Upper bound of a unit in the last place of an initial weight of the adapter."""
