@@ -110,6 +110,16 @@ def test_a_tokenizer_without_a_limit_of_length_is_read(tmp_path: Path) -> None:
         refuse_code(tmp_path, [path.name], "model m")
 
 
+def test_the_largest_tokenizers_in_use_are_read(tmp_path: Path) -> None:
+    vocabulary = {f"token {number:06}": number for number in range(262_144)}
+    merges = [[f"{number:06}", "b"] for number in range(514_906)]
+    content = {"model": {"vocab": vocabulary, "merges": merges}}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content, indent=2))
+    assert 30_000_000 < path.stat().st_size < 40_000_000
+    refuse_code(tmp_path, [path.name], "model m")
+
+
 def test_transformers_is_never_allowed_to_run_code_of_a_repository() -> None:
     calls = 0
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:

@@ -583,5 +583,7 @@ def test_what_is_read_is_limited(tmp_path: Path) -> None:
         path.write_bytes(b"[" + part)
         with pytest.raises(ValueError, match="more than 4,000,000 values"):
             read_lines(path)
+        if part.isspace():
+            continue  # a tokenizer may have a line for each token
         with pytest.raises(MissingError, match="more than 4,000,000 values"):
             read_json(path, "fetch it")

@@ -13,6 +13,8 @@ from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.system.files import read_json
 
 _OTHER_REVISION = "the study file must name another revision of its model"
+_LARGEST = 40_000_000
+"""Bytes of a file; a tokenizer with 262,144 tokens needs more than 30 MB."""
 _NO_LIMIT = int(1e30)
 """What transformers writes into tokenizer_config.json where texts may have any length."""
 
@@ -62,7 +64,7 @@ def refuse_code(folder: Path, names: Iterable[str], owner: str) -> None:
         MissingError: one of them names code, or cannot be read.
     """
     for name in sorted(name for name in names if name.endswith(".json")):
-        content = read_json(folder / name, _OTHER_REVISION, follow=True, largest=_NO_LIMIT)
+        content = read_json(folder / name, _OTHER_REVISION, follow=True, largest=_NO_LIMIT, limit=_LARGEST)
         if name in CONFIGURATIONS and not isinstance(content, dict):
             raise MissingError(f"{owner}: {name}: expected an object with keys; {_OTHER_REVISION}")
         if key := code_key(content, is_vocabulary=name in VOCABULARIES):

@@ -174,27 +174,34 @@ def read_lines(path: Path, *, follow: bool = False) -> str:
         ValueError: it is not in UTF-8, or it has more bytes or values than any such file of the kit.
     """
     content = read_file(path, LARGEST_LINES, follow=follow)
-    _require_few_values(content)
+    _require_few_values(content, b",[{\n")
     if content.count(b"\n") > _MOST_LINES:
         raise ValueError(f"more than {_MOST_LINES:,} lines")
     return content.decode("utf-8")
 
 
-def _require_few_values(content: bytes) -> None:
-    if sum(content.count(each) for each in (b",", b"[", b"{", b"\n")) > _MOST_VALUES:
+def _require_few_values(content: bytes, separators: bytes = b",[{") -> None:
+    if sum(map(content.count, separators)) > _MOST_VALUES:
         raise ValueError(f"more than {_MOST_VALUES:,} values")
 
 
-def read_json(path: Path, advice: str, *, follow: bool = False, largest: int = _LARGEST_INTEGER) -> Any:
+def read_json(
+    path: Path,
+    advice: str,
+    *,
+    follow: bool = False,
+    largest: int = _LARGEST_INTEGER,
+    limit: int | None = None,
+) -> Any:
     """Read JSON of any origin; an error ends with `advice`, which says what to do.
 
-    `follow` as in `open_regular`, `largest` as in `parse_json`.
+    `follow` as in `open_regular`, `largest` as in `parse_json`, `limit` as in `read_file`, or LARGEST_JSON.
 
     Raises:
         MissingError: the file is missing, or `read_file` or `parse_json` refuses it.
     """
     try:
-        return parse_json(read_file(path, LARGEST_JSON, follow=follow), largest=largest)
+        return parse_json(read_file(path, limit or LARGEST_JSON, follow=follow), largest=largest)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise MissingError(f"{path}: cannot be read ({reason}); {advice}") from None
