@@ -306,6 +306,28 @@ def test_a_file_over_the_size_limit_leaves_the_old_text(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_could_not_be_appended_is_not_written_later(tmp_path: Path) -> None:
+    """A rest in a buffer would be written at the end, perhaps after what the next attempt wrote."""
+    script = """
+import pathlib, resource, sys
+from qlora_repeat.system.files import append_to, write_whole
+file = append_to(pathlib.Path(sys.argv[1]))
+write_whole(file, b"whole")
+most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (8, most))
+try:
+    write_whole(file, b"long line")
+except OSError as error:
+    print(error.strerror)
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+file.close()
+"""
+    path = tmp_path / "trace"
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    assert done.stdout == "File too large\n", done.stderr
+    assert path.read_text() == "wholelon"
+
+
 @pytest.mark.parametrize("failure", FAILURES)
 def test_an_interruption_leaves_the_old_text(
     failure: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
