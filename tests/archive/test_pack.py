@@ -436,6 +436,13 @@ def test_an_existing_folder_is_not_overwritten(lab: Lab) -> None:
     assert folder_digests(lab.runs) == before
 
 
+def test_an_empty_folder_is_used(lab: Lab) -> None:
+    """A process that is killed at the end of unpacking may leave one."""
+    (lab.folder / "empty").mkdir()
+    assert run("unpack", lab.archive, "--to", lab.folder / "empty").exit_code == 0
+    assert (lab.folder / "empty" / "SHA256SUMS").is_file()
+
+
 # Archives from elsewhere. Each test changes one thing and keeps everything else consistent.
 
 

@@ -1,5 +1,6 @@
 """Fine-tunings that are killed at every step and file change resume to the same bits."""
 
+import errno
 import functools
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from support.trials import outputs
 
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.trace import read_trace
-from qlora_repeat.stages.checkpoint import read_sealed
+from qlora_repeat.stages.checkpoint import begin, checkpoint_folders, read_sealed, reopen
 from qlora_repeat.stages.trainer import TracingTrainer
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.hashing import weights_digest
@@ -196,6 +197,23 @@ def test_with_other_settings_it_starts_over(arena: Arena) -> None:
     assert arena.start(name, "whole") == 0
     assert outputs(arena.trial(name, "killed"))["resumed_from"] is None
     assert_same(arena.trial(name, "killed"), arena.trial(name, "whole"))
+
+
+def test_a_new_start_inherits_no_checkpoint_that_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "unfinished"
+    begin(folder, {"alpha": 16}, {"dropout": 1}, 1)
+    (folder / "step-2").mkdir()
+
+    def broken(*arguments: Any, **more: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for call in ("rmdir", "unlink"):
+        monkeypatch.setattr(os, call, broken)
+    begin(folder, {"alpha": 32}, {"dropout": 1}, 1)
+    assert reopen(folder, {"alpha": 32}, None) is not None
+    assert checkpoint_folders(folder) == []
 
 
 def test_an_older_adapter_stays_until_the_new_one_is_complete(arena: Arena) -> None:

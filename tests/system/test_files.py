@@ -22,12 +22,12 @@ from qlora_repeat.system import files
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import (
     SET_TMPDIR,
+    append_to,
     disk_error,
     disk_errors,
     make_folder,
     move_folder,
     new_folder,
-    open_log,
     open_regular,
     parse_json,
     read_file,
@@ -307,6 +307,28 @@ def test_a_file_over_the_size_limit_leaves_the_old_text(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_could_not_be_appended_is_not_written_later(tmp_path: Path) -> None:
+    """A rest in a buffer would be written at the end, perhaps after what the next attempt wrote."""
+    script = """
+import pathlib, resource, sys
+from qlora_repeat.system.files import append_to, write_whole
+file = append_to(pathlib.Path(sys.argv[1]))
+write_whole(file, b"whole")
+most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (8, most))
+try:
+    write_whole(file, b"long line")
+except OSError as error:
+    print(error.strerror)
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+file.close()
+"""
+    path = tmp_path / "trace"
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    assert done.stdout == "File too large\n", done.stderr
+    assert path.read_text() == "wholelon"
+
+
 @pytest.mark.parametrize("failure", FAILURES)
 def test_an_interruption_leaves_the_old_text(
     failure: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -561,10 +583,10 @@ def test_only_a_regular_file_is_a_log(tmp_path: Path) -> None:
     """A stranger's folder of results may have a link or a FIFO in place of a log."""
     for path in odd_files(tmp_path).values():
         with pytest.raises(OSError, match=path.name):
-            open_log(path).close()
+            append_to(path).close()
     assert (tmp_path / "secret").read_text() == "secret"
     for text in (b"one", b"two"):
-        with open_log(tmp_path / "log.txt") as file:
+        with append_to(tmp_path / "log.txt") as file:
             file.write(text)
     assert (tmp_path / "log.txt").read_bytes() == b"onetwo"
 

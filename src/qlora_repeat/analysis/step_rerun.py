@@ -6,7 +6,6 @@ kernels and threads belong to a process. Both sides begin the step with equal bi
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.study.trial import Progress, Trial
-from qlora_repeat.system.files import TEMPORARY, write_text
+from qlora_repeat.system.files import TEMPORARY, delete_folder, discard, write_text
 from qlora_repeat.system.fingerprint import fingerprint, fingerprint_differences
 
 Watch = Callable[[Sequence[Job], int], AbstractContextManager[Watcher]]
@@ -92,7 +91,7 @@ def find_operations(diff: TrialDiff, trials: Sequence[Trial], watch: Watch) -> O
         found = _run_again(sides, trials, scratch, divergence.step, watch)
     finally:
         if found is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            discard(scratch)
     return found
 
 
@@ -125,7 +124,7 @@ def _run_again(
             return Operations(step, first_difference(first, second), (len(first), len(second)))
         step = now.step  # earlier, because the records have no digest of every step
         for job in jobs:
-            shutil.rmtree(job.trial.folder)  # its checkpoint is of a later step
+            delete_folder(job.trial.folder)  # its checkpoint is of a later step
         jobs = [replace(job, step=step) for job in jobs]
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from qlora_repeat.render.html import render_html
 from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.files import write_json, write_text
+from qlora_repeat.system.files import delete_folder, write_json, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
 from qlora_repeat.system.private_folder import is_private, make_private
 from qlora_repeat.system.typed_json import read_as
@@ -157,7 +156,7 @@ def verify_study(
         place = folder / f"study-{design[:16]}"
         make_private(folder)
         if not is_private(place):  # verdicts in it may be planted
-            shutil.rmtree(place, ignore_errors=True)
+            delete_folder(place)
         make_private(place)
         trials = []
         for name in names if steps is not None else whole:

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.system.files import SET_TMPDIR, disk_errors, read_file, temporary_folder
+from qlora_repeat.system.files import (
+    SET_TMPDIR,
+    disk_errors,
+    read_file,
+    remove,
+    temporary_folder,
+    write_bytes,
+    write_text,
+)
 
 NAMESPACE = "qlora-repeat"
 """Signatures for another purpose, such as Git commits, do not count (PROTOCOL.sshsig)."""
@@ -36,7 +44,7 @@ def sign(archive: Path, key: Path) -> Path:
     """
     require_key(key)
     target = signature_file(archive)
-    target.unlink(missing_ok=True)  # ssh-keygen asks before it replaces a file
+    remove(target)  # ssh-keygen asks before it replaces a file
     named = ["-n", NAMESPACE, str(archive.absolute())]  # a relative name may begin with a dash
     done = _ssh_keygen(["-Y", "sign", "-q", "-f", str(key), *named], ask=True)
     if done.returncode != 0 or not target.is_file():
@@ -80,8 +88,8 @@ def check_signature(archive: Path, signer: Path) -> str:
         raise MissingError(f"{signature}: not a readable signature ({error})") from None
     with temporary_folder() as folder, disk_errors(folder, SET_TMPDIR):
         keys, copy = folder / "allowed_signers", folder / "signature"
-        keys.write_text(allowed, encoding="utf-8")
-        copy.write_bytes(content)  # what is checked cannot change between the two calls
+        write_text(keys, allowed)
+        write_bytes(copy, content)  # what is checked cannot change between the two calls
         named = ["-n", NAMESPACE, "-s", str(copy)]
         valid = _ssh_keygen(["-Y", "check-novalidate", *named], archive)
         if valid.returncode != 0:

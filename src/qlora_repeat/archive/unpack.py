@@ -49,14 +49,15 @@ class Unpacked:
 
 
 def unpack(path: Path, folder: Path, report: ByteReport) -> Unpacked:
-    """Unpack an archive to a new folder, after all checks.
+    """Unpack an archive to a new or empty folder, after all checks.
 
     Raises:
-        UsageError: the folder exists, or somebody makes it during unpacking; it stays as it is.
+        UsageError: the folder has files, or somebody makes it during unpacking; it stays as it is.
         MissingError: the file is not an archive of `pack`, or the disk is full; then no folder is left.
     """
     other = "give another folder with --to"
-    if os.path.lexists(folder):
+    is_empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+    if os.path.lexists(folder) and not is_empty:
         raise UsageError(f"{folder}: already exists; {other}")
     try:
         with disk_errors(folder, other), new_folder(folder, replace=False) as made:

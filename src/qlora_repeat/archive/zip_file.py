@@ -4,6 +4,7 @@ Files are sorted by name and have one date. They are stored without compression:
 compressor would give other bytes, and a reader need not trust any size. Readers trust nothing.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -22,7 +23,7 @@ from typing import IO, BinaryIO
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import KeptFile
 from qlora_repeat.study.workspace import ARCHIVE_MARK
-from qlora_repeat.system.files import make_folder, new_file, open_regular
+from qlora_repeat.system.files import create, make_folder, new_file, open_regular
 from qlora_repeat.system.zip_format import Header, directory, local_header, open_zip
 
 SUMS = "SHA256SUMS"
@@ -117,13 +118,14 @@ def write_archive(path: Path, entries: Iterable[Entry], report: ByteReport) -> N
         file.write(directory(headers, file.tell()))
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> tuple[KeptFile, int]:
-    """Copy a file and return its digest and size, and its CRC-32."""
+def _copy(source: IO[bytes], target: IO[bytes] | None) -> tuple[KeptFile, int]:
+    """Copy a file, if there is a target, and return its digest and size, and its CRC-32."""
     digest, size, crc = hashlib.sha256(), 0, 0
     while block := source.read(_BLOCK):
         digest.update(block)
         crc = zlib.crc32(block, crc)
-        target.write(block)
+        if target is not None:
+            target.write(block)
         size += len(block)
     return KeptFile(digest.hexdigest(), size), crc
 
@@ -159,14 +161,14 @@ def extract(path: Path, folder: Path, report: ByteReport) -> Extracted:
             found, ignored = dict[str, KeptFile](), list[str]()
             done, total = 0, sum(info.file_size for info in infos.values())
             for name, info in sorted(infos.items()):
-                if _EARLIER.fullmatch(name):
-                    ignored.append(name)
-                    target = Path(os.devnull)
-                else:
-                    target = folder / name
-                    make_folder(target.parent)
-                with archive.open(info) as source, target.open("wb" if name in ignored else "xb") as written:
-                    found[name], _ = _copy(source, written)
+                with archive.open(info) as source, contextlib.ExitStack() as opened:
+                    target = None
+                    if _EARLIER.fullmatch(name):
+                        ignored.append(name)
+                    else:
+                        make_folder((folder / name).parent)
+                        target = opened.enter_context(create(folder / name))
+                    found[name], _ = _copy(source, target)
                 if name != SUMS and found[name].sha256 != sums[name]:
                     raise ValueError(f"{name} does not have the checksum that {SUMS} gives")
                 report(done := done + info.file_size, total)

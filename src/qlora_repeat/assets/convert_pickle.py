@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from qlora_repeat.system.files import open_regular, parse_json, read_file
+from qlora_repeat.system.files import open_regular, parse_json, read_file, write_text
 from qlora_repeat.system.safetensors_file import INDEX as MADE_INDEX
 from qlora_repeat.system.safetensors_file import index_text
 from qlora_repeat.system.zip_format import open_zip
@@ -40,7 +40,7 @@ def convert(source: Path, target: Path, names: Collection[str]) -> None:
         raise ValueError(f"{INDEX}: expected weight_map, an object with keys")
     if absent := sorted(indexed.keys() - set().union(*made.values())):
         raise ValueError(f"no shard has {absent[0]}, which {INDEX} names")
-    (target / MADE_INDEX).write_text(index_text(target, list(made)), encoding="utf-8")
+    write_text(target / MADE_INDEX, index_text(target, list(made)))
 
 
 def _tensors(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A copy is a folder with a manifest. Its name has the digest of everything that i
 complete, verified, and safe to delete. Making it again takes far longer than reading it.
 """
 
-import shutil
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import accumulate, pairwise
@@ -14,7 +14,7 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, load_model, load_quantized
 from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text, part_rows, row_text
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.files import new_folder, parse_json, read_file, write_json
+from qlora_repeat.system.files import delete_folder, new_folder, parse_json, read_file, write_json
 from qlora_repeat.system.fingerprint import fingerprint, machine_digest, packages
 from qlora_repeat.system.hashing import MANIFEST, folder_digests, json_digest, known_digest
 from qlora_repeat.system.printable import say
@@ -99,7 +99,8 @@ def has_copy(folder: Path) -> bool:
         damaged = [MANIFEST]
     if damaged:
         say(f"{folder / damaged[0]}: its content has changed; it is written again", error=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            delete_folder(folder)
     return not damaged
 
 

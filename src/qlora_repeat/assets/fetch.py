@@ -5,7 +5,6 @@ It is separate from the modules that use the cache, because those count in the c
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection
@@ -49,7 +48,15 @@ from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.randomness import draw_seed
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive
-from qlora_repeat.system.files import megabytes, new_folder, require_space, write_json, write_text
+from qlora_repeat.system.files import (
+    discard,
+    megabytes,
+    new_folder,
+    require_space,
+    symlink,
+    write_json,
+    write_text,
+)
 from qlora_repeat.system.hashing import MANIFEST, file_digest, folder_digests, text_digest
 from qlora_repeat.system.safetensors_file import check_weights
 
@@ -224,7 +231,7 @@ def _fetch_item(workspace: Workspace, missing: Missing) -> None:
     item, pin = missing.item, missing.pin
     folder = made_folder(workspace, item.folder_kind, item.source, pin)
     for left in folder.parent.glob(f".{folder.name}.*"):  # from a killed fetch
-        shutil.rmtree(left)
+        discard(left)
     command = fetch_command(workspace, item)
     if item.hub is not None and pin is not None:
         if item.kind == "base":  # before gigabytes of weights are downloaded
@@ -299,7 +306,7 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> Pin:
     for name in pin.files:
         if name not in pickled:
             target = (snapshot / name).resolve()
-            (folder / name).symlink_to(os.path.relpath(target, folder.parent.resolve() / folder.name))
+            symlink(folder / name, os.path.relpath(target, folder.parent.resolve() / folder.name))
     if pickled:
         module = "qlora_repeat.assets.convert_pickle"
         command = [sys.executable, "-P", "-m", module, str(snapshot), str(folder), *pickled]

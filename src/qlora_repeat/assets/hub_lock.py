@@ -15,7 +15,7 @@ from qlora_repeat.errors import BusyError, MissingError
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive
-from qlora_repeat.system.files import write_json
+from qlora_repeat.system.files import make_folder, write_json
 
 WAIT_SECONDS = 10.0
 """How long a process waits for another one that adds a pin."""
@@ -79,7 +79,7 @@ class LockFile:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Wait for other processes that add pins, so that no pin is lost."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with tempfile.TemporaryFile(dir=self.path.parent), contextlib.ExitStack() as held:
             last_try = time.monotonic() + WAIT_SECONDS
             beside = self.path.with_name(f".{self.path.name}.json")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError
 from qlora_repeat.study.trial import Progress
-from qlora_repeat.system.files import disk_error, open_log
+from qlora_repeat.system.files import append_to, disk_error, make_folder
 from qlora_repeat.system.gpus import on_cpu, visible_gpus
 from qlora_repeat.system.signals import defer, deferrable, signals_blocked, stop_if_requested, stop_on_signals
 
@@ -165,8 +165,8 @@ def _ready(running: list[_Child]) -> list[_Child]:
 
 
 def _start(context: Any, job: Job, gpu: str | None, watcher: Watcher) -> _Child:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    open_log(job.log).close()  # fails here, with one line, if the folder is not writable
+    make_folder(job.log.parent)
+    append_to(job.log).close()  # fails here, with one line, if the folder is not writable
     ours, theirs = context.Pipe(duplex=False)
     chosen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     # The server has the environment of the first run of this process; this may be another one.
@@ -197,7 +197,7 @@ def _work(pipe: connection.Connection, environment: dict[str, str], job: Job) ->
     """Run a job in its process, with all output in its log."""
     # Ctrl-C reaches the whole process group; the parent stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with open_log(job.log) as file:
+    with append_to(job.log) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,15 @@ from qlora_repeat.stages import merge
 from qlora_repeat.study.trial import STAGES, BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
 from qlora_repeat.system.file_lock import exclusive
-from qlora_repeat.system.files import disk_error, require_space, restore_folder, write_json
+from qlora_repeat.system.files import (
+    delete_folder,
+    discard,
+    disk_error,
+    remove,
+    require_space,
+    restore_folder,
+    write_json,
+)
 from qlora_repeat.system.printable import printable, say
 from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
 
@@ -67,7 +74,7 @@ def run_trial(
                 # --force would repeat the finished stages; only a fine-tuning resumes from a checkpoint.
                 without = " without --force" if force and stage != "finetune" else ""
                 raise StoppedError(f"{error}; run the same command{without} to resume") from None
-        trial.failure.unlink(missing_ok=True)
+        remove(trial.failure)
         finished = all(state.state == "done" for state in stage_states(trial).values())
         if delete_merged or (finished and not trial.study.keep_merged):
             merge.delete_merged(trial)
@@ -90,12 +97,9 @@ def _clean(trial: Trial) -> None:
         for left in trial.folder.glob(name):
             if left.name.startswith(f".{trial.lock.name}"):
                 continue
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+            discard(left)
     if has_ended(trial):
-        shutil.rmtree(trial.unfinished, ignore_errors=True)
+        delete_folder(trial.unfinished)
 
 
 def run_base_test(test: BaseTest, progress: Progress) -> None:
@@ -106,6 +110,8 @@ def run_base_test(test: BaseTest, progress: Progress) -> None:
         StageError: the test failed.
     """
     with exclusive(test.lock, test.name), stop_not_hidden():
+        for left in test.record.parent.glob(f".{test.record.name}.*"):  # of a killed process
+            discard(left)
         if base_state(test).state == "done":
             return
         from qlora_repeat.stages.evaluate import evaluate_base
@@ -157,9 +163,7 @@ def _run_stage(
             with named_operation(trial.model_name):
                 outputs |= measure(trial, stoppable, upstream["seeds"])
     if stage == "finetune" and until_step is None:
-        done = trial.folder / f".{trial.unfinished.name}.done"
-        trial.unfinished.rename(done)  # a partly deleted folder would look like a damaged checkpoint
-        shutil.rmtree(done, ignore_errors=True)
+        delete_folder(trial.unfinished)
 
 
 def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale: bool) -> None:
@@ -243,4 +247,7 @@ def _failure_noted(trial: Trial) -> Iterator[None]:
             write_json(trial.failure, {"time": now(), "error": text})
         if isinstance(error, (KitError, AssertionError, TypeError, NameError, AttributeError)):
             raise
-        raise StageError(f"{trial.name}: {type(error).__name__}: {error}; finished work is kept") from error
+        what = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno is not None:
+            what = disk_error(error)
+        raise StageError(f"{trial.name}: {what}; finished work is kept") from error

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError, StageError
-from qlora_repeat.system.files import temporary_folder, write_bytes, write_text
+from qlora_repeat.system.files import remove, temporary_folder, write_bytes, write_text
 
 INSTALL_LATEX = (
     "install the Debian packages texlive-latex-base texlive-latex-recommended texlive-latex-extra "
@@ -33,7 +33,7 @@ def compile_paper(folder: Path) -> Path:
             if not re.search(r"Rerun (LaTeX|to get)", log):
                 break
         write_bytes(folder / "all.pdf", (work / "all.pdf").read_bytes())
-    (folder / "all.log").unlink(missing_ok=True)  # of an earlier failure
+    remove(folder / "all.log")  # of an earlier failure
     return folder / "all.pdf"
 
 

@@ -27,7 +27,7 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import exclusive, read_lock, remove_ended
-from qlora_repeat.system.files import write_json
+from qlora_repeat.system.files import make_folder, write_json
 from qlora_repeat.system.fingerprint import command_output
 from qlora_repeat.system.gpus import on_cpu
 from qlora_repeat.system.hashing import file_digest
@@ -195,7 +195,7 @@ def submit(
         before = before if before in queue.waiting_or_running else ""
         if not names and (not queued or before):
             return {}, before or None
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         beside = [workspace.file.parent, workspace.lock.parent]
         kit = launcher(cluster, request, [workspace.runs, workspace.cache, out, *beside])
         image = image_of(cluster)

@@ -8,17 +8,26 @@ follow from the seeds and the step.
 
 import contextlib
 import hashlib
-import os
 import re
-import shutil
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
-from qlora_repeat.system.files import LARGEST_LINES, json_text, new_folder, parse_json, read_file, write_text
+from qlora_repeat.system.files import (
+    LARGEST_LINES,
+    delete_folder,
+    flush,
+    new_folder,
+    parse_json,
+    read_file,
+    remove,
+    truncate,
+    write_json,
+)
 from qlora_repeat.system.hashing import file_digest, json_digest
 from qlora_repeat.system.printable import say
 from qlora_repeat.system.safetensors_file import read_weights
@@ -103,18 +112,17 @@ def begin(folder: Path, inputs: dict[str, Any], seeds: dict[str, int], digest_ev
     """Start a fine-tuning in a folder; delete what is there."""
     if (folder / "trace.jsonl").exists():
         say(f"{folder}: starting over, because settings, data, code or seeds changed", error=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    delete_folder(folder)  # an error must not leave its checkpoints to another fine-tuning
     start = {"inputs": json_digest(inputs), "seeds": seeds, "digest_every": digest_every}
     write_sealed(folder / "start.json", start)
     return Unfinished(folder, seeds, digest_every)
 
 
-def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: IO[str]) -> None:
+def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: FileIO) -> None:
     """Write a checkpoint, which covers the trace so far, and delete older ones."""
     from safetensors.torch import save_file
 
-    trace.flush()
-    os.fsync(trace.fileno())
+    flush(trace)
     path = unfinished.folder / f"step-{checkpoint.step}"
     with new_folder(path) as folder:
         save_file(checkpoint.adapter, folder / "adapter.safetensors")
@@ -122,16 +130,11 @@ def save_checkpoint(unfinished: Unfinished, checkpoint: Checkpoint, trace: IO[st
         rest = {key: value for key, value in vars(checkpoint).items() if key not in ("adapter", "optimizer")}
         files = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
         position = {"bytes": unfinished.trace.stat().st_size, "sha256": file_digest(unfinished.trace)}
-        # Not by `write_sealed`, because `new_folder` syncs it to disk with the others.
-        sealed = _sealed({**rest, "files": files, "trace": position})
-        (folder / "checkpoint.json").write_text(sealed, encoding="utf-8")
+        write_sealed(folder / "checkpoint.json", {**rest, "files": files, "trace": position})
     for older in checkpoint_folders(unfinished.folder):
-        if older != path:  # rename first: a partly deleted folder would look damaged
-            gone = older.with_name(f".{older.name}.old")
-            shutil.rmtree(gone, ignore_errors=True)
+        if older != path:
             with contextlib.suppress(OSError):
-                os.replace(older, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+                delete_folder(older)
 
 
 def load_checkpoint(unfinished: Unfinished) -> Checkpoint | None:
@@ -148,7 +151,7 @@ def load_checkpoint(unfinished: Unfinished) -> Checkpoint | None:
             continue
         tensors = {name: read_weights(path / f"{name}.safetensors") for name in _TENSORS}
         return Checkpoint(**{**content, **tensors})
-    unfinished.trace.unlink(missing_ok=True)
+    remove(unfinished.trace)
     return None
 
 
@@ -165,7 +168,7 @@ def _cut_back(trace: Path, bytes: int, sha256: str) -> bool:
     """Cut the trace to its first `bytes`; return False if they do not have this digest."""
     if not begins_so(trace, bytes, sha256):
         return False
-    os.truncate(trace, bytes)
+    truncate(trace, bytes)
     return True
 
 
@@ -186,11 +189,7 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
     """Write JSON with its own digest."""
-    write_text(path, _sealed(content))
-
-
-def _sealed(content: dict[str, Any]) -> str:
-    return json_text({**content, "digest": json_digest(content)})
+    write_json(path, {**content, "digest": json_digest(content)})
 
 
 def read_sealed(path: Path, kind: TypeAdapter[Any] = _ANY) -> dict[str, Any] | None:

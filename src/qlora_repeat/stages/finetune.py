@@ -14,7 +14,7 @@ from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress, Trial
 from qlora_repeat.system.determinism import named_operation
-from qlora_repeat.system.files import move_folder, new_folder, write_bytes
+from qlora_repeat.system.files import copy_file, move_folder, new_folder, remove
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.memory import reset_peak_memory
 from qlora_repeat.system.signals import defer
@@ -55,10 +55,10 @@ def finetune(
     _name_base(trainer.model, trial, folder)
     with new_folder(unfinished.folder / "adapter") as adapter:
         trainer.model.save_pretrained(adapter, save_embedding_layers=False)  # otherwise PEFT asks a hub
-        (adapter / "README.md").unlink(missing_ok=True)  # a template that contains a local path
+        remove(adapter / "README.md")  # a template that contains a local path
     # An older record does not fit the files below.
-    trial.record("finetune").unlink(missing_ok=True)
-    write_bytes(trial.trace, unfinished.trace.read_bytes())
+    remove(trial.record("finetune"))
+    copy_file(unfinished.trace, trial.trace)
     move_folder(unfinished.folder / "adapter", trial.adapter)
     outputs = _outputs(trial, trainer, unfinished, checkpoint)
     return outputs | weights | {"miniature": is_miniature(folder)}

@@ -7,8 +7,6 @@ the base at a time; the rest of its file is mapped, and the system can drop it.
 
 import contextlib
 import functools
-import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -18,7 +16,7 @@ from typing_extensions import TypedDict  # pydantic needs this one on Python 3.1
 from qlora_repeat.assets.base_models import base_folder, check_base, load_tokenizer
 from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.study.trial import Trial
-from qlora_repeat.system.files import new_folder, write_json
+from qlora_repeat.system.files import delete_folder, new_folder, write_bytes, write_json
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.safetensors_file import (
     INDEX,
@@ -106,7 +104,7 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     config.dtype, config._name_or_path = merged_type, ""
     config.save_pretrained(folder)
     if (base / "generation_config.json").is_file():
-        shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+        write_bytes(folder / "generation_config.json", (base / "generation_config.json").read_bytes())
 
 
 def adapter_config(adapter: Path) -> AdapterConfig:
@@ -162,9 +160,6 @@ def _found(trial: Trial) -> str | None:
 
 
 def delete_merged(trial: Trial) -> None:
-    """Delete the merged weights; rename them first, because a partly deleted folder would look damaged."""
-    gone = trial.folder / f".{trial.merged.name}.deleted"
-    shutil.rmtree(gone, ignore_errors=True)
-    with contextlib.suppress(OSError):  # already deleted, or the disk is read-only
-        os.replace(trial.merged, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    """Delete the merged weights, if they exist and the disk is not read-only."""
+    with contextlib.suppress(OSError):
+        delete_folder(trial.merged)

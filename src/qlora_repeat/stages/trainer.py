@@ -10,6 +10,7 @@ from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, save_checkpoi
 from qlora_repeat.stages.legacy_qmap import set_legacy_qmap
 from qlora_repeat.study.randomness import stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress
+from qlora_repeat.system.files import append_to, write_whole
 from qlora_repeat.system.hashing import tensors_digest
 from qlora_repeat.system.memory import peak_memory
 from qlora_repeat.system.signals import stop_if_requested, stop_requested
@@ -154,7 +155,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        self.trace = trainer.unfinished.trace.open("a", encoding="utf-8")
+        self.trace = append_to(trainer.unfinished.trace)
         if trainer.checkpoint is None:
             self._write(Step(0, adapter=trainer.adapter_digest()))
         else:
@@ -202,8 +203,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self.trainer.began = None
 
     def _write(self, step: Step) -> None:
-        self.trace.write(trace_line(step))
-        self.trace.flush()
+        write_whole(self.trace, trace_line(step).encode("utf-8"))
 
 
 _STATE = {"state1", "state2", "absmax1", "absmax2", "unorm_vec"}

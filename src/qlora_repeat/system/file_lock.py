@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_repeat.errors import BusyError, MissingError
-from qlora_repeat.system.files import make_folder, open_regular
+from qlora_repeat.system.files import create, flush, link, make_folder, open_regular, remove, rename
 
 TURN_SECONDS = 10.0
 """How long a process waits for another one that is removing the same dead lock."""
@@ -66,7 +66,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         # lock stays, and soon its owner is dead.
         with contextlib.suppress(OSError):
             if read_lock(path) == ours:
-                path.unlink()
+                remove(path)
 
 
 def live_owner(path: Path) -> dict[str, Any] | None:
@@ -95,7 +95,7 @@ def remove_ended(path: Path, content: bytes, alive: Collection[str], cluster: st
             return False
     except FileNotFoundError:
         return False
-    path.unlink(missing_ok=True)
+    remove(path)
     return True
 
 
@@ -113,10 +113,9 @@ def _take(path: Path, ours: bytes, what: str) -> None:
     owner = json.loads(ours)
     mine = path.with_name(f".{path.name}.{owner['host']}.{owner['pid']}.{owner['token']}")
     try:
-        with mine.open("xb") as file:
+        with create(mine) as file:
             file.write(ours)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         for _ in range(100):  # usually once; again if a lock has just been released or removed
             if _linked(mine, path, ours):
                 return
@@ -130,13 +129,13 @@ def _take(path: Path, ours: bytes, what: str) -> None:
     finally:
         # Removed at once: with a second name, an NFS client might show a lock that was removed.
         with contextlib.suppress(OSError):
-            mine.unlink()
+            remove(mine)
 
 
 def _linked(mine: Path, path: Path, ours: bytes) -> bool:
     """Make `path` a name of the file `mine`, and return False if another process's lock is there."""
     try:
-        os.link(mine, path)
+        link(mine, path)
     except OSError as error:
         # NFS may report a failure for a link that it has made, if its first answer is lost. The content is
         # better evidence than the number of links, of which the client may remember an old value.
@@ -198,12 +197,12 @@ def _remove_dead(path: Path, aside: Path) -> None:
     if holder is None or holder.state != "dead":
         return
     with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
+        rename(path, aside)
     moved = _holder(aside)
     if moved is not None and moved.state != "dead":
         with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
+            link(aside, path)
+    remove(aside)
 
 
 def _clear_leftovers(path: Path) -> None:
@@ -212,7 +211,7 @@ def _clear_leftovers(path: Path) -> None:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
             holder = _holder(left)
             if holder is not None and holder.state == "dead":
-                left.unlink(missing_ok=True)
+                remove(left)
 
 
 def _refusal(path: Path, holder: _Holder, what: str) -> BusyError:

@@ -1,6 +1,7 @@
 """Write files and folders atomically (temporary name, fsync, rename); read files that others may have made.
 
-Files and folders get the permissions that the umask allows, and the group of a folder that sets it.
+All other modules change files by these functions; a test makes each of their calls fail. Files and folders
+get the permissions that the umask allows, and the group of a folder that sets it.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from io import BufferedReader, BufferedWriter
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,16 +69,20 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         make_folder(path.parent)
         temporary = _temporary_name(path)
         try:
-            with temporary.open("xb") as file:
+            with create(temporary) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+                flush(file)
+            rename(temporary, path)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            discard(temporary)
             raise
         sync(path.parent)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file, opened by `open_regular`, as `new_file` writes it."""
+    with open_regular(source) as file, new_file(path) as new:
+        shutil.copyfileobj(file, new)
 
 
 def _temporary_name(path: Path) -> Path:
@@ -91,6 +96,69 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         sync(path.parent)
+
+
+def create(path: Path) -> BinaryIO:
+    """Open a new file for writing, in a folder that is not complete yet; `new_file` is for other folders."""
+    return path.open("xb")
+
+
+def write_whole(file: FileIO, content: bytes) -> None:
+    """Write to a file without a buffer: after an error, no rest is written when the file is closed."""
+    while content:
+        content = content[file.write(content) :]
+
+
+def flush(file: BinaryIO | FileIO) -> None:
+    """Flush an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def rename(source: Path, path: Path) -> None:
+    """Rename a file or folder; replace a file, or an empty folder."""
+    os.replace(source, path)
+
+
+def link(source: Path, path: Path) -> None:
+    """Give a file a second name, unless something has this name."""
+    os.link(source, path)
+
+
+def symlink(path: Path, target: str) -> None:
+    """Make a symbolic link at `path`."""
+    path.symlink_to(target)
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cut a file to its first `size` bytes."""
+    os.truncate(path, size)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, if it exists."""
+    path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Delete a temporary file or folder, as far as the disk allows."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            remove(path)
+
+
+def delete_folder(path: Path) -> None:
+    """Delete a folder, if it exists. It gets a temporary name first: a part of it would look damaged.
+
+    Raises:
+        OSError: it cannot be renamed. If only a part can be deleted, the rest keeps the temporary name.
+    """
+    temporary = _temporary_name(path)
+    with contextlib.suppress(FileNotFoundError):
+        rename(path, temporary)
+        discard(temporary)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -124,13 +192,14 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     return os.fdopen(_open_regular(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW)), "rb")
 
 
-def open_log(path: Path) -> BufferedWriter:
-    """Open a log that may exist for writing at its end, as `open_regular` without `follow`.
+def append_to(path: Path) -> FileIO:
+    """Open a file that may exist for appending, as `open_regular` without `follow`; see `write_whole`.
 
     Raises:
         OSError: it cannot be written, or is not a regular file; names it.
     """
-    return os.fdopen(_open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW), "ab")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    return os.fdopen(_open_regular(path, flags), "ab", buffering=0)
 
 
 def _open_regular(path: Path, flags: int) -> int:
@@ -274,11 +343,12 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
     Raises:
         OSError: the disk is full or read-only; names the folder, not its temporary name.
-        FileExistsError: without `replace`, something is at `path`, which stays as it is.
+        FileExistsError: without `replace`, something is at `path`, which stays as it is. Only a folder that
+            was there at the begin, and is empty, is replaced.
     """
     with _errors_that_name(path):
         make_folder(path.parent)
-        temporary = _temporary_name(path)
+        temporary, is_there = _temporary_name(path), path.is_dir()
         temporary.mkdir()
         try:
             mode = stat.S_IMODE(temporary.stat().st_mode)
@@ -293,23 +363,31 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
             if replace:
                 move_folder(temporary, path)
             else:
-                _move_to_new(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                _move_to_new(temporary, path, is_there=is_there)
+        except BaseException:
+            discard(temporary)
+            raise
 
 
-def _move_to_new(source: Path, path: Path) -> None:
-    """Rename a complete folder to `path`, and replace nothing."""
-    path.mkdir()  # fails if there is anything
+def _move_to_new(source: Path, path: Path, *, is_there: bool) -> None:
+    """Rename a complete folder to `path`, and replace nothing but an empty folder that was there before."""
+    if not is_there:
+        path.mkdir()  # fails if there is anything
     try:
-        source.rename(path)  # replaces an empty folder only
+        rename(source, path)  # replaces an empty folder only
     except OSError as error:
-        with contextlib.suppress(OSError):
-            path.rmdir()
-        if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+        if not is_there:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         raise
-    sync(path.parent)
+    try:
+        sync(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            rename(path, source)
+        raise
 
 
 def move_folder(source: Path, path: Path) -> None:
@@ -322,8 +400,8 @@ def move_folder(source: Path, path: Path) -> None:
         if os.path.lexists(path):
             aside = _aside(path)
             aside.parent.mkdir()
-            os.replace(path, aside)
-        os.replace(source, path)
+            rename(path, aside)
+        rename(source, path)
     finally:
         restore_folder(path)
     sync(path.parent)
@@ -334,9 +412,9 @@ def restore_folder(path: Path) -> None:
     aside = _aside(path)
     if aside.parent.exists():
         if os.path.lexists(aside) and not os.path.lexists(path):
-            os.replace(aside, path)
+            rename(aside, path)
         sync(path.parent)
-        shutil.rmtree(aside.parent, ignore_errors=True)
+        discard(aside.parent)
 
 
 def _aside(path: Path) -> Path:
@@ -351,7 +429,7 @@ def require_space(folder: Path, size: int, variable: str) -> None:
             that sets another folder.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise MissingError(
             f"{folder}: cannot be created ({error.strerror}); set {variable} to another folder"

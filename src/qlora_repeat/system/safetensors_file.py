@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.errors import MissingError
-from qlora_repeat.system.files import LARGEST_JSON, megabytes, open_regular, parse_json, read_json
+from qlora_repeat.system.files import LARGEST_JSON, create, megabytes, open_regular, parse_json, read_json
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
@@ -129,7 +129,7 @@ def stream_weights(
         header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    with path.open("wb") as file:
+    with create(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (dtype, shape) in wanted.items():
             found = tensor(name).contiguous()

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from qlora_repeat.study.randomness import SOURCES, draw_seeds
 from qlora_repeat.study.trial import Progress, Stage, Trial
 from qlora_repeat.system.determinism import prepare_environment
 from qlora_repeat.system.file_lock import exclusive
+from qlora_repeat.system.files import copy_file, delete_folder
 from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.hashing import json_digest
 from qlora_repeat.system.private_folder import is_private, make_private
@@ -161,7 +161,7 @@ def rerun_folder(
         here = json_digest([stage_inputs(again, stage, {}) for stage in VERIFIED_STAGES] + [fingerprint()])
         resumes = begun is not None and (begun["here"], begun.get("wanted")) == (here, wanted)
         if begun is None or not resumes or not is_private(scratch) or list(scratch.rglob(VERDICT)):
-            shutil.rmtree(scratch, ignore_errors=True)
+            delete_folder(scratch)
             used: dict[str, int] = recorded.side.records["finetune"].outputs["seeds"]
             seeds = draw_seeds(again.study.randomness, again.number) if new_seeds else used
             make_private(scratch)
@@ -197,8 +197,7 @@ def run_again(
         return Side("re-run", again.folder, trace, False, {"finetune": record})
     if scope == "evaluation":
         for name in ("finetune.json", *recorded.side.records["finetune"].files):
-            (again.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(recorded.side.folder / name, again.folder / name)
+            copy_file(recorded.side.folder / name, again.folder / name)
         run_trial(again, ["merge", "evaluate"], progress, force=True, stale=True, delete_merged=True)
     else:
         stages = VERIFIED_STAGES if "evaluate" in recorded.side.records else VERIFIED_STAGES[:1]

@@ -15,7 +15,7 @@ from qlora_repeat.system.printable import say
     "--to",
     "folder",
     type=click.Path(path_type=Path),
-    help="New folder.  [default: the name of the archive without .zip]",
+    help="New or empty folder.  [default: the name of the archive without .zip]",
 )
 @quiet_option
 def command(archive: Path, folder: Path | None, quiet: bool) -> None:

@@ -12,6 +12,7 @@ from qlora_repeat.render.figures.drawing import save_figure
 from qlora_repeat.render.figures.loss_curves import draw_loss_curves
 from qlora_repeat.render.footnotes import study_names
 from qlora_repeat.results.arms import Arm
+from qlora_repeat.system.files import remove
 
 
 def render_figures(arms: list[Arm], out: Path, experiments: Sequence[Measurements] = ()) -> list[Path]:
@@ -36,7 +37,7 @@ def render_figures(arms: list[Arm], out: Path, experiments: Sequence[Measurement
     written = [path for own in paths.values() for path in own] + of_experiments
     possible = [out / f"figure-{number}.{kind}" for number in ("04", "S3") for kind in ("pdf", "png")]
     for path in {*possible, *out.glob("figure-S2-*")} - set(written):
-        path.unlink(missing_ok=True)
+        remove(path)
     if not has_curves:
         raise MissingError(
             f"collected results of study {study_names(arms) or '(none)'}: no finished trial has a loss curve "

@@ -21,7 +21,7 @@ from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import TABLE_FILE, Table
 from qlora_repeat.results.arms import Arm
-from qlora_repeat.system.files import write_text
+from qlora_repeat.system.files import remove, write_text
 
 Format = Literal["latex", "markdown"]
 """The format of a file with tables."""
@@ -83,7 +83,7 @@ def write_tables(
         write_text(out / name, text)
     for path in out.iterdir():
         if TABLE_FILE.fullmatch(path.name) and path.name.endswith(endings) and path.name not in texts:
-            path.unlink()
+            remove(path)
     return [out / name for name in texts]
 
 
