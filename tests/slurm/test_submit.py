@@ -19,6 +19,7 @@ from support.trials import outputs
 
 from qlora_repeat.slurm.queue import read_queue
 from qlora_repeat.study.loading import load_study
+from qlora_repeat.system.files import write_json
 
 pytestmark = pytest.mark.slurm
 
@@ -63,6 +64,11 @@ def job_of(output: str, name: str) -> str:
     return line.rpartition(" ")[2]
 
 
+def waiting(fields: str) -> str:
+    command = ["squeue", "--me", "--states=PENDING", "--noheader", f"--format={fields}"]
+    return subprocess.run(command, stdout=PIPE, text=True, check=True).stdout
+
+
 def process_of(job: str) -> int:
     """Return the process of submitit for a task of an array; the command is its child."""
     array, task = job.split("_")
@@ -97,6 +103,15 @@ def test_two_submissions_at_once_run_each_trial_once_and_tables_come_last(
     assert sorted(name for name in queued if name in names) == sorted(names)
     again = submit(study_file, runs, cache).stdout
     assert "queued already, as job" in again and again.count(": job ") == 1, "the job for the tables"
+    assert waiting("%j").count("tables") == 1, "the new job replaces the one before"
+
+    made = subprocess.run(
+        ["sbatch", "--parsable", "--hold", "--wrap=true"], stdout=PIPE, text=True, check=True
+    )
+    write_json(at(study, runs, cache).folder / "slurm" / "render.json", other := made.stdout.strip())
+    assert ": job " in submit(study_file, runs, cache).stdout, "it is not the job for the tables"
+    assert other in waiting("%i").split(), "no other job is canceled, whatever number a stranger wrote"
+    subprocess.run(["scancel", other], check=True)
 
     most = 0
     while not empty():

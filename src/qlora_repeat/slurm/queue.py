@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qlora_repeat.study.cluster import minutes_of
@@ -15,22 +16,22 @@ _NOT_ON_A_NODE = {"PD", "RQ", "RH", "RD", "SE", "RS", "RF"}
 class Queue:
     """This user's jobs in Slurm."""
 
-    waiting_or_running: frozenset[str]
-    """Numbers of jobs, such as ``17``, and of tasks of an array, ``17_3``."""
+    waiting_or_running: Mapping[str, str]
+    """The names of jobs by number, such as ``17``, and of tasks of an array, ``17_3``."""
     on_a_node: frozenset[str]
     """Numbers of jobs and tasks that are on a node, as their processes know them (``SLURM_JOB_ID``)."""
 
 
 def read_queue() -> Queue | None:
     """Return the queue; None without Slurm, or if it does not answer."""
-    command = ("squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i %A %t")
+    command = ("squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i %A %t %j")
     output = command_output(*command, seconds=60)
     if output is None:
         return None
-    lines = [line.split() for line in output.splitlines() if len(line.split()) == 3]
+    lines = [parts for line in output.splitlines() if len(parts := line.split(maxsplit=3)) == 4]
     return Queue(
-        frozenset(number for number, _, _ in lines),
-        frozenset(own for _, own, state in lines if state not in _NOT_ON_A_NODE),
+        {number: name for number, _, _, name in lines},
+        frozenset(own for _, own, state, _ in lines if state not in _NOT_ON_A_NODE),
     )
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,7 +96,7 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
     }
     extra = {"requeue": True} | (cluster.sbatch or {})
     array = common | {
-        "job_name": f"qlora-repeat {study.label}",
+        "job_name": _job_name(study),
         "time": minutes,
         "mem": _mebibytes(cluster.memory or memory),
         "cpus_per_task": cluster.cpus or max(study.threads, 2 if gpus else 1),
@@ -109,7 +109,7 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
     queues = ("partition", "account", "qos")
     render = common | {name: other.pop(name) or None for name in queues if name in other}
     render |= {
-        "job_name": f"qlora-repeat {study.label} tables",
+        "job_name": f"{_job_name(study)} tables",
         "time": OTHER_MINUTES,
         "mem": _mebibytes(min(cluster.memory or OTHER_GB, OTHER_GB)),
         "cpus_per_task": 1,
@@ -192,7 +192,8 @@ def submit(
         names = [name for name in request.tasks if name not in queued]
         path = folder / "render.json"
         before = read_as(_JOB, path, "delete it") if path.is_file() else ""
-        before = before if before in queue.waiting_or_running else ""
+        if queue.waiting_or_running.get(before) != request.render["job_name"]:
+            before = ""  # it has ended; or somebody wrote the number of another job of this user
         if not names and (not queued or before):
             return {}, before or None
         make_folder(out)
@@ -277,9 +278,14 @@ def submitted_tasks(folder: Path) -> dict[str, str]:
     return read_as(_TASKS, path, "delete it") if path.is_file() else {}
 
 
-def _queued_tasks(workspace: Workspace, jobs: Collection[str]) -> dict[str, str]:
-    """Return submitted tasks that are among these jobs, with their numbers."""
-    return {name: job for name, job in submitted_tasks(jobs_folder(workspace)).items() if job in jobs}
+def _queued_tasks(workspace: Workspace, jobs: Mapping[str, str]) -> dict[str, str]:
+    """Return submitted tasks that are among these jobs, by number and with this study's name."""
+    submitted = submitted_tasks(jobs_folder(workspace))
+    return {name: job for name, job in submitted.items() if jobs.get(job) == _job_name(workspace.study)}
+
+
+def _job_name(study: Study) -> str:
+    return f"qlora-repeat {study.label}"
 
 
 def clear_locks(workspace: Workspace) -> None:
