@@ -82,11 +82,7 @@ class Faults:
     def install(self) -> None:
         for name in (*_PATHS, *_PAIRS):
             setattr(os, name, self._wrapped(name, getattr(os, name)))
-<<<<<<< HEAD
-        io.open = builtins.open = self._opened  # type: ignore[assignment]
-=======
         io.open = builtins.open = self._opened
->>>>>>> faults
 
     def _wrapped(self, name: str, call: Callable[..., Any]) -> Any:
         def wrapped(*args: Any, **more: Any) -> Any:
@@ -215,11 +211,7 @@ def _absolute(path: Any, folder: int | None) -> str:
     path = os.fsdecode(path)
     if folder is not None and folder >= 0 and not os.path.isabs(path):
         path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)
-<<<<<<< HEAD
-    return os.path.abspath(path)
-=======
     return str(os.path.abspath(path))
->>>>>>> faults
 
 
 def _caller() -> tuple[str, str]:
