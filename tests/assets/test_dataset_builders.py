@@ -222,6 +222,15 @@ QUESTIONS: dict[str, list[object]] = {
 FLAT = {name: values for name, values in QUESTIONS.items() if name != "tags"}
 
 
+def test_a_damaged_page_of_a_parquet_file_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"quote": ["a", "b"]}), path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 8 + content[12:])
+    with pytest.raises(UsageError, match=r"rows\.parquet: cannot be read as parquet .*; correct hub\.files$"):
+        file_rows(of_hub(2, quote="quote"), [path])
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_rows_of_a_hub_have_the_named_columns_in_order(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows.{suffix}"

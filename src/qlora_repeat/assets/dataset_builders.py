@@ -61,7 +61,9 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
             rows = [dict(row) for row in chosen]
             if kind == "text":  # a paragraph is one line
                 rows = [{"text": line} for row in rows if (line := " ".join(row.get("text", "").split()))]
-        except (DatasetsError, ValueError, StopIteration, ArrowException, MemoryError) as error:
+        except (DatasetsError, ValueError, StopIteration, ArrowException, MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk; those of pyarrow have no number
             if isinstance(cause := error.__cause__, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise cause from None
             reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
