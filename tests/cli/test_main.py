@@ -151,7 +151,7 @@ def test_commands_that_need_no_model_load_no_torch(
         ("pack STUDY --runs RUNS", 3, "no trial to pack: 8 missing; `qlora-repeat status` says why"),
         ("pack STUDY --out RUNS", 2, "--out RUNS: give a file that ends in .zip"),
         ("unpack RUNS/none.zip", 3, "RUNS/none.zip: no such archive; `qlora-repeat pack` writes one"),
-        ("unpack STUDY --to RUNS", 2, "RUNS: already exists; give another folder with --to"),
+        ("unpack STUDY --to BESIDE", 2, "BESIDE: already exists; give another folder with --to"),
         ("interlab", 2, "Missing argument '[NAME=]RESULTS...'"),
         ("interlab published", 2, "give the results of at least two laboratories to compare"),
         ("interlab published a=RUNS/none.jsonl", 3, "RUNS/none.jsonl: no collected results"),
@@ -170,7 +170,7 @@ def test_commands_that_need_no_model_load_no_torch(
 def test_a_mistake_gives_an_exit_code_and_an_error_of_one_line(
     arguments: str, code: int, words: str, study_file: Path, tmp_path: Path
 ) -> None:
-    places = {"STUDY": str(study_file), "RUNS": str(tmp_path / "runs")}
+    places = {"STUDY": str(study_file), "RUNS": str(tmp_path / "runs"), "BESIDE": str(study_file.parent)}
     (tmp_path / "runs").mkdir()
     for name, place in places.items():
         arguments, words = arguments.replace(name, place), words.replace(name, place)

@@ -3,6 +3,7 @@
 A few hundred files are tried. ``QLORA_REPEAT_FUZZ=10000`` tries that many; their number is printed.
 """
 
+import contextlib
 import os
 import signal
 from collections import Counter
@@ -48,18 +49,21 @@ def no_hang() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture
-def little_memory() -> Iterator[None]:
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Fail if the block needs much time or memory."""
+    signal.alarm(LONGEST_SECONDS)
     reset_peak_memory()
     before = _proc_bytes("/proc/self/status", "VmRSS") or 0
     yield
+    signal.alarm(0)
     used = (_proc_bytes("/proc/self/status", "VmHWM") or 0) - before
     assert used < MOST_BYTES, f"{used / 1e6:.0f} MB"
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_only_errors_of_the_kit_leave_a_reader(
-    kind: str, lab: Lab, no_hang: None, little_memory: None, monkeypatch: pytest.MonkeyPatch
+    kind: str, lab: Lab, no_hang: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = READERS[kind]
     monkeypatch.setenv("QLORA_REPEAT_CLUSTER", "")  # put back after the test
@@ -77,12 +81,11 @@ def test_only_errors_of_the_kit_leave_a_reader(
         path, content = file
         before = path.read_bytes() if path.exists() else None
         tried[kind] += 1
-        signal.alarm(LONGEST_SECONDS)
         try:
             path.write_bytes(content)
-            only_errors_of_the_kit(lambda: reader.use(lab, path, tried[kind] % PICTURES == 0))
+            with bounded():
+                only_errors_of_the_kit(lambda: reader.use(lab, path, tried[kind] % PICTURES == 0))
         finally:
-            signal.alarm(0)
             if before is not None:
                 path.write_bytes(before)
 
@@ -108,7 +111,7 @@ def sparse(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [a_fifo, endless, a_folder, sparse])
 def test_commands_end_where_a_file_is_something_else(
-    make: Callable[[Path], None], lab: Lab, no_hang: None, little_memory: None
+    make: Callable[[Path], None], lab: Lab, no_hang: None
 ) -> None:
     trial = "tiny/tiny-neox/adamw-8bit/trial-1"
     names = ("finetune.json", "trace.jsonl", "adapter/adapter_config.json", "lock.json", "failed.json")
@@ -121,10 +124,9 @@ def test_commands_end_where_a_file_is_something_else(
         aside = path.with_name("aside")
         if path.exists():
             path.rename(aside)
-        signal.alarm(LONGEST_SECONDS)
         make(path)
-        use_commands(lab)
-        signal.alarm(0)
+        with bounded():
+            use_commands(lab)
         path.rmdir() if path.is_dir() else path.unlink()
         if aside.exists():
             aside.rename(path)

@@ -98,7 +98,7 @@ def changed_value(draw: st.DrawFn, value: Any) -> Any:
             inside[last] = draw(ODD)
         elif how == "scale":
             old = inside[last]
-            number = isinstance(old, int | float) and not isinstance(old, bool)
+            number = isinstance(old, int | float) and not isinstance(old, bool) and abs(old) < 1e300
             inside[last] = old * draw(st.sampled_from([-1, 0, 1e-300, 1e200, 7])) if number else draw(MADE_UP)
         elif how == "remove":
             del inside[last]
