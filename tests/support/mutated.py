@@ -1,6 +1,7 @@
 """Files as a stranger might change or make them up: bytes, JSON, records, study files, archives."""
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -92,20 +93,24 @@ def changed_value(draw: st.DrawFn, value: Any) -> Any:
         for key in before:
             inside = inside[key]
         how = draw(st.sampled_from(["alike"] * 8 + ["replace", "scale", "remove", "add", "repeat"]))
-        if how == "alike":
-            inside[last] = draw(alike(inside[last]))
-        elif how == "replace":
-            inside[last] = draw(ODD)
-        elif how == "scale":
-            old = inside[last]
-            number = isinstance(old, int | float) and not isinstance(old, bool) and abs(old) < 1e300
-            inside[last] = old * draw(st.sampled_from([-1, 0, 1e-300, 1e200, 7])) if number else draw(MADE_UP)
-        elif how == "remove":
+        if how == "remove":
             del inside[last]
-        elif isinstance(inside, list):
-            inside.insert(last, inside[last] if how == "repeat" else draw(MADE_UP))
+            continue
+        old = inside[last]
+        number = isinstance(old, int | float) and not isinstance(old, bool) and abs(old) < 1e300
+        if how == "scale" and number:
+            made = old * draw(st.sampled_from([-1, 0, 1e-300, 1e200, 7]))
+        elif how == "repeat":
+            made = old
         else:
-            inside[draw(st.sampled_from(TEXTS) | st.text(max_size=9))] = draw(MADE_UP)
+            made = draw({"alike": alike(old), "replace": ODD}.get(how, MADE_UP))
+        made = copy.deepcopy(made)  # later changes must not reach what the strategies draw from
+        if how in ("alike", "replace", "scale"):
+            inside[last] = made
+        elif isinstance(inside, list):
+            inside.insert(last, made)
+        else:
+            inside[draw(st.sampled_from(TEXTS) | st.text(max_size=9))] = made
     return value
 
 
