@@ -8,8 +8,9 @@ of its bytes. Before and after the calls of libraries, the process is only kille
 Then the command is repeated, and must end with the files of an undisturbed one: all but times, memory use
 and, except for trials, temporary files. Faults that leave the same files need one repetition.
 
-The test run takes one call for each pair of lines from which calls are made; for trials it tries one fault,
-in turn, for other commands all. With QLORA_REPEAT_FAULTS=all, every call is taken, and all faults are tried.
+The test run takes one call for each pair of lines from which calls are made, and tries all faults there; for
+trials it takes every third of these calls, and one fault in turn. With QLORA_REPEAT_FAULTS=all, every call is
+taken, and all faults are tried.
 The number of faults is printed.
 """
 
@@ -157,7 +158,7 @@ def test_after_any_fault_the_next_run_ends_with_the_same_bits(name: str, bench: 
     whole = state(bench.left_by(name))
     folder = bench.start(name, name)
     before = state(folder)
-    sample = "some" if bench.command(name)[0] == "trial" else "sites"
+    sample = f"some {[*CASES].index(name)}" if bench.command(name)[0] == "trial" else "sites"
     ended = bench.server.run(folder, bench.command(name), faults="all" if EVERYTHING else sample)
     assert ended.code == 0, ended.output
     assert state(folder) == whole
@@ -172,7 +173,7 @@ def test_after_any_fault_the_next_run_ends_with_the_same_bits(name: str, bench: 
         problems += [f"{point.kind}, {point.name} {point.path} ({point.site}): {each}" for each in found]
     shutil.rmtree(folder.with_name(f"{name}.faults"))
     assert problems == [], "\n\n".join(problems)
-    assert tried[name] > 10
+    assert tried[name] > 3
 
 
 def misreported(point: Point) -> Iterator[str]:

@@ -42,6 +42,8 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _LARGE = 100_000
 """Bytes of a file that is copied as a hard link, unless it is open."""
 LONGEST_SECONDS = 600
+_EVERY = 3
+"""In a sample of some calls, every this many is disturbed."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,11 @@ class Faults:
         key = (name, " < ".join(site.split(" < ")[:2]))
         if key in self.sites:
             return ()
-        self.sites[key] = len(self.sites)
-        return kinds if self.which == "sites" else (kinds[self.sites[key] % len(kinds)],)
+        number = self.sites[key] = len(self.sites)
+        if self.which == "sites":
+            return kinds
+        turn, first = number // _EVERY, int(self.which.removeprefix("some "))
+        return (kinds[turn % len(kinds)],) if number % _EVERY == first % _EVERY else ()
 
     def _fork(self, point: Point) -> bool:
         """Return True in a fork, which works in a copy of the folder; in this process, wait for its end."""
@@ -358,7 +363,8 @@ class Server:
 
     def run(self, folder: Path, arguments: Sequence[object], *, faults: str = "") -> Ended:
         """Run a command in a folder; `faults` are which to try, if any: "all"; at one
-        call of each pair of lines that lead to it, all ("sites") or one in turn ("some")."""
+        call of each pair of lines that lead to it, all ("sites"); or at every third of these calls, from a
+        number on, one in turn ("some 0")."""
         assert self.process.stdin is not None and self.process.stdout is not None
         out, noted = self.folder / "output", self.folder / "points"
         task = [str(folder), [str(each) for each in arguments], faults, str(out), str(noted)]
