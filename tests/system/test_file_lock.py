@@ -404,22 +404,28 @@ def test_the_next_lock_removes_files_left_by_killed_processes(tmp_path: Path, ho
     assert set(tmp_path.iterdir()) == {alive, elsewhere, tmp_path / ".other.json.dead"}
 
 
-def test_a_process_killed_while_it_takes_a_lock_does_not_block_others(tmp_path: Path) -> None:
-    """Kill it after it writes the file and before the file becomes the lock."""
+@pytest.mark.parametrize("when", ["os.link", "file_lock.flush"])
+def test_a_process_killed_while_it_takes_a_lock_leaves_nothing_for_long(when: str, tmp_path: Path) -> None:
+    """Kill it before its private file becomes the lock, or before anything is written to that file."""
     path = tmp_path / "lock.json"
-    script = """
+    script = f"""
 import os, pathlib, signal, sys
-from qlora_repeat.system.file_lock import exclusive
-os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-with exclusive(pathlib.Path(sys.argv[1]), "the thing"):
+from qlora_repeat.system import file_lock
+{when} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with file_lock.exclusive(pathlib.Path(sys.argv[1]), "the thing"):
     pass
 """
     python(script, path).communicate()
-    assert len(list(tmp_path.iterdir())) == 1
+    (left,) = tmp_path.iterdir()
+    assert (left.stat().st_size == 0) == (when == "file_lock.flush")
     assert live_owner(path) is None
+    elsewhere = left.with_name(left.name.replace(socket.gethostname(), "elsewhere"))
+    shutil.copy(left, elsewhere)
+    alive = tmp_path / f".lock.json.{socket.gethostname()}.{os.getpid()}.0"
+    alive.touch()
     with exclusive(path, "the thing"):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert set(tmp_path.iterdir()) - {elsewhere} == {alive}
 
 
 @pytest.mark.parametrize("failure", [errno.EEXIST, errno.EIO])

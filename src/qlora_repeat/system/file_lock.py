@@ -210,8 +210,21 @@ def _clear_leftovers(path: Path) -> None:
     with contextlib.suppress(OSError):
         for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
             holder = _holder(left)
-            if holder is not None and holder.state == "dead":
+            if holder is not None and (holder.state == "dead" or _ended_while_writing(left, path, holder)):
                 remove(left)
+
+
+def _ended_while_writing(left: Path, path: Path, holder: _Holder) -> bool:
+    """Return whether the process that began this private file ended before it wrote who it is.
+
+    Then only the file's name says so. A process of another container may have this host's name: it would
+    have to write its file at this moment, and it would be told to try again.
+    """
+    prefix = f".{path.name}.{socket.gethostname()}."
+    if holder.state != "unreadable" or not left.name.startswith(prefix):
+        return False
+    pid = left.name.removeprefix(prefix).partition(".")[0]
+    return pid.isascii() and pid.isdigit() and len(pid) < 20 and _start_ticks(int(pid)) is None
 
 
 def _refusal(path: Path, holder: _Holder, what: str) -> BusyError:
