@@ -11,6 +11,7 @@ from support.checkout import kit, needs_latex
 from support.made_results import render_tables
 
 from qlora_repeat.errors import MissingError, StageError
+from qlora_repeat.render import pdf
 from qlora_repeat.render.figures.write import render_figures
 from qlora_repeat.render.pdf import compile_paper
 from qlora_repeat.results.arms import group_arms
@@ -67,6 +68,16 @@ def test_latex_is_told_to_read_no_file_outside_the_folder(
     monkeypatch.setenv("openin_any", "a")
     (tmp_path / "folder").mkdir()
     assert compile_paper(document(tmp_path / "folder", "text")).read_text() == "p p\n"
+
+
+def test_latex_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "pdflatex"
+    tool.write_text("#!/bin/sh\nexec sleep 1000\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(pdf, "_MOST_SECONDS", 0.1)
+    with pytest.raises(StageError, match=r"all\.tex: LaTeX did not end in 0\.1 seconds"):
+        compile_paper(document(tmp_path, "text"))
 
 
 @needs_latex

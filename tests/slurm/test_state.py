@@ -6,9 +6,10 @@ import pytest
 from support.places import at
 from support.tiny import write_study
 
-from qlora_repeat.errors import MissingError
+from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.slurm.logs import trial_logs
-from qlora_repeat.slurm.submit import clear_locks, jobs_folder, submitted_tasks
+from qlora_repeat.slurm.submit import Request, clear_locks, jobs_folder, submit, submitted_tasks
+from qlora_repeat.study.cluster import Cluster
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner, remove_ended
 
@@ -67,3 +68,17 @@ def test_a_lock_that_is_no_file_is_not_read(workspace: Workspace) -> None:
     trial.lock.unlink()
     trial.lock.symlink_to("/dev/zero")
     assert live_owner(trial.lock) == {"pid": "unknown", "host": "an unknown host"}
+
+
+@pytest.mark.parametrize("name", ["a%j", "a\nb", "a\x1bb"])
+def test_a_folder_whose_name_changes_a_job_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line break would end the comment that names the log, and % is a pattern there."""
+    for tool in ("sbatch", "srun"):
+        (tmp_path / tool).write_text("#!/bin/sh\n")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    strange = at(write_study(tmp_path), tmp_path / name)
+    with pytest.raises(UsageError, match="Slurm needs a folder without control characters and without %"):
+        submit(Request([], {}, {}, {}, estimated=False), strange, Cluster(), tmp_path / "out")

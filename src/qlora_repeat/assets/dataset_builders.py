@@ -202,9 +202,11 @@ def with_options(rows: list[Row], seed: int, family: str) -> list[Row]:
         raise UsageError(
             f"data: reasoning-gym family {family} has too few answers ({len(pool)}) to offer four"
         )
+    places = {answer: place for place, answer in enumerate(pool)}
     offered = []
     for row in rows:
-        options = [*draw.sample([answer for answer in pool if answer != row["answer"]], 3), row["answer"]]
+        others = draw.sample(range(len(pool) - 1), 3)  # of the pool without the right answer
+        options = [*(pool[each + (each >= places[row["answer"]])] for each in others), row["answer"]]
         draw.shuffle(options)
         listed = " ".join(f"{letter}: {option}" for letter, option in zip("ABCD", options, strict=True))
         letter = "ABCD"[options.index(row["answer"])]

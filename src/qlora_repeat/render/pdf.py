@@ -14,6 +14,8 @@ INSTALL_LATEX = (
     "texlive-fonts-recommended texlive-publishers lmodern"
 )
 _MOST_PASSES = 6
+_MOST_SECONDS = 300
+"""A document of the kit takes seconds; one that was edited may never end."""
 
 
 def compile_paper(folder: Path) -> Path:
@@ -21,7 +23,7 @@ def compile_paper(folder: Path) -> Path:
 
     Raises:
         MissingError: ``all.tex``, pdflatex, or a class, package or font that it needs is missing.
-        StageError: LaTeX fails; the message has its error.
+        StageError: LaTeX fails or does not end; the message has its error.
     """
     if not (folder / "all.tex").is_file():
         raise MissingError(f"{folder / 'all.tex'}: no tables to compile; run `qlora-repeat tables` first")
@@ -40,15 +42,19 @@ def compile_paper(folder: Path) -> Path:
 def _run_latex(folder: Path, work: Path) -> str:
     """Run one pass and return its log."""
     command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", "-file-line-error", "-no-shell-escape"]
-    done = subprocess.run(
-        [*command, f"-output-directory={work}", "all.tex"],
-        cwd=folder,
-        # Read and write no file but those of this folder and of LaTeX; do not break lines of the log.
-        env=os.environ | {"openin_any": "p", "openout_any": "p", "max_print_line": "10000"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [*command, f"-output-directory={work}", "all.tex"],
+            cwd=folder,
+            # Read and write no file but those of this folder and of LaTeX; do not break lines of the log.
+            env=os.environ | {"openin_any": "p", "openout_any": "p", "max_print_line": "10000"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=_MOST_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise StageError(f"{folder / 'all.tex'}: LaTeX did not end in {_MOST_SECONDS} seconds") from None
     path = work / "all.log"
     log = path.read_text(encoding="latin-1") if path.is_file() else done.stdout.decode("latin-1")
     if done.returncode == 0:

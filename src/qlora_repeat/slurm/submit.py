@@ -169,7 +169,7 @@ def submit(
 
     Raises:
         MissingError: there is no sbatch here.
-        UsageError: Slurm refuses the jobs; the message quotes it. Or a folder's name has control characters.
+        UsageError: Slurm refuses the jobs; the message quotes it. Or a folder's name does not suit it.
         BusyError: another process is submitting the same study.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
@@ -179,8 +179,11 @@ def submit(
         )
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # which submitit reads when it is imported
     folder, here, results = jobs_folder(workspace), str(Path.cwd()), str(out.resolve())
-    if not str(folder.resolve()).isprintable():  # a line break would end submitit's comment for sbatch
-        raise UsageError(f"{folder}: Slurm needs a folder without control characters; give another --runs")
+    # A line break would end submitit's comment for sbatch; Slurm replaces "%j" in the name of a log.
+    if not str(folder.resolve()).isprintable() or "%" in str(folder.resolve()):
+        raise UsageError(
+            f"{folder}: Slurm needs a folder without control characters and without %; give another --runs"
+        )
     chosen = "@".join([str(workspace.file.resolve()), *split_name(workspace.given)[1]])
     runs = ["--runs", str(workspace.runs.resolve())]
     where = [*runs, "--cache", str(workspace.cache.resolve())]
