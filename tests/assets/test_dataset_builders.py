@@ -231,6 +231,20 @@ def test_a_damaged_page_of_a_parquet_file_is_named_in_one_line(tmp_path: Path) -
         file_rows(of_hub(2, quote="quote"), [path])
 
 
+def test_a_file_that_crashes_the_library_that_reads_it_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyarrow 26 sometimes does for a file such as this one; here, its process always ends so."""
+    (tmp_path / "rows.json").write_text('[null, {"quote": "a"}]')
+    (tmp_path / "python").write_text("#!/bin/sh\nkill -SEGV $$\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(
+        UsageError, match=r"rows\.json: cannot be read as json \(the library .* with signal 11\)"
+    ):
+        file_rows(of_hub(2, quote="quote"), [tmp_path / "rows.json"])
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_rows_of_a_hub_have_the_named_columns_in_order(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows.{suffix}"

