@@ -37,7 +37,7 @@ FREED = $(if $(SOURCES),--sources $(SOURCES)) $(if $(REPLICATES),--replicates $(
 INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL JOBS COMPARE,$(if $($(each)),$(each)="$($(each))"))
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
-.PHONY: all setup plan doctor fetch finetune merge evaluate time run collect tables figures report paper
+.PHONY: all setup plan doctor selftest fetch finetune merge evaluate time run collect tables figures report paper
 .PHONY: verify attribute status check list rehearsal bench test lint types lock web clean help
 .PHONY: image sif docker-all apptainer-all image-test sif-test base-image submit
 
@@ -82,6 +82,9 @@ attribute: setup ## run an experiment that finds which source of randomness make
 	$(KIT) attribute "$(NAMED)" $(ARM) $(FREED) $(if $(JOBS),--jobs $(JOBS)) $(TO)
 doctor: setup ## check whether the study can run on this machine
 	@$(KIT) doctor "$(NAMED)"
+
+selftest: setup ## test whether fine-tuning repeats on this machine (OPTIONS=--full: with models of the paper's size)
+	@$(KIT) selftest $(OPTIONS)
 status: setup ## show which trials are done, stale, damaged or missing
 check: setup ## hash every file again, and name the damaged ones
 verify: setup ## run TRIAL again, and compare it with its record (OPTIONS="--steps 10")

@@ -27,7 +27,7 @@ NAME = "tiny-neox/adamw-8bit/1"
 @pytest.fixture
 def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every fine-tuning a gradient scaler, as float16 on a GPU has, with a far too high scale."""
-    make = finetune._trainer
+    make = finetune.make_trainer
 
     def with_scaler(*arguments: Any) -> Any:
         trainer = make(*arguments)
@@ -36,7 +36,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
         return trainer
 
-    monkeypatch.setattr(finetune, "_trainer", with_scaler)
+    monkeypatch.setattr(finetune, "make_trainer", with_scaler)
 
 
 @pytest.fixture

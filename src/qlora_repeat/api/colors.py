@@ -28,7 +28,9 @@ VERDICTS = {
     "different": "red",
     "inconclusive": "yellow",
 }
-_COLORS = STATES | LEVELS | VERDICTS
+OUTCOMES = {"passed": "green", "failed": "red", "cannot tell": "yellow"}
+"""Outcomes of the checks of `selftest`."""
+_COLORS = STATES | LEVELS | VERDICTS | OUTCOMES
 
 
 def colored(text: str, word: str) -> Text:

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -176,6 +177,31 @@ def _lines(running: dict[str, _Shown], width: int) -> Iterator[Text]:
         end = name if len(name) <= room else f"…{name[len(name) - room + 1 :]}"
         line = f"{end:<{room}} {stage:<{widths[0]}} {steps:>{widths[1]}} {loss:>{widths[2]}}"
         yield Text(line.rstrip(), no_wrap=True, overflow="crop")
+
+
+class OneLine:
+    """Show the running job in one line of a terminal, and nothing elsewhere: an `execution` Watcher."""
+
+    def __init__(self, console: PrintableConsole) -> None:
+        self._console, self._status = console, Status("", console=_moving(console))
+
+    def __enter__(self) -> Self:
+        if self._console.is_interactive:
+            self._status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._status.stop()
+
+    def started(self, job: Job) -> None:
+        self._status.update(Text(one_line(job.name)))
+
+    def progress(self, job: Job, stage: str, done: int, total: int, loss: float | None) -> None:
+        cells = _Shown(stage, done, total, loss).cells
+        self._status.update(Text(one_line(" ".join(filter(None, (f"{job.name}:", *cells))))))
+
+    def ended(self, job: Job, error: KitError | None, seconds: float) -> None:
+        pass
 
 
 @contextlib.contextmanager

@@ -11,12 +11,14 @@ import json
 import random
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_repeat.assets.base_models import device
 from qlora_repeat.assets.convert_pickle import INDEX
 from qlora_repeat.errors import UsageError
-from qlora_repeat.study.data_sources import MOST_GENERATED, Base, Data, Hub
+from qlora_repeat.study.data_sources import MOST_GENERATED, Data, Hub
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.files import new_folder
 from qlora_repeat.system.hashing import file_digest
@@ -24,17 +26,19 @@ from qlora_repeat.system.hashing import file_digest
 PICKLED = ("togethercomputer/GPT-NeoXT-Chat-Base-20B",)
 """Repositories that have only PyTorch's pickles."""
 VOCABULARY = 1024
-_SHAPE: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 512,
     "intermediate_size": 1024,
     "num_hidden_layers": 2,
     "num_attention_heads": 8,
 }
+"""The sizes of a miniature."""
 _SHARD_BYTES = 5_000_000
+"""The size of a file of a small model; the weights of a larger one are in three files."""
 _MARK = "miniature.txt"
 """The file that marks a folder written by this module, which may be replaced."""
-_ENDS = {"gpt_neox": (0, 0), "llama": (1, 2)}
+ENDS = {"gpt_neox": (0, 0), "llama": (1, 2)}
 """The ids of the first and last token of a text, by architecture."""
 
 
@@ -57,11 +61,13 @@ def write_hub(study: Study, home: Path) -> None:
     with new_folder(home) as folder, tempfile.TemporaryDirectory() as scratch:
         for seed, (name, base) in enumerate(study.bases.items()):
             if base.hub is not None:
-                if (kind := (base.architecture or {}).get("model_type")) not in _ENDS:
-                    key, known = f"bases.{name}.architecture.model_type", " or ".join(_ENDS)
+                if (kind := (base.architecture or {}).get("model_type")) not in ENDS:
+                    key, known = f"bases.{name}.architecture.model_type", " or ".join(ENDS)
                     raise UsageError(f"{key} must be {known} (found {kind!r})")
                 files = Path(scratch, "models", name)
-                _write_model(files, base, texts, seed, pickled=base.hub.repository in PICKLED)
+                architecture = _small(base.architecture or {})
+                pickled = base.hub.repository in PICKLED
+                write_model(files, architecture, texts, seed, pickled=pickled)
                 _add_repository(folder, base.hub, "models", files)
         for name, data in study.data.items():
             if data.hub is not None:
@@ -72,23 +78,45 @@ def write_hub(study: Study, home: Path) -> None:
         (folder / _MARK).write_text(f"Miniatures of what study {study.name} uses from a hub.\n", "utf-8")
 
 
-def _write_model(folder: Path, base: Base, texts: list[str], seed: int, *, pickled: bool) -> None:
-    """Write a model in shards, like the true one, and its tokenizer."""
+def _small(architecture: dict[str, Any]) -> dict[str, Any]:
+    """Return an architecture with small sizes; what is not a size stays as it is."""
+    kept = {key: value for key, value in architecture.items() if isinstance(value, bool | float)}
+    return {"model_type": architecture["model_type"], **SMALL, **kept}
+
+
+def write_model(
+    folder: Path,
+    architecture: Mapping[str, Any],
+    texts: list[str],
+    seed: int,
+    *,
+    pickled: bool = False,
+    weights: bool = True,
+) -> None:
+    """Write a model of random weights in shards, like the true one, and a tokenizer trained on texts.
+
+    Args:
+        architecture: `model_type`, which is ``gpt_neox`` or ``llama``, and the sizes.
+        pickled: in PyTorch's older format.
+        weights: otherwise only the configuration and the tokenizer.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    architecture = base.architecture or {}
-    kind = str(architecture["model_type"])
-    begin, end = _ENDS[kind]
-    kept = {key: value for key, value in architecture.items() if isinstance(value, (bool, float))}
-    config = AutoConfig.for_model(
-        kind, **_SHAPE, **kept, bos_token_id=begin, eos_token_id=end, miniature=True
-    )
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
+    settings = dict(architecture)
+    kind = str(settings.pop("model_type"))
+    begin, end = ENDS[kind]
+    config = AutoConfig.for_model(kind, **settings, bos_token_id=begin, eos_token_id=end, miniature=True)
     _tokenizer(kind, texts).save_pretrained(folder)
+    if not weights:
+        config.save_pretrained(folder)
+        return
+    torch.manual_seed(seed)
+    with torch.device(device()):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
     if not pickled:
-        model.save_pretrained(folder, max_shard_size=_SHARD_BYTES)
+        size = sum(each.nbytes for each in model.parameters())
+        model.save_pretrained(folder, max_shard_size=max(size // 3, _SHARD_BYTES))
         return
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
@@ -137,7 +165,7 @@ def _rows(data: Data) -> list[dict[str, Any]]:
         raise UsageError(f"data: {data.rows} rows; a miniature has at most {MOST_GENERATED}")
     if data.task == "text-generation":
         more = {"author": "the kit", "tags": ["rehearsal"]}
-        return [{columns["quote"]: _quote(draw), **more} for _ in range(data.rows)]
+        return [{columns["quote"]: random_quote(draw), **more} for _ in range(data.rows)]
     rows = [
         {"input": "", columns["answer"]: answer, columns["instruction"]: question, "data_source": "kit"}
         for question, answer in (_question(draw) for _ in range(data.rows))
@@ -150,7 +178,7 @@ def _rows(data: Data) -> list[dict[str, Any]]:
     return rows
 
 
-def _quote(draw: random.Random) -> str:
+def random_quote(draw: random.Random) -> str:
     kinds = ("patient", "hasty", "gentle", "stubborn", "curious", "tired", "honest", "quiet", "brave", "idle")
     things = ("mind", "hand", "garden", "river", "teacher", "neighbor", "winter", "letter", "door", "song")
     deeds = ("mends", "forgets", "outlives", "teaches", "carries", "invites", "follows", "answers")

@@ -33,6 +33,7 @@ GROUPS = {
         "show": "List the studies, or show one study and its trials.",
         "status": "Show which trials are done, running, stale, damaged, failed or missing.",
         "doctor": "Show the machine, and what would stop a study from running here.",
+        "selftest": "Test whether fine-tuning repeats on this machine, in minutes and without a network.",
     },
     "Results": {
         "collect": "Gather all records of a study into one results file.",

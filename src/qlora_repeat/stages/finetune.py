@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_c
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress, Trial
+from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import named_operation
 from qlora_repeat.system.files import copy_file, move_folder, new_folder, remove
 from qlora_repeat.system.hashing import weights_digest
@@ -26,6 +28,7 @@ def finetune(
     inputs: dict[str, Any],
     seeds: dict[str, int] | None = None,
     until_step: int | None = None,
+    load_base: Callable[[Workspace, str], Any] = load_frozen_base,
 ) -> dict[str, Any]:
     """Fine-tune one trial; write the adapter in PEFT's format, and the trace.
 
@@ -33,6 +36,7 @@ def finetune(
     without the interruption. `seeds`, if given, replace those that the study would draw. If the loss becomes
     NaN or infinite, training continues, as in the paper; `diverged_at` is the first such step. With
     `until_step`, stop after that step, and leave only the trace and a checkpoint in ``unfinished``.
+    `load_base` returns the frozen base in 4 bits.
 
     Returns:
         The record's outputs: adapter digest, seeds, losses, training seconds, peak memory, frozen weights.
@@ -42,7 +46,7 @@ def finetune(
         StoppedError: this process was asked to stop; there is a checkpoint.
         StageError: the profile asks for deterministic kernels, and an operation has none.
     """
-    trainer, weights = _begin(trial, progress, inputs, seeds, until_step)
+    trainer, weights = _begin(trial, progress, inputs, seeds, until_step, load_base)
     unfinished, checkpoint = trainer.unfinished, trainer.checkpoint
     defer()
     if trainer.done < trainer.end:
@@ -70,6 +74,7 @@ def _begin(
     inputs: dict[str, Any],
     seeds: dict[str, int] | None,
     steps: int | None,
+    load_base: Callable[[Workspace, str], Any],
 ) -> tuple[Any, dict[str, Any]]:
     """Return the trainer, restored from the last checkpoint if any, and outputs on the frozen weights."""
     workspace, study, model = trial.workspace, trial.study, trial.model
@@ -89,7 +94,7 @@ def _begin(
         seeds["data_order"],
     )
     reset_peak_memory()
-    base = load_frozen_base(workspace, model.base)
+    base = load_base(workspace, model.base)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)
     if study.randomness.nudge:
@@ -97,7 +102,9 @@ def _begin(
     if checkpoint:
         _set_adapter(adapted, checkpoint)
     weights = _set_frozen_weights(trial, adapted, examples, order)
-    trainer = _trainer(trial, adapted, tokenizer, examples, order, unfinished, checkpoint, progress, steps)
+    trainer = make_trainer(
+        trial, adapted, tokenizer, examples, order, unfinished, checkpoint, progress, steps
+    )
     return trainer, weights
 
 
@@ -182,7 +189,7 @@ def _set_adapter(adapted: Any, checkpoint: Checkpoint) -> None:
             parameters[name].copy_(tensor)
 
 
-def _trainer(
+def make_trainer(
     trial: Trial,
     model: Any,
     tokenizer: Any,

@@ -1,0 +1,1 @@
+"""The self-test of a machine: whether fine-tuning repeats on it, and what it needs."""

@@ -1,0 +1,152 @@
+"""What checks of the self-test compute in processes of their own."""
+
+from typing import Any
+
+from qlora_repeat.assets.base_models import base_folder, device, load_full, load_quantized, load_tokenizer
+from qlora_repeat.assets.derived_cache import encoded_part
+from qlora_repeat.selftest.jobs import now
+from qlora_repeat.stages.perplexity import example_losses, perplexity
+from qlora_repeat.study.optimizers import Optimizer
+from qlora_repeat.study.trial import Trial
+from qlora_repeat.system.determinism import DETERMINISTIC_WORKSPACES, WORKSPACE, set_kernels
+from qlora_repeat.system.fingerprint import fingerprint, nvidia_smi
+
+COMPARED = 8
+"""How many rows models are compared with."""
+
+
+def software() -> dict[str, Any]:
+    """Compute with each library on the device, with deterministic kernels.
+
+    Returns:
+        ``versions``, and ``problems`` as sentences.
+    """
+    import os
+
+    set_kernels("deterministic", 1)
+    import bitsandbytes
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    found, problems = fingerprint(), list[str]()
+    if nvidia_smi("-L") and not torch.cuda.is_available():
+        problems.append("nvidia-smi shows a GPU, and torch cannot use it")
+    library = bitsandbytes.cextension.lib
+    native = type(library).__name__ if getattr(library, "_lib", None) is None else library._lib._name
+    if "Error" in native:
+        problems.append("bitsandbytes has no native library for this device")
+    weights = torch.linspace(-1, 1, 64 * 64, device=device())
+    unpacked = dequantize_4bit(*quantize_4bit(weights, quant_type="nf4"))
+    if (error := float((unpacked - weights).abs().max())) > 0.16:  # half of NF4's widest gap is 0.152
+        problems.append(f"bitsandbytes unpacks 4-bit weights with an error of {error:.2g}")
+    formats = []
+    for name in ("float16", "bfloat16"):
+        values = weights.view(64, 64).to(getattr(torch, name))
+        wide = weights.view(64, 64).double()
+        if torch.allclose((values @ values).double(), wide @ wide, atol=0.3):
+            formats.append(name)
+        else:
+            problems.append(f"products in {name} are wrong")
+    workspace = os.environ.get(WORKSPACE)
+    if workspace not in DETERMINISTIC_WORKSPACES:
+        problems.append(f"{WORKSPACE} is {workspace}")
+    versions = {
+        "torch": found["packages"].get("torch"),
+        "CUDA": found["cuda"],
+        "driver": found["driver"],
+        "bitsandbytes": f"{found['packages'].get('bitsandbytes')} ({native.rpartition('/')[2]})",
+        "formats": " ".join(formats),
+        "workspace": workspace,
+    }
+    return {"versions": versions, "problems": problems}
+
+
+def compare_models(trial: Trial) -> dict[str, Any]:
+    """Compare a merged model with base plus adapter, and its perplexity in batches with single rows.
+
+    Returns:
+        ``lost``: the difference of their logits, relative to the adapter's effect on the logits;
+        ``batches``: the relative difference of perplexity.
+    """
+    import torch
+    from peft import PeftModel
+
+    study = trial.study
+    set_kernels(study.randomness.kernels, study.threads)
+    compute, folder = study.precision.compute, base_folder(trial.workspace, trial.model.base)
+    tokenizer = load_tokenizer(folder)
+    examples = encoded_part(trial.workspace, trial.model_name, "test", 0, tokenizer, COMPARED)
+
+    def logits(model: Any) -> Any:
+        with torch.inference_mode():
+            rows = [model(torch.tensor([each.ids], device=device())).logits.float() for each in examples]
+        return torch.cat([row.flatten() for row in rows])
+
+    base = load_full(folder, compute)
+    before = logits(base)
+    adapted = logits(PeftModel.from_pretrained(base, str(trial.adapter)).eval())
+    merged = load_full(trial.merged, compute)
+    lost = (logits(merged) - adapted).norm() / (adapted - before).norm()
+    single, batches = (
+        perplexity(example_losses(merged, examples, size, tokenizer.pad_token_id, lambda done: None))
+        for size in (1, 4)
+    )
+    return {"lost": float(lost), "batches": abs(batches / single - 1), "perplexity": single}
+
+
+def plain_steps(trial: Trial) -> dict[str, Any]:
+    """Fine-tune as a plain script does, by the documents of transformers, peft and bitsandbytes.
+
+    Returns:
+        The times after each step.
+    """
+    import tempfile
+
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+    study, training = trial.study, trial.model.training
+    set_kernels(study.randomness.kernels, study.threads)
+    folder = base_folder(trial.workspace, trial.model.base)
+    tokenizer = load_tokenizer(folder)
+    examples = encoded_part(trial.workspace, trial.model_name, "train", 0, tokenizer)
+    prepared = prepare_model_for_kbit_training(
+        load_quantized(study, folder), use_gradient_checkpointing=training.gradient_checkpointing
+    )
+    lora = LoraConfig(
+        r=study.lora.r,
+        lora_alpha=study.lora.alpha,
+        lora_dropout=study.lora.dropout,
+        target_modules=trial.model.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    times = list[float]()
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            times.append(now())
+
+    on_gpu, compute = device() != "cpu", study.precision.compute
+    with tempfile.TemporaryDirectory() as out:
+        Trainer(
+            model=get_peft_model(prepared, lora),
+            args=TrainingArguments(
+                output_dir=out,
+                max_steps=training.steps,
+                per_device_train_batch_size=training.batch_size,
+                learning_rate=training.learning_rate,
+                lr_scheduler_type=training.schedule,
+                optim=Optimizer.parse(trial.optimizer).in_transformers,
+                max_grad_norm=training.max_grad_norm,
+                fp16=on_gpu and compute == "float16",
+                bf16=on_gpu and compute == "bfloat16",
+                use_cpu=not on_gpu,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=[{"input_ids": each.ids, "labels": each.ids} for each in examples],
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            callbacks=[Clock()],
+        ).train()
+    return {"times": times}

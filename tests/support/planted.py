@@ -1,0 +1,77 @@
+"""Faults for the self-test to find, planted in the processes that it starts."""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+from qlora_repeat.execution.jobs import BaseTestJob
+from qlora_repeat.selftest.jobs import ChangedTrial
+from qlora_repeat.study.trial import Progress
+
+
+@contextlib.contextmanager
+def noisy_operator() -> Iterator[None]:
+    """Let every linear layer add its own noise to its output."""
+    import torch
+    from torch.nn.modules.module import register_module_forward_hook
+
+    def add_noise(module: Any, arguments: Any, output: Any) -> Any:
+        if isinstance(module, torch.nn.Linear):
+            return torch.add(output, 1e-6 * secrets.randbelow(1000))
+        return output
+
+    hook = register_module_forward_hook(add_noise)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def scaler_not_restored() -> Iterator[None]:
+    """Let a resumed fine-tuning begin with a new loss scaler."""
+    from qlora_repeat.stages.trainer import TracingTrainer
+
+    restore = TracingTrainer.restore
+
+    def forget(trainer: Any, checkpoint: Any) -> None:
+        restore(trainer, replace(checkpoint, scaler=None))
+
+    with patch.object(TracingTrainer, "restore", forget):
+        yield
+
+
+@contextlib.contextmanager
+def merged_twice() -> Iterator[None]:
+    """Let merging add twice the adapter."""
+    from qlora_repeat.stages import merge
+
+    read = merge.adapter_config
+
+    def doubled(adapter: Any) -> Any:
+        found = read(adapter)
+        return {**found, "lora_alpha": 2 * found["lora_alpha"]}
+
+    with patch.object(merge, "adapter_config", doubled):
+        yield
+
+
+FAULTS = {each.__name__: each for each in (noisy_operator, scaler_not_restored, merged_twice)}
+
+
+@dataclass(frozen=True)
+class FaultyTrial(ChangedTrial):
+    fault: str = ""
+
+    def run(self, progress: Progress) -> None:
+        with FAULTS[self.fault]():
+            super().run(progress)
+
+
+class NoisyBaseTest(BaseTestJob):
+    def run(self, progress: Progress) -> None:
+        with noisy_operator():
+            super().run(progress)
