@@ -9,6 +9,8 @@ from support.checkout import copy_folder
 from support.laboratory import Lab
 
 import qlora_repeat as qr
+from qlora_repeat.records.record import read_record
+from qlora_repeat.records.self_test import Check, SelfTest, self_test_file, write_self_test
 from qlora_repeat.results.trial_result import write_results
 
 
@@ -90,6 +92,12 @@ def test_a_study_is_reported_with_its_records(finished: Lab, tmp_path: Path) -> 
     assert path.read_text(encoding="utf-8") == report.html
     from_file = qr.report(qr.read_results(study.results))
     assert ("Where they ran" in report.html, "Where they ran" in from_file.html) == (True, False)
+    record = read_record(study.trials()[0].record("finetune"))
+    assert record is not None
+    tested = SelfTest("2026-11-30T12:00", 60.0, False, [Check("a", "failed", "b")], record.fingerprint)
+    write_self_test(file := self_test_file(finished.runs, record.fingerprint), tested)
+    assert "self-test of 2026-11-30: 1 failed" in qr.report(study).html
+    file.unlink()
     frame = report._repr_html_()
     assert frame.startswith("<iframe srcdoc=") and "<script" not in frame and "&lt;script" in frame
     collected = qr.collect(study)

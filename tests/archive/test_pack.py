@@ -29,6 +29,7 @@ from support.tiny import tiny_text, write_study
 from qlora_repeat.analysis.attribution.decompose import attribute
 from qlora_repeat.analysis.attribution.measurements import write_attribution
 from qlora_repeat.archive import zip_file
+from qlora_repeat.archive.check import check_archive
 from qlora_repeat.archive.pack import pack
 from qlora_repeat.archive.private_parts import private_parts
 from qlora_repeat.archive.ro_crate import Run, _sources
@@ -37,6 +38,7 @@ from qlora_repeat.archive.zip_file import CRATE, FORMAT_FILE, SUMS, Entry, text_
 from qlora_repeat.errors import MissingError, StoppedError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import KeptFile, read_record, write_record
+from qlora_repeat.records.self_test import Check, SelfTest, self_test_file, self_test_of, write_self_test
 from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.study.data_sources import Base, PackageFile
 from qlora_repeat.study.loading import load_study
@@ -313,6 +315,27 @@ def test_the_archive_contains_results_of_attributions(lab: Lab) -> None:
     with zipfile.ZipFile(lab.archive) as archive:
         found = [name for name in archive.namelist() if "@attribute" in name]
     assert found == ["runs/tiny@attribute/tiny-neox/adamw-32bit/attribution.json"]
+
+
+def test_the_archive_contains_the_self_test_of_the_machine_of_a_record(lab: Lab, tmp_path: Path) -> None:
+    record = read_record(lab.folder / FOLDER / "finetune.json")
+    assert record is not None
+    found = SelfTest("2026-11-30T12:00", 60.0, False, [Check("two", "passed", "1")], record.fingerprint)
+    path = self_test_file(lab.runs, record.fingerprint)
+    write_self_test(path, found)
+    elsewhere = dataclasses.replace(found, fingerprint={**record.fingerprint, "cpu": "another"})
+    write_self_test(self_test_file(lab.runs, elsewhere.fingerprint), elsewhere)
+    (lab.runs / "self-test-000000000000.json").write_text("{}")
+    lab.pack()
+    with opened(lab.archive) as theirs:
+        packed = list(theirs.runs.glob("self-test*"))
+        assert [each.read_bytes() for each in packed] == [path.read_bytes()]
+        assert check_archive(theirs, lab.cache).problems == []
+        assert self_test_of(theirs.runs, record.fingerprint) == found
+        packed[0].write_text(packed[0].read_text().replace('"passed"', '"perfect"'))
+        assert self_test_of(theirs.runs, record.fingerprint) is None
+        (problem,) = check_archive(theirs, lab.cache).problems
+        assert "checks.0.outcome" in problem
 
 
 def test_the_archive_contains_the_studys_lock_file(lab: Lab) -> None:

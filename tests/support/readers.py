@@ -57,6 +57,7 @@ from qlora_repeat.assets.pins import CONFIGURATIONS, pin_of
 from qlora_repeat.errors import KitError
 from qlora_repeat.execution.run_trial import _failure_noted
 from qlora_repeat.records.record import keep, read_record, write_record
+from qlora_repeat.records.self_test import read_self_test
 from qlora_repeat.records.stage_inputs import stage_settings
 from qlora_repeat.records.trace import loss_curve, read_trace
 from qlora_repeat.records.trial_state import base_damages, base_state, explanations, failure_of, trial_state
@@ -357,6 +358,7 @@ def _use_small(lab: Lab, path: Path, pictures: bool) -> None:
         lambda: manifest_digest(lab.folder / "small"),
         lambda: failure_of(trial),
         lambda: live_owner(path),
+        lambda: read_self_test(path),
         lambda: read_sealed(path),
         read_user_file,
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from qlora_repeat.api.progress import Terminal, console
 from qlora_repeat.archive.unpack import opened, study_of
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_study import fetch_missing
+from qlora_repeat.records.self_test import self_test_of
 from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.render.text.verdict import verdict_json, verdict_text
 from qlora_repeat.render.text.verdict_page import verdict_page
@@ -35,6 +37,7 @@ from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.study import Tolerance
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.files import write_text
+from qlora_repeat.system.fingerprint import fingerprint
 
 DEFAULT_STUDY = "pocket"
 
@@ -123,9 +126,9 @@ def verify(
         tolerance, notes = tolerance_of(named.study, named.optimizer, trusted=trusted)
         if others := other_settings(named, recorded.side.records):
             notes += [f"The record has other settings than the study file: {', '.join(others)}."]
-        name = f"{named.study.label}:{named.name}"
+        name, own = f"{named.study.label}:{named.name}", named.workspace.runs
         question = _Question(
-            name, scope, steps, new_seeds, repeat, tolerance, notes, len(named.workspace.trials()), words
+            name, scope, steps, new_seeds, repeat, tolerance, notes, len(named.workspace.trials()), words, own
         )
         shown = Terminal(console(quiet))
         wrong = recorded.contradictions
@@ -156,6 +159,8 @@ class _Question:
     trials: int
     """Trials of the study."""
     command_line: str
+    runs: Path
+    """The user's folder of results."""
 
 
 def _rerun(
@@ -192,11 +197,21 @@ def _rerun(
             )
             verdict = judge(noise=noise)
         page = again.folder / "verdict.html"
-        found = Verification(asked.name, replace(verdict, notes=asked.notes), recorded.left_out, page)
+        verdict = replace(verdict, notes=asked.notes, self_tests=list(_self_tests(recorded, asked.runs)))
+        found = Verification(asked.name, verdict, recorded.left_out, page)
         write_text(again.folder / VERDICT, found.to_json() + "\n")
         ours, theirs = ([step.loss for step in each.steps[1:]] for each in (diff.first, diff.second))
         write_text(page, verdict_page(asked.name, found.found, ours, theirs, asked.command_line))
         return found, side.perplexity
+
+
+def _self_tests(recorded: Recorded, runs: Path) -> Iterator[str]:
+    """Yield the self-tests of the recorded machine and of this one, as far as there are files."""
+    there, here = recorded.side.records["finetune"].fingerprint, fingerprint()
+    if (found := self_test_of(recorded.side.folder.parents[3], there)) is not None:
+        yield f"recorded one, {found.sentence}"
+    if (found := self_test_of(runs, here)) is not None:
+        yield f"this one, {found.sentence}"
 
 
 def _named(

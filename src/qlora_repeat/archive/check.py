@@ -6,6 +6,8 @@ from pathlib import Path
 
 from qlora_repeat.analysis.integrity import CheckedFile, CheckedStudy, check_base_tests, check_trial
 from qlora_repeat.archive.unpack import Unpacked
+from qlora_repeat.errors import MissingError
+from qlora_repeat.records.self_test import read_self_test, self_test_file
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.loading import open_workspace
@@ -23,8 +25,18 @@ def check_archive(unpacked: Unpacked, cache: Path | None) -> CheckedStudy:
     problems = [f"{path}: {each}" for each in _disagreements(unpacked.results(), collected)]
     files = [file for own in trials for file in own] + list(check_base_tests(workspace))
     files += [CheckedFile(path, problem) for problem in problems] or [CheckedFile(path)]
+    files += map(_checked_self_test, sorted(unpacked.runs.glob("self-test-*.json")))
     files += _unnamed(unpacked.runs, {file.path for file in files} | {workspace.statistics})
     return CheckedStudy(trials=sum(map(bool, trials)), files=files, inputs=[], notes=[])
+
+
+def _checked_self_test(path: Path) -> CheckedFile:
+    try:
+        found = read_self_test(path)
+        right = path == self_test_file(path.parent, found.fingerprint)
+    except (MissingError, KeyError) as error:
+        return CheckedFile(path, str(error))
+    return CheckedFile(path, None if right else f"{path}: has the name of another machine")
 
 
 def _unnamed(runs: Path, named: set[Path]) -> Iterator[CheckedFile]:

@@ -26,6 +26,7 @@ from qlora_repeat.archive.zip_file import (
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.records.record import KeptFile, Record, keep
+from qlora_repeat.records.self_test import self_test_file, self_test_of
 from qlora_repeat.records.trial_state import base_damages, explanations, stage_record, trial_state
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect, counted_base_tests
@@ -97,6 +98,7 @@ def pack(
     for run, own in _runs(workspace, results, include_stale):
         packed.append(run)
         entries += own
+    entries += _self_tests(workspace, packed)
     kept = {entry.name: entry.kept for entry in entries}
     entries.append(text_entry(CRATE, crate_text(study, study_file, kept, packed, license, authors)))
     folders = {Path.home(), workspace.runs.absolute(), workspace.cache.absolute()}
@@ -230,3 +232,14 @@ def _attributions(workspace: Workspace, left_out: list[str]) -> Iterator[Entry]:
             yield _file(path, _name(path, workspace.runs))
         except KitError as error:
             left_out.append(str(error))
+
+
+def _self_tests(workspace: Workspace, packed: Sequence[Run]) -> Iterator[Entry]:
+    """Yield the self-tests of the machines whose records are packed."""
+    paths = {
+        self_test_file(workspace.runs, record.fingerprint)
+        for run in packed
+        for record in run.records
+        if self_test_of(workspace.runs, record.fingerprint) is not None
+    }
+    yield from (_file(path, _name(path, workspace.runs)) for path in sorted(paths))

@@ -14,11 +14,11 @@ from qlora_repeat.system.fingerprint import machine_digest
 from qlora_repeat.system.typed_json import read_as
 
 Outcome = Literal["passed", "failed", "cannot tell"]
-_STRICT = ConfigDict(extra="forbid", strict=True)
+_KNOWN_KEYS = ConfigDict(extra="forbid")
 _Short = Annotated[str, Field(max_length=1000)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_KNOWN_KEYS)
 class Check:
     """What one check found."""
 
@@ -30,7 +30,7 @@ class Check:
     """The numbers behind the figure."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_KNOWN_KEYS)
 class SelfTest:
     """A self-test of a machine."""
 

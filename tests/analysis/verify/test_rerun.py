@@ -23,8 +23,10 @@ from qlora_repeat.analysis.verify.sampling import most_false
 from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import keep, read_record, write_record
+from qlora_repeat.records.self_test import Check, SelfTest, self_test_file, write_self_test
 from qlora_repeat.stages.perplexity import ExampleLoss, mean_example_perplexity, perplexity
 from qlora_repeat.study.trial import Stage, Trial
+from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.hashing import folder_digests
 
 NAME = "tiny-neox/adamw-8bit/1"
@@ -92,14 +94,20 @@ def inputs_of(trial: Trial) -> dict[str, Any]:
 
 
 def test_an_unchanged_trial_is_bitwise_and_not_modified(lab: Lab) -> None:
-    """Repeat a trial whose fresh adapter seed is in its record."""
+    """Repeat a trial whose fresh adapter seed is in its record, on a machine with a self-test."""
+    machine = fingerprint()
+    tested = SelfTest("2026-11-30T12:00:00+00:00", 60.0, False, [Check("a", "passed", "b")], machine)
+    write_self_test(self_test_file(lab.runs, machine), tested)
     before = folder_digests(lab.runs)
     result = lab.verify()
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"tiny:{NAME}: bitwise\n")
     assert "The same bits are expected, because " in " ".join(result.stdout.split())
     assert folder_digests(lab.runs) == before
+    test = "self-test of 2026-11-30: 1 passed"
+    assert f"Machines: recorded one, {test}; this one, {test}." in " ".join(result.stdout.split())
     page = next(lab.scratch.rglob("verdict.html")).read_text()
+    assert test in page
     assert "bitwise" in page
     assert "<svg" in page
 

@@ -96,6 +96,8 @@ class Verdict:
     """Whether *different* is shown by statistics alone, which a rare outlier can cause too."""
     notes: list[str] = field(default_factory=list)
     """Sentences on what the recorded files ask for and `verify` ignores."""
+    self_tests: list[str] = field(default_factory=list)
+    """The self-tests of the recorded machine and of this one, in words, where there are any."""
 
     @property
     def is_open(self) -> bool:

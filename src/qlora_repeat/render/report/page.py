@@ -108,9 +108,10 @@ def _experiment(measured: Measurements) -> tuple[str, Markup, list[str]]:
     return measured.arm, drawing, sentences(measured, found)
 
 
-def _fingerprints(files: TrialFiles) -> dict[tuple[str, str], list[str]]:
-    """Return the trials that ran with each device and software."""
-    found: dict[tuple[str, str], list[str]] = {}
+def _fingerprints(files: TrialFiles) -> dict[tuple[str, str, str], list[str]]:
+    """Return the trials that ran with each device, software and self-test, which is "" without one."""
+    found: dict[tuple[str, str, str], list[str]] = {}
     for name, fingerprint in files.fingerprints.items():
-        found.setdefault((device_name(fingerprint), software_names(fingerprint)), []).append(name)
+        machine = device_name(fingerprint), software_names(fingerprint), files.self_tests.get(name, "")
+        found.setdefault(machine, []).append(name)
     return found

@@ -6,6 +6,7 @@ from typing import Any
 
 from qlora_repeat.analysis.trial_diff import Divergence, first_divergence
 from qlora_repeat.errors import KitError
+from qlora_repeat.records.self_test import self_test_of
 from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.results.arms import Arm
@@ -19,6 +20,8 @@ class TrialFiles:
 
     traces: dict[str, list[Step]] = field(default_factory=dict)
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    self_tests: dict[str, str] = field(default_factory=dict)
+    """The self-test of the machine of a trial, in words, if there is one."""
 
     def divergence(self, arm: Arm, trial: TrialResult) -> Divergence | None:
         """Return where the trial first differs from the first of its arm that has a trace, if it does."""
@@ -41,6 +44,8 @@ def read_trial_files(workspace: Workspace, arms: Sequence[Arm]) -> TrialFiles:
             record = valid_record(trial.record("finetune"))
             if record is not None and record.outputs.get("adapter_digest") == row.adapter_digest:
                 found.fingerprints[trial.name] = record.fingerprint
+                if (tested := self_test_of(workspace.runs, record.fingerprint)) is not None:
+                    found.self_tests[trial.name] = tested.sentence
                 found.traces[trial.name] = read_trace(trial.trace)
         except KitError:
             continue

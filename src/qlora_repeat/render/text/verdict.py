@@ -49,7 +49,12 @@ def verdict_text(name: str, verdict: Verdict) -> str:
     if verdict.explanations and verdict.kind != "bitwise":
         cells = [[one_line(each.key), shown(each.first), shown(each.second)] for each in verdict.explanations]
         parts.append(tabulate(cells, ["may explain it", "recorded", "re-run"], disable_numparse=True))
-    for title, lines in (("Not checked", verdict.cannot_tell), ("To settle it", verdict.settle)):
+    listed = {
+        "Not checked": verdict.cannot_tell,
+        "To settle it": verdict.settle,
+        "Machines": verdict.self_tests,
+    }
+    for title, lines in listed.items():
         if lines:
             parts.append(prose(f"{title}: {'; '.join(lines)}."))
     return printable("\n\n".join(parts))
