@@ -17,6 +17,15 @@ from qlora_repeat.selftest.full_size import run_full_size
 from qlora_repeat.selftest.jobs import Call
 
 
+SMALL = {
+    "vocab_size": 1024,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
 class Ignored:
     def started(self, *told: Any) -> None: ...
     def progress(self, *told: Any) -> None: ...
@@ -30,7 +39,7 @@ def watch(jobs: Sequence[Job], workers: int) -> AbstractContextManager[Ignored]:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("selftest")
-    made = Bench(folder, self_test_study(folder, gpu=False), gpu=False, watch=watch)
+    made = Bench(folder, self_test_study(folder, gpu=False, sizes=SMALL), gpu=False, watch=watch)
     made.run([Call("models", folder, fill_cache, (made.workspace("first"),))])
     return made
 
@@ -95,9 +104,7 @@ def test_a_plan_for_another_activation_is_found(bench: Bench, monkeypatch: pytes
 
 
 def test_a_model_of_full_size_runs_from_weights_made_on_the_device(bench: Bench, tmp_path: Path) -> None:
-    small = {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
-    study = self_test_study(tmp_path, gpu=False, sizes=small | {"num_hidden_layers": 2})
-    fresh = Bench(tmp_path / "fresh", study, gpu=False, watch=watch)
+    fresh = Bench(tmp_path, self_test_study(tmp_path, gpu=False, sizes=SMALL), gpu=False, watch=watch)
     for trial in fresh.trials("full", optimizers=1):
         call = Call(f"full {trial.model_name}", fresh.folder, run_full_size, (trial,))
         fresh.run([call])
