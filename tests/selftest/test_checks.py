@@ -16,7 +16,6 @@ from qlora_repeat.selftest.bench import Bench, fill_cache, self_test_study
 from qlora_repeat.selftest.full_size import run_full_size
 from qlora_repeat.selftest.jobs import Call
 
-
 SMALL = {
     "vocab_size": 1024,
     "hidden_size": 128,

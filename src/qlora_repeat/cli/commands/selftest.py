@@ -28,7 +28,7 @@ def command(full: bool, runs: Path | None, as_json: bool) -> None:
 
     \b
     Example:
-      qlora-repeat selftest
+      qlora-repeat selftest --full
     """
     silence_libraries(verbose=False)
     import dataclasses
