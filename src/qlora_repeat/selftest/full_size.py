@@ -24,7 +24,7 @@ def run_full_size(trial: Trial) -> dict[str, Any]:
 
     Returns:
         Seconds of loading, of a step, of a test row and of a response; the peak memory of fine-tuning and of
-        testing as bytes (0 on a CPU).
+        testing, and the memory of the GPU, in bytes (0 on a CPU).
     """
     import torch
 
@@ -54,6 +54,7 @@ def run_full_size(trial: Trial) -> dict[str, Any]:
     respond(model, tokenizer, prompt, study, trial.model_name, sampling, 1)
     found["response"] = time.perf_counter() - began
     found["evaluate_peak"] = _peak()
+    found["gpu_memory"] = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
     del model
     torch.cuda.empty_cache()
     return found

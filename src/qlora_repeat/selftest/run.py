@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from qlora_repeat.selftest import checks
 from qlora_repeat.selftest.bench import Bench, Watch, fill_cache, self_test_study
 from qlora_repeat.selftest.jobs import Call
 from qlora_repeat.system.determinism import prepare_environment
-from qlora_repeat.system.files import TEMPORARY, discard
+from qlora_repeat.system.files import TEMPORARY, discard, write_text
 from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.gpus import visible_gpus
 
@@ -52,20 +53,27 @@ def self_test(
     prepare_environment("deterministic")
     started, began, found = now(), time.monotonic(), list[Check]()
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
-    keep_logs = False
+    failed = True
     try:
         gpu = bool(visible_gpus())
         bench = Bench(folder, self_test_study(folder, gpu=gpu, sizes=sizes), gpu, watch)
         bench.run([Call("models", folder, fill_cache, (bench.workspace("first"),))])
+        failed = False
         for name, check in (CHECKS | (_FULL if full else {})).items():
             try:
                 found.append(Check(name, *check(bench)))
             except StoppedError:
                 raise
-            except KitError as error:  # it names a log
+            except KitError as error:
                 found.append(Check(name, "failed", str(error)[:1000]))
-                keep_logs = True
+                failed = True
+            except Exception as error:  # a fault of the kit, which must not end the other checks
+                log = folder / f"{name.replace(' ', '-')}.txt"
+                write_text(log, traceback.format_exc())
+                figure = f"{type(error).__name__}: {error}; see {log}"
+                found.append(Check(name, "failed", figure[:1000]))
+                failed = True
             report(found[-1])
     finally:
-        discard(folder / "cache" if keep_logs else folder)
+        discard(folder / "cache" if failed else folder)  # the error names a log
     return SelfTest(started, time.monotonic() - began, full, found, fingerprint())

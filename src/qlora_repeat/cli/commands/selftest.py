@@ -38,7 +38,7 @@ def command(full: bool, runs: Path | None, as_json: bool) -> None:
     from qlora_repeat.api.progress import OneLine, console
     from qlora_repeat.records.self_test import self_test_file, write_self_test
     from qlora_repeat.selftest.run import self_test
-    from qlora_repeat.system.files import json_text, strict
+    from qlora_repeat.system.files import json_text, make_folder, strict
 
     shown, progress = output(), console(quiet=as_json)
 
@@ -50,8 +50,10 @@ def command(full: bool, runs: Path | None, as_json: bool) -> None:
             line = f"{check.outcome:<11}  {check.name}: {check.figure}"
             shown.print(with_colored(one_line(line), OUTCOMES, most=1))
 
+    folder = runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
+    make_folder(folder)  # fail now, not after minutes
     found = self_test(watch, report, full=full)
-    path = self_test_file(runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs"), found.fingerprint)
+    path = self_test_file(folder, found.fingerprint)
     write_self_test(path, found)
     if as_json:
         say_json(json_text(strict(dataclasses.asdict(found))))
