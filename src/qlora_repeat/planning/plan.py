@@ -22,13 +22,11 @@ from qlora_repeat.study.study import Dtype, FrozenWeights
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import read_json
+from qlora_repeat.system.memory import CONTEXT_BYTES
 
 if TYPE_CHECKING:
     from qlora_repeat.planning.memory_estimate import EvaluateMemory, FinetuneMemory
 
-CONTEXT_BYTES = 1343 * 2**20
-"""A nominal allowance for the CUDA context and kernels: the use before any model is loaded, according to
-transformers' documentation (GPU memory anatomy). It depends on the GPU, the driver and the libraries."""
 PAPER_PARAMETERS = {
     "gpt-neox-20b": 20_554_567_680,
     "gpt-neoxt-chat-20b": 20_554_567_680,
