@@ -138,8 +138,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
 
     def peak_memory(self) -> dict[str, float | int | None]:
         """Return the peak memory of training in bytes, and as a share (0 to 1) of the GPU's memory."""
-        peak, total = self.peak_bytes(), gpu_memory()
-        return {"peak_memory_bytes": peak or None, "peak_memory_share": peak / total if peak and total else None}
+        peak, total = self.peak_bytes() or None, gpu_memory()
+        return {"peak_memory_bytes": peak, "peak_memory_share": peak / total if peak and total else None}
 
     def peak_bytes(self) -> int:
         """Return the peak memory of training (`system.memory.peak_memory`), including interrupted attempts.

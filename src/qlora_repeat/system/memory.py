@@ -11,10 +11,10 @@ from qlora_repeat.system.fingerprint import nvidia_smi
 
 CONTEXT_BYTES = 1343 * 2**20
 """A nominal allowance for the CUDA context and kernels: the use before any model is loaded, according to
-transformers' documentation (GPU memory anatomy). It depends on the GPU, the driver and the libraries. Plans and
-records count it alike, because CUDA cannot tell a process its own context from the memory of other processes."""
+transformers' documentation (GPU memory anatomy). It depends on the GPU, the driver and the libraries. Plans
+and records count it alike, because a process cannot tell its own context from the memory of others."""
 _RESERVED = 0.05
-"""The largest part of a GPU's memory that the driver may keep from CUDA; on known GPUs, one to three percent."""
+"""The largest part of a GPU's memory that the driver may keep from CUDA; usually it keeps 1 to 3 percent."""
 _LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 """The files with the limit and the use of a control group, in versions 2 and 1."""
 
@@ -51,10 +51,10 @@ def reset_peak_memory() -> None:
 def peak_memory(outside_torch: int = 0) -> int:
     """Return the peak of this process since the last reset, in bytes; 0 if it is unknown.
 
-    On a GPU it is what `plan` estimates: the most bytes of live tensors in torch's allocator, those that
-    `outside_torch` allocated (paged optimizer state), and the nominal context. Other processes on the GPU do not
-    count, nor does memory that the allocator holds without a tensor, so `nvidia-smi` shows more. Without a GPU it
-    is the resident memory.
+    On a GPU it is what `plan` estimates: the most bytes of live tensors in torch's allocator, the bytes
+    allocated `outside_torch` (paged optimizer state), and the nominal context. Other processes on the GPU do
+    not count, nor does memory that the allocator holds without a tensor, so `nvidia-smi` shows more. Without
+    a GPU it is the resident memory.
     """
     import torch
 
@@ -66,8 +66,8 @@ def peak_memory(outside_torch: int = 0) -> int:
 def gpu_memory() -> int | None:
     """Return all bytes of this process's GPU as `nvidia-smi` shows them; None without a GPU.
 
-    Plans have the same total (`planning.gpu_catalog`). CUDA shows less, because the driver keeps a part. CUDA's
-    total counts if `nvidia-smi` is missing, or shows no such GPU, as for a part of a GPU (MIG).
+    Plans have the same total (`planning.gpu_catalog`). CUDA shows less, because the driver keeps a part.
+    CUDA's total counts if `nvidia-smi` is missing, or shows no such GPU, as for a part of a GPU (MIG).
     """
     import torch
 
