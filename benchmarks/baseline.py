@@ -13,10 +13,10 @@ output is one JSON object: the seconds of each part, perplexity, responses, peak
 import argparse
 import json
 import math
-import resource
 import time
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 PROMPTS = ["Your silence will", "Let the improvement of yourself keep you"]
@@ -136,9 +136,11 @@ def main() -> None:
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
         )
     part("load")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of training, as in the kit's records
     trainer.train()
     part("train")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
     trainer.model.save_pretrained(f"{args.out}/adapter")
     del trainer, quantized, prepared
 

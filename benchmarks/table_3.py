@@ -26,10 +26,10 @@ from tabulate import tabulate
 
 from qlora_repeat.planning.gpu_catalog import PAPER_GPU, find_gpu
 from qlora_repeat.planning.memory_estimate import evaluate_memory, finetune_memory, model_config
-from qlora_repeat.planning.plan import CONTEXT_BYTES
 from qlora_repeat.results.published import read_published
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import Trial
+from qlora_repeat.system.memory import CONTEXT_BYTES
 
 STUDY = load_study("paper")
 SIZES = {"gpt-neox-20b": ["gpt-neox-20b", "gpt-neoxt-chat-20b"], "llama2-7b": ["llama2-7b", "llama2-chat-7b"]}

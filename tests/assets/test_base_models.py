@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from gguf import GGUFReader, quants
 from support.places import NO_RUNS, at
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from qlora_repeat.assets.base_models import (
     base_folder,
@@ -139,3 +141,30 @@ def test_a_file_that_is_no_gguf_model_is_refused_in_one_line(content: bytes, tmp
     with pytest.raises(MissingError, match=r"own\.gguf: cannot be read as a GGUF model \(\w+: ") as caught:
         _from_gguf(tmp_path / "own.gguf")
     assert "\n" not in str(caught.value)
+
+
+def test_text_after_a_literal_begin_token_gets_no_space_mark_unlike_in_2023(tmp_path: Path) -> None:
+    """Read files like Llama-2's on the hub, whose own rules are those of 2023: studies/paper.toml."""
+    text, texts = "<s><INST> why </INST> so</s>", ["<INST> why </INST> so", "why so"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    of_2023 = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    of_2023.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    of_2023.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # so that tokens are words
+    trainer = trainers.BpeTrainer(special_tokens=tokens, show_progress=False, vocab_size=400)
+    of_2023.train_from_iterator(texts, trainer)
+    of_2023.pre_tokenizer = None
+    of_2023.save(str(tmp_path / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, **names}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+
+    def pieces(given: str) -> list[str]:
+        return tokenizer.convert_ids_to_tokens(tokenizer(given, add_special_tokens=False)["input_ids"])
+
+    assert of_2023.encode(text).tokens[:2] == ["<s>", "▁<INST>"]
+    assert pieces(text)[0] == "<s>"
+    assert "".join(pieces(text)[1:]).startswith("<INST>▁why")
+    # Without the tag, and between words, the versions agree.
+    for plain in texts:
+        assert pieces(plain) == of_2023.encode(plain).tokens

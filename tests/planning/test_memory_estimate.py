@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from support.checkout import ROOT
 from support.places import NO_RUNS, at
 
 from qlora_repeat.assets.base_models import load_full, load_quantized
@@ -363,3 +366,55 @@ def test_deterministic_attention_needs_memory_for_its_scores() -> None:
     )
     assert written_out.saved > fused.saved
     assert written_out.step > fused.step
+
+
+def test_the_activation_of_gpt_neox_keeps_six_more_tensors_in_each_layer() -> None:
+    """Compare `gelu_fast`, which the study and the hub have, with transformers' default."""
+    architecture = PAPER.bases["gpt-neox-20b"].architecture
+    assert architecture is not None
+
+    def saved(layers: int, **changes: Any) -> int:
+        config = model_config({**architecture, "num_hidden_layers": layers, **changes}, "base")
+        return finetune_memory(changed("gpt-neox-20b"), config).saved
+
+    own, default = (saved(3, **act) - saved(2, **act) for act in ({}, {"hidden_act": "gelu"}))
+    assert own - default == 6 * 4 * 512 * architecture["intermediate_size"]  # float32
+
+
+PAGED_FROM = 100_000
+"""The number of elements from which bitsandbytes pages the state of a tensor."""
+
+
+@pytest.mark.parametrize("elements", [PAGED_FROM - 1, PAGED_FROM])
+def test_bitsandbytes_pages_the_state_of_large_tensors_only(
+    elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paged: list[int] = []
+
+    def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        paged.append(math.prod(shape))
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    monkeypatch.setattr(bitsandbytes.functional, "get_paged", get_paged)
+    monkeypatch.setattr(bitsandbytes.functional, "fill", lambda buffer, value: None)
+    parameter = torch.nn.Parameter(torch.empty(elements, device="meta"))
+    optimizer = bitsandbytes.optim.PagedAdamW8bit([parameter], lr=1e-3)
+    monkeypatch.setattr(optimizer.page_mng, "paged_tensors", [])
+    optimizer.get_state_buffer(parameter, dtype=torch.uint8)
+    assert paged == ([elements] if elements >= PAGED_FROM else [])
+
+
+def test_in_the_papers_study_only_lora_b_of_gpt_neox_is_paged() -> None:
+    document = (ROOT / "docs/explanation/memory-and-time.md").read_text(encoding="utf-8")
+    for name in PARAMETERS:
+        architecture = {**(PAPER.bases[name].architecture or {}), "num_hidden_layers": 1}
+        model = adapted_model(changed(name), model_config(architecture, name))
+        sizes = {
+            re.sub(r".*(lora_[AB]).*", r"\1", parameter): tensor.numel()
+            for parameter, tensor in model.named_parameters()
+            if tensor.requires_grad
+        }
+        paged = {part for part, size in sizes.items() if size >= PAGED_FROM}
+        assert paged == ({"lora_B"} if "neox" in name else set())
+        assert max(sizes.values()) == (147_456 if "neox" in name else 32_768)
+        assert f"{max(sizes.values()):,} elements" in document

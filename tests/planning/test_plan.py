@@ -17,7 +17,6 @@ from qlora_repeat.assets.pins import Pin, PinnedFile
 from qlora_repeat.errors import UsageError
 from qlora_repeat.planning.gpu_catalog import GPUS, find_gpu, large_enough
 from qlora_repeat.planning.plan import (
-    CONTEXT_BYTES,
     Plan,
     disk_plan,
     make_plan,
@@ -30,6 +29,7 @@ from qlora_repeat.results.published import read_published
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
+from qlora_repeat.system.memory import CONTEXT_BYTES
 
 PUBLISHED = read_published(ROOT / "paper/published")
 A100 = find_gpu("a100-80gb")

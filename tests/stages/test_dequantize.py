@@ -141,3 +141,46 @@ def test_free_memory_can_really_be_used() -> None:
     assert 10**8 < free < 10**13
     held = torch.ones(free // 8, dtype=torch.uint8)
     assert memory.free_memory() < free - held.nbytes // 2
+
+
+def test_on_a_gpu_each_number_of_tokens_is_tested_once_and_on_a_cpu_a_few_shapes() -> None:
+    batches = [(1, tokens) for tokens in range(1, 513)] * 3 + [(2, 64), (4, 32), (2, 256)]
+    on_gpu = dequantize._shapes_to_test(batches, on_gpu=True)
+    assert sorted(examples * tokens for examples, tokens in on_gpu) == list(range(1, 513))
+    assert set(on_gpu) <= set(batches)
+    on_cpu = dequantize._shapes_to_test(batches, on_gpu=False)
+    assert len(on_cpu) == dequantize.TESTED_ON_CPU
+    assert set(on_cpu) <= set(batches)
+
+
+def test_a_layer_of_each_size_is_unpacked_once_for_all_batches(
+    study: Study, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(study, cache)
+    sizes = {
+        (layer.in_features, layer.out_features) for layer in model.modules() if type(layer) is Linear4bit
+    }
+    unpacked: list[tuple[int, int]] = []
+
+    class Counted(Materialized):
+        def __init__(self, layer: Any) -> None:
+            super().__init__(layer)
+            unpacked.append((layer.in_features, layer.out_features))
+
+    monkeypatch.setattr(dequantize, "Materialized", Counted)
+    assert gives_same_bits(model, BATCHES)
+    assert sorted(unpacked) == sorted(sizes)
+
+
+def test_inputs_are_drawn_on_the_device_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
+    asked: list[Any] = []
+    draw = torch.randn
+
+    def randn(*shape: int, **options: Any) -> torch.Tensor:
+        asked.append((options["device"], options["generator"].device))
+        return draw(*shape, **options)
+
+    monkeypatch.setattr(torch, "randn", randn)
+    assert dequantize._products_agree(layer, Materialized(layer), (1, 7))
+    assert asked == [(torch.device("cpu"), torch.device("cpu"))] * 2

@@ -1,8 +1,12 @@
 """Changes to a fine-tuning: the state map, one weight, and the number of steps."""
 
+import mmap
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from support.places import at
 from support.tiny import write_study
@@ -13,6 +17,7 @@ from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import trial_state
+from qlora_repeat.stages import finetune
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import Trial
 
@@ -72,3 +77,29 @@ def test_the_first_steps_equal_those_of_a_whole_trial(cache: Path, tmp_path: Pat
     assert record.outputs == {"seeds": all_of_it.outputs["seeds"], "steps": 3}
     run_trial(begun, ["finetune"], quiet)
     assert read_trace(begun.trace) == read_trace(whole.trace), "it resumes after them"
+
+
+def test_loading_does_not_count_as_peak_memory(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Load a base with 1.2 GB of temporary memory, as a large model needs it, also after the last step."""
+    if torch.cuda.is_available() or not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the resident memory of this process is not measured, or its peak cannot be reset")
+    load, spike = finetune.load_frozen_base, 1200 * 2**20
+
+    def wasteful(*arguments: Any) -> Any:
+        held = mmap.mmap(-1, spike)  # not from the heap, so that it is returned
+        for start in range(0, spike, mmap.PAGESIZE):
+            held[start] = 1
+        held.close()
+        return load(*arguments)
+
+    (tmp_path / "begun").mkdir()
+    study = load_study(f"{write_study(tmp_path / 'begun', SEVERAL)}@adamw-8bit")
+    trial = at(study, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
+    monkeypatch.setattr(finetune, "load_frozen_base", wasteful)
+    finetune.finetune(trial, quiet, {}, until_step=4)
+    found = finetune.finetune(trial, quiet, {})  # loads again, and has nothing left to train
+    assert found["resumed_from"] == 4
+    assert 2**27 < found["peak_memory_bytes"] < spike
+    assert found["peak_memory_share"] is None

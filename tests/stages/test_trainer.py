@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from qlora_repeat.errors import StoppedError
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.results.collect import collect
-from qlora_repeat.stages import finetune
+from qlora_repeat.stages import finetune, trainer
+from qlora_repeat.stages.trainer import TracingTrainer
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES, Trial
 
@@ -129,3 +131,22 @@ def test_every_way_of_training_resumes_to_the_same_bits(way: str, cache: Path, t
     assert outputs(stopped)["resumed_from"]
     assert outputs(stopped)["adapter_digest"] == outputs(whole)["adapter_digest"]
     assert stopped.trace.read_bytes() == whole.trace.read_bytes()
+
+
+def test_the_peak_has_paged_state_and_a_share_and_never_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a trainer without a model the numbers of a GPU; bitsandbytes allocates paged state itself."""
+    own, paged = torch.zeros(1000), torch.zeros(500)
+    paged.is_paged = True  # type: ignore[attr-defined]
+    state = {"a": {"step": 1, "state1": own}, "b": {"step": 1, "state1": paged}}
+    made = TracingTrainer.__new__(TracingTrainer)
+    made.optimizer, made.spent, made.began = SimpleNamespace(state=state), {}, 1.0
+    monkeypatch.setattr(trainer, "peak_memory", lambda outside_torch: 30_000 + outside_torch)
+    monkeypatch.setattr(trainer, "gpu_memory", lambda: 64_000)
+    assert made.peak_memory() == {"peak_memory_bytes": 32_000, "peak_memory_share": 0.5}
+    made.spent["peak_memory_bytes"] = 48_000.0  # of an interrupted attempt
+    assert made.peak_memory() == {"peak_memory_bytes": 48_000, "peak_memory_share": 0.75}
+    made.began = None  # this process has not trained, so only the earlier attempt counts
+    monkeypatch.setattr(trainer, "peak_memory", lambda outside_torch: 90_000)
+    assert made.peak_memory()["peak_memory_bytes"] == 48_000
+    made.spent.clear()
+    assert made.peak_memory() == {"peak_memory_bytes": None, "peak_memory_share": None}

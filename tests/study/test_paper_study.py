@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkout import ROOT
 
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Model
@@ -52,6 +53,12 @@ def numbers(text: str, pattern: str) -> set[float]:
 
 def by_data(name: str) -> list[Model]:
     return [model for model in PAPER.models.values() if model.data == name]
+
+
+def marked(mark: str) -> set[str]:
+    """Return the lines of the study file with a setting and this mark."""
+    lines = (ROOT / "studies/paper.toml").read_text(encoding="utf-8").splitlines()
+    return {line for line in lines if " = " in line and mark in line.partition("#")[2]}
 
 
 def of_kind(kind: str) -> list[Model]:
@@ -152,6 +159,10 @@ def test_samplings_and_the_ablation(text: str) -> None:
     assert samplings == [(default, default), (lowered, lowered)]
     assert PAPER.ablation is not None
     assert numbers(text, r"for (seven) test runs") == {PAPER.ablation.base_tests}
+    # How often one model was tested, and at which temperature the tables were made, is not said.
+    assert stated(text, r"same fine-tuned model (\w+) times") == {"multiple"}
+    assert {line for line in marked("stated") if line.startswith(("responses", "samplings"))} == set()
+    assert len({line for line in marked("our reading") if line.startswith("responses")}) == 1
 
 
 def test_models(text: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from qlora_repeat.assets.architecture import wrong_architecture
 from qlora_repeat.assets.base_models import (
     SOURCE,
     base_folder,
@@ -143,6 +144,9 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
             # Another process may have fetched some in the meantime.
             items = needed(workspace, models)
             _fetch_all(workspace, [item for item in items if not item.present], tell)
+    for item in (item for item in items if item.kind == "base"):
+        if wrong := wrong_architecture(workspace, item.name):
+            tell(f"{wrong}; `plan` uses config.json")
     for model in models or workspace.study.models:
         _check_prompts(workspace, model)
 

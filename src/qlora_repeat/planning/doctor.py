@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_repeat.assets.architecture import wrong_architecture
 from qlora_repeat.assets.base_models import base_bytes
 from qlora_repeat.assets.fetch import Item, Missing, fetch_command, needed, what_it_takes
 from qlora_repeat.assets.hub import cached_files, hub_cache
@@ -227,6 +228,10 @@ def item_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Findi
 
     if present := [info.item.name for info in infos if info.item.present]:
         yield Finding("ok", f"in the cache: {', '.join(present)}")
+    for base in (info.item.name for info in infos if info.is_base and info.item.present):
+        if wrong := wrong_architecture(workspace, base):
+            advice = f"correct [bases.{base}.architecture]; a plan before the fetch was wrong, trials are not"
+            yield Finding("warning", wrong, advice)
     local, from_hub = list[str](), list[str]()
     for info in (info for info in infos if not info.item.present):
         item, command = info.item, fetch_command(workspace, info.item)

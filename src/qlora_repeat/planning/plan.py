@@ -7,13 +7,13 @@ import heapq
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qlora_repeat.assets.base_models import base_folder
+from qlora_repeat.assets.architecture import base_architecture
 from qlora_repeat.assets.hub_lock import lock_file
-from qlora_repeat.errors import KitError, MissingError, UsageError
+from qlora_repeat.errors import KitError, UsageError
 from qlora_repeat.planning.gpu_catalog import Gpu, large_enough
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.data_sources import Data
@@ -21,14 +21,11 @@ from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import Dtype, FrozenWeights
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.files import read_json
+from qlora_repeat.system.memory import CONTEXT_BYTES
 
 if TYPE_CHECKING:
     from qlora_repeat.planning.memory_estimate import EvaluateMemory, FinetuneMemory
 
-CONTEXT_BYTES = 1343 * 2**20
-"""A nominal allowance for the CUDA context and kernels: the use before any model is loaded, according to
-transformers' documentation (GPU memory anatomy). It depends on the GPU, the driver and the libraries."""
 PAPER_PARAMETERS = {
     "gpt-neox-20b": 20_554_567_680,
     "gpt-neoxt-chat-20b": 20_554_567_680,
@@ -241,26 +238,6 @@ def _arm_plan(
         steps=steps,
         train_seconds=train_seconds(paper, steps, gpu) if paper else None,
     )
-
-
-def base_architecture(workspace: Workspace, name: str) -> Mapping[str, Any]:
-    """Return a base's architecture from the study, or else from the fetched model.
-
-    Raises:
-        MissingError: neither has it.
-    """
-    if (given := workspace.study.bases[name].architecture) is not None:
-        return given
-    path = base_folder(workspace, name) / "config.json"
-    if not path.is_file():
-        raise MissingError(
-            f"base {name}: the study has no [bases.{name}.architecture], and {path.parent} does not exist; "
-            "add that table, or run `qlora-repeat fetch` for this study"
-        )
-    fetched = read_json(path, "delete the folder and run `qlora-repeat fetch` for this study", follow=True)
-    if not isinstance(fetched, dict):
-        raise MissingError(f"{path}: expected an object with keys; the study must name another model")
-    return fetched
 
 
 def train_examples(data: Data) -> int:

@@ -10,7 +10,7 @@ from qlora_repeat.analysis.trial_diff import Divergence, compare_trials, first_d
 from qlora_repeat.errors import KitError, StageError
 from qlora_repeat.execution.jobs import BaseTestJob
 from qlora_repeat.planning.gpu_catalog import Gpu
-from qlora_repeat.planning.plan import CONTEXT_BYTES, make_plan, train_examples
+from qlora_repeat.planning.plan import make_plan, train_examples
 from qlora_repeat.records.self_test import Outcome
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import valid_record
@@ -22,6 +22,7 @@ from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.files import read_json
+from qlora_repeat.system.memory import CONTEXT_BYTES
 
 Result = tuple[Outcome, str, dict[str, Any]]
 

@@ -17,7 +17,7 @@ from qlora_repeat.study.study import FrozenWeights
 from qlora_repeat.system.memory import free_memory
 
 TESTED_ON_CPU = 4
-"""How many batch shapes to test on a CPU, where bitsandbytes has one kernel; on a GPU, all are tested."""
+"""How many batch shapes to test on a CPU, where bitsandbytes has one kernel."""
 
 Shape = tuple[int, int]
 """The number of examples and of tokens in a batch."""
@@ -80,25 +80,33 @@ def gives_same_bits(model: Any, batches: Sequence[Shape]) -> bool:
     Compare one layer of each size, forward and backward, on random batches of the shapes used in training.
     """
     sizes = {(layer.in_features, layer.out_features): layer for _, _, layer in _layers(model)}
-    return all(
-        _products_agree(layer, Materialized(layer), shape)
-        for layer in sizes.values()
-        for shape in _shapes_to_test(batches, next(model.parameters()).is_cuda)
-    )
+    shapes = _shapes_to_test(batches, next(model.parameters()).is_cuda)
+    return all(_layer_agrees(layer, shapes) for layer in sizes.values())
+
+
+def _layer_agrees(layer: Linear4bit, shapes: list[Shape]) -> bool:
+    materialized = Materialized(layer)
+    return all(_products_agree(layer, materialized, shape) for shape in shapes)
 
 
 def _shapes_to_test(batches: Sequence[Shape], on_gpu: bool) -> list[Shape]:
+    """Return the shapes to test: on a CPU a few, on a GPU one for each number of tokens in a batch.
+
+    A GPU's kernels are chosen by that number: a product has a row for each token of all examples.
+    """
     found = sorted(set(batches))
-    if on_gpu or len(found) <= TESTED_ON_CPU:
+    if on_gpu:
+        return list({examples * tokens: (examples, tokens) for examples, tokens in found}.values())
+    if len(found) <= TESTED_ON_CPU:
         return found
     return [found[index * (len(found) - 1) // (TESTED_ON_CPU - 1)] for index in range(TESTED_ON_CPU)]
 
 
 def _products_agree(layer: Linear4bit, materialized: Materialized, shape: Shape) -> bool:
-    generator = torch.Generator().manual_seed(0)
     device = materialized.weight.device
-    x = torch.randn(*shape, layer.in_features, generator=generator).to(device)
-    gradient = torch.randn(*shape, layer.out_features, generator=generator).to(device)
+    generator = torch.Generator(device).manual_seed(0)  # one thread of a CPU would take minutes
+    x = torch.randn(*shape, layer.in_features, generator=generator, device=device)
+    gradient = torch.randn(*shape, layer.out_features, generator=generator, device=device)
     found = []
     for module in (layer, materialized):
         argument = x.clone().requires_grad_()

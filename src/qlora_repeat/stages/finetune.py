@@ -18,7 +18,6 @@ from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import named_operation
 from qlora_repeat.system.files import copy_file, move_folder, new_folder, remove
 from qlora_repeat.system.hashing import weights_digest
-from qlora_repeat.system.memory import reset_peak_memory
 from qlora_repeat.system.signals import defer
 
 
@@ -93,7 +92,6 @@ def _begin(
         model.training.total_steps(len(examples)),
         seeds["data_order"],
     )
-    reset_peak_memory()
     base = load_base(workspace, model.base)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)

@@ -12,7 +12,7 @@ from qlora_repeat.study.randomness import stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress
 from qlora_repeat.system.files import append_to, write_whole
 from qlora_repeat.system.hashing import tensors_digest
-from qlora_repeat.system.memory import peak_memory
+from qlora_repeat.system.memory import gpu_memory, peak_memory, reset_peak_memory
 from qlora_repeat.system.signals import stop_if_requested, stop_requested
 
 
@@ -106,8 +106,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
             learning_rates=[{key: group[key] for key in _RATES} for group in optimizer.param_groups],
             scheduler=self.lr_scheduler.state_dict(),
             scaler=scaler.state_dict() if scaler else None,
-            spent=self.spent_so_far()
-            | {"peak_memory_bytes": float(self.peak_memory()["peak_memory_bytes"] or 0)},
+            spent=self.spent_so_far() | {"peak_memory_bytes": float(self.peak_bytes())},
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -138,12 +137,21 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         return {key: value for key, value in self.spent.items() if key.endswith("_seconds")}
 
     def peak_memory(self) -> dict[str, float | int | None]:
-        """Return the peak memory (`system.memory.peak_memory`), including interrupted attempts."""
-        found, before = peak_memory(), self.spent.get("peak_memory_bytes", 0)
-        if (peak := found["peak_memory_bytes"]) and peak < before:
-            share = found["peak_memory_share"]
-            return {"peak_memory_bytes": int(before), "peak_memory_share": share and share * before / peak}
-        return found
+        """Return the peak memory of training in bytes, and as a share (0 to 1) of the GPU's memory."""
+        peak, total = self.peak_bytes() or None, gpu_memory()
+        return {"peak_memory_bytes": peak, "peak_memory_share": peak / total if peak and total else None}
+
+    def peak_bytes(self) -> int:
+        """Return the peak memory of training (`system.memory.peak_memory`), including interrupted attempts.
+
+        Loading does not count, and neither does a process that only finishes what an earlier one has trained.
+        """
+        before = int(self.spent.get("peak_memory_bytes", 0))
+        if self.began is None:
+            return before
+        states = _unwrapped(self.optimizer).state.values()
+        paged = [value for state in states for value in state.values() if getattr(value, "is_paged", False)]
+        return max(before, peak_memory(sum(value.nbytes for value in paged)))
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -160,6 +168,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             self._write(Step(0, adapter=trainer.adapter_digest()))
         else:
             trainer.restore(trainer.checkpoint)
+        reset_peak_memory()
         trainer.began = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -200,6 +209,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trace.close()
         self.trainer.spent_so_far()
+        self.trainer.spent["peak_memory_bytes"] = float(self.trainer.peak_bytes())
         self.trainer.began = None
 
     def _write(self, step: Step) -> None:

@@ -7,7 +7,10 @@ from typing import Literal, cast
 OptimizerName = Literal[
     "adamw-8bit", "adamw-32bit", "lion-8bit", "lion-32bit", "adamw-8bit+bitsandbytes-0.41.0"
 ]
-"""The paged optimizers of bitsandbytes that a study can use."""
+"""The paged optimizers of bitsandbytes that a study can use.
+
+They page the state of tensors with at least 100,000 elements; other state stays on the GPU.
+"""
 
 
 @dataclass(frozen=True)

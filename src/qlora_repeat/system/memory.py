@@ -1,4 +1,4 @@
-"""Measure peak and free memory of the GPU, or of the process without one; pause garbage collection."""
+"""Measure a process's peak memory, and free memory, on the GPU if there is one; pause garbage collection."""
 
 import contextlib
 import gc
@@ -7,6 +7,14 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from qlora_repeat.system.fingerprint import nvidia_smi
+
+CONTEXT_BYTES = 1343 * 2**20
+"""A nominal allowance for the CUDA context and kernels: the use before any model is loaded, according to
+transformers' documentation (GPU memory anatomy). It depends on the GPU, the driver and the libraries. Plans
+and records count it alike, because a process cannot tell its own context from the memory of others."""
+_RESERVED = 0.05
+"""The largest part of a GPU's memory that the driver may keep from CUDA; usually it keeps 1 to 3 percent."""
 _LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 """The files with the limit and the use of a control group, in versions 2 and 1."""
 
@@ -40,20 +48,35 @@ def reset_peak_memory() -> None:
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the current size
 
 
-def peak_memory() -> dict[str, float | int | None]:
-    """Return the peak since the last reset in bytes, and as a share (0 to 1) of the GPU's memory.
+def peak_memory(outside_torch: int = 0) -> int:
+    """Return the peak of this process since the last reset, in bytes; 0 if it is unknown.
 
-    On a GPU it is what `nvidia-smi` shows: the most that torch's allocator reserved, the CUDA context, and
-    paged optimizer state, which bitsandbytes allocates itself.
+    On a GPU it is what `plan` estimates: the most bytes of live tensors in torch's allocator, the bytes
+    allocated `outside_torch` (paged optimizer state), and the nominal context. Other processes on the GPU do
+    not count, nor does memory that the allocator holds without a tensor, so `nvidia-smi` shows more. Without
+    a GPU it is the resident memory.
     """
     import torch
 
     if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        outside_torch = total - free - torch.cuda.memory_reserved()
-        peak = torch.cuda.max_memory_reserved() + outside_torch
-        return {"peak_memory_bytes": peak, "peak_memory_share": peak / total}
-    return {"peak_memory_bytes": _proc_bytes("/proc/self/status", "VmHWM"), "peak_memory_share": None}
+        return int(torch.cuda.max_memory_allocated()) + outside_torch + CONTEXT_BYTES
+    return _proc_bytes("/proc/self/status", "VmHWM") or 0
+
+
+def gpu_memory() -> int | None:
+    """Return all bytes of this process's GPU as `nvidia-smi` shows them; None without a GPU.
+
+    Plans have the same total (`planning.gpu_catalog`). CUDA shows less, because the driver keeps a part.
+    CUDA's total counts if `nvidia-smi` is missing, or shows no such GPU, as for a part of a GPU (MIG).
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    usable = int(torch.cuda.get_device_properties(0).total_memory)
+    shown = nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    totals = [int(line) * 2**20 for line in shown if line.strip().isdecimal()]
+    return min((each for each in totals if usable <= each <= usable * (1 + _RESERVED)), default=usable)
 
 
 def _proc_bytes(file: str, key: str) -> int | None:
