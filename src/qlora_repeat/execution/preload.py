@@ -6,15 +6,19 @@ The imports must not touch a model, a device or a random generator that a trial 
 
 import gc
 import logging
+import sys
 
 from qlora_repeat.system.memory import gc_paused
+from qlora_repeat.system.optional_packages import without
 
 disabled = logging.root.manager.disable
 logging.disable(logging.WARNING)  # libraries warn of missing packages that are not needed here
 
-with gc_paused():
+# transformers imports these where they are installed; no stage uses them. It asks once which packages there
+# are, so nothing is hidden if it has asked.
+unused = () if "transformers" in sys.modules else ("datasets", "scipy")
+with gc_paused(), without(*unused):
     import bitsandbytes  # noqa: F401
-    import datasets  # noqa: F401
     import peft  # noqa: F401
     import torch  # noqa: F401
 
