@@ -25,6 +25,7 @@ from qlora_repeat.system.files import (
     restore_folder,
     write_json,
 )
+from qlora_repeat.system.memory import release_memory
 from qlora_repeat.system.printable import printable, say
 from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
 
@@ -123,6 +124,7 @@ def run_base_test(test: BaseTest, progress: Progress) -> None:
             _recorded(test.record, test.name, "evaluate", base_inputs(test)) as outputs,
         ):
             outputs |= evaluate_base(test, progress)
+            release_memory()
 
 
 def _run_stage(
@@ -162,6 +164,7 @@ def _run_stage(
             measure = evaluate if stage == "evaluate" else time_responses
             with named_operation(trial.model_name):
                 outputs |= measure(trial, stoppable, upstream["seeds"])
+        release_memory()  # before files are hashed and the next stage loads its model
     if stage == "finetune" and until_step is None:
         delete_folder(trial.unfinished)
 
