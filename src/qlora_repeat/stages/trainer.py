@@ -49,7 +49,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         self.began: float | None = None
         """The clock when training started or `spent_so_far` was last called."""
         super().__init__(*args, **kwargs)
-        self.add_callback(_Steps(weakref.proxy(self)))  # a reference would keep the model after training
+        # A reference would keep the model after training.
+        self.add_callback(_Steps(weakref.proxy(self)))  # type: ignore[arg-type]
 
     @property
     def step(self) -> int:
