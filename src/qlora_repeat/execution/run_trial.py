@@ -26,6 +26,7 @@ from qlora_repeat.system.files import (
     write_json,
 )
 from qlora_repeat.system.memory import release_memory
+from qlora_repeat.system.parallel import in_parallel
 from qlora_repeat.system.printable import printable, say
 from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
 
@@ -231,7 +232,8 @@ def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     if stage == "finetune":
         paths.insert(0, trial.trace)
-    return {path.relative_to(trial.folder).as_posix(): keep(path) for path in paths}
+    kept = in_parallel(keep, paths, sum(path.stat().st_size for path in paths))
+    return {path.relative_to(trial.folder).as_posix(): file for path, file in zip(paths, kept, strict=True)}
 
 
 @contextlib.contextmanager
