@@ -14,12 +14,14 @@ NOT_USED = ["datasets", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn"]
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from qlora_repeat.execution.run_trial import run_trial
+from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.study.loading import open_workspace
 
 study, cache, number, stages = sys.argv[1:]
 workspace = open_workspace(study, runs=Path(study).with_name("runs"), cache=Path(cache))
 trial = workspace.trial(f"tiny-neox/adamw-8bit/{number}")
+if "evaluate" in stages:  # as `qlora-repeat trial` does
+    run_base_test(workspace.base_tests(trial.model_name)[0], lambda *report: None)
 run_trial(trial, stages.split(","), lambda *report: None)
 imported = sorted({name.partition(".")[0] for name in sys.modules})
 import datasets, scipy.special

@@ -1,7 +1,7 @@
 """Import the libraries that the stages need.
 
-The server that forks a study's trials imports this module; a single trial imports it before it fine-tunes.
-The imports must not touch a model, a device or a random generator that a trial depends on.
+The server that forks a study's trials imports this module; another process imports it before it fine-tunes
+or tests a base. The imports must not touch a model, a device or a random generator that a trial depends on.
 """
 
 import gc

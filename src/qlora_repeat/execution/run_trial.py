@@ -120,6 +120,8 @@ def run_base_test(test: BaseTest, progress: Progress) -> None:
 
         study = test.workspace.study
         set_kernels(study.randomness.kernels, study.threads)
+        import qlora_repeat.execution.preload  # noqa: F401 (a trial may follow in this process)
+
         with (
             named_operation(test.model_name),
             _recorded(test.record, test.name, "evaluate", base_inputs(test)) as outputs,
