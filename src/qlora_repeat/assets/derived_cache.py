@@ -22,6 +22,8 @@ from qlora_repeat.system.printable import say
 from qlora_repeat.system.safetensors_file import read_weights
 
 _EXAMPLES = "examples.safetensors"
+_SHARD = "1GB"
+"""The size of the files of a copy, which are hashed in parallel."""
 
 
 def load_frozen_base(workspace: Workspace, name: str) -> Any:
@@ -35,7 +37,7 @@ def load_frozen_base(workspace: Workspace, name: str) -> Any:
         return load_model(folder, study.precision.compute)  # its name has the digest of the weights
     check_base(workspace, name)
     model = load_quantized(study, base_folder(workspace, name))
-    keep_copy(folder, partial(model.save_pretrained, max_shard_size="1GB"))  # files are hashed in parallel
+    keep_copy(folder, partial(model.save_pretrained, max_shard_size=_SHARD))
     return model
 
 
