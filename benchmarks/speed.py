@@ -5,8 +5,9 @@ make bench, or: python benchmarks/speed.py [--only trial,arm,perplexity,workers,
 The plain script is `benchmarks/baseline.py`. Both fine-tune SmolLM2-135M for 20 steps on the same quotes,
 merge, measure the perplexity of the same 500 quotes and answer the same prompts, with float32 arithmetic and
 all cores. The kit runs in bitwise mode (`benchmarks/speed.toml`), and its cache has no copies of models at
-first. This takes half an hour on two cores, and means little if other programs run at the same time. The last
-line is one JSON object with the ratios kit / plain script.
+first. The limit is the time of the same matrix products alone (`benchmarks/products.py`). This takes half an
+hour on two cores, and means little if other programs run at the same time. The last line is one JSON object
+with the ratios kit / plain script, and kit / limit.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 
 from baseline import one_by_one
 from places import at
+from products import ProductLog, seconds_of
 from tabulate import tabulate
 
 from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
@@ -65,12 +67,23 @@ class Bench:
         path.write_text(text.replace("threads = 1", f"threads = {threads}"), encoding="utf-8")
         return path
 
-    def add(self, what: str, plain: float, kit: float, unit: str, key: str | None = None) -> None:
-        """Add a row to the table and, with a key, a ratio to the last line."""
-        self.rows.append([what, f"{plain:,.2f} {unit}", f"{kit:,.2f} {unit}", f"{kit / plain:.2f}"])
+    def add(
+        self,
+        what: str,
+        plain: float,
+        kit: float,
+        unit: str,
+        key: str | None = None,
+        limit: float | None = None,
+    ) -> None:
+        """Add a row to the table and, with a key, its ratios to the last line."""
+        row = [what, f"{plain:,.2f} {unit}", f"{kit:,.2f} {unit}", f"{kit / plain:.2f}"]
+        self.rows.append(row + ([f"{limit:,.2f} {unit}", f"{kit / limit:.2f}"] if limit else ["", ""]))
         print(*self.rows[-1], sep=" | ", flush=True)
         if key:
             self.ratios[key] = round(kit / plain, 3)
+        if key and limit:
+            self.ratios[f"{key}_limit"] = round(kit / limit, 3)
 
 
 def main() -> None:
@@ -95,8 +108,9 @@ def main() -> None:
         if "step" in only:
             compare_steps(bench)
     print(f"\n{bench.cores} cores\n")
-    print(tabulate(bench.rows, ["", "plain script", "kit", "ratio"], tablefmt="github"))
-    keys = ("trial", "arm", "perplexity", "memory")
+    headers = ["", "plain script", "kit", "ratio", "limit", "kit / limit"]
+    print(tabulate(bench.rows, headers, tablefmt="github"))
+    keys = ("trial", "arm", "perplexity", "memory", "trial_limit", "arm_limit", "perplexity_limit")
     print(json.dumps({key: bench.ratios[key] for key in keys if key in bench.ratios}))
 
 
@@ -134,13 +148,16 @@ def trials_and_arm(bench: Bench) -> None:
     sft = baseline(bench, 1, "--trainer", "sft")
     print("parts with TRL, s:", {name: round(value, 1) for name, value in sft["seconds"].items()}, flush=True)
     middle = statistics.median(each["wall"] for each in plain)
-    bench.add("one trial", middle, statistics.median(ours), "s", "trial")
+    limit = products(bench, single, 1)["trial"]
+    bench.add("one trial", middle, statistics.median(ours), "s", "trial", limit)
     bench.add("one trial, the first: empty cache", middle, ours[0], "s")
     bench.add("one trial, against TRL's SFTTrainer", sft["wall"], statistics.median(ours), "s")
 
     many = bench.study(1)
     took = kit(bench, "run", many, "--stages", STAGES, runs="arm")
-    bench.add("seven trials of an arm", sum(each["wall"] for each in plain), took, "s", "arm")
+    alone = products(bench, many, bench.cores)
+    limit = (7 * alone["trial"] + alone["base"]) / bench.cores
+    bench.add("seven trials of an arm", sum(each["wall"] for each in plain), took, "s", "arm", limit)
     memory = record(bench, single, 1, "finetune")["peak_memory_bytes"]
     before = statistics.median(each["peak_memory_bytes"] for each in plain)
     bench.add("peak memory, unpacked weights", before / 2**20, memory / 2**20, "MiB")
@@ -189,7 +206,7 @@ def compare_perplexity(bench: Bench, study: Study) -> None:
     tokenizer, model = load_tokenizer(folder), load_full(folder, study.precision.compute)
     rows = part_rows(at(study), "quotes", "test", 42)[: study.evaluation.examples]
     examples = encode(tokenizer, study.models[MODEL], rows)
-    plain_seconds, kit_seconds = [], []
+    plain_seconds, kit_seconds, log = [], [], ProductLog()
     for _ in range(2):
         set_kernels("default", bench.cores)
         began = time.perf_counter()
@@ -201,7 +218,14 @@ def compare_perplexity(bench: Bench, study: Study) -> None:
             model, examples, study.evaluation.batch_size, tokenizer.pad_token_id, lambda done: None
         )
         kit_seconds.append(time.perf_counter() - began)
-    bench.add("perplexity of 500 quotes", min(plain_seconds), min(kit_seconds), "s", "perplexity")
+    with log:
+        example_losses(
+            model, examples, study.evaluation.batch_size, tokenizer.pad_token_id, lambda done: None
+        )
+        log.keep()
+    limit = seconds_of(log.logged(), repeats=2)
+    plain, ours = min(plain_seconds), min(kit_seconds)
+    bench.add("perplexity of 500 quotes", plain, ours, "s", "perplexity", limit)
     report_losses(alone, tokens, batched)
 
 
@@ -260,6 +284,13 @@ def baseline(bench: Bench, seed: int, *options: str) -> dict[str, Any]:
     wall = time.perf_counter() - began
     shutil.rmtree(files[-1])
     return {**json.loads(lines[-1]), "wall": wall}
+
+
+def products(bench: Bench, study: Path, together: int) -> dict[str, float]:
+    """Return the seconds of a trial's matrix products and of a test of the base, in N processes at once."""
+    script = [HERE / "products.py", study, f"{ARM}/1", bench.folder, "--together", together]
+    found: dict[str, float] = json.loads(called(script, bench.folder)[-1])
+    return found
 
 
 def kit(bench: Bench, command: str, *arguments: object, runs: str = "runs") -> float:

@@ -121,8 +121,6 @@ def _kind(event: Any) -> str:
         return "matrix products"
     if event.name in UNPACKING:
         return "unpacking 4-bit weights"
-    if event.name == "aten::fill_" and event.cpu_parent and "empty" in event.cpu_parent.name:
-        return "filling new memory, as deterministic kernels do"
     return "all other operations"
 
 

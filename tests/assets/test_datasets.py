@@ -32,6 +32,7 @@ from qlora_repeat.assets.fetch import prepare_data
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Row
 from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.randomness import stream_seed
 from qlora_repeat.study.study import Study
 
 NAMES = ["quotes", "instructions"]
@@ -58,6 +59,23 @@ def test_the_split_is_80_to_20_and_loses_nothing(study: Study, cache: Path, name
     assert sorted(map(str, train + test)) == sorted(map(str, every))
     assert [row for row in test if row in train] == []
     assert train + test != every, "not shuffled"
+
+
+@pytest.mark.parametrize(("rows", "share"), [(2, 0.2), (7, 0.5), (60, 0.2), (99, 1 / 3), (1000, 0.05)])
+def test_the_split_is_that_of_the_library_of_datasets(rows: int, share: float, study: Study) -> None:
+    import datasets
+
+    data = dataclasses.replace(study.data["quotes"], test_share=share, prompts=[])
+    texts: list[Row] = [{"quote": f"quote {number}"} for number in range(rows)]
+    for seed in (1, 42):
+        drawn = datasets.Dataset.from_list(texts).train_test_split(share, seed=stream_seed(seed, "split"))
+        assert split_rows(data, texts, seed) == {part: list(drawn[part]) for part in PARTS}
+
+
+def test_a_split_without_rows_to_train_on_is_refused(study: Study) -> None:
+    data = dataclasses.replace(study.data["quotes"], test_share=0.9)
+    with pytest.raises(UsageError, match=r"test_share: of 2 rows, 0\.9 leaves none to train on"):
+        split_rows(data, [{"quote": "one"}, {"quote": "two"}], 1)
 
 
 def test_the_split_does_not_depend_on_what_ran_before(study: Study, cache: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.places import NO_RUNS, at
 
+from qlora_repeat.assets import derived_cache
 from qlora_repeat.assets.base_models import base_folder, load_quantized, load_tokenizer
 from qlora_repeat.assets.datasets import encode, part_rows
 from qlora_repeat.assets.derived_cache import (
@@ -31,14 +32,17 @@ def own(study: Study, cache: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-neox"])
-@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize(("double", "files"), [(True, 1), (False, 1), (True, 4)])
 def test_a_4_bit_copy_has_the_same_bytes_as_quantizing(
-    base: str, double: bool, study: Study, own: Path
+    base: str, double: bool, files: int, study: Study, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if files > 1:
+        monkeypatch.setattr(derived_cache, "_SHARD", "400KB")
     study = dataclasses.replace(study, quantization=dataclasses.replace(study.quantization, double=double))
     made = load_frozen_base(at(study, NO_RUNS, own), base)
     assert has_copy(quantized_folder(at(study, NO_RUNS, own), base))
     copied = load_frozen_base(at(study, NO_RUNS, own), base)
+    assert len(list(quantized_folder(at(study, NO_RUNS, own), base).glob("*.safetensors"))) == files
     plain = load_quantized(study, base_folder(at(study, NO_RUNS, own), base))
     wanted = plain.state_dict()
     for model in (made, copied):

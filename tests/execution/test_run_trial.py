@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from qlora_repeat.stages.generate import respond
 from qlora_repeat.stages.merge import delete_merged, merge_weights
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.trial import STAGES, Progress, Trial
+from qlora_repeat.system import hashing
+from qlora_repeat.system.files import open_regular
 from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.safetensors_file import tensor_digests
 
 MODELS = ["tiny-neox", "tiny-llama-chat"]
 
@@ -328,6 +332,33 @@ def test_damaged_merged_weights_are_rebuilt_for_a_later_stage(
     run_trial(trial, STAGES, quiet)
     assert trial_state(trial).state == "done"
     assert outputs(trial, "merge") == before
+
+
+def test_no_weights_are_hashed_twice(
+    cache: Path, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The merged weights are hashed while they are written, and the base once."""
+    monkeypatch.setattr(hashing, "_SETTLED", -(10**18))  # as if all had been written long ago
+    monkeypatch.setattr(hashing, "_found", {})
+    opened = Counter[str]()
+
+    def counted(path: Path, *, follow: bool = False) -> Any:
+        opened[f"{path.parent.name}/{path.name}"] += 1
+        return open_regular(path, follow=follow)
+
+    def digests(path: Path) -> dict[str, list[Any]]:
+        opened[f"tensors of {path.parent.name}"] += 1
+        return tensor_digests(path)
+
+    monkeypatch.setattr(hashing, "open_regular", counted)
+    monkeypatch.setattr(hashing, "tensor_digests", digests)
+    trial = at(study_file, tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
+    run_trial(trial, STAGES, quiet)
+    folder = base_folder(trial.workspace, "tiny-neox").name
+    assert opened[f"{folder}/model.safetensors"] == 1
+    assert not [name for name in opened if name.endswith(("merged/model.safetensors", "of merged"))]
+    assert opened["adapter/adapter_model.safetensors"] == opened["tensors of adapter"] == 1
+    assert outputs(trial, "evaluate")["perplexity"] > 0
 
 
 def test_merged_weights_that_differ_from_the_record_are_not_evaluated(

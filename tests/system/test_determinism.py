@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from support.places import NO_RUNS, at
+from support.tiny import write_study
+from support.trials import outputs
 
 from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import study_prompts
 from qlora_repeat.errors import StageError
+from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.stages.generate import respond
 from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import Stage
 from qlora_repeat.system.determinism import (
     WORKSPACE,
     Kernels,
@@ -20,6 +24,7 @@ from qlora_repeat.system.determinism import (
     prepare_environment,
     set_kernels,
 )
+from qlora_repeat.system.fingerprint import fingerprint
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +60,35 @@ def test_deterministic_kernels_are_strict_and_the_defaults_come_back() -> None:
 def test_kernels_are_not_launched_one_by_one(kernels: Kernels) -> None:
     set_kernels(kernels, 1)
     assert "CUDA_LAUNCH_BLOCKING" not in os.environ
+
+
+@pytest.mark.parametrize("kernels", ["default", "deterministic"])
+def test_new_memory_is_not_filled(kernels: Kernels) -> None:
+    torch.utils.deterministic.fill_uninitialized_memory = True  # torch's default
+    set_kernels(kernels, 1)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    found = fingerprint()["kernels"]
+    assert found["fill_uninitialized_memory"] is False
+    assert found["deterministic"] is (kernels == "deterministic")
+
+
+@pytest.mark.parametrize("name", ["tiny-neox/adamw-8bit/1", "tiny-llama-chat/adamw-32bit/1"])
+@pytest.mark.parametrize("weights", ["nf4", "materialized"])
+def test_filling_new_memory_changes_no_bit(name: str, weights: str, cache: Path, tmp_path: Path) -> None:
+    """With filling, an operation that reads memory before it is written would give NaN."""
+    file = f"{write_study(tmp_path)}@bitwise@{weights}"
+    trials = {fill: at(file, tmp_path / str(fill), cache).trial(name) for fill in (False, True)}
+    for fill, trial in trials.items():
+
+        def progress(stage: str, done: int, total: int, loss: float | None, fill: bool = fill) -> None:
+            torch.utils.deterministic.fill_uninitialized_memory = fill
+            assert not fill or torch.empty(9).isnan().all()
+
+        run_trial(trial, ["finetune", "merge", "evaluate"], progress)
+    assert trials[True].trace.read_bytes() == trials[False].trace.read_bytes()
+    wanted: list[tuple[Stage, str]] = [("finetune", "adapter_digest"), ("merge", "merged_digest")]
+    for stage, key in [*wanted, ("evaluate", "examples"), ("evaluate", "responses")]:
+        assert outputs(trials[True], stage)[key] == outputs(trials[False], stage)[key]
 
 
 def test_the_number_of_threads_is_set() -> None:

@@ -335,6 +335,17 @@ def test_differences_are_flat_and_sorted_and_a_missing_key_is_none() -> None:
     assert fingerprint_differences({}, {"gpu": None, "packages": {}}) == []
 
 
+def test_an_old_record_does_not_say_whether_new_memory_was_filled() -> None:
+    old = {"threads": 1, "kernels": {"deterministic": True}}
+    off, on = ({"threads": 1, "kernels": {"deterministic": True, FILLS: value}} for value in (False, True))
+    for one, other in ((old, off), (off, old), (old, on), ({}, {"kernels": {FILLS: False}})):
+        assert fingerprint_differences(one, other) == []
+    assert fingerprint_differences(off, on) == [(f"kernels.{FILLS}", False, True)]
+
+
+FILLS = "fill_uninitialized_memory"
+
+
 def test_two_fingerprints_of_one_process_are_equal() -> None:
     assert fingerprint_differences(fingerprint(), json.loads(json.dumps(fingerprint()))) == []
 

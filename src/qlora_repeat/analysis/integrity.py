@@ -8,7 +8,7 @@ from qlora_repeat.assets.base_models import base_folder, check_base
 from qlora_repeat.assets.datasets import ROWS, data_folder, read_rows
 from qlora_repeat.assets.fetch import earlier_folders, outdated
 from qlora_repeat.errors import KitError, MissingError
-from qlora_repeat.records.record import Record, damaged_file
+from qlora_repeat.records.record import Record, damages
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import base_test_record, has_ended, stage_record
 from qlora_repeat.results.collect import collect
@@ -90,9 +90,8 @@ def check_trial(trial: Trial) -> Iterator[CheckedFile]:
         if record is None or (stage == "merge" and not trial.merged.exists()):  # which can be built again
             continue
         whole = True
-        for name, kept in record.files.items():
-            path = trial.folder / name
-            if (damage := damaged_file(path, kept)) is not None:
+        for path, damage in damages(trial.folder, record.files).items():
+            if damage is not None:
                 damage, whole = f"{damage}; `qlora-repeat run` runs its stage again", False
             yield CheckedFile(path, damage)
         if stage == "finetune" and whole:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.records.record import Record, damaged_file
+from qlora_repeat.records.record import Record, damages
 from qlora_repeat.records.trace import Step, read_trace
 from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.study.trial import STAGES, Stage
@@ -201,8 +201,8 @@ def read_side(name: str, folder: Path) -> Side:
     found = {stage: valid_record(folder / f"{stage}.json", complete=False) for stage in stages}
     records = {stage: record for stage, record in found.items() if record is not None}
     if (trained := records.get("finetune")) is not None:
-        for kept_name, kept in trained.files.items():
-            if (damage := damaged_file(folder / kept_name, kept)) is not None:
+        for damage in damages(folder, trained.files).values():
+            if damage is not None:
                 raise MissingError(f"{damage}; run `qlora-repeat finetune {trained.trial}`")
     return Side(name, folder, steps, finished, records)
 

@@ -17,7 +17,7 @@ from qlora_repeat.system.files import json_text
 from qlora_repeat.system.hashing import (
     MANIFEST,
     json_digest,
-    known_digest,
+    known_digests,
     manifest_digest,
     read_manifest,
     text_digest,
@@ -165,6 +165,7 @@ def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None
         is_file = path.is_symlink() or not path.is_dir()
         if is_file and path.relative_to(folder).as_posix() not in known and path.name[0] != ".":
             raise MissingError(f"{path} was added; delete the folder and run `qlora-repeat fetch`")
+    digests = dict[Path, str]()
     for file, expected in manifest.items():
         if not weights and file.endswith(".safetensors"):
             continue
@@ -173,9 +174,17 @@ def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None
                 f"{folder / file} links to a missing file in the hub's cache; "
                 "set HF_HOME if that cache was moved, and run `qlora-repeat fetch` for this study"
             )
-        if not (folder / file).is_file() or known_digest(folder / file) != expected:
-            raise MissingError(f"{folder / file} was changed; delete the folder and run `qlora-repeat fetch`")
+        if not (folder / file).is_file():
+            raise _changed(folder / file)
+        digests[folder / file] = expected
+    for path, digest in known_digests(digests).items():
+        if digest != digests[path]:
+            raise _changed(path)
     refuse_code(folder, manifest.keys() & set(CONFIGURATIONS), f"base {name}")
+
+
+def _changed(path: Path) -> MissingError:
+    return MissingError(f"{path} was changed; delete the folder and run `qlora-repeat fetch`")
 
 
 def device() -> str:

@@ -1,6 +1,7 @@
 """Prepare a study's data for its models: the seeded 80/20 split, the text of each row, and token ids."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,17 +120,21 @@ def read_rows(workspace: Workspace, name: str) -> list[Row]:
 
 
 def split_rows(data: Data, rows: list[Row], seed: int) -> dict[Part, list[Row]]:
-    """Return the seeded split into train and test (section III).
+    """Return the seeded split into train and test (section III), as ``Dataset.train_test_split`` draws it.
 
     The paper's prompts and instructions come from its test part (section VIII). If the split puts the row
     of a prompt into the training part, the row is swapped with the first test row that is no prompt.
-    """
-    import datasets
 
-    parts = datasets.Dataset.from_list(rows).train_test_split(
-        test_size=data.test_share, seed=stream_seed(seed, "split")
-    )
-    train, test = ([dict(row) for row in parts[part]] for part in ("train", "test"))
+    Raises:
+        UsageError: no row is left for training.
+    """
+    import numpy as np
+
+    tested = math.ceil(data.test_share * len(rows))
+    if rows and tested == len(rows):
+        raise UsageError(f"test_share: of {len(rows)} rows, {data.test_share} leaves none to train on")
+    order = np.random.default_rng(stream_seed(seed, "split")).permutation(len(rows)).tolist()
+    train, test = ([rows[place] for place in part] for part in (order[tested:], order[:tested]))
     key = ROW_KEYS[data.task][0]
     for beginning in data.prompts:
         if any(begins(row[key], beginning) for row in test):

@@ -7,6 +7,7 @@ complete, verified, and safe to delete. Making it again takes far longer than re
 import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import delete_folder, new_folder, parse_json, read_file, write_json
 from qlora_repeat.system.fingerprint import fingerprint, machine_digest, packages
-from qlora_repeat.system.hashing import MANIFEST, folder_digests, json_digest, known_digest
+from qlora_repeat.system.hashing import MANIFEST, folder_digests, json_digest, known_digests
 from qlora_repeat.system.printable import say
 from qlora_repeat.system.safetensors_file import read_weights
 
 _EXAMPLES = "examples.safetensors"
+_SHARD = "1GB"
+"""The size of the files of a copy, which are hashed in parallel."""
 
 
 def load_frozen_base(workspace: Workspace, name: str) -> Any:
@@ -34,7 +37,7 @@ def load_frozen_base(workspace: Workspace, name: str) -> Any:
         return load_model(folder, study.precision.compute)  # its name has the digest of the weights
     check_base(workspace, name)
     model = load_quantized(study, base_folder(workspace, name))
-    keep_copy(folder, model.save_pretrained)
+    keep_copy(folder, partial(model.save_pretrained, max_shard_size=_SHARD))
     return model
 
 
@@ -94,7 +97,8 @@ def has_copy(folder: Path) -> bool:
         return False
     try:
         manifest = parse_json(read_file(folder / MANIFEST))
-        damaged = [file for file, digest in manifest.items() if known_digest(folder / file) != digest]
+        found = known_digests(folder / file for file in manifest.keys())  # noqa: SIM118 (it may be no object)
+        damaged = [file for file, digest in manifest.items() if found[folder / file] != digest]
     except (OSError, ValueError, AttributeError):
         damaged = [MANIFEST]
     if damaged:

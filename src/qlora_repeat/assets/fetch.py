@@ -58,7 +58,7 @@ from qlora_repeat.system.files import (
     write_json,
     write_text,
 )
-from qlora_repeat.system.hashing import MANIFEST, file_digest, folder_digests, text_digest
+from qlora_repeat.system.hashing import MANIFEST, folder_digests, known_digests, text_digest
 from qlora_repeat.system.safetensors_file import check_weights
 
 
@@ -319,7 +319,8 @@ def _from_hub(hub: Hub, pin: Pin, folder: Path) -> Pin:
             killed = f"exit code {done.returncode}; it needs memory for twice the largest file"
             reason = (done.stderr.strip().splitlines() or [killed])[-1]
             raise MissingError(f"{hub.repository}: its pickled weights cannot be converted ({reason})")
-        converted = {path.name: file_digest(path) for path in sorted(folder.glob("model*.safetensors"))}
+        made = known_digests(sorted(folder.glob("model*.safetensors")))
+        converted = {path.name: digest for path, digest in made.items()}
         if pin.converted and converted != pin.converted:
             raise MissingError(
                 f"{hub.repository}: its pickled weights convert to other bytes than locked; "

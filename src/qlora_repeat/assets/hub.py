@@ -14,7 +14,7 @@ from qlora_repeat.assets.pins import COMMIT, Pin, PinnedFile, RepositoryKind, ne
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.system.files import open_regular, read_file
-from qlora_repeat.system.hashing import file_digest
+from qlora_repeat.system.hashing import known_digests
 
 _LONGEST_COMMIT = 100
 """Bytes of a file that has a commit."""
@@ -53,7 +53,8 @@ def resolve(hub: Hub, kind: RepositoryKind, command: str) -> Pin:
         if cached is None:
             raise _explain(error, hub, kind, hub.revision, [], command) from None
         commit, paths = cached
-        files = {name: PinnedFile(path.stat().st_size, file_digest(path)) for name, path in paths.items()}
+        digests = known_digests(paths.values())
+        files = {name: PinnedFile(path.stat().st_size, digests[path]) for name, path in paths.items()}
         return Pin(kind, hub.revision, commit, files)
     if absent:
         text = f"{hub.repository}: revision {hub.revision} has no {' and no '.join(absent)}"
@@ -133,8 +134,10 @@ def download(hub: Hub, pin: Pin, command: str) -> Pin:
         except _failures() as error:
             raise _explain(error, hub, pin.kind, pin.commit, absent_files(hub, pin), command) from None
     snapshot = snapshot_folder(hub, pin)
-    files = {name: _verified(snapshot / name, file, hub, pin, command) for name, file in pin.files.items()}
-    return replace(pin, files=files)
+    paths = {snapshot / name: file for name, file in pin.files.items()}
+    digests = known_digests(path for path, file in paths.items() if path.stat().st_size == file.size)
+    verified = [_verified(path, digests.get(path), file, hub, pin, command) for path, file in paths.items()]
+    return replace(pin, files=dict(zip(pin.files, verified, strict=True)))
 
 
 def require_access(hub: Hub, pin: Pin, command: str) -> None:
@@ -153,14 +156,17 @@ def require_access(hub: Hub, pin: Pin, command: str) -> None:
             raise _explain(error, hub, pin.kind, pin.commit, absent, command) from None
 
 
-def _verified(path: Path, expected: PinnedFile, hub: Hub, pin: Pin, command: str) -> PinnedFile:
+def _verified(
+    path: Path, digest: str | None, expected: PinnedFile, hub: Hub, pin: Pin, command: str
+) -> PinnedFile:
+    """Return the pin of a file with its SHA-256; `digest` is None if it has another size."""
+    found = digest
     # For small files, a hub gives only the SHA-1 of Git's blob.
-    digest = found = file_digest(path) if path.stat().st_size == expected.size else ""
     if len(expected.digest) == 40 and digest:
         with open_regular(path, follow=True) as file:
             blob = hashlib.sha1(f"blob {expected.size}\0".encode(), usedforsecurity=False)
             found = hashlib.file_digest(file, lambda: blob).hexdigest()
-    if found != expected.digest:
+    if digest is None or found != expected.digest:
         raise MissingError(
             f"{path}: not the bytes of {hub.repository} at {pin.commit[:12]}, by the lock file or the hub; "
             f"delete it and {path.resolve()}, and run {command}"

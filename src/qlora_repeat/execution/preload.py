@@ -1,20 +1,24 @@
 """Import the libraries that the stages need.
 
-The server that forks a study's trials imports this module; a single trial imports it before it fine-tunes.
-The imports must not touch a model, a device or a random generator that a trial depends on.
+The server that forks a study's trials imports this module; another process imports it before it fine-tunes
+or tests a base. The imports must not touch a model, a device or a random generator that a trial depends on.
 """
 
 import gc
 import logging
+import sys
 
 from qlora_repeat.system.memory import gc_paused
+from qlora_repeat.system.optional_packages import without
 
 disabled = logging.root.manager.disable
 logging.disable(logging.WARNING)  # libraries warn of missing packages that are not needed here
 
-with gc_paused():
+# transformers imports these where they are installed; no stage uses them. It asks once which packages there
+# are, so nothing is hidden if it has asked.
+unused = () if "transformers" in sys.modules else ("datasets", "scipy")
+with gc_paused(), without(*unused):
     import bitsandbytes  # noqa: F401
-    import datasets  # noqa: F401
     import peft  # noqa: F401
     import torch  # noqa: F401
 

@@ -25,6 +25,8 @@ from qlora_repeat.system.files import (
     restore_folder,
     write_json,
 )
+from qlora_repeat.system.memory import release_memory
+from qlora_repeat.system.parallel import in_parallel
 from qlora_repeat.system.printable import printable, say
 from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
 
@@ -118,11 +120,14 @@ def run_base_test(test: BaseTest, progress: Progress) -> None:
 
         study = test.workspace.study
         set_kernels(study.randomness.kernels, study.threads)
+        import qlora_repeat.execution.preload  # noqa: F401 (a trial may follow in this process)
+
         with (
             named_operation(test.model_name),
             _recorded(test.record, test.name, "evaluate", base_inputs(test)) as outputs,
         ):
             outputs |= evaluate_base(test, progress)
+            release_memory()
 
 
 def _run_stage(
@@ -162,6 +167,7 @@ def _run_stage(
             measure = evaluate if stage == "evaluate" else time_responses
             with named_operation(trial.model_name):
                 outputs |= measure(trial, stoppable, upstream["seeds"])
+        release_memory()  # before files are hashed and the next stage loads its model
     if stage == "finetune" and until_step is None:
         delete_folder(trial.unfinished)
 
@@ -228,7 +234,8 @@ def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     if stage == "finetune":
         paths.insert(0, trial.trace)
-    return {path.relative_to(trial.folder).as_posix(): keep(path) for path in paths}
+    kept = in_parallel(keep, paths, sum(path.stat().st_size for path in paths))
+    return {path.relative_to(trial.folder).as_posix(): file for path, file in zip(paths, kept, strict=True)}
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from qlora_repeat.errors import MissingError
 from qlora_repeat.study.old_spelling import respelled
 from qlora_repeat.system.files import json_text, parse_json, read_file, write_text
 from qlora_repeat.system.hashing import json_digest, known_digest, once
+from qlora_repeat.system.parallel import in_parallel
 
 FORMAT = 2
 
@@ -88,11 +89,19 @@ def keep(path: Path) -> KeptFile:
     return KeptFile(known_digest(path), path.stat().st_size)
 
 
-def damaged_file(path: Path, kept: KeptFile, *, rehash: bool = True) -> str | None:
-    """Return one line on how a file differs from what was recorded, or None if it does not.
+def damages(folder: Path, files: dict[str, KeptFile], *, rehash: bool = True) -> dict[Path, str | None]:
+    """Return for each recorded file of a trial how it differs from the record, or None if it does not.
 
-    Without `rehash`, only check that the file exists and has the recorded size.
+    Without `rehash`, only check that the files exist and have the recorded sizes.
     """
+    paths = {folder / name: kept for name, kept in files.items()}
+    size = sum(kept.bytes for kept in files.values()) if rehash else 0
+    found = in_parallel(lambda path: damaged_file(path, paths[path], rehash=rehash), list(paths), size)
+    return dict(zip(paths, found, strict=True))
+
+
+def damaged_file(path: Path, kept: KeptFile, *, rehash: bool = True) -> str | None:
+    """Return one line on how a file differs from what was recorded, or None; `rehash` as in `damages`."""
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):

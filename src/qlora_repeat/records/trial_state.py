@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from qlora_repeat.errors import MissingError
-from qlora_repeat.records.record import Record, damaged_file, read_record
+from qlora_repeat.records.record import Record, damages, read_record
 from qlora_repeat.records.record_schema import misfit
 from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, shared_inputs, stage_inputs
 from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
@@ -96,10 +96,9 @@ def _damage(trial: Trial, stage: Stage, record: Record, rehash: bool) -> str | N
     """Return one line on the first damaged file of a stage, and what to do; None if all are whole."""
     if stage == "merge" and not trial.merged.exists():
         return None
-    for name, kept in record.files.items():
-        if (damage := damaged_file(trial.folder / name, kept, rehash=rehash)) is not None:
-            return f"{damage}; `qlora-repeat run` runs its stage again"
-    return None
+    found = damages(trial.folder, record.files, rehash=rehash)
+    damage = next(filter(None, found.values()), None)
+    return damage and f"{damage}; `qlora-repeat run` runs its stage again"
 
 
 def stage_record(

@@ -198,17 +198,15 @@ def make_trainer(
     progress: Progress,
     steps: int | None,
 ) -> Any:
-    from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, PrinterCallback
 
     from qlora_repeat.stages.trainer import TracingTrainer
 
-    rows = [{"input_ids": example.ids, "labels": example.ids} for example in examples]
     end = min(steps or len(order), len(order))
     trainer = TracingTrainer(
         model=model,
         args=_arguments(trial, end - (checkpoint.step if checkpoint else 0)),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=[{"input_ids": example.ids, "labels": example.ids} for example in examples],
         data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; does not mask end-of-text
         order=order,
         end=end,

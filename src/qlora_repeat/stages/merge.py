@@ -17,9 +17,10 @@ from qlora_repeat.assets.base_models import base_folder, check_base, load_tokeni
 from qlora_repeat.errors import MissingError, StageError
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.files import delete_folder, new_folder, write_bytes, write_json
-from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.hashing import remember, weights_digest
 from qlora_repeat.system.safetensors_file import (
     INDEX,
+    WrittenFile,
     check_weights,
     read_header,
     read_weights,
@@ -54,13 +55,15 @@ def merge(trial: Trial) -> dict[str, Any]:
     check_base(trial.workspace, trial.model.base)
     source = base_folder(trial.workspace, trial.model.base)
     with new_folder(trial.merged) as folder:
-        merge_weights(source, trial.adapter, folder, trial.study.precision.merged)
+        written = merge_weights(source, trial.adapter, folder, trial.study.precision.merged)
         load_tokenizer(source).save_pretrained(folder)
+        for each in written:
+            remember(each)
     size = sum(file.stat().st_size for file in trial.merged.glob("*.safetensors"))
     return {"merged_digest": weights_digest(trial.merged), "merged_bytes": size}
 
 
-def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
+def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> list[WrittenFile]:
     """Write the base with the adapter merged into it; floating-point weights become `dtype`.
 
     Raises:
@@ -74,6 +77,7 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     changes = _changes(adapter)
     check_weights(base)
     files: dict[str, str] = {}
+    written = []
     merged_type = getattr(torch, dtype)
 
     def merged(tensors: Any, name: str) -> Any:
@@ -93,7 +97,7 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
             for name, placed in read_header(path).items()
         }
         with safe_open(path, framework="pt") as tensors:
-            stream_weights(folder / path.name, wanted, functools.partial(merged, tensors))
+            written.append(stream_weights(folder / path.name, wanted, functools.partial(merged, tensors)))
         files |= dict.fromkeys(wanted, path.name)
     if changes:
         raise StageError(f"{adapter}: it changes {min(changes)}, which is not in {base}")
@@ -105,6 +109,7 @@ def merge_weights(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     config.save_pretrained(folder)
     if (base / "generation_config.json").is_file():
         write_bytes(folder / "generation_config.json", (base / "generation_config.json").read_bytes())
+    return written
 
 
 def adapter_config(adapter: Path) -> AdapterConfig:

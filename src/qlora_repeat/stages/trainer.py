@@ -1,8 +1,11 @@
 """A Trainer that writes a trace of every step and checkpoints, and resumes from them to the same bits."""
 
 import time
+import weakref
 from typing import Any
 
+from bitsandbytes.functional import GlobalPageManager
+from bitsandbytes.optim import GlobalOptimManager
 from transformers import Trainer, TrainerCallback
 
 from qlora_repeat.records.trace import Step, trace_line
@@ -46,7 +49,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         self.began: float | None = None
         """The clock when training started or `spent_so_far` was last called."""
         super().__init__(*args, **kwargs)
-        self.add_callback(_Steps(self))
+        # A reference would keep the model after training.
+        self.add_callback(_Steps(weakref.proxy(self)))  # type: ignore[arg-type]
 
     @property
     def step(self) -> int:
@@ -211,6 +215,9 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self.trainer.spent_so_far()
         self.trainer.spent["peak_memory_bytes"] = float(self.trainer.peak_bytes())
         self.trainer.began = None
+        # bitsandbytes lists overridden layers (transformers: all embeddings) and paged state for the process.
+        GlobalOptimManager.get_instance().module_weight_config_triple.clear()
+        GlobalPageManager.get_instance().paged_tensors.clear()
 
     def _write(self, step: Step) -> None:
         write_whole(self.trace, trace_line(step).encode("utf-8"))

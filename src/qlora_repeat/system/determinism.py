@@ -2,7 +2,8 @@
 
 ``deterministic`` sets more than torch's own switch. Attention uses only the backend made of matrix products,
 because the backward pass of fused kernels adds in an arbitrary order, and float32 keeps its full precision.
-CUDA does not wait after each launch, which would change no bit and distort timings.
+New tensors are not filled with NaN, and CUDA does not wait after each launch: both would change no bit, and
+take time.
 """
 
 import contextlib
@@ -42,6 +43,7 @@ def set_kernels(kernels: Kernels, threads: int) -> None:
     torch.set_num_threads(threads)
     deterministic = kernels == "deterministic"
     torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = not deterministic

@@ -356,7 +356,7 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
             yield temporary
             for found in [*temporary.rglob("*"), temporary]:
                 if not found.is_symlink():
-                    if found.is_file():
+                    if found.is_file() and stat.S_IMODE(found.stat().st_mode) != mode & 0o666:
                         found.chmod(mode & 0o666)  # safetensors gives others no access
                     sync(found)
             temporary.chmod(mode)

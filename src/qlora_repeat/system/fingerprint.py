@@ -172,6 +172,7 @@ def _kernels() -> dict[str, Any]:
     return {
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "fill_uninitialized_memory": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         "cudnn_deterministic": cudnn.deterministic,
         "cudnn_benchmark": cudnn.benchmark,
         "mkldnn_deterministic": torch.backends.mkldnn.deterministic,
@@ -264,11 +265,17 @@ def software_names(found: dict[str, Any]) -> str:
 def fingerprint_differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return the differences of two fingerprints as (dotted key, value in `a`, value in `b`), sorted by key.
 
-    A missing key counts as None, because earlier versions of the kit recorded fewer keys.
+    A missing key counts as None, because earlier versions of the kit recorded fewer keys. A missing one of
+    `_ADDED` is no difference.
     """
     left, right = _flat(a), _flat(b)
-    pairs = [(key, left.get(key), right.get(key)) for key in sorted({*left, *right})]
+    keys = {*left, *right} - (_ADDED - (left.keys() & right.keys()))
+    pairs = [(key, left.get(key), right.get(key)) for key in sorted(keys)]
     return [(key, old, new) for key, old, new in pairs if old != new]
+
+
+_ADDED = {"kernels.fill_uninitialized_memory"}
+"""Keys that earlier versions did not record, and whose values change no bits."""
 
 
 def _flat(content: dict[str, Any], before: str = "") -> dict[str, Any]:

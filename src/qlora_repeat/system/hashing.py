@@ -2,20 +2,24 @@
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_repeat.errors import MissingError
 from qlora_repeat.system.files import open_regular, parse_json, read_file
-from qlora_repeat.system.safetensors_file import tensor_digests, weight_files
+from qlora_repeat.system.parallel import in_parallel
+from qlora_repeat.system.safetensors_file import WrittenFile, tensor_digests, weight_files
 
 _Found = TypeVar("_Found")
 MANIFEST = "manifest.json"
 """The file in each folder of the cache that lists the digests of the other files."""
 _SETTLED = 2_000_000_000
 """Nanoseconds. A younger file can change again within one tick of the clock, with the same times."""
+_WORTH_WAITING = 2 * 10**9
+"""Bytes whose hashing takes longer than the time until a file is settled."""
 _found: dict[tuple[Any, ...], Any] = {}
 
 
@@ -37,7 +41,14 @@ def file_digest(path: Path) -> str:
 
 def known_digest(path: Path) -> str:
     """Return the digest of a file's bytes, which this process reads once while the file stays the same."""
-    return once(file_digest, path)
+    return once(file_digest, path, any_name=True)
+
+
+def known_digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return `known_digest` of each file; several large ones are read at the same time."""
+    listed = list(paths)
+    size = sum(path.stat().st_size for path in listed)
+    return dict(zip(listed, in_parallel(known_digest, listed, size), strict=True))
 
 
 def manifest_digest(folder: Path) -> str | None:
@@ -66,27 +77,46 @@ def _json_file(path: Path) -> Any:
     return parse_json(read_file(path))
 
 
-def once(compute: Callable[[Path], _Found], path: Path) -> _Found:
-    """Return `compute(path)`, computed once in this process while the file keeps its size and times."""
-    key, began = (compute, *_identity(path)), time.time_ns()
+def once(compute: Callable[[Path], _Found], path: Path, *, any_name: bool = False) -> _Found:
+    """Return `compute(path)`, computed once in this process while the file keeps its size and times.
+
+    With `any_name`, which is only for functions that follow links, it is computed once for all names of a
+    file, such as a link to it.
+    """
+    name = "" if any_name else str(path.absolute())
+    key, began = (compute, name, *_identity(path.stat())), time.time_ns()
     if key in _found:
         remembered: _Found = _found[key]
         return remembered
     value = compute(path)
-    if key == (compute, *_identity(path)) and began - key[-1] > _SETTLED:
+    after = path.stat()
+    if key == (compute, name, *_identity(after)) and began - after.st_ctime_ns > _SETTLED:
         _found[key] = value
     return value
 
 
-def _identity(path: Path) -> tuple[Any, ...]:
-    stat = path.stat()
-    return str(path.absolute()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+def remember(written: WrittenFile) -> None:
+    """Use the digests of a file that this process wrote, while the file keeps its size and times.
+
+    Call it before others can open the file. Wait for up to two seconds if the file is large and too young.
+    """
+    left = written.state.st_ctime_ns + _SETTLED - time.time_ns()
+    if left >= 0 and written.state.st_size > _WORTH_WAITING:
+        time.sleep(left / 1e9 + 0.01)
+        left = -1
+    if left < 0:
+        _found[file_digest, "", *_identity(written.state)] = written.sha256
+        _found[tensor_digests, "", *_identity(written.state)] = written.tensors
+
+
+def _identity(state: os.stat_result) -> tuple[int, ...]:
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
     """Return the digest of each file below a folder, by its path relative to the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    return {path.relative_to(folder).as_posix(): digest for path, digest in known_digests(files).items()}
 
 
 def weights_digest(folder: Path) -> str:
@@ -99,7 +129,7 @@ def weights_digest(folder: Path) -> str:
     """
     digests: dict[str, list[Any]] = {}
     for path in weight_files(folder):
-        found = once(tensor_digests, path)
+        found = once(tensor_digests, path, any_name=True)
         if repeated := digests.keys() & found.keys():
             raise MissingError(
                 f"{path}: {min(repeated)!r} is in another file too; make or fetch {folder} again"

@@ -1,4 +1,4 @@
-"""Measure a process's peak memory, and free memory, on the GPU if there is one; pause garbage collection."""
+"""Measure and free memory of the GPU, or of the process without one; pause garbage collection."""
 
 import contextlib
 import gc
@@ -34,6 +34,14 @@ def free_memory() -> int:
             groups = Path("/sys/fs/cgroup")
             free.append(int((groups / limit).read_text()) - int((groups / used).read_text()))
     return max(min(free), 0)
+
+
+def release_memory() -> None:
+    """Free objects that only refer to each other, as a used model does, and GPU memory that torch keeps."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing if no GPU was used
 
 
 def reset_peak_memory() -> None:

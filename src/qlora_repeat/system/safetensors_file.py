@@ -5,12 +5,22 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.errors import MissingError
-from qlora_repeat.system.files import LARGEST_JSON, create, megabytes, open_regular, parse_json, read_json
+from qlora_repeat.system.files import (
+    LARGEST_JSON,
+    create,
+    flush,
+    megabytes,
+    open_regular,
+    parse_json,
+    read_json,
+)
+from qlora_repeat.system.parallel import in_parallel
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
@@ -47,6 +57,15 @@ class StoredTensor:
     shape: list[int]
     start: int
     end: int
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A safetensors file when it was complete: its digest, the `tensor_digests`, and its size and times."""
+
+    sha256: str
+    tensors: dict[str, list[Any]]
+    state: os.stat_result
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -108,8 +127,10 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 def stream_weights(
     path: Path, wanted: Mapping[str, tuple[str, Sequence[int]]], tensor: Callable[[str], Any]
-) -> None:
+) -> WrittenFile:
     """Write a safetensors file one tensor at a time; the writer of safetensors needs all of them in memory.
+
+    Each tensor is hashed while it is written.
 
     Args:
         path: the file.
@@ -129,12 +150,20 @@ def stream_weights(
         header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    with create(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    text = len(text).to_bytes(8, "little") + text
+    whole, digests = hashlib.sha256(text), {}
+    with create(path) as file, ThreadPoolExecutor(2) as pool:
+        file.write(text)
         for name, (dtype, shape) in wanted.items():
             found = tensor(name).contiguous()
             assert (str(found.dtype), list(found.shape)) == (f"torch.{dtype}", list(shape)), name
-            file.write(found.flatten().view(torch.uint8).numpy().data)
+            content = found.flatten().view(torch.uint8).numpy().data
+            of_all, of_tensor = pool.submit(whole.update, content), pool.submit(hashlib.sha256, content)
+            file.write(content)
+            of_all.result()
+            digests[name] = [str(found.dtype), list(shape), of_tensor.result().hexdigest()]
+        flush(file)
+        return WrittenFile(whole.hexdigest(), digests, os.fstat(file.fileno()))
 
 
 def tensor_digests(path: Path) -> dict[str, list[Any]]:
@@ -143,17 +172,21 @@ def tensor_digests(path: Path) -> dict[str, list[Any]]:
     Raises:
         MissingError: as in `read_header`.
     """
-    found: dict[str, list[Any]] = {}
     tensors = read_header(path)
     with open_regular(path, follow=True) as file:
-        for name, tensor in tensors.items():
-            file.seek(tensor.start)
-            digest, left = hashlib.sha256(), tensor.end - tensor.start
-            while left > 0 and (block := file.read(min(left, 1 << 20))):
-                left -= len(block)
+
+        def content(tensor: StoredTensor) -> str:
+            digest, place = hashlib.sha256(), tensor.start
+            while block := os.pread(file.fileno(), min(tensor.end - place, 1 << 20), place):
+                place += len(block)
                 digest.update(block)
-            found[name] = [f"torch.{tensor.dtype}", tensor.shape, digest.hexdigest()]
-    return found
+            return digest.hexdigest()
+
+        digests = in_parallel(content, list(tensors.values()), os.fstat(file.fileno()).st_size)
+    return {
+        name: [f"torch.{tensor.dtype}", tensor.shape, digest]
+        for (name, tensor), digest in zip(tensors.items(), digests, strict=True)
+    }
 
 
 def weight_files(folder: Path) -> list[Path]:
