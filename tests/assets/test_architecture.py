@@ -11,6 +11,7 @@ from support.places import NO_RUNS, at
 from qlora_repeat.assets.architecture import base_architecture, wrong_architecture
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.fetch import fetch
+from qlora_repeat.errors import MissingError
 from qlora_repeat.planning.doctor import examine
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
@@ -99,6 +100,12 @@ def test_the_fetched_configuration_counts_and_not_the_table(fetched: Workspace) 
     assert base_architecture(fetched, NEOX) == HUB
     other = "llama2-7b"
     assert base_architecture(fetched, other) == fetched.study.bases[other].architecture
+
+
+def test_a_fetched_size_that_no_model_has_is_refused_in_one_line(fetched: Workspace) -> None:
+    write(fetched, {**HUB, "num_hidden_layers": 10**9})
+    with pytest.raises(MissingError, match=r"config\.json: num_hidden_layers is 1000000000; expected at most"):
+        base_architecture(fetched, NEOX)
 
 
 def test_fetch_and_doctor_say_what_differs(study: Study, cache: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.errors import MissingError
+from qlora_repeat.study.data_sources import too_large
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import read_json
 
@@ -17,7 +18,7 @@ def fetched_architecture(workspace: Workspace, name: str) -> dict[str, Any] | No
     """Return the content of a fetched base's ``config.json``; None if the base is not in the cache.
 
     Raises:
-        MissingError: the file cannot be read.
+        MissingError: the file cannot be read, or has a size that no model has.
     """
     path = base_folder(workspace, name) / "config.json"
     if not path.is_file():
@@ -25,6 +26,8 @@ def fetched_architecture(workspace: Workspace, name: str) -> dict[str, Any] | No
     found = read_json(path, "delete the folder and run `qlora-repeat fetch` for this study", follow=True)
     if not isinstance(found, dict):
         raise MissingError(f"{path}: expected an object with keys; the study must name another model")
+    if wrong := too_large(found):
+        raise MissingError(f"{path}: {wrong}; the study must name another model")
     return found
 
 

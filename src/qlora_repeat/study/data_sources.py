@@ -5,6 +5,7 @@ what a real study needs.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -148,10 +149,17 @@ class Base:
         pretrained = self.tokenizer is not None and self.pretraining is not None
         if [self.hub is not None, self.gguf is not None, pretrained].count(True) != 1:
             raise ValueError("give one of hub, gguf, or both tokenizer and pretraining")
-        for key, value in (self.architecture or {}).items():
-            most = next(most for pattern, most in _MOST_OF.items() if re.search(pattern, key))
-            if isinstance(value, int) and value > most:
-                raise ValueError(f"architecture.{key} is {value}; expected at most {most}")
+        if wrong := too_large(self.architecture or {}):
+            raise ValueError(f"architecture.{wrong}")
+
+
+def too_large(architecture: Mapping[str, object]) -> str | None:
+    """Return which size of an architecture is far larger than that of any model, in words; None if none."""
+    for key, value in architecture.items():
+        most = next(most for pattern, most in _MOST_OF.items() if re.search(pattern, key))
+        if isinstance(value, int) and value > most:
+            return f"{key} is {value}; expected at most {most}"
+    return None
 
 
 @dataclass(frozen=True, config=STRICT)
