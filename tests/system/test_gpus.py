@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from support.checkout import ROOT
-from support.gpus import driver_tool
+from support.gpus import driver_tool, fake_cuda_build
 
 from qlora_repeat.errors import NoGpuError, UsageError
-from qlora_repeat.system import fingerprint, gpus
+from qlora_repeat.system import gpus
 
 MIG = """\
 GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
@@ -26,18 +26,8 @@ WHOLE = "GPU-1ae21a3c-f40b-77a7-002f-4b0b52b05f5b"
 
 @pytest.fixture
 def cuda_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Fake torch's build for CUDA 13.0 on a machine without a driver; return the only folder on PATH."""
-    monkeypatch.setattr(gpus, "on_cpu", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(fingerprint, "DRIVER_FILE", tmp_path / "no-driver")
-    monkeypatch.setattr(gpus, "driver_version", fingerprint.driver_version.__wrapped__)  # not the cached one
-    for name in ("CUDA_VISIBLE_DEVICES", gpus.DEVICE):
-        monkeypatch.delenv(name, raising=False)
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    return folder
+    """Return the only folder on PATH, on a machine with torch's CUDA build and no driver."""
+    return fake_cuda_build(monkeypatch, tmp_path)
 
 
 def refusal() -> str:
@@ -60,7 +50,7 @@ def test_with_mig_the_parts_are_devices_and_their_gpu_is_none(cuda_build: Path) 
     gpus.choose_gpus(f"1,0:1,{PARTS[0]}")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join([WHOLE, PARTS[1], PARTS[0]])
     for wrong in ("0", "0:2", "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"):
-        with pytest.raises(UsageError, match="it shows: 0:0, 0:1, 1$"):
+        with pytest.raises(UsageError, match=r"it shows: 0:0, 0:1, 1$"):
             gpus.choose_gpus(wrong)
 
 
@@ -133,12 +123,13 @@ def test_a_gpu_that_is_not_there_is_the_reason(cuda_build: Path, monkeypatch: py
 
 def test_what_torch_warns_of_is_the_reason(cuda_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable() -> bool:
-        warnings.warn("CUDA initialization: Error 802: system not yet\n initialized (Triggered at x)", stacklevel=1)
+        told = "CUDA initialization: Error 802: system not yet\n initialized (Triggered at x)"
+        warnings.warn(told, stacklevel=1)
         return False
 
     driver_tool(cuda_build)
     monkeypatch.setattr(torch.cuda, "is_available", unavailable)
-    assert "no usable GPU: CUDA initialization: Error 802: system not yet initialized (driver: 580" in refusal()
+    assert "GPU: CUDA initialization: Error 802: system not yet initialized (driver: 580" in refusal()
 
 
 def test_the_cpu_build_is_named_with_the_driver_that_the_locked_build_needs(
@@ -179,7 +170,7 @@ def test_who_chooses_the_cpu_gets_it_also_beside_a_gpu(
     monkeypatch.setenv(gpus.DEVICE, "cpu")
     gpus.require_gpu()
     assert not torch.cuda.is_available()
-    assert gpus.cpu_line() == "runs on the CPU, as --cpu asks"
+    assert gpus.cpu_line() == "Runs on the CPU, as --cpu asks"
     assert gpus.default_workers(threads=1) == len(os.sched_getaffinity(0))
     with pytest.raises(UsageError, match="--gpus: not with --cpu"):
         gpus.choose_gpus("0")

@@ -131,10 +131,10 @@ def cpu_line() -> str | None:
     """Return a line that says why this process uses the CPU; None if it uses a GPU."""
     if cpu_is_chosen():
         choose_cpu()
-        return "runs on the CPU, as --cpu asks"
+        return "Runs on the CPU, as --cpu asks"
     if (lacking := find_no_gpu()) is None:
         return None
-    line = f"runs on the CPU: {lacking.reason}"
+    line = f"Runs on the CPU: {lacking.reason}"
     return line if lacking.is_expected else f"{line} ({lacking.drivers}); {lacking.advice}"
 
 

@@ -8,6 +8,7 @@ import click
 
 from qlora_repeat.cli.options import (
     compare_option,
+    cpu_option,
     jobs_option,
     out_option,
     silence_libraries,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--gpus", metavar="0,1,...", help="The GPUs to use, by nvidia-smi's numbers or UUIDs.  [default: all]"
 )
+@cpu_option
 @stages_option
 @click.option("--no-report", is_flag=True, help="Write results, but no tables, figures and report.")
 @compare_option
