@@ -33,7 +33,7 @@ def cuda_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def refusal() -> str:
     """Return the line for a study that requires a GPU."""
     with pytest.raises(NoGpuError) as caught:
-        gpus.require_gpu()
+        gpus.check_device("gpu")
     assert caught.value.exit_code == 3
     line = str(caught.value)
     assert "\n" not in line
@@ -41,9 +41,12 @@ def refusal() -> str:
     return line
 
 
-def test_with_mig_the_parts_are_devices_and_their_gpu_is_none(cuda_build: Path) -> None:
+def test_with_mig_the_parts_are_devices_and_their_gpu_is_none(
+    cuda_build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CUDA does not see a GPU in MIG mode but its instances, and of several only the first."""
     driver_tool(cuda_build, listed=MIG)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert gpus.gpus_here() == {"0:0": PARTS[0], "0:1": PARTS[1], "1": WHOLE}
     assert gpus.visible_gpus() == [*PARTS, WHOLE]
     assert gpus.default_workers(threads=1) == 3
@@ -59,6 +62,7 @@ def test_uuids_of_parts_that_a_scheduler_gave_are_kept(
 ) -> None:
     """Slurm gives them, in the form of drivers before and since version 470."""
     driver_tool(cuda_build, listed=MIG)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     given = [PARTS[1], "MIG-GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77/1/0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(given))
     assert gpus.visible_gpus() == given
@@ -71,6 +75,7 @@ def test_as_in_cuda_a_number_that_is_none_ends_the_list(
     value: str, seen: list[str], cuda_build: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver_tool(cuda_build, listed=MIG)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(seen))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert gpus.visible_gpus() == seen
     assert gpus.default_workers(threads=1) == (len(seen) or len(os.sched_getaffinity(0)))
@@ -90,6 +95,25 @@ def test_a_driver_that_is_too_old_is_named_with_what_helps(cuda_build: Path) -> 
     line = refusal()
     assert "(driver: 550.54.14, CUDA 13.0 needs 580 or newer)" in line
     assert "data-center GPU install cuda-compat-13-0" in line
+
+
+def test_gpus_that_torch_cannot_use_get_no_processes(cuda_build: Path) -> None:
+    """A study then runs on the CPU, with one process for each core."""
+    driver_tool(cuda_build, driver="550.54.14", listed=MIG)
+    assert gpus.visible_gpus() == []
+    assert gpus.default_workers(threads=1) == len(os.sched_getaffinity(0))
+
+
+def test_a_process_that_was_given_a_gpu_never_uses_the_cpu(
+    cuda_build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool gives each process one GPU, which may be unusable, as in MIG mode without instances."""
+    driver_tool(cuda_build)
+    gpus.check_device("auto")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", WHOLE)
+    monkeypatch.setenv(gpus.DEVICE, "gpu")
+    with pytest.raises(NoGpuError, match=f'a GPU was given to this process, but .*VISIBLE_DEVICES="{WHOLE}"'):
+        gpus.check_device("auto")
 
 
 @pytest.mark.parametrize(("cuda", "needed"), [("11.8", 450), ("12.8", 525), ("13.0", 580), ("13.2", 580)])
@@ -157,7 +181,7 @@ def test_the_locked_build_is_for_this_version_of_cuda() -> None:
 
 def test_with_a_usable_gpu_nothing_is_said(cuda_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    gpus.require_gpu()
+    gpus.check_device("gpu")
     assert gpus.cpu_line() is None
 
 
@@ -168,7 +192,7 @@ def test_who_chooses_the_cpu_gets_it_also_beside_a_gpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: os.environ["CUDA_VISIBLE_DEVICES"] != "")
     monkeypatch.setenv(gpus.DEVICE, "cpu")
-    gpus.require_gpu()
+    gpus.check_device("gpu")
     assert not torch.cuda.is_available()
     assert gpus.cpu_line() == "Runs on the CPU, as --cpu asks"
     assert gpus.default_workers(threads=1) == len(os.sched_getaffinity(0))

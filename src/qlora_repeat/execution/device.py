@@ -8,18 +8,17 @@ from collections.abc import Callable
 
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.determinism import prepare_environment
-from qlora_repeat.system.gpus import cpu_is_chosen, cpu_line, require_gpu
+from qlora_repeat.system.gpus import check_device, cpu_line
 
 
 def prepare(study: Study) -> None:
     """Set the variables that a device's libraries read when they start, and check that there is a device.
 
     Raises:
-        NoGpuError: the study asks for a GPU, and this process can use none.
+        NoGpuError: the study asks for a GPU or the pool gave one, and this process can use none.
     """
     prepare_environment(study.randomness.kernels)
-    if study.device == "gpu" or cpu_is_chosen():
-        require_gpu()
+    check_device(study.device)
 
 
 def prepare_and_tell(study: Study, warn: Callable[[str], None]) -> None:

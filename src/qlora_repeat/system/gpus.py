@@ -11,7 +11,7 @@ from qlora_repeat.errors import NoGpuError, UsageError
 from qlora_repeat.system.fingerprint import driver_version, nvidia_smi
 
 DEVICE = "QLORA_REPEAT_DEVICE"
-"""The variable that tells a process and its children, with ``cpu``, to use no GPU."""
+"""The variable that tells a process and its children to use no GPU (``cpu``), or nothing else (``gpu``)."""
 LOCKED_CUDA = "13.0"
 """The version of CUDA that the locked CUDA build of torch brings."""
 _OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
@@ -42,8 +42,8 @@ def on_cpu() -> bool:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs of this process as names for CUDA_VISIBLE_DEVICES; none with torch's CPU build."""
-    if on_cpu() or cpu_is_chosen():
+    """Return the GPUs that this process can use, as names for CUDA_VISIBLE_DEVICES."""
+    if on_cpu() or cpu_is_chosen() or find_no_gpu() is not None:
         return []
     if (given := os.environ.get(_VISIBLE)) is not None:
         return _names_in(given)
@@ -114,17 +114,18 @@ def cpu_is_chosen() -> bool:
     return os.environ.get(DEVICE) == "cpu"
 
 
-def require_gpu() -> None:
-    """Check that torch can use a GPU, unless the CPU is chosen.
+def check_device(device: str) -> None:
+    """Check that torch can use a GPU, if `device` or the variable is ``gpu``, and the CPU is not chosen.
 
     Raises:
         NoGpuError: it cannot; the message names torch's build, the driver, and what to do.
     """
     if cpu_is_chosen():
         choose_cpu()
-    elif (lacking := find_no_gpu()) is not None:
-        asked = f'the study has device = "gpu", but {lacking.reason} ({lacking.drivers})'
-        raise NoGpuError(f"{asked}; {lacking.advice}, or give --cpu")
+    elif "gpu" in (device, os.environ.get(DEVICE)) and (lacking := find_no_gpu()) is not None:
+        asked = 'the study has device = "gpu"' if device == "gpu" else "a GPU was given to this process"
+        text = f"{asked}, but {lacking.reason} ({lacking.drivers})"
+        raise NoGpuError(f"{text}; {lacking.advice}, or give --cpu")
 
 
 def cpu_line() -> str | None:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.command("run")
 @jobs_option("Trials")
 @click.option(
-    "--gpus", metavar="0,1,...", help="The GPUs to use, by nvidia-smi's numbers or UUIDs.  [default: all]"
+    "--gpus",
+    metavar="0,1,...",
+    help="The GPUs to use, by nvidia-smi's numbers (0:1 is an instance of MIG) or UUIDs.  [default: all]",
 )
 @cpu_option
 @stages_option
