@@ -8,6 +8,7 @@
 #   JOBS         how many trials `run` and `attribute` run in parallel
 #   MODEL, OPTIMIZER, SOURCES, REPLICATES
 #                the arm and the sources that `attribute` examines, and the number of trials for each source
+#   DEVICE       cpu: run on the CPU, even if there is a GPU or the study asks for one (`rehearsal` does)
 #   GPU, GPUS    the GPU that `plan` plans for (a100-80gb, or GB of memory), and the number of GPUs
 #   REHEARSAL    the folder of `make rehearsal`: its hub, its cache, its results, its tables
 #   OUT          the folder of tables and figures (default: paper/build/STUDY)
@@ -31,10 +32,11 @@ BIN := $(dir $(or $(KIT_PYTHON),.venv/bin/python))
 KIT := $(BIN)qlora-repeat
 NAMED = $(STUDY)$(if $(RANDOMNESS),@$(RANDOMNESS))
 TO = $(if $(OUT),--out "$(OUT)")
-RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if $(JOBS),--jobs $(JOBS)))
+ON = $(if $(filter cpu,$(DEVICE)),--cpu)
+RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if $(JOBS),--jobs $(JOBS))) $(ON)
 ARM = $(if $(MODEL),--model $(MODEL)) $(if $(OPTIMIZER),--optimizer $(OPTIMIZER))
 FREED = $(if $(SOURCES),--sources $(SOURCES)) $(if $(REPLICATES),--replicates $(REPLICATES))
-INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL JOBS COMPARE,$(if $($(each)),$(each)="$($(each))"))
+INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL JOBS COMPARE DEVICE,$(if $($(each)),$(each)="$($(each))"))
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan doctor selftest fetch finetune merge evaluate time run collect tables figures report paper
@@ -53,12 +55,12 @@ plan: setup ## estimate memory, disk and hours without fetching anything (GPU=a1
 fetch: setup ## fetch the study's models and data, and verify them
 	$(KIT) fetch "$(NAMED)"
 
-finetune: fetch ## train the adapters
+finetune: setup ## fetch, then train the adapters
 merge: finetune ## merge the adapters into the base models
 evaluate: merge ## measure perplexity and record responses
 time: evaluate ## measure the time of responses to the prompts
 finetune merge evaluate time:
-	$(KIT) $@ $(or $(TRIAL),--all) --study "$(NAMED)"
+	$(KIT) $@ $(or $(TRIAL),--all) --study "$(NAMED)" $(ON)
 
 run: setup ## fetch, then run the missing trials in parallel
 	$(RUN) $(if $(TRIAL),,--no-report)
@@ -67,7 +69,8 @@ rehearsal: setup ## run the paper's whole study on miniature models, offline, in
 	@export HF_HOME="$(REHEARSAL)/hub" HF_HUB_OFFLINE=1 QLORA_REPEAT_CACHE="$(REHEARSAL)/cache"
 	export QLORA_REPEAT_RUNS="$(REHEARSAL)" QLORA_REPEAT_LOCK="$(REHEARSAL)/paper.lock"
 	$(KIT) miniature paper --out "$$HF_HOME"
-	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows RANDOMNESS=$(RANDOMNESS) TRIAL= OUT="$(REHEARSAL)/tables"
+	$(MAKE) --no-print-directory all STUDY=paper@12-steps-4-rows RANDOMNESS=$(RANDOMNESS) TRIAL= OUT="$(REHEARSAL)/tables" \
+		DEVICE=$(or $(DEVICE),cpu)
 
 ##@ Look at results
 collect: setup ## collect the trials' records in one results file
@@ -79,16 +82,15 @@ paper: tables ## make one PDF of the tables and the figure; needs LaTeX
 	$(KIT) paper "$(NAMED)" $(TO)
 ##@ Inspect and compare
 attribute: setup ## run an experiment that finds which source of randomness makes trials differ
-	$(KIT) attribute "$(NAMED)" $(ARM) $(FREED) $(if $(JOBS),--jobs $(JOBS)) $(TO)
+	$(KIT) attribute "$(NAMED)" $(ARM) $(FREED) $(if $(JOBS),--jobs $(JOBS)) $(TO) $(ON)
 doctor: setup ## check whether the study can run on this machine
-	@$(KIT) doctor "$(NAMED)"
-
+	@$(KIT) doctor "$(NAMED)" $(ON)
 selftest: setup ## test whether fine-tuning repeats on this machine (OPTIONS=--full: with models of the paper's size)
-	@$(KIT) selftest $(OPTIONS)
+	@$(KIT) selftest $(OPTIONS) $(ON)
 status: setup ## show which trials are done, stale, damaged or missing
 check: setup ## hash every file again, and name the damaged ones
 verify: setup ## run TRIAL again, and compare it with its record (OPTIONS="--steps 10")
-	@$(KIT) verify "$(or $(TRIAL),$(error verify needs TRIAL=model/optimizer/number))" --study "$(NAMED)" $(OPTIONS)
+	@$(KIT) verify "$(or $(TRIAL),$(error verify needs TRIAL=model/optimizer/number))" --study "$(NAMED)" $(OPTIONS) $(ON)
 list: setup ## show the study and its trials
 	@$(KIT) show "$(NAMED)"
 collect status check:

@@ -26,6 +26,10 @@ class MissingError(KitError):
     exit_code = 3
 
 
+class NoGpuError(MissingError):
+    """A study that asks for a GPU, in a process that can use none."""
+
+
 class StageError(KitError):
     """A stage of a trial that could not finish."""
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from support.checkout import ROOT, kit
 from support.tiny import write_study
 
@@ -322,8 +323,9 @@ def test_each_gpu_gets_one_trial_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpus.visible_gpus() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 0, GPU-one\necho 1, GPU-two\n")
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A100 (UUID: GPU-one)'\necho 'GPU 1: A100 (UUID: GPU-two)'\n")
     tool.chmod(0o755)
     assert gpus.visible_gpus() == ["GPU-one", "GPU-two"]
     assert gpus.default_workers(threads=1) == 2

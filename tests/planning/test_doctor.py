@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from support.checkout import ROOT, kit
+from support.gpus import driver_tool, fake_cuda_build
 from support.hub_server import Hub
 from support.hub_study import NOBODY, write_hub_study
 from support.places import NO_RUNS, at
@@ -20,6 +22,7 @@ from support.tiny import write_study
 
 from qlora_repeat.assets.base_models import base_bytes
 from qlora_repeat.assets.fetch import needed
+from qlora_repeat.cli.main import cli
 from qlora_repeat.planning.doctor import (
     cpu_findings,
     device_findings,
@@ -293,6 +296,28 @@ def test_a_gpu_that_the_cpu_build_cannot_use_is_reported(
     assert found.level == "warning"
     assert "is the CPU build and cannot use the 1 GPU that nvidia-smi shows" in found.text
     assert "`make setup ACCELERATOR=cuda`" in found.advice
+
+
+@pytest.mark.parametrize("driver", [None, "550.54.14"])
+def test_a_study_that_asks_for_a_gpu_is_stopped_without_one(
+    driver: str | None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Report the same as the commands that start trials, unless --cpu is given."""
+    tools = fake_cuda_build(monkeypatch, tmp_path)
+    if driver is not None:
+        driver_tool(tools, driver=driver)
+    study = write_study(tmp_path, ('name = "tiny"', 'name = "tiny"\ndevice = "gpu"'))
+    (found,) = torch_findings("gpu")
+    assert found.level == "stops"
+    assert f"(driver: {driver or 'none'}, CUDA 13.0 needs 580 or newer)" in found.text
+    assert ("cuda-compat-13-0" in found.advice) == (driver is not None)
+    assert found.advice.endswith(", or give --cpu")
+    (found,) = torch_findings("auto")
+    assert found.level == "warning"
+    command = ["doctor", str(study), "--json", "--cache", str(cache), "--runs", str(tmp_path / "runs")]
+    for more, level in ([], "stops"), (["--cpu"], "ok"):
+        findings = json.loads(CliRunner().invoke(cli, [*command, *more]).stdout)["findings"]
+        assert [each["level"] for each in findings if each["subject"] == "torch"] == [level]
 
 
 UNKNOWN = (

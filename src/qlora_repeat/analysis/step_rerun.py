@@ -103,7 +103,8 @@ def _run_again(
         again = recorded_trial(trial, side.records, side.folder, scratch / str(place))
         if lacking := other_sources(again, side.records) or missing_inputs(again, side.records):
             return Operations(reason=f"{side.name} cannot run again: {lacking[0]}")
-        study = replace(again.study, digest_every=1)
+        # On whatever it ran on: `_elsewhere` has compared this machine with the record.
+        study = replace(again.study, digest_every=1, device="auto")
         again = replace(again, workspace=replace(again.workspace, study=study))
         name = f"re-run of {side.name} ({'second' if place else 'first'})"
         jobs.append(_StepJob(name, again, side.records["finetune"].outputs["seeds"], step))

@@ -32,6 +32,8 @@ from qlora_repeat.system.printable import one_line
 SIGN_OF_LIFE = 600.0
 """Seconds after which a log gets another line if no job has ended; some jobs take hours."""
 _WIDEST = 100
+_WARNED: set[str] = set()
+"""The warnings that this process has shown; one is enough for many trials."""
 
 
 def console(quiet: bool = False) -> PrintableConsole:
@@ -78,6 +80,11 @@ class Terminal:
 
     def tell(self, line: str) -> None:
         self.console.print(one_line(line))
+
+    def warn(self, line: str) -> None:
+        if line not in _WARNED:
+            _WARNED.add(line)
+            console().print(one_line(line))
 
     def watch_jobs(self, jobs: Sequence[Job], workers: int) -> "Display":
         return Display(self.console, jobs, workers)

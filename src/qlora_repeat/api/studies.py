@@ -66,6 +66,7 @@ def run(
         quiet: show nothing.
 
     Raises:
+        NoGpuError: the study asks for a GPU, and there is none to use; nothing was fetched.
         StageError: some trials failed; the others are done, and `collect` returns their results.
         BusyError: all are done, except those that another process works on.
         StoppedError, KeyboardInterrupt: this process was asked to stop; what is done is kept.

@@ -15,7 +15,7 @@ from qlora_repeat.analysis.verify.sampling import CONFIDENCE, draw_trials, most_
 from qlora_repeat.analysis.verify.verdict import VerdictKind
 from qlora_repeat.api.verification import verify
 from qlora_repeat.archive.unpack import opened
-from qlora_repeat.errors import BusyError, KitError, MissingError, StoppedError, UsageError
+from qlora_repeat.errors import BusyError, KitError, MissingError, NoGpuError, StoppedError, UsageError
 from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.render.html import render_html
 from qlora_repeat.study.loading import open_workspace
@@ -126,7 +126,7 @@ def verify_study(
     Raises:
         UsageError: there are fewer recorded trials than `sample`, or `seed` is missing.
         MissingError: no trial is recorded.
-        BusyError, StoppedError: as `verify`.
+        BusyError, NoGpuError, StoppedError: as `verify`.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(study, Workspace):
@@ -198,7 +198,7 @@ def _verify_one(
     try:
         given = trial if own_study is None else trial.folder
         verified = verify(given, study=own_study, steps=steps, **options)
-    except (BusyError, StoppedError):
+    except (BusyError, NoGpuError, StoppedError):
         raise
     except KitError as error:
         why = str(error).replace(f"{trial.workspace.runs}/", "")  # of an archive, a temporary folder

@@ -28,6 +28,7 @@ from qlora_repeat.analysis.verify.verdict import Scope, Verdict, judge_rerun, to
 from qlora_repeat.api.progress import Terminal, console
 from qlora_repeat.archive.unpack import opened, study_of
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.execution.device import prepare_and_tell
 from qlora_repeat.execution.run_study import fetch_missing
 from qlora_repeat.records.self_test import self_test_of
 from qlora_repeat.records.trial_state import valid_record
@@ -103,6 +104,7 @@ def verify(
     Raises:
         UsageError: the arguments exclude each other, or the trial is itself a re-run.
         MissingError: a record is missing, or a file is damaged.
+        NoGpuError: the study asks for a GPU, and there is none to use; nothing was fetched.
         BusyError: another process runs the same trial again.
         StageError, StoppedError: the re-run failed or was stopped.
     """
@@ -247,6 +249,7 @@ def _lacking(recorded: Recorded, shown: Terminal) -> list[str]:
     again, records = recorded.again, recorded.side.records
     if other := other_sources(again, records):
         return other
+    prepare_and_tell(again.study, shown.warn)
     try:
         fetch_missing(again.workspace, shown.tell, [again.model_name])
     except MissingError as error:

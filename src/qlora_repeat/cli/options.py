@@ -142,6 +142,22 @@ stages_option: Decorator = click.option(
 )
 
 
+def _choose_cpu(context: click.Context, option: click.Parameter, chosen: bool) -> None:
+    from qlora_repeat.system.gpus import choose_cpu, cpu_is_chosen
+
+    if chosen or cpu_is_chosen():
+        choose_cpu()
+
+
+cpu_option: Decorator = click.option(
+    "--cpu",
+    is_flag=True,
+    expose_value=False,
+    callback=_choose_cpu,
+    help="Run on the CPU, even if there is a GPU or the study asks for one.",
+)
+
+
 def jobs_option(what: str) -> Decorator:
     """Return --jobs: how many trials, say, run at the same time."""
     return click.option(

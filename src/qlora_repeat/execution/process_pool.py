@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError
 from qlora_repeat.study.trial import Progress
 from qlora_repeat.system.files import append_to, disk_error, make_folder
-from qlora_repeat.system.gpus import on_cpu, visible_gpus
+from qlora_repeat.system.gpus import DEVICE, on_cpu, visible_gpus
 from qlora_repeat.system.signals import defer, deferrable, signals_blocked, stop_if_requested, stop_on_signals
 
 PRELOAD = ["qlora_repeat.execution.preload"]
@@ -168,7 +168,7 @@ def _start(context: Any, job: Job, gpu: str | None, watcher: Watcher) -> _Child:
     make_folder(job.log.parent)
     append_to(job.log).close()  # fails here, with one line, if the folder is not writable
     ours, theirs = context.Pipe(duplex=False)
-    chosen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    chosen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu, DEVICE: "gpu"}
     # The server has the environment of the first run of this process; this may be another one.
     process = context.Process(target=_work, args=(theirs, {**os.environ, **chosen}, job))
     with _without_main():

@@ -13,13 +13,13 @@ from typing import Protocol
 
 from qlora_repeat.assets.fetch import fetch, needed
 from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
+from qlora_repeat.execution.device import prepare_and_tell
 from qlora_repeat.execution.jobs import TrialJob, open_jobs
 from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.trial_state import base_damages, explanations, trial_state, valid_record
 from qlora_repeat.study.trial import Progress, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.determinism import prepare_environment
 from qlora_repeat.system.gpus import default_workers
 
 BASE_WAIT_SECONDS = 3600
@@ -29,11 +29,13 @@ BASE_WAIT_SECONDS = 3600
 class Observer(Protocol):
     """Shows the progress of a study.
 
-    `tell` shows a line of text. `watch_jobs` shows the progress of jobs, of which at most `workers` run at
-    the same time; `watch_trial` shows the stages of one trial.
+    `tell` shows a line of text, and `warn` shows it even if the user wants to see errors only. `watch_jobs`
+    shows the progress of jobs, of which at most `workers` run at the same time; `watch_trial` shows the
+    stages of one trial.
     """
 
     def tell(self, line: str) -> None: ...
+    def warn(self, line: str) -> None: ...
     def watch_jobs(self, jobs: Sequence[Job], workers: int) -> AbstractContextManager[Watcher]: ...
     def watch_trial(self, name: str) -> AbstractContextManager[Progress]: ...
 
@@ -59,11 +61,13 @@ def run_study(
         The number of jobs that were run.
 
     Raises:
+        NoGpuError: the study asks for a GPU, and there is none to use; nothing was fetched.
         StageError: some jobs failed; the others are done.
         BusyError: all jobs are done, except those that another process works on.
         StoppedError: this process, or one that it started, was asked to stop.
     """
     study = workspace.study
+    prepare_and_tell(study, observer.warn)
     fetch_missing(workspace, observer.tell)
     find = find or functools.partial(open_jobs, workspace, stages, force=force)
     waiting = find()
@@ -109,8 +113,10 @@ def run_one(
     With `same_seeds`, the fine-tuning uses the seeds of the trial's record.
 
     Raises:
+        NoGpuError: as `run_study`.
         UsageError: `same_seeds` is set, but the trial has no record.
     """
+    prepare_and_tell(trial.study, observer.warn)
     fetch_missing(trial.workspace, observer.tell, [trial.model_name])
     seeds = _recorded_seeds(trial) if same_seeds else None
     with observer.watch_trial(trial.name) as progress:
@@ -134,8 +140,10 @@ def run_base_tests(workspace: Workspace, model: str, observer: Observer) -> None
     """Run all tests of a model's base in this process.
 
     Raises:
+        NoGpuError: as `run_study`.
         BusyError: another process has worked on one of the tests for more than an hour.
     """
+    prepare_and_tell(workspace.study, observer.warn)
     fetch_missing(workspace, observer.tell, [model])
     tests, until = workspace.base_tests(model), time.monotonic() + BASE_WAIT_SECONDS
     left = tests
@@ -155,7 +163,6 @@ def run_base_tests(workspace: Workspace, model: str, observer: Observer) -> None
 
 
 def fetch_missing(workspace: Workspace, tell: Callable[[str], None], models: Collection[str] = ()) -> None:
-    """Fetch what the study, or some of its models, still need, before anything else uses a device."""
-    prepare_environment(workspace.study.randomness.kernels)
+    """Fetch what the study, or some of its models, still need."""
     if not all(item.present for item in needed(workspace, models)):
         fetch(workspace, tell, models)

@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_repeat.assets.base_models import base_bytes
 from qlora_repeat.errors import KitError, StageError, StoppedError
+from qlora_repeat.execution.device import prepare
 from qlora_repeat.records.record import KeptFile, Record, keep, now, write_record
 from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
 from qlora_repeat.records.trial_state import StageState, base_state, has_ended, stage_states
@@ -54,9 +55,11 @@ def run_trial(
     Raises:
         BusyError: another process works on the trial.
         MissingError: the disk has no room for merged weights.
+        NoGpuError: the study asks for a GPU, and this process can use none.
         StageError: a stage failed, or an earlier stage that it needs is not done.
         StoppedError: this process was asked to stop; finished work is kept.
     """
+    prepare(trial.study)
     workspace = trial.workspace
     require_space(trial.folder, base_bytes(workspace, trial.model.base), "QLORA_REPEAT_RUNS")
     with exclusive(trial.lock, trial.name), _failure_noted(trial):
@@ -109,8 +112,10 @@ def run_base_test(test: BaseTest, progress: Progress) -> None:
 
     Raises:
         BusyError: another process runs the test.
+        NoGpuError: as `run_trial`.
         StageError: the test failed.
     """
+    prepare(test.workspace.study)
     with exclusive(test.lock, test.name), stop_not_hidden():
         for left in test.record.parent.glob(f".{test.record.name}.*"):  # of a killed process
             discard(left)

@@ -67,7 +67,7 @@ def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
 
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
         "packages": machine_checks.package_findings,
-        "torch": machine_checks.torch_findings,
+        "torch": lambda: machine_checks.torch_findings(study.device),
         "study": find_items,
         "device": lambda: device_findings(workspace, infos, machine_checks.gpu_of_this_machine()),
         "precision": lambda: machine_checks.precision_findings(study.precision.compute, machine),

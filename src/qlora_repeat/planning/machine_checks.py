@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_repeat.planning.gpu_catalog import Gpu
+from qlora_repeat.study.study import Device
 from qlora_repeat.system.determinism import DETERMINISTIC_WORKSPACES, WORKSPACE
 from qlora_repeat.system.files import sync
-from qlora_repeat.system.fingerprint import installed_version, lock_files, nvidia_smi
+from qlora_repeat.system.fingerprint import installed_version, lock_files
+from qlora_repeat.system.gpus import cpu_is_chosen, find_no_gpu
 
 Level = Literal["ok", "warning", "stops"]
 
@@ -78,8 +80,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def torch_findings() -> Iterator[Finding]:
-    """Check that torch can be imported, and is the build for this machine."""
+def torch_findings(device: Device = "auto") -> Iterator[Finding]:
+    """Check that torch can be imported, and can use the device of a study."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -88,25 +90,19 @@ def torch_findings() -> Iterator[Finding]:
         return
     cuda = torch.version.cuda
     shown = f"{torch.__version__}, CUDA {cuda}" if cuda else torch.__version__
-    listed = nvidia_smi("-L")
-    gpus = f"{len(listed)} GPU" + ("s" if len(listed) != 1 else "")
-    if torch.cuda.is_available():
+    if cpu_is_chosen():
+        yield Finding("ok", f"{shown}, on the CPU, as --cpu asks")
+    elif (lacking := find_no_gpu()) is None:
         properties = torch.cuda.get_device_properties(0)
         problems = list(arch_findings((properties.major, properties.minor), torch.cuda.get_arch_list()))
         yield from problems or [Finding("ok", f"{shown}, uses {torch.cuda.get_device_name(0)}")]
-    elif cuda is None and not listed:
+    elif device == "gpu":
+        text = f"{lacking.reason} ({lacking.drivers}), and the study asks for a GPU"
+        yield Finding("stops", text, f"{lacking.advice}, or give --cpu")
+    elif lacking.is_expected:
         yield Finding("ok", shown)
-    elif cuda is None:
-        text = f"{shown} is the CPU build and cannot use the {gpus} that nvidia-smi shows"
-        advice = "install the CUDA build (in a checkout: `make setup ACCELERATOR=cuda`)"
-        yield Finding("warning", text, advice)
-    elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        text = f"{shown}; CUDA_VISIBLE_DEVICES hides every GPU"
-        yield Finding("warning", text, "unset CUDA_VISIBLE_DEVICES")
     else:
-        text = f"{shown} finds no usable GPU" + (f", but nvidia-smi shows {gpus}" if listed else "")
-        advice = f"install an NVIDIA driver for CUDA {cuda}, or start the container with its GPUs"
-        yield Finding("warning", text, advice)
+        yield Finding("warning", f"{lacking.reason} ({lacking.drivers})", lacking.advice)
 
 
 def arch_findings(capability: tuple[int, int], built_for: Iterable[str]) -> Iterator[Finding]:

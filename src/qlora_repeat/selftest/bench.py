@@ -109,6 +109,7 @@ def self_test_study(folder: Path, *, gpu: bool, sizes: Mapping[str, int] | None 
         title="the self-test of a machine",
         trials=1,
         profile="bitwise",
+        device="auto",
         precision=replace(paper.precision, compute=paper.precision.compute if gpu else "float32"),
         evaluation=Evaluation(batch_size=1, timing_repeats=1),
         ablation=Ablation(responses=1, base_tests=2),

@@ -9,7 +9,8 @@ from qlora_repeat.stages.perplexity import example_losses, perplexity
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.determinism import DETERMINISTIC_WORKSPACES, WORKSPACE, set_kernels
-from qlora_repeat.system.fingerprint import fingerprint, nvidia_smi
+from qlora_repeat.system.fingerprint import fingerprint
+from qlora_repeat.system.gpus import cpu_is_chosen, find_no_gpu
 
 COMPARED = 8
 """How many rows models are compared with."""
@@ -29,8 +30,8 @@ def software() -> dict[str, Any]:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     found, problems = fingerprint(), list[str]()
-    if nvidia_smi("-L") and not torch.cuda.is_available():
-        problems.append("nvidia-smi shows a GPU, and torch cannot use it")
+    if not cpu_is_chosen() and (lacking := find_no_gpu()) is not None and not lacking.is_expected:
+        problems.append(f"{lacking.reason} ({lacking.drivers}); {lacking.advice}")
     library = bitsandbytes.cextension.lib
     native = type(library).__name__ if getattr(library, "_lib", None) is None else library._lib._name
     if "Error" in native:

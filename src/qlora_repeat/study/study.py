@@ -39,6 +39,8 @@ MOST_EXAMPLES = 10_000_000
 """The most examples in all steps of a trial, whose order is kept in memory."""
 BatchSize = Annotated[int, Field(gt=0, le=10_000)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Device = Literal["auto", "gpu"]
+"""What a study runs on: a GPU, or with "auto" the CPU if there is no GPU."""
 FrozenWeights = Literal["nf4", "materialized", "auto"]
 """Whether fine-tuning dequantizes the 4-bit base for every product or once; "auto" does it once if memory
 allows and the bits stay the same (`qlora_repeat.stages.dequantize`)."""
@@ -200,6 +202,8 @@ class Study:
     `qlora_repeat.analysis.verify.verdict`."""
     weights: FrozenWeights = "auto"
     """The frozen weights during fine-tuning; the merged model, which is evaluated, has no 4-bit weights."""
+    device: Device = "auto"
+    """Whether the study must have a GPU. Each record says what its stage ran on; nothing is stale for it."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints, from which an interrupted fine-tuning resumes."""
     digest_every: Positive = 10

@@ -27,6 +27,7 @@ PACKAGES = (
 )  # fmt: skip
 """The packages that can change the bits of a trial."""
 
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 WITHHELD = "(set, withheld)"
 """Replaces the value of a variable that may contain a path or a name."""
 
@@ -153,7 +154,7 @@ def _torch_state() -> dict[str, Any]:
             "gpu_count": torch.cuda.device_count(),
             "gpu_capability": f"{found.major}.{found.minor}",
             "gpu_memory": found.total_memory,
-            "driver": _driver_version(),
+            "driver": driver_version(),
         }
     return state
 
@@ -309,10 +310,10 @@ def _os_name() -> str | None:
 
 
 @functools.cache
-def _driver_version() -> str | None:
+def driver_version() -> str | None:
     """Return the version of NVIDIA's kernel driver, or None if there is none."""
     with contextlib.suppress(OSError):
-        return driver_in(Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace"))
+        return driver_in(DRIVER_FILE.read_text(encoding="utf-8", errors="replace"))
     shown = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
     return shown[0] if shown else None
 

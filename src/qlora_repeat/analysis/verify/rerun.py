@@ -29,7 +29,6 @@ from qlora_repeat.records.trial_state import stage_record
 from qlora_repeat.stages.checkpoint import read_sealed, write_sealed
 from qlora_repeat.study.randomness import SOURCES, draw_seeds
 from qlora_repeat.study.trial import Progress, Stage, Trial
-from qlora_repeat.system.determinism import prepare_environment
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import copy_file, delete_folder
 from qlora_repeat.system.fingerprint import fingerprint
@@ -187,7 +186,6 @@ def run_again(
     Raises:
         StageError, StoppedError: as `run_trial`.
     """
-    prepare_environment(again.study.randomness.kernels)
     os.environ["OMP_NUM_THREADS"] = str(again.study.threads)
     if scope == "first steps":
         run_trial(again, ["finetune"], progress, seeds=seeds, until_step=steps or 1)

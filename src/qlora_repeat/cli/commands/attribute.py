@@ -10,6 +10,7 @@ from qlora_repeat.api.places import BUILD, TEMPLATES
 from qlora_repeat.cli.commands.diff import DIFFERENT
 from qlora_repeat.cli.options import (
     cache_option,
+    cpu_option,
     jobs_option,
     out_option,
     runs_option,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     help="Make table and figure from an attribution.json alone.",
 )
 @jobs_option("Trials")
+@cpu_option
 @runs_option
 @cache_option
 @out_option

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qlora_repeat.cli.options import output, silence_libraries, workspace_argument
+from qlora_repeat.cli.options import cpu_option, output, silence_libraries, workspace_argument
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.printable import one_line, say, say_json
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole fingerprint and the findings as JSON.")
+@cpu_option
 @workspace_argument
 def command(workspace: Workspace, as_json: bool) -> None:
     """Show the machine and software, and what would stop a study from running here.

@@ -8,6 +8,7 @@ import click
 
 from qlora_repeat.cli.options import (
     compare_option,
+    cpu_option,
     jobs_option,
     out_option,
     silence_libraries,
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 @click.command("run")
 @jobs_option("Trials")
 @click.option(
-    "--gpus", metavar="0,1,...", help="The GPUs to use, by nvidia-smi's numbers or UUIDs.  [default: all]"
+    "--gpus",
+    metavar="0,1,...",
+    help="The GPUs to use, by nvidia-smi's numbers (0:1 is an instance of MIG) or UUIDs.  [default: all]",
 )
+@cpu_option
 @stages_option
 @click.option("--no-report", is_flag=True, help="Write results, but no tables, figures and report.")
 @compare_option

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qlora_repeat.cli.options import output, runs_option, silence_libraries
+from qlora_repeat.cli.options import cpu_option, output, runs_option, silence_libraries
 from qlora_repeat.errors import StageError
 from qlora_repeat.system.printable import one_line, say, say_json
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("selftest")
 @click.option("--full", is_flag=True, help="Also run models of the paper's size, which needs an 80 GB GPU.")
+@cpu_option
 @runs_option
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 def command(full: bool, runs: Path | None, as_json: bool) -> None:

@@ -4,6 +4,7 @@ import click
 
 from qlora_repeat.cli.options import (
     Decorator,
+    cpu_option,
     jobs_option,
     silence_libraries,
     verbosity_options,
@@ -28,6 +29,7 @@ def stage_command(stage: Stage, help: str) -> click.Command:
     @click.option("--all", "every", is_flag=True, help="Every trial of the study.")
     @click.option("--force", is_flag=True, help="Also if the stage is done already.")
     @jobs_option("With --all: trials")
+    @cpu_option
     @workspace_option
     @verbosity_options
     def command(

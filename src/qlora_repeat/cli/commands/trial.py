@@ -6,7 +6,13 @@ from typing import Any
 import click
 
 from qlora_repeat.cli.commands.stage import same_seeds_option
-from qlora_repeat.cli.options import silence_libraries, stages_option, verbosity_options, workspace_option
+from qlora_repeat.cli.options import (
+    cpu_option,
+    silence_libraries,
+    stages_option,
+    verbosity_options,
+    workspace_option,
+)
 from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.printable import say
@@ -16,6 +22,7 @@ from qlora_repeat.system.printable import say
 @click.argument("trial")
 @click.option("--force", is_flag=True, help="Also run the stages that are done already.")
 @same_seeds_option
+@cpu_option
 @stages_option
 @workspace_option
 @verbosity_options

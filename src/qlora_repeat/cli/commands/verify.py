@@ -8,6 +8,7 @@ from click.core import ParameterSource
 
 from qlora_repeat.cli.options import (
     cache_option,
+    cpu_option,
     output,
     runs_option,
     silence_libraries,
@@ -66,6 +67,7 @@ _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of re-runs and their reports.  [default: verify/ in the cache]",
 )
+@cpu_option
 @study_option
 @runs_option
 @cache_option
