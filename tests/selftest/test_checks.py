@@ -1,14 +1,16 @@
 """The self-test passes on this machine, and finds each fault that is planted in its processes."""
 
 import functools
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.planted import FaultyTrial, NoisyBaseTest
+from support.planted import FaultyTrial, NoisyBaseTest, NoisyStep
 
+from qlora_repeat.analysis import step_rerun
 from qlora_repeat.execution.process_pool import Job
 from qlora_repeat.planning import memory_estimate
 from qlora_repeat.selftest import checks
@@ -65,6 +67,16 @@ def test_a_nondeterministic_operator_is_found(bench: Bench, monkeypatch: pytest.
     assert outcome == "failed"
     assert "gpt-neox/adamw-8bit/1 differs from step 1 on (loss)" in figure
     assert figure.count("differs") == 4
+
+
+def test_with_default_kernels_the_first_operation_that_differs_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, "noisy_operator")
+    monkeypatch.setattr(step_rerun, "_StepJob", NoisyStep)
+    outcome, figure, _ = checks.check_default(bench)
+    assert outcome == "passed", "default kernels promise nothing"
+    assert re.search(r"differs from step 1 .*; first operation: aten::add in \S+ \(forward\)$", figure)
 
 
 def test_tests_of_a_base_that_differ_are_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

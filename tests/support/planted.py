@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+from qlora_repeat.analysis import step_rerun
 from qlora_repeat.execution.jobs import BaseTestJob
 from qlora_repeat.selftest.jobs import ChangedTrial
 from qlora_repeat.study.trial import Progress
@@ -68,6 +69,12 @@ class FaultyTrial(ChangedTrial):
 
     def run(self, progress: Progress) -> None:
         with FAULTS[self.fault]():
+            super().run(progress)
+
+
+class NoisyStep(step_rerun._StepJob):
+    def run(self, progress: Progress) -> None:
+        with noisy_operator():
             super().run(progress)
 
 

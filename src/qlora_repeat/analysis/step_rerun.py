@@ -66,12 +66,16 @@ class _StepJob:
         return read_trace(self.trial.unfinished / self.trial.trace.name)
 
 
-def find_operations(diff: TrialDiff, trials: Sequence[Trial], watch: Watch) -> Operations:
+def find_operations(
+    diff: TrialDiff, trials: Sequence[Trial], watch: Watch, *, must_repeat: bool = True
+) -> Operations:
     """Run the first step that differs again under the settings of both sides, and compare the operators.
 
     Args:
         trials: the trials of the two sides; models and data come from their studies.
         watch: shows the progress of jobs, as `Observer.watch_jobs`.
+        must_repeat: whether each re-run must have the trace of its trial; otherwise, the first operators that
+            differ between the re-runs are found, which may be others than between the trials.
 
     Raises:
         MissingError: a record has an invalid setting.
@@ -88,7 +92,7 @@ def find_operations(diff: TrialDiff, trials: Sequence[Trial], watch: Watch) -> O
     scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY))
     found = None
     try:
-        found = _run_again(sides, trials, scratch, divergence.step, watch)
+        found = _run_again(sides, trials, scratch, divergence.step, watch, must_repeat)
     finally:
         if found is not None:
             discard(scratch)
@@ -96,7 +100,12 @@ def find_operations(diff: TrialDiff, trials: Sequence[Trial], watch: Watch) -> O
 
 
 def _run_again(
-    sides: tuple[Side, Side], trials: Sequence[Trial], scratch: Path, step: int, watch: Watch
+    sides: tuple[Side, Side],
+    trials: Sequence[Trial],
+    scratch: Path,
+    step: int,
+    watch: Watch,
+    must_repeat: bool,
 ) -> Operations:
     jobs = []
     for place, (side, trial) in enumerate(zip(sides, trials, strict=True)):
@@ -114,7 +123,7 @@ def _run_again(
                 raise errors[0]
         traces = [job.trace() for job in jobs]
         for side, trace in zip(sides, traces, strict=True):
-            if (unlike := first_divergence(side.steps, trace)) is not None:
+            if must_repeat and (unlike := first_divergence(side.steps, trace)) is not None:
                 why = f"{side.name} does not repeat here: its re-run differs from step {unlike.step} on"
                 return Operations(step, reason=why)
         now = first_divergence(*traces)
