@@ -85,7 +85,7 @@ attribute: setup ## run an experiment that finds which source of randomness make
 	$(KIT) attribute "$(NAMED)" $(ARM) $(FREED) $(if $(JOBS),--jobs $(JOBS)) $(TO) $(ON)
 doctor: setup ## check whether the study can run on this machine
 	@$(KIT) doctor "$(NAMED)" $(ON)
-selftest: setup ## test whether fine-tuning repeats on this machine (OPTIONS=--full: with models of the paper's size)
+selftest: setup ## test whether fine-tuning repeats on this machine (OPTIONS=--full: models of the paper's size)
 	@$(KIT) selftest $(OPTIONS) $(ON)
 status: setup ## show which trials are done, stale, damaged or missing
 check: setup ## hash every file again, and name the damaged ones

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.planted import FaultyTrial, NoisyBaseTest, NoisyStep
+from support.planted import FaultyTrial, NoisyBaseTest, NoisyStep, planned_with_another_activation
 
 from qlora_repeat.analysis import step_rerun
 from qlora_repeat.execution.process_pool import Job
-from qlora_repeat.planning import memory_estimate
 from qlora_repeat.selftest import checks
 from qlora_repeat.selftest.bench import Bench, fill_cache, self_test_study
-from qlora_repeat.selftest.full_size import run_full_size
+from qlora_repeat.selftest.full_size import check_full_size, paper_hours, run_full_size
 from qlora_repeat.selftest.jobs import Call
 
 SMALL = {
@@ -94,7 +93,7 @@ def test_scaler_state_that_is_not_restored_is_found(bench: Bench, monkeypatch: p
 
 
 def test_a_merged_model_with_another_scale_is_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.run([checks._job(trial) for trial in bench.trials("first", optimizers=1)])
+    bench.run([checks.job(trial) for trial in bench.trials("first", optimizers=1)])
     plant(monkeypatch, "merged_twice")
     outcome, figure, _ = checks.check_merging(bench)
     assert outcome == "failed"
@@ -102,13 +101,7 @@ def test_a_merged_model_with_another_scale_is_found(bench: Bench, monkeypatch: p
 
 
 def test_a_plan_for_another_activation_is_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = memory_estimate.model_config
-
-    def other(architecture: Any, name: str) -> Any:
-        activation = {"hidden_act": "gelu_new" if architecture.get("hidden_act") != "gelu_new" else "gelu"}
-        return planned({**architecture, **activation}, name)
-
-    monkeypatch.setattr(memory_estimate, "model_config", other)
+    monkeypatch.setattr(checks, "planned_peaks", planned_with_another_activation)
     outcome, figure, found = checks.check_memory(bench)
     assert outcome == "failed", figure
     assert found["gpt-neox, finetune"]["measured"] > 0
@@ -120,3 +113,18 @@ def test_a_model_of_full_size_runs_from_weights_made_on_the_device(bench: Bench,
         call = Call(f"full {trial.model_name}", fresh.folder, run_full_size, (trial,))
         fresh.run([call])
         assert all(call.result()[part] > 0 for part in ("load", "step", "row", "response"))
+
+
+def test_full_size_needs_a_gpu(bench: Bench) -> None:
+    assert check_full_size(bench)[0] == "cannot tell"
+
+
+def test_the_hours_of_the_papers_study_follow_from_what_was_measured() -> None:
+    """14 trials of each of four models; three epochs of 2006 quotes or 19,940 instructions."""
+    none = {"load": 0.0, "merge": 0.0, "row": 0.0, "response": 0.0, "step": 0.0}
+    steps = paper_hours({"gpt-neox": none | {"step": 1.0}, "llama": none})
+    assert steps == pytest.approx(14 * 3 * (2006 + 19940) / 3600)
+    rows = paper_hours({"gpt-neox": none, "llama": none | {"row": 3600.0}})
+    assert rows == pytest.approx(14 * (502 + 4986))
+    once = paper_hours({"gpt-neox": none | {"load": 3600.0, "merge": 3600.0}, "llama": none})
+    assert once == pytest.approx(2 * 28)

@@ -12,6 +12,7 @@ from support.checkout import kit
 
 from qlora_repeat.cli.main import cli
 from qlora_repeat.errors import StageError
+from qlora_repeat.records.self_test import Check, SelfTest
 from qlora_repeat.selftest import run
 from qlora_repeat.selftest.bench import Bench
 
@@ -58,3 +59,15 @@ def test_a_check_that_fails_is_named_and_ends_in_its_exit_code(
     assert isinstance(done.exception, StageError)
     assert str(done.exception).startswith("2 of 3 checks failed; ")
     shutil.rmtree(log.parent)
+
+
+def test_a_later_test_keeps_the_checks_that_it_does_not_repeat() -> None:
+    def tested(full: bool, **figures: str) -> SelfTest:
+        named = [Check(name.replace("_", " "), "passed", figure) for name, figure in figures.items()]
+        return SelfTest("2026-01-01", 9.0, full, named, {})
+
+    both = run.with_earlier(tested(True, full_size="new"), tested(False, software="old", gone="old"))
+    assert [check.name for check in both.checks] == ["software", "full size"]
+    again = run.with_earlier(tested(False, software="new"), both)
+    assert [(each.name, each.figure) for each in again.checks] == [("software", "new"), ("full size", "new")]
+    assert again.full

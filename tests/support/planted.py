@@ -10,7 +10,9 @@ from unittest.mock import patch
 from qlora_repeat.analysis import step_rerun
 from qlora_repeat.execution.jobs import BaseTestJob
 from qlora_repeat.selftest.jobs import ChangedTrial
+from qlora_repeat.selftest.processes import planned_peaks
 from qlora_repeat.study.trial import Progress
+from qlora_repeat.study.workspace import Workspace
 
 
 @contextlib.contextmanager
@@ -58,6 +60,20 @@ def merged_twice() -> Iterator[None]:
 
     with patch.object(merge, "adapter_config", doubled):
         yield
+
+
+def planned_with_another_activation(workspace: Workspace) -> dict[str, Any]:
+    """Plan as if GPT-NeoX had an activation that keeps more tensors, or fewer."""
+    from qlora_repeat.planning import memory_estimate
+
+    planned = memory_estimate.model_config
+
+    def other(architecture: Any, name: str) -> Any:
+        activation = "gelu" if architecture.get("hidden_act") == "gelu_fast" else "gelu_fast"
+        return planned({**architecture, "hidden_act": activation}, name)
+
+    with patch.object(memory_estimate, "model_config", other):
+        return planned_peaks(workspace)
 
 
 FAULTS = {each.__name__: each for each in (noisy_operator, scaler_not_restored, merged_twice)}

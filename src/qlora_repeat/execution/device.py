@@ -1,7 +1,7 @@
 """Prepare a process for the stages of a study, before it imports a library that uses a device.
 
-Every way into a stage begins here. What starts trials calls `prepare_and_tell` before it fetches anything,
-and each process that runs a stage calls `prepare`.
+Every way into a stage begins here. Each process that runs a stage calls `prepare`. What starts such
+processes calls `check_and_tell` before it fetches anything; what runs stages itself, `prepare_and_tell`.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,24 @@ def prepare(study: Study) -> None:
     check_device(study.device)
 
 
+def check_and_tell(study: Study, warn: Callable[[str], None]) -> None:
+    """Check that there is a device, and say so if the study runs on the CPU.
+
+    It sets no variable, because processes that are started later may need others.
+
+    Raises:
+        NoGpuError: as `prepare`.
+    """
+    check_device(study.device)
+    if (line := cpu_line()) is not None:
+        warn(line)
+
+
 def prepare_and_tell(study: Study, warn: Callable[[str], None]) -> None:
-    """Do the same, and say so if the study runs on the CPU.
+    """Prepare this process for the stages of a study, and say so if it runs on the CPU.
 
     Raises:
         NoGpuError: as `prepare`.
     """
     prepare(study)
-    if (line := cpu_line()) is not None:
-        warn(line)
+    check_and_tell(study, warn)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from qlora_repeat.assets.fetch import fetch, needed
 from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
-from qlora_repeat.execution.device import prepare_and_tell
+from qlora_repeat.execution.device import check_and_tell, prepare_and_tell
 from qlora_repeat.execution.jobs import TrialJob, open_jobs
 from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
@@ -67,7 +67,7 @@ def run_study(
         StoppedError: this process, or one that it started, was asked to stop.
     """
     study = workspace.study
-    prepare_and_tell(study, observer.warn)
+    check_and_tell(study, observer.warn)
     fetch_missing(workspace, observer.tell)
     find = find or functools.partial(open_jobs, workspace, stages, force=force)
     waiting = find()

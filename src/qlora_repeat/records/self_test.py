@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from qlora_repeat.errors import MissingError
-from qlora_repeat.system.files import json_text, write_text
+from qlora_repeat.system.files import json_text, strict, write_text
 from qlora_repeat.system.fingerprint import machine_digest
 from qlora_repeat.system.typed_json import read_as
 
@@ -67,7 +67,7 @@ def self_test_file(runs: Path, fingerprint: dict[str, Any]) -> Path:
 
 def write_self_test(path: Path, found: SelfTest) -> None:
     """Write the result of a self-test."""
-    write_text(path, json_text(asdict(found)))
+    write_text(path, json_text(strict(asdict(found))))
 
 
 def read_self_test(path: Path) -> SelfTest:

@@ -7,54 +7,113 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder, device, load_tokenizer, quantization_config
 from qlora_repeat.assets.datasets import study_prompts
 from qlora_repeat.assets.derived_cache import encoded_part
-from qlora_repeat.selftest.bench import fill_cache
+from qlora_repeat.planning.plan import train_examples
+from qlora_repeat.records.trial_state import valid_record
+from qlora_repeat.selftest.bench import LENGTH, SOURCES, Bench, fill_cache, self_test_study, with_long_texts
+from qlora_repeat.selftest.checks import MOST_MEMORY, Result, finetuned, job
+from qlora_repeat.selftest.jobs import Call, fastest, now, prepare_for
+from qlora_repeat.selftest.processes import planned_peaks
 from qlora_repeat.stages.finetune import finetune
 from qlora_repeat.stages.generate import respond
 from qlora_repeat.stages.perplexity import example_losses
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import set_kernels
+from qlora_repeat.system.memory import release_memory
 
+STEPS = 20
 TESTED_ROWS = 20
 
 
+def check_full_size(bench: Bench) -> Result:
+    """Compare the memory of models of the paper's size with the plan, and estimate the paper's study."""
+    if not bench.gpu:
+        return "cannot tell", "models of full size need a GPU", {}
+    merged = finetuned(bench, "first", optimizers=1)
+    bench.run([job(trial, stages=["merge"]) for trial in merged])
+    records = [record for trial in merged if (record := valid_record(trial.record("merge"))) is not None]
+    bytes_per_second = min(record.outputs["merged_bytes"] / record.seconds for record in records)
+    study = with_long_texts(self_test_study(bench.folder, gpu=True, sizes={}), STEPS)
+    trials = bench.trials("full", study, optimizers=1)
+    calls = [Call(f"full size {trial.model_name}", bench.folder, run_full_size, (trial,)) for trial in trials]
+    plan = Call("plan of full size", bench.folder, planned_peaks, (trials[0].workspace,))
+    bench.run([*calls, plan])
+    planned, found, figures, worst = plan.result(), dict[str, Any](), list[str](), 0.0
+    for trial, call in zip(trials, calls, strict=True):
+        name, peaks = trial.model_name, planned[trial.model_name]
+        own = found[name] = call.result() | {"merge": 2 * peaks["parameters"] / bytes_per_second}
+        shares = {stage: own[f"{stage}_peak"] / peaks[stage] - 1 for stage in ("finetune", "evaluate")}
+        worst = max(worst, *map(abs, shares.values()))
+        tuning, testing = (f"{100 * shares[stage]:+.1f} %" for stage in ("finetune", "evaluate"))
+        figures.append(
+            f"{name}: fine-tuning uses {100 * own['share']:.1f} % of the GPU ({tuning} against the plan, "
+            f"testing {testing}), {own['step']:.3f} s a step"
+        )
+    found["hours"] = paper_hours(found)
+    figures.append(
+        f"the paper's 56 trials, fine-tuned, merged and tested once: about {found['hours']:.0f} hours with "
+        f"deterministic kernels, if each text had {LENGTH} tokens"
+    )
+    return "passed" if worst <= MOST_MEMORY else "failed", "; ".join(figures), found
+
+
+def paper_hours(measured: dict[str, dict[str, float]]) -> float:
+    """Return the hours of the paper's trials, by what was measured for the model of each size."""
+    paper, seconds = load_study("paper"), 0.0
+    for name, source in SOURCES.items():
+        own, size = measured[name], paper.bases[source].architecture
+        for model in paper.models.values():
+            if paper.bases[model.base].architecture == size:
+                data = paper.data[model.data]
+                train = train_examples(data)
+                answers = len(data.prompts) * len(paper.generation.samplings)
+                trial = own["load"] + own["merge"] + model.training.total_steps(train) * own["step"]
+                trial += (data.rows - train) * own["row"] + answers * own["response"]
+                seconds += trial * len(paper.optimizers) * paper.trials
+    return seconds / 3600
+
+
 def run_full_size(trial: Trial) -> dict[str, Any]:
-    """Load, fine-tune and test a model of random weights; merging is measured on a smaller one.
+    """Make a model of random weights, fine-tune it, and test one.
 
     Returns:
         Seconds of loading, of a step, of a test row and of a response; the peak memory of fine-tuning and of
-        testing, and the memory of the GPU, in bytes (0 on a CPU).
+        testing without the context, in bytes (0 on a CPU), and the recorded share of the GPU's memory.
     """
+    study = trial.study
+    prepare_for(study)
     import torch
 
-    study = trial.study
     set_kernels(study.randomness.kernels, study.threads)
     fill_cache(trial.workspace, weights=False)
-    began, loaded = time.perf_counter(), 0.0
+    began, loaded, times = time.perf_counter(), 0.0, list[float]()
 
     def load(workspace: Workspace, name: str) -> Any:
         nonlocal loaded
         model = quantized(study, random_model(study, name))
-        _reset_peak()  # of the weights before they were quantized
-        loaded = time.perf_counter() - began
+        loaded = now() - began
         return model
 
-    outputs = finetune(trial, lambda *told: None, {}, load_base=load)
-    found = {"load": loaded, "step": outputs["train_seconds"] / outputs["steps"], "finetune_peak": _peak()}
+    def told(stage: str, done: int, total: int, loss: float | None) -> None:
+        times.append(now())
+
+    outputs = finetune(trial, told, {}, load_base=load)
+    found = {"load": loaded, "step": fastest(times), "share": outputs["peak_memory_share"] or 0.0}
+    found["finetune_peak"] = _peak()
     _reset_peak()
     model = random_model(study, trial.model.base).eval()
     tokenizer = load_tokenizer(base_folder(trial.workspace, trial.model.base))
     examples = encoded_part(trial.workspace, trial.model_name, "train", 0, tokenizer, TESTED_ROWS)
-    began = time.perf_counter()
+    began = now()
     example_losses(model, examples, study.evaluation.batch_size, tokenizer.pad_token_id, lambda done: None)
-    found["row"] = (time.perf_counter() - began) / len(examples)
+    found["row"] = (now() - began) / len(examples)
     prompt, sampling = study_prompts(trial.workspace, trial.model_name, 0)[0], study.generation.samplings[0]
-    began = time.perf_counter()
+    began = now()
     respond(model, tokenizer, prompt, study, trial.model_name, sampling, 1)
-    found["response"] = time.perf_counter() - began
+    found["response"] = now() - began
     found["evaluate_peak"] = _peak()
-    found["gpu_memory"] = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
     del model
     torch.cuda.empty_cache()
     return found
@@ -95,6 +154,7 @@ def quantized(study: Study, model: Any) -> Any:
                 )
                 new.bias = layer.bias
                 setattr(parent, name, new)
+                del layer.weight  # the list of modules above still has the layer
     model.is_loaded_in_4bit = True
     return model.requires_grad_(False)
 
@@ -102,8 +162,8 @@ def quantized(study: Study, model: Any) -> Any:
 def _reset_peak() -> None:
     import torch
 
+    release_memory()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 

@@ -1,6 +1,7 @@
 """Jobs of the self-test: trials that are changed or measured, and functions in a new process."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,10 +10,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from qlora_repeat.execution.device import prepare
 from qlora_repeat.execution.jobs import TrialJob
 from qlora_repeat.execution.run_trial import run_trial
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Progress
+from qlora_repeat.system.determinism import WORKSPACE
 from qlora_repeat.system.files import read_json, write_json
+from qlora_repeat.system.gpus import check_device
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class ChangedTrial(TrialJob):
     fills: bool = False
     """Whether torch fills each new tensor, as it does with deterministic kernels unless told otherwise."""
     measures: str = ""
-    """What to measure: ``memory`` or ``time``."""
+    """What to measure: ``memory``, ``steps`` or, with a profile, ``time``."""
 
     @property
     def measured(self) -> Path:
@@ -34,9 +39,10 @@ class ChangedTrial(TrialJob):
 
     def run(self, progress: Progress) -> None:
         """Run in this process; raises as `run_trial`."""
-        from qlora_repeat.selftest.measures import memory_of, time_of
+        prepare_for(self.trial.study)
+        from qlora_repeat.selftest.measures import memory_of, steps_of, time_of
 
-        measures = {"memory": memory_of, "time": time_of}
+        measures = {"memory": memory_of, "steps": steps_of, "time": time_of}
         with contextlib.ExitStack() as stack:
             if self.skips:
                 stack.enter_context(_skipping_scaler())
@@ -101,7 +107,12 @@ class Call:
         return self.folder / f"{self.name.replace(' ', '-')}.log"
 
     def run(self, progress: Progress) -> None:
-        """Call the function, and write what it returns."""
+        """Call the function, and write what it returns.
+
+        Raises:
+            NoGpuError: the pool gave a GPU, and this process cannot use it.
+        """
+        check_device("auto")
         progress(self.name, 0, 1, None)
         write_json(self.log.with_suffix(".json"), self.function(*self.arguments))
 
@@ -112,6 +123,16 @@ class Call:
         """Return what the function returned."""
         found: dict[str, Any] = read_json(self.log.with_suffix(".json"), "run the self-test again")
         return found
+
+
+def prepare_for(study: Study) -> None:
+    """Prepare this process for a study; with default kernels, also remove what deterministic ones need.
+
+    Call it before a library is imported that uses a device.
+    """
+    if study.randomness.kernels == "default":
+        os.environ.pop(WORKSPACE, None)
+    prepare(study)
 
 
 def fastest(times: list[float]) -> float:

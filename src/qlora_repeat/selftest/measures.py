@@ -18,7 +18,13 @@ from qlora_repeat.study.trial import Progress
 Measured = tuple[Progress, dict[str, Any]]
 PROFILED = (2, 4)
 """The profile begins after the first of these steps, and ends after the second."""
-_PRODUCTS = ("gemm", "aten::mm", "aten::bmm", "aten::addmm", "cutlass", "xmma")
+_PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
+_GPU_KINDS = {
+    "unpacking 4-bit weights": ("kDequantize",),
+    "matrix products": ("gemm", "gemv", "nvjet", "cutlass", "xmma", "splitK"),
+    "copies": ("Memcpy", "Memset"),
+}
+"""Kinds of work of a GPU, by parts of the names of kernels."""
 _CPU_KINDS = {
     "unpacking 4-bit weights": ("bitsandbytes::dequantize",),
     "matrix products": _PRODUCTS,
@@ -82,6 +88,19 @@ class _LiveModel(LiveMemory):  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
+def steps_of(progress: Progress) -> Iterator[Measured]:
+    """Measure the times after each step of a fine-tuning."""
+    found: dict[str, Any] = {"times": []}
+
+    def told(stage: str, done: int, total: int, loss: float | None) -> None:
+        progress(stage, done, total, loss)
+        if stage == "finetune" and done:
+            found["times"].append(now())
+
+    yield told, found
+
+
+@contextlib.contextmanager
 def time_of(progress: Progress) -> Iterator[Measured]:
     """Measure the steps of a fine-tuning, and profile the steps after them.
 
@@ -118,19 +137,23 @@ def time_of(progress: Progress) -> Iterator[Measured]:
 def _where_time_goes(events: Any, seconds: float, steps: int) -> dict[str, Any]:
     """Return the milliseconds of a step by kind of work, on the CPU and on the GPU, and numbers of launches.
 
-    A GPU works while the CPU prepares the next kernels, so their times overlap.
+    A GPU works while the CPU prepares the next kernels, so their times overlap. What is left of a step on a
+    GPU, it waits. Without CUPTI there is no profile of the GPU.
     """
     spent: dict[str, dict[str, float]] = {"cpu": defaultdict(float), "gpu": defaultdict(float)}
     counts = Counter[str]()
     for event in events:
         if event.device_type == DeviceType.CUDA:
-            kind = "matrix products" if _named(event, _PRODUCTS) else "other kernels"
-            spent["gpu"][kind] += event.self_device_time_total / 1000 / steps
-            counts["kernels"] += 1
+            if not event.is_user_annotation:  # which covers the kernels within
+                kind = next((kind for kind, names in _GPU_KINDS.items() if _named(event, names)), "others")
+                spent["gpu"][kind] += event.self_device_time_total / 1000 / steps
+                counts["kernels"] += kind != "copies"
             continue
         kind = next((kind for kind, names in _CPU_KINDS.items() if _named(event, names)), "other operations")
         spent["cpu"][kind] += event.self_cpu_time_total / 1000 / steps
         counts["launches"] += kind == "launches"
+    if spent["gpu"]:
+        spent["gpu"]["waiting"] = max(0.0, 1000 * seconds - sum(spent["gpu"].values()))
     seen = sum(spent["cpu"].values())
     spent["cpu"]["Python, and what the profiler does not see"] = 1000 * seconds - seen
     return {

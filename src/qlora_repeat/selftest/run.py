@@ -4,6 +4,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_repeat.errors import KitError, StoppedError
@@ -11,9 +12,9 @@ from qlora_repeat.records.record import now
 from qlora_repeat.records.self_test import Check, SelfTest
 from qlora_repeat.selftest import checks
 from qlora_repeat.selftest.bench import Bench, Watch, fill_cache, self_test_study
+from qlora_repeat.selftest.full_size import check_full_size
 from qlora_repeat.selftest.jobs import Call
-from qlora_repeat.system.determinism import prepare_environment
-from qlora_repeat.system.files import TEMPORARY, discard, write_text
+from qlora_repeat.system.files import TEMPORARY, discard, require_space, write_text
 from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.gpus import visible_gpus
 
@@ -30,12 +31,15 @@ CHECKS: dict[str, Callable[[Bench], checks.Result]] = {
     "seconds of a step": checks.check_speed,
 }
 """The checks in their order; later ones use trials of earlier ones."""
-_FULL = {"full size": checks.check_full_size}
+FULL: dict[str, Callable[[Bench], checks.Result]] = {"full size": check_full_size}
+_GB = 10**9
+_SPACE = {True: 20 * _GB, False: _GB}
+"""Bytes on disk that the test needs, on a GPU and on a CPU."""
 
 
 def self_test(
     watch: Watch,
-    report: Callable[[Check], None],
+    report: Callable[[SelfTest], None],
     *,
     full: bool = False,
     sizes: Mapping[str, int] | None = None,
@@ -46,20 +50,22 @@ def self_test(
 
     Args:
         watch: shows the progress of jobs, as `execution.run_study.Observer.watch_jobs`.
-        report: called with each check when it ends.
-        full: also run models of the paper's size, on a GPU.
+        report: called with the self-test so far when a check ends, which is the last one of its list.
+        full: run only models of the paper's size, which needs a GPU.
         sizes: of the models (`self_test_study`).
+
+    Raises:
+        MissingError: the disk has too little space.
     """
-    prepare_environment("deterministic")
     started, began, found = now(), time.monotonic(), list[Check]()
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
-    failed = True
+    machine, gpu, failed = fingerprint(), bool(visible_gpus()), True
     try:
-        gpu = bool(visible_gpus())
+        require_space(folder, _SPACE[gpu], "TMPDIR")
         bench = Bench(folder, self_test_study(folder, gpu=gpu, sizes=sizes), gpu, watch)
         bench.run([Call("models", folder, fill_cache, (bench.workspace("first"),))])
         failed = False
-        for name, check in (CHECKS | (_FULL if full else {})).items():
+        for name, check in (FULL if full else CHECKS).items():
             try:
                 found.append(Check(name, *check(bench)))
             except StoppedError:
@@ -73,7 +79,18 @@ def self_test(
                 figure = f"{type(error).__name__}: {error}; see {log}"
                 found.append(Check(name, "failed", figure[:1000]))
                 failed = True
-            report(found[-1])
+            report(SelfTest(started, time.monotonic() - began, full, list(found), machine))
     finally:
-        discard(folder / "cache" if failed else folder)  # the error names a log
-    return SelfTest(started, time.monotonic() - began, full, found, fingerprint())
+        for large in [folder / "cache", *folder.glob("runs/**/merged")] if failed else [folder]:
+            discard(large)  # an error names a log, which stays
+    return SelfTest(started, time.monotonic() - began, full, found, machine)
+
+
+def with_earlier(found: SelfTest, earlier: SelfTest | None) -> SelfTest:
+    """Return a self-test with the checks of an earlier one of the same machine that it did not repeat."""
+    if earlier is None:
+        return found
+    names = {check.name for check in found.checks}
+    kept = [check for check in earlier.checks if check.name not in names and check.name in (*CHECKS, *FULL)]
+    checks = [*kept, *found.checks] if found.full else [*found.checks, *kept]
+    return replace(found, checks=checks, full=any(check.name in FULL for check in checks))

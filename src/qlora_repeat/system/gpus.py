@@ -47,7 +47,11 @@ def visible_gpus() -> list[str]:
         return []
     if (given := os.environ.get(_VISIBLE)) is not None:
         return _names_in(given)
-    return list(gpus_here().values())
+    if shown := list(gpus_here().values()):
+        return shown
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]  # nvidia-smi may be missing
 
 
 def _names_in(visible: str) -> list[str]:

@@ -12,11 +12,11 @@ from qlora_repeat.system.printable import one_line, say, say_json
 
 if TYPE_CHECKING:
     from qlora_repeat.execution.process_pool import Job
-    from qlora_repeat.records.self_test import Check
+    from qlora_repeat.records.self_test import SelfTest
 
 
 @click.command("selftest")
-@click.option("--full", is_flag=True, help="Also run models of the paper's size, which needs an 80 GB GPU.")
+@click.option("--full", is_flag=True, help="Run only models of the paper's size, which needs an 80 GB GPU.")
 @cpu_option
 @runs_option
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
@@ -37,25 +37,29 @@ def command(full: bool, runs: Path | None, as_json: bool) -> None:
 
     from qlora_repeat.api.colors import OUTCOMES, with_colored
     from qlora_repeat.api.progress import OneLine, console
-    from qlora_repeat.records.self_test import self_test_file, write_self_test
-    from qlora_repeat.selftest.run import self_test
+    from qlora_repeat.records.self_test import self_test_file, self_test_of, write_self_test
+    from qlora_repeat.selftest.run import self_test, with_earlier
     from qlora_repeat.system.files import json_text, make_folder, strict
+    from qlora_repeat.system.fingerprint import fingerprint
 
     shown, progress = output(), console(quiet=as_json)
 
     def watch(jobs: "Sequence[Job]", workers: int) -> OneLine:
         return OneLine(progress)
 
-    def report(check: "Check") -> None:
+    folder = runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
+    path = self_test_file(folder, fingerprint())
+    make_folder(folder)  # fail now, not after minutes
+    earlier = self_test_of(folder, fingerprint())
+
+    def report(so_far: "SelfTest") -> None:
+        check = so_far.checks[-1]
         if not as_json:
             line = f"{check.outcome:<11}  {check.name}: {check.figure}"
             shown.print(with_colored(one_line(line), OUTCOMES, most=1))
+        write_self_test(path, with_earlier(so_far, earlier))  # so that a kill loses no check
 
-    folder = runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
-    make_folder(folder)  # fail now, not after minutes
     found = self_test(watch, report, full=full)
-    path = self_test_file(folder, found.fingerprint)
-    write_self_test(path, found)
     if as_json:
         say_json(json_text(strict(dataclasses.asdict(found))))
     else:
