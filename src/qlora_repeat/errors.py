@@ -29,6 +29,8 @@ class MissingError(KitError):
 class NoGpuError(MissingError):
     """A study that asks for a GPU, in a process that can use none."""
 
+    exit_code = 3
+
 
 class StageError(KitError):
     """A stage of a trial that could not finish."""

@@ -41,12 +41,12 @@ class Loaded:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loaded]:
     """Watch every model and trainer; only the kit collects garbage."""
-    found, make, load = Loaded(), finetune._trainer, base_models.load_model
+    found, make, load = Loaded(), finetune.make_trainer, base_models.load_model
 
     def watched_trainer(trial: Any, model: Any, *rest: Any) -> Any:
         return found.watch(make(trial, found.watch_model(model), *rest))
 
-    monkeypatch.setattr(finetune, "_trainer", watched_trainer)
+    monkeypatch.setattr(finetune, "make_trainer", watched_trainer)
     for module in (base_models, derived_cache):
         monkeypatch.setattr(
             module, "load_model", lambda *given, **more: found.watch_model(load(*given, **more))

@@ -1,7 +1,6 @@
 """What checks of the self-test compute in processes of their own."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from qlora_repeat.system.determinism import (
     prepare_environment,
     set_kernels,
 )
+from qlora_repeat.system.files import temporary_folder
 from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.gpus import cpu_is_chosen, find_no_gpu
 from qlora_repeat.system.memory import release_memory
@@ -171,11 +171,11 @@ def plain_steps(trial: Trial) -> dict[str, Any]:
             times.append(now())
 
     on_gpu, compute = device() != "cpu", study.precision.compute
-    with tempfile.TemporaryDirectory() as out:
+    with temporary_folder() as out:
         Trainer(
             model=get_peft_model(prepared, lora),
             args=TrainingArguments(
-                output_dir=out,
+                output_dir=str(out),
                 max_steps=training.steps,
                 per_device_train_batch_size=training.batch_size,
                 learning_rate=training.learning_rate,

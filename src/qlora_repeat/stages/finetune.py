@@ -27,7 +27,7 @@ def finetune(
     inputs: dict[str, Any],
     seeds: dict[str, int] | None = None,
     until_step: int | None = None,
-    load_base: Callable[[Workspace, str], Any] = load_frozen_base,
+    load_base: Callable[[Workspace, str], Any] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune one trial; write the adapter in PEFT's format, and the trace.
 
@@ -35,7 +35,7 @@ def finetune(
     without the interruption. `seeds`, if given, replace those that the study would draw. If the loss becomes
     NaN or infinite, training continues, as in the paper; `diverged_at` is the first such step. With
     `until_step`, stop after that step, and leave only the trace and a checkpoint in ``unfinished``.
-    `load_base` returns the frozen base in 4 bits.
+    `load_base`, if given, returns the frozen base in 4 bits.
 
     Returns:
         The record's outputs: adapter digest, seeds, losses, training seconds, peak memory, frozen weights.
@@ -73,7 +73,7 @@ def _begin(
     inputs: dict[str, Any],
     seeds: dict[str, int] | None,
     steps: int | None,
-    load_base: Callable[[Workspace, str], Any],
+    load_base: Callable[[Workspace, str], Any] | None,
 ) -> tuple[Any, dict[str, Any]]:
     """Return the trainer, restored from the last checkpoint if any, and outputs on the frozen weights."""
     workspace, study, model = trial.workspace, trial.study, trial.model
@@ -92,7 +92,7 @@ def _begin(
         model.training.total_steps(len(examples)),
         seeds["data_order"],
     )
-    base = load_base(workspace, model.base)
+    base = (load_base or load_frozen_base)(workspace, model.base)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)
     if study.randomness.nudge:
