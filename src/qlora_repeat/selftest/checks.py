@@ -12,7 +12,8 @@ from qlora_repeat.records.self_test import Outcome
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.selftest.bench import Bench, with_long_texts
-from qlora_repeat.selftest.jobs import Call, ChangedTrial, fastest
+from qlora_repeat.selftest.clock import fastest
+from qlora_repeat.selftest.jobs import Call, ChangedTrial
 from qlora_repeat.selftest.processes import compare_models, plain_steps, planned_peaks, software
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage, Trial

@@ -11,7 +11,8 @@ from qlora_repeat.planning.plan import train_examples
 from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.selftest.bench import LENGTH, SOURCES, Bench, fill_cache, self_test_study, with_long_texts
 from qlora_repeat.selftest.checks import MOST_MEMORY, Result, finetuned, job
-from qlora_repeat.selftest.jobs import Call, fastest, now, prepare_for
+from qlora_repeat.selftest.clock import fastest, now
+from qlora_repeat.selftest.jobs import Call, prepare_for
 from qlora_repeat.selftest.processes import planned_peaks
 from qlora_repeat.stages.finetune import finetune
 from qlora_repeat.stages.generate import respond

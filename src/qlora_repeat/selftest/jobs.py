@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -133,17 +131,3 @@ def prepare_for(study: Study) -> None:
     if study.randomness.kernels == "default":
         os.environ.pop(WORKSPACE, None)
     prepare(study)
-
-
-def fastest(times: list[float]) -> float:
-    """Return the fewest seconds between times, which other work on the machine affects least."""
-    return min(after - before for before, after in pairwise(times))
-
-
-def now() -> float:
-    """Return the clock when all kernels that were launched have ended."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

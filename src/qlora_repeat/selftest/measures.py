@@ -12,7 +12,7 @@ from torch.nn.modules import module as hooks
 from torch.profiler import ProfilerActivity, profile
 
 from qlora_repeat.planning.memory_estimate import LiveMemory, inside_4bit_product, model_tensors
-from qlora_repeat.selftest.jobs import now
+from qlora_repeat.selftest.clock import now
 from qlora_repeat.study.trial import Progress
 
 Measured = tuple[Progress, dict[str, Any]]

@@ -9,7 +9,8 @@ from qlora_repeat.assets.base_models import base_folder, device, load_full, load
 from qlora_repeat.assets.derived_cache import encoded_part
 from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.planning.plan import make_plan
-from qlora_repeat.selftest.jobs import now, prepare_for
+from qlora_repeat.selftest.clock import now
+from qlora_repeat.selftest.jobs import prepare_for
 from qlora_repeat.stages.perplexity import example_losses, perplexity
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.trial import Trial
