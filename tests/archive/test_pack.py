@@ -144,6 +144,20 @@ def test_the_cluster_of_a_study_is_left_out_and_named(lab: Lab) -> None:
     assert "key cluster: write it as a table [cluster]" in str(failure(lab.kit("pack")))
 
 
+def test_a_study_that_extends_another_is_packed_as_a_complete_study(lab: Lab) -> None:
+    text = lab.study.read_text("utf-8")
+    (lab.folder / "parent.toml").write_text(text.replace('name = "tiny"\n', ""), "utf-8")
+    lab.study.write_text('extends = "parent"\ntitle = "tiny study"\n[cluster]\npartition = "secret"\n')
+    study = load_study(str(lab.study))
+    result = lab.kit("pack")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert f"left out: {lab.study}: the table [cluster]" in result.output
+    with opened(lab.archive) as theirs:
+        packed = load_study(theirs.study_file)
+    assert packed == dataclasses.replace(study, cluster=packed.cluster)
+    assert packed.cluster.partition is None and b"secret" not in lab.archive.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("line", "what"),
     [

@@ -297,7 +297,7 @@ def without(user: User, repository: str) -> None:
 def test_a_folder_in_the_cache_does_not_choose_the_pin(user: User) -> None:
     """Fetch with a cache that has the folders of an earlier commit, in the old and the new naming."""
     first = commit(user)
-    shutil.copytree(user.base(), user.base().with_name(base_source(opened(user).study, "llama")))
+    shutil.copytree(user.base(), user.base().with_name(base_source(opened(user), "llama")))
     main = moved(user, generation_config__json=b"{}")
     without(user, MODEL)
     fetch(opened(user), print, ["quoter"])
@@ -324,8 +324,8 @@ def test_a_file_of_another_model_is_not_linked_but_refused(user: User) -> None:
 
 def test_folders_of_an_earlier_version_are_named_and_not_used(user: User) -> None:
     workspace = opened(user)
-    base = user.base().with_name(base_source(workspace.study, "llama"))
-    data = data_folder(workspace, "quotes").with_name(data_source(workspace.study, "quotes"))
+    base = user.base().with_name(base_source(workspace, "llama"))
+    data = data_folder(workspace, "quotes").with_name(data_source(workspace, "quotes"))
     user.base().rename(base)
     data.mkdir()
     text = ": not used, because its name lacks the commit (earlier version); fetch again and delete it"
@@ -340,9 +340,9 @@ def test_folders_of_an_earlier_version_are_named_and_not_used(user: User) -> Non
 def test_records_name_the_source_without_the_commit(user: User) -> None:
     workspace = opened(user)
     found = shared_inputs(workspace, "quoter")
-    source = base_source(workspace.study, "llama")
+    source = base_source(workspace, "llama")
     assert (found["base_source"], user.base().name) == (source, f"{source}-{commit(user)}")
-    assert found["data_source"] == data_source(workspace.study, "quotes")
+    assert found["data_source"] == data_source(workspace, "quotes")
     assert None not in (found["base"], found["data"])
 
 

@@ -191,7 +191,7 @@ def test_every_subcommand_reports_a_mistake_in_the_study_file(command: str, tmp_
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
     done = kit(command, path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"
+    assert done.stderr == f"Error: {path}: line 4: key trials: expected more than 0 (found 0)\n"
 
 
 def test_an_unreadable_record_is_named_and_other_trials_are_shown(study_file: Path, tmp_path: Path) -> None:

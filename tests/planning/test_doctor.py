@@ -423,7 +423,7 @@ def test_a_mistake_in_the_study_file_is_reported_in_one_line(tmp_path: Path) -> 
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
     done = kit("doctor", path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"
+    assert done.stderr == f"Error: {path}: line 4: key trials: expected more than 0 (found 0)\n"
 
 
 def test_a_check_that_fails_becomes_a_warning_with_its_name(

@@ -222,4 +222,4 @@ def test_a_mistake_in_the_study_file_is_reported(tmp_path: Path) -> None:
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
     done = kit("plan", path, "--gpu", "24")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"
+    assert done.stderr == f"Error: {path}: line 4: key trials: expected more than 0 (found 0)\n"

@@ -5,7 +5,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_repeat import __version__
@@ -32,6 +32,9 @@ from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect, counted_base_tests
 from qlora_repeat.results.study_statistics import statistics_text
 from qlora_repeat.results.trial_result import TrialResult, read_results, results_text
+from qlora_repeat.study.cluster import Cluster
+from qlora_repeat.study.complete_file import complete_text
+from qlora_repeat.study.loading import read_study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import disk_errors
@@ -85,7 +88,7 @@ def pack(
     study_file = f"studies/{study.name}.toml"
     entries = [
         text_entry(FORMAT_FILE, FORMAT),
-        text_entry(study_file, _study_text(workspace.file, left_out)),
+        text_entry(study_file, _study_text(workspace, left_out)),
         text_entry(_name(workspace.results, runs), results_text(results)),
         text_entry(_name(workspace.statistics, runs), statistics_text(group_arms(results))),
         text_entry("README.md", readme_text(study.label, __version__)),
@@ -112,12 +115,20 @@ def pack(
     return Packed(trials, len(entries) + 1, file_digest(path), left_out, private)
 
 
-def _study_text(path: Path, left_out: list[str]) -> str:
+def _study_text(workspace: Workspace, left_out: list[str]) -> str:
     """Return the text of a study file without ``[cluster]`` and the comments above it.
+
+    If it extends other studies, return the complete study instead, which needs no other file.
 
     Raises:
         UsageError: ``[cluster]`` is not a table with a line of its own.
     """
+    path = workspace.file
+    if workspace.parents:
+        study, said = read_study(str(path))
+        if study.cluster != Cluster():
+            left_out.append(f"{path}: the table [cluster]")
+        return complete_text(replace(study, cluster=Cluster()), said)
     text, kept, in_cluster = path.read_bytes().decode("utf-8"), list[str](), False
     content = tomllib.loads(text)
     if "cluster" not in content:

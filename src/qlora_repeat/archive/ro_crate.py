@@ -139,6 +139,8 @@ def _origin(source: Base | Data) -> str:
         return f"{source.hub.repository} on the hub, revision {source.hub.revision}"
     if isinstance(source, Data):
         return source.source
+    if source.folder is not None:
+        return "a folder of whoever ran the study"
     if source.gguf is not None:
         package = source.gguf.package
         return (

@@ -8,7 +8,19 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.assets.configuration import refuse_code, usable
-from qlora_repeat.assets.pins import CONFIGURATIONS, Pin, find_folder, not_pinned, pickled_files, pin_of
+from qlora_repeat.assets.pins import (
+    CONFIGURATIONS,
+    Pin,
+    file_digest_of,
+    find_folder,
+    folder_digest,
+    found_of,
+    not_pinned,
+    pickled_files,
+    pin_of,
+    rows_sha256,
+    source_name,
+)
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.data_sources import Base
 from qlora_repeat.study.study import Study
@@ -39,27 +51,37 @@ class _Source(TypedDict):
 _SOURCE: TypeAdapter[_Source] = TypeAdapter(_Source)
 
 
-def base_source(study: Study, name: str) -> str:
+def base_source(workspace: Workspace, name: str) -> str:
     """Return the name of a base with a digest of its source and pretraining, without the commit."""
-    return f"{name}-{json_digest(_identity(study, study.bases[name]))[:16]}"
+    return source_name(name, _identity(workspace, name))
 
 
 def base_folder(workspace: Workspace, name: str) -> Path:
     """Return the cache folder of a base model; for a base from a hub, its name ends with the commit."""
-    source, hub = base_source(workspace.study, name), workspace.study.bases[name].hub
+    source, hub = base_source(workspace, name), workspace.study.bases[name].hub
     return find_folder(workspace, "bases", source, hub, _is_pinned)
 
 
-def _identity(study: Study, base: Base) -> list[Any]:
-    """Return what a cached base depends on; for a pretrained one also the data that it must not see."""
+def _identity(workspace: Workspace, name: str) -> list[Any] | None:
+    """Return what a cached base depends on; for a pretrained one also the data that it must not see.
+
+    None if a digest is not known before the first fetch.
+    """
+    study, base, found = workspace.study, workspace.study.bases[name], found_of(workspace, "bases", name)
     plain: dict[str, Any] = _BASE.dump_python(base, mode="json", exclude_none=True)
     plain.pop("architecture", None)
     for key, file in (("gguf", base.gguf), ("tokenizer", base.tokenizer)):
         if file is not None:
-            plain[key] = file.identity
+            plain[key] = {**file.place, "sha256": file_digest_of(found, file, key)}
+    if base.folder is not None:
+        plain["folder"] = {"sha256": base.folder.sha256 or folder_digest(found)}
+    if any(isinstance(table, dict) and table.get("sha256", "") is None for table in plain.values()):
+        return None
     if base.pretraining is None:
         return [plain]
-    return [plain, *([name, data.sha256] for name, data in study.data.items())]
+    unseen = {name: rows_sha256(workspace, name) for name in study.data}
+    generated = [name for name, data in study.data.items() if data.hub is None and data.file is None]
+    return None if None in [unseen[name] for name in generated] else [plain, *map(list, unseen.items())]
 
 
 def base_digest(workspace: Workspace, name: str) -> str | None:
@@ -105,6 +127,10 @@ def _pinned_manifest(workspace: Workspace, name: str) -> dict[str, str] | None:
     folder, hub = base_folder(workspace, name), workspace.study.bases[name].hub
     manifest = read_manifest(folder)
     if hub is None:
+        base = workspace.study.bases[name].folder
+        if base is not None and manifest is not None:
+            wanted = base.sha256 or folder_digest(found_of(workspace, "bases", name))
+            return manifest if json_digest(manifest) == wanted else None
         return manifest
     pin = pin_of(workspace, hub, "model")
     if pin is None or lacks_conversion(pin) or manifest is None:
@@ -170,9 +196,15 @@ def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None
         if not weights and file.endswith(".safetensors"):
             continue
         if (folder / file).is_symlink() and not (folder / file).exists():
+            is_own = workspace.study.bases[name].folder is not None
+            where, advice = (
+                ("the study's folder", "correct the study if that was moved")
+                if is_own
+                else ("the hub's cache", "set HF_HOME if that cache was moved")
+            )
             raise MissingError(
-                f"{folder / file} links to a missing file in the hub's cache; "
-                "set HF_HOME if that cache was moved, and run `qlora-repeat fetch` for this study"
+                f"{folder / file} links to a missing file in {where}; {advice}, and run `qlora-repeat fetch` "
+                "for this study"
             )
         if not (folder / file).is_file():
             raise _changed(folder / file)

@@ -41,7 +41,7 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
     wanted = list(data.columns.values())
     with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR):
         try:
-            found = read_columns(kind, files, wanted, data.rows, LARGEST_ROWS, _MOST_MEMORY, scratch)
+            found = read_columns(kind, files, wanted, data.rows or 0, LARGEST_ROWS, _MOST_MEMORY, scratch)
         except ValueError as error:
             raise UsageError(f"{where}: cannot be read as {kind} ({error}); correct {key}") from None
     if absent := [column for column in wanted if column not in found["columns"]]:
@@ -51,7 +51,7 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
     if kind == "text":  # a paragraph is one line
         values = [[line] for (text,) in values if (line := " ".join(text.split()))]
     count = len(values) if "values" in found else found["rows"]
-    if count != data.rows:
+    if count != (data.rows or count):
         raise MissingError(
             f"{where}: the study expects {data.rows} rows, found {count}; correct rows or {key}"
         )
@@ -72,7 +72,7 @@ def corpus_rows(data: Data) -> list[Row]:
     """
     if data.file is not None:
         return file_rows(data, [verified(data.file)])
-    assert data.seed is not None, "the study checks that rows of packages have a seed"
+    assert data.seed is not None and data.rows is not None, "checked by the study"
     if data.source == "fortunes":
         # Each attributed quote once, without its author (section III).
         quotes = sorted({quote for text in fortunes() if (quote := attributed_quote(text))})

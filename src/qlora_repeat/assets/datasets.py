@@ -7,17 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qlora_repeat.assets.pins import Pin, find_folder, not_pinned, pin_of
+from qlora_repeat.assets.pins import (
+    Pin,
+    file_digest_of,
+    find_folder,
+    found_of,
+    not_pinned,
+    pin_of,
+    rows_sha256,
+    source_name,
+)
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Row
 from qlora_repeat.study.randomness import stream_seed
-from qlora_repeat.study.study import Model, Study
+from qlora_repeat.study.study import Model
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import LARGEST_ROWS, read_file
-from qlora_repeat.system.hashing import json_digest, manifest_digest, read_manifest, text_digest
+from qlora_repeat.system.hashing import manifest_digest, read_manifest, text_digest
 
 Part = Literal["train", "test"]
 ROWS = "rows.jsonl"
+_PROMPTS = 2
+"""The number of prompts, if the study gives none: as many as in the paper."""
+_WORDS = 4
+"""The number of words of such a prompt for text generation, about as many as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -39,36 +52,41 @@ class Prompt:
     has_options: bool
 
 
-def data_source(study: Study, name: str) -> str:
+def data_source(workspace: Workspace, name: str) -> str:
     """Return the name of a data set with a digest of its source and seed, without the commit."""
-    data = study.data[name]
+    data, found = workspace.study.data[name], found_of(workspace, "data", name)
     kept = {**vars(data), "hub": vars(data.hub) if data.hub else None}
     for key in ("max_new_tokens", "max_rows", "prompts", "test_share", "file"):
         del kept[key]
+    kept["rows"], known = data.rows or found.rows, [data.rows or found.rows]
     if data.file is not None:
-        kept["file"] = data.file.identity
-    return f"{name}-{json_digest(kept)[:16]}"
+        kept["file"] = {**data.file.place, "sha256": file_digest_of(found, data.file, "file")}
+        known.append(kept["file"]["sha256"])
+    if data.hub is None and data.file is None:
+        kept["sha256"] = data.sha256 or found.sha256
+        known.append(kept["sha256"])
+    return source_name(name, None if None in known else kept)
 
 
 def data_folder(workspace: Workspace, name: str) -> Path:
     """Return the cache folder of a data set's rows; for data from a hub, its name ends with the commit."""
-    source, data = data_source(workspace.study, name), workspace.study.data[name]
+    source, data = data_source(workspace, name), workspace.study.data[name]
 
     def is_here(folder: Path, pin: Pin | None) -> bool:
         manifest = read_manifest(folder) or {}
-        return ROWS in manifest and manifest[ROWS] == rows_digest(data, source, pin, manifest[ROWS])
+        return ROWS in manifest and manifest[ROWS] == rows_digest(workspace, name, pin, manifest[ROWS])
 
     return find_folder(workspace, "data", source, data.hub, is_here)
 
 
-def rows_digest(data: Data, source: str, pin: Pin | None, found: str) -> str | None:
-    """Return the SHA-256 that the rows must have, by the study or by the pin of their repository.
+def rows_digest(workspace: Workspace, name: str, pin: Pin | None, found: str) -> str | None:
+    """Return the SHA-256 that the rows must have, by the study, its lock file or the pin of their repository.
 
-    None if the pin does not say; `found` for rows of a file, whose own SHA-256 the study gives.
+    None if the pin does not say; `found` for rows of a file, whose own SHA-256 is known.
     """
-    if data.hub is not None:
-        return pin.converted.get(source) if pin else None
-    return data.sha256 or found
+    if workspace.study.data[name].hub is not None:
+        return pin.converted.get(data_source(workspace, name)) if pin else None
+    return rows_sha256(workspace, name) or found
 
 
 def data_is_fetched(workspace: Workspace, name: str) -> bool:
@@ -83,7 +101,7 @@ def data_is_fetched(workspace: Workspace, name: str) -> bool:
     pin = pin_of(workspace, data.hub, "dataset") if data.hub else None
     if found is None:
         return False
-    expected = rows_digest(data, data_source(workspace.study, name), pin, found)
+    expected = rows_digest(workspace, name, pin, found)
     if expected not in (found, None):
         if data.hub is not None:
             raise not_pinned(workspace, data.hub, folder / ROWS)
@@ -206,6 +224,7 @@ def begins(text: str, beginning: str) -> bool:
 def study_prompts(workspace: Workspace, model_name: str, seed: int) -> list[Prompt]:
     """Return a model's prompts (section VIII): the texts themselves, or the test rows that begin so.
 
+    Without any in the study, they are the first rows of the test part, or the beginnings of their texts.
     `seed` is the seed of the split.
 
     Raises:
@@ -214,9 +233,13 @@ def study_prompts(workspace: Workspace, model_name: str, seed: int) -> list[Prom
     model = workspace.study.models[model_name]
     data = workspace.study.data[model.data]
     if data.task == "text-generation":
-        return [Prompt(text, text, has_options=False) for text in data.prompts]
+        texts = data.prompts
+        if not texts:
+            chosen = part_rows(workspace, model.data, "test", seed, whole=True)[:_PROMPTS]
+            texts = [" ".join(row["quote"].split()[:_WORDS]) for row in chosen]
+        return [Prompt(text, text, has_options=False) for text in texts]
     rows, prompts = part_rows(workspace, model.data, "test", seed, whole=True), []
-    for beginning in data.prompts:
+    for beginning in data.prompts or [row["instruction"] for row in rows[:_PROMPTS]]:
         row = next((row for row in rows if begins(row["instruction"], beginning)), None)
         if row is None:
             raise UsageError(f"data.{model.data}.prompts: no row of the test part begins with {beginning!r}")

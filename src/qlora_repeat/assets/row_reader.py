@@ -31,7 +31,7 @@ def read_columns(
 
     Args:
         kind: as `datasets.load_dataset` names it.
-        rows: read no values if there is another number of rows, except of ``text``.
+        rows: if not 0, read no values if there is another number of rows, except of ``text``.
         largest: the most bytes of the values.
         memory: the most bytes that the libraries may use.
         folder: for their files.
@@ -79,7 +79,8 @@ def _read(asked: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
         kind, data_files=asked["files"], split="train", cache_dir=str(scratch), **more
     )
     found = {"columns": table.column_names, "rows": table.num_rows}
-    if not set(wanted) <= set(table.column_names) or (kind != "text" and table.num_rows != asked["rows"]):
+    is_other = kind != "text" and asked["rows"] not in (0, table.num_rows)
+    if not set(wanted) <= set(table.column_names) or is_other:
         return found
     chosen = table.select_columns(wanted)
     if chosen.data.nbytes > asked["largest"]:

@@ -19,6 +19,7 @@ from qlora_repeat.system.signals import stop_on_signals
 
 GROUPS = {
     "Run a study": {
+        "init": "Write a study file for your own model and data.",
         "plan": "Estimate memory, disk and hours on a GPU, before anything is fetched.",
         "fetch": "Fetch a study's models and data into the cache.",
         "run": "Run every trial that is not complete, then write tables, figures and report.",

@@ -15,9 +15,10 @@ from typing import Any
 
 from qlora_repeat.assets.architecture import wrong_architecture
 from qlora_repeat.assets.base_models import base_bytes
-from qlora_repeat.assets.fetch import Item, Missing, fetch_command, needed, what_it_takes
+from qlora_repeat.assets.fetch import Item, Missing, fetch_command, model_files, needed, what_it_takes
 from qlora_repeat.assets.hub import cached_files, hub_cache
 from qlora_repeat.assets.hub_lock import lock_file
+from qlora_repeat.assets.pins import rows_of
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.planning import machine_checks
 from qlora_repeat.planning.gpu_catalog import Gpu
@@ -116,6 +117,9 @@ def item_info(workspace: Workspace, item: Item) -> ItemInfo:
         except MissingError as error:
             return ItemInfo(item, problem=error)
         weights = missing.size
+        own = workspace.study.bases[item.name].folder if is_base else None
+        if own is not None:
+            weights = _weights_size({name: path.stat().st_size for name, path in model_files(own).items()})
         if missing.pin is not None:
             weights = _weights_size({name: file.size for name, file in missing.pin.files.items()})
         return ItemInfo(item, weights if is_base else None, missing, in_hub_cache=missing.download == 0)
@@ -129,7 +133,7 @@ def item_info(workspace: Workspace, item: Item) -> ItemInfo:
         missing = Missing(item, item.hub.repository, new)
         return ItemInfo(item, _weights_size(sizes), missing, in_hub_cache=True)
     if not is_base:
-        size = 1000 * workspace.study.data[item.name].rows  # about the size of the paper's instructions
+        size = 1000 * (rows_of(workspace, item.name) or 1000)  # about the size of the paper's instructions
         return ItemInfo(item, None, Missing(item, item.hub.repository, size, download=size))
     estimate = _size_by_architecture(workspace.study, item.name)
     missing_base = Missing(item, item.hub.repository, 0, download=estimate) if estimate else None
@@ -156,7 +160,12 @@ def device_findings(
     """Check that a device has enough memory and speed; `gpu` is a GPU with its free bytes."""
     if gpu is None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        yield from cpu_findings(workspace.study, infos, memory)
+        known = workspace.study
+        data = {
+            name: dataclasses.replace(each, rows=rows_of(workspace, name))
+            for name, each in known.data.items()
+        }
+        yield from cpu_findings(dataclasses.replace(known, data=data), infos, memory)
         return
     device, free = gpu
     try:
@@ -198,12 +207,14 @@ def cpu_findings(study: Study, infos: list[ItemInfo], memory: int) -> Iterator[F
     parameters = {name: size // 2 for name, size in weights.items() if size is not None}
     if not parameters:
         return
-    days = max(
+    seconds = [
         parameters.get(model.base, 0)
         * CPU_SECONDS
         * model.training.total_steps(train_examples(study.data[model.data]))
         for model in study.models.values()
-    ) / (24 * 3600)
+        if study.data[model.data].rows is not None
+    ]
+    days = max(seconds, default=0) / (24 * 3600)
     # Testing holds the merged model in the precision of the computation.
     largest = max(parameters, key=lambda name: parameters[name])
     size = parameters[largest] * DTYPE_BYTES[study.precision.compute]

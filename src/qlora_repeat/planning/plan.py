@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_repeat.assets.architecture import base_architecture
 from qlora_repeat.assets.hub_lock import lock_file
+from qlora_repeat.assets.pins import data_with_rows
 from qlora_repeat.errors import KitError, UsageError
 from qlora_repeat.planning.gpu_catalog import Gpu, large_enough
 from qlora_repeat.results.trial_result import TrialResult
@@ -226,7 +227,9 @@ def _arm_plan(
 
     paper = [row for row in counterparts if row.optimizer == optimizer]
     peak = tuning.peak(optimizer) + CONTEXT_BYTES
-    steps = trial.model.training.total_steps(train_examples(trial.data))
+    steps = trial.model.training.total_steps(
+        train_examples(data_with_rows(trial.workspace, trial.model.data))
+    )
     return ArmPlan(
         model=trial.model_name,
         optimizer=optimizer,
@@ -242,6 +245,7 @@ def _arm_plan(
 
 def train_examples(data: Data) -> int:
     """Return the number of training examples: all rows without the test part, rounded up (section III)."""
+    assert data.rows is not None, "the caller takes it from the lock file, if the study does not give it"
     examples = data.rows - math.ceil(data.test_share * data.rows)
     return min(examples, data.max_rows or examples)
 

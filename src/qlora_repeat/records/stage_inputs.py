@@ -55,8 +55,8 @@ def shared_inputs(workspace: Workspace, model_name: str) -> dict[str, Any]:
     model = workspace.study.models[model_name]
     base, data = base_folder(workspace, model.base), data_folder(workspace, model.data)
     return {
-        "base_source": base_source(workspace.study, model.base),
-        "data_source": data_source(workspace.study, model.data),
+        "base_source": base_source(workspace, model.base),
+        "data_source": data_source(workspace, model.data),
         "packages": packages() if "torch" in packages() else None,
         "base": manifest_digest(base),
         "data": manifest_digest(data),

@@ -71,7 +71,7 @@ def paper_hours(measured: dict[str, dict[str, float]]) -> float:
                 train = train_examples(data)
                 answers = len(data.prompts) * len(paper.generation.samplings)
                 trial = own["load"] + own["merge"] + model.training.total_steps(train) * own["step"]
-                trial += (data.rows - train) * own["row"] + answers * own["response"]
+                trial += ((data.rows or 0) - train) * own["row"] + answers * own["response"]
                 seconds += trial * len(paper.optimizers) * paper.trials
     return seconds / 3600
 

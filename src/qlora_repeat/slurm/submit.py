@@ -22,7 +22,7 @@ from qlora_repeat.planning.plan import DTYPE_BYTES, Plan
 from qlora_repeat.slurm.queue import cluster_name, partition_minutes, read_queue
 from qlora_repeat.slurm.task import Task, image_state
 from qlora_repeat.study.cluster import Cluster
-from qlora_repeat.study.loading import split_name
+from qlora_repeat.study.finding import split_name
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
@@ -200,7 +200,7 @@ def submit(
         if not names and (not queued or before):
             return {}, before or None
         make_folder(out)
-        beside = [workspace.file.parent, workspace.lock.parent]
+        beside = [each.parent for each in (workspace.file, *workspace.parents, workspace.lock)]
         kit = launcher(cluster, request, [workspace.runs, workspace.cache, out, *beside])
         image = image_of(cluster)
         pinned = image_state(image.resolve()) if image is not None and image.is_file() else None

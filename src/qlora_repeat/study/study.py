@@ -28,7 +28,8 @@ from qlora_repeat.study.data_sources import (
     Text,
 )
 from qlora_repeat.study.optimizers import OptimizerName
-from qlora_repeat.study.randomness import Randomness
+from qlora_repeat.study.randomness import PROFILES, Randomness
+from qlora_repeat.system.typed_json import worded
 
 PUBLISHED = "published"
 """The name that stands for the paper's numbers instead of a study; no study may have it."""
@@ -50,42 +51,46 @@ allows and the bits stay the same (`qlora_repeat.stages.dequantize`)."""
 class Quantization:
     """How the frozen base is stored during fine-tuning (section VII-A)."""
 
-    type: Literal["nf4", "fp4"]
-    double: bool
+    type: Literal["nf4", "fp4"] = "nf4"
+    double: bool = True
 
 
 @dataclass(frozen=True, config=STRICT)
 class Precision:
     """The number formats of arithmetic and of the merged weights on disk."""
 
-    compute: Dtype
-    merged: Dtype
+    compute: Dtype = "bfloat16"
+    """The default has the range of float32, so no model overflows; the paper has float16 (section VII-A)."""
+    merged: Dtype = "float16"
+    """The default keeps three more bits of each weight than bfloat16."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Lora:
-    """The adapter (section VII-A)."""
+    """The adapter, by default as in the paper (section VII-A)."""
 
-    r: Annotated[int, Field(gt=0, le=10_000)]
-    alpha: Annotated[int, Field(gt=0, le=10**6)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    r: Annotated[int, Field(gt=0, le=10_000)] = 8
+    alpha: Annotated[int, Field(gt=0, le=10**6)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
 @dataclass(frozen=True, config=STRICT)
 class Training:
-    """Settings of fine-tuning (section VII), with either steps or epochs."""
+    """Settings of fine-tuning, with either steps or epochs. The defaults are the paper's (section VII), or
+    those of transformers' Trainer."""
 
-    learning_rate: Annotated[float, Field(gt=0, le=1000)]
-    schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"]
-    batch_size: BatchSize
-    max_length: Annotated[int, Field(gt=0, le=10**6)]
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 2e-4
+    schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "linear"
+    batch_size: BatchSize = 1
+    max_length: Annotated[int, Field(gt=0, le=10**6)] = 512
     """In tokens; longer examples are cut."""
-    max_grad_norm: NotNegative
-    weight_decay: NotNegative
-    warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
-    gradient_checkpointing: bool
+    max_grad_norm: NotNegative = 1.0
+    weight_decay: NotNegative = 0.0
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
+    gradient_checkpointing: bool = False
     steps: Positive | None = None
     epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    """In a study file, the default is 3 if steps is not given either (section VII)."""
     max_steps: Positive | None = None
     """The most optimizer steps, for any steps or epochs."""
 
@@ -111,19 +116,21 @@ class Sampling:
 class Generation:
     """How responses are sampled (sections VII and IX)."""
 
-    top_k: Annotated[int, Field(ge=0, le=10**6)]
-    """0 disables it; the default of transformers is 50."""
-    samplings: Annotated[list[Sampling], Field(min_length=1, max_length=100)]
-    """The first is shown in the tables and timed."""
+    top_k: Annotated[int, Field(ge=0, le=10**6)] = 50
+    """0 disables it; the default is that of transformers."""
+    samplings: Annotated[list[Sampling], Field(min_length=1, max_length=100)] = field(
+        default_factory=lambda: [Sampling(1.0, 1.0), Sampling(0.1, 0.1)]
+    )
+    """The first is shown in the tables and timed. The default is the paper's two."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """Settings of the evaluation and of timing."""
 
-    batch_size: BatchSize
+    batch_size: BatchSize = 1
     """Part of the study, because another batch shape changes the last digits."""
-    timing_repeats: Few
+    timing_repeats: Few = 3
     examples: Rows | None = None
     """Evaluate only the first N test examples (default: all)."""
 
@@ -156,12 +163,27 @@ class Model:
     """A model of the study: a base, the data to fine-tune it on, and how a row becomes text."""
 
     title: Line
+    """In a study file, the default is the model's name."""
     base: Name
+    """In a study file, the default is the only base."""
     data: Name
+    """In a study file, the default is the only dataset."""
     template: Text
-    """The text of a row, with ``{quote}``, or ``{instruction}`` and ``{answer}``."""
+    """The text of a row, with ``{quote}``, or ``{instruction}`` and ``{answer}``. In a study file, the
+    default is the one of `TEMPLATES` for the task."""
     target_modules: Annotated[
-        list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", max_length=200)]], Field(min_length=1)
+        list[
+            Annotated[
+                str,
+                Field(
+                    pattern=worded(
+                        r"^[A-Za-z0-9_.]+$", "the name of a linear layer of the base, such as q_proj"
+                    ),
+                    max_length=200,
+                ),
+            ]
+        ],
+        Field(min_length=1),
     ]
     training: Training
     stop: Annotated[Text, Field(min_length=1)] | None = None
@@ -172,25 +194,33 @@ class Model:
     """The paper's model to compare this one with."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Study:
     """The content of a study file."""
 
     name: Name
+    """In a study file, the default is the file's name without .toml, the only name that it can have."""
     title: Line
-    trials: Few
-    threads: Few
+    """In a study file, the default is the study's name."""
+    trials: Few = 7
+    """Trials of each arm; the default is the paper's number (section VII)."""
+    threads: Few = 1
     """CPU threads of each trial; part of the study, because they change the last bits."""
-    keep_merged: bool
-    optimizers: Annotated[list[OptimizerName], Field(min_length=1)]
-    profile: Name
+    keep_merged: bool = False
+    """Whether to keep the merged models, which are as large as the bases."""
+    optimizers: Annotated[list[OptimizerName], Field(min_length=1)] = field(
+        default_factory=lambda: ["adamw-8bit", "adamw-32bit"]
+    )
+    """The default is the paper's two (section VII-A)."""
+    profile: Name = "as-published"
     """The profile of randomness, one of `profiles`."""
-    profiles: dict[Name, Randomness]
-    quantization: Quantization
-    precision: Precision
-    lora: Lora
-    generation: Generation
-    evaluation: Evaluation
+    profiles: dict[Name, Randomness] = field(default_factory=lambda: dict(PROFILES))
+    """The default is the three of the paper's study (`qlora_repeat.study.randomness.PROFILES`)."""
+    quantization: Quantization = field(default_factory=Quantization)
+    precision: Precision = field(default_factory=Precision)
+    lora: Lora = field(default_factory=Lora)
+    generation: Generation = field(default_factory=Generation)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     bases: dict[Name, Base]
     data: dict[Name, Data]
     models: Annotated[dict[Name, Model], Field(min_length=1)]
@@ -229,17 +259,20 @@ class Study:
                 value = getattr(model, key)
                 if value not in known:
                     raise ValueError(f"models.{name}.{key} is {value!r}; the study has {', '.join(known)}")
-            if not self.data[model.data].prompts:
-                raise ValueError(f"data.{model.data}.prompts is empty; expected at least one prompt")
-            seen = model.training.total_steps(self.data[model.data].rows) * model.training.batch_size
-            if seen > MOST_EXAMPLES:
-                found = f"models.{name}.training has {seen} examples in all steps"
-                raise ValueError(f"{found}; expected at most {MOST_EXAMPLES}")
+            if (rows := self.data[model.data].rows) is not None:
+                self.check_examples(name, rows)
             _check_template(f"models.{name}.template", model.template, self.data[model.data].task)
         if len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError("optimizers has a duplicate")
         if (count := len(self.models) * len(self.optimizers) * self.trials) > MOST_TRIALS:
             raise ValueError(f"the study has {count} trials; expected at most {MOST_TRIALS}")
+
+    def check_examples(self, model: str, rows: int) -> None:
+        """Raise ValueError if a model has too many examples in all steps, for this number of rows."""
+        training = self.models[model].training
+        if (seen := training.total_steps(rows) * training.batch_size) > MOST_EXAMPLES:
+            found = f"models.{model}.training has {seen} examples in all steps"
+            raise ValueError(f"{found}; expected at most {MOST_EXAMPLES}")
 
 
 def _check_template(key: str, template: str, task: Task) -> None:

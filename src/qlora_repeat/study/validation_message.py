@@ -2,34 +2,90 @@
 
 import difflib
 import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+
+from qlora_repeat.system.typed_json import what_is_expected
 
 _LONGEST = 500
 """Characters of what was expected."""
+_FEW = 6
+"""Keys of a table that are all listed beside a guess."""
 _LONGEST_PART = 80
 """Characters of a part of a key, and of a value."""
 
+Location = tuple[str | int, ...]
+"""The parts of a key, and places in lists."""
+Written = Callable[[Location], tuple[str, Location]]
+"""Returns where a user wrote a key, such as ``line 3: ``, and the key as it was written."""
 
-def validation_message(error: ValidationError, known_keys: list[str]) -> str:
-    """Return one line on the most helpful problem: the key, what was expected, what was found."""
-    problems = error.errors(include_url=False, include_context=False)
+
+def validation_message(
+    error: ValidationError, schema: Mapping[str, Any] | None = None, written: Written | None = None
+) -> str:
+    """Return one line on the most helpful problem: the key, what was expected, what was found.
+
+    `schema` is the JSON schema of the file, to suggest keys of the table that has an unknown one.
+    """
+    problems = error.errors(include_url=False)
     # A misspelled key is reported as unknown and, under its right name, as missing.
     problem = next((each for each in problems if each["type"] == "unexpected_keyword_argument"), problems[0])
-    key = _key(problem)
+    kinds = (schema or {}).get("$defs", {})
+    location = _location(problem["loc"], kinds)
+    where, shown = written(location) if written else ("", location)
+    key = shown_key(shown)
     if problem["type"] == "unexpected_keyword_argument":
-        found = _shortened(str(problem["loc"][-1]))
-        close = difflib.get_close_matches(found, [known for known in known_keys if known != found], 1)
-        return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+        known = keys_of_table(schema or {}, location[:-1])
+        return f"{where}unknown key {key}{_suggestion(str(location[-1]), known, shown_key(shown[:-1]))}"
     if problem["type"] == "missing":
-        return f"key {key} is missing"
-    expected = " or: ".join(
-        each["msg"].removeprefix("Value error, ") for each in problems if _key(each) == key
-    )
+        return f"{where}key {key} is missing"
+    if not location:  # its text names the key
+        text = what_is_expected(problem)
+        parts = (re.match(r"[\w.-]*", text) or [""])[0].split(".")
+        return (written(tuple(parts))[0] if written else "") + text
+    same = [each for each in problems if _location(each["loc"], kinds) == location]
+    wanted = list(dict.fromkeys(what_is_expected(each, "a table") for each in same))
+    expected = " or ".join([wanted[0], *(each.removeprefix("expected ") for each in wanted[1:])])[:_LONGEST]
     if isinstance(problem["input"], (str, int, float, bool)):
-        return f"key {key}: {expected[:_LONGEST]} (found {_shown(problem['input'])})"
-    return f"key {key}: {expected[:_LONGEST]}"
+        return f"{where}key {key}: {expected} (found {_shown(problem['input'])})"
+    return f"{where}key {key}: {expected}"
+
+
+def _suggestion(found: str, known: Sequence[str], table: str) -> str:
+    """Return which key of the same table may be meant, and the keys that it can have, if they are few."""
+    close = difflib.get_close_matches(found[:_LONGEST_PART], known, 1)
+    guess = f"; did you mean {close[0]}?" if close else ""
+    listed = f"{table} can have {', '.join(known)}"[:_LONGEST]
+    if not close:
+        return f"; {listed}" if known else ""
+    return f"{guess} ({listed})" if len(known) <= _FEW else guess
+
+
+def keys_of_table(schema: Mapping[str, Any], location: Location) -> list[str]:
+    """Return the keys that a table can have, by the JSON schema of the whole."""
+    nodes = _resolved(schema, schema)
+    for part in location:
+        inner: list[Mapping[str, Any]] = []
+        for node in nodes:
+            if isinstance(part, int):
+                found = node.get("items")
+            else:
+                others = [*node.get("patternProperties", {}).values(), node.get("additionalProperties")]
+                found = node.get("properties", {}).get(part, others[0])
+            inner += _resolved(schema, found) if isinstance(found, dict) else []
+        nodes = inner
+    return sorted({key for node in nodes for key in node.get("properties", {})})
+
+
+def _resolved(schema: Mapping[str, Any], node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the alternatives of a node of a JSON schema, without references."""
+    if reference := node.get("$ref"):
+        return _resolved(schema, schema["$defs"][reference.rpartition("/")[2]])
+    if "anyOf" in node:
+        return [each for one in node["anyOf"] for each in _resolved(schema, one)]
+    return [node]
 
 
 def _shown(value: object) -> str:
@@ -39,9 +95,16 @@ def _shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def _key(problem: ErrorDetails) -> str:
-    parts = [_shortened(str(part)) for part in problem["loc"] if not _is_type_tag(part)]
+def shown_key(location: Location) -> str:
+    """Return a key as text of one line."""
+    parts = [_shortened(str(part)) for part in location]
     return ".".join(part if part.isprintable() else ascii(part) for part in parts) or "the study"
+
+
+def _location(location: Location, kinds: Container[str]) -> Location:
+    """Return a location without the names of the members of unions, some of which are the types `kinds`."""
+    parts = [part for part in location[:-1] if not _is_type_tag(part) and part not in kinds]
+    return (*parts, *(part for part in location[-1:] if not _is_type_tag(part)))
 
 
 def _shortened(text: str) -> str:

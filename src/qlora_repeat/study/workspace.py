@@ -29,7 +29,9 @@ class Workspace:
     given: str
     """The study as the user gave it, for commands in messages."""
     from_archive: bool = False
-    """Whether the study file came in an archive, so that whoever packed it wrote it."""
+    """Whether the study file, or one that it extends, came in an archive, so that its packer wrote it."""
+    parents: tuple[Path, ...] = ()
+    """The files of the studies that it extends."""
 
     def __repr__(self) -> str:
         return f"<Study {self.study.label}: {len(self.trials())} trials, results in {self.folder}>"

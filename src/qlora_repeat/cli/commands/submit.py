@@ -98,7 +98,7 @@ def command(
     silence_libraries(verbose=False)
     from qlora_repeat.slurm.submit import make_request, submit
     from qlora_repeat.study.cluster import Cluster, from_options, over, read_user_file, requested
-    from qlora_repeat.study.loading import came_in_archive
+    from qlora_repeat.study.finding import came_in_archive
 
     own = from_options(**given, gpu_type=gpus[0], gpus=gpus[1])
     asked = workspace.study.cluster

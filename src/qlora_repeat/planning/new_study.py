@@ -1,0 +1,294 @@
+"""Write a short, commented study file for a model and rows."""
+
+import json
+import math
+import os
+import random
+import re
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_repeat.errors import UsageError
+from qlora_repeat.planning.own_sources import OwnModel, OwnRows, look_at_model, look_at_rows
+from qlora_repeat.study.data_sources import Row, Task
+from qlora_repeat.study.json_schema import SCHEMA
+from qlora_repeat.study.loading import load_study
+from qlora_repeat.study.study import PUBLISHED
+from qlora_repeat.system.files import discard, link, read_file, write_bytes, write_text
+from qlora_repeat.system.package_data import kit_path
+
+_MEASURED = 5000
+"""The most rows whose tokens are counted."""
+_FEWEST = 5
+"""The fewest rows: one is for the test, and four to train on."""
+_STEPS_ON_CPU = 32
+_EXAMPLES_ON_CPU = 48
+_LONGEST_ON_CPU = 256
+_MULTIPLE = 32
+"""Lengths are rounded up to a multiple of this."""
+
+
+@dataclass(frozen=True)
+class NewStudy:
+    """A study file that was written, and what was found."""
+
+    path: Path
+    found: list[str]
+    """Lines on the model and the rows."""
+    command: str
+    """The command that runs it."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The text of a row."""
+
+    text: str
+    stop: str | None
+    special_tokens: bool
+    reason: str
+
+
+def write_new_study(
+    name: str,
+    model: str,
+    data: str,
+    *,
+    task: Task | None = None,
+    trials: int = 3,
+    columns: Mapping[str, str] | None = None,
+    on_gpu: bool = False,
+    compute: str = "float32",
+) -> NewStudy:
+    """Look at a model and at rows, and write ``NAME.toml`` in the current folder.
+
+    Args:
+        name: of the study.
+        model: a folder, or a repository of a hub.
+        data: a file with rows, or a repository of a hub.
+        task: what the rows are for; by default, their columns decide.
+        trials: the number of trials.
+        columns: the columns of the rows' keys; by default, their usual names.
+        on_gpu: whether the study will run on a GPU.
+        compute: the precision of arithmetic for the device.
+
+    Raises:
+        MissingError: the model or the rows are not there, or the kit cannot use them.
+        UsageError: there is such a file, or the name or the rows are not suitable.
+    """
+    name = name.removesuffix(".toml")
+    path = Path(f"{name}.toml")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name) or name == PUBLISHED:
+        raise UsageError(
+            f"{name}: expected lowercase letters, digits, dots, underscores and hyphens, such as my-study"
+        )
+    if os.path.lexists(path):
+        raise UsageError(f"{path}: already exists; give the study another name, or move that file away")
+    command = f"`qlora-repeat init {shlex.quote(name)}`, with the same options,"
+    rows = look_at_rows(data, task, columns or {}, command)
+    if len(rows.rows) < _FEWEST:
+        raise UsageError(f"{data}: it has {len(rows.rows)} rows; expected at least {_FEWEST}")
+    base = look_at_model(model, command)
+    text, found = _study_text(name, base, rows, trials, on_gpu, compute)
+    _write_without_replacing(path, text)
+    try:
+        load_study(str(path))
+    except UsageError:
+        discard(path)
+        raise
+    schema = Path(SCHEMA.name)
+    if not os.path.lexists(schema):
+        write_bytes(schema, read_file(kit_path(str(SCHEMA))))
+    return NewStudy(path, found, f"qlora-repeat run {shlex.quote(name)}")
+
+
+def _write_without_replacing(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    write_text(beside, text)
+    try:
+        link(beside, path)
+    except FileExistsError:
+        raise UsageError(f"{path}: somebody made it in the meantime; give the study another name") from None
+    finally:
+        discard(beside)
+
+
+def _study_text(
+    name: str, base: OwnModel, rows: OwnRows, trials: int, on_gpu: bool, compute: str
+) -> tuple[str, list[str]]:
+    """Return the study file, and lines on what was found."""
+    template = choose_template(base.tokenizer, rows.task)
+    lengths = _lengths(base, template, rows.rows)
+    limit = _position_limit(base)
+    longest, cut = choose_length(lengths, limit, on_gpu)
+    answers = _answer_lengths(base, rows)
+    new_tokens = min(_rounded(_quantile(answers, 0.95)), 256 if on_gpu else 32)
+    what = "texts" if rows.task == "text-generation" else "answers"
+    modules, why = choose_modules(base)
+    middle = (
+        f"median {round(statistics.median(lengths))}, 95 % {_quantile(lengths, 0.95)}, longest {max(lengths)}"
+    )
+    of = f"of {len(lengths)} rows " if len(lengths) < len(rows.rows) else ""
+    merged = "bfloat16" if _dtype(base) == "bfloat16" else "float16"
+    found = [
+        f"model: {base.configuration.get('model_type')}, linear layers {', '.join(base.linear)}",
+        f"data: {len(rows.rows)} rows for {rows.task}, tokens {of}{middle}; columns "
+        + ", ".join(f"{column} ({key})" for key, column in rows.columns.items()),
+    ]
+    if rows.unused:
+        found.append(f"not used: columns {', '.join(rows.unused)}")
+    lines = [
+        f"#:schema ./{SCHEMA.name}",
+        f"# Written by `qlora-repeat init`. `qlora-repeat show {name}` prints all other settings.",
+        f"trials = {trials} # of each optimizer; the paper has 7",
+        'optimizers = ["adamw-8bit"] # add "adamw-32bit" to compare the two, as the paper does',
+        'profile = "as-published" # each trial draws its adapter; with "bitwise" all are the same',
+        "",
+        "[bases.base]",
+        base.line,
+        "",
+        "[data.rows]",
+        f'task = "{rows.task}"',
+        *rows.lines,
+    ]
+    if any(key != column for key, column in rows.columns.items()):
+        pairs = ", ".join(f"{key} = {_quoted(column)}" for key, column in rows.columns.items())
+        unused = f" # not used: {', '.join(rows.unused)}" if rows.unused else ""
+        lines.append(f"columns = {{ {pairs} }}{_comment(unused)}")
+    lines += [
+        f"max_new_tokens = {new_tokens} # 95 % of the {what} have at most {_quantile(answers, 0.95)} tokens",
+        "",
+        f"[models.{_quoted(name) if '.' in name else name}]",
+        f"template = {_quoted(template.text)} # {template.reason}",
+        *([f"stop = {_quoted(template.stop)}"] if template.stop else []),
+        *([] if template.special_tokens else ["special_tokens = false # the template has them"]),
+        f"target_modules = {json.dumps(modules)} # {why}",
+        "",
+        "[training]",
+        f"max_length = {longest} # tokens {of}{middle}; " + (f"{cut} are cut" if cut else "none is cut"),
+    ]
+    if on_gpu:
+        lines.append("epochs = 3 # as in the paper")
+    else:
+        lines.append(f"steps = {_STEPS_ON_CPU} # a first look on a CPU; `epochs = 3` is what the paper has")
+        lines += ["", "[evaluation]"]
+        lines.append(f"examples = {_EXAMPLES_ON_CPU} # of the test rows, on a CPU")
+    device = "GPU" if on_gpu else "CPU: half precision is slow on most"
+    kept = f"the weights are stored in {_dtype(base)}" if _dtype(base) else "the paper's"
+    lines += [
+        "",
+        "[precision]",
+        f'compute = "{compute}" # for this {device}',
+        f'merged = "{merged}" # {kept}',
+    ]
+    return "\n".join(lines) + "\n", found
+
+
+def choose_template(tokenizer: object, task: Task) -> Template:
+    """Return the template of a task: of a chat model its own, otherwise plain text."""
+    end = getattr(tokenizer, "eos_token", None)
+    if task == "text-generation":
+        return Template("{quote}", None, True, "the text as it is")
+    if (chat := _chat_template(tokenizer)) is not None:
+        return chat
+    text = "{instruction}\n{answer}"
+    if isinstance(end, str) and end:
+        return Template(text + _escaped(end), end, True, "ends with the tokenizer's end of text")
+    return Template(text, None, True, "the instruction, then the answer")
+
+
+def _chat_template(tokenizer: object) -> Template | None:
+    """Return the tokenizer's chat template for one question, or None if it has none for that."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    marks = {"instruction": "QLORAREPEATINSTRUCTION", "answer": "QLORAREPEATANSWER"}
+    chat = [
+        {"role": "user", "content": marks["instruction"]},
+        {"role": "assistant", "content": marks["answer"]},
+    ]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)  # type: ignore[attr-defined]
+    except Exception:  # of any kind: a template is a program of whoever made the model
+        return None
+    before, found, rest = str(text).partition(marks["instruction"])
+    middle, has_answer, after = rest.partition(marks["answer"])
+    whole = f"{_escaped(before)}{{instruction}}{_escaped(middle)}{{answer}}{_escaped(after)}"
+    if not found or not has_answer or marks["instruction"] in rest or len(whole) > 5000:
+        return None
+    return Template(whole, after.strip() or None, False, "the model's chat template")
+
+
+def choose_modules(base: OwnModel) -> tuple[list[str], str]:
+    """Return the layers to adapt, and why."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    usual = DEFAULTS.get(str(base.configuration.get("model_type")), [])
+    chosen = [name for name in base.linear if name in usual]
+    if chosen and len(chosen) == len(usual):
+        others = [name for name in base.linear if name not in chosen]
+        return chosen, f"PEFT's default; others: {', '.join(others)}" if others else "PEFT's default"
+    if not base.linear:
+        raise UsageError("the model has no linear layers in its blocks, so the kit cannot adapt it")
+    return base.linear, "all linear layers"
+
+
+def choose_length(lengths: Sequence[int], limit: int | None, on_gpu: bool) -> tuple[int, int]:
+    """Return the maximum length, and how many of the rows are cut.
+
+    It fits all rows or, if a few are much longer than the others, 99 % of them.
+    """
+    whole, most = _rounded(max(lengths)), _rounded(_quantile(lengths, 0.99))
+    chosen = whole if whole <= 2 * most else most
+    chosen = min(chosen, 2048 if on_gpu else _LONGEST_ON_CPU, limit or chosen)
+    return chosen, sum(length > chosen for length in lengths)
+
+
+def _lengths(base: OwnModel, template: Template, rows: Sequence[Row]) -> list[int]:
+    """Return the number of tokens of each row, or of a sample of them."""
+    some = rows if len(rows) <= _MEASURED else random.Random(0).sample(rows, _MEASURED)
+    texts = [template.text.format(**row) for row in some]
+    return [
+        len(ids) for ids in base.tokenizer(texts, add_special_tokens=template.special_tokens)["input_ids"]
+    ]
+
+
+def _answer_lengths(base: OwnModel, rows: OwnRows) -> list[int]:
+    some = rows.rows if len(rows.rows) <= _MEASURED else random.Random(0).sample(rows.rows, _MEASURED)
+    key = "answer" if rows.task == "question-answering" else "quote"
+    return [len(ids) for ids in base.tokenizer([row[key] for row in some])["input_ids"]]
+
+
+def _position_limit(base: OwnModel) -> int | None:
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if isinstance(value := base.configuration.get(key), int) and value > 0:
+            return value
+    return None
+
+
+def _dtype(base: OwnModel) -> str | None:
+    found = base.configuration.get("dtype", base.configuration.get("torch_dtype"))
+    return found if found in ("float32", "bfloat16", "float16") else None
+
+
+def _quantile(values: Sequence[int], share: float) -> int:
+    return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)]
+
+
+def _rounded(length: int) -> int:
+    return max(1, math.ceil(length / _MULTIPLE)) * _MULTIPLE
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _comment(text: str) -> str:
+    """Return a comment without characters that a study file may not have."""
+    return "".join(each if each.isprintable() else "?" for each in text)

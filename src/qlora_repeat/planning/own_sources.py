@@ -1,0 +1,186 @@
+"""Look at a model and rows of which no study file exists yet: in a folder and a file, or on a hub."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qlora_repeat.assets.base_models import load_tokenizer
+from qlora_repeat.assets.configuration import refuse_code, usable
+from qlora_repeat.assets.dataset_builders import file_rows
+from qlora_repeat.assets.fetch import model_files
+from qlora_repeat.assets.hub import download, resolve, snapshot_folder
+from qlora_repeat.assets.pins import ROW_FILES, pickled_files
+from qlora_repeat.assets.row_reader import read_columns
+from qlora_repeat.errors import UsageError
+from qlora_repeat.study.data_sources import ROW_KEYS, Data, Folder, Hub, PackageFile, Row, RowKey, Task
+from qlora_repeat.system.files import LARGEST_ROWS, SET_TMPDIR, disk_errors, read_json, temporary_folder
+
+_REPOSITORY = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_][A-Za-z0-9_./+@-]*)?"
+)
+_COLUMNS = {
+    "quote": ("quote", "text", "content", "sentence", "document"),
+    "instruction": ("instruction", "question", "prompt", "input", "query"),
+    "answer": ("answer", "output", "response", "completion", "target"),
+}
+"""Usual names of columns, the likeliest first."""
+_MOST_MEMORY = 4 * LARGEST_ROWS
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """A model as a study names it, its configuration, tokenizer and the names of its linear layers."""
+
+    line: str
+    """The line of the study file that names it."""
+    configuration: dict[str, Any]
+    tokenizer: Any
+    linear: list[str]
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """Rows as a study names them, with the task that they are for and the columns that it uses."""
+
+    lines: list[str]
+    """The lines of the study file that name them."""
+    task: Task
+    columns: dict[RowKey, str]
+    unused: list[str]
+    """The other columns."""
+    rows: list[Row]
+
+
+def look_at_model(given: str, command: str) -> OwnModel:
+    """Look at a model in a folder or on a hub, of which only small files are downloaded.
+
+    Raises:
+        MissingError: it is not there, or the kit cannot use it.
+        UsageError: the text is no folder and no repository of a hub.
+    """
+    if Path(given).is_dir():
+        folder, names = Path(given), list(model_files(Folder(given)))
+        line = f"folder = {_quoted(given)}"
+    else:
+        hub = _hub(given, "model", "a folder with config.json, tokenizer and safetensors")
+        pin = resolve(hub, "model", command)
+        weights = {name for name in pin.files if name.endswith(".safetensors")} | {*pickled_files(pin.files)}
+        small = {name: file for name, file in pin.files.items() if name not in weights}
+        download(hub, replace(pin, files=small), command)
+        folder, names = snapshot_folder(hub, pin), list(small)
+        line = f'hub = "{hub.repository}@{pin.commit}"'
+    refuse_code(folder, names, given)
+    configuration = read_json(folder / "config.json", "name another model", follow=True)
+    return OwnModel(line, configuration, load_tokenizer(folder), _linear_layers(folder))
+
+
+def _linear_layers(folder: Path) -> list[str]:
+    """Return the different last names of the linear layers in a model's blocks, in their order.
+
+    The model is built without memory for its weights.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    with usable(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    head = model.get_output_embeddings()
+    layers = [
+        name
+        for name, each in model.named_modules()
+        if isinstance(each, torch.nn.Linear | Conv1D) and each is not head
+    ]
+    # Layers of blocks have a number in their names; a projection of the whole model has none.
+    names = [name.rpartition(".")[2] for name in layers if re.search(r"\.\d+\.", name)]
+    return list(dict.fromkeys(names))
+
+
+def look_at_rows(given: str, task: Task | None, columns: Mapping[str, str], command: str) -> OwnRows:
+    """Look at the rows of a file or of a hub's data set, which is downloaded.
+
+    Raises:
+        MissingError: they are not there.
+        UsageError: they cannot be read, or their columns do not say what they are.
+    """
+    if Path(given).is_file():
+        files, lines = [Path(given)], [f"file = {_quoted(given)}"]
+        hub = None
+    else:
+        hub = _hub(given, "dataset", f"a file that ends in {', '.join(ROW_FILES)}")
+        pin = resolve(hub, "dataset", command)
+        names = sorted(pin.files)
+        if train := [name for name in names if "train" in name]:
+            hub, pin = (
+                replace(hub, files="*train*"),
+                replace(pin, files={name: pin.files[name] for name in train}),
+            )
+        download(hub, pin, command)
+        files = [snapshot_folder(hub, pin) / name for name in sorted(pin.files)]
+        pattern = f', files = "{hub.files}"' if hub.files != "*" else ""
+        lines = [f'hub = {{ repository = "{hub.repository}", revision = "{pin.commit}"{pattern} }}']
+    found = _columns_of(files, given)
+    task, chosen = _chosen_columns(found, task, columns, given)
+    file = None if hub else PackageFile(str(files[0]))
+    data = Data(task, "hub" if hub else "file", columns=chosen, hub=hub, file=file)
+    unused = [name for name in found if name not in chosen.values()]
+    return OwnRows(lines, task, chosen, unused, file_rows(data, files))
+
+
+def _columns_of(files: list[Path], given: str) -> list[str]:
+    kind = ROW_FILES.get(files[0].suffix)
+    if kind is None:
+        raise UsageError(f"{given}: rows are read from {', '.join(ROW_FILES)} only")
+    with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR):
+        try:
+            # No column has an empty name, so only names are read.
+            found = read_columns(kind, files, [""], 0, LARGEST_ROWS, _MOST_MEMORY, scratch)
+        except ValueError as error:
+            raise UsageError(f"{given}: cannot be read as {kind} ({error})") from None
+    return [str(name) for name in found["columns"]]
+
+
+def _chosen_columns(
+    found: list[str], task: Task | None, given: Mapping[str, str], source: str
+) -> tuple[Task, dict[RowKey, str]]:
+    """Return the task that columns are for, and the column of each key of its rows."""
+    listed = ", ".join(found)
+    for key, column in given.items():
+        if column not in found:
+            raise UsageError(f"--column {key}={column}: {source} has the columns {listed}")
+    likely: dict[str, str] = {}
+    for key, names in _COLUMNS.items():
+        lower = {name.lower(): name for name in found if name not in likely.values()}
+        likely |= {key: given[key]} if key in given else {}
+        for name in names if key not in likely else ():
+            if name in lower:
+                likely[key] = lower[name]
+                break
+    tasks: list[Task] = ["question-answering", "text-generation"] if task is None else [task]
+    if task is None and "quote" in given:
+        tasks.reverse()
+    for each in tasks:
+        if each == "text-generation" and "quote" not in likely and len(found) == 1:
+            likely["quote"] = found[0]
+        if all(key in likely for key in ROW_KEYS[each]):
+            return each, {key: likely[key] for key in ROW_KEYS[each]}
+    keys = ROW_KEYS[tasks[-1] if task else "question-answering"]
+    example = " ".join(f"--column {key}=COLUMN" for key in keys)
+    raise UsageError(
+        f"{source}: which of its columns ({listed}) to learn is not clear; name them, such as {example}"
+    )
+
+
+def _hub(given: str, kind: str, local: str) -> Hub:
+    if not _REPOSITORY.fullmatch(given):
+        raise UsageError(f"{given}: expected {local}, or OWNER/NAME of a {kind} on a hub")
+    repository, _, revision = given.partition("@")
+    return Hub(repository, revision or "main")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
