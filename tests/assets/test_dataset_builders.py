@@ -349,11 +349,147 @@ def test_half_of_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
         file_rows(of_hub(2, quote="quote"), [path])
 
 
-def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:
+def test_a_row_without_the_column_of_other_files_is_refused(tmp_path: Path) -> None:
     for name in ("quote", "text"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({name: "a"}))
-    with pytest.raises(UsageError, match=r"cannot be read as json .*text: string"):
+    with pytest.raises(UsageError, match="row 2, column quote: not text but missing"):
         file_rows(of_hub(2, quote="quote"), [tmp_path / "quote.jsonl", tmp_path / "text.jsonl"])
+
+
+ODD = [
+    "1900-01-10",
+    "None",
+    "NA",
+    "007",
+    "true",
+    "1e5",
+    "null",
+    " a ",
+    "2026-01-01T00:00:00Z",
+    "#N/A",
+    "é\u2028b",
+]
+"""Texts that libraries may take for something else."""
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize("texts", [ODD, *([text] * 3 for text in ("1900-01-10", "None", "007"))], ids=str)
+def test_text_stays_text(texts: list[str], suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    lines = [json.dumps({"quote": text, "other": 1}) for text in texts]
+    if suffix == "parquet":
+        parquet.write_table(pa.table({"other": [1] * len(texts), "quote": texts}), path)
+    elif suffix == "csv":
+        path.write_text("other,quote\n" + "".join(f"1,{text}\n" for text in texts))
+    else:
+        path.write_text("\n".join(lines) if suffix == "jsonl" else f"[{', '.join(lines)}]")
+    found = file_rows(of_hub(len(texts), quote="quote"), [path])
+    assert [row["quote"] for row in found] == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mark.jsonl", b'\xef\xbb\xbf{"quote": "a"}\n{"quote": "b"}'),
+        ("mark.json", b'\xef\xbb\xbf[{"quote": "a"}, {"quote": "b"}]'),
+        ("mark.csv", b"\xef\xbb\xbfquote,n\na,1\nb,2\n"),
+        ("quoted.csv", b'\xef\xbb\xbf"quote"\r\n"a"\r\n"b"'),
+        ("windows.jsonl", b'{"quote": "a"}\r\n\r\n{"quote": "b"}\r\n'),
+        ("windows.csv", b"quote,n\r\na,1\r\n\r\nb,2\r\n"),
+        ("mac.csv", b"quote,n\ra,1\rb,2"),
+        ("blank.jsonl", b'\n{"quote": "a"}\n \n\t\n{"quote": "b"}\n \n'),
+        ("blank.csv", b" \nquote,n\na,1\n \nb,2\n\t\n"),
+        ("blank-list.json", b' \n [{"quote": "a"},\n\n {"quote": "b"}]\n '),
+        ("wide.jsonl", b'{\n "quote": "a"\n}\n{\n "quote": "b"\n}\n'),
+        ("one-line.jsonl", b'{"quote": "a"} {"quote": "b"}'),
+        ("texts.json", b'["a", "b"]'),
+        ("mixed.jsonl", b'{"quote": "a", "n": 1, "o": {"p": [1]}}\n{"quote": "b", "n": "x", "o": [[]]}'),
+        ("nothing.jsonl", b'{"n": null, "quote": "a"}\n{"quote": "b", "m": null}'),
+        ("huge.jsonl", b'{"quote": "a", "n": 123456789012345678901234567890}\n{"quote": "b", "n": 1e999}'),
+        ("mark.txt", b"\xef\xbb\xbfa\n \nb\n"),
+        ("windows.txt", b"a\r\n\r\nb\r\n"),
+        ("blank.txt", b" \n\na\n\t\n \nb\n \n"),
+    ],
+)
+def test_rows_do_not_depend_on_how_a_file_is_laid_out(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    column = "text" if name in ("texts.json",) or name.endswith(".txt") else "quote"
+    assert file_rows(of_hub(2, quote=column), [path]) == [{"quote": "a"}, {"quote": "b"}]
+
+
+def test_lines_within_a_value_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(b'quote,n\r\n"a\r\n\r\n b, ""c""",1\r\n"  ",2\r\n')
+    found = file_rows(of_hub(2, quote="quote"), [tmp_path / "rows.csv"])
+    assert found == [{"quote": 'a\r\n\r\n b, "c"'}, {"quote": "  "}]
+
+
+@pytest.mark.parametrize("folder", ["exp [v2]", "a::b", "{x}*?", "zip::http:", "%20", "~", "$HOME"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "txt"])
+def test_any_path_can_be_read(folder: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / folder / f"rows [1].{suffix}"
+    path.parent.mkdir()
+    if suffix == "parquet":
+        parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "rows")
+        (tmp_path / "rows").rename(path)
+    else:
+        path.write_text({"jsonl": '{"text": "a"}', "csv": "text\na", "txt": "a"}[suffix])
+    assert file_rows(of_hub(1, quote="text"), [path]) == [{"quote": "a"}]
+
+
+@pytest.mark.parametrize("name", ["q.a", "q.list.element", "naïve column", "q"])
+def test_odd_columns_of_parquet_can_be_read(name: str, tmp_path: Path) -> None:
+    nested = pa.array([{"a": "x", "list": [{"element": "y"}]}] * 2)
+    table = pa.table([nested, pa.array(["a", "b"]).dictionary_encode(), [[b"\xff"], None]], ["s", name, "o"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    assert file_rows(of_hub(2, quote=name), [tmp_path / "rows.parquet"]) == [{"quote": "a"}, {"quote": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"quote": "a"}\n{"quo', r"\(line 2, column 2: Unterminated string starting at\)"),
+        ("b.jsonl", b'{"quote": "a", "quote": "b"}', "an object has a key twice, among"),
+        ("c.jsonl", b'{"quote": "a"}\n7', "row 2 has no columns, it is 7"),
+        ("d.jsonl", b'{"quote": ' + b"[" * 200_000, "nested too deeply"),
+        ("e.jsonl", b'\xff\xfe{\0"\0', "it is in UTF-16; expected UTF-8"),
+        ("f.csv", b"quote,n\na,b,c\n", "line 2 has 3 values for 2 columns"),
+        ("g.csv", b'quote,n\n"a,b\n', "line 2: unexpected end of data"),
+        ("h.csv", b"quote,quote\na,b\n", "it has two columns 'quote'"),
+        ("i.csv", b"", "it is empty"),
+        ("j.txt", b"\n \n", "it is empty"),
+        ("k.json", b"[]", "it is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_one_line(
+    name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=words) as caught:
+        file_rows(of_hub(2, quote="quote"), [path])
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def test_a_short_line_of_csv_lacks_its_last_values(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("quote,n\na\nb,2\n")
+    assert [row["quote"] for row in file_rows(of_hub(2, quote="quote"), [tmp_path / "rows.csv"])] == [
+        "a",
+        "b",
+    ]
+    with pytest.raises(UsageError, match="row 1, column n: not text but missing"):
+        file_rows(of_hub(2, instruction="quote", answer="n"), [tmp_path / "rows.csv"])
+
+
+def test_a_long_value_of_csv_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("quote\n" + "a" * 1_000_000)
+    assert len(file_rows(of_hub(1, quote="quote"), [tmp_path / "rows.csv"])[0]["quote"]) == 1_000_000
+
+
+def test_no_temporary_folder_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    (tmp_path / "rows.jsonl").write_text('{"quote": "a"}\n' * 1000)
+    assert len(file_rows(of_hub(1000, quote="quote"), [tmp_path / "rows.jsonl"])) == 1000
 
 
 def test_more_rows_than_anybody_generates_are_refused_at_once() -> None:

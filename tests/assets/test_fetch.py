@@ -297,3 +297,12 @@ def test_data_that_do_not_fit_the_study_are_refused_and_not_locked(user: User, h
     assert not user.lock.exists()
     write_hub_study(user.folder)
     user.fetch(*QUOTER)
+
+
+def test_data_of_a_folder_with_brackets_are_fetched(user: User, hub: Hub) -> None:
+    repository = hub.repositories[f"datasets/{QUOTES}"]
+    rows = repository.commits[repository.branches["main"]]["quotes.jsonl"]
+    repository.commit({"exp [v2]/rows*.jsonl": rows, "exp v/rows.jsonl": b"other"})
+    write_hub_study(user.folder, ('files = "*.jsonl"', 'files = "exp [v2]/rows*.jsonl"'))
+    user.fetch(*QUOTER)
+    assert set(json.loads(user.lock.read_text())[QUOTES]["files"]) == {"exp [v2]/rows*.jsonl"}

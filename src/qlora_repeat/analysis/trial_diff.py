@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.record import Record, damages
-from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.records.trace import Step, known_losses, read_trace
 from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.study.trial import STAGES, Stage
 from qlora_repeat.system.fingerprint import fingerprint_differences
@@ -115,7 +115,7 @@ class Side:
 
     @property
     def final_loss(self) -> float | None:
-        return self.steps[-1].loss if self.finished else None
+        return known_losses(self.steps)[-1] if self.finished and known_losses(self.steps) else None
 
     @property
     def diverged_at(self) -> int | None:

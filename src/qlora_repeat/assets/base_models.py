@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
-from qlora_repeat.assets.configuration import refuse_code, usable
+from qlora_repeat.assets.configuration import mend_padding, refuse_code, usable
 from qlora_repeat.assets.pins import (
     CONFIGURATIONS,
     Pin,
@@ -250,9 +250,12 @@ def load_quantized(study: Study, folder: Path) -> Any:
 def load_model(folder: Path, dtype: str, **options: Any) -> Any:
     """Load a model from safetensors onto the device, with more options of `from_pretrained`."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with usable(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if mend_padding(config):
+            options["config"] = config
         return AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),

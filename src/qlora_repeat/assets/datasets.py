@@ -41,6 +41,8 @@ class Example:
     """The index of the row in its split."""
     ids: list[int]
     answer_start: int
+    cut: bool = False
+    """Whether `max_length` cuts all or a part of the answer."""
 
 
 @dataclass(frozen=True)
@@ -200,20 +202,44 @@ def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[l
 
 def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
     """Return rows as token ids, truncated to the model's maximum length, with the start of each answer."""
+    texts = [row_text(model, row) for row in rows]
     encoded = tokenizer(
-        [row_text(model, row) for row in rows],
+        texts,
         truncation=True,
         add_special_tokens=model.special_tokens,
         max_length=model.training.max_length,
         return_offsets_mapping=True,
     )
+    long = [index for index, ids in enumerate(encoded["input_ids"]) if len(ids) >= model.training.max_length]
+    lengths = dict(zip(long, token_counts(tokenizer, model, [texts[index] for index in long]), strict=True))
+    keeps_end = tokenizer.truncation_side == "left"
     examples = []
     for index, row in enumerate(rows):
         start = len(instruction_text(model, row)) if "answer" in row else None
         ends = [end for _, end in encoded["offset_mapping"][index]]
         answer = next((i for i, end in enumerate(ends) if start is not None and end > start), len(ends))
-        examples.append(Example(index, encoded["input_ids"][index], answer))
+        is_shorter = lengths.get(index, 0) > len(ends)
+        cut = "answer" in row and is_shorter and not (keeps_end and answer)
+        examples.append(Example(index, encoded["input_ids"][index], answer, cut))
     return examples
+
+
+def token_counts(tokenizer: Any, model: Model, texts: list[str]) -> list[int]:
+    """Return the number of tokens of each text, without truncation."""
+    if not texts:
+        return []
+    ids = tokenizer(texts, add_special_tokens=model.special_tokens, verbose=False)["input_ids"]
+    return [len(each) for each in ids]
+
+
+def prompt_ids(tokenizer: Any, model: Model, text: str) -> list[int]:
+    """Return a prompt as token ids, without the end-of-text token that the tokenizer may add to a text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=model.special_tokens)["input_ids"]
+    if tokenizer.eos_token_id is None or ids[-1:] != [tokenizer.eos_token_id]:
+        return ids
+    plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    is_added = ids[-len(plain) :] != plain and ids[-len(plain) - 1 : -1] == plain
+    return ids[:-1] if is_added else ids
 
 
 def begins(text: str, beginning: str) -> bool:

@@ -60,14 +60,16 @@ def encoded_part(
     texts = [
         [row_text(model, row), instruction_text(model, row) if "answer" in row else None] for row in rows
     ]
-    settings = [json_digest(texts), model.training.max_length, model.special_tokens, packages()]
+    settings = [json_digest(texts), model.training.max_length, model.special_tokens, packages(), "cut"]
     folder = _copy_folder(workspace, "encoded", model_name, [base_digest(workspace, model.base), *settings])
     if has_copy(folder):
         tensors = {name: tensor.tolist() for name, tensor in read_weights(folder / _EXAMPLES).items()}
         ends = pairwise(accumulate(tensors["lengths"], initial=0))
         return [
-            Example(row, tensors["ids"][start:end], answer)
-            for row, ((start, end), answer) in enumerate(zip(ends, tensors["answer_starts"], strict=True))
+            Example(row, tensors["ids"][start:end], answer, bool(cut))
+            for row, ((start, end), answer, cut) in enumerate(
+                zip(ends, tensors["answer_starts"], tensors["cut"], strict=True)
+            )
         ]
     examples = encode(tokenizer, model, rows)
     keep_copy(folder, lambda new: _write_examples(examples, new))
@@ -82,6 +84,7 @@ def _write_examples(examples: list[Example], folder: Path) -> None:
         "ids": [token for example in examples for token in example.ids],
         "lengths": [len(example.ids) for example in examples],
         "answer_starts": [example.answer_start for example in examples],
+        "cut": [example.cut for example in examples],
     }
     tensors = {name: torch.tensor(values, dtype=torch.int32) for name, values in columns.items()}
     save_file(tensors, folder / _EXAMPLES)

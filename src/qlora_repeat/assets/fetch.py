@@ -41,6 +41,7 @@ from qlora_repeat.assets.hub import (
     snapshot_folder,
 )
 from qlora_repeat.assets.hub_lock import lock_file
+from qlora_repeat.assets.inspection import require_sound
 from qlora_repeat.assets.package_files import locate, package_folder, verified
 from qlora_repeat.assets.pins import (
     UNLOCKED,
@@ -142,7 +143,8 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
 
     Raises:
         MissingError: something cannot be fetched or has unexpected bytes, or a disk is too small.
-        UsageError: a prompt of the study matches no row of its data, or the lock file contradicts the study.
+        UsageError: a prompt of the study matches no row of its data, rows would make numbers wrong, or the
+            lock file contradicts the study.
         BusyError: another process is fetching into this cache.
     """
     items = needed(workspace, models)
@@ -163,6 +165,10 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
             tell(f"{wrong}; `plan` uses config.json")
     for model in models or workspace.study.models:
         _check_prompts(workspace, model)
+    for model in models or workspace.study.models:
+        found = require_sound(workspace, model)
+        for line in (found.lengths, *found.warnings):
+            tell(f"model {model}: {line}")
 
 
 def earlier_folders(workspace: Workspace) -> list[Path]:

@@ -4,6 +4,7 @@ It uses huggingface_hub with the user's cache (``HF_HOME``), token (``HF_TOKEN``
 (``HF_HUB_OFFLINE``) and endpoint (``HF_ENDPOINT``).
 """
 
+import glob
 import hashlib
 import re
 from dataclasses import replace
@@ -127,7 +128,10 @@ def download(hub: Hub, pin: Pin, command: str) -> Pin:
 
     if absent := absent_files(hub, pin):
         try:
-            snapshot_download(hub.repository, repo_type=pin.kind, revision=pin.commit, allow_patterns=absent)
+            patterns = [glob.escape(name) for name in absent]
+            snapshot_download(
+                hub.repository, repo_type=pin.kind, revision=pin.commit, allow_patterns=patterns
+            )
             # If the hub lists no files, an incomplete snapshot raises no error, but a missing file does.
             for name in absent_files(hub, pin):
                 hf_hub_download(hub.repository, name, repo_type=pin.kind, revision=pin.commit)

@@ -29,15 +29,15 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 COMMIT = worded(r"^[0-9a-f]{40}$", "the 40 hexadecimal digits of a commit")
 RepositoryKind = Literal["model", "dataset"]
 ROW_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-"""How `datasets` names the format of a file with rows, by the end of the file's name."""
+"""The format of a file with rows, by the end of the file's name."""
 CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Each of them contains a vocabulary."""
 _SAFE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors", re.ASCII)
 _PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin", re.ASCII)
-_PLAIN_PATH = re.compile(r"[^\x00-\x1f\x7f*?\[\]{}:\\]+")
-"""Libraries would expand other characters, or take them for the address of another file."""
+_PLAIN_PATH = re.compile(r"[^\x00-\x1f\x7f:\\]+")
+"""Libraries could take other characters for the address of another file."""
 UNLOCKED = "not-locked"
 """The end of the name of a source of which a digest is not known yet."""
 LARGEST = 20_000_000
@@ -135,6 +135,8 @@ def needed_files(
     """
     if kind == "dataset" and hub is not None:
         matching = {name: file for name, file in files.items() if fnmatch.fnmatch(name, hub.files)}
+        if hub.files in files:  # its brackets are no pattern
+            matching = {hub.files: files[hub.files]}
         rows = {name: file for name, file in matching.items() if PurePosixPath(name).suffix in ROW_FILES}
         if odd := [name for name in rows if not is_plain(name)]:
             return {}, [f"plain file name, but {odd[0]!r}"]

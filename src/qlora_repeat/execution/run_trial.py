@@ -4,10 +4,12 @@ import contextlib
 import errno
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_bytes
+from qlora_repeat.assets.inspection import kept_inspection
 from qlora_repeat.errors import KitError, StageError, StoppedError
 from qlora_repeat.execution.device import prepare
 from qlora_repeat.records.record import KeptFile, Record, keep, now, write_record
@@ -165,6 +167,8 @@ def _run_stage(
     with deferrable(), _recorded(path, trial.name, stage, inputs, trial) as outputs:
         if stage == "finetune":  # handles requests to stop itself, with a checkpoint
             outputs |= finetune(trial, progress, inputs, seeds, until_step)
+            if (rows := kept_inspection(trial.workspace, trial.model_name)) is not None:
+                outputs["rows"] = asdict(rows)
         elif stage == "merge":
             outputs |= merge.merge(trial)
         else:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qlora_repeat.assets.architecture import wrong_architecture
 from qlora_repeat.assets.base_models import base_bytes
@@ -19,10 +19,11 @@ from qlora_repeat.assets.fetch import Item, Missing, fetch_command, model_files,
 from qlora_repeat.assets.hub import cached_files, hub_cache
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.assets.pins import rows_of
+from qlora_repeat.assets.inspection import inspected
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.planning import machine_checks
 from qlora_repeat.planning.gpu_catalog import Gpu
-from qlora_repeat.planning.machine_checks import Finding, folder_findings, nearest
+from qlora_repeat.planning.machine_checks import Finding, Level, folder_findings, nearest
 from qlora_repeat.planning.plan import DTYPE_BYTES, make_plan, train_examples
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.workspace import Workspace
@@ -74,6 +75,7 @@ def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
         "precision": lambda: machine_checks.precision_findings(study.precision.compute, machine),
         "threads": lambda: machine_checks.thread_findings(threads, machine["usable_cores"]),
         "models and data": lambda: item_findings(workspace, infos),
+        "rows": lambda: row_findings(workspace, infos),
         "folders": lambda: _folder_findings(workspace, infos),
         "disk": lambda: disk_findings(workspace, infos),
         "environment": lambda: machine_checks.environment_findings(machine["environment"], kernels, threads),
@@ -81,7 +83,7 @@ def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
     }
     findings = []
     for name, check in checks.items():
-        if infos or name not in ("device", "models and data", "disk"):
+        if infos or name not in ("device", "models and data", "rows", "disk"):
             findings += [dataclasses.replace(finding, subject=name) for finding in _run_check(check)]
     return findings
 
@@ -267,6 +269,19 @@ def item_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Findi
         yield Finding("ok", f"{fetches} {', '.join(local)} from this machine")
     if from_hub:
         yield Finding("ok", f"{fetches} {', '.join(from_hub)} from {constants.ENDPOINT} (not asked now)")
+
+
+def row_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Finding]:
+    """Report what is in the rows of each model whose data and base are in the cache."""
+    present = {(info.item.kind, info.item.name) for info in infos if info.item.present}
+    for name, model in workspace.study.models.items():
+        if present >= {("base", model.base), ("data", model.data)}:
+            found = inspected(workspace, name, keep=False)
+            yield Finding("ok", f"model {name}: {found.lengths}")
+            for level, lines in (("stops", found.stops), ("warning", found.warnings)):
+                for line in lines:
+                    text, _, advice = line.partition("; ")
+                    yield Finding(cast(Level, level), f"model {name}: {text}", advice)
 
 
 def _folder_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Finding]:

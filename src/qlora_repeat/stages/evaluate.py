@@ -9,12 +9,15 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder, check_base, is_miniature, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import Prompt, study_prompts
 from qlora_repeat.assets.derived_cache import encoded_part
+from qlora_repeat.errors import StageError
 from qlora_repeat.stages.generate import answer_letter, respond
+from qlora_repeat.stages.padding import padding_id
 from qlora_repeat.stages.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.study.randomness import draw_seed, recorded_or_drawn, stream_seed
 from qlora_repeat.study.study import Sampling
 from qlora_repeat.study.trial import BaseTest, Progress, Trial
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.printable import say
 
 
 def evaluate(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[str, Any]:
@@ -79,21 +82,37 @@ def measure_losses(
     split_seed: int,
     report: Callable[[int, int, None], None],
 ) -> dict[str, Any]:
-    """Return perplexity and accuracy on the first examples of the test part, and the loss of each example."""
+    """Return perplexity and accuracy on the first examples of the test part, and the loss of each example.
+
+    Examples without a token to predict are left out, and accuracy leaves out cut answers; both are counted.
+
+    Raises:
+        StageError: no example has a token to predict.
+    """
     settings = workspace.study.evaluation
     examples = encoded_part(workspace, model_name, "test", split_seed, tokenizer, settings.examples)
     losses = example_losses(
         model,
         examples,
         settings.batch_size,
-        tokenizer.pad_token_id,
+        padding_id(model, tokenizer),
         lambda done: report(done, len(examples), None),
     )
+    left_out, cut = len(examples) - len(losses), sum(example.cut for example in examples)
+    if not losses:
+        raise StageError(f"{model_name}: no test example has a token to predict; correct data or template")
+    if left_out:
+        say(f"{model_name}: {left_out} test examples left out, which have no token to predict", error=True)
+    if cut:
+        what = f"{cut} of {len(examples)} test answers, which max_length cuts"
+        say(f"{model_name}: accuracy leaves out {what}", error=True)
     return {
         "perplexity": perplexity(losses),
         "perplexity_example_mean": mean_example_perplexity(losses),
         "accuracy": accuracy(losses),
         "test_examples": len(losses),
         "test_tokens": sum(loss.tokens for loss in losses),
+        "left_out_examples": left_out,
+        "cut_answers": cut,
         "examples": [dataclasses.asdict(loss) for loss in losses],
     }

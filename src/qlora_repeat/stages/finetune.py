@@ -3,14 +3,16 @@
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder, check_base, hub_commit, is_miniature, load_tokenizer
 from qlora_repeat.assets.datasets import Example, batch_order
 from qlora_repeat.assets.derived_cache import encoded_part, load_frozen_base
-from qlora_repeat.records.trace import loss_curve, read_trace
+from qlora_repeat.records.trace import known_losses, loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
+from qlora_repeat.stages.padding import collate, padding_id
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress, Trial
@@ -113,7 +115,7 @@ def _set_frozen_weights(
 
     from qlora_repeat.stages.dequantize import set_frozen_weights
 
-    batches = [(len(batch), max(len(examples[row].ids) for row in batch)) for batch in order]
+    batches = [(len(batch), max(1, *(len(examples[row].ids) for row in batch))) for batch in order]
     cores = len(os.sched_getaffinity(0))
     at_once = 1 if torch.cuda.is_available() else max(1, cores // trial.study.threads)
     return set_frozen_weights(adapted, trial.study.weights, batches, at_once)
@@ -133,12 +135,13 @@ def _outputs(
     trial: Trial, trainer: Any, unfinished: Unfinished, checkpoint: Checkpoint | None
 ) -> dict[str, Any]:
     steps = read_trace(trial.trace)
+    losses = known_losses(steps) or [math.nan]
     return {
         "adapter_digest": weights_digest(trial.adapter),
         "seeds": unfinished.seeds,
         "steps": len(steps) - 1,
-        "initial_loss": steps[1].loss,
-        "final_loss": steps[-1].loss,
+        "initial_loss": losses[0],
+        "final_loss": losses[-1],
         "loss_curve": loss_curve(steps),
         "diverged_at": next((step.step for step in steps if step.diverged), None),
         "skipped_steps": sum(step.skipped for step in steps),
@@ -198,7 +201,7 @@ def make_trainer(
     progress: Progress,
     steps: int | None,
 ) -> Any:
-    from transformers import DataCollatorForSeq2Seq, PrinterCallback
+    from transformers import PrinterCallback
 
     from qlora_repeat.stages.trainer import TracingTrainer
 
@@ -207,7 +210,7 @@ def make_trainer(
         model=model,
         args=_arguments(trial, end - (checkpoint.step if checkpoint else 0)),
         train_dataset=[{"input_ids": example.ids, "labels": example.ids} for example in examples],
-        data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; does not mask end-of-text
+        data_collator=partial(collate, padding=padding_id(model, tokenizer)),  # does not mask end-of-text
         order=order,
         end=end,
         legacy_qmap=Optimizer.parse(trial.optimizer).legacy_qmap,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_repeat.assets.datasets import Example
+from qlora_repeat.stages.padding import attention_mask, right_padded
 
 
 @dataclass(frozen=True)
@@ -18,29 +19,26 @@ class ExampleLoss:
     loss: float
     """Negative log-likelihood in nats, summed over the predicted tokens."""
     answered: bool | None
-    """Whether greedy decoding gives exactly the answer; None if there is no answer."""
+    """Whether greedy decoding gives exactly the answer; None if there is none, or if it is cut."""
 
 
 def example_losses(
     model: Any, examples: list[Example], batch_size: int, pad_token_id: int, report: Callable[[int], None]
 ) -> list[ExampleLoss]:
-    """Return the losses of examples, in their order.
+    """Return the losses of the examples that have a token to predict (two tokens), in their order.
 
     Sort by length before batching, and pad on the right, so that batches have little padding. Logits are
     converted to float32 before the log-likelihood. `report` is called with the number of examples done.
     """
     import torch
 
+    examples = [example for example in examples if len(example.ids) > 1]
     by_length = sorted(examples, key=lambda example: (len(example.ids), example.row))
     losses: dict[int, ExampleLoss] = {}
     for start in range(0, len(by_length), batch_size):
         batch = by_length[start : start + batch_size]
-        longest = max(len(example.ids) for example in batch)
-        ids = torch.full((len(batch), longest), pad_token_id)
-        mask = torch.zeros_like(ids)
-        for place, example in enumerate(batch):
-            ids[place, : len(example.ids)] = torch.tensor(example.ids)
-            mask[place, : len(example.ids)] = 1
+        rows = [example.ids for example in batch]
+        ids, mask = right_padded(rows, pad_token_id), attention_mask(rows)
         with torch.inference_mode():
             logits = model(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
@@ -58,7 +56,7 @@ def _loss(logits: Any, example: Example) -> ExampleLoss:
     targets = torch.tensor(example.ids[1:], device=logits.device)
     each = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     answered = None
-    if example.answer_start < len(example.ids):
+    if example.answer_start < len(example.ids) and not example.cut:
         # Greedy decoding gives exactly the answer if each of its tokens has the highest logit.
         first = max(example.answer_start - 1, 0)
         answered = bool((logits[first:].argmax(-1) == targets[first:]).all())

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 from qlora_repeat.records.trace import Step, trace_line
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, save_checkpoint
 from qlora_repeat.stages.legacy_qmap import set_legacy_qmap
+from qlora_repeat.stages.padding import predicts
 from qlora_repeat.study.randomness import stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress
 from qlora_repeat.system.files import append_to, write_whole
@@ -75,10 +76,11 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         return super().create_scheduler(len(self.order), optimizer)  # not only the remaining steps
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with torch_stream(stream_seed(self.unfinished.seeds["dropout"], "dropout", self.step + 1)):
-            loss = super().training_step(*args, **kwargs)
-        self.loss = loss.item()
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        # Without a token to predict, the loss is 0 / 0, and all gradients are zero.
+        self.loss = loss.item() if predicts(inputs["labels"]) else None
         return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
@@ -193,6 +195,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
                 examples=batch,
                 tokens=sum(len(trainer.train_dataset[row]["input_ids"]) for row in batch),
                 loss=trainer.loss,
+                empty=trainer.loss is None,
                 gradient_norm=trainer.gradient_norm,
                 learning_rate=self.learning_rate,
                 skipped=bool(trainer.accelerator.optimizer_step_was_skipped),

@@ -14,6 +14,7 @@ from support.finished import finish_study
 from support.made_report import traced, trial
 from support.places import at
 
+from qlora_repeat.assets.inspection import Inspection, Quantiles
 from qlora_repeat.errors import UsageError
 from qlora_repeat.records.trace import Step
 from qlora_repeat.render.report.charts import MOST_POINTS, beside_the_paper, loss_charts, perplexity_charts
@@ -27,6 +28,15 @@ from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.study import Study
 
 PUBLISHED = Path("paper/published")
+
+
+def test_what_was_found_in_the_rows_is_shown() -> None:
+    tokens = Quantiles(min=1, median=5, p90=7, p99=8, max=9)
+    found = Inspection(8, 2, tokens, {"cut_rows": 1}, ["max_length 8 cuts row 3 <b>"], [])
+    files = TrialFiles(rows={"neox": found})
+    text = report_html(group_arms([trial(1)]), study_name="mine", files=files, published=[])
+    assert "neox: 8 training and 2 test rows of 1 to 9 tokens (half have up to 5" in text
+    assert "max_length 8 cuts row 3 &lt;b&gt;" in text
 
 
 def said(*results: TrialResult) -> str:

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict  # pydantic needs this one on Python 3.1
 from qlora_repeat.analysis.trial_diff import Side
 from qlora_repeat.analysis.verify.recorded_settings import VERIFIED_STAGES
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_settings
-from qlora_repeat.records.trace import loss_curve
+from qlora_repeat.records.trace import known_losses, loss_curve
 from qlora_repeat.stages.merge import adapter_config
 from qlora_repeat.stages.perplexity import ExampleLoss, accuracy, mean_example_perplexity, perplexity
 from qlora_repeat.study.randomness import SOURCES, draw_seed
@@ -40,7 +40,8 @@ def _trace(side: Side, again: Trial) -> Iterator[str]:
     """Yield what the trace lacks, and the numbers of steps that differ from it."""
     needed = ("examples", "tokens", "loss", "gradient_norm", "learning_rate")
     for step in side.steps[1:]:
-        if lacking := [name for name in needed if getattr(step, name) is None]:
+        absent = [name for name in needed if getattr(step, name) is None]
+        if lacking := [name for name in absent if not (name == "loss" and step.empty)]:
             yield f"Step {step.step} of the trace has no {lacking[0]}."
             break
     if side.steps[0].adapter is None or side.steps[-1].adapter is None:
@@ -57,9 +58,10 @@ def _outputs_of_trace(side: Side) -> Iterator[str]:
     if side.last_step < 1:
         return
     steps, recorded = side.steps, side.records["finetune"].outputs
+    losses = known_losses(steps) or [math.nan]
     traced = {
-        "initial_loss": steps[1].loss,
-        "final_loss": steps[-1].loss,
+        "initial_loss": losses[0],
+        "final_loss": losses[-1],
         "loss_curve": loss_curve(steps),
         "diverged_at": side.diverged_at,
         "skipped_steps": side.skipped_steps,

@@ -71,6 +71,7 @@ def report_html(
         claims=judge_claims(arms),
         rules=DEFINITIONS,
         tables=tables,
+        inspections=files.rows,
         fingerprints=_fingerprints(files),
         version=__version__,
         style=Markup(_static("report.css")),
