@@ -149,10 +149,11 @@ MERGE_AND_WATCH = """
 import re, sys, threading
 from pathlib import Path
 from safetensors.torch import load_file
-from transformers import AutoConfig, PretrainedConfig  # libraries would count otherwise
 import torch
+from qlora_repeat.assets.layers import base_skeleton
 from qlora_repeat.stages.merge import merge_weights
 torch.ones(2048, 2) @ torch.ones(2, 4096)
+base_skeleton(Path(sys.argv[1]) / "base")  # libraries would count otherwise
 
 def anonymous():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
