@@ -65,6 +65,14 @@ def test_what_the_comparison_returns(tmp_path: Path) -> None:
     assert 1e-4 < found["logits"] < found["logits_bound"] == pytest.approx(2 * 8 * 2**-8, rel=0.01)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["llama-3-tied", "mixtral"])
+def test_a_model_that_amplifies_rounding_passes(name: str, dtype: Dtype, tmp_path: Path) -> None:
+    """As after a training that diverged: the adapter is a hundred times as large as the base."""
+    base, adapter = write_base(name, tmp_path / "base"), write_adapter(name, tmp_path / "adapter", 1.5)
+    compare(base, adapter, merged(base, adapter, tmp_path / "merged", dtype), dtype, dtype, IDS)
+
+
 WRONG = {
     "another scale": lambda base, summed: base + (summed - base) * 0.9,
     "no scale": lambda base, summed: base + (summed - base) / 4,

@@ -41,6 +41,7 @@ from qlora_repeat.assets.hub import (
     snapshot_folder,
 )
 from qlora_repeat.assets.hub_lock import lock_file
+from qlora_repeat.assets.layers import base_skeleton, check_layers, model_targets
 from qlora_repeat.assets.package_files import locate, package_folder, verified
 from qlora_repeat.assets.pins import Pin, RepositoryKind, made_folder, pickled_files, pin_of
 from qlora_repeat.assets.pretrain import VOCABULARY, pretrain
@@ -129,7 +130,8 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
 
     Raises:
         MissingError: something cannot be fetched or has unexpected bytes, or a disk is too small.
-        UsageError: a prompt of the study matches no row of its data, or the lock file contradicts the study.
+        UsageError: a prompt of the study matches no row of its data, no adapter can be merged into a target
+            module, or the lock file contradicts the study.
         BusyError: another process is fetching into this cache.
     """
     items = needed(workspace, models)
@@ -149,6 +151,7 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
             tell(f"{wrong}; `plan` uses config.json")
     for model in models or workspace.study.models:
         _check_prompts(workspace, model)
+        check_layers(workspace, model)
 
 
 def earlier_folders(workspace: Workspace) -> list[Path]:
@@ -241,7 +244,9 @@ def _fetch_item(workspace: Workspace, missing: Missing) -> None:
         if item.kind == "base":  # before gigabytes of weights are downloaded
             small = {name: file for name, file in pin.files.items() if name.endswith(".json")}
             download(item.hub, replace(pin, files=small), command)
-            refuse_code(snapshot_folder(item.hub, pin), small, item.hub.repository)
+            snapshot = snapshot_folder(item.hub, pin)
+            refuse_code(snapshot, small, item.hub.repository)
+            _check_target_names(workspace, item.name, snapshot)
         pin = download(item.hub, pin, command)
     if item.kind == "data":
         pin = prepare_data(workspace, item.name, pin)
@@ -258,6 +263,14 @@ def _fetch_item(workspace: Workspace, missing: Missing) -> None:
             if model.data == item.name:
                 _check_prompts(workspace, name)  # before any base is downloaded
     _check(workspace, item)
+
+
+def _check_target_names(workspace: Workspace, base: str, folder: Path) -> None:
+    """Raise an error for a target module that a base does not have, from its configuration in a folder."""
+    model = base_skeleton(folder)
+    for name, each in workspace.study.models.items():
+        if each.base == base:
+            model_targets(workspace, name, model)
 
 
 def _check_prompts(workspace: Workspace, model: str) -> None:

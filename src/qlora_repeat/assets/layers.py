@@ -11,6 +11,8 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.safetensors_file import StoredTensor, read_header, weight_files
 
+_TYPES = ("float16", "bfloat16", "float32", "float64")
+"""The types of weights that mean what they say; others have scales elsewhere."""
 _MOST_LISTED = 40
 """Names of layers in an error."""
 
@@ -24,8 +26,7 @@ def check_layers(workspace: Workspace, model_name: str) -> None:
     """
     folder = base_folder(workspace, workspace.study.models[model_name].base)
     model = base_skeleton(folder)
-    layers = model_targets(workspace, model_name, model)
-    stored_layers(folder, model, layers, _key(model_name))
+    stored_layers(folder, model, model_targets(workspace, model_name, model), model_name)
 
 
 def base_skeleton(folder: Path) -> Any:
@@ -112,30 +113,32 @@ def target_layers(model: Any, names: Sequence[str], key: str) -> dict[str, Any]:
 
 
 def stored_layers(
-    folder: Path, model: Any, layers: Iterable[str], key: str
+    folder: Path, model: Any, layers: Iterable[str], model_name: str
 ) -> dict[str, tuple[Path, str, StoredTensor]]:
     """Return the file, the name and the place of the weight of each of these layers, by their path.
+
+    `model_name` is the model of the study, for errors.
 
     Raises:
         UsageError: the files have no such weight, or keep it in another layout than the model.
         MissingError: they cannot be read.
     """
-    names = {name: stored for stored, name in model_names(folder, model).items()}
+    names, key = {name: stored for stored, name in model_names(folder, model).items()}, _key(model_name)
     placed = {name: (path, each) for path in weight_files(folder) for name, each in read_header(path).items()}
     found = dict[str, tuple[Path, str, StoredTensor]]()
     for path in layers:
         stored = names.get(f"{path}.weight")
         if stored is None:
             raise UsageError(
-                f"{key}: the files in {folder} have no weight of their own for {path}, or join it with others, "
-                "so no adapter can be merged into it; leave it out"
+                f"{key}: the files in {folder} have no tensor for the weight of {path} alone, so no adapter "
+                "can be merged into it; leave it out"
             )
         file, tensor = placed[stored]
         expected = list(model.get_submodule(path).weight.shape)
-        if tensor.shape != expected:
+        if tensor.shape != expected or tensor.dtype not in _TYPES:
             raise UsageError(
-                f"{key}: {stored} in {file} has the shape {tensor.shape}, the model expects {expected}, "
-                "so no adapter can be merged into it; leave it out"
+                f"{key}: {stored} in {file} is {tensor.dtype} with shape {tensor.shape}, the model expects "
+                f"{expected} in 16 or 32 bits, so no adapter can be merged into it; leave it out"
             )
         found[path] = file, stored, tensor
     return found

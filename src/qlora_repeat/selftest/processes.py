@@ -5,6 +5,7 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder, device, load_full, load_quantized, load_tokenizer
 from qlora_repeat.assets.derived_cache import encoded_part
 from qlora_repeat.selftest.jobs import now
+from qlora_repeat.stages.merge_check import load_adapted, logits
 from qlora_repeat.stages.perplexity import example_losses, perplexity
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.trial import Trial
@@ -70,7 +71,6 @@ def compare_models(trial: Trial) -> dict[str, Any]:
         ``batches``: the relative difference of perplexity.
     """
     import torch
-    from peft import PeftModel
 
     study = trial.study
     set_kernels(study.randomness.kernels, study.threads)
@@ -78,16 +78,15 @@ def compare_models(trial: Trial) -> dict[str, Any]:
     tokenizer = load_tokenizer(folder)
     examples = encoded_part(trial.workspace, trial.model_name, "test", 0, tokenizer, COMPARED)
 
-    def logits(model: Any) -> Any:
-        with torch.inference_mode():
-            rows = [model(torch.tensor([each.ids], device=device())).logits.float() for each in examples]
-        return torch.cat([row.flatten() for row in rows])
+    def answers(model: Any) -> Any:
+        return torch.cat([logits(model, each.ids).flatten() for each in examples])
 
-    base = load_full(folder, compute)
-    before = logits(base)
-    adapted = logits(PeftModel.from_pretrained(base, str(trial.adapter)).eval())
+    adapted = load_adapted(folder, trial.adapter, compute)
+    expected = answers(adapted)
+    with adapted.disable_adapter():
+        before = answers(adapted)
     merged = load_full(trial.merged, compute)
-    lost = (logits(merged) - adapted).norm() / (adapted - before).norm()
+    lost = (answers(merged) - expected).norm() / (expected - before).norm()
     single, batches = (
         perplexity(example_losses(merged, examples, size, tokenizer.pad_token_id, lambda done: None))
         for size in (1, 4)

@@ -195,8 +195,13 @@ def read_changes(adapter: Path) -> dict[str, Change]:
         StageError: it has tensors that a merge would drop.
     """
     path = adapter / "adapter_model.safetensors"
-    config = adapter_config(adapter)
-    return changes_of(read_weights(path), config["lora_alpha"] / config["r"], path)
+    scale = adapter_scale(adapter_config(adapter))
+    return changes_of(read_weights(path), scale, path)
+
+
+def adapter_scale(config: AdapterConfig) -> float:
+    """Return the factor of B A, alpha/r."""
+    return config["lora_alpha"] / config["r"]
 
 
 def changes_of(tensors: Mapping[str, Any], scale: float, path: Path) -> dict[str, Change]:

@@ -6,6 +6,8 @@ import re
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+_UNSUPPORTED = {"modules_to_save": "only adapters are trained, not whole layers; leave it out"}
+"""Why keys that users know from PEFT do not exist."""
 _LONGEST = 500
 """Characters of what was expected."""
 _LONGEST_PART = 80
@@ -20,6 +22,8 @@ def validation_message(error: ValidationError, known_keys: list[str]) -> str:
     key = _key(problem)
     if problem["type"] == "unexpected_keyword_argument":
         found = _shortened(str(problem["loc"][-1]))
+        if reason := _UNSUPPORTED.get(found):
+            return f"unknown key {key}: {reason}"
         close = difflib.get_close_matches(found, [known for known in known_keys if known != found], 1)
         return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
     if problem["type"] == "missing":
