@@ -42,6 +42,7 @@ from qlora_repeat.assets.hub import (
 )
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.assets.inspection import require_sound
+from qlora_repeat.assets.layers import base_skeleton, check_layers, model_targets
 from qlora_repeat.assets.package_files import locate, package_folder, verified
 from qlora_repeat.assets.pins import (
     UNLOCKED,
@@ -143,8 +144,8 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
 
     Raises:
         MissingError: something cannot be fetched or has unexpected bytes, or a disk is too small.
-        UsageError: a prompt of the study matches no row of its data, rows would make numbers wrong, or the
-            lock file contradicts the study.
+        UsageError: a prompt of the study matches no row of its data, rows would make numbers wrong, no adapter
+            can be merged into a target module, or the lock file contradicts the study.
         BusyError: another process is fetching into this cache.
     """
     items = needed(workspace, models)
@@ -165,7 +166,7 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
             tell(f"{wrong}; `plan` uses config.json")
     for model in models or workspace.study.models:
         _check_prompts(workspace, model)
-    for model in models or workspace.study.models:
+        check_layers(workspace, model)
         found = require_sound(workspace, model)
         for line in (found.lengths, *found.warnings):
             tell(f"model {model}: {line}")
@@ -269,7 +270,9 @@ def _fetch_item(workspace: Workspace, missing: Missing) -> None:
         if item.kind == "base":  # before gigabytes of weights are downloaded
             small = {name: file for name, file in pin.files.items() if name.endswith(".json")}
             download(item.hub, replace(pin, files=small), command)
-            refuse_code(snapshot_folder(item.hub, pin), small, item.hub.repository)
+            snapshot = snapshot_folder(item.hub, pin)
+            refuse_code(snapshot, small, item.hub.repository)
+            _check_target_names(workspace, item.name, snapshot)
         pin = download(item.hub, pin, command)
     if item.kind == "data":
         pin = prepare_data(workspace, item.name, pin)
@@ -343,6 +346,14 @@ def _other_bytes(workspace: Workspace, key: str, path: Path, found: str, locked:
         f"{path}: SHA-256 is {found}, {workspace.lock} has {locked}; if this is the right file, delete the "
         f"entry {key} there"
     )
+
+
+def _check_target_names(workspace: Workspace, base: str, folder: Path) -> None:
+    """Raise an error for a target module that a base does not have, from its configuration in a folder."""
+    model = base_skeleton(folder)
+    for name, each in workspace.study.models.items():
+        if each.base == base:
+            model_targets(workspace, name, model)
 
 
 def _check_prompts(workspace: Workspace, model: str) -> None:

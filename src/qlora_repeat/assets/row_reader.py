@@ -141,7 +141,8 @@ def _read(asked: Mapping[str, Any]) -> dict[str, Any]:
     if not columns:
         raise ValueError("it is empty")
     found = {"columns": list(columns), "rows": count}
-    return found | ({"values": values} if count == (asked["rows"] or count) and columns.keys() >= {*wanted} else {})
+    complete = count == (asked["rows"] or count) and columns.keys() >= {*wanted}
+    return found | ({"values": values} if complete else {})
 
 
 def _text(value: Any) -> Any:

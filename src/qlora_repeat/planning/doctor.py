@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from qlora_repeat.assets.architecture import wrong_architecture
+from qlora_repeat.assets.architecture import base_architecture, wrong_architecture
 from qlora_repeat.assets.base_models import base_bytes
 from qlora_repeat.assets.fetch import Item, Missing, fetch_command, model_files, needed, what_it_takes
 from qlora_repeat.assets.hub import cached_files, hub_cache
 from qlora_repeat.assets.hub_lock import lock_file
-from qlora_repeat.assets.pins import rows_of
 from qlora_repeat.assets.inspection import inspected
+from qlora_repeat.assets.layers import model_targets
+from qlora_repeat.assets.pins import rows_of
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.planning import machine_checks
 from qlora_repeat.planning.gpu_catalog import Gpu
@@ -75,6 +76,7 @@ def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
         "precision": lambda: machine_checks.precision_findings(study.precision.compute, machine),
         "threads": lambda: machine_checks.thread_findings(threads, machine["usable_cores"]),
         "models and data": lambda: item_findings(workspace, infos),
+        "layers": lambda: layer_findings(workspace, infos),
         "rows": lambda: row_findings(workspace, infos),
         "folders": lambda: _folder_findings(workspace, infos),
         "disk": lambda: disk_findings(workspace, infos),
@@ -83,7 +85,7 @@ def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
     }
     findings = []
     for name, check in checks.items():
-        if infos or name not in ("device", "models and data", "rows", "disk"):
+        if infos or name not in ("device", "models and data", "layers", "rows", "disk"):
             findings += [dataclasses.replace(finding, subject=name) for finding in _run_check(check)]
     return findings
 
@@ -282,6 +284,43 @@ def row_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Findin
                 for line in lines:
                     text, _, advice = line.partition("; ")
                     yield Finding(cast(Level, level), f"model {name}: {text}", advice)
+
+
+def layer_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Finding]:
+    """Check that adapters can be merged into the target modules, and which share of a base is in 4 bits.
+
+    Of a base that was not fetched, only the names of the study's architecture can be checked.
+    """
+    from qlora_repeat.planning.memory_estimate import model_config, quantized_skeleton
+    from qlora_repeat.stages.dequantize import count_weights
+    from qlora_repeat.stages.finetune import lora_config
+    from qlora_repeat.stages.mergeable import check_mergeable
+
+    study, fetched = workspace.study, {info.item.name for info in infos if info.is_base and info.item.present}
+    shares, checked = dict[str, Finding](), list[str]()
+    for name, model in study.models.items():
+        if model.base not in fetched and study.bases[model.base].architecture is None:
+            continue
+        try:
+            config = model_config(base_architecture(workspace, model.base), model.base)
+            base = quantized_skeleton(study, config)
+            counts = count_weights(base)
+            model_targets(workspace, name, base)
+            if model.base in fetched:
+                check_mergeable(workspace, name, lora_config(study, ["layer"]))
+                checked.append(name)
+        except KitError as error:
+            yield _finding_of(error)
+            continue
+        if warning := counts.warning():
+            advice = "expect the memory that `plan` shows, or use another base"
+            shares[model.base] = Finding("warning", f"base {model.base}: {warning}", advice)
+        else:
+            text = f"base {model.base}: {100 * counts.share:.0f} % of its weights are in 4 bits"
+            shares[model.base] = Finding("ok", f"{text}, the rest are mostly embeddings")
+    yield from shares.values()
+    if checked:
+        yield Finding("ok", f"adapters can be merged: {', '.join(checked)}")
 
 
 def _folder_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Finding]:

@@ -20,10 +20,12 @@ from torch.utils._pytree import tree_iter
 
 from qlora_repeat.assets.base_models import quantization_config
 from qlora_repeat.assets.configuration import code_key, mend_padding
+from qlora_repeat.assets.layers import model_targets, skeleton
 from qlora_repeat.errors import UsageError
-from qlora_repeat.stages.dequantize import Materialized, materialize
+from qlora_repeat.stages.dequantize import Materialized, WeightCounts, count_weights, materialize
 from qlora_repeat.stages.finetune import with_adapter
 from qlora_repeat.study.optimizers import Optimizer, OptimizerName
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.determinism import attention_kernels
 
@@ -61,6 +63,7 @@ class FinetuneMemory:
     """Memory of fine-tuning in bytes, without the optimizer state (see `optimizer_bytes`)."""
 
     weights: WeightBytes
+    counts: WeightCounts
     adapter_tensors: list[int]
     """The number of elements of each."""
     saved: int
@@ -147,7 +150,7 @@ def model_config(architecture: Mapping[str, Any], name: str) -> Any:
 
 def parameter_count(config: Any) -> int:
     """Return the number of parameters of a model; shared ones count once."""
-    return sum(parameter.numel() for parameter in _plain_model(config, torch.float32).parameters())
+    return sum(parameter.numel() for parameter in skeleton(config).parameters())
 
 
 def optimizer_bytes(adapter_tensors: list[int], optimizer: OptimizerName) -> int:
@@ -169,7 +172,8 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
     "auto" weights are dequantized here, which needs more memory, so that a plan is never too low.
     """
     training = trial.model.training
-    model = adapted_model(trial, config)
+    base = quantized_skeleton(trial.study, config)
+    counts, model = count_weights(base), _adapted(trial, base)
     with attention_kernels(trial.study.randomness.kernels), _fake_tensors():
         _make_fake(model, getattr(torch, trial.study.precision.compute))
         _fuse_dropout(model)
@@ -184,7 +188,7 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
         with live:
             saved = training_step(model, ids, trial.study.precision.compute, live) - before
     tensors = [each.numel() for each in model.parameters() if each.requires_grad]
-    return FinetuneMemory(weights, tensors, saved, live.peak - before)
+    return FinetuneMemory(weights, counts, tensors, saved, live.peak - before)
 
 
 def as_trainer_sets(model: Any, checkpointing: bool) -> None:
@@ -217,7 +221,7 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
     """
     study, length = trial.study, trial.model.training.max_length
     batch, compute = study.evaluation.batch_size, getattr(torch, study.precision.compute)
-    model = _plain_model(config, compute).eval()
+    model = skeleton(config, compute).eval()
     # inference_mode would hide the parts of operations
     with attention_kernels(study.randomness.kernels), _fake_tensors(), torch.no_grad():
         _make_fake(model, compute)
@@ -239,23 +243,33 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
 def adapted_model(trial: Trial, config: Any) -> Any:
     """Return a trial's quantized base with its adapter, as in fine-tuning, on the meta device.
 
+    Raises:
+        UsageError: a target module does not exist, or no adapter can be merged into it.
+    """
+    return _adapted(trial, quantized_skeleton(trial.study, config))
+
+
+def quantized_skeleton(study: Study, config: Any) -> Any:
+    """Return a quantized base, as in fine-tuning, on the meta device.
+
     transformers chooses the modules that stay unquantized.
     """
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-    base = _plain_model(config, getattr(torch, trial.study.precision.compute))
-    quantization = quantization_config(trial.study)
+    base = skeleton(config, getattr(torch, study.precision.compute))
+    quantization = quantization_config(study)
     quantizer = Bnb4BitHfQuantizer(quantization, pre_quantized=False)
     kept = quantizer.get_modules_to_not_convert(base, None, base._keep_in_fp32_modules)
     base = replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=quantization)
     base.is_loaded_in_4bit = True
-    try:
-        with torch.device("meta"):  # the adapter needs no memory either, whatever the study's sizes are
-            return with_adapter(trial, base)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"models.{trial.model_name}.target_modules: {reason}") from None
+    return base
+
+
+def _adapted(trial: Trial, base: Any) -> Any:
+    model_targets(trial.workspace, trial.model_name, base)
+    with torch.device("meta"):  # the adapter needs no memory either, whatever the study's sizes are
+        return with_adapter(trial, base)
 
 
 def weight_bytes(model: Any) -> WeightBytes:
@@ -289,13 +303,6 @@ def _tensors(model: Any) -> Iterator[tuple[Any, str]]:
             parts += [state.offset, state.state2.absmax, state.state2.code]
         yield from ((part, "scales") for part in parts)
     yield from ((buffer, "unquantized") for buffer in model.buffers())
-
-
-def _plain_model(config: Any, dtype: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 @contextlib.contextmanager

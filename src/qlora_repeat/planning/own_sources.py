@@ -16,7 +16,7 @@ from qlora_repeat.assets.pins import ROW_FILES, pickled_files
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Folder, Hub, PackageFile, Row, RowKey, Task
-from qlora_repeat.system.files import LARGEST_ROWS, SET_TMPDIR, disk_errors, read_json, temporary_folder
+from qlora_repeat.system.files import LARGEST_ROWS, read_json
 
 _REPOSITORY = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_][A-Za-z0-9_./+@-]*)?"
@@ -135,12 +135,13 @@ def _columns_of(files: list[Path], given: str) -> list[str]:
     kind = ROW_FILES.get(files[0].suffix)
     if kind is None:
         raise UsageError(f"{given}: rows are read from {', '.join(ROW_FILES)} only")
-    with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR):
-        try:
-            # No column has an empty name, so only names are read.
-            found = read_columns(kind, files, [""], 0, LARGEST_ROWS, _MOST_MEMORY, scratch)
-        except ValueError as error:
-            raise UsageError(f"{given}: cannot be read as {kind} ({error})") from None
+    try:
+        # No column has an empty name, so only names are read.
+        found = read_columns(kind, files, [""], 0, LARGEST_ROWS, _MOST_MEMORY)
+    except ValueError as error:
+        raise UsageError(f"{given}: cannot be read as {kind} ({error})") from None
+    except OSError as error:
+        raise MissingError(f"{error.filename}: cannot be read ({error.strerror})") from error
     return [str(name) for name in found["columns"]]
 
 

@@ -65,6 +65,8 @@ class ModelPlan:
     model: str
     base: str
     parameters: int
+    share_in_4_bits: float
+    """Of the base's weights, 0 to 1."""
     weights: FrozenWeights
     """The study's setting for the frozen base; "auto" is planned as dequantized, which needs more memory."""
     base_quantized: int
@@ -199,6 +201,7 @@ def _model_plan(
         model=name,
         base=model.base,
         parameters=parameters,
+        share_in_4_bits=tuning.counts.share,
         weights=study.weights,
         base_quantized=weights.quantized,
         base_scales=weights.scales,

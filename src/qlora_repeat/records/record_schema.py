@@ -19,6 +19,7 @@ _CLOSED = ConfigDict(strict=True, extra="forbid")
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 MOST_POINTS = 1000
 """Points of a loss curve; the kit records 30."""
+_Share = Annotated[float, Field(ge=0, le=1)]
 _Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Point = Annotated[tuple[_Epochs, float], Field(strict=False)]  # JSON has only lists
 
@@ -52,6 +53,7 @@ class _Finetuned(TypedDict):
     peak_memory_bytes: Count | None
     peak_memory_share: float | None
     weights: Literal["nf4", "materialized"]
+    share_in_4_bits: NotRequired[_Share]
     miniature: bool
 
 

@@ -12,14 +12,17 @@ from qlora_repeat.assets.datasets import Example, batch_order
 from qlora_repeat.assets.derived_cache import encoded_part, load_frozen_base
 from qlora_repeat.records.trace import known_losses, loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
+from qlora_repeat.stages.mergeable import check_mergeable
 from qlora_repeat.stages.padding import collate, padding_id
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Progress, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import named_operation
 from qlora_repeat.system.files import copy_file, move_folder, new_folder, remove
 from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.printable import say
 from qlora_repeat.system.signals import defer
 
 
@@ -40,11 +43,13 @@ def finetune(
     `load_base`, if given, returns the frozen base in 4 bits.
 
     Returns:
-        The record's outputs: adapter digest, seeds, losses, training seconds, peak memory, frozen weights.
+        The record's outputs: adapter digest, seeds, losses, training seconds, peak memory, frozen weights,
+        and the share of the base's weights in 4 bits.
         With `until_step`, only the seeds and the number of steps.
 
     Raises:
         StoppedError: this process was asked to stop; there is a checkpoint.
+        UsageError, StageError: the adapter could not be merged (`check_mergeable`).
         StageError: the profile asks for deterministic kernels, and an operation has none.
     """
     trainer, weights = _begin(trial, progress, inputs, seeds, until_step, load_base)
@@ -80,6 +85,7 @@ def _begin(
     """Return the trainer, restored from the last checkpoint if any, and outputs on the frozen weights."""
     workspace, study, model = trial.workspace, trial.study, trial.model
     check_base(workspace, model.base, weights=False)  # `load_frozen_base` checks those that it reads
+    check_mergeable(workspace, trial.model_name, lora_config(study, ["layer"]))
     folder = base_folder(workspace, model.base)
     unfinished = reopen(trial.unfinished, inputs, seeds)
     if unfinished is None:
@@ -95,17 +101,28 @@ def _begin(
         seeds["data_order"],
     )
     base = (load_base or load_frozen_base)(workspace, model.base)
+    in_4_bits = _share_in_4_bits(model.base, base)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)
     if study.randomness.nudge:
         nudge(adapted, trial.number)
     if checkpoint:
         _set_adapter(adapted, checkpoint)
-    weights = _set_frozen_weights(trial, adapted, examples, order)
+    weights = _set_frozen_weights(trial, adapted, examples, order) | in_4_bits
     trainer = make_trainer(
         trial, adapted, tokenizer, examples, order, unfinished, checkpoint, progress, steps
     )
     return trainer, weights
+
+
+def _share_in_4_bits(name: str, base: Any) -> dict[str, float]:
+    """Return the output ``share_in_4_bits`` of a quantized base, and say if it is small."""
+    from qlora_repeat.stages.dequantize import count_weights
+
+    counts = count_weights(base)
+    if warning := counts.warning():
+        say(f"base {name}: {warning}", error=True)
+    return {"share_in_4_bits": counts.share}
 
 
 def _set_frozen_weights(
@@ -157,21 +174,26 @@ def _outputs(
 
 def with_adapter(trial: Trial, base: Any) -> Any:
     """Return the frozen base with a new adapter; all weights except the 4-bit ones are float32."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model, prepare_model_for_kbit_training
 
-    lora = trial.study.lora
     prepared = prepare_model_for_kbit_training(
         base, use_gradient_checkpointing=trial.model.training.gradient_checkpointing
     )
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=trial.model.target_modules,
+    return get_peft_model(prepared, lora_config(trial.study, trial.model.target_modules))
+
+
+def lora_config(study: Study, target_modules: list[str]) -> Any:
+    """Return PEFT's configuration of an adapter on these layers."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=study.lora.r,
+        lora_alpha=study.lora.alpha,
+        lora_dropout=study.lora.dropout,
+        target_modules=target_modules,
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(prepared, config)
 
 
 def _name_base(adapted: Any, trial: Trial, folder: Path) -> None:

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from qlora_repeat.system.typed_json import what_is_expected
 
+_UNSUPPORTED = {"modules_to_save": "only adapters are trained, not whole layers; leave it out"}
+"""Why keys that users know from PEFT do not exist."""
 _LONGEST = 500
 """Characters of what was expected."""
 _FEW = 6
@@ -37,6 +39,8 @@ def validation_message(
     where, shown = written(location) if written else ("", location)
     key = shown_key(shown)
     if problem["type"] == "unexpected_keyword_argument":
+        if reason := _UNSUPPORTED.get(str(location[-1])):
+            return f"{where}unknown key {key}: {reason}"
         known = keys_of_table(schema or {}, location[:-1])
         return f"{where}unknown key {key}{_suggestion(str(location[-1]), known, shown_key(shown[:-1]))}"
     if problem["type"] == "missing":

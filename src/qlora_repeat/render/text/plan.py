@@ -66,6 +66,7 @@ def _evaluation(model: ModelPlan) -> dict[str, str]:
     return {
         "model": model.model,
         "parameters": f"{model.parameters:,}",
+        "in 4 bits": _percent(model.share_in_4_bits),
         "weights": _gb(model.evaluate_weights),
         "work": _gb(model.evaluate_work),
         "peak": _gb(model.evaluate_peak),
