@@ -1,7 +1,6 @@
 """Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import named_operation
 from qlora_repeat.system.files import copy_file, move_folder, new_folder, remove
 from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.limits import usable_cores
 from qlora_repeat.system.signals import defer
 
 
@@ -114,8 +114,7 @@ def _set_frozen_weights(
     from qlora_repeat.stages.dequantize import set_frozen_weights
 
     batches = [(len(batch), max(len(examples[row].ids) for row in batch)) for batch in order]
-    cores = len(os.sched_getaffinity(0))
-    at_once = 1 if torch.cuda.is_available() else max(1, cores // trial.study.threads)
+    at_once = 1 if torch.cuda.is_available() else max(1, usable_cores() // trial.study.threads)
     return set_frozen_weights(adapted, trial.study.weights, batches, at_once)
 
 

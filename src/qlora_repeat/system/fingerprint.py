@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.system.hashing import json_digest
+from qlora_repeat.system.limits import usable_cores
 from qlora_repeat.system.package_data import ROOT
 
 PACKAGES = (
@@ -123,7 +124,7 @@ def fingerprint() -> dict[str, Any]:
             "numeric": [flag for flag in flags if _NUMERIC_FLAGS.fullmatch(flag)],
         },
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)),
+        "usable_cores": usable_cores(),
         "cublas": installed_version("nvidia-cublas", "nvidia-cublas-cu12"),
         "environment": environment(),
         **_torch_state(),
