@@ -48,6 +48,7 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.randomness import draw_seed
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.environment import clear_environment
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import (
     discard,
@@ -132,6 +133,7 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
         UsageError: a prompt of the study matches no row of its data, or the lock file contradicts the study.
         BusyError: another process is fetching into this cache.
     """
+    clear_environment()  # some bases are pretrained here
     items = needed(workspace, models)
     for folder in earlier_folders(workspace):
         tell(outdated(folder))

@@ -13,6 +13,7 @@ import click
 
 from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
+from qlora_repeat.system.environment import clear_environment
 from qlora_repeat.system.files import disk_error, disk_errors
 from qlora_repeat.system.printable import say, say_block
 from qlora_repeat.system.signals import stop_on_signals
@@ -124,6 +125,7 @@ def main() -> None:
     """The console script: an error that a user can fix ends in one line and its exit code."""
     if sys.version_info < (3, 11, 1):  # pip checks it too
         sys.exit("Error: Python 3.11.0 lets other users into its processes (CVE-2022-42919); use a newer one")
+    clear_environment()
     os.environ["PYTHONSAFEPATH"] = "1"  # the current folder may be a stranger's: no process imports from it
     if sys.stdout is None:  # closed
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

@@ -13,6 +13,7 @@ from qlora_repeat.selftest import checks
 from qlora_repeat.selftest.bench import Bench, Watch, fill_cache, self_test_study
 from qlora_repeat.selftest.jobs import Call
 from qlora_repeat.system.determinism import prepare_environment
+from qlora_repeat.system.environment import clear_environment
 from qlora_repeat.system.files import TEMPORARY, discard, write_text
 from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.gpus import visible_gpus
@@ -50,6 +51,7 @@ def self_test(
         full: also run models of the paper's size, on a GPU.
         sizes: of the models (`self_test_study`).
     """
+    clear_environment()
     prepare_environment("deterministic")
     started, began, found = now(), time.monotonic(), list[Check]()
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
