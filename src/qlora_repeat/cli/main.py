@@ -1,6 +1,7 @@
 """The command line. A subcommand's module, and what it imports, is loaded only when it is called."""
 
 import contextlib
+import difflib
 import importlib
 import io
 import os
@@ -58,6 +59,8 @@ GROUPS = {
 """The subcommands by purpose, each with its one-line help."""
 HIDDEN = {"miniature": "Write a hub of miniature models, to rehearse a study on a CPU."}
 """Subcommands that `--help` leaves out: `make rehearsal` uses them."""
+_RESUMES = ("fetch", "run", "trial", "finetune", "merge", "evaluate", "time", "attribute", "verify")
+"""Subcommands that do the rest of their work if they are called again."""
 COMMANDS = {name: help for group in [*GROUPS.values(), HIDDEN] for name, help in group.items()}
 
 
@@ -78,6 +81,10 @@ class _Lazy(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         ctx.invoked_subcommand = args[0] if args else None
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            hint = f"did you mean {close[0]!r}?" if close else "`qlora-repeat --help` lists them."
+            raise click.UsageError(f"No such command {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -163,7 +170,9 @@ def _exit_code() -> int:
             code = cli.main(standalone_mode=False)
             sys.stdout.flush()  # fails here, not at the end of the process
     except (click.exceptions.Abort, KeyboardInterrupt):
-        say("Stopped.", error=True)
+        resumes = sys.argv[1:2] and sys.argv[1] in _RESUMES and "--force" not in sys.argv
+        more = " Finished work is kept; run the same command to resume." if resumes else ""
+        say(f"Stopped.{more}", error=True)
         code = 130
     except click.ClickException as error:
         shown = io.StringIO()

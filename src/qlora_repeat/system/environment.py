@@ -5,10 +5,11 @@ what the libraries read (accelerate, transformers, torch and its mathematical li
 datasets, huggingface_hub), and what the kit does about it. A test compares the list with their sources.
 """
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,6 +156,22 @@ def clear_environment() -> None:
             if found.read_when_loaded and "torch" in sys.modules:
                 _too_late.append(name)
     os.environ.update({each.names: each.value for each in VARIABLES if each.treatment == "set"})
+
+
+@contextlib.contextmanager
+def without_variables(names: str, *, kept: str = "") -> Iterator[None]:
+    """Hide variables that fit a pattern from programs that the block starts, except those that fit `kept`."""
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if re.fullmatch(names, name) and not re.fullmatch(kept, name)
+    }
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def removed_variables() -> Mapping[str, str]:
