@@ -127,7 +127,7 @@ types: setup ## check types
 	$(BIN)python -m mypy src
 
 bench: setup ## compare the speed of the kit and a plain script; half an hour on two cores
-	@$(BIN)python -m pip install --disable-pip-version-check -qq --no-deps --require-hashes -r lockfiles/bench.txt
+	@lockfiles/pip.sh $(BIN)python install -qq --no-deps --require-hashes -r lockfiles/bench.txt
 	$(BIN)python benchmarks/speed.py
 
 lock: setup ## write the lock files (UPGRADE=--upgrade takes newer versions)
@@ -176,5 +176,5 @@ endif
 	echo $$accelerator > $@
 
 .venv/.kit: pyproject.toml .venv/.packages
-	@.venv/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	@lockfiles/pip.sh .venv/bin/python install -qq --no-deps --no-build-isolation --editable .
 	touch $@

@@ -10,7 +10,7 @@ from qlora_repeat.assets.fetch import earlier_folders, outdated
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.records.record import Record, damages
 from qlora_repeat.records.trace import read_trace
-from qlora_repeat.records.trial_state import base_test_record, has_ended, stage_record
+from qlora_repeat.records.trial_state import advised, base_test_record, has_ended, stage_record
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.stages.checkpoint import SAVED, START, begins_so, checkpoint_folders, read_sealed
@@ -66,19 +66,24 @@ def check(workspace: Workspace, report: Callable[[int, int], None]) -> CheckedSt
         if live_owner(trial.lock) is not None:
             notes.append(f"{trial.name}: not checked, because a process is working on it")
         else:
-            found = list(check_trial(trial))
+            found = [advised_file(workspace, each) for each in check_trial(trial)]
             if _is_leftover(trial):
                 notes.append(f"{trial.unfinished}: {_LEFTOVER}")
             else:
                 found += _unfinished(trial.unfinished)
             checked, files = checked + bool(found), files + found
         report(done := done + 1, total)
-    files += check_base_tests(workspace)
+    files += [advised_file(workspace, each) for each in check_base_tests(workspace)]
     for check_input, name in [(_base, name) for name in bases] + [(_data, name) for name in data]:
         inputs += check_input(workspace, name)
         report(done := done + 1, total)
     notes += map(outdated, earlier_folders(workspace))
     return CheckedStudy(checked, files, inputs, notes + _results(workspace) + _leftovers(workspace.folder))
+
+
+def advised_file(workspace: Workspace, file: CheckedFile) -> CheckedFile:
+    """Return a file with advice that fits what came in an archive (`advised`)."""
+    return CheckedFile(file.path, advised(workspace, file.problem))
 
 
 def check_trial(trial: Trial) -> Iterator[CheckedFile]:

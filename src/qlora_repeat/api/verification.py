@@ -229,11 +229,19 @@ def _named(
     archive, _, name = str(given).rpartition(":")
     if archive.endswith(".zip"):
         unpacked = stack.enter_context(opened(Path(archive)))
-        folder = open_workspace(unpacked.study_file, runs=unpacked.runs).trial(name).folder
+        inside = open_workspace(unpacked.study_file, runs=unpacked.runs).trial(name)
+        _require_run(inside)
+        folder = inside.folder
     elif Path(given).is_dir():
         folder = Path(given)
+    elif _looks_like_a_path(str(given)):
+        raise MissingError(
+            f"{given}: no such folder or archive; give the folder of a trial, "
+            "ARCHIVE.zip:MODEL/OPTIMIZER/NUMBER, or a trial's name with --study"
+        )
     else:
         trial = open_workspace(study or DEFAULT_STUDY, runs=runs, cache=cache).trial(str(given))
+        _require_run(trial)
         return trial, trial.folder
     record = valid_record(folder / "finetune.json")
     if record is None:
@@ -242,6 +250,29 @@ def _named(
         )
     own = study or study_of(folder) or DEFAULT_STUDY
     return open_workspace(own, runs=runs, cache=cache).trial(record.trial), folder
+
+
+def _looks_like_a_path(given: str) -> bool:
+    """Return whether this cannot be meant as the name of a trial."""
+    return given.startswith(("/", ".", "~")) or given.strip("/").count("/") != 2
+
+
+def _require_run(trial: Trial) -> None:
+    """Check that there is something to verify.
+
+    Raises:
+        MissingError: the trial was never run, or not to the end of its fine-tuning.
+    """
+    if trial.record("finetune").exists() or trial.trace.exists():
+        return
+    where = shlex.quote(trial.workspace.given)
+    if trial.workspace.from_archive:
+        raise MissingError(f"{trial.name}: the archive has no results of it, so there is nothing to verify")
+    begun = "is not finished" if trial.unfinished.exists() else "was not run yet"
+    command = (
+        f"qlora-repeat trial {trial.name} --study {where} --runs {shlex.quote(str(trial.workspace.runs))}"
+    )
+    raise MissingError(f"{trial.name}: {begun}, so there is nothing to verify; run `{command}` first")
 
 
 def _lacking(recorded: Recorded, shown: Terminal) -> list[str]:

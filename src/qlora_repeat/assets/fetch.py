@@ -63,6 +63,7 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import Folder, Hub, PackageFile
 from qlora_repeat.study.randomness import draw_seed
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.environment import clear_environment
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import (
     discard,
@@ -144,10 +145,11 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
 
     Raises:
         MissingError: something cannot be fetched or has unexpected bytes, or a disk is too small.
-        UsageError: a prompt of the study matches no row of its data, rows would make numbers wrong, no adapter
-            can be merged into a target module, or the lock file contradicts the study.
+        UsageError: a prompt of the study matches no row of its data, rows would make numbers wrong, no
+            adapter can be merged into a target module, or the lock file contradicts the study.
         BusyError: another process is fetching into this cache.
     """
+    clear_environment()  # some bases are pretrained here
     items = needed(workspace, models)
     for folder in earlier_folders(workspace):
         tell(outdated(folder))

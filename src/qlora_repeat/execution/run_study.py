@@ -18,7 +18,13 @@ from qlora_repeat.execution.device import check_and_tell, prepare_and_tell
 from qlora_repeat.execution.jobs import TrialJob, open_jobs
 from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
-from qlora_repeat.records.trial_state import base_damages, explanations, trial_state, valid_record
+from qlora_repeat.records.trial_state import (
+    base_damages,
+    explanations,
+    last_checkpoint,
+    trial_state,
+    valid_record,
+)
 from qlora_repeat.study.trial import Progress, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.gpus import default_workers
@@ -77,7 +83,7 @@ def run_study(
     trials = [job.trial for job in waiting if isinstance(job, TrialJob)]
     damages = base_damages(workspace) if "evaluate" in stages else []
     for line in damages + explanations(map(trial_state, trials)):
-        observer.tell(f"running again: {line}")
+        observer.tell(f"running again: {line.partition(': `qlora-repeat trial')[0]}")
     workers = min(jobs or default_workers(study.threads), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     observer.tell(f"study {title or study.name}: {len(waiting)} jobs, {workers} at a time")
@@ -120,6 +126,8 @@ def run_one(
     prepare_and_tell(trial.study, observer.warn)
     fetch_missing(trial.workspace, observer.tell, [trial.model_name])
     seeds = _recorded_seeds(trial) if same_seeds else None
+    if "finetune" in stages and not trial.trace.exists() and (step := last_checkpoint(trial)) is not None:
+        observer.tell(f"{trial.name}: was stopped; resumes from its checkpoint after step {step}")
     with observer.watch_trial(trial.name) as progress:
         if "evaluate" in stages:
             with contextlib.suppress(BusyError):  # another trial of the model tests it

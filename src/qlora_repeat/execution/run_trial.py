@@ -29,6 +29,7 @@ from qlora_repeat.system.files import (
     write_json,
 )
 from qlora_repeat.system.memory import release_memory
+from qlora_repeat.system.optional_packages import UNWANTED, without
 from qlora_repeat.system.parallel import in_parallel
 from qlora_repeat.system.printable import printable, say
 from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
@@ -64,7 +65,7 @@ def run_trial(
     prepare(trial.study)
     workspace = trial.workspace
     require_space(trial.folder, base_bytes(workspace, trial.model.base), "QLORA_REPEAT_RUNS")
-    with exclusive(trial.lock, trial.name), _failure_noted(trial):
+    with without(*UNWANTED), exclusive(trial.lock, trial.name), _failure_noted(trial):
         _clean(trial)
         if until_step is not None:
             _run_stage(trial, "finetune", {}, progress, seeds, until_step)
@@ -79,8 +80,8 @@ def run_trial(
                 _run_stage(trial, stage, states, progress, seeds or _seeds_before(states))
             except StoppedError as error:
                 # --force would repeat the finished stages; only a fine-tuning resumes from a checkpoint.
-                without = " without --force" if force and stage != "finetune" else ""
-                raise StoppedError(f"{error}; run the same command{without} to resume") from None
+                unforced = " without --force" if force and stage != "finetune" else ""
+                raise StoppedError(f"{error}; run the same command{unforced} to resume") from None
         remove(trial.failure)
         finished = all(state.state == "done" for state in stage_states(trial).values())
         if delete_merged or (finished and not trial.study.keep_merged):
@@ -118,7 +119,7 @@ def run_base_test(test: BaseTest, progress: Progress) -> None:
         StageError: the test failed.
     """
     prepare(test.workspace.study)
-    with exclusive(test.lock, test.name), stop_not_hidden():
+    with without(*UNWANTED), exclusive(test.lock, test.name), stop_not_hidden():
         for left in test.record.parent.glob(f".{test.record.name}.*"):  # of a killed process
             discard(left)
         if base_state(test).state == "done":

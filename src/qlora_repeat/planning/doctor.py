@@ -80,7 +80,7 @@ def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
         "rows": lambda: row_findings(workspace, infos),
         "folders": lambda: _folder_findings(workspace, infos),
         "disk": lambda: disk_findings(workspace, infos),
-        "environment": lambda: machine_checks.environment_findings(machine["environment"], kernels, threads),
+        "environment": lambda: machine_checks.environment_findings(machine["environment"], kernels),
         "checkout": lambda: machine_checks.checkout_findings(machine),
     }
     findings = []

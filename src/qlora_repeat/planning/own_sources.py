@@ -14,7 +14,7 @@ from qlora_repeat.assets.fetch import model_files
 from qlora_repeat.assets.hub import download, resolve, snapshot_folder
 from qlora_repeat.assets.pins import ROW_FILES, pickled_files
 from qlora_repeat.assets.row_reader import read_columns
-from qlora_repeat.errors import UsageError
+from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Folder, Hub, PackageFile, Row, RowKey, Task
 from qlora_repeat.system.files import LARGEST_ROWS, read_json
 

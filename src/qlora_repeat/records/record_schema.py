@@ -36,6 +36,7 @@ class _Fingerprint(TypedDict):
     cpu_capability: str | None
     threads: Count | None
     packages: dict[str, str]
+    kernel_packages: NotRequired[dict[str, str]]
     kernels: NotRequired[dict[str, Any] | None]
     python: str
 

@@ -1,5 +1,6 @@
 """Which stages of a trial, and which tests of a base, are done, stale, damaged or missing, and why."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,12 +79,13 @@ def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState
     for stage in STAGES:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is None:
+            damage = advised(trial.workspace, damage)
             states[stage] = StageState("damaged" if damage else "missing", damage=damage)
         else:
             changed = changed_inputs(record.inputs, stage_inputs(trial, stage, upstream, shared))
             if before is not None and states[before].state != "done":
                 changed.append(f"the {before} stage")
-            damage = _damage(trial, stage, record, rehash)
+            damage = advised(trial.workspace, _damage(trial, stage, record, rehash))
             state: State = "damaged" if damage else "stale" if changed else "done"
             states[stage] = StageState(state, record, changed, damage)
             upstream = upstream | record.outputs
@@ -99,6 +101,33 @@ def _damage(trial: Trial, stage: Stage, record: Record, rehash: bool) -> str | N
     found = damages(trial.folder, record.files, rehash=rehash)
     damage = next(filter(None, found.values()), None)
     return damage and f"{damage}; `qlora-repeat run` runs its stage again"
+
+
+def advised(workspace: Workspace, damage: str | None) -> str | None:
+    """Return a line on damage with advice; what came in an archive is evidence, so nothing is run there."""
+    if damage is None or not workspace.from_archive:
+        return damage
+    problem = damage.partition("; `qlora-repeat ")[0]
+    return f"{problem}; it came in an archive: tell whoever packed it, and run nothing in its folder"
+
+
+def last_checkpoint(trial: Trial) -> int | None:
+    """Return the step of the last checkpoint of an unfinished fine-tuning, by the name of its folder."""
+    names = (path.name.removeprefix("step-") for path in trial.unfinished.glob("step-*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def stopped_at(state: TrialState) -> str | None:
+    """Say where a trial was stopped and which stages remain; None if it has not begun or is done."""
+    trial = state.trial
+    left = [stage for stage in STAGES if state.stages[stage].state != "done"]
+    step = last_checkpoint(trial) if "finetune" in left else None
+    if state.state != "missing" or (step is None and len(left) == len(STAGES)):
+        return None
+    after = f"stopped at step {step}" if step is not None else "stopped"
+    if step is not None and trial.model.training.steps:
+        after += f" of {trial.model.training.total_steps(0)}"
+    return f"{after}; {', '.join(left)} {'remains' if len(left) == 1 else 'remain'}"
 
 
 def stage_record(
@@ -150,13 +179,14 @@ def base_state(test: BaseTest) -> StageState:
     """Return the state of a test of a base."""
     record, damage = base_test_record(test)
     if record is None:
+        damage = advised(test.workspace, damage)
         return StageState("damaged" if damage else "missing", damage=damage)
     changed = changed_inputs(record.inputs, base_inputs(test))
     return StageState("stale" if changed else "done", record, changed)
 
 
 def explanations(trials: Iterable[TrialState]) -> list[str]:
-    """Return a line for each failed or stale trial, and for each damaged stage, that says why."""
+    """Return a line for each failed, stale or stopped trial, and for each damaged stage, that says why."""
     lines = []
     for each in trials:
         trial, stages = each.trial, each.stages.values()
@@ -166,6 +196,9 @@ def explanations(trials: Iterable[TrialState]) -> list[str]:
         elif each.state == "stale":
             changes = {change for stage in stages for change in stage.changed}
             lines.append(f"{trial.name} is stale, changed since: {', '.join(sorted(changes))}")
+        elif (stopped := stopped_at(each)) is not None:
+            command = f"qlora-repeat trial {trial.name} --study {shlex.quote(trial.workspace.given)}"
+            lines.append(f"{trial.name} {stopped}: `{command}` resumes it")
         elif each.state == "damaged":
             lines += [f"{trial.name} is damaged: {stage.damage}" for stage in stages if stage.damage]
     return lines

@@ -1,7 +1,6 @@
 """Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
 
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder, check_base, hub_commit, is_miniature, load_tokenizer
 from qlora_repeat.assets.datasets import Example, batch_order
 from qlora_repeat.assets.derived_cache import encoded_part, load_frozen_base
+from qlora_repeat.errors import StageError
 from qlora_repeat.records.trace import known_losses, loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
 from qlora_repeat.stages.mergeable import check_mergeable
@@ -22,6 +22,7 @@ from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import named_operation
 from qlora_repeat.system.files import copy_file, move_folder, new_folder, remove
 from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.limits import usable_cores
 from qlora_repeat.system.printable import say
 from qlora_repeat.system.signals import defer
 
@@ -133,8 +134,7 @@ def _set_frozen_weights(
     from qlora_repeat.stages.dequantize import set_frozen_weights
 
     batches = [(len(batch), max(1, *(len(examples[row].ids) for row in batch))) for batch in order]
-    cores = len(os.sched_getaffinity(0))
-    at_once = 1 if torch.cuda.is_available() else max(1, cores // trial.study.threads)
+    at_once = 1 if torch.cuda.is_available() else max(1, usable_cores() // trial.study.threads)
     return set_frozen_weights(adapted, trial.study.weights, batches, at_once)
 
 
@@ -165,7 +165,7 @@ def _outputs(
         "resumed_from": checkpoint.step if checkpoint else None,
         "optimizer_state": _state_types(trainer.checkpoint),
         # Both are off without a GPU.
-        "autocast": trainer.args.fp16 or trainer.args.bf16,
+        "autocast": bool(trainer.accelerator.native_amp),
         "loss_scaling": trainer.accelerator.scaler is not None,
         **trainer.spent_so_far(),
         **trainer.peak_memory(),
@@ -197,10 +197,16 @@ def lora_config(study: Study, target_modules: list[str]) -> Any:
 
 
 def _name_base(adapted: Any, trial: Trial, folder: Path) -> None:
-    """Set the base's name in the adapter's configuration to its hub repository or name, not a local path."""
+    """Set the base's name in the adapter's configuration to its hub repository or name, not a local path.
+
+    Also sort its sets, whose order depends on PYTHONHASHSEED, so that equal trials have equal files.
+    """
     named, hub = adapted.peft_config["default"], trial.study.bases[trial.model.base].hub
     named.base_model_name_or_path = hub.repository if hub else trial.model.base
     named.revision = hub_commit(folder)
+    for name, value in vars(named).items():
+        if isinstance(value, set):
+            setattr(named, name, sorted(value))
 
 
 def _set_adapter(adapted: Any, checkpoint: Checkpoint) -> None:
@@ -243,7 +249,34 @@ def make_trainer(
         progress=progress,
     )
     trainer.remove_callback(PrinterCallback)
+    _require_asked(trainer, trial)
     return trainer
+
+
+def _require_asked(trainer: Any, trial: Trial) -> None:
+    """Check that accelerate does what the study says, whatever it read in the environment.
+
+    Raises:
+        StageError: it would use another precision, several processes, or a compiler.
+    """
+    args, accelerator = trainer.args, trainer.accelerator
+    asked = {
+        "precision": "fp16" if args.fp16 else "bf16" if args.bf16 else "no",
+        "processes": 1,
+        "division of the model": "NO",
+        "compiler": "NO",
+    }
+    found = {
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+        "division of the model": accelerator.distributed_type.value,
+        "compiler": accelerator.state.dynamo_plugin.backend.value,
+    }
+    if wrong := [name for name in asked if asked[name] != found[name]]:
+        listed = ", ".join(f"{name} {found[name]} instead of {asked[name]}" for name in wrong)
+        raise StageError(
+            f"{trial.name}: accelerate would use {listed}; unset what a launcher left in the environment"
+        )
 
 
 def _arguments(trial: Trial, steps: int) -> Any:
