@@ -86,6 +86,7 @@ def test_loading_does_not_count_as_peak_memory(
     if torch.cuda.is_available() or not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("the resident memory of this process is not measured, or its peak cannot be reset")
     load, spike = finetune.load_frozen_base, 1200 * 2**20
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
     def wasteful(*arguments: Any) -> Any:
         held = mmap.mmap(-1, spike)  # not from the heap, so that it is returned
@@ -101,5 +102,5 @@ def test_loading_does_not_count_as_peak_memory(
     finetune.finetune(trial, quiet, {}, until_step=4)
     found = finetune.finetune(trial, quiet, {})  # loads again, and has nothing left to train
     assert found["resumed_from"] == 4
-    assert 2**27 < found["peak_memory_bytes"] < spike
+    assert 2**27 < found["peak_memory_bytes"] < resident + spike / 2
     assert found["peak_memory_share"] is None
