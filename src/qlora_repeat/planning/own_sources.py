@@ -17,6 +17,7 @@ from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Folder, Hub, PackageFile, Row, RowKey, Task
 from qlora_repeat.system.files import LARGEST_ROWS, read_json
+from qlora_repeat.system.printable import one_line
 
 _REPOSITORY = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_][A-Za-z0-9_./+@-]*)?"
@@ -27,6 +28,8 @@ _COLUMNS = {
     "answer": ("answer", "output", "response", "completion", "target"),
 }
 """Usual names of columns, the likeliest first."""
+_CHATS = ("messages", "conversations", "conversation")
+"""Usual names of a column with the messages of a chat."""
 _MOST_MEMORY = 4 * LARGEST_ROWS
 
 
@@ -62,10 +65,11 @@ def look_at_model(given: str, command: str) -> OwnModel:
         UsageError: the text is no folder and no repository of a hub.
     """
     if Path(given).is_dir():
+        given = _from_here(given)
         folder, names = Path(given), list(model_files(Folder(given)))
         line = f"folder = {_quoted(given)}"
     else:
-        hub = _hub(given, "model", "a folder with config.json, tokenizer and safetensors")
+        hub = _hub(given, "model", "folder", "a folder with config.json, tokenizer and safetensors")
         pin = resolve(hub, "model", command)
         weights = {name for name in pin.files if name.endswith(".safetensors")} | {*pickled_files(pin.files)}
         small = {name: file for name, file in pin.files.items() if name not in weights}
@@ -108,10 +112,11 @@ def look_at_rows(given: str, task: Task | None, columns: Mapping[str, str], comm
         UsageError: they cannot be read, or their columns do not say what they are.
     """
     if Path(given).is_file():
+        given = _from_here(given)
         files, lines = [Path(given)], [f"file = {_quoted(given)}"]
         hub = None
     else:
-        hub = _hub(given, "dataset", f"a file that ends in {', '.join(ROW_FILES)}")
+        hub = _hub(given, "dataset", "file", f"a file that ends in {', '.join(ROW_FILES)}")
         pin = resolve(hub, "dataset", command)
         names = sorted(pin.files)
         if train := [name for name in names if "train" in name]:
@@ -142,14 +147,18 @@ def _columns_of(files: list[Path], given: str) -> list[str]:
         raise UsageError(f"{given}: cannot be read as {kind} ({error})") from None
     except OSError as error:
         raise MissingError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return [str(name) for name in found["columns"]]
+    names = [str(name) for name in found["columns"]]
+    for character, name in ((";", "semicolons"), ("\t", "tabs")):
+        if kind == "csv" and len(names) == 1 and character in names[0]:
+            raise UsageError(f"{given}: {name} separate its columns; expected commas")
+    return names
 
 
 def _chosen_columns(
     found: list[str], task: Task | None, given: Mapping[str, str], source: str
 ) -> tuple[Task, dict[RowKey, str]]:
     """Return the task that columns are for, and the column of each key of its rows."""
-    listed = ", ".join(found)
+    listed = one_line(", ".join(found))
     for key, column in given.items():
         if column not in found:
             raise UsageError(f"--column {key}={column}: {source} has the columns {listed}")
@@ -165,10 +174,15 @@ def _chosen_columns(
     if task is None and "quote" in given:
         tasks.reverse()
     for each in tasks:
-        if each == "text-generation" and "quote" not in likely and len(found) == 1:
-            likely["quote"] = found[0]
+        if each == "text-generation" and len(found) == 1 and found[0].lower() not in _CHATS:
+            likely.setdefault("quote", found[0])
         if all(key in likely for key in ROW_KEYS[each]):
             return each, {key: likely[key] for key in ROW_KEYS[each]}
+    if chat := [name for name in found if name.lower() in _CHATS]:
+        raise UsageError(
+            f"{source}: column {chat[0]} has chats of several turns; give a column with the question and one "
+            "with the answer, as --column instruction=COLUMN --column answer=COLUMN"
+        )
     keys = ROW_KEYS[tasks[-1] if task else "question-answering"]
     example = " ".join(f"--column {key}=COLUMN" for key in keys)
     raise UsageError(
@@ -176,9 +190,21 @@ def _chosen_columns(
     )
 
 
-def _hub(given: str, kind: str, local: str) -> Hub:
-    if not _REPOSITORY.fullmatch(given):
-        raise UsageError(f"{given}: expected {local}, or OWNER/NAME of a {kind} on a hub")
+def _from_here(given: str) -> str:
+    """Return a path, relative to the current folder if it is inside, so that both can be moved together."""
+    path, here = Path(given), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else given
+
+
+def _hub(given: str, kind: str, place: str, local: str) -> Hub:
+    path = Path(given)
+    if path.exists():
+        raise UsageError(f"{given}: it is no {place}; expected {local}, or OWNER/NAME of a {kind} on a hub")
+    is_path = path.suffix in ROW_FILES or (len(path.parts) > 1 and path.parent.is_dir())
+    if is_path or not _REPOSITORY.fullmatch(given):
+        raise UsageError(
+            f"{given}: there is no such {place}; expected {local}, or OWNER/NAME of a {kind} on a hub"
+        )
     repository, _, revision = given.partition("@")
     return Hub(repository, revision or "main")
 
