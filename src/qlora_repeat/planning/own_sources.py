@@ -1,6 +1,5 @@
 """Look at a model and rows of which no study file exists yet: in a folder and a file, or on a hub."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from qlora_repeat.assets.pins import ROW_FILES, pickled_files
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Folder, Hub, PackageFile, Row, RowKey, Task
+from qlora_repeat.study.toml_file import quoted
 from qlora_repeat.system.files import LARGEST_ROWS, read_json
 from qlora_repeat.system.printable import one_line
 
@@ -67,7 +67,7 @@ def look_at_model(given: str, command: str) -> OwnModel:
     if Path(given).is_dir():
         given = _from_here(given)
         folder, names = Path(given), list(model_files(Folder(given)))
-        line = f"folder = {_quoted(given)}"
+        line = f"folder = {quoted(given)}"
     else:
         hub = _hub(given, "model", "folder", "a folder with config.json, tokenizer and safetensors")
         pin = resolve(hub, "model", command)
@@ -113,7 +113,7 @@ def look_at_rows(given: str, task: Task | None, columns: Mapping[str, str], comm
     """
     if Path(given).is_file():
         given = _from_here(given)
-        files, lines = [Path(given)], [f"file = {_quoted(given)}"]
+        files, lines = [Path(given)], [f"file = {quoted(given)}"]
         hub = None
     else:
         hub = _hub(given, "dataset", "file", f"a file that ends in {', '.join(ROW_FILES)}")
@@ -207,7 +207,3 @@ def _hub(given: str, kind: str, place: str, local: str) -> Hub:
         )
     repository, _, revision = given.partition("@")
     return Hub(repository, revision or "main")
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

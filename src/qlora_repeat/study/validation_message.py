@@ -83,8 +83,8 @@ def _suggestion(found: str, known: Sequence[str], table: str) -> str:
 def _found(value: object, *, tables: bool = False) -> str:
     """Return what was found, for the end of a message; `tables`: also that it was a list or a table."""
     if not isinstance(value, str | int | float):
-        kind = {list: "a list", dict: "a table"}.get(type(value)) if tables else None
-        return f" (found {kind})" if kind else ""
+        kind = "a list" if isinstance(value, list) else "a table"
+        return f" (found {kind})" if tables and value is not None else ""
     try:
         return f" (found {_shortened(repr(value))})"
     except ValueError:
