@@ -30,6 +30,8 @@ _EXAMPLES_ON_CPU = 48
 _LONGEST_ON_CPU = 256
 _MULTIPLE = 32
 """Lengths are rounded up to a multiple of this."""
+_FEWEST_NEW = 16
+"""The number of new tokens is rounded up to a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _study_text(
     limit = _position_limit(base)
     longest, cut = choose_length(lengths, limit, on_gpu)
     answers = _answer_lengths(base, rows)
-    new_tokens = min(_rounded(_quantile(answers, 0.95)), 256 if on_gpu else 32)
+    new_tokens = min(_rounded(_quantile(answers, 0.95), _FEWEST_NEW), 256 if on_gpu else 32)
     what = "texts" if rows.task == "text-generation" else "answers"
     modules, why = choose_modules(base)
     middle = (
@@ -278,8 +280,8 @@ def _quantile(values: Sequence[int], share: float) -> int:
     return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)]
 
 
-def _rounded(length: int) -> int:
-    return max(1, math.ceil(length / _MULTIPLE)) * _MULTIPLE
+def _rounded(length: int, multiple: int = _MULTIPLE) -> int:
+    return max(1, math.ceil(length / multiple)) * multiple
 
 
 def _escaped(text: str) -> str:

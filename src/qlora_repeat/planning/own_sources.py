@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import load_tokenizer
-from qlora_repeat.assets.configuration import refuse_code, usable
+from qlora_repeat.assets.configuration import refuse_code
 from qlora_repeat.assets.dataset_builders import file_rows
 from qlora_repeat.assets.fetch import model_files
 from qlora_repeat.assets.hub import download, resolve, snapshot_folder
+from qlora_repeat.assets.layers import base_skeleton, linear_layers
 from qlora_repeat.assets.pins import ROW_FILES, pickled_files
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
@@ -82,26 +83,11 @@ def look_at_model(given: str, command: str) -> OwnModel:
 
 
 def _linear_layers(folder: Path) -> list[str]:
-    """Return the different last names of the linear layers in a model's blocks, in their order.
-
-    The model is built without memory for its weights.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.pytorch_utils import Conv1D
-
-    with usable(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    head = model.get_output_embeddings()
-    layers = [
-        name
-        for name, each in model.named_modules()
-        if isinstance(each, torch.nn.Linear | Conv1D) and each is not head
-    ]
-    # Layers of blocks have a number in their names; a projection of the whole model has none.
-    names = [name.rpartition(".")[2] for name in layers if re.search(r"\.\d+\.", name)]
-    return list(dict.fromkeys(names))
+    """Return the different last names of the linear layers in a model's blocks, in their order."""
+    # Layers of blocks have a number in their paths; a projection of the whole model has none.
+    paths = [path for path in linear_layers(base_skeleton(folder)) if re.search(r"\.\d+\.", path)]
+    names = [re.search(r"[^.]+(\.\d+)?$", path) for path in paths]  # a number belongs to the name before it
+    return list(dict.fromkeys(found[0] for found in names if found))
 
 
 def look_at_rows(given: str, task: Task | None, columns: Mapping[str, str], command: str) -> OwnRows:
