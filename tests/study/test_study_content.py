@@ -181,7 +181,7 @@ def test_an_own_study_named_like_one_of_the_kit_extends_it(tmp_path: Path) -> No
 CHAINS = {
     "itself": ({"a": 'extends = "a"'}, "line 1: key extends: a study cannot extend itself"),
     "a circle": ({"a": 'extends = "b"', "b": '\nextends = "a"'}, "b.toml: line 2: key extends: a extends"),
-    "no such study": ({"a": 'extends = "nonesuch"'}, "key extends: nonesuch: no such study file"),
+    "no such study": ({"a": 'extends = "nonesuch"'}, "line 1: key extends: nonesuch: no such study file"),
     "a number": ({"a": "extends = 3"}, "key extends: expected the name or path of a study"),
     "two lines": ({"a": 'extends = "a\\nb"'}, "key extends: character U+000A"),
     "a long name": ({"a": f'extends = "{"b" * 5000}"'}, "key extends: expected the name"),

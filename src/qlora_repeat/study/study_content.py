@@ -113,7 +113,7 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Content:
             raise ValueError("expected the name or path of a study, such as paper")
         if len(children) == MOST_PARENTS:
             raise ValueError(f"expected at most {MOST_PARENTS} studies, each of which extends the next")
-        parent = _parent(path, name)
+        parent = _parent(path, name, where)
         if parent.resolve() in {each.resolve() for each in (*children, path)}:
             raise ValueError(f"{name} extends this study")
     except ValueError as error:
@@ -121,7 +121,7 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Content:
     try:
         inherited = _with_parents(parent, (*children, path))
     except (FileNotFoundError, NotADirectoryError):
-        raise _no_parent(path, name, [parent]) from None
+        raise _no_parent(path, name, where, [parent]) from None
     for key in _OWN:
         inherited.values.pop(key, None)
     _move_paths(inherited.values, parent.parent, path.parent)
@@ -130,8 +130,8 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Content:
     return Content(merged, origins | own.origins, [path, *inherited.files])
 
 
-def _parent(path: Path, name: str) -> Path:
-    """Return the file of the study that a file extends.
+def _parent(path: Path, name: str, where: str) -> Path:
+    """Return the file of the study that a file extends; `where` is the line that names it, for errors.
 
     A study from an archive extends what it came with, or a study of the kit.
     """
@@ -149,12 +149,14 @@ def _parent(path: Path, name: str) -> Path:
             return candidate
     if any(candidate.resolve() == path.resolve() for candidate in candidates):
         raise ValueError("a study cannot extend itself")
-    raise _no_parent(path, name, candidates)
+    raise _no_parent(path, name, where, candidates)
 
 
-def _no_parent(path: Path, name: str, candidates: list[Path]) -> MissingError:
+def _no_parent(path: Path, name: str, where: str, candidates: list[Path]) -> MissingError:
     looked = ", ".join(dict.fromkeys(map(str, candidates))) or "its own folder and the kit's studies only"
-    return MissingError(f"{path}: key extends: {shown_key((name,))}: no such study file; looked for {looked}")
+    return MissingError(
+        f"{path}: {where}key extends: {shown_key((name,))}: no such study file; looked for {looked}"
+    )
 
 
 def _keys(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
