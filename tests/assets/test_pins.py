@@ -25,7 +25,7 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.stage_inputs import shared_inputs
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.loading import open_workspace
-from qlora_repeat.study.workspace import ARCHIVE_MARK
+from qlora_repeat.study.workspace import ARCHIVE_MARK, Workspace
 from qlora_repeat.system.files import write_json
 from qlora_repeat.system.hashing import MANIFEST, folder_digests
 
@@ -298,13 +298,19 @@ def without(user: User, repository: str) -> None:
     write_json(user.lock, {name: pin for name, pin in user.locked().items() if name != repository})
 
 
+def fetch_quoter(workspace: Workspace, tell: Callable[[str], None] = print) -> None:
+    """Fetch; then the layers are checked, which models that are not real lack."""
+    with pytest.raises(UsageError, match=r"models\.quoter\.target_modules"):
+        fetch(workspace, tell, ["quoter"])
+
+
 def test_a_folder_in_the_cache_does_not_choose_the_pin(user: User) -> None:
     """Fetch with a cache that has the folders of an earlier commit, in the old and the new naming."""
     first = commit(user)
     shutil.copytree(user.base(), user.base().with_name(base_source(opened(user), "llama")))
     main = moved(user, generation_config__json=b"{}")
     without(user, MODEL)
-    fetch(opened(user), print, ["quoter"])
+    fetch_quoter(opened(user))
     assert commit(user) == main != first
 
 
@@ -336,7 +342,7 @@ def test_folders_of_an_earlier_version_are_named_and_not_used(user: User) -> Non
     assert check(workspace, lambda done, total: None).notes == [f"{base}{text}", f"{data}{text}"]
     assert base_digest(workspace, "llama") is None
     lines: list[str] = []
-    fetch(workspace, lines.append, ["quoter"])
+    fetch_quoter(workspace, lines.append)
     assert lines[:2] == [f"{base}{text}", f"{data}{text}"]
     assert lines[-1] == "base llama: fetched, verified"
 
@@ -388,7 +394,7 @@ def test_a_configuration_that_is_none_is_refused(content: bytes, user: User) -> 
 def test_no_code_is_fetched(user: User) -> None:
     moved(user, tokenizer__py=b"boom", modeling_llama__py=b"boom", adapter_config__json=b"{}")
     without(user, MODEL)
-    fetch(opened(user), print, ["quoter"])
+    fetch_quoter(opened(user))
     names = {path.name for path in base_folder(opened(user), "llama").iterdir()}
     assert (
         names
@@ -416,7 +422,7 @@ def test_what_a_stranger_asks_for_is_kept_apart(
     chosen = moved(user, generation_config__json=b'{"max_length": 1}')
     monkeypatch.setenv("QLORA_REPEAT_LOCK", str(user.lock))
     workspace = open_workspace(str(theirs.study), cache=user.cache)
-    fetch(workspace, print, ["quoter"])
+    fetch_quoter(workspace)
     assert user.lock.read_bytes() == lock
     assert sorted((user.cache / "bases").iterdir()) == before
     assert [path.name[-40:] for path in (user.cache / "strangers" / "bases").iterdir()] == [chosen]
@@ -424,7 +430,7 @@ def test_what_a_stranger_asks_for_is_kept_apart(
     check_base(workspace, "llama")
     main = moved(user, generation_config__json=b"{}")
     without(user, MODEL)
-    fetch(opened(user), print, ["quoter"])
+    fetch_quoter(opened(user))
     assert commit(user) == main != chosen
 
 

@@ -108,9 +108,21 @@ def test_columns_can_be_given(here: Path) -> None:
 
 
 WRONG = {
-    "no model": ({"model": "nowhere"}, "nowhere: expected a folder with config.json"),
+    "no model": (
+        {"model": "nowhere"},
+        "nowhere: there is no such folder; expected a folder with config.json",
+    ),
     "an empty folder": ({"model": "empty"}, "empty: it has no config.json"),
-    "no rows": ({"data": "nowhere.jsonl"}, "nowhere.jsonl: expected a file that ends in"),
+    "no rows": (
+        {"data": "nowhere.jsonl"},
+        "nowhere.jsonl: there is no such file; expected a file that ends in",
+    ),
+    "a missing file in a folder": ({"data": "model/rows.jsonl"}, "model/rows.jsonl: there is no such file"),
+    "a folder of rows": ({"data": "empty"}, "empty: it is no file; expected a file that ends in"),
+    "semicolons": ({"data": "semicolons.csv"}, "semicolons.csv: semicolons separate its columns"),
+    "chats": ({"data": "chats.jsonl"}, "chats.jsonl: column messages has chats of several turns"),
+    "odd columns": ({"data": "odd.jsonl"}, "(a⏎b, \\u{202e}c) to learn is not clear"),
+    "no rows at all": ({"data": "none.jsonl"}, "none.jsonl: cannot be read as json (it is empty)"),
     "another format": ({"data": "model/config.json.bak"}, "rows are read from"),
     "few rows": ({"data": "few.jsonl"}, "it has 3 rows; expected at least 5"),
     "a name with capitals": ({"name": "Mine"}, "Mine: expected lowercase letters"),
@@ -124,12 +136,21 @@ def test_what_is_unsuitable_ends_in_one_line_and_leaves_no_file(case: str, here:
     (here / "empty").mkdir()
     (here / "model/config.json.bak").write_text("{}")
     write_rows(here / "few.jsonl", QUESTIONS[:3])
+    write_rows(here / "chats.jsonl", [{"messages": [{"role": "user", "content": "Why?"}]}] * 9)
+    write_rows(here / "odd.jsonl", [{"a\nb": "Why?", "\u202ec": "So."}] * 9)
+    (here / "none.jsonl").touch()
+    (here / "semicolons.csv").write_text("question;answer\n" + "Why?;So.\n" * 9)
     given, words = WRONG[case]
     before = sorted(here.rglob("*"))
     failed = init(**given)
     assert isinstance(failed.exception, KitError), failed.output
     assert words in str(failed.exception) and "\n" not in str(failed.exception)
     assert sorted(here.rglob("*")) == before
+
+
+def test_the_study_and_its_files_can_be_moved_together(here: Path) -> None:
+    assert init(model=str(here / "model"), data=str(here / "rows.jsonl")).exit_code == 0
+    assert str(here) not in (here / "mine.toml").read_text("utf-8")
 
 
 def test_a_model_that_names_code_is_refused(here: Path) -> None:

@@ -71,7 +71,9 @@ MISTAKES = {
         "unknown key models.tiny-llama-chat.training.learning_rat; did you mean learning_rate?",
     ),
     "unknown key like no other": ("r = 8", "r = 8\nzzzzzz = 1", "unknown key lora.zzzzzz"),
-    "missing key": ('task = "text-generation"\n', "", "line 79: key data.quotes.task is missing"),
+    "missing key": (
+        'task = "text-generation"\n', "", "line 79: key data.quotes.task is missing; expected 'text-",
+    ),
     "missing table": ("[models.tiny-neox]", "[model.tiny-neox]", "unknown key model; did you mean models?"),
     "text for a number": ("trials = 2", 'trials = "2"', "line 4: key trials", "an integer", "found '2'"),
     "part of a number": ("trials = 2", "trials = 2.5", "key trials", "an integer", "found 2.5"),
@@ -105,10 +107,32 @@ MISTAKES = {
         'base = "tiny-neox"', 'base = "neox"', "models.tiny-neox.base is 'neox'", "has tiny-llama, tiny-neox",
     ),
     "unknown data": (
-        'data = "quotes"', 'data = "quote"', "models.tiny-neox.data is 'quote'", "has quotes, instructions",
+        'data = "quotes"\ntemplate = "{quote}"', 'data = "quote"',
+        "models.tiny-neox.data is 'quote'", "has quotes, instructions",
     ),
-    "steps and epochs": ("steps = 3", "steps = 3\nepochs = 1.0", "training: give either steps or epochs"),
+    "steps and epochs": (
+        "steps = 3", "steps = 3\nepochs = 1.0", "line 49: key training: give either steps or epochs",
+    ),
     "a path for a name": ('name = "tiny"\n', 'name = "../tiny"\n', "key name", "found '../tiny'"),
+    "text for a shared number": (
+        "learning_rate = 1e-3", 'learning_rate = "1e-3"',
+        "key training.learning_rate: expected a number, such as 0.0002 (found '1e-3')",
+    ),
+    "text for a list": (
+        '["query_key_value", "dense_4h_to_h"]', '"query_key_value"',
+        "key models.tiny-neox.target_modules: expected a list, such as [\"q_proj\"] (found 'query_key_",
+    ),
+    "a list for a text": (
+        'title = "tiny study"', 'title = ["tiny"]', 'expected text, such as "text" (found a list)',
+    ),
+    "no samplings": (
+        "samplings = [{ temperature = 1.0, top_p = 1.0 }, { temperature = 0.1, top_p = 0.1 }]",
+        "samplings = []", "key generation.samplings: expected at least one entry",
+    ),
+    "no text": ('stop = "</s>"', 'stop = ""', "tiny-llama-chat.stop: expected text that is not empty"),
+    "a date": (
+        'title = "tiny study"', "title = 2024-01-01", "line 3: key title: no key has a date", '"2024-01-01"',
+    ),
     "a narrow model": ("[data.quotes]", PRETRAINED + "[data.quotes]", "hidden_size", "192", "found 128"),
     "half a base": (
         "[data.quotes]",
@@ -381,3 +405,11 @@ def test_a_study_has_a_name_for_others() -> None:
     assert portable_name("pocket@bitwise") == "pocket@bitwise"
     assert portable_name(str(Path("studies/pocket.toml").resolve()) + "@bitwise") == "pocket@bitwise"
     assert portable_name("/home/somebody/mine.toml@bitwise") == "mine.toml@bitwise"
+
+
+def test_the_error_for_a_name_with_dots_has_its_line(tmp_path: Path) -> None:
+    path = write_study(
+        tmp_path, ("[models.tiny-neox]", '[models."neox-1.5"]'), ('template = "{quote}"', 'template = "x"')
+    )
+    line = path.read_text(encoding="utf-8").splitlines().index('template = "x"') + 1
+    assert complaint(path) == f"line {line}: models.neox-1.5.template: expected exactly {{quote}}"

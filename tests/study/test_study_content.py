@@ -74,6 +74,15 @@ def test_what_show_prints_is_the_same_study(name: str, tmp_path: Path) -> None:
     assert load_study(str(tmp_path / Path(shown).name)) == load_study(shown)
 
 
+def test_invisible_characters_in_what_show_prints_stay_the_same(tmp_path: Path) -> None:
+    text = r'template = "{instruction}\u00a0\u202e\t\U000e0020\\ \"{answer}"' + "\n"
+    path = written(tmp_path / "mine.toml", SHORT + text)
+    shown = written(tmp_path / "shown/mine.toml", CliRunner().invoke(cli, ["show", path]).output)
+    template = load_study(path).models["mine"].template
+    assert load_study(shown).models["mine"].template == template
+    assert template == '{instruction}\u00a0\u202e\t\U000e0020\\ "{answer}'
+
+
 def test_show_says_where_each_value_comes_from(tmp_path: Path) -> None:
     written(tmp_path / "small.toml", SHORT + "[training]\nmax_length = 64\n")
     path = written(tmp_path / "mine.toml", 'extends = "small"\n\n[lora]\nr = 4\n')
@@ -172,7 +181,7 @@ def test_an_own_study_named_like_one_of_the_kit_extends_it(tmp_path: Path) -> No
 CHAINS = {
     "itself": ({"a": 'extends = "a"'}, "line 1: key extends: a study cannot extend itself"),
     "a circle": ({"a": 'extends = "b"', "b": '\nextends = "a"'}, "b.toml: line 2: key extends: a extends"),
-    "no such study": ({"a": 'extends = "nonesuch"'}, "key extends: nonesuch: no such study file"),
+    "no such study": ({"a": 'extends = "nonesuch"'}, "line 1: key extends: nonesuch: no such study file"),
     "a number": ({"a": "extends = 3"}, "key extends: expected the name or path of a study"),
     "two lines": ({"a": 'extends = "a\\nb"'}, "key extends: character U+000A"),
     "a long name": ({"a": f'extends = "{"b" * 5000}"'}, "key extends: expected the name"),

@@ -17,6 +17,7 @@ from qlora_repeat.study.data_sources import Row, Task
 from qlora_repeat.study.json_schema import SCHEMA
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import PUBLISHED
+from qlora_repeat.study.toml_file import quoted
 from qlora_repeat.system.files import discard, link, read_file, write_bytes, write_text
 from qlora_repeat.system.package_data import kit_path
 
@@ -29,6 +30,8 @@ _EXAMPLES_ON_CPU = 48
 _LONGEST_ON_CPU = 256
 _MULTIPLE = 32
 """Lengths are rounded up to a multiple of this."""
+_FEWEST_NEW = 16
+"""The number of new tokens is rounded up to a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _study_text(
     limit = _position_limit(base)
     longest, cut = choose_length(lengths, limit, on_gpu)
     answers = _answer_lengths(base, rows)
-    new_tokens = min(_rounded(_quantile(answers, 0.95)), 256 if on_gpu else 32)
+    new_tokens = min(_rounded(_quantile(answers, 0.95), _FEWEST_NEW), 256 if on_gpu else 32)
     what = "texts" if rows.task == "text-generation" else "answers"
     modules, why = choose_modules(base)
     middle = (
@@ -155,15 +158,15 @@ def _study_text(
         *rows.lines,
     ]
     if any(key != column for key, column in rows.columns.items()):
-        pairs = ", ".join(f"{key} = {_quoted(column)}" for key, column in rows.columns.items())
+        pairs = ", ".join(f"{key} = {quoted(column)}" for key, column in rows.columns.items())
         unused = f" # not used: {', '.join(rows.unused)}" if rows.unused else ""
         lines.append(f"columns = {{ {pairs} }}{_comment(unused)}")
     lines += [
         f"max_new_tokens = {new_tokens} # 95 % of the {what} have at most {_quantile(answers, 0.95)} tokens",
         "",
-        f"[models.{_quoted(name) if '.' in name else name}]",
-        f"template = {_quoted(template.text)} # {template.reason}",
-        *([f"stop = {_quoted(template.stop)}"] if template.stop else []),
+        f"[models.{quoted(name) if '.' in name else name}]",
+        f"template = {quoted(template.text)} # {template.reason}",
+        *([f"stop = {quoted(template.stop)}"] if template.stop else []),
         *([] if template.special_tokens else ["special_tokens = false # the template has them"]),
         f"target_modules = {json.dumps(modules)} # {why}",
         "",
@@ -277,16 +280,12 @@ def _quantile(values: Sequence[int], share: float) -> int:
     return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)]
 
 
-def _rounded(length: int) -> int:
-    return max(1, math.ceil(length / _MULTIPLE)) * _MULTIPLE
+def _rounded(length: int, multiple: int = _MULTIPLE) -> int:
+    return max(1, math.ceil(length / multiple)) * multiple
 
 
 def _escaped(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _comment(text: str) -> str:

@@ -1,6 +1,5 @@
 """Look at a model and rows of which no study file exists yet: in a folder and a file, or on a hub."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import load_tokenizer
-from qlora_repeat.assets.configuration import refuse_code, usable
+from qlora_repeat.assets.configuration import refuse_code
 from qlora_repeat.assets.dataset_builders import file_rows
 from qlora_repeat.assets.fetch import model_files
 from qlora_repeat.assets.hub import download, resolve, snapshot_folder
+from qlora_repeat.assets.layers import base_skeleton, linear_layers
 from qlora_repeat.assets.pins import ROW_FILES, pickled_files
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Folder, Hub, PackageFile, Row, RowKey, Task
+from qlora_repeat.study.toml_file import quoted
 from qlora_repeat.system.files import LARGEST_ROWS, read_json
+from qlora_repeat.system.printable import one_line
 
 _REPOSITORY = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_][A-Za-z0-9_./+@-]*)?"
@@ -27,6 +29,8 @@ _COLUMNS = {
     "answer": ("answer", "output", "response", "completion", "target"),
 }
 """Usual names of columns, the likeliest first."""
+_CHATS = ("messages", "conversations", "conversation")
+"""Usual names of a column with the messages of a chat."""
 _MOST_MEMORY = 4 * LARGEST_ROWS
 
 
@@ -62,10 +66,11 @@ def look_at_model(given: str, command: str) -> OwnModel:
         UsageError: the text is no folder and no repository of a hub.
     """
     if Path(given).is_dir():
+        given = _from_here(given)
         folder, names = Path(given), list(model_files(Folder(given)))
-        line = f"folder = {_quoted(given)}"
+        line = f"folder = {quoted(given)}"
     else:
-        hub = _hub(given, "model", "a folder with config.json, tokenizer and safetensors")
+        hub = _hub(given, "model", "folder", "a folder with config.json, tokenizer and safetensors")
         pin = resolve(hub, "model", command)
         weights = {name for name in pin.files if name.endswith(".safetensors")} | {*pickled_files(pin.files)}
         small = {name: file for name, file in pin.files.items() if name not in weights}
@@ -78,26 +83,11 @@ def look_at_model(given: str, command: str) -> OwnModel:
 
 
 def _linear_layers(folder: Path) -> list[str]:
-    """Return the different last names of the linear layers in a model's blocks, in their order.
-
-    The model is built without memory for its weights.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.pytorch_utils import Conv1D
-
-    with usable(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    head = model.get_output_embeddings()
-    layers = [
-        name
-        for name, each in model.named_modules()
-        if isinstance(each, torch.nn.Linear | Conv1D) and each is not head
-    ]
-    # Layers of blocks have a number in their names; a projection of the whole model has none.
-    names = [name.rpartition(".")[2] for name in layers if re.search(r"\.\d+\.", name)]
-    return list(dict.fromkeys(names))
+    """Return the different last names of the linear layers in a model's blocks, in their order."""
+    # Layers of blocks have a number in their paths; a projection of the whole model has none.
+    paths = [path for path in linear_layers(base_skeleton(folder)) if re.search(r"\.\d+\.", path)]
+    names = [re.search(r"[^.]+(\.\d+)?$", path) for path in paths]  # a number belongs to the name before it
+    return list(dict.fromkeys(found[0] for found in names if found))
 
 
 def look_at_rows(given: str, task: Task | None, columns: Mapping[str, str], command: str) -> OwnRows:
@@ -108,10 +98,11 @@ def look_at_rows(given: str, task: Task | None, columns: Mapping[str, str], comm
         UsageError: they cannot be read, or their columns do not say what they are.
     """
     if Path(given).is_file():
-        files, lines = [Path(given)], [f"file = {_quoted(given)}"]
+        given = _from_here(given)
+        files, lines = [Path(given)], [f"file = {quoted(given)}"]
         hub = None
     else:
-        hub = _hub(given, "dataset", f"a file that ends in {', '.join(ROW_FILES)}")
+        hub = _hub(given, "dataset", "file", f"a file that ends in {', '.join(ROW_FILES)}")
         pin = resolve(hub, "dataset", command)
         names = sorted(pin.files)
         if train := [name for name in names if "train" in name]:
@@ -142,14 +133,18 @@ def _columns_of(files: list[Path], given: str) -> list[str]:
         raise UsageError(f"{given}: cannot be read as {kind} ({error})") from None
     except OSError as error:
         raise MissingError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return [str(name) for name in found["columns"]]
+    names = [str(name) for name in found["columns"]]
+    for character, name in ((";", "semicolons"), ("\t", "tabs")):
+        if kind == "csv" and len(names) == 1 and character in names[0]:
+            raise UsageError(f"{given}: {name} separate its columns; expected commas")
+    return names
 
 
 def _chosen_columns(
     found: list[str], task: Task | None, given: Mapping[str, str], source: str
 ) -> tuple[Task, dict[RowKey, str]]:
     """Return the task that columns are for, and the column of each key of its rows."""
-    listed = ", ".join(found)
+    listed = one_line(", ".join(found))
     for key, column in given.items():
         if column not in found:
             raise UsageError(f"--column {key}={column}: {source} has the columns {listed}")
@@ -165,10 +160,15 @@ def _chosen_columns(
     if task is None and "quote" in given:
         tasks.reverse()
     for each in tasks:
-        if each == "text-generation" and "quote" not in likely and len(found) == 1:
-            likely["quote"] = found[0]
+        if each == "text-generation" and len(found) == 1 and found[0].lower() not in _CHATS:
+            likely.setdefault("quote", found[0])
         if all(key in likely for key in ROW_KEYS[each]):
             return each, {key: likely[key] for key in ROW_KEYS[each]}
+    if chat := [name for name in found if name.lower() in _CHATS]:
+        raise UsageError(
+            f"{source}: column {chat[0]} has chats of several turns; give a column with the question and one "
+            "with the answer, as --column instruction=COLUMN --column answer=COLUMN"
+        )
     keys = ROW_KEYS[tasks[-1] if task else "question-answering"]
     example = " ".join(f"--column {key}=COLUMN" for key in keys)
     raise UsageError(
@@ -176,12 +176,20 @@ def _chosen_columns(
     )
 
 
-def _hub(given: str, kind: str, local: str) -> Hub:
-    if not _REPOSITORY.fullmatch(given):
-        raise UsageError(f"{given}: expected {local}, or OWNER/NAME of a {kind} on a hub")
+def _from_here(given: str) -> str:
+    """Return a path, relative to the current folder if it is inside, so that both can be moved together."""
+    path, here = Path(given), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else given
+
+
+def _hub(given: str, kind: str, place: str, local: str) -> Hub:
+    path = Path(given)
+    if path.exists():
+        raise UsageError(f"{given}: it is no {place}; expected {local}, or OWNER/NAME of a {kind} on a hub")
+    is_path = path.suffix in ROW_FILES or (len(path.parts) > 1 and path.parent.is_dir())
+    if is_path or not _REPOSITORY.fullmatch(given):
+        raise UsageError(
+            f"{given}: there is no such {place}; expected {local}, or OWNER/NAME of a {kind} on a hub"
+        )
     repository, _, revision = given.partition("@")
     return Hub(repository, revision or "main")
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

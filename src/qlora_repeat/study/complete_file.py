@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.study_content import Content
+from qlora_repeat.study.toml_file import quoted
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _INLINE = ("hub", "file", "gguf", "tokenizer", "folder", "columns")
@@ -74,7 +75,7 @@ def _table(values: Mapping[str, Any], key: tuple[str, ...], comment: Any) -> Ite
 
 
 def _key(name: str) -> str:
-    return name if _BARE.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    return name if _BARE.fullmatch(name) else quoted(name)
 
 
 def _value(value: Any) -> str:
@@ -82,4 +83,4 @@ def _value(value: Any) -> str:
         return "{ " + ", ".join(f"{_key(key)} = {_value(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return quoted(value) if isinstance(value, str) else json.dumps(value)

@@ -3,6 +3,7 @@
 Each key remembers where it was written, for errors and for `show`.
 """
 
+import datetime
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.study.allowed_values import Location
 from qlora_repeat.study.data_sources import MAX_NEW_TOKENS, ROW_KEYS, TEMPLATES
 from qlora_repeat.study.finding import came_in_archive, study_folders
 from qlora_repeat.study.old_spelling import respelled
 from qlora_repeat.study.toml_file import key_lines, one_line, read_toml_text
-from qlora_repeat.study.validation_message import Location, shown_key
+from qlora_repeat.study.validation_message import shown_key
 from qlora_repeat.system.package_data import kit_path
 
 MOST_PARENTS = 5
@@ -58,12 +60,21 @@ class Content:
 
     def written(self, location: Location) -> tuple[str, Location]:
         """Return where a key was written, as the beginning of a message, and the key as it was written."""
+        location = self._with_dotted_name(location)
         found, length = self.origin(location)
         if found is None:
             return "", location
         file = f"{found.file}, " if found.file != self.files[0] else ""
         line = f"line {found.line}: " if found.line is not None else ""
         return file + line, (*found.key, *location[length:])
+
+    def _with_dotted_name(self, location: Location) -> Location:
+        """Return the location in which the name of a model, base or data set with dots is one part."""
+        for end in range(len(location), 2, -1):
+            name = ".".join(map(str, location[1:end]))
+            if (str(location[0]), name) in self.origins:
+                return (location[0], name, *location[end:])
+        return location
 
 
 def read_content(path: Path) -> Content:
@@ -75,6 +86,7 @@ def read_content(path: Path) -> Content:
         UsageError: a file is not TOML, or the studies extend each other in a circle, or are too many.
     """
     content = _with_parents(path, ())
+    _refuse_dates(content)
     _add_shared_training(content)
     _name_optimizers(content, path)
     given = set(_keys(content.values))
@@ -101,7 +113,7 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Content:
             raise ValueError("expected the name or path of a study, such as paper")
         if len(children) == MOST_PARENTS:
             raise ValueError(f"expected at most {MOST_PARENTS} studies, each of which extends the next")
-        parent = _parent(path, name)
+        parent = _parent(path, name, where)
         if parent.resolve() in {each.resolve() for each in (*children, path)}:
             raise ValueError(f"{name} extends this study")
     except ValueError as error:
@@ -109,7 +121,7 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Content:
     try:
         inherited = _with_parents(parent, (*children, path))
     except (FileNotFoundError, NotADirectoryError):
-        raise _no_parent(path, name, [parent]) from None
+        raise _no_parent(path, name, where, [parent]) from None
     for key in _OWN:
         inherited.values.pop(key, None)
     _move_paths(inherited.values, parent.parent, path.parent)
@@ -118,8 +130,8 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Content:
     return Content(merged, origins | own.origins, [path, *inherited.files])
 
 
-def _parent(path: Path, name: str) -> Path:
-    """Return the file of the study that a file extends.
+def _parent(path: Path, name: str, where: str) -> Path:
+    """Return the file of the study that a file extends; `where` is the line that names it, for errors.
 
     A study from an archive extends what it came with, or a study of the kit.
     """
@@ -137,12 +149,14 @@ def _parent(path: Path, name: str) -> Path:
             return candidate
     if any(candidate.resolve() == path.resolve() for candidate in candidates):
         raise ValueError("a study cannot extend itself")
-    raise _no_parent(path, name, candidates)
+    raise _no_parent(path, name, where, candidates)
 
 
-def _no_parent(path: Path, name: str, candidates: list[Path]) -> MissingError:
-    looked = ", ".join(map(str, candidates)) or "its own folder and the kit's studies only"
-    return MissingError(f"{path}: key extends: {shown_key((name,))}: no such study file; looked for {looked}")
+def _no_parent(path: Path, name: str, where: str, candidates: list[Path]) -> MissingError:
+    looked = ", ".join(dict.fromkeys(map(str, candidates))) or "its own folder and the kit's studies only"
+    return MissingError(
+        f"{path}: {where}key extends: {shown_key((name,))}: no such study file; looked for {looked}"
+    )
 
 
 def _keys(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -157,6 +171,22 @@ def _keys(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[
 
 def _line(lines: Mapping[tuple[str, ...], int], key: tuple[str, ...]) -> int | None:
     return next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), None)
+
+
+def _refuse_dates(content: Content) -> None:
+    """Raise UsageError for a date or a time, which TOML has and studies do not."""
+    dates = (datetime.date, datetime.time)
+    for key in _keys(content.values):
+        value: Any = content.values
+        for part in key:
+            value = value[part]
+        found = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, dates)]
+        if found:
+            where, shown = content.written(key)
+            raise UsageError(
+                f"{content.files[0]}: {where}key {shown_key(shown)}: no key has a date; "
+                f'text has quotation marks, such as "{found[0]}"'
+            )
 
 
 def _has(values: Any, key: tuple[str, ...]) -> bool:
@@ -222,8 +252,8 @@ def _add_shared_training(content: Content) -> None:
     """Give every model a complete table ``training``."""
     shared = content.values.pop("training", {})
     if not isinstance(shared, dict):
-        content.values["training"] = shared  # which is then an unknown key
-        return
+        where = content.written(("training",))[0]
+        raise UsageError(f"{content.files[0]}: {where}key training: expected a table, such as [training]")
     for name, model in _tables(content.values, "models").items():
         own = model.get("training", {})
         if not isinstance(own, dict):
@@ -231,6 +261,8 @@ def _add_shared_training(content: Content) -> None:
         other = {"steps": "epochs", "epochs": "steps"}
         kept = {key: value for key, value in shared.items() if other.get(key) not in own}
         model["training"] = kept | own
+        if ("training",) in content.origins:
+            content.origins.setdefault(("models", name, "training"), content.origins["training",])
         for key in kept.keys() - own.keys():
             for written, origin in list(content.origins.items()):
                 if written[:2] == ("training", key):
@@ -259,7 +291,7 @@ def _complete(values: dict[str, Any], name: str) -> None:
     data = _tables(values, "data")
     for table in data.values():
         task, sources = table.get("task"), [key for key in ("hub", "file") if key in table]
-        if len(sources) == 1:
+        if sources:
             table.setdefault("source", sources[0])
         if isinstance(task, str) and task in ROW_KEYS:
             table.setdefault("max_new_tokens", MAX_NEW_TOKENS[task])
@@ -274,6 +306,8 @@ def _complete(values: dict[str, Any], name: str) -> None:
         task = data.get(used, {}).get("task") if isinstance(used, str) else None
         if isinstance(task, str) and task in ROW_KEYS:
             model.setdefault("template", TEMPLATES[task])
+        elif isinstance(used, str) and used not in data:
+            model.setdefault("template", "")  # the error is that there is no such data
         training = model.setdefault("training", {})
         if isinstance(training, dict) and "steps" not in training and "epochs" not in training:
             training["epochs"] = 3.0

@@ -1,5 +1,6 @@
 """Read a TOML file of any origin: a study, or the user's settings for a cluster."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.system.files import read_file
+from qlora_repeat.system.printable import is_hidden
 
 LARGEST = 250_000
 """Bytes; the paper's study has 10,000."""
@@ -109,6 +111,18 @@ def _unquoted(part: str) -> str:
     except ValueError:
         return part
     return str(unquoted)
+
+
+def quoted(text: str) -> str:
+    """Return a text as a string of a TOML file, with escapes in place of invisible characters."""
+    return "".join(map(_escaped, json.dumps(text, ensure_ascii=False)))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if not is_hidden(character):
+        return character
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def plain_text(text: str) -> str:

@@ -7,19 +7,29 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from qlora_repeat.study.allowed_values import Location, allowed_values, keys_of_table
 from qlora_repeat.system.typed_json import what_is_expected
 
 _UNSUPPORTED = {"modules_to_save": "only adapters are trained, not whole layers; leave it out"}
 """Why keys that users know from PEFT do not exist."""
+_MISSING = {
+    "source": 'give file = "rows.jsonl" or hub = "OWNER/NAME"',
+    "base": "give the name of one of the tables in bases",
+    "data": "give the name of one of the tables in data",
+}
+"""What to write for keys that are missing, where the type of the key does not say it."""
+_WRONG_TYPES = (
+    "int_type", "int_parsing", "int_from_float", "float_type", "float_parsing", "bool_type", "bool_parsing",
+    "string_type", "list_type", "dict_type", "dataclass_type", "dataclass_exact_type", "literal_error",
+)  # fmt: skip
+"""Findings of pydantic for which the schema says what a key can have."""
 _LONGEST = 500
 """Characters of what was expected."""
-_FEW = 6
+_FEW = 12
 """Keys of a table that are all listed beside a guess."""
 _LONGEST_PART = 80
 """Characters of a part of a key, and of a value."""
 
-Location = tuple[str | int, ...]
-"""The parts of a key, and places in lists."""
 Written = Callable[[Location], tuple[str, Location]]
 """Returns where a user wrote a key, such as ``line 3: ``, and the key as it was written."""
 
@@ -43,18 +53,21 @@ def validation_message(
             return f"{where}unknown key {key}: {reason}"
         known = keys_of_table(schema or {}, location[:-1])
         return f"{where}unknown key {key}{_suggestion(str(location[-1]), known, shown_key(shown[:-1]))}"
+    allowed = allowed_values(schema or {}, location)[:_LONGEST]
     if problem["type"] == "missing":
-        return f"{where}key {key} is missing"
+        advice = f"expected {allowed}" if allowed else ""
+        advice = _MISSING.get(str(location[-1]), advice) if len(location) > 1 else advice
+        return f"{where}key {key} is missing" + (f"; {advice}" if advice else "")
     if not location:  # its text names the key
         text = what_is_expected(problem)
         parts = (re.match(r"[\w.-]*", text) or [""])[0].split(".")
         return (written(tuple(parts))[0] if written else "") + text
     same = [each for each in problems if _location(each["loc"], kinds) == location]
+    if allowed and problem["type"] in _WRONG_TYPES and problem["loc"][-1] != "[key]":
+        return f"{where}key {key}: expected {allowed}{_found(problem['input'], tables=True)}"
     wanted = list(dict.fromkeys(what_is_expected(each, "a table") for each in same))
     expected = " or ".join([wanted[0], *(each.removeprefix("expected ") for each in wanted[1:])])[:_LONGEST]
-    if isinstance(problem["input"], (str, int, float, bool)):
-        return f"{where}key {key}: {expected} (found {_shown(problem['input'])})"
-    return f"{where}key {key}: {expected}"
+    return f"{where}key {key}: {expected}{_found(problem['input'])}"
 
 
 def _suggestion(found: str, known: Sequence[str], table: str) -> str:
@@ -67,36 +80,15 @@ def _suggestion(found: str, known: Sequence[str], table: str) -> str:
     return f"{guess} ({listed})" if len(known) <= _FEW else guess
 
 
-def keys_of_table(schema: Mapping[str, Any], location: Location) -> list[str]:
-    """Return the keys that a table can have, by the JSON schema of the whole."""
-    nodes = _resolved(schema, schema)
-    for part in location:
-        inner: list[Mapping[str, Any]] = []
-        for node in nodes:
-            if isinstance(part, int):
-                found = node.get("items")
-            else:
-                others = [*node.get("patternProperties", {}).values(), node.get("additionalProperties")]
-                found = node.get("properties", {}).get(part, others[0])
-            inner += _resolved(schema, found) if isinstance(found, dict) else []
-        nodes = inner
-    return sorted({key for node in nodes for key in node.get("properties", {})})
-
-
-def _resolved(schema: Mapping[str, Any], node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the alternatives of a node of a JSON schema, without references."""
-    if reference := node.get("$ref"):
-        return _resolved(schema, schema["$defs"][reference.rpartition("/")[2]])
-    if "anyOf" in node:
-        return [each for one in node["anyOf"] for each in _resolved(schema, one)]
-    return [node]
-
-
-def _shown(value: object) -> str:
+def _found(value: object, *, tables: bool = False) -> str:
+    """Return what was found, for the end of a message; `tables`: also that it was a list or a table."""
+    if not isinstance(value, str | int | float):
+        kind = "a list" if isinstance(value, list) else "a table"
+        return f" (found {kind})" if tables and value is not None else ""
     try:
-        return _shortened(repr(value))
+        return f" (found {_shortened(repr(value))})"
     except ValueError:
-        return "a number of thousands of digits"
+        return " (found a number of thousands of digits)"
 
 
 def shown_key(location: Location) -> str:

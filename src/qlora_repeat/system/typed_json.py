@@ -55,6 +55,11 @@ def worded(pattern: str, words: str) -> str:
     return pattern
 
 
+def in_words(pattern: str) -> str:
+    """Return what a pattern allows, in words with an example; nothing if it has no words."""
+    return _WORDS.get(pattern, "")
+
+
 def first_problem(error: ValidationError) -> str:
     """Return the key of pydantic's first finding, and what is wrong with it, in one line."""
     first = error.errors(include_url=False)[0]
@@ -73,6 +78,17 @@ def what_is_expected(problem: ErrorDetails, table: str = "an object") -> str:
         return f"expected {table}"
     if kind == "missing":
         return "is missing"
+    if kind in ("too_short", "string_too_short") and context["min_length"] == 1:
+        return (
+            "expected text that is not empty"
+            if isinstance(problem["input"], str)
+            else "expected at least one entry"
+        )
     if kind in _EXPECTED:
-        return "expected " + _EXPECTED[kind].format(**context)
+        bounds = {key: int(each) if _is_whole(each) else each for key, each in context.items()}
+        return "expected " + _EXPECTED[kind].format(**bounds)
     return problem["msg"].removeprefix("Value error, ")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
