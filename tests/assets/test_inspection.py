@@ -11,9 +11,11 @@ from support.checkout import kit
 from support.own_rows import write_own_study
 
 from qlora_repeat.assets.datasets import data_digest, data_folder
+from qlora_repeat.assets.fetch import fetch
 from qlora_repeat.assets.inspection import Inspection, inspected, kept_inspection, require_sound
 from qlora_repeat.assets.row_checks import positions
 from qlora_repeat.errors import UsageError
+from qlora_repeat.execution.run_study import fetch_missing
 from qlora_repeat.study.workspace import Workspace
 
 QUOTES = [{"quote": f"Is this quote {number}?"} for number in range(10)]
@@ -283,15 +285,26 @@ def test_fetch_and_doctor_tell_what_was_found(tmp_path: Path) -> None:
     assert "begin with <s> twice (<s><s>); remove it from the template or the text" in seen
 
 
-def test_fetch_run_and_doctor_stop_for_wrong_numbers(tmp_path: Path) -> None:
+def test_a_run_inspects_rows_that_an_earlier_version_fetched(tmp_path: Path) -> None:
+    workspace, told = write_own_study(tmp_path, changed(QUOTES, 3, quote="")), list[str]()
+    for _ in range(2):
+        fetch_missing(workspace, told.append)
+    assert [line.partition(";")[0] for line in told] == [
+        "model own: row 3 has no text in quote",
+        "model own: row 3 has no token to predict",
+    ]
+
+
+def test_runs_and_doctor_stop_for_wrong_numbers(tmp_path: Path) -> None:
     workspace = write_own_study(tmp_path, changed(QUOTES, 3, quote="a" * 100), architecture="gpt2")
-    folders = ["--cache", tmp_path / "cache"]
-    fetched = kit("fetch", workspace.file, *folders)
-    assert fetched.returncode == 2
-    assert fetched.stderr.startswith("Error: models.own: row 3 has more tokens than the base has positions")
-    trial = ["own/adamw-8bit/1", "--study", workspace.file, *folders, "--runs", tmp_path / "runs"]
-    assert kit("trial", *trial).stderr.splitlines()[-1:] == fetched.stderr.splitlines()
-    seen = kit("doctor", workspace.file, *folders, "--runs", tmp_path / "runs")
+    told = "models.own: row 3 has more tokens than the base has positions"
+    with pytest.raises(UsageError, match=f"^{told}"):
+        fetch(workspace, lambda line: None)
+    folders = ["--cache", tmp_path / "cache", "--runs", tmp_path / "runs"]
+    ended = kit("trial", "own/adamw-8bit/1", "--study", workspace.file, *folders)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith(f"Error: {told}")
+    seen = kit("doctor", workspace.file, *folders)
     assert seen.returncode == 3
     assert "stops    rows             model own: row 3 has more tokens" in seen.stdout
 

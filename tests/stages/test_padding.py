@@ -125,7 +125,8 @@ def test_a_step_without_a_token_to_predict_has_no_loss_and_is_no_divergence(
     assert tested["test_examples"] + tested["left_out_examples"] == 4
     assert tested["left_out_examples"] > 0
     assert math.isfinite(tested["perplexity"])
-    assert f"{tested['left_out_examples']} test examples left out" in capsys.readouterr().err
+    told = f"test examples left out, without a token to predict: {tested['left_out_examples']}\n"
+    assert told in capsys.readouterr().err
 
 
 def test_a_test_without_a_token_to_predict_fails_in_one_line(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def _seen(workspace: Workspace, model_name: str) -> Seen:
         workspace.study.data[model.data],
         tokenizer,
         config,
-        list(_seen_rows(workspace, model_name, tokenizer)),
+        sorted(_seen_rows(workspace, model_name, tokenizer), key=lambda each: each.number),
         [each.fed for each in study_prompts(workspace, model_name, _seed(workspace))],
     )
 
@@ -187,6 +187,11 @@ def _seen_rows(workspace: Workspace, model_name: str, tokenizer: Any) -> Iterato
             used = own[: data.max_rows]
             used = used[: study.evaluation.examples] if part == "test" else used
         examples = encode(tokenizer, model, used)
-        lengths = token_counts(tokenizer, model, [row_text(model, row) for row in used])
-        for row, example, length in zip(used, examples, lengths, strict=True):
-            yield SeenRow(numbers[id(row)], part, row, example, length)
+        limit = model.training.max_length
+        long = [
+            row_text(model, row) for row, each in zip(used, examples, strict=True) if len(each.ids) >= limit
+        ]
+        counts = iter(token_counts(tokenizer, model, long))
+        for row, each in zip(used, examples, strict=True):
+            length = next(counts) if len(each.ids) >= limit else len(each.ids)
+            yield SeenRow(numbers[id(row)], part, row, each, length)

@@ -38,6 +38,7 @@ class Seen:
     config: Any
     """The configuration of the model, of transformers."""
     rows: list[SeenRow]
+    """In the order of their source."""
     prompts: list[str]
 
     def ids(self, prompt: str) -> list[int]:
@@ -251,7 +252,7 @@ def positions(config: Any) -> int | None:
 
 
 def _rows(found: Sequence[SeenRow]) -> str:
-    numbers = ", ".join(str(each.number) for each in sorted(found, key=lambda each: each.number)[:_LISTED])
+    numbers = ", ".join(str(each.number) for each in found[:_LISTED])
     more = ", …" if len(found) > _LISTED else ""
     return f"row {numbers}" if len(found) == 1 else f"{len(found)} rows ({numbers}{more})"
 
