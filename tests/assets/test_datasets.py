@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.own_rows import write_own_study
 from support.places import NO_RUNS, at
 from support.tiny import tiny_tokenizer, write_study
 
@@ -202,6 +203,12 @@ def test_a_prompt_that_no_row_begins_with_is_named(tmp_path: Path) -> None:
     words = r"data\.instructions\.prompts: no row of the test part begins with 'Find the Smallest'"
     with pytest.raises(UsageError, match=words):
         study_prompts(at(study, NO_RUNS, tmp_path), "tiny-llama-chat", 42)
+
+
+def test_without_prompts_rows_with_text_are_asked_whatever_they_begin_with(tmp_path: Path) -> None:
+    rows = [{"instruction": ' "Why?"', "answer": "a"}, {"instruction": " ", "answer": "b"}] * 5
+    workspace = write_own_study(tmp_path, rows, ('prompts = ["Is"]', "test_share = 0.8"))
+    assert [prompt.shown for prompt in study_prompts(workspace, "own", 42)] == [' "Why?"'] * 2
 
 
 def questions(asked: dict[int, str]) -> list[Row]:

@@ -11,8 +11,11 @@ from support.checkout import kit
 from support.own_rows import write_own_study
 
 from qlora_repeat.assets.datasets import data_digest, data_folder
-from qlora_repeat.assets.inspection import Inspection, inspected, kept_inspection, positions, require_sound
+from qlora_repeat.assets.fetch import fetch
+from qlora_repeat.assets.inspection import Inspection, inspected, kept_inspection, require_sound
+from qlora_repeat.assets.row_checks import positions
 from qlora_repeat.errors import UsageError
+from qlora_repeat.execution.run_study import fetch_missing
 from qlora_repeat.study.workspace import Workspace
 
 QUOTES = [{"quote": f"Is this quote {number}?"} for number in range(10)]
@@ -86,7 +89,7 @@ FLAWS: dict[str, tuple[list[dict[str, str]], dict[str, Any], dict[str, int], str
         QUESTIONS,
         {"begin": True, "template": "<s>{instruction} {answer}"},
         {"doubled_begin": 10},
-        "begin with <s> twice (<s><s>); remove it from the template, or set special_tokens = false",
+        "begin with <s> twice (<s><s>); remove it from the template or the text, or set special_t",
     ),
     "two begin tokens in a row": (
         changed(QUOTES, 3, quote="<s>a"),
@@ -112,6 +115,18 @@ FLAWS: dict[str, tuple[list[dict[str, str]], dict[str, Any], dict[str, int], str
         {"ended_prompts": 1},
         "1 of 1 prompts end with </s>, after which a model starts a new text",
     ),
+    "a prompt that begins itself": (
+        QUOTES,
+        {"begin": True, "replacements": [('prompts = ["Is"]', 'prompts = ["<s>Is"]')]},
+        {"doubled_begin_of_prompts": 1},
+        "1 of 1 prompts begin with <s> twice",
+    ),
+    "control characters": (
+        changed(changed(QUOTES, 3, quote="Is\tthis\x00?"), 4, quote="Is caf\ufffd?"),
+        {},
+        {"control_characters": 2},
+        "the text of 2 rows (3, 4) has control characters, such as U+0000",
+    ),
     "control tokens": (
         changed(QUOTES, 3, quote="Is </s> this?"),
         {},
@@ -119,7 +134,7 @@ FLAWS: dict[str, tuple[list[dict[str, str]], dict[str, Any], dict[str, int], str
         "the text of row 3 has '</s>', which the tokenizer reads as a control token",
     ),
     "the same rows twice": (
-        [QUOTES[0]] * 10,
+        [QUOTES[0], {"quote": "Is  this quote\n0?"}] * 5,
         {},
         {"in_training_and_test": 2},
         "of the test also occur in training",
@@ -196,6 +211,14 @@ def test_a_maximum_length_beyond_the_positions_is_told_if_no_row_is_so_long(tmp_
         ({"max_position_embeddings": -1}, None),
         ({"max_position_embeddings": 64, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 256),
         ({"max_position_embeddings": 64, "rope_parameters": {"full": {"factor": 2.0}, "local": {}}}, 128),
+        (
+            {
+                "max_position_embeddings": 128,
+                "rope_parameters": {"factor": 8.0, "original_max_position_embeddings": 16},
+            },
+            128,
+        ),
+        ({"max_position_embeddings": 64, "rope_parameters": {"factor": "many"}}, 64),
     ],
 )
 def test_positions_are_those_of_the_configuration(settings: dict[str, Any], most: int | None) -> None:
@@ -217,6 +240,17 @@ def test_a_result_is_kept_beside_the_rows_and_checked(
     path.write_text(path.read_text().replace('"test_rows": 2', '"test_rows": 3'))
     assert kept_inspection(workspace, "own") is None
     assert inspected(workspace, "own") == found
+
+
+def test_all_rows_count_if_trials_have_splits_of_their_own(tmp_path: Path) -> None:
+    few = ("max_new_tokens = 4", "max_new_tokens = 4\nmax_rows = 1")
+    fresh = ("split = 42", 'split = "fresh"')
+    counts = [
+        (found.train_rows, found.test_rows)
+        for name, replacements in (("one", [few]), ("own", [few, fresh]))
+        for found in [inspected(written(tmp_path / name, QUOTES, replacements), "own")]
+    ]
+    assert counts == [(1, 1), (8, 2)]
 
 
 @pytest.mark.parametrize("change", ["template", "max_length", "examples"])
@@ -244,22 +278,33 @@ def test_fetch_and_doctor_tell_what_was_found(tmp_path: Path) -> None:
     folders = ["--cache", tmp_path / "cache"]
     fetched = kit("fetch", workspace.file, *folders)
     assert fetched.returncode == 0, fetched.stderr
-    assert "model own: 8 training and 2 test rows of 11 to 11 tokens" in fetched.stdout
+    assert "model own: 8 training and 2 test rows of 12 to 12 tokens" in fetched.stdout
     assert "model own: 10 rows (1, 2, 3, 4, 5, …) begin with <s> twice" in fetched.stdout
     seen = kit("doctor", workspace.file, *folders, "--runs", tmp_path / "runs").stdout
     assert "rows             model own: 8 training and 2 test rows" in seen
-    assert "begin with <s> twice (<s><s>); remove it from the template" in seen
+    assert "begin with <s> twice (<s><s>); remove it from the template or the text" in seen
 
 
-def test_fetch_run_and_doctor_stop_for_wrong_numbers(tmp_path: Path) -> None:
+def test_a_run_inspects_rows_that_an_earlier_version_fetched(tmp_path: Path) -> None:
+    workspace, told = write_own_study(tmp_path, changed(QUOTES, 3, quote="")), list[str]()
+    for _ in range(2):
+        fetch_missing(workspace, told.append)
+    assert [line.partition(";")[0] for line in told] == [
+        "model own: row 3 has no text in quote",
+        "model own: row 3 has no token to predict",
+    ]
+
+
+def test_runs_and_doctor_stop_for_wrong_numbers(tmp_path: Path) -> None:
     workspace = write_own_study(tmp_path, changed(QUOTES, 3, quote="a" * 100), architecture="gpt2")
-    folders = ["--cache", tmp_path / "cache"]
-    fetched = kit("fetch", workspace.file, *folders)
-    assert fetched.returncode == 2
-    assert fetched.stderr.startswith("Error: models.own: row 3 has more tokens than the base has positions")
-    trial = ["own/adamw-8bit/1", "--study", workspace.file, *folders, "--runs", tmp_path / "runs"]
-    assert kit("trial", *trial).stderr == fetched.stderr
-    seen = kit("doctor", workspace.file, *folders, "--runs", tmp_path / "runs")
+    told = "models.own: row 3 has more tokens than the base has positions"
+    with pytest.raises(UsageError, match=f"^{told}"):
+        fetch(workspace, lambda line: None)
+    folders = ["--cache", tmp_path / "cache", "--runs", tmp_path / "runs"]
+    ended = kit("trial", "own/adamw-8bit/1", "--study", workspace.file, *folders)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith(f"Error: {told}")
+    seen = kit("doctor", workspace.file, *folders)
     assert seen.returncode == 3
     assert "stops    rows             model own: row 3 has more tokens" in seen.stdout
 

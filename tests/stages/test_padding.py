@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.own_rows import END, own_tokenizer, write_own_study
+from support.own_rows import END, own_model, own_tokenizer, write_own_study
 from support.trials import outputs, quiet
 from transformers import DataCollatorForSeq2Seq
 
@@ -74,11 +74,30 @@ def finetuned(folder: Path, texts: list[str], *replacements: tuple[str, str], **
 def test_a_tokenizer_that_pads_on_the_left_gives_the_same_bits(tmp_path: Path) -> None:
     """GPT-2 has absolute positions: padding on the left would shift them."""
     four = ("batch_size = 1", "batch_size = 4")
-    traces = [
-        finetuned(tmp_path / side, WORDS * 5, four, architecture="gpt2", side=side).trace.read_text()
+    trials = [
+        finetuned(tmp_path / side, WORDS * 5, four, architecture="gpt2", side=side)
         for side in ("left", "right")
     ]
-    assert traces[0] == traces[1]
+    assert trials[0].trace.read_text() == trials[1].trace.read_text()
+    for trial in trials:
+        run_trial(trial, ["merge", "evaluate"], quiet)
+    left, right = (outputs(trial, "evaluate") for trial in trials)
+    assert left["responses"]
+    assert left == right
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_row_has_the_same_loss_in_any_batch(architecture: str) -> None:
+    model, tokenizer = own_model(architecture).eval(), own_tokenizer(side="left")
+    examples = [Example(row, tokenizer(text)["input_ids"], 0) for row, text in enumerate(WORDS)]
+    alone, together = (
+        [each.loss for each in example_losses(model, examples, size, END, lambda done: None)]
+        for size in (1, len(examples))
+    )
+    assert together == pytest.approx(alone, rel=1e-5)
+    rows = [{"input_ids": each.ids, "labels": each.ids} for each in examples]
+    predicted = sum(len(each.ids) - 1 for each in examples)
+    assert model(**collate(rows, END)).loss.item() == pytest.approx(sum(alone) / predicted, rel=1e-5)
 
 
 def test_a_padding_token_without_an_embedding_does_not_stop_a_trial(tmp_path: Path) -> None:
@@ -106,7 +125,8 @@ def test_a_step_without_a_token_to_predict_has_no_loss_and_is_no_divergence(
     assert tested["test_examples"] + tested["left_out_examples"] == 4
     assert tested["left_out_examples"] > 0
     assert math.isfinite(tested["perplexity"])
-    assert f"{tested['left_out_examples']} test examples left out" in capsys.readouterr().err
+    told = f"test examples left out, without a token to predict: {tested['left_out_examples']}\n"
+    assert told in capsys.readouterr().err
 
 
 def test_a_test_without_a_token_to_predict_fails_in_one_line(tmp_path: Path) -> None:

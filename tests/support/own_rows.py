@@ -93,7 +93,7 @@ def write_own_study(
     workspace = at(folder / "own.toml", folder / "runs", folder / "cache")
     prepare_data(workspace, "rows")
     with new_folder(base_folder(workspace, "own")) as base:
-        save_plain(_model(architecture), base)
+        save_plain(own_model(architecture), base)
         own_tokenizer(**tokenizer).save_pretrained(base)
         if config:
             path = base / "config.json"
@@ -102,7 +102,8 @@ def write_own_study(
     return workspace
 
 
-def _model(architecture: str) -> Any:
+def own_model(architecture: str) -> Any:
+    """Return a tiny model with random weights: `llama`, or `gpt2` with 64 absolute positions."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 

@@ -23,6 +23,8 @@ CATEGORIES = (
 )  # fmt: skip
 """Suitable fortunes; the package's collections about slurs, drugs and sexes are left out."""
 
+_BLANKS = " \t\n\r\f\v"
+"""Blanks that a paragraph on several lines may have; a no-break space is a part of the text."""
 _MOST_MEMORY = 4 * LARGEST_ROWS
 """Bytes that libraries may use to read the files of a data set."""
 
@@ -54,7 +56,7 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
         )
     values = found["values"]
     if kind == "text":  # a paragraph is one line
-        values = [[" ".join(text.split())] for (text,) in values]
+        values = [[" ".join(re.split(f"[{_BLANKS}]+", text.strip(_BLANKS)))] for (text,) in values]
     for number, row in enumerate(values, 1):
         for column, value in zip(wanted, row, strict=True):
             if not isinstance(value, str):

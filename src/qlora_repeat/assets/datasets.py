@@ -244,13 +244,13 @@ def prompt_ids(tokenizer: Any, model: Model, text: str) -> list[int]:
 
 def begins(text: str, beginning: str) -> bool:
     """Return whether a text begins like that after blanks and quotation marks."""
-    return text.lstrip(" \n\"'“‘").startswith(beginning)
+    return text.startswith(beginning) or text.lstrip(" \n\"'“‘").startswith(beginning)
 
 
 def study_prompts(workspace: Workspace, model_name: str, seed: int) -> list[Prompt]:
     """Return a model's prompts (section VIII): the texts themselves, or the test rows that begin so.
 
-    Without any in the study, they are the first rows of the test part, or the beginnings of their texts.
+    Without any in the study, they are the first rows with text of the test part, or their beginnings.
     `seed` is the seed of the split.
 
     Raises:
@@ -261,11 +261,13 @@ def study_prompts(workspace: Workspace, model_name: str, seed: int) -> list[Prom
     if data.task == "text-generation":
         texts = data.prompts
         if not texts:
-            chosen = part_rows(workspace, model.data, "test", seed, whole=True)[:_PROMPTS]
-            texts = [" ".join(row["quote"].split()[:_WORDS]) for row in chosen]
+            found = part_rows(workspace, model.data, "test", seed, whole=True)
+            chosen = [row["quote"] for row in found if row["quote"].strip()][:_PROMPTS]
+            texts = [" ".join(text.split()[:_WORDS]) for text in chosen]
         return [Prompt(text, text, has_options=False) for text in texts]
     rows, prompts = part_rows(workspace, model.data, "test", seed, whole=True), []
-    for beginning in data.prompts or [row["instruction"] for row in rows[:_PROMPTS]]:
+    first = [row["instruction"] for row in rows if row["instruction"].strip()][:_PROMPTS]
+    for beginning in data.prompts or first:
         row = next((row for row in rows if begins(row["instruction"], beginning)), None)
         if row is None:
             raise UsageError(f"data.{model.data}.prompts: no row of the test part begins with {beginning!r}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder
-from qlora_repeat.assets.configuration import usable
+from qlora_repeat.assets.configuration import mend_padding, usable
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.safetensors_file import StoredTensor, read_header, weight_files
@@ -42,6 +42,7 @@ def skeleton(config: Any, dtype: Any = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    mend_padding(config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32, trust_remote_code=False)
 

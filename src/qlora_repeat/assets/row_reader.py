@@ -2,8 +2,9 @@
 
 JSON and CSV are read by the standard library, Parquet by pyarrow. The builders of `datasets` guess: they turn
 columns of ISO dates into timestamps, `None`, `NA` and `007` of a CSV file into nothing and numbers, and
-brackets or ``::`` in a path into patterns. Here, a value is text if the file says so; in a CSV or text file
-all values are. No scratch files are needed: the request and the answer go through pipes.
+brackets or ``::`` in a path into patterns. Here, a value is the text that stands in the file. All values of a
+CSV or text file are text, and numbers of JSON stay as they are written; a column of Parquet must be text. No
+scratch files are needed: the request and the answer go through pipes.
 """
 
 import contextlib
@@ -35,8 +36,10 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MOST_NAMES = 100
 """Names of columns in a message."""
 _LONGEST_NAME = 100
-_MISSING = object()
-_BLANKS = re.compile(r"\s*")
+_MISSING, _TWICE = ["missing"], ["several values under the same key"]
+"""Words on values that a row does not have, or has more than once."""
+_BLANKS = re.compile("[\\s\ufeff]*")
+"""Between rows; a file that was joined from several may have a byte-order mark in it."""
 
 _Row = Mapping[str, Any]
 
@@ -54,7 +57,7 @@ def read_columns(
 
     Returns:
         The names of the ``columns``, the number of ``rows``, and the ``values`` row by row, if all wanted
-        columns are there. A value that is not text is a list with its representation.
+        columns are there. A value that is not text is a list with words on it.
 
     Raises:
         ValueError: the files cannot be read as this kind, or are too large.
@@ -127,7 +130,7 @@ def _read(asked: Mapping[str, Any]) -> dict[str, Any]:
     columns, values = dict[str, None](), list[list[Any]]()
     count = size = 0
     for path in files:
-        for row in _READERS[asked["kind"]](path, wanted):
+        for row in _rows(asked["kind"], path, wanted):
             count += 1
             for name in row:
                 if name in wanted or len(columns) < _MOST_NAMES:
@@ -145,8 +148,38 @@ def _read(asked: Mapping[str, Any]) -> dict[str, Any]:
     return found | ({"values": values} if complete else {})
 
 
-def _text(value: Any) -> Any:
-    return value if isinstance(value, str) else ["missing" if value is _MISSING else repr(value)[:200]]
+def _rows(kind: str, path: Path, wanted: Sequence[str]) -> Iterator[_Row]:
+    try:
+        yield from _READERS[kind](path, wanted)
+    except UnicodeDecodeError:
+        raise ValueError(_where_not_utf8(path)) from None
+
+
+def _where_not_utf8(path: Path) -> str:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number}: byte 0x{line[error.start]:02x} is not UTF-8"
+    return "it has text that is not UTF-8"
+
+
+def _text(value: Any) -> str | list[str]:
+    """Return a text as it is, and a list with words on anything else."""
+    if value is _MISSING or value is _TWICE:
+        return value
+    if value is None:
+        return ["nothing (null)"]
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str):
+        return [repr(value)[:200]]
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return ["text with half of a surrogate pair"]
+    return value
 
 
 def _require_plain(path: Path) -> None:
@@ -176,10 +209,10 @@ def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[_Row]:
             row for value in _json_values(file) for row in (value if isinstance(value, list) else [value])
         )
         for number, row in enumerate(rows, 1):
-            if isinstance(row, str):  # of a list of texts
-                yield {"text": row}
-            elif isinstance(row, dict):
+            if isinstance(row, dict):
                 yield row
+            elif isinstance(row, str) and not isinstance(row, _Number):  # of a list of texts
+                yield {"text": row}
             else:
                 raise ValueError(f"row {number} has no columns, it is {repr(row)[:50]}")
 
@@ -187,7 +220,7 @@ def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[_Row]:
 def _json_values(file: TextIO) -> Iterator[Any]:
     for number, line in enumerate(file, 1):
         try:
-            value = _JSON.decode(line) if line.strip() else []
+            value = [] if _after_blanks(line, 0) == len(line) else _JSON.decode(line)
         except json.JSONDecodeError:  # a value on several lines, several values on a line, or a mistake
             yield from _following_values(line + file.read(), number)
             return
@@ -212,10 +245,16 @@ def _after_blanks(text: str, place: int) -> int:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"an object has a key twice, among {repr(list(found))[:100]}")
+    found = dict[str, Any]()
+    for name, value in pairs:
+        found[name] = _TWICE if name in found else value
     return found
+
+
+class _Number(str):
+    """A number of a JSON file, as it is written there."""
+
+    __repr__ = str.__str__
 
 
 def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[_Row]:
@@ -228,7 +267,7 @@ def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[_Row]:
                 if not fields or (len(fields) == 1 and fields[0].isspace()):
                     continue
                 if names is None:
-                    names = fields
+                    names = [name if name in wanted else name.strip() for name in fields]
                     _require_single(names, wanted)
                 elif len(fields) > len(names):
                     found = f"{len(fields)} values for {len(names)} columns"
@@ -246,6 +285,8 @@ def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[_Row]:
         names = file.schema_arrow.names
         _require_single(names, wanted)
         read = [name for name in wanted if name in names]
+        for name in read:
+            _require_text(name, file.schema_arrow.field(name).type)
         others = dict.fromkeys(names)
         for batch in file.iter_batches(1000, columns=read):
             columns = [batch.column(name) for name in read]
@@ -253,6 +294,14 @@ def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[_Row]:
                 yield others | {
                     name: column[place].as_py() for name, column in zip(read, columns, strict=True)
                 }
+
+
+def _require_text(name: str, kind: Any) -> None:
+    from pyarrow import types
+
+    stored = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(stored) or types.is_large_string(stored) or types.is_string_view(stored)):
+        raise ValueError(f"column {name!r} is of type {str(kind)[:100]}; expected text (string)")
 
 
 def _require_single(names: Sequence[str], wanted: Sequence[str]) -> None:
@@ -274,7 +323,9 @@ def _paragraphs(path: Path, wanted: Sequence[str]) -> Iterator[_Row]:
             yield {"text": "".join(lines)}
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object)
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_Number, parse_float=_Number, parse_constant=_Number
+)
 _READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[_Row]]] = {
     "json": _json_rows,
     "csv": _csv_rows,

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from qlora_repeat.assets.fetch import fetch, needed
-from qlora_repeat.assets.inspection import require_sound
+from qlora_repeat.assets.inspection import kept_inspection, require_sound
 from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
 from qlora_repeat.execution.device import check_and_tell, prepare_and_tell
 from qlora_repeat.execution.jobs import TrialJob, open_jobs
@@ -174,10 +174,15 @@ def run_base_tests(workspace: Workspace, model: str, observer: Observer) -> None
 def fetch_missing(workspace: Workspace, tell: Callable[[str], None], models: Collection[str] = ()) -> None:
     """Fetch what the study, or some of its models, still need.
 
+    Rows are also inspected if an earlier version fetched them, or if settings have changed since the fetch.
+
     Raises:
-        UsageError: rows would make numbers wrong; settings may have changed since the fetch.
+        UsageError: rows would make numbers wrong.
     """
     if not all(item.present for item in needed(workspace, models)):
         fetch(workspace, tell, models)
     for model in models or workspace.study.models:
-        require_sound(workspace, model)
+        was_told = kept_inspection(workspace, model) is not None
+        found = require_sound(workspace, model)
+        for line in [] if was_told else found.warnings:
+            tell(f"model {model}: {line}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_bytes
-from qlora_repeat.assets.inspection import kept_inspection
+from qlora_repeat.assets.inspection import inspected
 from qlora_repeat.errors import KitError, StageError, StoppedError
 from qlora_repeat.execution.device import prepare
 from qlora_repeat.records.record import KeptFile, Record, keep, now, write_record
@@ -167,9 +167,8 @@ def _run_stage(
     path = trial.record(stage) if until_step is None else trial.first_steps
     with deferrable(), _recorded(path, trial.name, stage, inputs, trial) as outputs:
         if stage == "finetune":  # handles requests to stop itself, with a checkpoint
+            outputs["rows"] = asdict(inspected(trial.workspace, trial.model_name, keep=False))
             outputs |= finetune(trial, progress, inputs, seeds, until_step)
-            if (rows := kept_inspection(trial.workspace, trial.model_name)) is not None:
-                outputs["rows"] = asdict(rows)
         elif stage == "merge":
             outputs |= merge.merge(trial)
         else:

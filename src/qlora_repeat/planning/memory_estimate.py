@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from qlora_repeat.assets.base_models import quantization_config
-from qlora_repeat.assets.configuration import code_key, mend_padding
+from qlora_repeat.assets.configuration import code_key
 from qlora_repeat.assets.layers import model_targets, skeleton
 from qlora_repeat.errors import UsageError
 from qlora_repeat.stages.dequantize import Materialized, WeightCounts, count_weights, materialize
@@ -140,9 +140,7 @@ def model_config(architecture: Mapping[str, Any], name: str) -> Any:
     settings = {"attn_implementation": _ATTENTION} | dict(architecture)
     model_type = settings.pop("model_type")
     try:
-        config = AutoConfig.for_model(model_type, **settings)
-        mend_padding(config)
-        return config
+        return AutoConfig.for_model(model_type, **settings)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"bases.{name}.architecture: {reason[:200]}") from None

@@ -102,7 +102,7 @@ def measure_losses(
     if not losses:
         raise StageError(f"{model_name}: no test example has a token to predict; correct data or template")
     if left_out:
-        say(f"{model_name}: {left_out} test examples left out, which have no token to predict", error=True)
+        say(f"{model_name}: test examples left out, without a token to predict: {left_out}", error=True)
     if cut:
         what = f"{cut} of {len(examples)} test answers, which max_length cuts"
         say(f"{model_name}: accuracy leaves out {what}", error=True)
