@@ -12,9 +12,17 @@ from support.hub_server import Hub
 from support.hub_study import QUOTER, SHARD, User
 from support.places import at
 
+from qlora_repeat.assets.base_models import load_full
 from qlora_repeat.assets.fetch import fetch
-from qlora_repeat.assets.layers import base_skeleton, linear_layers, skeleton, stored_layers, target_layers
-from qlora_repeat.errors import UsageError
+from qlora_repeat.assets.layers import (
+    base_skeleton,
+    check_finite,
+    linear_layers,
+    skeleton,
+    stored_layers,
+    target_layers,
+)
+from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.loading import load_study
 
 KEY = "models.m.target_modules"
@@ -126,6 +134,59 @@ def test_a_weight_that_is_missing_or_in_another_layout_is_refused(
     model = base_skeleton(base)
     with pytest.raises(UsageError, match=f"^{KEY}: .*{words}.*leave it out"):
         stored_layers(base, model, target_layers(model, ["q_proj"], KEY), "m")
+
+
+def test_a_layer_that_peft_refuses_is_refused_before_training() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    with pytest.raises(UsageError, match=r"an adapter on backbone\.layers\.0\.mixer\.out_proj.*leave it out"):
+        target_layers(skeleton_of("mamba"), ["x_proj", "out_proj"], KEY)
+    with pytest.raises(ValueError, match="out_proj"):
+        get_peft_model(skeleton_of("mamba"), LoraConfig(target_modules=["out_proj"]))
+
+
+def test_a_model_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
+    """Its attention can be in 16 bits, as in gpt-oss, whose experts are in MXFP4."""
+    base = write_base("gpt-oss", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    model = base_skeleton(base)
+    layers = target_layers(model, ["q_proj"], KEY)
+    with pytest.raises(UsageError, match=r"^models\.m\.base: .* is quantized already \(mxfp4\); name one"):
+        stored_layers(base, model, layers, "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("gpt-2", "transformer.h.1.mlp.c_fc.weight"),
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.3.w2.weight"),
+    ],
+)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    name: str, stored: str, number: float, tmp_path: Path
+) -> None:
+    base = write_base(name, tmp_path / "base", "float16")
+    tensors = load_file(base / "model.safetensors") | {"unused.mask": torch.tensor([float("-inf")])}
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    check_finite(base)
+    tensors[stored].view(-1)[7] = number
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        MissingError, match=rf"model\.safetensors: 1 of the \d+ numbers in {stored} are NaN or"
+    ):
+        check_finite(base)
+
+
+def test_weights_that_would_be_random_are_refused(tmp_path: Path) -> None:
+    """Transformers only warns, and each load would give another model."""
+    base = write_base("mistral", tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.norm.weight"], tensors["lm_head.weight"]
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MissingError, match="lack 2 weights of the model, such as lm_head.weight, which"):
+        load_full(base, "float32")
 
 
 def test_fetch_refuses_a_name_before_it_downloads_weights(user: User, hub: Hub) -> None:

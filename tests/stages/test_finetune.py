@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from support.places import at
 from support.tiny import write_study
-from support.trials import quiet
+from support.trials import outputs, quiet
 
 from qlora_repeat.analysis.trial_diff import first_divergence
 from qlora_repeat.execution.run_trial import run_trial
@@ -104,3 +104,27 @@ def test_loading_does_not_count_as_peak_memory(
     assert found["resumed_from"] == 4
     assert 2**27 < found["peak_memory_bytes"] < resident + spike / 2
     assert found["peak_memory_share"] is None
+
+
+def test_layers_that_training_never_changed_are_counted(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the only step, warm-up has a learning rate of zero."""
+    constant, warm = 'schedule = "constant"', 'schedule = "constant_with_warmup"'
+    trial = trained(
+        tmp_path / "warm",
+        cache,
+        "adamw-32bit",
+        (constant, warm),
+        ("warmup_steps = 0", "warmup_steps = 2"),
+        ONE_STEP,
+    )
+    adapted = 2 * 2  # two layers of two kinds
+    assert outputs(trial)["untrained_layers"] == adapted
+    assert (
+        f"changed nothing in {adapted} of {adapted} layers with an adapter, such as"
+        in capsys.readouterr().err
+    )
+
+
+ONE_STEP = ("\nsteps = 4", "\nsteps = 1")

@@ -39,6 +39,7 @@ from qlora_repeat.system.typed_json import read_as
 
 _BASE = TypeAdapter(Base)
 _KEYS = TypeAdapter(dict[str, Any])
+_OTHER_MODEL = "the study must name another model"
 _AGAIN = "delete the folder and run `qlora-repeat fetch` for this study"
 SOURCE = "source.json"
 """The file with the pin that a cache folder was made from, if it came from a hub."""
@@ -248,7 +249,11 @@ def load_quantized(study: Study, folder: Path) -> Any:
 
 
 def load_model(folder: Path, dtype: str, **options: Any) -> Any:
-    """Load a model from safetensors onto the device, with more options of `from_pretrained`."""
+    """Load a model from safetensors onto the device, with more options of `from_pretrained`.
+
+    Raises:
+        MissingError: transformers cannot read it, or would fill weights that it lacks with random numbers.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -256,14 +261,21 @@ def load_model(folder: Path, dtype: str, **options: Any) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if mend_padding(config):
             options["config"] = config
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             device_map={"": device()},
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **options,
         )
+    if lacking := sorted(found["missing_keys"]):
+        raise MissingError(
+            f"{folder}: the files lack {len(lacking)} weights of the model, such as {lacking[0]}, which "
+            f"transformers would fill with random numbers; {_OTHER_MODEL}"
+        )
+    return model
 
 
 def quantization_config(study: Study) -> Any:

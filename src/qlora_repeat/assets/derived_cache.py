@@ -14,6 +14,7 @@ from typing import Any
 
 from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, load_model, load_quantized
 from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text, part_rows, row_text
+from qlora_repeat.assets.layers import check_finite
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import delete_folder, new_folder, parse_json, read_file, write_json
 from qlora_repeat.system.fingerprint import fingerprint, machine_digest, packages
@@ -30,12 +31,15 @@ def load_frozen_base(workspace: Workspace, name: str) -> Any:
     """Load a base in 4 bits from its copy, or quantize it and keep a copy.
 
     Raises:
-        MissingError: there is no copy, and the base is missing from the cache or has changed.
+        MissingError: there is no copy, and the base is missing from the cache, has changed, or has weights
+            that are not finite.
     """
     study, folder = workspace.study, quantized_folder(workspace, name)
     if has_copy(folder):
-        return load_model(folder, study.precision.compute)  # its name has the digest of the weights
+        with contextlib.suppress(NotImplementedError):  # of Llama 4, transformers initializes 4-bit weights
+            return load_model(folder, study.precision.compute)  # its name has the digest of the weights
     check_base(workspace, name)
+    check_finite(base_folder(workspace, name))
     model = load_quantized(study, base_folder(workspace, name))
     keep_copy(folder, partial(model.save_pretrained, max_shard_size=_SHARD))
     return model

@@ -162,7 +162,7 @@ def fetch(workspace: Workspace, tell: Callable[[str], None], models: Collection[
         with exclusive(workspace.assets / "fetch.lock", f"the cache {workspace.assets}"):
             # Another process may have fetched some in the meantime.
             items = needed(workspace, models)
-            _fetch_all(workspace, [item for item in items if not item.present], tell)
+            _fetch_all(workspace, [item for item in items if not item.present], tell, models)
     for item in (item for item in items if item.kind == "base"):
         if wrong := wrong_architecture(workspace, item.name):
             tell(f"{wrong}; `plan` uses config.json")
@@ -189,7 +189,9 @@ def outdated(folder: Path) -> str:
     )
 
 
-def _fetch_all(workspace: Workspace, items: list[Item], tell: Callable[[str], None]) -> None:
+def _fetch_all(
+    workspace: Workspace, items: list[Item], tell: Callable[[str], None], models: Collection[str]
+) -> None:
     if not all(_is_locked(workspace, item) for item in items):
         lock_file(workspace).require_writable()
     missing = [what_it_takes(workspace, item) for item in items]
@@ -206,7 +208,7 @@ def _fetch_all(workspace: Workspace, items: list[Item], tell: Callable[[str], No
         if each.item.hub is not None and each.pin is not None:
             require_access(each.item.hub, each.pin, fetch_command(workspace, each.item))
     for each in missing:
-        _fetch_item(workspace, each)
+        _fetch_item(workspace, each, models or workspace.study.models)
         tell(f"{each.item.kind} {each.item.name}: fetched, verified")
 
 
@@ -261,7 +263,7 @@ def what_it_takes(workspace: Workspace, item: Item) -> Missing:
     return Missing(item, origin, 2 * (2 * VOCABULARY * width + 12 * layers * width**2))
 
 
-def _fetch_item(workspace: Workspace, missing: Missing) -> None:
+def _fetch_item(workspace: Workspace, missing: Missing, models: Collection[str]) -> None:
     item, pin = missing.item, missing.pin
     _refuse_unknown_files(workspace, item)
     folder = made_folder(workspace, item.folder_kind, item.source, pin)
@@ -274,7 +276,7 @@ def _fetch_item(workspace: Workspace, missing: Missing) -> None:
             download(item.hub, replace(pin, files=small), command)
             snapshot = snapshot_folder(item.hub, pin)
             refuse_code(snapshot, small, item.hub.repository)
-            _check_target_names(workspace, item.name, snapshot)
+            _check_target_names(workspace, item.name, snapshot, models)
         pin = download(item.hub, pin, command)
     if item.kind == "data":
         pin = prepare_data(workspace, item.name, pin)
@@ -350,11 +352,11 @@ def _other_bytes(workspace: Workspace, key: str, path: Path, found: str, locked:
     )
 
 
-def _check_target_names(workspace: Workspace, base: str, folder: Path) -> None:
+def _check_target_names(workspace: Workspace, base: str, folder: Path, models: Collection[str]) -> None:
     """Raise an error for a target module that a base does not have, from its configuration in a folder."""
     model = base_skeleton(folder)
-    for name, each in workspace.study.models.items():
-        if each.base == base:
+    for name in models:
+        if workspace.study.models[name].base == base:
             model_targets(workspace, name, model)
 
 

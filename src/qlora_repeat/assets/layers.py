@@ -1,13 +1,14 @@
 """The linear layers of a base, which an adapter can change, and the tensors of its files that hold them."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.configuration import mend_padding, usable
-from qlora_repeat.errors import UsageError
+from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.safetensors_file import StoredTensor, read_header, weight_files
 
@@ -15,6 +16,8 @@ _TYPES = ("float16", "bfloat16", "float32", "float64")
 """The types of weights that mean what they say; others have scales elsewhere."""
 _MOST_LISTED = 40
 """Names of layers in an error."""
+_WITH_FUSED_MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Models of which PEFT adapts no `out_proj`, because fused kernels read its weight and never call it."""
 
 
 def check_layers(workspace: Workspace, model_name: str) -> None:
@@ -109,6 +112,9 @@ def target_layers(model: Any, names: Sequence[str], key: str) -> dict[str, Any]:
             if path not in linear:
                 reason = f"{path} is no linear layer but {type(modules[path]).__name__}"
                 raise UsageError(f"{key}: {reason}; {_listed(linear)}")
+            if path.endswith("out_proj") and model.config.model_type in _WITH_FUSED_MAMBA:
+                reason = f"fused kernels of Mamba would ignore an adapter on {path}, and PEFT refuses it"
+                raise UsageError(f"{key}: {reason}; leave it out; {_listed(linear)}")
             found[path] = modules[path]
     return {path: found[path] for path in linear if path in found}
 
@@ -121,9 +127,17 @@ def stored_layers(
     `model_name` is the model of the study, for errors.
 
     Raises:
-        UsageError: the files have no such weight, or keep it in another layout than the model.
+        UsageError: the files have no such weight, or keep it in another layout than the model, as those of
+            a model that is quantized already.
         MissingError: they cannot be read.
     """
+    if quantized := getattr(model.config, "quantization_config", None):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise UsageError(
+            f"models.{model_name}.base: the model in {folder} is quantized already"
+            f"{f' ({method})'[:40] if method else ''}; name one with weights in 16 or 32 bits, which the kit "
+            "quantizes itself"
+        )
     names, key = {name: stored for stored, name in model_names(folder, model).items()}, _key(model_name)
     placed = {name: (path, each) for path in weight_files(folder) for name, each in read_header(path).items()}
     found = dict[str, tuple[Path, str, StoredTensor]]()
@@ -151,6 +165,36 @@ def model_names(folder: Path, model: Any) -> dict[str, str]:
     Files may lack the prefix of the model, as those of GPT-2, or have other names, which transformers knows.
     Tensors that transformers joins with others, splits or transposes are left out.
     """
+    return {stored: name for _, stored, name, converted in _renamed(folder, model) if not converted}
+
+
+def check_finite(folder: Path) -> None:
+    """Check that the weights of a base have no NaN and nothing infinite, which 4 bits could hide.
+
+    Tensors that the model does not use, such as masks, may have them.
+
+    Raises:
+        MissingError: a weight has some.
+    """
+    from safetensors import safe_open
+
+    model = base_skeleton(folder)
+    known = model.state_dict()
+    for file, names in itertools.groupby(_renamed(folder, model), key=lambda each: each[0]):
+        with safe_open(file, framework="pt") as tensors:
+            for _, stored, name, _ in names:
+                weight = tensors.get_tensor(stored)
+                if name not in known or str(weight.dtype).removeprefix("torch.") not in _TYPES:
+                    continue
+                if wrong := int((~weight.isfinite()).sum()):
+                    raise MissingError(
+                        f"{file}: {wrong} of the {weight.numel()} numbers in {stored} are NaN or infinite; "
+                        "the study must name another model"
+                    )
+
+
+def _renamed(folder: Path, model: Any) -> Iterator[tuple[Path, str, str, bool]]:
+    """Yield for each tensor in a folder its file, its name, the model's, and whether it is converted."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
 
@@ -158,15 +202,12 @@ def model_names(folder: Path, model: Any) -> dict[str, str]:
     converters = [each for each in steps if isinstance(each, WeightConverter)]
     renamings = [each for each in steps if not isinstance(each, WeightConverter)]
     prefix, known = model.base_model_prefix, model.state_dict()
-    found = dict[str, str]()
     for path in weight_files(folder):
         for stored in read_header(path):
             name, converted = rename_source_key(stored, renamings, converters, prefix, known)
             if name not in known and stored in known:
                 name, converted = rename_source_key(stored, [], [], prefix, known)
-            if converted is None:
-                found[stored] = name
-    return found
+            yield path, stored, name, converted is not None
 
 
 def _key(model_name: str) -> str:

@@ -162,6 +162,7 @@ def _outputs(
         "loss_curve": loss_curve(steps),
         "diverged_at": next((step.step for step in steps if step.diverged), None),
         "skipped_steps": sum(step.skipped for step in steps),
+        "untrained_layers": _untrained(trial, trainer.model),
         "resumed_from": checkpoint.step if checkpoint else None,
         "optimizer_state": _state_types(trainer.checkpoint),
         # Both are off without a GPU.
@@ -170,6 +171,20 @@ def _outputs(
         **trainer.spent_so_far(),
         **trainer.peak_memory(),
     }
+
+
+def _untrained(trial: Trial, adapted: Any) -> int:
+    """Return how many layers have an adapter that training never changed, and name one: B is still zero."""
+    named = [(name, value) for name, value in adapted.named_parameters() if ".lora_B." in name]
+    left = [name for name, value in named if not value.any()]
+    if left:
+        layer = left[0].removeprefix("base_model.model.").partition(".lora_B.")[0]
+        say(
+            f"{trial.name}: training changed nothing in {len(left)} of {len(named)} layers with an adapter, "
+            f"such as {layer}; this task does not use them",
+            error=True,
+        )
+    return len(left)
 
 
 def with_adapter(trial: Trial, base: Any) -> Any:
