@@ -372,9 +372,8 @@ def test_unfinished_and_damaged_trials_are_left_out_and_named(lab: Lab) -> None:
     (neox / "adamw-32bit/trial-1/evaluate.json").unlink()
     (neox / "adamw-32bit/trial-1/failed.json").write_text('{"error": "no luck"}')
     shutil.copy(holding(lab), neox / "adamw-32bit/trial-2/lock.json")
-    assert "results.jsonl: differs from the records; run `qlora-repeat collect`" in str(
-        failure(lab.kit("pack"))
-    )
+    error = str(failure(lab.kit("pack")))
+    assert f"results.jsonl: differs from the records; run `qlora-repeat collect {lab.study} " in error
     assert lab.kit("collect").exit_code == 0
     result = lab.kit("pack")
     assert result.exit_code == 0, result.output
@@ -426,7 +425,8 @@ def test_a_study_without_results_is_refused(lab: Lab) -> None:
     shutil.rmtree(lab.runs / "tiny")
     lab.archive.unlink()
     error = failure(lab.kit("pack"))
-    assert str(error) == "study tiny: no trial to pack: 8 missing; `qlora-repeat status` says why"
+    why = f"`qlora-repeat status {lab.study} --runs {lab.runs} --cache {lab.cache}` says why"
+    assert str(error) == f"study tiny: no trial to pack: 8 missing; {why}"
     assert not lab.archive.exists()
     assert isinstance(failure(lab.kit("pack", "--out", lab.folder / "tiny.toml")), UsageError)
     assert lab.study.read_text() == tiny_text()
@@ -437,7 +437,7 @@ def test_a_link_is_not_packed(lab: Lab) -> None:
     trace.rename(lab.folder / "moved.jsonl")
     trace.symlink_to(lab.folder / "moved.jsonl")
     (lab.runs / "tiny" / "results.jsonl").unlink()
-    assert "trace.jsonl: not a regular file; `qlora-repeat run`" in lab.kit("pack").output
+    assert "trace.jsonl: not a regular file; `qlora-repeat run " in lab.kit("pack").output
     with opened(lab.archive) as theirs:
         assert not (theirs.folder / FOLDER / "trace.jsonl").exists()
 
@@ -985,7 +985,7 @@ def test_a_trial_in_an_archive_can_be_verified(recorded: Lab, tmp_path: Path) ->
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.stdout.startswith(f"tiny:{FIRST}: bitwise\n")
     error = failure(run("verify", f"{recorded.archive}:tiny-neox/adamw-8bit/2", *where))
-    assert "no finetune.json there" in str(error)
+    assert "the archive has no results of it, so there is nothing to verify" in str(error)
     assert "numbers its trials" in str(failure(run("verify", f"{recorded.archive}:tiny-neox/adamw-8bit/9")))
 
 

@@ -27,7 +27,7 @@ from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.records.record import KeptFile, Record, keep
 from qlora_repeat.records.self_test import self_test_file, self_test_of
-from qlora_repeat.records.trial_state import base_damages, explanations, stage_record, trial_state
+from qlora_repeat.records.trial_state import advised, base_damages, explanations, stage_record, trial_state
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect, counted_base_tests
 from qlora_repeat.results.study_statistics import statistics_text
@@ -159,9 +159,8 @@ def _left_out(workspace: Workspace, results: list[TrialResult], include_stale: b
     if len(rest) == len(results):
         found = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         more = "; --include-stale takes complete ones" if counts["stale"] and not include_stale else ""
-        raise MissingError(
-            f"study {workspace.study.label}: no trial to pack: {found}{more}; `qlora-repeat status` says why"
-        )
+        why = f"`{workspace.command('status')}` says why"
+        raise MissingError(f"study {workspace.study.label}: no trial to pack: {found}{more}; {why}")
     lines = [
         *base_damages(workspace),
         *explanations(trial_state(trial) for trial, _ in rest),
@@ -209,10 +208,9 @@ def _check_collected(workspace: Workspace, results: list[TrialResult], include_s
     """Check that the collected results, from which tables were made, are those of the records."""
     path = workspace.results
     if path.exists() and repr(read_results(path)) != repr(results):  # repr, because NaN is not equal to NaN
-        option = " --include-stale" if include_stale else ""
-        raise MissingError(
-            f"{path}: differs from the records; run `qlora-repeat collect{option}`, then pack again"
-        )
+        command = workspace.command("collect", *(["--include-stale"] if include_stale else []))
+        remedy = f"run `{command}`, then pack again"
+        raise MissingError(str(advised(workspace, f"{path}: differs from the records", remedy)))
 
 
 def _name(path: Path, runs: Path) -> str:

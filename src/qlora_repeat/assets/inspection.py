@@ -40,7 +40,7 @@ from qlora_repeat.system.typed_json import read_as
 
 _FORMAT = 1
 _FILE = "inspection.json"
-_AGAIN = "delete the folder and run `qlora-repeat fetch` for this study"
+_AGAIN = "delete the folder and fetch the study again"
 _LISTED = 5
 """Rows that a finding names."""
 

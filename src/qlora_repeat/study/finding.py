@@ -65,10 +65,11 @@ def split_name(study: str) -> tuple[str, list[str]]:
 
 
 def portable_name(study: str) -> str:
-    """Return the study's name for others: without the folder, and without .toml if it is in ``studies``."""
+    """Return the study's name for others: without .toml if it is in ``studies``, and no absolute path."""
     path, parts = study_path(study), split_name(study)[1]
     inside = path.resolve().parent in (_STUDIES.resolve(), kit_path("studies").resolve())
-    return "@".join([path.stem if inside else path.name, *parts])
+    name = path.stem if inside else path.name if path.is_absolute() else str(path)
+    return "@".join([name, *parts])
 
 
 def came_in_archive(study_file: Path) -> bool:

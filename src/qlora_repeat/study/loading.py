@@ -161,17 +161,26 @@ def open_workspace(given: str, *, runs: Path | None = None, cache: Path | None =
     elsewhere = os.environ.get("QLORA_REPEAT_LOCK")
     if elsewhere and not from_archive:
         lock = Path(elsewhere, lock.name) if elsewhere.endswith("/") else Path(elsewhere)
-    runs = runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
+    given_places = {
+        option: str(place)
+        for option, place, usual in (("--runs", runs, _runs_folder()), ("--cache", cache, cache_folder()))
+        if place is not None and place != usual
+    }
     return Workspace(
         study=_with_own_files(study, file.parent),
-        runs=runs,
+        runs=runs or _runs_folder(),
         cache=cache or cache_folder(),
         lock=lock,
         file=file,
         given=given,
         from_archive=any(map(came_in_archive, content.files)),
         parents=tuple(content.files[1:]),
+        places=given_places,
     )
+
+
+def _runs_folder() -> Path:
+    return Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
 
 
 def cache_folder() -> Path:
