@@ -62,9 +62,13 @@ def _time(experiment: Experiment, missing: int, seconds: float | None, workers: 
             f"Time: not known before a trial of {experiment.model} has run here; run one with `{command}`, "
             f"and multiply its time by {math.ceil(missing / workers)} ({missing}, {workers} at a time)."
         )
-    whole = _duration(seconds * math.ceil(missing / workers))
-    basis = "by the size of the model; after one trial this is more exact" if rough else "measured here"
-    return f"Time: about {whole} ({missing} trials of {_duration(seconds)}, {workers} at a time), {basis}."
+    whole, one = (_duration(each) for each in (seconds * math.ceil(missing / workers), seconds))
+    if rough:
+        return (
+            f"Time: more than {whole} ({missing} fine-tunings of {one} by the size of the model, {workers} "
+            "at a time, and their tests); after one trial this is more exact."
+        )
+    return f"Time: about {whole} ({missing} trials of {one}, {workers} at a time), as measured here."
 
 
 def _duration(seconds: float) -> str:
