@@ -1,11 +1,13 @@
 """Packages go into the new environment, whatever pip is configured to do elsewhere."""
 
+import ensurepip
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 from support.checkout import ROOT
 
 CONFIGURATION = """
@@ -42,12 +44,23 @@ def wheel(folder: Path) -> None:
         archive.writestr(f"{about}/RECORD", "")
 
 
+def environment(folder: Path) -> Path:
+    """Return the Python of a new environment, which imports pip from the wheel that Python brings."""
+    brought = [*Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl")]
+    brought += Path("/usr/share/python-wheels").glob("pip-*.whl")  # Debian
+    if not brought:
+        pytest.skip("this Python brings no wheel of pip")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "pip.pth").write_text(f"{brought[0]}\n")
+    return folder / "bin/python"
+
+
 def test_settings_say_where_packages_come_from_and_not_where_they_go(tmp_path: Path) -> None:
     """`find-links` stays, as an index of one's own does."""
     wheel(tmp_path / "wheels")
     (tmp_path / "pip.conf").write_text(CONFIGURATION.format(folder=tmp_path))
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, env=os.environ | VARIABLES)
-    python = tmp_path / "venv/bin/python"
+    python = environment(tmp_path / "venv")
     done = subprocess.run(
         [ROOT / "lockfiles/pip.sh", python, "install", "-qq", "--no-deps", "qlora-repeat-sample"],
         env=os.environ | VARIABLES | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")},
