@@ -61,9 +61,10 @@ def test_settings_say_where_packages_come_from_and_not_where_they_go(tmp_path: P
     wheel(tmp_path / "wheels")
     (tmp_path / "pip.conf").write_text(CONFIGURATION.format(folder=tmp_path))
     python = environment(tmp_path / "venv")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     done = subprocess.run(
         [ROOT / "lockfiles/pip.sh", python, "install", "-qq", "--no-deps", "qlora-repeat-sample"],
-        env=os.environ | VARIABLES | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")},
+        env=plain | VARIABLES | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")},
         capture_output=True,
         text=True,
     )

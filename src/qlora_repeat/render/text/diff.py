@@ -67,7 +67,7 @@ def diff_text(diff: TrialDiff, operations: Operations | None = None) -> str:
 
 def _distance(found: "Distance") -> str:
     """Return what the distance of all values means, in sentences."""
-    apart = "Their product is not compared, only lora_A and lora_B, each for itself."
+    apart = "lora_A and lora_B are compared separately. Their product is not compared."
     if not found.l2 or found.relative is None:
         return apart
     size = f"The adapters are {percent(found.relative)} of the first adapter's size apart"
