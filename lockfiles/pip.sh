@@ -9,18 +9,19 @@ python=$1
 shift
 unset PYTHONPATH PYTHONHOME PYTHONUSERBASE PYTHONWARNINGS # packages found there would count as installed
 settings=()
-while IFS= read -r -d '' setting; do settings+=("$setting"); done < <("$python" -m pip config list | "$python" -c '
-import ast, sys
+# `pip config list` does not do: it obeys `user` itself, and then shows the settings of one file only.
+while IFS= read -r -d '' setting; do settings+=("$setting"); done < <("$python" -c '
+from pip._internal.configuration import Configuration
 kept = ("index-url extra-index-url find-links no-index trusted-host cert client-cert proxy timeout default-timeout "
         "retries resume-retries cache-dir no-cache-dir no-compile keyring-provider use-feature").split()
-found, lines = {}, sys.stdin.read().splitlines()
+configuration, known, found = Configuration(isolated=False), {}, {}
+configuration.load()
+for key, value in configuration.items():
+    known.update(value if isinstance(value, dict) else {key: value})
 for section in ("global", "install", ":env:"):  # a later one counts
-    for line in lines:
-        name, _, value = line.removeprefix(f"{section}.").partition("=")
-        if line.startswith(f"{section}.") and name in kept:
-            found[name] = ast.literal_eval(value).strip().replace("\n", " ")
+    found.update({name: known[f"{section}.{name}"] for name in kept if f"{section}.{name}" in known})
 for name, value in found.items():
-    print("PIP_" + name.upper().replace("-", "_") + "=" + value, end="\0")
+    print("PIP_" + name.upper().replace("-", "_"), value.strip().replace("\n", " "), sep="=", end="\0")
 ')
 while IFS= read -r name; do unset "$name"; done < <(compgen -e | grep '^PIP_')
 PIP_CONFIG_FILE=/dev/null exec env "${settings[@]}" "$python" -m pip --disable-pip-version-check "$@"

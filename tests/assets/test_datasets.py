@@ -116,7 +116,7 @@ def test_other_rows_than_the_study_expects_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_data_are_refused_with_the_command_that_fetches_them(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"data quotes are missing; run `qlora-repeat fetch`"):
+    with pytest.raises(MissingError, match=r"data quotes are missing; run `qlora-repeat fetch "):
         read_rows(at(study, NO_RUNS, tmp_path), "quotes")
 
 

@@ -151,7 +151,8 @@ def test_a_changed_base_is_named_with_advice(damaged: tuple[Study, Path]) -> Non
     path.write_text(path.read_text() + " ")
     with pytest.raises(MissingError) as caught:
         fetch(at(study, NO_RUNS, cache), quietly)
-    assert str(caught.value) == f"{path} was changed; delete the folder and run `qlora-repeat fetch`"
+    command = at(study, NO_RUNS, cache).command("fetch")
+    assert str(caught.value) == f"{path} was changed; delete the folder and run `{command}`"
 
 
 def test_a_missing_file_of_a_base_is_named(damaged: tuple[Study, Path]) -> None:
@@ -173,7 +174,7 @@ def test_changed_data_are_named_with_advice(damaged: tuple[Study, Path]) -> None
 
 
 def test_a_missing_base_is_refused_with_the_command_that_fetches_it(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"base tiny-neox is missing; run `qlora-repeat fetch`"):
+    with pytest.raises(MissingError, match=r"base tiny-neox is missing; run `qlora-repeat fetch "):
         check_base(at(study, NO_RUNS, tmp_path), "tiny-neox")
 
 

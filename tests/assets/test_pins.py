@@ -535,5 +535,5 @@ def test_a_lock_of_an_earlier_version_lacks_the_rows(user: User) -> None:
     entries[QUOTES]["converted"] = {}
     write_json(user.lock, entries)
     assert [item.name for item in needed(opened(user)) if not item.present] == ["quotes"]
-    with pytest.raises(MissingError, match="data quotes are missing; run `qlora-repeat fetch`"):
+    with pytest.raises(MissingError, match="data quotes are missing; run `qlora-repeat fetch "):
         read_rows(opened(user), "quotes")

@@ -1,8 +1,11 @@
 """Changes to a fine-tuning: the state map, one weight, and the number of steps."""
 
+import json
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from support.tiny import write_study
 from support.trials import outputs, quiet
 
 from qlora_repeat.analysis.trial_diff import first_divergence
+from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
@@ -128,3 +132,22 @@ def test_layers_that_training_never_changed_are_counted(
 
 
 ONE_STEP = ("\nsteps = 4", "\nsteps = 1")
+
+
+class Disordered(set[str]):
+    """A set in an order that PYTHONHASHSEED may give it."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__(), reverse=True))
+
+
+def test_the_file_of_an_adapter_has_an_order_of_its_own(cache: Path, tmp_path: Path) -> None:
+    """PEFT keeps names in sets, and writes them as they come."""
+    trial = at(write_study(tmp_path), tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
+    config = finetune.lora_config(trial.study, [])
+    config.target_modules = Disordered(["q_proj", "v_proj", "k_proj"])
+    adapted = SimpleNamespace(peft_config={"default": config})
+    finetune._name_base(adapted, trial, base_folder(trial.workspace, trial.model.base))
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["target_modules"] == ["k_proj", "q_proj", "v_proj"]

@@ -188,9 +188,7 @@ ARCHITECTURES = {
     "persimmon": Architecture("persimmon", _NEOX),
     "phi": Architecture("phi", ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]),
     "phi-3": Architecture("phi3", ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
-    "phi-3-5-moe": Architecture(
-        "phimoe", _ATTENTION, _TWO_KEYS | _MIXTURE | {"num_local_experts": 4}, True
-    ),
+    "phi-3-5-moe": Architecture("phimoe", _ATTENTION, _TWO_KEYS | _MIXTURE | {"num_local_experts": 4}, True),
     "pythia": Architecture("gpt_neox", _NEOX, {"rotary_pct": 0.25}),
     "qwen2": Architecture("qwen2", _GATED, _GROUPED),
     "qwen2-moe": Architecture(
@@ -228,8 +226,7 @@ ARCHITECTURES = {
     "recurrent-gemma": Architecture(
         "recurrent_gemma",
         ["q_proj", "v_proj", "linear_x", "linear_y", "linear_out", "up_proj"],
-        _TIED
-        | {"num_key_value_heads": 1, "lru_width": WIDTH, "block_types": ["recurrent", "attention"]},
+        _TIED | {"num_key_value_heads": 1, "lru_width": WIDTH, "block_types": ["recurrent", "attention"]},
     ),
     "rwkv": Architecture(
         "rwkv",

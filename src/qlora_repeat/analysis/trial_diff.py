@@ -191,8 +191,8 @@ def read_side(name: str, folder: Path) -> Side:
     trace = folder / "trace.jsonl" if finished else folder / "unfinished" / "trace.jsonl"
     if not trace.is_file():
         raise MissingError(
-            f"{folder}: has neither trace.jsonl nor unfinished/trace.jsonl; "
-            "`qlora-repeat finetune` writes one for each trial"
+            f"{folder}: has neither trace.jsonl nor unfinished/trace.jsonl, so there is nothing to compare; "
+            "fine-tune the trial first, or give the folder of another one"
         )
     steps = read_trace(trace, unfinished=not finished)
     if not steps:
@@ -203,7 +203,7 @@ def read_side(name: str, folder: Path) -> Side:
     if (trained := records.get("finetune")) is not None:
         for damage in damages(folder, trained.files).values():
             if damage is not None:
-                raise MissingError(f"{damage}; run `qlora-repeat finetune {trained.trial}`")
+                raise MissingError(f"{damage}; restore it, or give another copy of trial {trained.trial}")
     return Side(name, folder, steps, finished, records)
 
 

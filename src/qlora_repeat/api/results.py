@@ -117,7 +117,8 @@ def results_of(given: Results | Workspace | str | Path, runs: Path | None = None
     if isinstance(given, Results):
         return given
     if isinstance(given, Workspace):
-        return Results(trial_result.read_results(given.results), given.study.label, given)
+        rows = trial_result.read_results(given.results, given.command("collect"))
+        return Results(rows, given.study.label, given)
     if str(given) == PUBLISHED:
         return paper_results()
     if str(given).endswith(".jsonl"):

@@ -26,7 +26,8 @@ def fetched_architecture(workspace: Workspace, name: str) -> dict[str, Any] | No
         path = Path(own.path, "config.json")
     if not path.is_file():
         return None
-    found = read_json(path, "delete the folder and run `qlora-repeat fetch` for this study", follow=True)
+    again = f"delete the folder and run `{workspace.command('fetch')}`"
+    found = read_json(path, again, follow=True)
     if not isinstance(found, dict):
         raise MissingError(f"{path}: expected an object with keys; the study must name another model")
     if wrong := too_large(found):
@@ -44,7 +45,7 @@ def base_architecture(workspace: Workspace, name: str) -> Mapping[str, Any]:
     if found is None:
         raise MissingError(
             f"base {name}: the study has no [bases.{name}.architecture], and {base_folder(workspace, name)} "
-            "does not exist; add that table, or run `qlora-repeat fetch` for this study"
+            f"does not exist; add that table, or run `{workspace.command('fetch')}`"
         )
     return found
 

@@ -40,7 +40,7 @@ from qlora_repeat.system.typed_json import read_as
 _BASE = TypeAdapter(Base)
 _KEYS = TypeAdapter(dict[str, Any])
 _OTHER_MODEL = "the study must name another model"
-_AGAIN = "delete the folder and run `qlora-repeat fetch` for this study"
+_AGAIN = "delete the folder and fetch the study again"
 SOURCE = "source.json"
 """The file with the pin that a cache folder was made from, if it came from a hub."""
 
@@ -184,14 +184,14 @@ def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None
         MissingError: it is missing, the bytes of a file have changed, or the lock file names other files.
         UsageError: the lock file contradicts the study.
     """
-    folder = base_folder(workspace, name)
+    folder, command = base_folder(workspace, name), workspace.command("fetch")
     if (manifest := _pinned_manifest(workspace, name)) is None:
-        raise MissingError(f"{folder}: base {name} is missing; run `qlora-repeat fetch` for this study")
+        raise MissingError(f"{folder}: base {name} is missing; run `{command}`")
     known = {*manifest, MANIFEST}
     for path in sorted(folder.rglob("*")):  # libraries would also load files that they find
         is_file = path.is_symlink() or not path.is_dir()
         if is_file and path.relative_to(folder).as_posix() not in known and path.name[0] != ".":
-            raise MissingError(f"{path} was added; delete the folder and run `qlora-repeat fetch`")
+            raise MissingError(f"{path} was added; delete the folder and run `{command}`")
     digests = dict[Path, str]()
     for file, expected in manifest.items():
         if not weights and file.endswith(".safetensors"):
@@ -204,20 +204,19 @@ def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None
                 else ("the hub's cache", "set HF_HOME if that cache was moved")
             )
             raise MissingError(
-                f"{folder / file} links to a missing file in {where}; {advice}, and run `qlora-repeat fetch` "
-                "for this study"
+                f"{folder / file} links to a missing file in {where}; {advice}, and run `{command}`"
             )
         if not (folder / file).is_file():
-            raise _changed(folder / file)
+            raise _changed(folder / file, command)
         digests[folder / file] = expected
     for path, digest in known_digests(digests).items():
         if digest != digests[path]:
-            raise _changed(path)
+            raise _changed(path, command)
     refuse_code(folder, manifest.keys() & set(CONFIGURATIONS), f"base {name}")
 
 
-def _changed(path: Path) -> MissingError:
-    return MissingError(f"{path} was changed; delete the folder and run `qlora-repeat fetch`")
+def _changed(path: Path, command: str) -> MissingError:
+    return MissingError(f"{path} was changed; delete the folder and run `{command}`")
 
 
 def device() -> str:

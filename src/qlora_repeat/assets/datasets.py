@@ -109,7 +109,7 @@ def data_is_fetched(workspace: Workspace, name: str) -> bool:
             raise not_pinned(workspace, data.hub, folder / ROWS)
         raise MissingError(
             f"{folder / ROWS}: not the rows of study {workspace.study.name}; delete the folder and run "
-            "`qlora-repeat fetch`"
+            f"`{workspace.command('fetch')}`"
         )
     return expected is not None
 
@@ -129,13 +129,14 @@ def read_rows(workspace: Workspace, name: str) -> list[Row]:
     """
     folder = data_folder(workspace, name)
     if not data_is_fetched(workspace, name):
-        raise MissingError(f"{folder}: data {name} are missing; run `qlora-repeat fetch` for this study")
+        raise MissingError(f"{folder}: data {name} are missing; run `{workspace.command('fetch')}`")
     try:
         text = read_file(folder / ROWS, LARGEST_ROWS, follow=True).decode("utf-8")
     except (OSError, ValueError):
         text = None
     if text is None or text_digest(text) != (read_manifest(folder) or {}).get(ROWS):
-        raise MissingError(f"{folder / ROWS} was changed; delete the folder and run `qlora-repeat fetch`")
+        again = f"delete the folder and run `{workspace.command('fetch')}`"
+        raise MissingError(f"{folder / ROWS} was changed; {again}")
     return [json.loads(line) for line in text.split("\n") if line]
 
 

@@ -4,7 +4,6 @@ It is separate from the modules that use the cache, because those count in the c
 """
 
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -375,11 +374,10 @@ def _check(workspace: Workspace, item: Item) -> None:
 
 def fetch_command(workspace: Workspace, item: Item) -> str:
     """Return the command that fetches an item, and what else its model needs."""
-    command = f"qlora-repeat fetch {shlex.quote(workspace.given)}"
     for name, model in workspace.study.models.items():
         if item.name == (model.base if item.kind == "base" else model.data):
-            return f"`{command} --only {name}`"
-    return f"`{command}`"
+            return f"`{workspace.command('fetch', '--only', name)}`"
+    return f"`{workspace.command('fetch')}`"
 
 
 def fetch_base(workspace: Workspace, name: str, pin: Pin | None = None) -> Pin | None:

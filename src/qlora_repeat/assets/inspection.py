@@ -37,7 +37,7 @@ from qlora_repeat.system.typed_json import read_as
 
 _FORMAT = 1
 _FILE = "inspection.json"
-_AGAIN = "delete the folder and run `qlora-repeat fetch` for this study"
+_AGAIN = "delete the folder and fetch the study again"
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Line = Annotated[str, Field(max_length=2000)]

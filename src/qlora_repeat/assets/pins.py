@@ -6,7 +6,6 @@ Stages use this module, so it counts in the code digest of records; `hub_lock` a
 import contextlib
 import fnmatch
 import re
-import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import field, replace
 from pathlib import Path, PurePosixPath
@@ -263,7 +262,7 @@ def data_with_rows(workspace: Workspace, name: str) -> Data:
     if (rows := rows_of(workspace, name)) is None:
         raise MissingError(
             f"data {name}: the number of rows is unknown before the first fetch; run "
-            f"`qlora-repeat fetch {shlex.quote(workspace.given)}`, or give rows in the study"
+            f"`{workspace.command('fetch')}`, or give rows in the study"
         )
     return replace(workspace.study.data[name], rows=rows)
 
@@ -368,8 +367,7 @@ def find_folder(
 
 def not_pinned(workspace: Workspace, hub: Hub, path: Path) -> MissingError:
     """Return the error that a file in the cache is not the one that the lock file names."""
-    command = f"`qlora-repeat fetch {shlex.quote(workspace.given)}`"
     return MissingError(
         f"{path}: not made from the files that {workspace.lock} pins for {hub.repository}; "
-        f"delete the folder and run {command}"
+        f"delete the folder and run `{workspace.command('fetch')}`"
     )

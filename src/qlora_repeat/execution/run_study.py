@@ -83,7 +83,7 @@ def run_study(
     trials = [job.trial for job in waiting if isinstance(job, TrialJob)]
     damages = base_damages(workspace) if "evaluate" in stages else []
     for line in damages + explanations(map(trial_state, trials)):
-        observer.tell(f"running again: {line.partition(': `qlora-repeat trial')[0]}")
+        observer.tell(f"running again: {line.partition('; `qlora-repeat trial')[0]}")
     workers = min(jobs or default_workers(study.threads), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     observer.tell(f"study {title or study.name}: {len(waiting)} jobs, {workers} at a time")

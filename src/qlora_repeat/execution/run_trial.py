@@ -195,9 +195,8 @@ def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale:
         raise StageError(f"{trial.name}: {stage} needs the {before} stage, which is damaged: {state.damage}")
     elif state.state != "done" and not (stale and state.state == "stale"):
         why = f"is stale ({', '.join(state.changed)})" if state.state == "stale" else "has not run"
-        raise StageError(
-            f"{trial.name}: {stage} needs the {before} stage, which {why}; run `qlora-repeat {before}`"
-        )
+        command = trial.workspace.command(before, trial=trial.name)
+        raise StageError(f"{trial.name}: {stage} needs the {before} stage, which {why}; run `{command}`")
 
 
 @contextlib.contextmanager

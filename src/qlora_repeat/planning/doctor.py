@@ -6,7 +6,6 @@ Nothing is fetched, no hub is asked, and nothing is left on disk. The checks tha
 
 import dataclasses
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.planning import machine_checks
 from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.planning.machine_checks import Finding, Level, folder_findings, nearest
-from qlora_repeat.planning.plan import DTYPE_BYTES, make_plan, train_examples
+from qlora_repeat.planning.plan import DTYPE_BYTES, make_plan
+from qlora_repeat.study.data_sources import train_examples
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import megabytes
@@ -103,7 +103,7 @@ def _run_check(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 def _finding_of(error: KitError) -> Finding:
     """Return an error as a finding. The text of most errors ends with advice."""
     text, _, advice = " ".join(str(error).split()).partition("; ")
-    return Finding("stops", text, advice or "correct that, and run `qlora-repeat doctor` again")
+    return Finding("stops", text, advice or "correct that, and call doctor again")
 
 
 def item_info(workspace: Workspace, item: Item) -> ItemInfo:
@@ -175,14 +175,13 @@ def device_findings(
     try:
         plan = make_plan(workspace, device, 1, [])
     except MissingError:
-        study = shlex.quote(workspace.given)
         names = ", ".join(info.item.name for info in infos if info.is_base and not info.item.present)
         text = f"{device.name}: whether its memory is enough is unknown until {names} is fetched"
-        advice = f"run `qlora-repeat fetch {study}`, then `qlora-repeat doctor {study}` again"
+        advice = f"run `{workspace.command('fetch')}`, then `{workspace.command('doctor')}` again"
         yield Finding("warning", text, advice)
         return
     if problems := plan.too_large():
-        advice = "use a larger GPU (`qlora-repeat plan` compares them)"
+        advice = f"use a larger GPU (`{workspace.command('plan')}` compares them)"
         yield from (Finding("stops", problem, advice) for problem in problems)
         return
     peak = max(model.peak[0] for model in plan.models)
@@ -206,7 +205,7 @@ def cpu_findings(study: Study, infos: list[ItemInfo], memory: int) -> Iterator[F
     unknown = [name for name, size in weights.items() if size is None]
     if unknown:
         text = f"there is no GPU, and the size of {', '.join(unknown)} is unknown until it is fetched"
-        advice = "run `qlora-repeat fetch`, then `qlora-repeat doctor` again; or use a machine with a GPU"
+        advice = "fetch the study and call doctor again, or use a machine with a GPU"
         yield Finding("warning", f"{text}: only small models run on a CPU", advice)
     parameters = {name: size // 2 for name, size in weights.items() if size is not None}
     if not parameters:
@@ -266,7 +265,7 @@ def item_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Findi
             yield Finding("stops", text, advice)
         else:
             from_hub.append(item.name)
-    fetches = f"`qlora-repeat fetch {shlex.quote(workspace.given)}`, or the first run, fetches"
+    fetches = f"`{workspace.command('fetch')}`, or the first run, fetches"
     if local:
         yield Finding("ok", f"{fetches} {', '.join(local)} from this machine")
     if from_hub:

@@ -5,7 +5,6 @@ docs/explanation/memory-and-time.md explains each number, and which of them are 
 
 import heapq
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from qlora_repeat.assets.pins import data_with_rows
 from qlora_repeat.errors import KitError, UsageError
 from qlora_repeat.planning.gpu_catalog import Gpu, large_enough
 from qlora_repeat.results.trial_result import TrialResult
-from qlora_repeat.study.data_sources import Data
+from qlora_repeat.study.data_sources import train_examples
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import Dtype, FrozenWeights
 from qlora_repeat.study.trial import Trial
@@ -244,13 +243,6 @@ def _arm_plan(
         steps=steps,
         train_seconds=train_seconds(paper, steps, gpu) if paper else None,
     )
-
-
-def train_examples(data: Data) -> int:
-    """Return the number of training examples: all rows without the test part, rounded up (section III)."""
-    assert data.rows is not None, "the caller takes it from the lock file, if the study does not give it"
-    examples = data.rows - math.ceil(data.test_share * data.rows)
-    return min(examples, data.max_rows or examples)
 
 
 def train_seconds(paper: Sequence[TrialResult], steps: int, gpu: Gpu) -> float:

@@ -1,17 +1,18 @@
 """Which stages of a trial, and which tests of a base, are done, stale, damaged or missing, and why."""
 
-import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from qlora_repeat.assets.pins import rows_of
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record, damages, read_record
 from qlora_repeat.records.record_schema import misfit
 from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, shared_inputs, stage_inputs
+from qlora_repeat.study.data_sources import train_examples
 from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
@@ -99,16 +100,20 @@ def _damage(trial: Trial, stage: Stage, record: Record, rehash: bool) -> str | N
     if stage == "merge" and not trial.merged.exists():
         return None
     found = damages(trial.folder, record.files, rehash=rehash)
-    damage = next(filter(None, found.values()), None)
-    return damage and f"{damage}; `qlora-repeat run` runs its stage again"
+    return next(filter(None, found.values()), None)
 
 
-def advised(workspace: Workspace, damage: str | None) -> str | None:
-    """Return a line on damage with advice; what came in an archive is evidence, so nothing is run there."""
-    if damage is None or not workspace.from_archive:
-        return damage
-    problem = damage.partition("; `qlora-repeat ")[0]
-    return f"{problem}; it came in an archive: tell whoever packed it, and run nothing in its folder"
+def advised(workspace: Workspace, damage: str | None, remedy: str | None = None) -> str | None:
+    """Return a line on damage with what to do: `remedy`, or by default to run the stage again.
+
+    What came in an archive is evidence, so nothing is run there.
+    """
+    if damage is None:
+        return None
+    if workspace.has_evidence:
+        return f"{damage}; it came in an archive: tell whoever packed it, and run nothing in its folder"
+    again = f"`{workspace.command('run')}` runs its stage again"
+    return f"{damage}; {remedy or again}"
 
 
 def last_checkpoint(trial: Trial) -> int | None:
@@ -125,8 +130,9 @@ def stopped_at(state: TrialState) -> str | None:
     if state.state != "missing" or (step is None and len(left) == len(STAGES)):
         return None
     after = f"stopped at step {step}" if step is not None else "stopped"
-    if step is not None and trial.model.training.steps:
-        after += f" of {trial.model.training.total_steps(0)}"
+    data = replace(trial.data, rows=rows_of(trial.workspace, trial.model.data))
+    if step is not None and data.rows is not None:
+        after += f" of {trial.model.training.total_steps(train_examples(data))}"
     return f"{after}; {', '.join(left)} {'remains' if len(left) == 1 else 'remain'}"
 
 
@@ -141,9 +147,7 @@ def stage_record(
         record = read_record(path)
         if record is not None and (record.trial, record.stage) != (name, stage):
             whose = f"the {record.stage} stage of {record.trial}"
-            raise MissingError(
-                f"{path}: expected this stage's record, found {whose}; `qlora-repeat run` runs it again"
-            )
+            raise MissingError(f"{path}: expected this stage's record, found {whose}")
         return checked(record, path, base=base), None
     except MissingError as error:
         return None, str(error)
@@ -166,7 +170,7 @@ def checked(record: Record | None, path: Path, *, base: bool = False, complete: 
         MissingError: it lacks a key, or has an invalid value.
     """
     if record is not None and (wrong := misfit(record, base=base, complete=complete)) is not None:
-        raise MissingError(f"{path}: not a valid record ({wrong}); `qlora-repeat run` runs its stage again")
+        raise MissingError(f"{path}: not a valid record ({wrong})")
     return record
 
 
@@ -197,8 +201,9 @@ def explanations(trials: Iterable[TrialState]) -> list[str]:
             changes = {change for stage in stages for change in stage.changed}
             lines.append(f"{trial.name} is stale, changed since: {', '.join(sorted(changes))}")
         elif (stopped := stopped_at(each)) is not None:
-            command = f"qlora-repeat trial {trial.name} --study {shlex.quote(trial.workspace.given)}"
-            lines.append(f"{trial.name} {stopped}: `{command}` resumes it")
+            command = trial.workspace.command("trial", trial=trial.name)
+            resumes = "" if trial.workspace.has_evidence else f"; `{command}` resumes it"
+            lines.append(f"{trial.name} {stopped}{resumes}")
         elif each.state == "damaged":
             lines += [f"{trial.name} is damaged: {stage.damage}" for stage in stages if stage.damage]
     return lines

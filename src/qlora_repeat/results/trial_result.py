@@ -147,8 +147,8 @@ def results_text(results: list[TrialResult]) -> str:
     return "".join(json.dumps(vars(result), default=vars) + "\n" for result in results)
 
 
-def read_results(path: Path) -> list[TrialResult]:
-    """Read a results file.
+def read_results(path: Path, collect: str = "qlora-repeat collect") -> list[TrialResult]:
+    """Read a results file; errors name the command `collect`, which writes it.
 
     Raises:
         MissingError: there is no such file.
@@ -157,10 +157,10 @@ def read_results(path: Path) -> list[TrialResult]:
     try:
         lines = read_lines(path, follow=True).split("\n")
     except FileNotFoundError:
-        raise MissingError(f"{path}: no collected results; run `qlora-repeat collect` first") from None
+        raise MissingError(f"{path}: no collected results; run `{collect}` first") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{path}: not readable ({reason}); run `qlora-repeat collect` again") from None
+        raise UsageError(f"{path}: not readable ({reason}); run `{collect}` again") from None
     if len(lines) > MOST_TRIALS + 1:
         raise UsageError(f"{path}: {len(lines):,} lines; a study has at most {MOST_TRIALS:,} trials")
     return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]

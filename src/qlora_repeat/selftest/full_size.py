@@ -7,7 +7,6 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder, device, load_tokenizer, quantization_config
 from qlora_repeat.assets.datasets import study_prompts
 from qlora_repeat.assets.derived_cache import encoded_part
-from qlora_repeat.planning.plan import train_examples
 from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.selftest.bench import LENGTH, SOURCES, Bench, fill_cache, self_test_study, with_long_texts
 from qlora_repeat.selftest.checks import MOST_MEMORY, Result, finetuned, job
@@ -17,6 +16,7 @@ from qlora_repeat.selftest.processes import planned_peaks
 from qlora_repeat.stages.finetune import finetune
 from qlora_repeat.stages.generate import respond
 from qlora_repeat.stages.perplexity import example_losses
+from qlora_repeat.study.data_sources import train_examples
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial

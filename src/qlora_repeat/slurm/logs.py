@@ -25,7 +25,8 @@ def trial_logs(trial: Trial, lines: int) -> Iterator[str]:
     """
     job = _job_log(trial)
     if not trial.folder.is_dir() and job is None:
-        raise MissingError(f"{trial.folder}: no files yet; `qlora-repeat status` lists all trials")
+        command = trial.workspace.command("status")
+        raise MissingError(f"{trial.folder}: no files yet; `{command}` lists all trials")
     yield from _state(trial)
     for path in (trial.log, job):
         if path is not None and path.is_file():

@@ -239,7 +239,7 @@ def require_merged(trial: Trial, digest: str) -> None:
         delete_merged(trial)
         raise StageError(
             f"{trial.merged}: rebuilt weights have digest {found[:16]}, the merge record has {digest[:16]}; "
-            f"run `qlora-repeat merge {trial.name} --force` to replace the record"
+            f"run `{trial.workspace.command('merge', '--force', trial=trial.name)}` to replace the record"
         )
 
 

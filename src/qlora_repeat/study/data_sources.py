@@ -4,6 +4,7 @@ A study may come from a stranger, so every number has a bound and every text a p
 what a real study needs.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import field
@@ -267,3 +268,10 @@ class Data:
             raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
         if self.source == "reasoning-gym" and not self.families and not self.families_with_options:
             raise ValueError("give families or families_with_options")
+
+
+def train_examples(data: Data) -> int:
+    """Return the number of training examples: all rows without the test part, rounded up (section III)."""
+    assert data.rows is not None, "the caller takes it from the lock file, if the study does not give it"
+    examples = data.rows - math.ceil(data.test_share * data.rows)
+    return min(examples, data.max_rows or examples)

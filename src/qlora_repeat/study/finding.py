@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.study.data_sources import PackageFile
 from qlora_repeat.study.toml_file import read_toml
 from qlora_repeat.study.workspace import ARCHIVE_MARK
 from qlora_repeat.system.package_data import kit_path
@@ -65,10 +66,16 @@ def split_name(study: str) -> tuple[str, list[str]]:
 
 
 def portable_name(study: str) -> str:
-    """Return the study's name for others: without the folder, and without .toml if it is in ``studies``."""
+    """Return the study's name for others: without .toml if it is in ``studies``, and no absolute path."""
     path, parts = study_path(study), split_name(study)[1]
     inside = path.resolve().parent in (_STUDIES.resolve(), kit_path("studies").resolve())
-    return "@".join([path.stem if inside else path.name, *parts])
+    name = path.stem if inside else path.name if path.is_absolute() else str(path)
+    return "@".join([name, *parts])
+
+
+def archived_file(data: str, key: str, file: PackageFile) -> str:
+    """Return the name in an archive of a user's file that a data set is made of; `key` is its key there."""
+    return f"data/{data}/{key}{Path(file.file).suffix}"
 
 
 def came_in_archive(study_file: Path) -> bool:

@@ -10,8 +10,8 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.study.data_sources import Folder, PackageFile
-from qlora_repeat.study.finding import came_in_archive, no_such_study, split_name, study_path
+from qlora_repeat.study.data_sources import Data, Folder, PackageFile
+from qlora_repeat.study.finding import archived_file, came_in_archive, no_such_study, split_name, study_path
 from qlora_repeat.study.json_schema import study_schema
 from qlora_repeat.study.old_spelling import respelled_part
 from qlora_repeat.study.optimizers import OptimizerName
@@ -35,7 +35,7 @@ def load_study(study: str) -> Study:
         UsageError: the file is not TOML; a key is unknown, missing or out of range; a part after @ is
             unknown; or the study has the name of the paper's numbers.
     """
-    return _with_own_files(read_study(study)[0], study_path(study).parent)
+    return _with_own_files(read_study(study)[0], study_path(study))
 
 
 def read_study(study: str) -> tuple[Study, Content]:
@@ -69,8 +69,22 @@ def read_study(study: str) -> tuple[Study, Content]:
     return _varied(loaded, parts), content
 
 
-def _with_own_files(study: Study, folder: Path) -> Study:
-    """Return the study with the paths of the user's own files, which are relative to the study file."""
+def _with_own_files(study: Study, study_file: Path) -> Study:
+    """Return the study with the paths of the user's own files, which are relative to the study file.
+
+    Data of a study in an unpacked archive are those in the archive, if it has them.
+    """
+    folder = study_file.parent
+    archive = folder.parent if came_in_archive(study_file) else None
+
+    def with_files(name: str, data: Data) -> Data:
+        files: dict[str, Any] = {}
+        for key, file in vars(data).items():
+            if isinstance(file, PackageFile):
+                inside = archive / archived_file(name, key, file) if archive and not file.package else None
+                packed = inside is not None and inside.is_file()
+                files[key] = replace(file, file=str(inside)) if packed else found(file)
+        return replace(data, **files)
 
     def found(file: PackageFile | None) -> PackageFile | None:
         own = file is not None and file.package is None
@@ -87,7 +101,7 @@ def _with_own_files(study: Study, folder: Path) -> Study:
             )
             for name, base in study.bases.items()
         },
-        data={name: replace(data, file=found(data.file)) for name, data in study.data.items()},
+        data={name: with_files(name, data) for name, data in study.data.items()},
     )
 
 
@@ -161,17 +175,26 @@ def open_workspace(given: str, *, runs: Path | None = None, cache: Path | None =
     elsewhere = os.environ.get("QLORA_REPEAT_LOCK")
     if elsewhere and not from_archive:
         lock = Path(elsewhere, lock.name) if elsewhere.endswith("/") else Path(elsewhere)
-    runs = runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
+    given_places = {
+        option: str(place)
+        for option, place, usual in (("--runs", runs, _runs_folder()), ("--cache", cache, cache_folder()))
+        if place is not None and place != usual
+    }
     return Workspace(
-        study=_with_own_files(study, file.parent),
-        runs=runs,
+        study=_with_own_files(study, file),
+        runs=runs or _runs_folder(),
         cache=cache or cache_folder(),
         lock=lock,
         file=file,
         given=given,
         from_archive=any(map(came_in_archive, content.files)),
         parents=tuple(content.files[1:]),
+        places=given_places,
     )
+
+
+def _runs_folder() -> Path:
+    return Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
 
 
 def cache_folder() -> Path:

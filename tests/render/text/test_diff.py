@@ -369,7 +369,7 @@ def no_step(folder: Path) -> None:
         (no_trace, 3, "trial-2: has neither trace.jsonl nor unfinished/trace.jsonl"),
         (cut_trace, 2, "trial-2/trace.jsonl:13: not a step of a trace"),
         (no_step, 2, "trial-2/trace.jsonl: the trace has no step yet"),
-        (damage_trace, 3, "were recorded; run `qlora-repeat finetune tiny-neox/adamw-8bit/1`"),
+        (damage_trace, 3, "were recorded; restore it, or give another copy of trial tiny-neox/adamw-8bit/1"),
         (damage_adapter, 3, "adapter_model.safetensors: not the bytes that were recorded"),
         (no_safetensors, 2, "adapter_model.safetensors: not a safetensors file"),
         (no_record, 3, "trial-2/evaluate.json: not a readable record"),

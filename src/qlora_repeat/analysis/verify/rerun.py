@@ -25,7 +25,7 @@ from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_inputs
 from qlora_repeat.records.trace import read_trace
-from qlora_repeat.records.trial_state import stage_record
+from qlora_repeat.records.trial_state import advised, stage_record
 from qlora_repeat.stages.checkpoint import read_sealed, write_sealed
 from qlora_repeat.study.randomness import SOURCES, draw_seeds
 from qlora_repeat.study.trial import Progress, Stage, Trial
@@ -74,7 +74,11 @@ def read_recorded(trial: Trial, folder: Path, scratch: Path, scope: Scope = "who
     folder = folder.resolve()
     if folder.is_relative_to(scratch.resolve()):
         raise UsageError(f"{folder}: is itself a re-run; give a trial outside of --scratch")
-    side = _checked_side(trial.name, folder)
+    for damage in _damages(trial.name, folder):
+        own = folder == trial.folder.resolve()
+        get = "; get the trial again from whoever ran it"
+        raise MissingError(f"{advised(trial.workspace, damage) if own else damage + get}")
+    side = read_side(trial.name, folder)
     needed = VERIFIED_STAGES if scope == "evaluation" else VERIFIED_STAGES[:1]
     if lacking := [stage for stage in needed if stage not in side.records]:
         raise MissingError(f"{folder / lacking[0]}.json: no such record, so there is nothing to verify")
@@ -88,12 +92,12 @@ def read_recorded(trial: Trial, folder: Path, scratch: Path, scope: Scope = "who
     return Recorded(side, again, others, left_out, contradictions(side, again))
 
 
-def _checked_side(name: str, folder: Path) -> Side:
+def _damages(name: str, folder: Path) -> Iterator[str]:
+    """Yield what is wrong with each record of a trial that `verify` reads."""
     for stage in VERIFIED_STAGES:
         damage = stage_record(folder / f"{stage}.json", name, stage)[1]
         if damage is not None:
-            raise MissingError(damage)
-    return read_side(name, folder)
+            yield damage
 
 
 def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[str]]:
@@ -108,7 +112,9 @@ def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[st
         try:
             if trial.workspace.trial(name).name != name:  # as in trial-01
                 raise UsageError("not a trial of the study")
-            side = _checked_side(name, other)
+            if (damage := next(_damages(name, other), None)) is not None:
+                raise MissingError(damage)
+            side = read_side(name, other)
         except (MissingError, UsageError) as error:
             left_out.append(f"{name}: {error}")
             continue

@@ -46,9 +46,9 @@ def summary(results: "Results", include_stale: bool = False) -> Iterator[str]:
     assert results.study is not None, "they were collected from its records"
     yield f"{results.study.results}: {done} of {len(results)} trials done"
     if stale := [row for row in results if row.status == "stale"]:
-        kept = sum(row.measured for row in stale)
+        kept, status = sum(row.measured for row in stale), results.study.command("status")
         yield (
             f"{len(stale)} stale, {kept} of them with values; tables will name them"
             if include_stale
-            else f"{len(stale)} stale: `qlora-repeat status` says why; --include-stale also collects them"
+            else f"{len(stale)} stale: `{status}` says why; --include-stale also collects them"
         )

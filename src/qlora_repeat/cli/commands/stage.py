@@ -50,7 +50,7 @@ def stage_command(stage: Stage, help: str) -> click.Command:
             raise UsageError("--same-seeds is for one TRIAL; leave out --all")
         if (trial is None) == (not every):
             raise UsageError(
-                "give one TRIAL (model/optimizer/number), or --all; `qlora-repeat show` lists them"
+                f"give one TRIAL (model/optimizer/number), or --all; `{workspace.command('show')}` lists them"
             )
         shown = Terminal(console(quiet))
         if trial is None:

@@ -173,6 +173,5 @@ def _require_fetched(workspace: Workspace) -> None:
 
     lacking = [item.name for item in needed(workspace) if not item.present]
     if lacking:
-        raise MissingError(
-            f"not fetched: {', '.join(lacking)}; run `qlora-repeat fetch {workspace.given}` here first"
-        )
+        command = workspace.command("fetch")
+        raise MissingError(f"not fetched: {', '.join(lacking)}; run `{command}` here first")

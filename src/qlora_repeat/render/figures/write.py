@@ -41,7 +41,7 @@ def render_figures(arms: list[Arm], out: Path, experiments: Sequence[Measurement
     if not has_curves:
         raise MissingError(
             f"collected results of study {study_names(arms) or '(none)'}: no finished trial has a loss curve "
-            "to draw; run the trials with `qlora-repeat run`, then `qlora-repeat collect`"
+            "to draw; run and collect them first"
         )
     for name, draw in drawn.items():
         save_figure(draw(arms), paths[name])
