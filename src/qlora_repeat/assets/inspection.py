@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
+from qlora_repeat.assets.answer_rows import asked_rows, data_labels
 from qlora_repeat.assets.base_models import base_digest, base_folder, load_tokenizer
 from qlora_repeat.assets.configuration import usable
 from qlora_repeat.assets.datasets import (
@@ -32,6 +33,7 @@ from qlora_repeat.assets.derived_cache import has_copy, keep_copy
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import Row
 from qlora_repeat.study.randomness import draw_seed
+from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import write_json
 from qlora_repeat.system.fingerprint import packages
@@ -129,7 +131,10 @@ def require_sound(workspace: Workspace, model_name: str) -> Inspection:
 def _folder(workspace: Workspace, model_name: str) -> Path:
     study = workspace.study
     model = study.models[model_name]
-    settings = [asdict(model), asdict(study.data[model.data]), study.evaluation.examples, _seed(workspace)]
+    data = study.data[model.data]
+    settings = [asdict(model), asdict(data), study.evaluation.examples, _seed(workspace)]
+    if data.task in SCORES:
+        settings.append(asdict(study.evaluation.answers))
     digests = [base_digest(workspace, model.base), data_digest(workspace, model.data)]
     name = f"inspected-{model_name}-{json_digest([_FORMAT, *settings, *digests, packages()])[:16]}"
     return data_folder(workspace, model.data) / name
@@ -171,6 +176,7 @@ def _inspect(workspace: Workspace, model_name: str) -> Inspection:
         finder.in_both_parts,
         finder.embeddings,
         finder.positions,
+        finder.answers,
     ):
         check()
     parts = Counter(each.part for each in seen)
@@ -210,6 +216,7 @@ class _Finder:
     def __init__(self, workspace: Workspace, model_name: str, tokenizer: Any, seen: list[_Seen]) -> None:
         from transformers import AutoConfig
 
+        self.workspace, self.model_name = workspace, model_name
         self.model = workspace.study.models[model_name]
         self.data = workspace.study.data[self.model.data]
         self.tokenizer, self.seen = tokenizer, seen
@@ -348,6 +355,35 @@ class _Finder:
             self.stops.append(
                 f"a prompt of {longest} tokens and max_new_tokens {new} are more than the base's {known} "
                 f"positions; reduce max_new_tokens, or choose shorter prompts"
+            )
+
+    def answers(self) -> None:
+        """Look at the prompts and references of answers that will be scored, if the task has such."""
+        workspace, settings = self.workspace, self.workspace.study.evaluation.answers
+        if self.data.task not in SCORES:
+            return
+        try:
+            if self.data.task == "classification":
+                data_labels(workspace, self.model.data)
+        except UsageError as error:
+            self.stops.append(str(error))
+            return
+        kept, left_out = asked_rows(workspace, self.model_name, _seed(workspace), self.tokenizer)
+        why = (
+            f"whose prompt has more than {settings.prompt_length} tokens (evaluation.answers.prompt_length), "
+            "or whose reference is too long or, for ROUGE, without a letter from a to z or a digit"
+        )
+        if not kept:
+            self.stops.append(f"no answer can be scored: all test rows are ones {why}")
+        elif left_out:
+            self.counts["left_out_answers"] = left_out
+            self.warnings.append(f"scores leave out {left_out} test rows {why}")
+        known = positions(self.config)
+        longest = max((len(each.ids) for each in kept), default=0)
+        if known is not None and longest + self.data.max_new_tokens - 1 > known:
+            self.stops.append(
+                f"a test prompt of {longest} tokens and max_new_tokens {self.data.max_new_tokens} are more "
+                f"than the base's {known} positions; reduce one of them (evaluation.answers.prompt_length)"
             )
 
     def _ids(self, text: str, *, special: bool | None = None) -> list[int]:

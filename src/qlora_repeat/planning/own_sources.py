@@ -16,6 +16,7 @@ from qlora_repeat.assets.pins import ROW_FILES, pickled_files
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Folder, Hub, PackageFile, Row, RowKey, Task
+from qlora_repeat.study.scores import SCORES
 from qlora_repeat.system.files import LARGEST_ROWS, read_json
 
 _REPOSITORY = re.compile(
@@ -24,7 +25,7 @@ _REPOSITORY = re.compile(
 _COLUMNS = {
     "quote": ("quote", "text", "content", "sentence", "document"),
     "instruction": ("instruction", "question", "prompt", "input", "query"),
-    "answer": ("answer", "output", "response", "completion", "target"),
+    "answer": ("answer", "output", "response", "completion", "target", "label", "summary"),
 }
 """Usual names of columns, the likeliest first."""
 _MOST_MEMORY = 4 * LARGEST_ROWS
@@ -167,6 +168,8 @@ def _chosen_columns(
     for each in tasks:
         if each == "text-generation" and "quote" not in likely and len(found) == 1:
             likely["quote"] = found[0]
+        if task in SCORES and "quote" in likely:  # a text with its label or summary
+            likely.setdefault("instruction", likely["quote"])
         if all(key in likely for key in ROW_KEYS[each]):
             return each, {key: likely[key] for key in ROW_KEYS[each]}
     keys = ROW_KEYS[tasks[-1] if task else "question-answering"]
