@@ -16,14 +16,14 @@ from qlora_repeat.assets.answer_rows import data_labels
 from qlora_repeat.assets.base_models import base_folder, load_full, load_tokenizer
 from qlora_repeat.assets.datasets import part_rows
 from qlora_repeat.assets.inspection import inspected
-from qlora_repeat.errors import UsageError
+from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.records.stage_inputs import stage_settings
 from qlora_repeat.results.collect import collect
 from qlora_repeat.stages.answers import generate
 from qlora_repeat.study.loading import load_study
-from qlora_repeat.study.trial import STAGES
+from qlora_repeat.study.trial import STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
 
 CLASSIFIER, WRITER = "tiny-neox/adamw-8bit/1", "tiny-llama-chat/adamw-8bit/1"
@@ -32,8 +32,7 @@ CLASSIFIER, WRITER = "tiny-neox/adamw-8bit/1", "tiny-llama-chat/adamw-8bit/1"
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Return the study, in which the first trial of each task has run with fixed seeds."""
-    folder = tmp_path_factory.mktemp("scored")
-    found = scored_workspace(folder, ('profile = "as-published"', 'profile = "bitwise"'))
+    found = scored_workspace(tmp_path_factory.mktemp("scored"))
     for name in (CLASSIFIER, WRITER):
         run_trial(found.trial(name), STAGES, quiet)
     return found
@@ -105,38 +104,45 @@ def _no_label(answers: dict[str, Any]) -> None:
     answers["examples"][0]["reference"] = "blue"
 
 
-def _endless(answers: dict[str, Any]) -> None:
-    answers["examples"][0]["text"] = "x" * 10_000
+def _told(trial: Trial, lie: Callable[[dict[str, Any]], None], scratch: Path) -> list[str]:
+    """Return the contradictions in a trial's files after a change to its answers, which is undone."""
+    path = trial.record("evaluate")
+    record, content = read_record(path), path.read_bytes()
+    assert record is not None
+    outputs = json.loads(json.dumps(record.outputs))
+    lie(outputs["answers"])
+    write_record(path, dataclasses.replace(record, outputs=outputs))
+    try:
+        return read_recorded(trial, trial.folder, scratch).contradictions
+    finally:
+        path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
-    ("lie", "sentence"),
+    ("lie", "found"),
     [
-        (_better, "another score accuracy than its answers give"),
-        (_all_right, "another score accuracy than its answers give"),
-        (_no_label, "answers whose reference is no label"),
-        (_endless, "outputs.answers.examples"),
+        (lambda answers: None, []),
+        (_better, ["The record of the evaluation has another score accuracy than its answers give."]),
+        (_no_label, ["The record of the evaluation has answers whose reference is no label."]),
     ],
 )
 def test_scores_that_do_not_follow_from_the_answers_are_found(
-    lie: Callable[[dict[str, Any]], None], sentence: str, workspace: Workspace, tmp_path: Path
+    lie: Callable[[dict[str, Any]], None], found: list[str], workspace: Workspace, tmp_path: Path
 ) -> None:
-    trial = workspace.trial(CLASSIFIER)
-    path, told = trial.record("evaluate"), trial.record("evaluate").read_bytes()
-    assert read_recorded(trial, trial.folder, tmp_path).contradictions == []
-    record = read_record(path)
-    assert record is not None
-    changed = json.loads(json.dumps(record.outputs))
-    lie(changed["answers"])
-    try:
-        write_record(path, dataclasses.replace(record, outputs=changed))
-        try:
-            found = " ".join(read_recorded(trial, trial.folder, tmp_path).contradictions)
-        except Exception as error:
-            found = str(error)
-        assert sentence in found
-    finally:
-        path.write_bytes(told)
+    assert _told(workspace.trial(CLASSIFIER), lie, tmp_path) == found
+
+
+def test_answers_that_were_made_right_contradict_their_scores(workspace: Workspace, tmp_path: Path) -> None:
+    for name, score in ((CLASSIFIER, "accuracy"), (WRITER, "rouge1")):
+        assert any(f"score {score}" in each for each in _told(workspace.trial(name), _all_right, tmp_path))
+
+
+def test_a_text_without_bounds_is_no_record(workspace: Workspace, tmp_path: Path) -> None:
+    def lie(answers: dict[str, Any]) -> None:
+        answers["examples"][0]["text"] = "x" * 10_000
+
+    with pytest.raises(MissingError, match=r"outputs\.answers\.examples"):
+        _told(workspace.trial(CLASSIFIER), lie, tmp_path)
 
 
 def test_only_tasks_with_scores_depend_on_the_shape_of_batches(
@@ -147,9 +153,12 @@ def test_only_tasks_with_scores_depend_on_the_shape_of_batches(
     assert "answers" not in stage_settings(plain.trial(CLASSIFIER), "evaluate")
 
 
-def test_long_prompts_are_counted_and_stop_if_no_row_is_left(tmp_path: Path) -> None:
-    short = scored_workspace(tmp_path, ("prompt_length = 24", "prompt_length = 2"))
-    (stop,) = inspected(short, "tiny-neox", keep=False).stops
+def test_long_prompts_stop_if_no_row_is_left(workspace: Workspace) -> None:
+    evaluation = workspace.study.evaluation
+    answers = dataclasses.replace(evaluation.answers, prompt_length=2)
+    evaluation = dataclasses.replace(evaluation, answers=answers)
+    study = dataclasses.replace(workspace.study, evaluation=evaluation)
+    (stop,) = inspected(dataclasses.replace(workspace, study=study), "tiny-neox", keep=False).stops
     assert "no answer can be scored" in stop
     assert "more than 2 tokens" in stop
 
