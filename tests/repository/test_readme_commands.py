@@ -34,7 +34,6 @@ ELSEWHERE = {
     "make paper": "render/test_pdf.py",
     "make rehearsal": "assets/test_rehearsal.py",
     "qlora-repeat run collapse": "stages/test_legacy_qmap.py",
-    "qlora-repeat run tasks": "stages/test_answers.py",
     "make image docker-all STUDY=paper": "repository/test_image.py",
     "make sif apptainer-all STUDY=paper": "repository/test_image.py",  # Apptainer is tested by hand
     "qlora-repeat submit paper --partition gpu --gpus a100:1 --image qlora-repeat.sif": (
