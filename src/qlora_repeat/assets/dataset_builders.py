@@ -5,7 +5,8 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -67,7 +68,7 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
 def corpus_rows(data: Data) -> list[Row]:
     """Return the rows of a file or of a package, in an order that a seed fixes.
 
-    Text generation: ``{"quote": ...}``. Question answering: ``{"instruction": ..., "answer": ...}``.
+    Text generation: ``{"quote": ...}``. Other tasks: ``{"instruction": ..., "answer": ...}``.
 
     Raises:
         MissingError: a package is missing or has too few rows, or a file has unexpected bytes.
@@ -75,7 +76,9 @@ def corpus_rows(data: Data) -> list[Row]:
     if data.file is not None:
         return file_rows(data, [verified(data.file)])
     assert data.seed is not None and data.rows is not None, "checked by the study"
-    if data.source == "fortunes":
+    if data.source == "fortunes" and data.task == "classification":
+        rows = categorized_rows(data.families, data.seed, data.rows)
+    elif data.source == "fortunes":
         # Each attributed quote once, without its author (section III).
         quotes = sorted({quote for text in fortunes() if (quote := attributed_quote(text))})
         random.Random(data.seed).shuffle(quotes)
@@ -92,10 +95,39 @@ def json_lines(rows: list[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def fortunes() -> Iterator[str]:
-    """Yield the fortunes of `CATEGORIES`."""
+def categorized_rows(categories: list[str], seed: int, count: int) -> list[Row]:
+    """Return plain fortunes of 20 to 300 letters with their category as the answer, from each one in turn.
+
+    They have no author, whose name might tell the category. A fortune of several categories is left out.
+
+    Raises:
+        UsageError: there is no such category.
+        MissingError: a category has too few.
+    """
+    if unknown := [each for each in categories if each not in CATEGORIES]:
+        raise UsageError(f"data: fortunes have no category {unknown[0]!r}; known: {', '.join(CATEGORIES)}")
+    own = {each: {_without_author(text) for text in fortunes((each,))} for each in dict.fromkeys(categories)}
+    often = Counter(text for texts in own.values() for text in texts)
+    columns, each_has = [], -(-count // len(own))
+    for place, (category, texts) in enumerate(own.items()):
+        suitable = [text for text in sorted(texts) if often[text] == 1 and 20 <= len(text) <= 300]
+        suitable = [text for text in suitable if plain(text)]
+        if len(suitable) < each_has:
+            found = f"expected {each_has} fortunes, found {len(suitable)}"
+            raise MissingError(f"category {category} of {FORTUNES_PACKAGE}: {found}; reduce rows")
+        chosen = random.Random(seed + place).sample(suitable, each_has)
+        columns.append([{"instruction": text, "answer": category} for text in chosen])
+    return [row for turn in zip(*columns, strict=True) for row in turn][:count]
+
+
+def _without_author(fortune: str) -> str:
+    return " ".join(re.split(r"\n\t+-- ", fortune, maxsplit=1)[0].split())
+
+
+def fortunes(categories: Sequence[str] = CATEGORIES) -> Iterator[str]:
+    """Yield the fortunes of some categories."""
     folder = package_folder(FORTUNES_PACKAGE, "fortune") / "datfiles"
-    for category in CATEGORIES:
+    for category in categories:
         path = folder / category
         if not path.is_file():
             raise MissingError(f"{path}: the file is missing; reinstall {FORTUNES_PACKAGE}")

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
+from qlora_repeat.assets.answer_rows import asked_rows, data_labels
 from qlora_repeat.assets.base_models import base_digest, base_folder, load_tokenizer
 from qlora_repeat.assets.configuration import usable
 from qlora_repeat.assets.datasets import (
@@ -26,9 +27,10 @@ from qlora_repeat.assets.datasets import (
     token_counts,
 )
 from qlora_repeat.assets.derived_cache import has_copy, keep_copy
-from qlora_repeat.assets.row_checks import CHECKS, Seen, SeenRow
+from qlora_repeat.assets.row_checks import CHECKS, Flaw, Seen, SeenRow, positions
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.randomness import draw_seed
+from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import write_json
 from qlora_repeat.system.fingerprint import packages
@@ -124,6 +126,8 @@ def _folder(workspace: Workspace, model_name: str) -> Path:
     model = study.models[model_name]
     settings = [asdict(model), asdict(study.data[model.data]), study.evaluation.examples]
     settings += [_seed(workspace), _has_one_split(workspace)]
+    if study.data[model.data].task in SCORES:
+        settings.append(asdict(study.evaluation.answers))
     digests = [base_digest(workspace, model.base), data_digest(workspace, model.data)]
     name = f"inspected-{model_name}-{json_digest([_FORMAT, *settings, *digests, packages()])[:16]}"
     return data_folder(workspace, model.data) / name
@@ -142,6 +146,7 @@ def _has_one_split(workspace: Workspace) -> bool:
 def _inspect(workspace: Workspace, model_name: str) -> Inspection:
     seen = _seen(workspace, model_name)
     flaws = [flaw for check in CHECKS for flaw in check(seen)]
+    flaws += _answer_flaws(workspace, model_name, seen)
     lengths = sorted(each.length for each in seen.rows)
     parts = Counter(each.part for each in seen.rows)
 
@@ -195,3 +200,32 @@ def _seen_rows(workspace: Workspace, model_name: str, tokenizer: Any) -> Iterato
         for row, each in zip(used, examples, strict=True):
             length = next(counts) if len(each.ids) >= limit else len(each.ids)
             yield SeenRow(numbers[id(row)], part, row, each, length)
+
+
+def _answer_flaws(workspace: Workspace, model_name: str, seen: Seen) -> Iterator[Flaw]:
+    """Look at the prompts and references of answers that will be scored, if the task has such."""
+    settings = workspace.study.evaluation.answers
+    if seen.data.task not in SCORES:
+        return
+    try:
+        if seen.data.task == "classification":
+            data_labels(workspace, seen.model.data)
+    except UsageError as error:
+        yield Flaw("", text=str(error), stops=True)
+        return
+    kept, left_out = asked_rows(workspace, model_name, _seed(workspace), seen.tokenizer)
+    why = (
+        f"whose prompt has more than {settings.prompt_length} tokens (evaluation.answers.prompt_length), "
+        "or whose reference is too long or, for ROUGE, without a letter from a to z or a digit"
+    )
+    if not kept:
+        yield Flaw("", text=f"no answer can be scored: all test rows are ones {why}", stops=True)
+    elif left_out:
+        yield Flaw("left_out_answers", left_out, f"scores leave out {left_out} test rows {why}")
+    known, longest = positions(seen.config), max((len(each.ids) for each in kept), default=0)
+    if known is not None and longest + seen.data.max_new_tokens - 1 > known:
+        text = (
+            f"a test prompt of {longest} tokens and max_new_tokens {seen.data.max_new_tokens} are more "
+            f"than the base's {known} positions; reduce one of them (evaluation.answers.prompt_length)"
+        )
+        yield Flaw("", text=text, stops=True)

@@ -173,6 +173,8 @@ def _rows(data: Data) -> list[dict[str, Any]]:
         {"input": "", columns["answer"]: answer, columns["instruction"]: question, "data_source": "kit"}
         for question, answer in (_question(draw) for _ in range(count))
     ]
+    if data.task == "classification":  # the answers begin with "The sum" or "The larger"
+        rows = [row | {columns["answer"]: row[columns["answer"]].split()[1]} for row in rows]
     for place, beginning in enumerate(data.prompts, 1):
         asked = rows[place * count // (len(data.prompts) + 1)]
         options = "A: the first. B: the second. C: the third. D: the fourth."

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.planning.own_sources import OwnModel, OwnRows, look_at_model, look_at_rows
-from qlora_repeat.study.data_sources import Row, Task
+from qlora_repeat.study.data_sources import ROW_KEYS, Row, Task
 from qlora_repeat.study.json_schema import SCHEMA
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import PUBLISHED
@@ -260,7 +260,7 @@ def _lengths(base: OwnModel, template: Template, rows: Sequence[Row]) -> list[in
 
 def _answer_lengths(base: OwnModel, rows: OwnRows) -> list[int]:
     some = rows.rows if len(rows.rows) <= _MEASURED else random.Random(0).sample(rows.rows, _MEASURED)
-    key = "answer" if rows.task == "question-answering" else "quote"
+    key = ROW_KEYS[rows.task][-1]
     return [len(ids) for ids in base.tokenizer([row[key] for row in some])["input_ids"]]
 
 

@@ -16,6 +16,7 @@ from qlora_repeat.assets.pins import ROW_FILES, pickled_files
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Folder, Hub, PackageFile, Row, RowKey, Task
+from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.toml_file import quoted
 from qlora_repeat.system.files import LARGEST_ROWS, read_json
 from qlora_repeat.system.printable import one_line
@@ -26,7 +27,7 @@ _REPOSITORY = re.compile(
 _COLUMNS = {
     "quote": ("quote", "text", "content", "sentence", "document"),
     "instruction": ("instruction", "question", "prompt", "input", "query"),
-    "answer": ("answer", "output", "response", "completion", "target"),
+    "answer": ("answer", "output", "response", "completion", "target", "label", "summary"),
 }
 """Usual names of columns, the likeliest first."""
 _CHATS = ("messages", "conversations", "conversation")
@@ -162,6 +163,8 @@ def _chosen_columns(
     for each in tasks:
         if each == "text-generation" and len(found) == 1 and found[0].lower() not in _CHATS:
             likely.setdefault("quote", found[0])
+        if task in SCORES and "quote" in likely:  # a text with its label or summary
+            likely.setdefault("instruction", likely["quote"])
         if all(key in likely for key in ROW_KEYS[each]):
             return each, {key: likely[key] for key in ROW_KEYS[each]}
     if chat := [name for name in found if name.lower() in _CHATS]:

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.records.record import Record
+from qlora_repeat.study.scores import MOST_ANSWERS, MOST_CHARACTERS, MOST_LABELS, Score, ScoreName
 
 # Strict: no string for a number. A float may be NaN, infinite, or written as an integer.
 _OPEN = ConfigDict(strict=True, extra="allow")
@@ -73,6 +74,28 @@ class _Response(TypedDict):
     seed: NotRequired[Count | None]
 
 
+_Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+
+
+@with_config(_CLOSED)
+class Answer(TypedDict):
+    """An answer that a model generated to a test row."""
+
+    row: Count
+    reference: _Text
+    text: _Text
+
+
+@with_config(_CLOSED)
+class AnswersOutput(TypedDict):
+    """The answers to the test rows of a classification or summarization."""
+
+    labels: Annotated[list[_Text], Field(max_length=MOST_LABELS)]
+    left_out: Count
+    examples: Annotated[list[Answer], Field(min_length=1, max_length=MOST_ANSWERS)]
+    scores: dict[ScoreName, Score]
+
+
 @with_config(_OPEN)
 class _Evaluated(TypedDict):
     perplexity: float
@@ -81,6 +104,7 @@ class _Evaluated(TypedDict):
     accuracy: float | None
     responses: NotRequired[list[_Response]]
     repeated_responses: NotRequired[list[_Response]]
+    answers: NotRequired[AnswersOutput]
 
 
 @with_config(_OPEN)
@@ -90,6 +114,7 @@ class _Base(TypedDict):
     accuracy: float | None
     miniature: bool
     split_seed: Count
+    answers: NotRequired[AnswersOutput]
 
 
 @with_config(_OPEN)

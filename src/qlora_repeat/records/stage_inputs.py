@@ -6,6 +6,7 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder, base_source
 from qlora_repeat.assets.datasets import data_folder, data_source
 from qlora_repeat.records.code_digest import code_digest
+from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
@@ -114,7 +115,13 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
 
 def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
     model = study.models[model_name]
+    answers = {
+        "answers": asdict(study.evaluation.answers),
+        "max_new_tokens": study.data[model.data].max_new_tokens,
+        "stop": model.stop,
+    }
     return {
+        **(answers if study.data[model.data].task in SCORES else {}),
         "threads": study.threads,
         "kernels": study.randomness.kernels,
         **_split_settings(study, model.data),

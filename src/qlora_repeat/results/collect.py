@@ -76,6 +76,7 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
     if base:
         first = base[0][0].outputs
         row |= {f"base_{name}": first[name] for name in _OF_BASE}
+        row["base_scores"] = first.get("answers", {}).get("scores", {})
         row["base_perplexities"] = [record.outputs["perplexity"] for record, _ in base]
         row["stale_base_inputs"] = sorted({change for _, changed in base for change in changed})
         row["miniature"] = first["miniature"]
@@ -90,10 +91,12 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         return trial_result(row)
     trained, tested = records["finetune"], records["evaluate"]
     row |= {name: records[stage].outputs[name] for stage, names in _MEASURES.items() for name in names}
+    if (answers := tested.outputs.get("answers")) is not None:
+        row |= {"scores": answers["scores"], "scored_answers": len(answers["examples"])}
     for name in ("responses", "repeated_responses"):
         row[name] = tested.outputs.get(name, [])
     if base and trained.outputs["seeds"]["split"] != first["split_seed"]:
-        row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE)
+        row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE) | {"base_scores": {}}
     row |= {
         "stale_inputs": sorted(changed - {f"the {stage} stage" for stage in STAGES}),
         "skipped_steps": trained.outputs.get("skipped_steps"),

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.record_schema import MOST_POINTS, Count
 from qlora_repeat.study.old_spelling import respelled
+from qlora_repeat.study.scores import Score, ScoreName
 from qlora_repeat.study.study import MOST_TRIALS
 from qlora_repeat.system.files import parse_json, read_lines, write_text
 from qlora_repeat.system.typed_json import first_problem
@@ -59,7 +60,7 @@ class TrialResult:
 
     study: _Words
     task: _Words
-    """``text-generation`` or ``question-answering``."""
+    """``text-generation``, ``question-answering``, ``classification`` or ``summarization``."""
     model: _Words
     model_title: _Words
     optimizer: _Words
@@ -92,6 +93,12 @@ class TrialResult:
     accuracy: float | None = None
     """Share of test questions that greedy decoding answers exactly; None for text generation."""
     base_accuracy: float | None = None
+    scores: dict[ScoreName, Score] = field(default_factory=dict)
+    """Scores of the answers that the model generates: accuracy, macro_f1, and the number without_label of a
+    classification; rouge1, rouge2 and rougeL of a summarization."""
+    base_scores: dict[ScoreName, Score] = field(default_factory=dict)
+    scored_answers: Count | None = None
+    """Number of answers that have scores."""
     initial_loss: float | None = None
     final_loss: float | None = None
     loss_curve: Annotated[list[_Point], Field(max_length=MOST_POINTS)] = field(default_factory=list)

@@ -10,10 +10,12 @@ from qlora_repeat.assets.base_models import base_folder, check_base, is_miniatur
 from qlora_repeat.assets.datasets import Prompt, study_prompts
 from qlora_repeat.assets.derived_cache import encoded_part
 from qlora_repeat.errors import StageError
+from qlora_repeat.stages.answers import measure_answers
 from qlora_repeat.stages.generate import answer_letter, respond
 from qlora_repeat.stages.padding import padding_id
 from qlora_repeat.stages.perplexity import accuracy, example_losses, mean_example_perplexity, perplexity
 from qlora_repeat.study.randomness import draw_seed, recorded_or_drawn, stream_seed
+from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.study import Sampling
 from qlora_repeat.study.trial import BaseTest, Progress, Trial
 from qlora_repeat.study.workspace import Workspace
@@ -26,13 +28,17 @@ def evaluate(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[st
     `seeds` are from the record of the fine-tuning.
 
     Returns:
-        The record's outputs: those of `measure_losses`, and the responses for each sampling.
+        The record's outputs: those of `measure_losses`, the responses for each sampling and, for a
+        classification or summarization, the answers to test rows with their scores.
     """
     study = trial.study
     model = load_full(trial.merged, study.precision.compute)
     tokenizer = load_tokenizer(trial.merged)
     report = partial(progress, "evaluate")
-    outputs = measure_losses(trial.workspace, trial.model_name, model, tokenizer, seeds["split"], report)
+    measured = trial.workspace, trial.model_name, model, tokenizer, seeds["split"], report
+    outputs = measure_losses(*measured)
+    if trial.data.task in SCORES:
+        outputs["answers"] = measure_answers(*measured)
     prompts = study_prompts(trial.workspace, trial.model_name, seeds["split"])
     seed = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     outputs["generation_seed"] = seed
@@ -70,8 +76,11 @@ def evaluate_base(test: BaseTest, progress: Progress) -> dict[str, Any]:
     check_base(workspace, base)
     folder = base_folder(workspace, base)
     model, tokenizer = load_full(folder, study.precision.compute), load_tokenizer(folder)
-    measured = measure_losses(workspace, name, model, tokenizer, split_seed, partial(progress, "base"))
-    return measured | {"miniature": is_miniature(folder), "split_seed": split_seed}
+    measured = workspace, name, model, tokenizer, split_seed, partial(progress, "base")
+    outputs = measure_losses(*measured) | {"miniature": is_miniature(folder), "split_seed": split_seed}
+    if study.data[study.models[name].data].task in SCORES:
+        outputs["answers"] = measure_answers(*measured)
+    return outputs
 
 
 def measure_losses(

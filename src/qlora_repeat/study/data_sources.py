@@ -66,7 +66,8 @@ _INSIDE = r"(?!\.\.?/)[^/\\\x00-\x1f\x7f-\x9f]+(/(?!\.\.?(/|$))[^/\\\x00-\x1f\x7
 """A path in a package, without empty parts, `.` and `..`."""
 _IDENTIFIER = worded(r"^[a-z][a-z0-9_]*$", "lowercase letters, digits and underscores, such as chain_sum")
 Family = Annotated[str, Field(pattern=_IDENTIFIER, max_length=64)]
-Task = Literal["text-generation", "question-answering"]
+Task = Literal["text-generation", "question-answering", "classification", "summarization"]
+"""Answers are labels in a classification and references in a summarization (`qlora_repeat.study.scores`)."""
 
 _MOST_OF = {
     "layer|depth|blocks|n_block|expert|stage|head|label": 1000,
@@ -81,15 +82,29 @@ RowKey = Literal["quote", "instruction", "answer"]
 ROW_KEYS: dict[Task, list[RowKey]] = {
     "text-generation": ["quote"],
     "question-answering": ["instruction", "answer"],
+    "classification": ["instruction", "answer"],
+    "summarization": ["instruction", "answer"],
 }
 """The keys of a row for each task, in the order that a template must have."""
 TEMPLATES: dict[Task, str] = {
     "text-generation": "{quote}",
     "question-answering": "{instruction}\n{answer}",
+    "classification": "{instruction}\n{answer}",
+    "summarization": "{instruction}\n{answer}",
 }
 """The default template of a model for each task."""
-MAX_NEW_TOKENS: dict[Task, int] = {"text-generation": 20, "question-answering": 100}
-"""The default of `Data.max_new_tokens` for each task: those of the paper's study."""
+MAX_NEW_TOKENS: dict[Task, int] = {
+    "text-generation": 20,
+    "question-answering": 100,
+    "classification": 10,
+    "summarization": 100,
+}
+"""The default of `Data.max_new_tokens` for each task: those of the paper's study for the first two."""
+SOURCES_OF: dict[str, tuple[Task, ...]] = {
+    "fortunes": ("text-generation", "classification"),
+    "reasoning-gym": ("question-answering", "classification", "summarization"),
+}
+"""The tasks that generated rows are for."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -245,7 +260,7 @@ class Data:
     """Digest of the rows as JSON Lines, before the split; not for hub (locked) and file (has its own). For
     others, the first fetch locks it, if it is not given."""
     families: list[Family] = field(default_factory=list)
-    """Task families of reasoning-gym, in equal shares."""
+    """Task families of reasoning-gym or, for a classification, categories of fortunes; in equal shares."""
     families_with_options: list[Family] = field(default_factory=list)
     """Families whose questions end in four options, A to D, with one correct."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -264,10 +279,12 @@ class Data:
             return
         if given or self.columns or self.seed is None or self.rows is None:
             raise ValueError(f"source {self.source} needs seed and rows, and no hub, file or columns")
-        if (self.task == "text-generation") != (self.source == "fortunes"):
-            raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
+        if self.task not in (tasks := SOURCES_OF[self.source]):
+            raise ValueError(f"{self.source} is for {', '.join(tasks)}")
         if self.source == "reasoning-gym" and not self.families and not self.families_with_options:
             raise ValueError("give families or families_with_options")
+        if self.source == "fortunes" and self.task == "classification" and len(self.families) < 2:
+            raise ValueError("give at least two categories of fortunes as families")
 
 
 def train_examples(data: Data) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qlora_repeat.study import cluster, data_sources, randomness, study
+from qlora_repeat.study import cluster, data_sources, randomness, scores, study
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.files import json_text, write_text
 from qlora_repeat.system.printable import say
@@ -31,7 +31,7 @@ def study_schema() -> dict[str, Any]:
     schema: dict[str, Any] = TypeAdapter(Study).json_schema()
     tables = schema["$defs"]
     tables["Study"] = {key: schema.pop(key) for key in ("properties", "additionalProperties")}
-    for module in (data_sources, randomness, study, cluster):
+    for module in (data_sources, randomness, scores, study, cluster):
         for name, table in tables.items():
             if "properties" in table and (kind := getattr(module, name, None)) is not None:
                 _describe(table, kind)

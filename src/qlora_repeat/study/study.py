@@ -29,6 +29,7 @@ from qlora_repeat.study.data_sources import (
 )
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.randomness import PROFILES, Randomness
+from qlora_repeat.study.scores import Answers
 from qlora_repeat.system.typed_json import worded
 
 PUBLISHED = "published"
@@ -133,6 +134,8 @@ class Evaluation:
     timing_repeats: Few = 3
     examples: Rows | None = None
     """Evaluate only the first N test examples (default: all)."""
+    answers: Answers = field(default_factory=Answers)
+    """For classification and summarization; other tasks do not depend on it."""
 
 
 @dataclass(frozen=True, config=STRICT)

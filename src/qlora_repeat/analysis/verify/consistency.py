@@ -13,11 +13,14 @@ from typing_extensions import TypedDict  # pydantic needs this one on Python 3.1
 
 from qlora_repeat.analysis.trial_diff import Side
 from qlora_repeat.analysis.verify.recorded_settings import VERIFIED_STAGES
+from qlora_repeat.records.record_schema import AnswersOutput
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_settings
 from qlora_repeat.records.trace import known_losses, loss_curve
 from qlora_repeat.stages.merge import adapter_config
 from qlora_repeat.stages.perplexity import ExampleLoss, accuracy, mean_example_perplexity, perplexity
+from qlora_repeat.stages.scores import scores
 from qlora_repeat.study.randomness import SOURCES, draw_seed
+from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.hashing import weights_digest
 
@@ -33,6 +36,7 @@ def contradictions(side: Side, again: Trial) -> list[str]:
         *_fingerprints(side),
         *_chain(side),
         *_tests(side),
+        *_answers(side, again),
     ]
 
 
@@ -198,6 +202,31 @@ def _tests(side: Side) -> Iterator[str]:
     for name, value in following.items():
         if not _agree(record.outputs.get(name), value):
             yield f"The record of the evaluation has another {name} than its examples give."
+
+
+_ANSWERS: TypeAdapter[AnswersOutput] = TypeAdapter(AnswersOutput)
+
+
+def _answers(side: Side, again: Trial) -> Iterator[str]:
+    """Yield the scores that do not follow from the recorded answers, and references that are no label."""
+    task, record = again.data.task, side.records.get("evaluate")
+    if record is None or task not in SCORES:
+        return
+    try:
+        answers = _ANSWERS.validate_python(record.outputs.get("answers"))
+    except ValidationError:
+        yield "The record of the evaluation has no valid answers to test rows."
+        return
+    examples, labels = answers["examples"], answers["labels"]
+    references, texts = ([each[key] for each in examples] for key in ("reference", "text"))
+    if task == "classification" and not ({*references} <= {*labels} and all(labels)):
+        yield "The record of the evaluation has answers whose reference is no label."
+        return
+    following, recorded = scores(task, references, texts, labels), answers["scores"]
+    for name in following.keys() | recorded.keys():
+        one, other = (each.get(name) for each in (recorded, following))
+        if one is None or other is None or not math.isclose(one, other, rel_tol=1e-9):
+            yield f"The record of the evaluation has another score {name} than its answers give."
 
 
 def _agree(recorded: Any, value: float | None) -> bool:

@@ -42,7 +42,7 @@ _TESTED: tuple[tuple[Stage, str], ...] = (
     ("merge", "merged_digest"),
     *(("evaluate", name) for name in (
         "perplexity", "examples", "responses", "accuracy", "perplexity_example_mean", "test_examples",
-        "test_tokens", "generation_seed",
+        "test_tokens", "generation_seed", "answers",
     )),
 )  # fmt: skip
 """Outputs that a test of the same adapter reproduces."""

@@ -15,13 +15,19 @@ from qlora_repeat.results.number_format import (
     value_text,
 )
 from qlora_repeat.results.statistical_methods import FEWEST, TRIALS_NEEDED, Summary
-from qlora_repeat.results.study_statistics import ArmStatistics, StudyStatistics, study_statistics
+from qlora_repeat.results.study_statistics import (
+    SCORE_TITLES,
+    ArmStatistics,
+    StudyStatistics,
+    study_statistics,
+)
 
-_TITLES = {
+_TITLES: dict[str, str] = {
     "perplexity": "perplexity",
     "final_loss": "final loss",
     "train_seconds": "seconds to fine-tune",
     "test_seconds": "seconds to test",
+    **{str(name): title for name, title in SCORE_TITLES.items()},
 }
 
 
