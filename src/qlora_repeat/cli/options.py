@@ -158,6 +158,23 @@ cpu_option: Decorator = click.option(
 )
 
 
+def _choose_tracker(context: click.Context, option: click.Parameter, chosen: str | None) -> None:
+    from qlora_repeat.execution.tracking import choose_tracker
+
+    if chosen:
+        choose_tracker(chosen)
+
+
+track_option: Decorator = click.option(
+    "--track",
+    metavar="TRACKER",
+    envvar="QLORA_REPEAT_TRACK",
+    expose_value=False,
+    callback=_choose_tracker,
+    help="Also show each step in tensorboard, trackio, mlflow or wandb; this changes no bits.",
+)
+
+
 def jobs_option(what: str) -> Decorator:
     """Return --jobs: how many trials, say, run at the same time."""
     return click.option(

@@ -12,6 +12,7 @@ from qlora_repeat.assets.base_models import base_bytes
 from qlora_repeat.assets.inspection import kept_inspection
 from qlora_repeat.errors import KitError, StageError, StoppedError
 from qlora_repeat.execution.device import prepare
+from qlora_repeat.execution.tracking import tracked
 from qlora_repeat.records.record import KeptFile, Record, keep, now, write_record
 from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
 from qlora_repeat.records.trial_state import StageState, base_state, has_ended, stage_states
@@ -167,7 +168,8 @@ def _run_stage(
     path = trial.record(stage) if until_step is None else trial.first_steps
     with deferrable(), _recorded(path, trial.name, stage, inputs, trial) as outputs:
         if stage == "finetune":  # handles requests to stop itself, with a checkpoint
-            outputs |= finetune(trial, progress, inputs, seeds, until_step)
+            with tracked(trial) if until_step is None else contextlib.nullcontext() as watch:
+                outputs |= finetune(trial, progress, inputs, seeds, until_step, watch=watch)
             if (rows := kept_inspection(trial.workspace, trial.model_name)) is not None:
                 outputs["rows"] = asdict(rows)
         elif stage == "merge":

@@ -13,6 +13,7 @@ from qlora_repeat.cli.options import (
     out_option,
     silence_libraries,
     stages_option,
+    track_option,
     verbosity_options,
     workspace_argument,
 )
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 )
 @cpu_option
 @stages_option
+@track_option
 @click.option("--no-report", is_flag=True, help="Write results, but no tables, figures and report.")
 @compare_option
 @out_option

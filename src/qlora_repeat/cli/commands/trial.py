@@ -10,6 +10,7 @@ from qlora_repeat.cli.options import (
     cpu_option,
     silence_libraries,
     stages_option,
+    track_option,
     verbosity_options,
     workspace_option,
 )
@@ -24,6 +25,7 @@ from qlora_repeat.system.printable import say
 @same_seeds_option
 @cpu_option
 @stages_option
+@track_option
 @workspace_option
 @verbosity_options
 def command(
