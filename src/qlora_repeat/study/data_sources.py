@@ -267,3 +267,8 @@ class Data:
             raise ValueError("fortunes are for text-generation, reasoning-gym is for question-answering")
         if self.source == "reasoning-gym" and not self.families and not self.families_with_options:
             raise ValueError("give families or families_with_options")
+
+
+def is_own_task(task: str) -> bool:
+    """Return whether a benchmark is given by a path, and not by its name in lm-evaluation-harness."""
+    return "/" in task or task.endswith((".yaml", ".yml"))

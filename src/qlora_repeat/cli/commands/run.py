@@ -17,7 +17,7 @@ from qlora_repeat.cli.options import (
     verbosity_options,
     workspace_argument,
 )
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.trial import ALL_STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.printable import say
 
@@ -70,7 +70,7 @@ def command(
     if gpus is not None:
         choose_gpus(gpus)
     others = None if compare is None else results_of(compare, workspace.runs)  # fail now, not after hours
-    whole = stages == [*STAGES]
+    whole = stages == [*ALL_STAGES]
     try:
         results = run(workspace, jobs=jobs, stages=stages, quiet=quiet)
     except (StageError, BusyError):

@@ -14,7 +14,7 @@ from qlora_repeat.cli.options import (
     verbosity_options,
     workspace_option,
 )
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.trial import Stage
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.printable import say
 
@@ -58,7 +58,7 @@ def command(
     chosen = workspace.trial(trial)
     run_one(chosen, stages, shown, force=force, same_seeds=same_seeds)
     outputs: dict[str, Any] = {}
-    for stage in STAGES:
+    for stage in chosen.stages:
         record = valid_record(chosen.record(stage))
         outputs |= record.outputs if record else {}
     if not quiet:

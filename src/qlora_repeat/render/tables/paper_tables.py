@@ -9,6 +9,7 @@ from dataclasses import replace
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.footnotes import NOTES, diverged, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.ablation import ablation_tables
+from qlora_repeat.render.tables.benchmarks import benchmark_tables
 from qlora_repeat.render.tables.claims import claims_table
 from qlora_repeat.render.tables.collapse import collapse_tables
 from qlora_repeat.render.tables.responses import answer_tables, continuation_tables
@@ -28,7 +29,7 @@ SECONDS: dict[str, Measure] = {
 
 
 def make_tables(arms: list[Arm]) -> list[Table]:
-    """Make the tables that these arms have, in the paper's order; then S0, S1, S3 and S4, which it lacks.
+    """Make the tables that these arms have, in the paper's order; then S0, S1, S3, S4 and S6, which it lacks.
 
     Raises:
         UsageError: there are no arms.
@@ -43,6 +44,7 @@ def make_tables(arms: list[Arm]) -> list[Table]:
             tables += [_perplexity(perplexity, task, own), _seconds(seconds, task, own), *responses]
     tables.sort(key=lambda table: table.name)
     tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms), claims_table(arms)]
+    tables += benchmark_tables(arms)
     if all(trial.study == PUBLISHED for arm in arms for trial in arm.trials):
         return [_in_the_papers_words(table) for table in tables]
     return tables
