@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ from support.own_rows import write_own_study
 from support.places import at
 from support.trials import outputs, quiet
 
+from qlora_repeat.analysis.verify.verdict import Verdict
+from qlora_repeat.api.verification import verify
 from qlora_repeat.errors import StageError, UsageError
 from qlora_repeat.execution.run_study import require_benchmarks
 from qlora_repeat.execution.run_trial import run_trial
+from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.records.trial_state import measured_state, stage_states, trial_state
 from qlora_repeat.results.collect import collect
 from qlora_repeat.study.study import Evaluation
-from qlora_repeat.study.trial import ALL_STAGES, STAGES
+from qlora_repeat.study.trial import ALL_STAGES, STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
 
 needs_lm_eval = pytest.mark.skipif(
@@ -55,44 +59,87 @@ def with_benchmarks(workspace: Workspace, *tasks: str, **changes: object) -> Wor
     return at(workspace.file, workspace.runs, workspace.cache)
 
 
+def write_study(folder: Path) -> Workspace:
+    """Write a study without benchmarks, and a task next to it."""
+    rows = [{"instruction": f"Is color {number} red?", "answer": "red"} for number in range(12)]
+    write_task(folder / "tasks")
+    return write_own_study(folder, rows, ("steps = 3", "steps = 1"))
+
+
 @pytest.fixture
 def plain(tmp_path: Path) -> Workspace:
-    rows = [{"instruction": f"Color {number}?", "answer": "red"} for number in range(12)]
-    write_task(tmp_path / "tasks")
-    return write_own_study(tmp_path, rows, ("steps = 3", "steps = 1"), ("rows = 12", "rows = 12"))
+    return write_study(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def benchmarked(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    """Return a trial that was run before its study named a benchmark, and then again; only for reading."""
+    workspace = write_study(tmp_path_factory.mktemp("benchmarked"))
+    run_trial(workspace.trial(NAME), STAGES, quiet)
+    trial = with_benchmarks(workspace, "tasks/").trial(NAME)
+    found = trial_state(trial)
+    assert [found.stages[stage].state for stage in ALL_STAGES] == ["done"] * 4 + ["missing"]
+    assert measured_state(found) == "done"
+    run_trial(trial, ALL_STAGES, quiet)
+    return trial
 
 
 @needs_lm_eval
-def test_the_outcome_of_each_example_is_recorded_and_nothing_else_becomes_stale(
-    plain: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    run_trial(plain.trial(NAME), STAGES, quiet)
-    assert trial_state(plain.trial(NAME)).state == "done"
-    workspace = with_benchmarks(plain, "tasks")
-    trial = workspace.trial(NAME)
-    found = trial_state(trial)
-    assert [found.stages[stage].state for stage in ALL_STAGES] == ["done"] * 4 + ["missing"]
-    assert (found.state, measured_state(found)) == ("missing", "done")
-    assert collect(workspace)[0].perplexity is not None
-
-    run_trial(trial, ALL_STAGES, quiet)
-    assert not trial.merged.exists()
-    recorded = outputs(trial, "benchmark")["tasks"]["colors"]
+def test_the_outcome_of_each_example_is_recorded(benchmarked: Trial) -> None:
+    assert trial_state(benchmarked).state == "done"
+    assert not benchmarked.merged.exists()
+    recorded = outputs(benchmarked, "benchmark")["tasks"]["colors"]
     outcomes = recorded["outcomes"]["acc,none"]
     assert (len(outcomes), set(outcomes) <= {0, 1}) == (7, True)
     assert recorded["scores"]["acc,none"] == pytest.approx(sum(outcomes) / 7)
     assert (recorded["version"], recorded["fewshot"]) == ("2.0", 0)
-    row = collect(workspace)[0]
+    row = collect(benchmarked.workspace)[0]
+    assert row.perplexity is not None
     assert [(each.task, each.metric, each.outcomes) for each in row.benchmarks] == [
         ("colors", "acc", outcomes)
     ]
 
-    asked = workspace.file.parent / "tasks" / "asked.jsonl"
+
+@needs_lm_eval
+def test_changed_rows_of_a_task_make_the_benchmark_stale_alone(benchmarked: Trial, tmp_path: Path) -> None:
+    workspace = benchmarked.workspace
+    shutil.copytree(workspace.file.parent, tmp_path / "copy")
+    copy = at(
+        tmp_path / "copy" / workspace.file.name, tmp_path / "copy" / "runs", tmp_path / "copy" / "cache"
+    )
+    asked = tmp_path / "copy" / "tasks" / "asked.jsonl"
     asked.write_text(asked.read_text().replace('"answer": 1', '"answer": 0'))
-    states = stage_states(workspace.trial(NAME))
+    states = stage_states(copy.trial(NAME))
     assert [states[stage].state for stage in ALL_STAGES] == ["done"] * 4 + ["stale"]
     assert states["benchmark"].changed == ["task_files"]
+    assert collect(copy)[0].perplexity is not None
+    assert collect(copy)[0].benchmarks == []
+
+
+@needs_lm_eval
+def test_verify_runs_benchmarks_again_and_checks_scores(benchmarked: Trial, tmp_path: Path) -> None:
+    def verified() -> Verdict:
+        return verify(benchmarked, stages="evaluate", scratch=tmp_path / "scratch", quiet=True).found
+
+    found = verified()
+    assert found.kind == "bitwise"
+    assert not any("benchmark" in each for each in found.cannot_tell)
+    path = benchmarked.record("benchmark")
+    before = path.read_bytes()
+    record = read_record(path)
+    assert record is not None
+    task = record.outputs["tasks"]["colors"]
+    task["outcomes"]["acc,none"][0] ^= 1
+    try:
+        write_record(path, record)
+        assert any("'acc,none' than its outcomes give" in each for each in verified().why)
+        task["scores"]["acc,none"] = sum(task["outcomes"]["acc,none"]) / 7
+        write_record(path, record)
+        forged = verified()
+        assert forged.kind == "different"
+        assert any("outcomes of benchmarks" in each for each in forged.why)
+    finally:
+        path.write_bytes(before)
 
 
 @needs_lm_eval

@@ -25,8 +25,8 @@ def why_not(workspace: Workspace) -> str | None:
     own = [task for task in workspace.study.evaluation.lm_eval if is_own_task(task)]
     if own and workspace.from_archive:
         return (
-            f"{workspace.file}: key evaluation.lm_eval: {Path(own[0]).name} is a task file, which can run any "
-            "code, and this study came in an archive; only tasks of lm-evaluation-harness itself run"
+            f"{workspace.file}: key evaluation.lm_eval: {Path(own[0]).name} is a task file, which can run "
+            "any code, and this study came in an archive; only tasks of lm-evaluation-harness itself run"
         )
     if installed_version(PACKAGE) is None:
         install = f"{shlex.quote(sys.executable)} -m pip install 'qlora-repeat[lm-eval]'"
@@ -64,7 +64,7 @@ def own_task_digests(workspace: Workspace) -> dict[str, str] | None:
 
 
 def _digest(files: list[Path]) -> str:
-    """Return the digest of task files, and of all files next to them that they name: code, rows, templates."""
+    """Return the digest of task files, and of all files that they name: code, rows, templates."""
     found: dict[Path, str] = {}
     waiting = list(files)
     while waiting and len(found) < _MOST_FILES:

@@ -177,8 +177,11 @@ def require_benchmarks(trials: Sequence[Trial], stages: Sequence[Stage]) -> None
     """Load the study's benchmarks and their data before anything is trained, if a trial needs them.
 
     Raises:
-        UsageError, StageError, MissingError: they cannot run here; as `load_tasks`.
+        UsageError, StageError, MissingError: they cannot run here; as `load_tasks`. Or they alone are asked
+            for, and the study names none.
     """
+    if list(stages) == ["benchmark"] and not any("benchmark" in each.stages for each in trials):
+        raise UsageError(f"{trials[0].study.name}: names no benchmarks; see key evaluation.lm_eval")
     if "benchmark" in stages and any(is_open(each, ["benchmark"]) for each in trials):
         from qlora_repeat.stages.benchmark import load_tasks
 

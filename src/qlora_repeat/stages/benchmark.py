@@ -33,7 +33,7 @@ def benchmark(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[s
 
     Returns:
         The record's outputs: the version of lm-evaluation-harness, the seeds, and for each task its version,
-        number of solved examples in a prompt, digest of the examples, scores, and the outcome of each example.
+        number of solved examples in a prompt, digest of the examples, scores, and outcome of each example.
 
     Raises:
         StageError: a task cannot be loaded, or fails.
