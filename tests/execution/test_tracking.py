@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.checkout import kit
 from support.laboratory import failure, run
+from support.own_rows import write_own_study
 from support.places import at
-from support.tiny import write_study
 from support.trials import outputs, quiet
 
 from qlora_repeat.errors import UsageError
@@ -19,7 +19,7 @@ from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.study.trial import Trial
 
-NAME = "tiny-neox/adamw-8bit/1"
+NAME = "own/adamw-8bit/1"
 SEEDED = ('profile = "as-published"', 'profile = "seeded"')
 STAND_IN = """
 import json, os, pathlib
@@ -37,13 +37,15 @@ init = run.init
 
 
 @pytest.fixture
-def trial(cache: Path, tmp_path: Path) -> Trial:
-    return at(write_study(tmp_path, SEEDED), tmp_path / "runs", cache).trial(NAME)
+def trial(tmp_path: Path) -> Trial:
+    rows = [{"quote": f"Is it {number}?"} for number in range(12)]
+    return write_own_study(tmp_path / "study", rows, SEEDED, ("\ntrials = 2", "\ntrials = 1")).trial(NAME)
 
 
 @pytest.fixture
-def untracked(cache: Path, tmp_path: Path, trial: Trial) -> Trial:
-    other = at(trial.study, tmp_path / "untracked", cache).trial(NAME)
+def untracked(tmp_path: Path, trial: Trial) -> Trial:
+    workspace = trial.workspace
+    other = at(workspace.file, tmp_path / "untracked", workspace.cache).trial(NAME)
     run_trial(other, ["finetune"], quiet)
     return other
 
@@ -61,21 +63,21 @@ def assert_same(tracked: Trial, untracked: Trial) -> None:
 
 
 def test_each_trial_of_a_pool_is_tracked_and_keeps_its_bits(
-    untracked: Trial, trial: Trial, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untracked: Trial, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "trackio.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'packages'}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("TOLD", str(tmp_path / "told.jsonl"))
-    study = write_study(tmp_path, SEEDED, ("\ntrials = 2", "\ntrials = 1"))
-    done = kit("finetune", "--all", "--study", study, "--track", "trackio",
-               "--runs", tmp_path / "runs", "--cache", cache)  # fmt: skip
+    workspace = trial.workspace
+    places = ("--runs", workspace.runs, "--cache", workspace.cache)
+    done = kit("finetune", "--all", "--study", workspace.file, "--track", "trackio", *places)
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
     names = {each["name"] for each in told if "name" in each}
-    assert NAME in names and len(names) == 4, "each trial has its own run"
+    assert NAME in names and len(names) == 2, "each trial has its own run"
     assert any(each.get("config", {}).get("training.learning_rate") == 1e-3 for each in told)
-    assert sum("finished" in each for each in told) == 4
+    assert sum("finished" in each for each in told) == 2
     traced = read_trace(trial.trace)[1:]
     shown = [[step.loss, step.learning_rate, step.gradient_norm] for step in traced]
     assert all(

@@ -63,7 +63,8 @@ def write_study(folder: Path) -> Workspace:
     """Write a study without benchmarks, and a task next to it."""
     rows = [{"instruction": f"Is color {number} red?", "answer": "red"} for number in range(12)]
     write_task(folder / "tasks")
-    return write_own_study(folder, rows, ("steps = 3", "steps = 1"))
+    bitwise = 'profile = "as-published"', 'profile = "bitwise"'
+    return write_own_study(folder, rows, ("steps = 3", "steps = 1"), bitwise)
 
 
 @pytest.fixture

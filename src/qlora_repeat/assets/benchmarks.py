@@ -31,7 +31,7 @@ def why_not(workspace: Workspace) -> str | None:
     if installed_version(PACKAGE) is None:
         install = f"{shlex.quote(sys.executable)} -m pip install 'qlora-repeat[lm-eval]'"
         command = install if WHEEL_DATA.is_dir() else "make lm-eval"
-        return f"{workspace.study.name}: benchmarks need lm-evaluation-harness: run `{command}`"
+        return f"{workspace.study.name}: benchmarks need lm-evaluation-harness; run `{command}`"
     return None
 
 

@@ -18,6 +18,7 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.records.stage_inputs import stage_settings
 from qlora_repeat.records.trace import Step
 from qlora_repeat.study.trial import Trial
+from qlora_repeat.system.environment import environment_kept
 from qlora_repeat.system.printable import one_line, say
 
 TRACKER = "QLORA_REPEAT_TRACK"
@@ -35,7 +36,7 @@ def choose_tracker(name: str) -> None:
         UsageError: there is no such tracker, or its package is not installed; says how to install it.
     """
     if name not in TRACKERS:
-        raise UsageError(f"{TRACKER}={name}: expected {', '.join(TRACKERS)}")
+        raise UsageError(f"--track {name}: expected {', '.join(TRACKERS)}")
     if importlib.util.find_spec(name) is None:
         python = shlex.quote(sys.executable)
         raise UsageError(f"--track {name} needs the package {name}: run `{python} -m pip install {name}`")
@@ -60,7 +61,8 @@ def tracked(trial: Trial) -> Iterator[Callable[[Step], None] | None]:
         if failed:
             return
         try:
-            act()
+            with environment_kept(but=f"{name.upper()}_.*"):
+                act()
         except Exception as error:
             failed = True
             what = one_line(f"{type(error).__name__}: {error}")

@@ -6,7 +6,6 @@ Tasks run one by one, so that no outcome depends on which other tasks a study na
 import contextlib
 import math
 import random
-import warnings
 from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
@@ -20,6 +19,7 @@ from qlora_repeat.study.data_sources import is_own_task
 from qlora_repeat.study.randomness import torch_stream
 from qlora_repeat.study.trial import Progress, Trial
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.environment import environment_kept
 from qlora_repeat.system.fingerprint import installed_version
 from qlora_repeat.system.hashing import json_digest
 from qlora_repeat.system.printable import one_line
@@ -38,18 +38,18 @@ def benchmark(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[s
     Raises:
         StageError: a task cannot be loaded, or fails.
     """
-    from lm_eval import evaluate
-    from lm_eval.models.huggingface import HFLM
-
     settings = trial.study.evaluation
     tasks = load_tasks(trial.workspace)
+    with environment_kept():
+        from lm_eval import evaluate
+        from lm_eval.models.huggingface import HFLM
     model = load_full(trial.merged, trial.study.precision.compute)
     tokenizer = load_tokenizer(trial.merged)
     reader = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=settings.batch_size)
     found = {}
     for done, (name, task) in enumerate(tasks.items()):
         progress("benchmark", done, len(tasks), None)
-        with _one_line(f"{trial.name}: benchmark {name}"), _seeded():
+        with _one_line(f"{trial.name}: benchmark {name}"), _seeded(), environment_kept():
             results = evaluate(
                 lm=reader,
                 task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
@@ -71,13 +71,12 @@ def load_tasks(workspace: Workspace) -> dict[str, Any]:
     """
     if (reason := why_not(workspace)) is not None:
         raise UsageError(reason)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    settings = workspace.study.evaluation
+    with _one_line("lm-evaluation-harness"), environment_kept():
         from lm_eval.tasks import TaskManager
 
-    settings = workspace.study.evaluation
-    # Its own tasks are thousands of files, which take seconds to list.
-    manager = TaskManager(include_defaults=not all(map(is_own_task, settings.lm_eval)))
+        # Its own tasks are thousands of files, which take seconds to list.
+        manager = TaskManager(include_defaults=not all(map(is_own_task, settings.lm_eval)))
     found: dict[str, Any] = {}
     for wanted in settings.lm_eval:
         own = is_own_task(wanted)
@@ -90,7 +89,7 @@ def load_tasks(workspace: Workspace) -> dict[str, Any]:
             what = wanted if file is None else str(file.absolute())
             # Files that a task file names are relative to it.
             folder = contextlib.chdir("." if file is None else file.parent)
-            with _one_line(f"benchmark {Path(wanted).name}"), folder:
+            with _one_line(f"benchmark {Path(wanted).name}"), environment_kept(), folder:
                 loaded = manager.load([what])["tasks"]
             if twice := sorted(found.keys() & loaded.keys()):
                 raise UsageError(f"{workspace.file}: key evaluation.lm_eval: two tasks are named {twice[0]}")

@@ -223,7 +223,9 @@ def _move_tasks(values: dict[str, Any], source: Path, target: Path) -> None:
     """Do the same with paths of the user's own benchmarks."""
     table = values.get("evaluation")
     tasks = table.get("lm_eval") if isinstance(table, dict) else None
-    for place, task in enumerate(tasks if isinstance(tasks, list) else ()):
+    if not isinstance(tasks, list):
+        return
+    for place, task in enumerate(tasks):
         if isinstance(task, str) and is_own_task(task) and not Path(task).is_absolute():
             tasks[place] = os.path.relpath(source / task, target)
 
