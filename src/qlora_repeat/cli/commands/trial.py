@@ -83,3 +83,6 @@ def _measured(name: str, outputs: dict[str, Any]) -> Iterator[str]:
     ]
     if seconds:
         yield ", ".join(seconds)
+    for task, found in outputs.get("tasks", {}).items():
+        scores = (f"{metric.removesuffix(',none')} {score:.4f}" for metric, score in found["scores"].items())
+        yield f"benchmark {task}: {', '.join(scores)}"
