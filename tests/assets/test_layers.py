@@ -185,7 +185,7 @@ def test_weights_that_would_be_random_are_refused(tmp_path: Path) -> None:
     tensors = load_file(base / "model.safetensors")
     del tensors["model.norm.weight"], tensors["lm_head.weight"]
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(MissingError, match="lack 2 weights of the model, such as lm_head.weight, which"):
+    with pytest.raises(MissingError, match=r"lack 2 weights of the model, such as lm_head.weight, which"):
         load_full(base, "float32")
 
 

@@ -14,7 +14,7 @@ from qlora_repeat.records.trial_state import advised, base_test_record, has_ende
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.stages.checkpoint import SAVED, START, begins_so, checkpoint_folders, read_sealed
-from qlora_repeat.study.trial import STAGES, Trial
+from qlora_repeat.study.trial import ALL_STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
 from qlora_repeat.system.hashing import folder_digests, known_digest, weights_digest
@@ -83,7 +83,7 @@ def check(workspace: Workspace, report: Callable[[int, int], None]) -> CheckedSt
 
 def check_trial(trial: Trial) -> Iterator[CheckedFile]:
     """Check the records of a trial and the files that they name."""
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is not None or damage is not None:
             yield CheckedFile(trial.record(stage), advised(trial.workspace, damage))

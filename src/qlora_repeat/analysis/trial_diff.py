@@ -9,7 +9,7 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.record import Record, damages
 from qlora_repeat.records.trace import Step, known_losses, read_trace
 from qlora_repeat.records.trial_state import valid_record
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.trial import ALL_STAGES, Stage
 from qlora_repeat.system.fingerprint import fingerprint_differences
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def read_side(name: str, folder: Path) -> Side:
     steps = read_trace(trace, unfinished=not finished)
     if not steps:
         raise UsageError(f"{trace}: the trace has no step yet; try again later")
-    stages = STAGES if finished else ()
+    stages = ALL_STAGES if finished else ()
     found = {stage: valid_record(folder / f"{stage}.json", complete=False) for stage in stages}
     records = {stage: record for stage, record in found.items() if record is not None}
     if (trained := records.get("finetune")) is not None:

@@ -7,7 +7,7 @@ from qlora_repeat.api.results import Results
 from qlora_repeat.errors import UsageError
 from qlora_repeat.results.trial_result import write_results
 from qlora_repeat.study.loading import open_workspace
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.trial import ALL_STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
 
 
@@ -75,13 +75,13 @@ def run(
     from qlora_repeat.execution.run_study import run_study
     from qlora_repeat.system.signals import stop_on_signals
 
-    if unknown := [stage for stage in stages or () if stage not in STAGES]:
-        raise UsageError(f"{unknown[0]!r} is not a stage; expected {', '.join(STAGES)}")
+    if unknown := [stage for stage in stages or () if stage not in ALL_STAGES]:
+        raise UsageError(f"{unknown[0]!r} is not a stage; expected {', '.join(ALL_STAGES)}")
     workspace = opened(study)
-    chosen = [stage for stage in STAGES if stages is None or stage in stages]
+    chosen = [stage for stage in ALL_STAGES if stages is None or stage in stages]
     with stop_on_signals(keyboard=True):
         run_study(workspace, chosen, Terminal(console(quiet)), jobs=jobs, force=force)
-    if chosen == [*STAGES]:
+    if chosen == [*ALL_STAGES]:
         return collect(workspace)
     return _gathered(workspace)
 

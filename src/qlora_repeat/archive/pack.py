@@ -201,8 +201,10 @@ def _runs(
     for trial, row in zip(workspace.trials(), results, strict=True):
         if row.measured:
             records = {}
-            for stage in STAGES:
+            for stage in trial.stages:
                 path = trial.record(stage)
+                if stage not in STAGES and not row.benchmarks:
+                    continue
                 record, damage = stage_record(path, trial.name, stage)
                 if record is None:  # it was valid when the results were collected
                     raise MissingError(f"{damage or path}: changed while it was packed; pack again")

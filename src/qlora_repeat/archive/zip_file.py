@@ -49,7 +49,7 @@ _KNOWN = re.compile(
     rf"|studies/{_PART}\.(toml|lock)"
     rf"|runs/{_PART}/(results\.jsonl|statistics\.json)"
     r"|runs/self-test-[0-9a-f]{12}\.json"
-    rf"|{_ARM}/trial-{_NUMBER}/(trace\.jsonl|(finetune|merge|evaluate|time)\.json)"
+    rf"|{_ARM}/trial-{_NUMBER}/(trace\.jsonl|(finetune|merge|evaluate|time|benchmark)\.json)"
     rf"|{_ARM}/trial-{_NUMBER}/adapter/(adapter_config\.json|adapter_model\.safetensors)"
     rf"|runs/{_PART}/{_PART}/base/test-{_NUMBER}\.json"
     rf"|{_ARM}/attribution[\w.+@-]{{0,100}}\.json"

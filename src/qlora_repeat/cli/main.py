@@ -30,6 +30,7 @@ GROUPS = {
         "merge": "Merge adapters into the base model.",
         "evaluate": "Measure perplexity and record responses.",
         "time": "Time the responses to the study's prompts.",
+        "benchmark": "Run the study's benchmarks.",
         "submit": "Submit a study to Slurm: one task for each trial, then the tables.",
     },
     "Inspect": {
@@ -60,7 +61,18 @@ GROUPS = {
 """The subcommands by purpose, each with its one-line help."""
 HIDDEN = {"miniature": "Write a hub of miniature models, to rehearse a study on a CPU."}
 """Subcommands that `--help` leaves out: `make rehearsal` uses them."""
-_RESUMES = ("fetch", "run", "trial", "finetune", "merge", "evaluate", "time", "attribute", "verify")
+_RESUMES = (
+    "fetch",
+    "run",
+    "trial",
+    "finetune",
+    "merge",
+    "evaluate",
+    "time",
+    "benchmark",
+    "attribute",
+    "verify",
+)
 """Subcommands that do the rest of their work if they are called again."""
 COMMANDS = {name: help for group in [*GROUPS.values(), HIDDEN] for name, help in group.items()}
 

@@ -98,4 +98,4 @@ def open_jobs(
 def is_open(trial: Trial, stages: Sequence[Stage]) -> bool:
     """Return whether one of these stages of a trial is not done."""
     states = stage_states(trial)
-    return any(states[stage].state != "done" for stage in stages)
+    return any(states[stage].state != "done" for stage in stages if stage in states)

@@ -27,6 +27,7 @@ with gc_paused(), without(*unused, *UNWANTED):
     from transformers.models.gpt_neox import modeling_gpt_neox  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
+    import qlora_repeat.stages.benchmark
     import qlora_repeat.stages.dequantize
     import qlora_repeat.stages.evaluate
     import qlora_repeat.stages.finetune

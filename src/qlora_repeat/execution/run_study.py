@@ -15,7 +15,7 @@ from qlora_repeat.assets.fetch import fetch, needed
 from qlora_repeat.assets.inspection import kept_inspection, require_sound
 from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
 from qlora_repeat.execution.device import check_and_tell, prepare_and_tell
-from qlora_repeat.execution.jobs import TrialJob, open_jobs
+from qlora_repeat.execution.jobs import TrialJob, is_open, open_jobs
 from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.trial_state import (
@@ -75,6 +75,7 @@ def run_study(
     """
     study = workspace.study
     check_and_tell(study, observer.warn)
+    require_benchmarks(workspace.trials(), stages)
     fetch_missing(workspace, observer.tell)
     find = find or functools.partial(open_jobs, workspace, stages, force=force)
     waiting = find()
@@ -124,6 +125,7 @@ def run_one(
         UsageError: `same_seeds` is set, but the trial has no record.
     """
     prepare_and_tell(trial.study, observer.warn)
+    require_benchmarks([trial], stages)
     fetch_missing(trial.workspace, observer.tell, [trial.model_name])
     seeds = _recorded_seeds(trial) if same_seeds else None
     if "finetune" in stages and not trial.trace.exists() and (step := last_checkpoint(trial)) is not None:
@@ -169,6 +171,21 @@ def run_base_tests(workspace: Workspace, model: str, observer: Observer) -> None
                 observer.tell(f"{model}/base: test {test.number} of {len(tests)} is done")
         if left := busy:
             time.sleep(1)
+
+
+def require_benchmarks(trials: Sequence[Trial], stages: Sequence[Stage]) -> None:
+    """Load the study's benchmarks and their data before anything is trained, if a trial needs them.
+
+    Raises:
+        UsageError, StageError, MissingError: they cannot run here; as `load_tasks`. Or they alone are asked
+            for, and the study names none.
+    """
+    if list(stages) == ["benchmark"] and not any("benchmark" in each.stages for each in trials):
+        raise UsageError(f"{trials[0].study.name}: names no benchmarks; see key evaluation.lm_eval")
+    if "benchmark" in stages and any(is_open(each, ["benchmark"]) for each in trials):
+        from qlora_repeat.stages.benchmark import load_tasks
+
+        load_tasks(trials[0].workspace)
 
 
 def fetch_missing(workspace: Workspace, tell: Callable[[str], None], models: Collection[str] = ()) -> None:

@@ -12,11 +12,12 @@ from qlora_repeat.assets.base_models import base_bytes
 from qlora_repeat.assets.inspection import inspected
 from qlora_repeat.errors import KitError, StageError, StoppedError
 from qlora_repeat.execution.device import prepare
+from qlora_repeat.execution.tracking import tracked
 from qlora_repeat.records.record import KeptFile, Record, keep, now, write_record
 from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
 from qlora_repeat.records.trial_state import StageState, base_state, has_ended, stage_states
 from qlora_repeat.stages import merge
-from qlora_repeat.study.trial import STAGES, BaseTest, Progress, Stage, Trial
+from qlora_repeat.study.trial import BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import (
@@ -71,6 +72,8 @@ def run_trial(
             _run_stage(trial, "finetune", {}, progress, seeds, until_step)
             return
         for stage in stages:
+            if stage not in trial.stages:
+                continue
             states = stage_states(trial)
             if states[stage].state == "done" and not force:
                 continue
@@ -149,6 +152,7 @@ def _run_stage(
     if stage == "finetune":
         import qlora_repeat.execution.preload  # noqa: F401
 
+    from qlora_repeat.stages.benchmark import benchmark
     from qlora_repeat.stages.evaluate import evaluate
     from qlora_repeat.stages.finetune import finetune
     from qlora_repeat.stages.timing import time_responses
@@ -158,7 +162,7 @@ def _run_stage(
         progress(stage, done, total, loss)
 
     upstream: dict[str, Any] = {}
-    for before in STAGES[: STAGES.index(stage)]:
+    for before in trial.stages[: trial.stages.index(stage)]:
         if (record := states[before].record) is not None:
             upstream |= record.outputs
     set_kernels(trial.study.randomness.kernels, trial.study.threads)
@@ -168,12 +172,13 @@ def _run_stage(
     with deferrable(), _recorded(path, trial.name, stage, inputs, trial) as outputs:
         if stage == "finetune":  # handles requests to stop itself, with a checkpoint
             outputs["rows"] = asdict(inspected(trial.workspace, trial.model_name, keep=False))
-            outputs |= finetune(trial, progress, inputs, seeds, until_step)
+            with tracked(trial) if until_step is None else contextlib.nullcontext() as watch:
+                outputs |= finetune(trial, progress, inputs, seeds, until_step, watch=watch)
         elif stage == "merge":
             outputs |= merge.merge(trial)
         else:
             merge.require_merged(trial, upstream["merged_digest"])
-            measure = evaluate if stage == "evaluate" else time_responses
+            measure = {"evaluate": evaluate, "time": time_responses, "benchmark": benchmark}[stage]
             with named_operation(trial.model_name):
                 outputs |= measure(trial, stoppable, upstream["seeds"])
         release_memory()  # before files are hashed and the next stage loads its model
@@ -183,10 +188,9 @@ def _run_stage(
 
 def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale: bool) -> None:
     """Check that the stage before is done; delete damaged merged weights, so that they are rebuilt."""
-    needed: dict[Stage, Stage] = {"merge": "finetune", "evaluate": "merge", "time": "merge"}
-    before = needed.get(stage)
-    if before is None:
+    if stage == "finetune":
         return
+    before: Stage = "finetune" if stage == "merge" else "merge"
     state = states[before]
     if state.state == "damaged" and before == "merge" and state.record is not None and not state.changed:
         say(f"{state.damage}; the {stage} stage needs it, so the weights are rebuilt now", error=True)

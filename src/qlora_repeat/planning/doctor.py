@@ -14,13 +14,14 @@ from typing import Any, cast
 
 from qlora_repeat.assets.architecture import base_architecture, wrong_architecture
 from qlora_repeat.assets.base_models import base_bytes
+from qlora_repeat.assets.benchmarks import why_not
 from qlora_repeat.assets.fetch import Item, Missing, fetch_command, model_files, needed, what_it_takes
 from qlora_repeat.assets.hub import cached_files, hub_cache
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.assets.inspection import inspected
 from qlora_repeat.assets.layers import model_targets
 from qlora_repeat.assets.pins import rows_of
-from qlora_repeat.errors import KitError, MissingError
+from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.planning import machine_checks
 from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.planning.machine_checks import Finding, Level, folder_findings, nearest
@@ -78,6 +79,7 @@ def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
         "models and data": lambda: item_findings(workspace, infos),
         "layers": lambda: layer_findings(workspace, infos),
         "rows": lambda: row_findings(workspace, infos),
+        "benchmarks": lambda: benchmark_findings(workspace),
         "folders": lambda: _folder_findings(workspace, infos),
         "disk": lambda: disk_findings(workspace, infos),
         "environment": lambda: machine_checks.environment_findings(machine["environment"], kernels),
@@ -320,6 +322,13 @@ def layer_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Find
     yield from shares.values()
     if checked:
         yield Finding("ok", f"adapters can be merged: {', '.join(checked)}")
+
+
+def benchmark_findings(workspace: Workspace) -> Iterator[Finding]:
+    """Yield whether the study's benchmarks can run here, if it names any; their data are not looked for."""
+    if tasks := workspace.study.evaluation.lm_eval:
+        reason = why_not(workspace)
+        yield _finding_of(UsageError(reason)) if reason else Finding("ok", f"{len(tasks)} named")
 
 
 def _folder_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Finding]:

@@ -20,6 +20,9 @@ _CLOSED = ConfigDict(strict=True, extra="forbid")
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 MOST_POINTS = 1000
 """Points of a loss curve; the kit records 30."""
+MOST_TASKS, MOST_OUTCOMES = 10_000, 1_000_000
+"""The most tasks of a benchmark record, and examples of a task; the largest known have about 100,000."""
+_TaskName = Annotated[str, Field(max_length=200)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Point = Annotated[tuple[_Epochs, float], Field(strict=False)]  # JSON has only lists
@@ -124,6 +127,22 @@ class _Timed(TypedDict):
     test_seconds_max: float
 
 
+@with_config(_OPEN)
+class _Task(TypedDict):
+    version: Annotated[str, Field(max_length=200)]
+    fewshot: Count | None
+    examples: Annotated[str, Field(max_length=64)]
+    example_count: Count
+    scores: dict[_TaskName, float]
+    outcomes: dict[_TaskName, Annotated[list[float], Field(max_length=MOST_OUTCOMES)]]
+
+
+@with_config(_OPEN)
+class _Benchmarked(TypedDict):
+    lm_eval: str
+    tasks: Annotated[dict[_TaskName, _Task], Field(max_length=MOST_TASKS)]
+
+
 _INPUTS: TypeAdapter[Any] = TypeAdapter(_Inputs)
 _FINGERPRINT: TypeAdapter[Any] = TypeAdapter(_Fingerprint)
 _OUTPUTS: dict[str, TypeAdapter[Any]] = {
@@ -131,6 +150,7 @@ _OUTPUTS: dict[str, TypeAdapter[Any]] = {
     "merge": TypeAdapter(_Merged),
     "evaluate": TypeAdapter(_Evaluated),
     "time": TypeAdapter(_Timed),
+    "benchmark": TypeAdapter(_Benchmarked),
 }
 _BASE: TypeAdapter[Any] = TypeAdapter(_Base)
 

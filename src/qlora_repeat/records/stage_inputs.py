@@ -1,16 +1,19 @@
 """The inputs of a stage: the settings, digests and code that its outputs depend on."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder, base_source
+from qlora_repeat.assets.benchmarks import PACKAGE, own_task_digests
 from qlora_repeat.assets.datasets import data_folder, data_source
 from qlora_repeat.records.code_digest import code_digest
+from qlora_repeat.study.data_sources import is_own_task
 from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.fingerprint import lock_digest, packages
+from qlora_repeat.system.fingerprint import installed_version, lock_digest, packages
 from qlora_repeat.system.hashing import manifest_digest
 
 MODULES: dict[Stage, tuple[str, ...]] = {
@@ -18,6 +21,7 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     "merge": ("stages.merge", "system.determinism"),
     "evaluate": ("stages.evaluate", "system.determinism"),
     "time": ("stages.timing", "system.determinism"),
+    "benchmark": ("stages.benchmark", "system.determinism"),
 }
 """The modules of each stage, whose code digest is one of its inputs."""
 FIRST_TRIAL_SETTINGS = {"repeated_responses"}
@@ -35,11 +39,12 @@ def stage_inputs(
     `upstream` has the outputs of the stages before, whose digest is an input too. `shared` is the result of
     `shared_inputs`, if the caller has it.
     """
-    left = {"merge": "adapter_digest", "evaluate": "merged_digest", "time": "merged_digest"}.get(stage)
+    left = "adapter_digest" if stage == "merge" else "merged_digest" if stage != "finetune" else None
     return (shared or shared_inputs(trial.workspace, trial.model_name)) | {
         "code": code_digest(*MODULES[stage]),
         "settings": stage_settings(trial, stage),
         **({left: upstream.get(left)} if left else {}),
+        **(_benchmark_inputs(trial) if stage == "benchmark" else {}),
     }
 
 
@@ -92,6 +97,17 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "kernels": study.randomness.kernels,
             "merged": study.precision.merged,
         }
+    if stage == "benchmark":
+        settings = study.evaluation
+        return {
+            "threads": study.threads,
+            "kernels": study.randomness.kernels,
+            "compute": study.precision.compute,
+            "batch_size": settings.batch_size,
+            "lm_eval": [Path(task).name if is_own_task(task) else task for task in settings.lm_eval],
+            "lm_eval_fewshot": settings.lm_eval_fewshot,
+            "lm_eval_examples": settings.lm_eval_examples,
+        }
     shared: dict[str, Any] = {
         "generation": asdict(study.generation),
         "generation_seed": asdict(study.randomness)["generation"],
@@ -111,6 +127,11 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
         "template": model.template,
         "timing_repeats": study.evaluation.timing_repeats,
     }
+
+
+def _benchmark_inputs(trial: Trial) -> dict[str, Any]:
+    """Return what a benchmark depends on besides: the harness, and task files by digest, not by path."""
+    return {PACKAGE: installed_version(PACKAGE), "task_files": own_task_digests(trial.workspace)}
 
 
 def _test_settings(study: Study, model_name: str) -> dict[str, Any]:

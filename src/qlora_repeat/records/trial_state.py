@@ -1,6 +1,6 @@
 """Which stages of a trial, and which tests of a base, are done, stale, damaged or missing, and why."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,15 @@ class TrialState:
 def trial_state(trial: Trial, *, rehash: bool = True) -> TrialState:
     """Return the state of a trial and of its stages; `rehash` as in `stage_states`."""
     stages = stage_states(trial, rehash=rehash)
+    return TrialState(trial, stages, _overall(trial, stages))
+
+
+def measured_state(found: TrialState) -> State:
+    """Return the state of a trial without its benchmarks, whose absence does not devalue other results."""
+    return _overall(found.trial, {stage: found.stages[stage] for stage in STAGES})
+
+
+def _overall(trial: Trial, stages: Mapping[Stage, StageState]) -> State:
     states = [each.state for each in stages.values()]
     state: State
     if live_owner(trial.lock) is not None:
@@ -60,7 +69,7 @@ def trial_state(trial: Trial, *, rehash: bool = True) -> TrialState:
         state = "failed"
     else:
         state = "stale" if "stale" in states else "missing"
-    return TrialState(trial, stages, state)
+    return state
 
 
 def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState]:
@@ -77,7 +86,7 @@ def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState
     upstream: dict[str, Any] = {}
     shared = shared_inputs(trial.workspace, trial.model_name)
     before: Stage | None = None  # the stage that the next one needs
-    for stage in STAGES:
+    for stage in trial.stages:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is None:
             damage = advised(trial.workspace, damage)
@@ -90,8 +99,8 @@ def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState
             state: State = "damaged" if damage else "stale" if changed else "done"
             states[stage] = StageState(state, record, changed, damage)
             upstream = upstream | record.outputs
-        # Timing needs the merged model, not the evaluation.
-        before = before if stage == "evaluate" else stage
+        # All later stages need the merged model alone.
+        before = stage if stage in ("finetune", "merge") else before
     return states
 
 
@@ -125,9 +134,9 @@ def last_checkpoint(trial: Trial) -> int | None:
 def stopped_at(state: TrialState) -> str | None:
     """Say where a trial was stopped and which stages remain; None if it has not begun or is done."""
     trial = state.trial
-    left = [stage for stage in STAGES if state.stages[stage].state != "done"]
+    left = [stage for stage in trial.stages if state.stages[stage].state != "done"]
     step = last_checkpoint(trial) if "finetune" in left else None
-    if state.state != "missing" or (step is None and len(left) == len(STAGES)):
+    if state.state != "missing" or (step is None and len(left) == len(trial.stages)):
         return None
     after = f"stopped at step {step}" if step is not None else "stopped"
     data = replace(trial.data, rows=rows_of(trial.workspace, trial.model.data))

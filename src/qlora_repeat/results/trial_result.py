@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.records.record_schema import MOST_POINTS, Count
+from qlora_repeat.records.record_schema import MOST_OUTCOMES, MOST_POINTS, MOST_TASKS, Count
 from qlora_repeat.study.old_spelling import respelled
 from qlora_repeat.study.scores import Score, ScoreName
 from qlora_repeat.study.study import MOST_TRIALS
@@ -55,8 +55,22 @@ class Response:
 
 @with_config(_STRICT)
 @dataclass(frozen=True)
+class Benchmark:
+    """One score of a fine-tuned model in a task of lm-evaluation-harness."""
+
+    task: _Words
+    metric: _Words
+    score: float
+    examples: _Words
+    """The digest of the examples; only outcomes of the same examples can agree."""
+    outcomes: Annotated[list[float], Field(max_length=MOST_OUTCOMES)] = field(default_factory=list)
+    """The outcome of each example, such as 1 for correct; empty if the score is not their mean."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
 class TrialResult:
-    """One trial and what its four stages measured (None if not measured)."""
+    """One trial and what its stages measured (None if not measured)."""
 
     study: _Words
     task: _Words
@@ -125,6 +139,7 @@ class TrialResult:
     responses: list[Response] = field(default_factory=list)
     repeated_responses: list[Response] = field(default_factory=list)
     """Repeated responses of the same model, each with another seed (section IX)."""
+    benchmarks: Annotated[list[Benchmark], Field(max_length=MOST_TASKS)] = field(default_factory=list)
     device: str | None = None
     software: str | None = None
     finished: str | None = None

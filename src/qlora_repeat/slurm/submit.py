@@ -25,7 +25,7 @@ from qlora_repeat.slurm.task import Task, image_state
 from qlora_repeat.study.cluster import Cluster
 from qlora_repeat.study.finding import split_name
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES
+from qlora_repeat.study.trial import ALL_STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.environment import without_variables
 from qlora_repeat.system.file_lock import exclusive, read_lock, remove_ended
@@ -78,7 +78,7 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
     if image is not None and not image.exists():
         raise UsageError(f"--image {cluster.image}: no such file; `make sif` makes one")
     study, queue = workspace.study, read_queue()
-    names = list(dict.fromkeys(_task_name(job) for job in open_jobs(workspace, STAGES)))
+    names = list(dict.fromkeys(_task_name(job) for job in open_jobs(workspace, ALL_STAGES)))
     queued = {} if queue is None else _queued_tasks(workspace, queue.waiting_or_running)
     minutes, memory = estimates(study, plan)
     minutes = cluster.minutes or min(minutes, partition_minutes(cluster.partition) or minutes)

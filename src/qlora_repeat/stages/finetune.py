@@ -10,7 +10,7 @@ from qlora_repeat.assets.base_models import base_folder, check_base, hub_commit,
 from qlora_repeat.assets.datasets import Example, batch_order
 from qlora_repeat.assets.derived_cache import encoded_part, load_frozen_base
 from qlora_repeat.errors import StageError
-from qlora_repeat.records.trace import known_losses, loss_curve, read_trace
+from qlora_repeat.records.trace import Step, known_losses, loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
 from qlora_repeat.stages.mergeable import check_mergeable
 from qlora_repeat.stages.padding import collate, padding_id
@@ -34,6 +34,7 @@ def finetune(
     seeds: dict[str, int] | None = None,
     until_step: int | None = None,
     load_base: Callable[[Workspace, str], Any] | None = None,
+    watch: Callable[[Step], None] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune one trial; write the adapter in PEFT's format, and the trace.
 
@@ -41,7 +42,7 @@ def finetune(
     without the interruption. `seeds`, if given, replace those that the study would draw. If the loss becomes
     NaN or infinite, training continues, as in the paper; `diverged_at` is the first such step. With
     `until_step`, stop after that step, and leave only the trace and a checkpoint in ``unfinished``.
-    `load_base`, if given, returns the frozen base in 4 bits.
+    `load_base`, if given, returns the frozen base in 4 bits. `watch`, if given, is called after each step.
 
     Returns:
         The record's outputs: adapter digest, seeds, losses, training seconds, peak memory, frozen weights,
@@ -54,6 +55,7 @@ def finetune(
         StageError: the profile asks for deterministic kernels, and an operation has none.
     """
     trainer, weights = _begin(trial, progress, inputs, seeds, until_step, load_base)
+    trainer.watch = watch
     unfinished, checkpoint = trainer.unfinished, trainer.checkpoint
     defer()
     if trainer.done < trainer.end:

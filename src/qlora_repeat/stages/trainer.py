@@ -2,6 +2,7 @@
 
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from bitsandbytes.functional import GlobalPageManager
@@ -41,6 +42,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self.order, self.steps_per_epoch, self.progress = order, steps_per_epoch, progress
+        self.watch: Callable[[Step], None] | None = None
+        """Called after each step."""
         self.end, self.legacy_qmap = end, legacy_qmap
         self.unfinished, self.checkpoint, self.checkpoint_every = unfinished, checkpoint, checkpoint_every
         self.done = checkpoint.step if checkpoint else 0
@@ -188,20 +191,19 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         digest_is_due = step == 1 or last or step % trainer.unfinished.digest_every == 0
         digest = trainer.adapter_digest() if digest_is_due else None
         digested = time.perf_counter()
-        self._write(
-            Step(
-                step,
-                epoch=step / trainer.steps_per_epoch,
-                examples=batch,
-                tokens=sum(len(trainer.train_dataset[row]["input_ids"]) for row in batch),
-                loss=trainer.loss,
-                empty=trainer.loss is None,
-                gradient_norm=trainer.gradient_norm,
-                learning_rate=self.learning_rate,
-                skipped=bool(trainer.accelerator.optimizer_step_was_skipped),
-                adapter=digest,
-            )
+        done = Step(
+            step,
+            epoch=step / trainer.steps_per_epoch,
+            examples=batch,
+            tokens=sum(len(trainer.train_dataset[row]["input_ids"]) for row in batch),
+            loss=trainer.loss,
+            empty=trainer.loss is None,
+            gradient_norm=trainer.gradient_norm,
+            learning_rate=self.learning_rate,
+            skipped=bool(trainer.accelerator.optimizer_step_was_skipped),
+            adapter=digest,
         )
+        self._write(done)
         written = time.perf_counter()
         asked = stop_requested()  # read once: a later request stops the next step
         if asked or last or step % trainer.checkpoint_every == 0:
@@ -209,6 +211,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             save_checkpoint(trainer.unfinished, trainer.checkpoint, self.trace)
         trainer.spent["digest_seconds"] += digested - began
         trainer.spent["checkpoint_seconds"] += time.perf_counter() - written
+        self._show(done)
         if asked and not last:  # little is left to do after the last step
             stop_if_requested(f"stopped after step {step} of {trainer.end}, with a checkpoint,")
         trainer.progress("finetune", step, trainer.end, trainer.loss)
@@ -221,6 +224,14 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         # bitsandbytes lists overridden layers (transformers: all embeddings) and paged state for the process.
         GlobalOptimManager.get_instance().module_weight_config_triple.clear()
         GlobalPageManager.get_instance().paged_tensors.clear()
+
+    def _show(self, step: Step) -> None:
+        """Show a step to whoever watches; this time is not that of training."""
+        trainer = self.trainer
+        if trainer.watch is not None:
+            trainer.spent_so_far()
+            trainer.watch(step)
+            trainer.began = time.perf_counter()
 
     def _write(self, step: Step) -> None:
         write_whole(self.trace, trace_line(step).encode("utf-8"))

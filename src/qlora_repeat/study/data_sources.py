@@ -292,3 +292,8 @@ def train_examples(data: Data) -> int:
     assert data.rows is not None, "the caller takes it from the lock file, if the study does not give it"
     examples = data.rows - math.ceil(data.test_share * data.rows)
     return min(examples, data.max_rows or examples)
+
+
+def is_own_task(task: str) -> bool:
+    """Return whether a benchmark is given by a path, and not by its name in lm-evaluation-harness."""
+    return "/" in task or task.endswith((".yaml", ".yml"))

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.study.data_sources import Data, Folder, PackageFile
+from qlora_repeat.study.data_sources import Data, Folder, PackageFile, is_own_task
 from qlora_repeat.study.finding import archived_file, came_in_archive, no_such_study, split_name, study_path
 from qlora_repeat.study.json_schema import study_schema
 from qlora_repeat.study.old_spelling import respelled_part
@@ -102,6 +102,10 @@ def _with_own_files(study: Study, study_file: Path) -> Study:
             for name, base in study.bases.items()
         },
         data={name: with_files(name, data) for name, data in study.data.items()},
+        evaluation=replace(
+            study.evaluation,
+            lm_eval=[str(folder / each) if is_own_task(each) else each for each in study.evaluation.lm_eval],
+        ),
     )
 
 

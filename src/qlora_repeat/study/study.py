@@ -136,6 +136,19 @@ class Evaluation:
     """Evaluate only the first N test examples (default: all)."""
     answers: Answers = field(default_factory=Answers)
     """For classification and summarization; other tasks do not depend on it."""
+    lm_eval: Annotated[list[Annotated[Line, Field(min_length=1)]], Field(max_length=1000)] = field(
+        default_factory=list
+    )
+    """Benchmarks of EleutherAI's lm-evaluation-harness: names of its tasks, or paths of one's own task files
+    or folders with them."""
+    lm_eval_fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Solved examples in each prompt of a benchmark (default: as the task says)."""
+    lm_eval_examples: Rows | None = None
+    """Use only the first N examples of each benchmark (default: all)."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.lm_eval)) < len(self.lm_eval):
+            raise ValueError("lm_eval has a duplicate")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -12,7 +12,7 @@ from typing import Any
 
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.allowed_values import Location
-from qlora_repeat.study.data_sources import MAX_NEW_TOKENS, ROW_KEYS, TEMPLATES
+from qlora_repeat.study.data_sources import MAX_NEW_TOKENS, ROW_KEYS, TEMPLATES, is_own_task
 from qlora_repeat.study.finding import came_in_archive, study_folders
 from qlora_repeat.study.old_spelling import respelled
 from qlora_repeat.study.toml_file import key_lines, one_line, read_toml_text
@@ -125,6 +125,7 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Content:
     for key in _OWN:
         inherited.values.pop(key, None)
     _move_paths(inherited.values, parent.parent, path.parent)
+    _move_tasks(inherited.values, parent.parent, path.parent)
     merged = _merged(inherited.values, values, ())
     origins = {key: origin for key, origin in inherited.origins.items() if _has(merged, key)}
     return Content(merged, origins | own.origins, [path, *inherited.files])
@@ -246,6 +247,17 @@ def _move_paths(values: dict[str, Any], source: Path, target: Path) -> None:
                     path = source / place[name]
                     if not Path(place[name]).is_absolute():
                         place[name] = os.path.relpath(path, target)
+
+
+def _move_tasks(values: dict[str, Any], source: Path, target: Path) -> None:
+    """Do the same with paths of the user's own benchmarks."""
+    table = values.get("evaluation")
+    tasks = table.get("lm_eval") if isinstance(table, dict) else None
+    if not isinstance(tasks, list):
+        return
+    for place, task in enumerate(tasks):
+        if isinstance(task, str) and is_own_task(task) and not Path(task).is_absolute():
+            tasks[place] = os.path.relpath(source / task, target)
 
 
 def _add_shared_training(content: Content) -> None:

@@ -174,6 +174,26 @@ def without_variables(names: str, *, kept: str = "") -> Iterator[None]:
         os.environ.update(hidden)
 
 
+@contextlib.contextmanager
+def environment_kept(*, but: str = "") -> Iterator[None]:
+    """Undo what the block changes in variables that libraries read, except those that fit `but`.
+
+    Optional packages set some when they are imported, such as scikit-learn KMP_INIT_AT_FORK, which would then
+    be in records and in other processes.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in {*before, *os.environ}:
+            if rule(name) is None or re.fullmatch(but, name):
+                continue
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)
+
+
 def removed_variables() -> Mapping[str, str]:
     """Return the variables that were removed from this process, each with its purpose."""
     return {name: found.purpose for name, found in sorted(_removed.items())}

@@ -6,6 +6,7 @@ A forger can recompute all digests; it is harder to make all numbers agree with 
 import json
 import math
 from collections.abc import Iterator
+from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -37,6 +38,7 @@ def contradictions(side: Side, again: Trial) -> list[str]:
         *_chain(side),
         *_tests(side),
         *_answers(side, again),
+        *_benchmarks(side),
     ]
 
 
@@ -157,6 +159,7 @@ _NEEDED: dict[Stage, tuple[Stage, str]] = {
     "merge": ("finetune", "adapter_digest"),
     "evaluate": ("merge", "merged_digest"),
     "time": ("merge", "merged_digest"),
+    "benchmark": ("merge", "merged_digest"),
 }
 """The stage before each stage, and the output that it takes from there."""
 
@@ -227,6 +230,19 @@ def _answers(side: Side, again: Trial) -> Iterator[str]:
         one, other = (each.get(name) for each in (recorded, following))
         if one is None or other is None or not math.isclose(one, other, rel_tol=1e-9):
             yield f"The record of the evaluation has another score {name} than its answers give."
+
+
+def _benchmarks(side: Side) -> Iterator[str]:
+    """Yield the scores of benchmarks that are not the mean of their outcomes."""
+    if (record := side.records.get("benchmark")) is None:
+        return
+    for name, task in record.outputs.get("tasks", {}).items():
+        for metric, outcomes in task.get("outcomes", {}).items():
+            score, count = task.get("scores", {}).get(metric), task.get("example_count")
+            if len(outcomes) != count:
+                yield f"The benchmark {name!r:.80} has {len(outcomes)} outcomes, but its record says {count}."
+            elif not outcomes or not _agree(score, float(fmean(outcomes))):
+                yield f"The benchmark {name!r:.80} has another {metric!r:.80} than its outcomes give."
 
 
 def _agree(recorded: Any, value: float | None) -> bool:

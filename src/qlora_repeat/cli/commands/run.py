@@ -13,10 +13,11 @@ from qlora_repeat.cli.options import (
     out_option,
     silence_libraries,
     stages_option,
+    track_option,
     verbosity_options,
     workspace_argument,
 )
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.trial import ALL_STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.printable import say
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 )
 @cpu_option
 @stages_option
+@track_option
 @click.option("--no-report", is_flag=True, help="Write results, but no tables, figures and report.")
 @compare_option
 @out_option
@@ -68,7 +70,7 @@ def command(
     if gpus is not None:
         choose_gpus(gpus)
     others = None if compare is None else results_of(compare, workspace.runs)  # fail now, not after hours
-    whole = stages == [*STAGES]
+    whole = stages == [*ALL_STAGES]
     try:
         results = run(workspace, jobs=jobs, stages=stages, quiet=quiet)
     except (StageError, BusyError):

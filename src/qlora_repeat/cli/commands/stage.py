@@ -7,6 +7,7 @@ from qlora_repeat.cli.options import (
     cpu_option,
     jobs_option,
     silence_libraries,
+    track_option,
     verbosity_options,
     workspace_option,
 )
@@ -60,5 +61,5 @@ def stage_command(stage: Stage, help: str) -> click.Command:
 
     if stage != "finetune":
         return command
-    with_seeds: click.Command = same_seeds_option(command)
+    with_seeds: click.Command = same_seeds_option(track_option(command))
     return with_seeds

@@ -9,6 +9,7 @@ from dataclasses import replace
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.footnotes import NOTES, diverged, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.ablation import ablation_tables
+from qlora_repeat.render.tables.benchmarks import benchmark_tables
 from qlora_repeat.render.tables.claims import claims_table
 from qlora_repeat.render.tables.collapse import collapse_tables
 from qlora_repeat.render.tables.responses import answer_tables, continuation_tables
@@ -45,6 +46,7 @@ def make_tables(arms: list[Arm]) -> list[Table]:
     tables.sort(key=lambda table: table.name)
     tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms), claims_table(arms)]
     tables += score_tables(arms)
+    tables += benchmark_tables(arms)
     if all(trial.study == PUBLISHED for arm in arms for trial in arm.trials):
         return [_in_the_papers_words(table) for table in tables]
     return tables
