@@ -158,6 +158,20 @@ cpu_option: Decorator = click.option(
 )
 
 
+only_option: Decorator = click.option(
+    "--only",
+    metavar="MODEL[/OPTIMIZER]",
+    multiple=True,
+    help="Run only trials of this model, or of this arm; repeatable.  [default: all]",
+)
+trials_option: Decorator = click.option(
+    "--trials",
+    type=int,
+    metavar="N",
+    help="Run only the first N trials of each arm, and N tests of each base.  [default: all]",
+)
+
+
 def jobs_option(what: str) -> Decorator:
     """Return --jobs: how many trials, say, run at the same time."""
     return click.option(

@@ -1,7 +1,7 @@
 """Which stages of a trial, and which tests of a base, are done, stale, damaged or missing, and why."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -204,9 +204,9 @@ def explanations(trials: Iterable[TrialState]) -> list[str]:
     return lines
 
 
-def base_damages(workspace: Workspace) -> list[str]:
-    """Return a line for each test of a base whose record is damaged."""
-    states = {test.name: base_state(test) for test in workspace.base_tests()}
+def base_damages(workspace: Workspace, tests: Sequence[BaseTest] | None = None) -> list[str]:
+    """Return a line for each test of a base (default: of all of the study's) whose record is damaged."""
+    states = {test.name: base_state(test) for test in (workspace.base_tests() if tests is None else tests)}
     return [f"{name} is damaged: {state.damage}" for name, state in states.items() if state.damage]
 
 

@@ -12,6 +12,7 @@ from qlora_repeat.results.number_format import (
     share_interval,
     share_text,
     spread_text,
+    value_range,
     value_text,
 )
 from qlora_repeat.results.statistical_methods import FEWEST, TRIALS_NEEDED, Summary
@@ -83,7 +84,7 @@ def _summary_cells(summary: Summary) -> dict[str, str]:
         "CV": spread_text(summary.cv),
         "median": value_text(summary.median, sd),
         "MAD": spread_text(summary.mad),
-        "range": interval_text(value_text(summary.low, sd, of_sd=1), value_text(summary.high, sd, of_sd=1)),
+        "range": value_range(summary.low, summary.high, sd),
     }
 
 

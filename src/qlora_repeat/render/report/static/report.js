@@ -62,8 +62,9 @@ const kinds = {
   // A line for each run, and a vertical line at the first difference. The legend chooses a run.
   lines({ columns: [, unit, measure], runs, step, log }) {
     const axis = measure === "difference" ? { format: ".0e", tickCount: 6 } : {};
+    const whole = unit === "step" ? { axis: { tickMinStep: 1, format: ",d" } } : {}; // there is no step 0.2
     const encoding = {
-      x: quantity(unit, { scale: { nice: false } }),
+      x: quantity(unit, { scale: { nice: false }, ...whole }),
       y: quantity(measure, { scale: axisScale(log), axis }),
       color: category("run", {
         scale: { domain: runs, range: runs.map((run) => palette[(run - 1) % palette.length]) },
