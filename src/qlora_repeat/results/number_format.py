@@ -39,7 +39,7 @@ def number(value: float | None, decimals: int = 0) -> str | None:
         return None
     size = abs(value)
     if size == 0:
-        return f"{0:.{decimals}f}"
+        return "0"
     if size < _FINE:
         return f"{value:.2g}"
     if not math.isfinite(size):

@@ -205,7 +205,7 @@ def _is_near(value: float, values: Sequence[float]) -> bool:
 def _range(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     decimals = 0 if spans_a_decade(values) else decimals_of([low, high])
-    return f"{number(low, decimals)} to {number(high, decimals)}"
+    return " to ".join(distinct(str(number(value, decimals)) for value in (low, high)))
 
 
 def _is_drawn(value: float | None) -> bool:

@@ -29,7 +29,7 @@ Format = Literal["latex", "markdown"]
 ENDINGS: dict[Format, str] = {"latex": ".tex", "markdown": ".md"}
 _PAGE = 100
 """The width of a page in digits of footnote size, approximately."""
-_TOGETHER = 6
+_TOGETHER = 8
 """Additional width that is allowed to keep columns under one heading together."""
 _MARKDOWN_COLUMNS = 16
 """Wider tables are split in Markdown, too: one part for each heading of the highest level."""
