@@ -80,7 +80,8 @@ class Tables(Listed[Table]):
         return f"<Tables of {self.studies}: {', '.join(table.number for table in self)}>"
 
     def _repr_html_(self) -> str:
-        return tables_html(self.items)
+        above = f"<p><b>{html.escape(self.banner)}</b></p>" if self.banner else ""
+        return above + tables_html(self.items)
 
 
 def tables(results: Given, *, compare: Given | None = None) -> Tables:

@@ -92,21 +92,24 @@ def spread_text(value: float | None) -> str:
     return f"{shortened:,.{min(max(decimals, 0), _SPREAD_DIGITS)}f}"
 
 
-def value_text(value: float | None, sd: float | None, of_sd: int = 2) -> str:
-    """Return a value with four significant digits, or with `of_sd` digits of its SD if that is finer."""
+def value_text(value: float | None, sd: float | None, of_sd: int = 2, *, as_printed: bool = False) -> str:
+    """Return a value with four significant digits, or with `of_sd` digits of its SD if that is finer.
+
+    `as_printed` is for numbers of the paper: no zeros are added to those that it prints.
+    """
     if value is None:
         return DASH
     shortened, decimals = _shortened(value, sd, of_sd)
-    return number(shortened, decimals) or DASH
+    return number(shortened, 0 if as_printed else decimals) or DASH
 
 
-def value_range(low: float | None, high: float | None, sd: float | None) -> str:
+def value_range(low: float | None, high: float | None, sd: float | None, *, as_printed: bool = False) -> str:
     """Return a range of values as `value_text`; with equal decimals, unless it spans a decade."""
-    if low is not None and high is not None and 0 < low <= high < min(10 * low, _GREAT):
+    if not as_printed and low is not None and high is not None and 0 < low <= high < min(10 * low, _GREAT):
         decimals = max(_shortened(value, sd, 1)[1] for value in (low, high))
         if decimals:
             return interval_text(*(number(round(value, decimals), decimals) or DASH for value in (low, high)))
-    return interval_text(value_text(low, sd, of_sd=1), value_text(high, sd, of_sd=1))
+    return interval_text(*(value_text(value, sd, of_sd=1, as_printed=as_printed) for value in (low, high)))
 
 
 def _shortened(value: float, sd: float | None, of_sd: int) -> tuple[float, int]:
