@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRIAL, TINY = "smollm2-135m/adamw-8bit", "tiny-neox/adamw-8bit"
 
 HERE = [
+    "make all TRIALS=1",
     "make all",
     "make run TRIAL=smollm2-135m/adamw-8bit/1 RANDOMNESS=bitwise",
     "make verify TRIAL=smollm2-135m/adamw-8bit/1 RANDOMNESS=bitwise",

@@ -173,6 +173,18 @@ track_option: Decorator = click.option(
     callback=_choose_tracker,
     help="Also show each step in tensorboard, trackio, mlflow or wandb; this changes no bits.",
 )
+only_option: Decorator = click.option(
+    "--only",
+    metavar="MODEL[/OPTIMIZER]",
+    multiple=True,
+    help="Run only trials of this model, or of this arm; repeatable.  [default: all]",
+)
+trials_option: Decorator = click.option(
+    "--trials",
+    type=int,
+    metavar="N",
+    help="Run only the first N trials of each arm, and N tests of each base.  [default: all]",
+)
 
 
 def jobs_option(what: str) -> Decorator:

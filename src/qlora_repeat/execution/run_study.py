@@ -15,7 +15,7 @@ from qlora_repeat.assets.fetch import fetch, needed
 from qlora_repeat.assets.inspection import kept_inspection, require_sound
 from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
 from qlora_repeat.execution.device import check_and_tell, prepare_and_tell
-from qlora_repeat.execution.jobs import TrialJob, is_open, open_jobs
+from qlora_repeat.execution.jobs import BaseTestJob, TrialJob, counted, is_open, open_jobs
 from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.trial_state import (
@@ -25,6 +25,7 @@ from qlora_repeat.records.trial_state import (
     trial_state,
     valid_record,
 )
+from qlora_repeat.study.selection import Selection
 from qlora_repeat.study.trial import Progress, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.gpus import default_workers
@@ -54,6 +55,7 @@ def run_study(
     *,
     jobs: int | None = None,
     force: bool = False,
+    chosen: Selection | None = None,
     find: Callable[[], Sequence[Job]] | None = None,
     title: str = "",
 ) -> int:
@@ -61,6 +63,7 @@ def run_study(
 
     Args:
         jobs: how many run at the same time (default: `default_workers`).
+        chosen: the trials to run (default: all).
         find: returns the jobs to run (default: `open_jobs` of the study). They may belong to derived studies.
         title: a name for the jobs (default: the study's name).
 
@@ -76,18 +79,19 @@ def run_study(
     study = workspace.study
     check_and_tell(study, observer.warn)
     require_benchmarks(workspace.trials(), stages)
-    fetch_missing(workspace, observer.tell)
-    find = find or functools.partial(open_jobs, workspace, stages, force=force)
+    fetch_missing(workspace, observer.tell, chosen.models if chosen else ())
+    find = find or functools.partial(open_jobs, workspace, stages, force=force, chosen=chosen)
     waiting = find()
     if not waiting:
         return 0
     trials = [job.trial for job in waiting if isinstance(job, TrialJob)]
-    damages = base_damages(workspace) if "evaluate" in stages else []
+    damages = base_damages(workspace, [job.test for job in waiting if isinstance(job, BaseTestJob)])
     for line in damages + explanations(map(trial_state, trials)):
         observer.tell(f"running again: {line.partition('; `qlora-repeat trial')[0]}")
     workers = min(jobs or default_workers(study.threads), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
-    observer.tell(f"study {title or study.name}: {len(waiting)} jobs, {workers} at a time")
+    left_out = f"; {chosen.left_out} other trials are left out" if chosen and chosen.left_out else ""
+    observer.tell(f"study {title or study.name}: {counted(waiting)}, {workers} at a time{left_out}")
     try:
         with observer.watch_jobs(waiting, workers) as watcher:
             errors = run_jobs(waiting, workers, watcher)

@@ -1,6 +1,6 @@
 """Which stages of a trial, and which tests of a base, are done, stale, damaged or missing, and why."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -218,9 +218,9 @@ def explanations(trials: Iterable[TrialState]) -> list[str]:
     return lines
 
 
-def base_damages(workspace: Workspace) -> list[str]:
-    """Return a line for each test of a base whose record is damaged."""
-    states = {test.name: base_state(test) for test in workspace.base_tests()}
+def base_damages(workspace: Workspace, tests: Sequence[BaseTest] | None = None) -> list[str]:
+    """Return a line for each test of a base (default: of all of the study's) whose record is damaged."""
+    states = {test.name: base_state(test) for test in (workspace.base_tests() if tests is None else tests)}
     return [f"{name} is damaged: {state.damage}" for name, state in states.items() if state.damage]
 
 

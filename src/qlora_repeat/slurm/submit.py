@@ -24,6 +24,7 @@ from qlora_repeat.slurm.queue import cluster_name, partition_minutes, read_queue
 from qlora_repeat.slurm.task import Task, image_state
 from qlora_repeat.study.cluster import Cluster
 from qlora_repeat.study.finding import split_name
+from qlora_repeat.study.selection import Selection
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import ALL_STAGES
 from qlora_repeat.study.workspace import Workspace
@@ -68,8 +69,10 @@ class Request:
     """Whether time and memory come from the plan."""
 
 
-def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> Request:
-    """Return the jobs that a study needs from Slurm.
+def make_request(
+    workspace: Workspace, cluster: Cluster, plan: Plan | None, chosen: Selection | None = None
+) -> Request:
+    """Return the jobs that a study, or some of its trials, need from Slurm.
 
     Raises:
         UsageError: the image does not exist.
@@ -78,7 +81,7 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
     if image is not None and not image.exists():
         raise UsageError(f"--image {cluster.image}: no such file; `make sif` makes one")
     study, queue = workspace.study, read_queue()
-    names = list(dict.fromkeys(_task_name(job) for job in open_jobs(workspace, ALL_STAGES)))
+    names = list(dict.fromkeys(_task_name(job) for job in open_jobs(workspace, ALL_STAGES, chosen=chosen)))
     queued = {} if queue is None else _queued_tasks(workspace, queue.waiting_or_running)
     minutes, memory = estimates(study, plan)
     minutes = cluster.minutes or min(minutes, partition_minutes(cluster.partition) or minutes)

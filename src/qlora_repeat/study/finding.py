@@ -1,6 +1,7 @@
 """Find the file of a study, and say what its name means."""
 
 import contextlib
+import re
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError, UsageError
@@ -10,6 +11,8 @@ from qlora_repeat.study.workspace import ARCHIVE_MARK
 from qlora_repeat.system.package_data import kit_path
 
 _STUDIES = Path("studies")
+CUT = re.compile("([1-9][0-9]{0,8})-steps(?:-([1-9][0-9]{0,8})-rows)?|([1-9][0-9]{0,8})-rows")
+"""The part after @ that limits steps, rows or both."""
 
 
 def study_folders() -> list[Path]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +10,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import Data, Folder, PackageFile, is_own_task
-from qlora_repeat.study.finding import archived_file, came_in_archive, no_such_study, split_name, study_path
+from qlora_repeat.study.finding import (
+    CUT,
+    archived_file,
+    came_in_archive,
+    no_such_study,
+    split_name,
+    study_path,
+)
 from qlora_repeat.study.json_schema import study_schema
 from qlora_repeat.study.old_spelling import respelled_part
 from qlora_repeat.study.optimizers import OptimizerName
@@ -138,8 +144,7 @@ def _varied(study: Study, parts: list[str]) -> Study:
 
 
 def _cut_short(study: Study, variant: str) -> Study:
-    number = "([1-9][0-9]{0,8})"
-    found = re.fullmatch(rf"{number}-steps(?:-{number}-rows)?|{number}-rows", variant)
+    found = CUT.fullmatch(variant)
     if found is None:
         raise UsageError(
             f"study {study.name}@{variant}: expected after @: a profile of randomness "

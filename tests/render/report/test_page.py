@@ -140,7 +140,32 @@ def test_a_distant_base_does_not_compress_the_points() -> None:
         return chart.data["base"] == base, chart.notes
 
     assert notes(13.5) == (True, [])
-    assert notes(1300.5) == (False, ["The model before fine-tuning is beyond the axis."])
+    assert notes(1300.5) == (
+        False,
+        ["The model before fine-tuning is above the axis, which has no dashed line."],
+    )
+
+
+def test_lines_are_announced_only_where_a_chart_has_them() -> None:
+    def page(base: float, *losses: list[float]) -> str:
+        results = [trial(n, base_perplexity=base) for n in (1, 2)]
+        files = traced(dict(enumerate(losses, 1)))
+        return report_html(group_arms(results), study_name="mine", files=files, published=[])
+
+    with_lines, without = page(11.5, [3.0, 2.0], [3.0, 1.0]), page(1300.5, [3.0, 2.0], [3.0, 2.0])
+    assert "a dashed line the model" in with_lines and "The dotted line marks" in with_lines
+    assert "a dashed line the model" not in without and "The dotted line marks" not in without
+
+
+def test_a_report_that_is_cut_short_says_so_and_one_of_own_models_has_no_claims() -> None:
+    def page(*results: TrialResult) -> str:
+        text = report_html(group_arms(results), study_name="mine", files=TrialFiles(), published=[])
+        return markup(text)
+
+    assert "Cut short: 1 of 2 trials done. " in page(trial(1), trial(2, None))
+    whole = page(trial(1, test_examples=48), trial(2, test_examples=48))
+    assert "Cut short" not in whole and "on 48 test examples" in whole
+    assert "claims" not in whole and "claims" in page(trial(1, counterpart="llama2-7b"))
 
 
 def test_only_models_with_a_counterpart_are_compared_with_the_paper() -> None:

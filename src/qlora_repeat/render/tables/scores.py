@@ -24,18 +24,19 @@ def _scores(task: Task, arms: list[Arm]) -> Table:
         "perplexity": (lambda trial: trial.perplexity, lambda trial: trial.base_perplexity),
         **{SCORE_TITLES[name]: (score(name), _of_base(name)) for name in SCORES[task]},
     }
-    columns, values, bases = [], [], ["base"]
+    columns, values, decimals, bases = [], [], [], ["base"]
     for arm in arms:
         for title, (measure, base) in measures.items():
             columns.append(number_column((arm.title, arm.heading, title), arm, measure))
             values.append(arm.values(measure))
-            bases.append(span(arm.values(base)) or DASH)
+            decimals.append(arm.decimals(measure))
+            bases.append(span(arm.values(base), decimals[-1]) or DASH)
     notes = NOTES[_NUMBERS[task]]
     return by_run(
         _NUMBERS[task],
         f"Scores of the answers of the fine-tuned {task} models to test examples, by run and optimizer.",
         columns,
-        summary=[*summary_rows(["mean", "SD", "range", "n"], values), bases],
+        summary=[*summary_rows(["mean", "SD", "range", "n"], values, decimals), bases],
         notes=[
             notes["scores"],
             NOTES["S7"]["answers"],
