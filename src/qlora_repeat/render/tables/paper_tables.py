@@ -55,8 +55,7 @@ def make_tables(arms: list[Arm]) -> list[Table]:
         tables = in_sequence(tables)
     tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms)]
     tables += [claims_table(papers)] if papers else []
-    tables += score_tables(arms)
-    tables += benchmark_tables(arms)
+    tables += [*benchmark_tables(arms), *score_tables(arms)]
     if all(trial.study == PUBLISHED for arm in arms for trial in arm.trials):
         return [_in_the_papers_words(table) for table in tables]
     return tables
