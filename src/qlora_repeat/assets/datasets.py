@@ -20,7 +20,7 @@ from qlora_repeat.assets.pins import (
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Row
 from qlora_repeat.study.randomness import stream_seed
-from qlora_repeat.study.study import Model
+from qlora_repeat.study.study import Loss, Model
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import LARGEST_ROWS, read_file
 from qlora_repeat.system.hashing import manifest_digest, read_manifest, text_digest
@@ -43,6 +43,18 @@ class Example:
     answer_start: int
     cut: bool = False
     """Whether `max_length` cuts all or a part of the answer."""
+    answers: tuple[tuple[int, int], ...] = ()
+    """For a chat: where each answer begins and ends. Otherwise, the only one ends with the text."""
+
+    def is_target(self, loss: Loss) -> list[bool]:
+        """Return for each token whether it is predicted; the first one never is."""
+        if loss == "all-tokens":
+            return [place > 0 for place in range(len(self.ids))]
+        spans = self.answers or ((self.answer_start, len(self.ids)),)
+        found = [False] * len(self.ids)
+        for start, end in spans:
+            found[start:end] = [True] * len(found[start:end])
+        return [False, *found[1:]] if found else []
 
 
 @dataclass(frozen=True)

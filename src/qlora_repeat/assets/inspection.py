@@ -227,11 +227,14 @@ class _Finder:
                 self.warnings.append(f"{_rows(found)} {_have(found)} no text in {column}")
 
     def without_targets(self) -> None:
-        found = [each for each in self.seen if len(each.example.ids) < 2]
+        loss = self.model.training.loss
+        found = [each for each in self.seen if not any(each.example.is_target(loss))]
         for part, name in (("train", "training"), ("test", "test")):
             own = [each for each in self.seen if each.part == part]
-            if own and all(len(each.example.ids) < 2 for each in own):
-                self.stops.append(f"no {name} row has a token to predict; correct the data or the template")
+            if own and not any(any(each.example.is_target(loss)) for each in own):
+                self.stops.append(
+                    f"no {name} row has a token to predict; correct the data, the template or max_length"
+                )
         if self._counts("without_targets", found):
             what = "training learns nothing from them, evaluation leaves them out"
             self.warnings.append(f"{_rows(found)} {_have(found)} no token to predict; {what}")

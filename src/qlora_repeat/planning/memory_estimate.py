@@ -186,7 +186,8 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
         before = live.now
         ids = torch.zeros(training.batch_size, training.max_length, dtype=torch.long)
         with live:
-            saved = training_step(model, ids, trial.study.precision.compute, live) - before
+            for _ in range(min(2, training.gradient_accumulation_steps)):  # beside gradients of earlier ones
+                saved = training_step(model, ids, trial.study.precision.compute, live) - before
     tensors = [each.numel() for each in model.parameters() if each.requires_grad]
     return FinetuneMemory(weights, counts, tensors, saved, live.peak - before)
 

@@ -189,6 +189,7 @@ def _model_plan(
         return known[key]
 
     batch = [training.batch_size, training.max_length, training.gradient_checkpointing]
+    batch.append(training.gradient_accumulation_steps > 1)
     parameters: int = once(estimate.parameter_count, [], config)
     tuning: FinetuneMemory = once(estimate.finetune_memory, [batch, model.target_modules], trial, config)
     lengths = [training.max_length, trial.data.max_new_tokens]

@@ -13,10 +13,10 @@ from qlora_repeat.errors import StageError
 from qlora_repeat.records.trace import known_losses, loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
 from qlora_repeat.stages.mergeable import check_mergeable
-from qlora_repeat.stages.padding import collate, padding_id
+from qlora_repeat.stages.padding import IGNORED, collate_step, padding_id
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
-from qlora_repeat.study.study import Study
+from qlora_repeat.study.study import Loss, Study
 from qlora_repeat.study.trial import Progress, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import named_operation
@@ -97,7 +97,7 @@ def _begin(
     examples = encoded_part(workspace, trial.model_name, "train", seeds["split"], tokenizer)
     order = batch_order(
         len(examples),
-        model.training.batch_size,
+        model.training.examples_per_step,
         model.training.total_steps(len(examples)),
         seeds["data_order"],
     )
@@ -133,7 +133,9 @@ def _set_frozen_weights(
 
     from qlora_repeat.stages.dequantize import set_frozen_weights
 
-    batches = [(len(batch), max(1, *(len(examples[row].ids) for row in batch))) for batch in order]
+    size = trial.model.training.batch_size
+    parts = [step[start : start + size] for step in order for start in range(0, len(step), size)]
+    batches = [(len(batch), max(1, *(len(examples[row].ids) for row in batch))) for batch in parts]
     at_once = 1 if torch.cuda.is_available() else max(1, usable_cores() // trial.study.threads)
     return set_frozen_weights(adapted, trial.study.weights, batches, at_once)
 
@@ -233,16 +235,18 @@ def make_trainer(
 
     from qlora_repeat.stages.trainer import TracingTrainer
 
-    end = min(steps or len(order), len(order))
+    end, training = min(steps or len(order), len(order)), trial.model.training
     trainer = TracingTrainer(
         model=model,
-        args=_arguments(trial, end - (checkpoint.step if checkpoint else 0)),
-        train_dataset=[{"input_ids": example.ids, "labels": example.ids} for example in examples],
-        data_collator=partial(collate, padding=padding_id(model, tokenizer)),  # does not mask end-of-text
+        args=_arguments(trial, end - (checkpoint.step if checkpoint else 0), training.warmup(len(order))),
+        train_dataset=[{"input_ids": each.ids, "labels": _labels(each, training.loss)} for each in examples],
+        data_collator=partial(  # does not mask end-of-text
+            collate_step, padding=padding_id(model, tokenizer), batch_size=training.batch_size
+        ),
         order=order,
         end=end,
         legacy_qmap=Optimizer.parse(trial.optimizer).legacy_qmap,
-        steps_per_epoch=math.ceil(len(examples) / trial.model.training.batch_size),
+        steps_per_epoch=training.steps_per_epoch(len(examples)),
         unfinished=unfinished,
         checkpoint=checkpoint,
         checkpoint_every=trial.study.checkpoint_every,
@@ -251,6 +255,16 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     _require_asked(trainer, trial)
     return trainer
+
+
+def _labels(example: Example, loss: Loss) -> list[int]:
+    """Return the token to predict at each place, or `IGNORED`."""
+    if loss == "all-tokens":
+        return example.ids
+    return [
+        token if is_target else IGNORED
+        for token, is_target in zip(example.ids, example.is_target(loss), strict=True)
+    ]
 
 
 def _require_asked(trainer: Any, trial: Trial) -> None:
@@ -279,7 +293,7 @@ def _require_asked(trainer: Any, trial: Trial) -> None:
         )
 
 
-def _arguments(trial: Trial, steps: int) -> Any:
+def _arguments(trial: Trial, steps: int, warmup: int) -> Any:
     import torch
     from transformers import TrainingArguments
 
@@ -297,10 +311,10 @@ def _arguments(trial: Trial, steps: int) -> Any:
         bf16=on_gpu and compute == "bfloat16",
         optim=Optimizer.parse(trial.optimizer).in_transformers,
         per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=1,
+        gradient_accumulation_steps=1,  # for the Trainer, the batches of a step are one
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup_steps,
+        warmup_steps=warmup,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,

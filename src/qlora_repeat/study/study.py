@@ -42,6 +42,8 @@ BatchSize = Annotated[int, Field(gt=0, le=10_000)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "gpu"]
 """What a study runs on: a GPU, or with "auto" the CPU if there is no GPU."""
+Loss = Literal["all-tokens", "answer"]
+"""The tokens that fine-tuning learns to predict, and that perplexity is of."""
 FrozenWeights = Literal["nf4", "materialized", "auto"]
 """Whether fine-tuning dequantizes the 4-bit base for every product or once; "auto" does it once if memory
 allows and the bits stay the same (`qlora_repeat.stages.dequantize`)."""
@@ -84,9 +86,15 @@ class Training:
     batch_size: BatchSize = 1
     max_length: Annotated[int, Field(gt=0, le=10**6)] = 512
     """In tokens; longer examples are cut."""
+    loss: Loss = "all-tokens"
+    """Learn to predict all tokens, or only those of the answer (of a chat, of all answers)."""
+    gradient_accumulation_steps: BatchSize = 1
+    """The batches of an optimizer step, whose loss is the mean over the predicted tokens of all."""
     max_grad_norm: NotNegative = 1.0
     weight_decay: NotNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """The share of all steps that warm up, instead of warmup_steps."""
     gradient_checkpointing: bool = False
     steps: Positive | None = None
     epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
@@ -97,11 +105,28 @@ class Training:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        if self.warmup_ratio is not None and self.warmup_steps:
+            raise ValueError("give either warmup_steps or warmup_ratio")
+        if self.warmup_ratio and self.schedule == "constant":
+            raise ValueError("schedule constant has no warm-up for warmup_ratio; give constant_with_warmup")
+
+    @property
+    def examples_per_step(self) -> int:
+        """The most examples of an optimizer step."""
+        return self.batch_size * self.gradient_accumulation_steps
 
     def total_steps(self, examples: int) -> int:
         """Return the number of optimizer steps for this number of training examples."""
-        steps = self.steps or math.ceil((self.epochs or 0) * math.ceil(examples / self.batch_size))
+        steps = self.steps or math.ceil((self.epochs or 0) * self.steps_per_epoch(examples))
         return min(steps, self.max_steps or steps)
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Return the number of optimizer steps of an epoch, of which the last may have fewer examples."""
+        return math.ceil(examples / self.examples_per_step)
+
+    def warmup(self, steps: int) -> int:
+        """Return how many of all steps warm up, rounded up as in transformers."""
+        return self.warmup_steps if self.warmup_ratio is None else math.ceil(self.warmup_ratio * steps)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -261,6 +286,9 @@ class Study:
                     raise ValueError(f"models.{name}.{key} is {value!r}; the study has {', '.join(known)}")
             if (rows := self.data[model.data].rows) is not None:
                 self.check_examples(name, rows)
+            if model.training.loss == "answer" and "answer" not in ROW_KEYS[self.data[model.data].task]:
+                task = self.data[model.data].task
+                raise ValueError(f"models.{name}.training.loss is answer, and rows for {task} have none")
             _check_template(f"models.{name}.template", model.template, self.data[model.data].task)
         if len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError("optimizers has a duplicate")
@@ -270,7 +298,7 @@ class Study:
     def check_examples(self, model: str, rows: int) -> None:
         """Raise ValueError if a model has too many examples in all steps, for this number of rows."""
         training = self.models[model].training
-        if (seen := training.total_steps(rows) * training.batch_size) > MOST_EXAMPLES:
+        if (seen := training.total_steps(rows) * training.examples_per_step) > MOST_EXAMPLES:
             found = f"models.{model}.training has {seen} examples in all steps"
             raise ValueError(f"{found}; expected at most {MOST_EXAMPLES}")
 

@@ -196,6 +196,8 @@ def _merged(parent: dict[str, Any], child: dict[str, Any], above: tuple[str, ...
         kept = {key: value for key, value in parent.items() if key in _KEPT[above[0]]}
     if above[-1:] == ("training",) and ("steps" in child or "epochs" in child):
         kept = {key: value for key, value in kept.items() if key not in ("steps", "epochs")}
+    if above[-1:] == ("training",) and ("warmup_steps" in child or "warmup_ratio" in child):
+        kept = {key: value for key, value in kept.items() if key not in ("warmup_steps", "warmup_ratio")}
     for key, value in child.items():
         if value is False and isinstance(kept.get(key), dict):
             del kept[key]
@@ -229,6 +231,7 @@ def _add_shared_training(content: Content) -> None:
         if not isinstance(own, dict):
             continue
         other = {"steps": "epochs", "epochs": "steps"}
+        other |= {"warmup_steps": "warmup_ratio", "warmup_ratio": "warmup_steps"}
         kept = {key: value for key, value in shared.items() if other.get(key) not in own}
         model["training"] = kept | own
         for key in kept.keys() - own.keys():
