@@ -29,6 +29,12 @@ OPTIONS: dict[str, list[tuple[str, str]]] = {
         ('schedule = "constant"', 'schedule = "linear"'),
         ("warmup_steps = 0", "warmup_ratio = 0.5"),
     ],
+    "DoRA and rsLoRA on all linear layers": [
+        ("dropout = 0.05", "dropout = 0.05\nrslora = true\ndora = true"),
+        ('target_modules = ["q_proj"]', 'target_modules = "all-linear"'),
+    ],
+    "a base in 8 bits": [('type = "nf4"', 'type = "int8"')],
+    "a base in 16 bits": [('type = "nf4"', 'type = "none"'), ('compute = "float32"', 'compute = "bfloat16"')],
 }
 
 
@@ -52,6 +58,7 @@ def test_a_trial_repeats_resumes_and_ends(option: str, tmp_path: Path) -> None:
     assert outputs(stopped)["resumed_from"] == 2
     assert outputs(stopped)["adapter_digest"] == outputs(whole)["adapter_digest"]
     assert stopped.trace.read_bytes() == whole.trace.read_bytes()
+    assert read_trace(whole.trace)[-1].adapter == outputs(whole)["adapter_digest"]
     assert outputs(whole, "merge")["compared"]
 
 
@@ -80,3 +87,18 @@ def test_a_share_of_steps_warms_up(tmp_path: Path) -> None:
     changes = OPTIONS["a share of steps warms up"]
     rates = [step.learning_rate for step in read_trace(tuned(tmp_path / "own", *changes).trace)[1:]]
     assert rates == pytest.approx([0.0, 0.0005, 0.001]), "half of 3 steps, rounded up"
+
+
+def test_dora_has_the_same_bits_with_dequantized_weights(tmp_path: Path) -> None:
+    dora = ("alpha = 32", "alpha = 32\ndora = true")
+    packed, kept = (
+        tuned(
+            tmp_path / name,
+            dora,
+            ("[precision]", f"[precision]\n# {name}"),
+            ("threads = 1", f'threads = 1\nweights = "{name}"'),
+        )
+        for name in ("nf4", "materialized")
+    )
+    assert outputs(packed)["weights"] != outputs(kept)["weights"]
+    assert outputs(packed)["adapter_digest"] == outputs(kept)["adapter_digest"]

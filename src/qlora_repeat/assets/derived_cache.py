@@ -27,12 +27,15 @@ _SHARD = "1GB"
 
 
 def load_frozen_base(workspace: Workspace, name: str) -> Any:
-    """Load a base in 4 bits from its copy, or quantize it and keep a copy.
+    """Load a base in 4 bits from its copy, or quantize it and keep a copy. Others are loaded as they are.
 
     Raises:
         MissingError: there is no copy, and the base is missing from the cache or has changed.
     """
     study, folder = workspace.study, quantized_folder(workspace, name)
+    if not study.quantization.in_4_bits:
+        check_base(workspace, name)
+        return load_quantized(study, base_folder(workspace, name))
     if has_copy(folder):
         return load_model(folder, study.precision.compute)  # its name has the digest of the weights
     check_base(workspace, name)

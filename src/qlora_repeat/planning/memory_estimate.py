@@ -10,7 +10,7 @@ import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_iter
 
 from qlora_repeat.assets.base_models import quantization_config
 from qlora_repeat.assets.configuration import code_key, mend_padding
-from qlora_repeat.assets.layers import model_targets, skeleton
+from qlora_repeat.assets.layers import linear_layers, model_targets, skeleton
 from qlora_repeat.errors import UsageError
 from qlora_repeat.stages.dequantize import Materialized, WeightCounts, count_weights, materialize
 from qlora_repeat.stages.finetune import with_adapter
@@ -171,16 +171,19 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
 
     "auto" weights are dequantized here, which needs more memory, so that a plan is never too low.
     """
-    training = trial.model.training
-    base = quantized_skeleton(trial.study, config)
+    training, study = trial.model.training, trial.study
+    base = quantized_skeleton(study, config)
     counts, model = count_weights(base), _adapted(trial, base)
     with attention_kernels(trial.study.randomness.kernels), _fake_tensors():
         _make_fake(model, getattr(torch, trial.study.precision.compute))
         _fuse_dropout(model)
-        if trial.study.weights != "nf4":
+        if study.weights != "nf4" or study.lora.dora:  # DoRA dequantizes each weight, and keeps it
             materialize(model)
         as_trainer_sets(model, training.gradient_checkpointing)
         weights = weight_bytes(model)
+        dequantized = 0
+        if study.quantization.type == "int8":
+            weights, dequantized = _in_8_bits(model, weights)
         live = LiveMemory(inside_4bit_product)
         live.count(model_tensors(model))
         before = live.now
@@ -189,7 +192,22 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
             for _ in range(min(2, training.gradient_accumulation_steps)):  # beside gradients of earlier ones
                 saved = training_step(model, ids, trial.study.precision.compute, live) - before
     tensors = [each.numel() for each in model.parameters() if each.requires_grad]
-    return FinetuneMemory(weights, counts, tensors, saved, live.peak - before)
+    return FinetuneMemory(weights, counts, tensors, saved, live.peak - before + dequantized)
+
+
+def _in_8_bits(model: Any, weights: WeightBytes) -> tuple[WeightBytes, int]:
+    """Return the memory of an unquantized model if its linear layers were in 8 bits, and the rest float32.
+
+    Also return the size of the largest such layer, which a backward pass dequantizes.
+    """
+    layers = [each for path, each in linear_layers(model).items() if ".lora_" not in path]
+    layers = [each for each in layers if each is not model.get_output_embeddings()]
+    quantized = sum(each.weight.numel() for each in layers)
+    scales = 4 * sum(max(each.weight.shape) for each in layers)
+    rest = weights.unquantized - sum(each.weight.nbytes for each in layers)
+    rest = rest * 4 // next(each.weight.itemsize for each in layers)
+    largest = max(each.weight.nbytes for each in layers)
+    return replace(weights, quantized=quantized, scales=scales, unquantized=rest), largest
 
 
 def as_trainer_sets(model: Any, checkpointing: bool) -> None:
@@ -253,12 +271,14 @@ def adapted_model(trial: Trial, config: Any) -> Any:
 def quantized_skeleton(study: Study, config: Any) -> Any:
     """Return a quantized base, as in fine-tuning, on the meta device.
 
-    transformers chooses the modules that stay unquantized.
+    transformers chooses the modules that stay unquantized. A base in 8 bits stays so too (`_in_8_bits`).
     """
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
     base = skeleton(config, getattr(torch, study.precision.compute))
+    if not study.quantization.in_4_bits:
+        return base
     quantization = quantization_config(study)
     quantizer = Bnb4BitHfQuantizer(quantization, pre_quantized=False)
     kept = quantizer.get_modules_to_not_convert(base, None, base._keep_in_fp32_modules)
@@ -269,8 +289,29 @@ def quantized_skeleton(study: Study, config: Any) -> Any:
 
 def _adapted(trial: Trial, base: Any) -> Any:
     model_targets(trial.workspace, trial.model_name, base)
+    study = trial.study
+    lora = replace(study.lora, dora=False)  # which needs weights
+    kind = "none" if study.quantization.type == "int8" else study.quantization.type
+    plain = replace(study, lora=lora, quantization=replace(study.quantization, type=kind))
     with torch.device("meta"):  # the adapter needs no memory either, whatever the study's sizes are
-        return with_adapter(trial, base)
+        model = with_adapter(replace(trial, workspace=replace(trial.workspace, study=plain)), base)
+        if study.lora.dora:
+            _add_magnitudes(model)
+    return model
+
+
+def _add_magnitudes(model: Any) -> None:
+    """Turn the LoRA of a model into DoRA."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.dora import DoraLinearLayer
+    from peft.tuners.lora.variants import DoraLinearVariant
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            made = DoraLinearLayer(getattr(layer, "fan_in_fan_out", False))
+            made.weight = torch.nn.Parameter(torch.empty(layer.out_features))
+            layer.lora_magnitude_vector["default"] = made
+            layer.lora_variant["default"] = DoraLinearVariant()
 
 
 def weight_bytes(model: Any) -> WeightBytes:

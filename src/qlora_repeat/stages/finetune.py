@@ -1,4 +1,7 @@
-"""Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
+"""Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer.
+
+A study can have the base in 8 bits or unquantized instead.
+"""
 
 import math
 from collections.abc import Callable
@@ -41,7 +44,7 @@ def finetune(
     without the interruption. `seeds`, if given, replace those that the study would draw. If the loss becomes
     NaN or infinite, training continues, as in the paper; `diverged_at` is the first such step. With
     `until_step`, stop after that step, and leave only the trace and a checkpoint in ``unfinished``.
-    `load_base`, if given, returns the frozen base in 4 bits.
+    `load_base`, if given, returns the frozen base.
 
     Returns:
         The record's outputs: adapter digest, seeds, losses, training seconds, peak memory, frozen weights,
@@ -102,7 +105,7 @@ def _begin(
         seeds["data_order"],
     )
     base = (load_base or load_frozen_base)(workspace, model.base)
-    in_4_bits = _share_in_4_bits(model.base, base)
+    in_4_bits = _share_in_4_bits(trial, base)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)
     if study.randomness.nudge:
@@ -116,13 +119,13 @@ def _begin(
     return trainer, weights
 
 
-def _share_in_4_bits(name: str, base: Any) -> dict[str, float]:
-    """Return the output ``share_in_4_bits`` of a quantized base, and say if it is small."""
+def _share_in_4_bits(trial: Trial, base: Any) -> dict[str, float]:
+    """Return the output ``share_in_4_bits`` of a base, and say if it is small although it should be in 4."""
     from qlora_repeat.stages.dequantize import count_weights
 
     counts = count_weights(base)
-    if warning := counts.warning():
-        say(f"base {name}: {warning}", error=True)
+    if trial.study.quantization.in_4_bits and (warning := counts.warning()):
+        say(f"base {trial.model.base}: {warning}", error=True)
     return {"share_in_4_bits": counts.share}
 
 
@@ -133,6 +136,8 @@ def _set_frozen_weights(
 
     from qlora_repeat.stages.dequantize import set_frozen_weights
 
+    if not trial.study.quantization.in_4_bits:
+        return {"weights": trial.study.quantization.type, "weights_same_bits": None}
     size = trial.model.training.batch_size
     parts = [step[start : start + size] for step in order for start in range(0, len(step), size)]
     batches = [(len(batch), max(1, *(len(examples[row].ids) for row in batch))) for batch in parts]
@@ -175,16 +180,23 @@ def _outputs(
 
 
 def with_adapter(trial: Trial, base: Any) -> Any:
-    """Return the frozen base with a new adapter; all weights except the 4-bit ones are float32."""
+    """Return the frozen base with a new adapter.
+
+    All weights except the quantized ones are float32; a base that is not quantized stays as it is.
+    """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
-    prepared = prepare_model_for_kbit_training(
-        base, use_gradient_checkpointing=trial.model.training.gradient_checkpointing
-    )
-    return get_peft_model(prepared, lora_config(trial.study, trial.model.target_modules))
+    checkpointing = trial.model.training.gradient_checkpointing
+    if trial.study.quantization.type == "none":
+        base.requires_grad_(False)
+        if checkpointing:
+            base.enable_input_require_grads()
+    else:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=checkpointing)
+    return get_peft_model(base, lora_config(trial.study, trial.model.target_modules))
 
 
-def lora_config(study: Study, target_modules: list[str]) -> Any:
+def lora_config(study: Study, target_modules: list[str] | str) -> Any:
     """Return PEFT's configuration of an adapter on these layers."""
     from peft import LoraConfig
 
@@ -192,6 +204,8 @@ def lora_config(study: Study, target_modules: list[str]) -> Any:
         r=study.lora.r,
         lora_alpha=study.lora.alpha,
         lora_dropout=study.lora.dropout,
+        use_rslora=study.lora.rslora,
+        use_dora=study.lora.dora,
         target_modules=target_modules,
         bias="none",
         task_type="CAUSAL_LM",

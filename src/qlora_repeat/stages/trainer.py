@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 from qlora_repeat.records.trace import Step, trace_line
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, save_checkpoint
 from qlora_repeat.stages.legacy_qmap import set_legacy_qmap
+from qlora_repeat.stages.merge import saved_name
 from qlora_repeat.stages.padding import predicts, targets
 from qlora_repeat.study.randomness import stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress
@@ -111,7 +112,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
     def adapter_digest(self) -> str:
         """Return the digest of the adapter, equal to the digest of its saved files."""
         # PEFT's state dictionary visits the whole quantized model, which takes far longer.
-        saved = {name.replace(".default.", "."): value for value, name in _names(self.model).items()}
+        saved = {saved_name(name): value for value, name in _names(self.model).items()}
         return tensors_digest(saved)
 
     def make_checkpoint(self) -> Checkpoint:

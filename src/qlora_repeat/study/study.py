@@ -53,8 +53,15 @@ allows and the bits stay the same (`qlora_repeat.stages.dequantize`)."""
 class Quantization:
     """How the frozen base is stored during fine-tuning (section VII-A)."""
 
-    type: Literal["nf4", "fp4"] = "nf4"
+    type: Literal["nf4", "fp4", "int8", "none"] = "nf4"
+    """In 4 bits, in 8 bits, or as the precision of arithmetic has it, which is plain LoRA."""
     double: bool = True
+    """Whether the scales of 4-bit weights are quantized too."""
+
+    @property
+    def in_4_bits(self) -> bool:
+        """Whether the base is in 4 bits."""
+        return self.type in ("nf4", "fp4")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -74,6 +81,10 @@ class Lora:
     r: Annotated[int, Field(gt=0, le=10_000)] = 8
     alpha: Annotated[int, Field(gt=0, le=10**6)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    rslora: bool = False
+    """Whether BA is scaled by alpha / sqrt(r) (Kalajdzievski, arXiv 2312.03732), not by alpha / r."""
+    dora: bool = False
+    """Whether magnitudes of the rows of the weights are learned too (Liu et al., arXiv 2402.09353)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -196,20 +207,23 @@ class Model:
     template: Text
     """The text of a row, with ``{quote}``, or ``{instruction}`` and ``{answer}``. In a study file, the
     default is the one of `TEMPLATES` for the task."""
-    target_modules: Annotated[
-        list[
-            Annotated[
-                str,
-                Field(
-                    pattern=worded(
-                        r"^[A-Za-z0-9_.]+$", "the name of a linear layer of the base, such as q_proj"
+    target_modules: (
+        Literal["all-linear"]
+        | Annotated[
+            list[
+                Annotated[
+                    str,
+                    Field(
+                        pattern=worded(
+                            r"^[A-Za-z0-9_.]+$", "the name of a linear layer of the base, such as q_proj"
+                        ),
+                        max_length=200,
                     ),
-                    max_length=200,
-                ),
-            ]
-        ],
-        Field(min_length=1),
-    ]
+                ]
+            ],
+            Field(min_length=1),
+        ]
+    )
     training: Training
     stop: Annotated[Text, Field(min_length=1)] | None = None
     """A response ends before this text."""
@@ -290,6 +304,11 @@ class Study:
                 task = self.data[model.data].task
                 raise ValueError(f"models.{name}.training.loss is answer, and rows for {task} have none")
             _check_template(f"models.{name}.template", model.template, self.data[model.data].task)
+        if self.weights != "auto" and not self.quantization.in_4_bits:
+            raise ValueError(
+                f"weights is {self.weights}, which is for a base in 4 bits; quantization.type is "
+                f"{self.quantization.type}"
+            )
         if len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError("optimizers has a duplicate")
         if (count := len(self.models) * len(self.optimizers) * self.trials) > MOST_TRIALS:
