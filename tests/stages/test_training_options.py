@@ -16,6 +16,18 @@ from qlora_repeat.study.trial import Trial
 ROWS = [
     {"instruction": f"Is {number} even?", "answer": "no" if number % 2 else "yes"} for number in range(20)
 ]
+CHATS: list[dict[str, Any]] = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Is {number} even?"},
+            {"role": "assistant", "content": "no" if number % 2 else "yes"},
+            {"role": "user", "content": "Is that so?"},
+            {"role": "assistant", "content": "It is so."},
+        ]
+    }
+    for number in range(20)
+]
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
 NAME = "own/adamw-8bit/1"
 PINNED = ('adapter_init = "fresh"', "adapter_init = 7")
 
@@ -25,6 +37,11 @@ OPTIONS: dict[str, list[tuple[str, str]]] = {
         ("\nsteps = 3", "\nepochs = 1.4"),
     ],
     "loss on the answer": [("max_grad_norm", 'loss = "answer"\nmax_grad_norm')],
+    "answers of chats": [
+        ('task = "text-generation"', 'task = "question-answering"'),
+        ("[models.own]", "[models.own]\nspecial_tokens = false"),
+        ("max_grad_norm", 'loss = "answer"\nmax_grad_norm'),
+    ],
     "a share of steps warms up": [
         ('schedule = "constant"', 'schedule = "linear"'),
         ("warmup_steps = 0", "warmup_ratio = 0.5"),
@@ -48,7 +65,8 @@ def stopping(step: int) -> Any:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_trial_repeats_resumes_and_ends(option: str, tmp_path: Path) -> None:
-    workspace = write_own_study(tmp_path, ROWS, PINNED, *OPTIONS[option])
+    rows, more = (CHATS, {"template": "chat", "chat": TEMPLATE}) if "chat" in option else (ROWS, {})
+    workspace = write_own_study(tmp_path, rows, PINNED, *OPTIONS[option], **more)
     whole = workspace.trial(NAME)
     stopped = at(workspace.study, tmp_path / "others", workspace.cache).trial(NAME)
     run_trial(whole, ["finetune", "merge", "evaluate"], quiet)

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.assets.base_models import base_digest, base_folder, load_tokenizer
+from qlora_repeat.assets.chat import DATE, chat_template, has_date
 from qlora_repeat.assets.configuration import usable
 from qlora_repeat.assets.datasets import (
     Example,
@@ -21,17 +22,18 @@ from qlora_repeat.assets.datasets import (
     data_digest,
     data_folder,
     encode,
+    parts_of,
     prompt_ids,
-    read_rows,
-    row_text,
-    split_rows,
+    read_row_files,
     study_prompts,
+    text_of,
     token_counts,
 )
 from qlora_repeat.assets.derived_cache import has_copy, keep_copy
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import Row
 from qlora_repeat.study.randomness import draw_seed
+from qlora_repeat.study.template import CHAT
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import write_json
 from qlora_repeat.system.fingerprint import packages
@@ -148,6 +150,7 @@ class _Seen:
     """Its number in the source, from 1."""
     part: Part
     row: Row
+    text: str
     example: Example
     length: int
     """Its tokens before it is cut."""
@@ -157,6 +160,11 @@ def _inspect(workspace: Workspace, model_name: str) -> Inspection:
     model = workspace.study.models[model_name]
     folder = base_folder(workspace, model.base)
     tokenizer = load_tokenizer(folder)
+    if model.template == CHAT:
+        try:
+            chat_template(tokenizer)
+        except UsageError as error:
+            raise UsageError(f"models.{model_name}.template is chat, and {error}") from None
     seen = list(_seen(workspace, model_name, tokenizer))
     lengths = sorted(each.length for each in seen)
     finder = _Finder(workspace, model_name, tokenizer, seen)
@@ -171,6 +179,7 @@ def _inspect(workspace: Workspace, model_name: str) -> Inspection:
         finder.in_both_parts,
         finder.embeddings,
         finder.positions,
+        finder.dated,
     ):
         check()
     parts = Counter(each.part for each in seen)
@@ -192,16 +201,23 @@ def _seen(workspace: Workspace, model_name: str, tokenizer: Any) -> Iterator[_Se
     study = workspace.study
     model = study.models[model_name]
     data = study.data[model.data]
-    rows = read_rows(workspace, model.data)
-    numbers = {id(row): number for number, row in enumerate(rows, 1)}
-    for part, own in split_rows(data, rows, _seed(workspace)).items():
+    files = read_row_files(workspace, model.data)
+    numbers = {id(row): number for rows in files for number, row in enumerate(rows, 1)}
+    for part, own in parts_of(data, files, _seed(workspace)).items():
         used = own[: data.max_rows]
         if part == "test":
             used = used[: study.evaluation.examples]
+        found = []
+        for row in used:
+            try:
+                found.append(text_of(tokenizer, model, row))
+            except UsageError as error:
+                raise UsageError(f"data.{model.data}: row {numbers[id(row)]}: {error}") from None
         examples = encode(tokenizer, model, used)
-        lengths = token_counts(tokenizer, model, [row_text(model, row) for row in used])
-        for row, example, length in zip(used, examples, lengths, strict=True):
-            yield _Seen(numbers[id(row)], part, row, example, length)
+        texts = [each.text for each in found]
+        lengths = token_counts(tokenizer, model, texts)
+        for row, text, example, length in zip(used, texts, examples, lengths, strict=True):
+            yield _Seen(numbers[id(row)], part, row, text, example, length)
 
 
 class _Finder:
@@ -213,7 +229,8 @@ class _Finder:
         self.model = workspace.study.models[model_name]
         self.data = workspace.study.data[self.model.data]
         self.tokenizer, self.seen = tokenizer, seen
-        self.prompts = [each.fed for each in study_prompts(workspace, model_name, _seed(workspace))]
+        asked = study_prompts(workspace, model_name, _seed(workspace), tokenizer)
+        self.prompts = [each.fed for each in asked]
         folder = base_folder(workspace, self.model.base)
         with usable(folder):
             self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
@@ -309,9 +326,9 @@ class _Finder:
             self.warnings.append(f"{_rows(found)} {_have(found)} text that the tokenizer does not know")
 
     def in_both_parts(self) -> None:
-        trained = {row_text(self.model, each.row) for each in self.seen if each.part == "train"}
+        trained = {each.text for each in self.seen if each.part == "train"}
         tested = [each for each in self.seen if each.part == "test"]
-        found = [each for each in tested if row_text(self.model, each.row) in trained]
+        found = [each for each in tested if each.text in trained]
         if self._counts("in_training_and_test", found):
             what = "so that the test measures memory too"
             self.warnings.append(f"{_rows(found)} of the test also occur in training, {what}")
@@ -352,6 +369,10 @@ class _Finder:
                 f"a prompt of {longest} tokens and max_new_tokens {new} are more than the base's {known} "
                 f"positions; reduce max_new_tokens, or choose shorter prompts"
             )
+
+    def dated(self) -> None:
+        if self.model.template == CHAT and has_date(self.tokenizer.get_chat_template()):
+            self.warnings.append(f"the chat template asks for the date; it always gets {DATE}")
 
     def _ids(self, text: str, *, special: bool | None = None) -> list[int]:
         if special is None:

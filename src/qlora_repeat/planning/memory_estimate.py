@@ -196,7 +196,7 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
 
 
 def _in_8_bits(model: Any, weights: WeightBytes) -> tuple[WeightBytes, int]:
-    """Return the memory of an unquantized model if its linear layers were in 8 bits, and the rest float32.
+    """Return the memory of an unquantized model if its linear layers were in 8 bits.
 
     Also return the size of the largest such layer, which a backward pass dequantizes.
     """
@@ -205,7 +205,6 @@ def _in_8_bits(model: Any, weights: WeightBytes) -> tuple[WeightBytes, int]:
     quantized = sum(each.weight.numel() for each in layers)
     scales = 4 * sum(max(each.weight.shape) for each in layers)
     rest = weights.unquantized - sum(each.weight.nbytes for each in layers)
-    rest = rest * 4 // next(each.weight.itemsize for each in layers)
     largest = max(each.weight.nbytes for each in layers)
     return replace(weights, quantized=quantized, scales=scales, unquantized=rest), largest
 
@@ -277,6 +276,12 @@ def quantized_skeleton(study: Study, config: Any) -> Any:
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
     base = skeleton(config, getattr(torch, study.precision.compute))
+    if study.quantization.type == "int8":
+        output, layers = base.get_output_embeddings(), linear_layers(base).values()
+        linear = {id(each.weight) for each in layers if each is not output}
+        for parameter in base.parameters():
+            if id(parameter) not in linear:
+                parameter.data = parameter.data.float()
     if not study.quantization.in_4_bits:
         return base
     quantization = quantization_config(study)

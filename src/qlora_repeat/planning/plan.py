@@ -251,7 +251,7 @@ def _arm_plan(
 def train_examples(data: Data) -> int:
     """Return the number of training examples: all rows without the test part, rounded up (section III)."""
     assert data.rows is not None, "the caller takes it from the lock file, if the study does not give it"
-    examples = data.rows - math.ceil(data.test_share * data.rows)
+    examples = data.rows - (0 if data.has_test else math.ceil(data.test_share * data.rows))
     return min(examples, data.max_rows or examples)
 
 

@@ -33,7 +33,7 @@ def evaluate(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[st
     tokenizer = load_tokenizer(trial.merged)
     report = partial(progress, "evaluate")
     outputs = measure_losses(trial.workspace, trial.model_name, model, tokenizer, seeds["split"], report)
-    prompts = study_prompts(trial.workspace, trial.model_name, seeds["split"])
+    prompts = study_prompts(trial.workspace, trial.model_name, seeds["split"], tokenizer)
     seed = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     outputs["generation_seed"] = seed
 

@@ -65,7 +65,8 @@ def _loss(logits: Any, example: Example, loss: Loss) -> ExampleLoss:
     if example.answer_start < len(example.ids) and not example.cut:
         # Greedy decoding gives exactly the answer if each of its tokens has the highest logit.
         first = max(example.answer_start - 1, 0)
-        answered = bool((logits[first:].argmax(-1) == targets[first:]).all())
+        last = example.answers[-1][1] - 1 if example.answers else len(targets)
+        answered = bool((logits[first:last].argmax(-1) == targets[first:last]).all())
     if loss != "all-tokens":
         each = each[torch.tensor(example.is_target(loss)[1:], device=each.device)]
     return ExampleLoss(example.row, len(each), each.double().sum().item(), answered)

@@ -90,7 +90,10 @@ def _with_own_files(study: Study, folder: Path) -> Study:
             )
             for name, base in study.bases.items()
         },
-        data={name: replace(data, file=found(data.file)) for name, data in study.data.items()},
+        data={
+            name: replace(data, file=found(data.file), test_file=found(data.test_file))
+            for name, data in study.data.items()
+        },
     )
 
 

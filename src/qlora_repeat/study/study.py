@@ -5,7 +5,6 @@ overrides keys of ``[training]`` for that model, as the paper does for learning 
 """
 
 import math
-import string
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -24,11 +23,11 @@ from qlora_repeat.study.data_sources import (
     NotNegative,
     Positive,
     Rows,
-    Task,
     Text,
 )
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.randomness import PROFILES, Randomness
+from qlora_repeat.study.template import CHAT, check_template
 from qlora_repeat.system.typed_json import worded
 
 PUBLISHED = "published"
@@ -205,8 +204,9 @@ class Model:
     data: Name
     """In a study file, the default is the only dataset."""
     template: Text
-    """The text of a row, with ``{quote}``, or ``{instruction}`` and ``{answer}``. In a study file, the
-    default is the one of `TEMPLATES` for the task."""
+    """The text of a row, with ``{quote}``, or ``{instruction}`` and ``{answer}``, and other columns; or
+    "chat", the chat template of the tokenizer. In a study file, the default is the one of `TEMPLATES` for the
+    task, and "chat" for messages."""
     target_modules: (
         Literal["all-linear"]
         | Annotated[
@@ -303,7 +303,7 @@ class Study:
             if model.training.loss == "answer" and "answer" not in ROW_KEYS[self.data[model.data].task]:
                 task = self.data[model.data].task
                 raise ValueError(f"models.{name}.training.loss is answer, and rows for {task} have none")
-            _check_template(f"models.{name}.template", model.template, self.data[model.data].task)
+            self._check_template(name, model, self.data[model.data])
         if self.weights != "auto" and not self.quantization.in_4_bits:
             raise ValueError(
                 f"weights is {self.weights}, which is for a base in 4 bits; quantization.type is "
@@ -314,20 +314,23 @@ class Study:
         if (count := len(self.models) * len(self.optimizers) * self.trials) > MOST_TRIALS:
             raise ValueError(f"the study has {count} trials; expected at most {MOST_TRIALS}")
 
+    @staticmethod
+    def _check_template(name: str, model: Model, data: Data) -> None:
+        key, keys = f"models.{name}.template", ROW_KEYS[data.task]
+        try:
+            check_template(model.template, keys, data.row_keys)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        if model.template == CHAT and "answer" not in keys:
+            raise ValueError(f"{key} is chat, and rows for {data.task} have no answer")
+        if model.template == CHAT and model.special_tokens:
+            raise ValueError(
+                f"models.{name}.special_tokens: the chat template adds them, so it must be false"
+            )
+
     def check_examples(self, model: str, rows: int) -> None:
         """Raise ValueError if a model has too many examples in all steps, for this number of rows."""
         training = self.models[model].training
         if (seen := training.total_steps(rows) * training.examples_per_step) > MOST_EXAMPLES:
             found = f"models.{model}.training has {seen} examples in all steps"
             raise ValueError(f"{found}; expected at most {MOST_EXAMPLES}")
-
-
-def _check_template(key: str, template: str, task: Task) -> None:
-    wanted = ROW_KEYS[task]
-    try:
-        found = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}; write {{{{ or }}}} for a brace") from None
-    if found != [(name, "", None) for name in wanted]:
-        listed = ", then ".join(f"{{{name}}}" for name in wanted)
-        raise ValueError(f"{key}: expected exactly {listed}")
