@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_iter
 
 from qlora_repeat.assets.base_models import quantization_config
 from qlora_repeat.assets.configuration import code_key, mend_padding
-from qlora_repeat.assets.layers import linear_layers, model_targets, skeleton
+from qlora_repeat.assets.layers import model_targets, skeleton
 from qlora_repeat.errors import UsageError
+from qlora_repeat.planning.other_adapters import add_magnitudes, eight_bits, make_others_float
 from qlora_repeat.stages.dequantize import Materialized, WeightCounts, count_weights, materialize
 from qlora_repeat.stages.finetune import with_adapter
 from qlora_repeat.study.optimizers import Optimizer, OptimizerName
@@ -183,7 +184,9 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
         weights = weight_bytes(model)
         dequantized = 0
         if study.quantization.type == "int8":
-            weights, dequantized = _in_8_bits(model, weights)
+            small = eight_bits(model)
+            rest, dequantized = weights.unquantized - small.replaced, small.largest
+            weights = replace(weights, quantized=small.quantized, scales=small.scales, unquantized=rest)
         live = LiveMemory(inside_4bit_product)
         live.count(model_tensors(model))
         before = live.now
@@ -193,20 +196,6 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
                 saved = training_step(model, ids, trial.study.precision.compute, live) - before
     tensors = [each.numel() for each in model.parameters() if each.requires_grad]
     return FinetuneMemory(weights, counts, tensors, saved, live.peak - before + dequantized)
-
-
-def _in_8_bits(model: Any, weights: WeightBytes) -> tuple[WeightBytes, int]:
-    """Return the memory of an unquantized model if its linear layers were in 8 bits.
-
-    Also return the size of the largest such layer, which a backward pass dequantizes.
-    """
-    layers = [each for path, each in linear_layers(model).items() if ".lora_" not in path]
-    layers = [each for each in layers if each is not model.get_output_embeddings()]
-    quantized = sum(each.weight.numel() for each in layers)
-    scales = 4 * sum(max(each.weight.shape) for each in layers)
-    rest = weights.unquantized - sum(each.weight.nbytes for each in layers)
-    largest = max(each.weight.nbytes for each in layers)
-    return replace(weights, quantized=quantized, scales=scales, unquantized=rest), largest
 
 
 def as_trainer_sets(model: Any, checkpointing: bool) -> None:
@@ -270,18 +259,14 @@ def adapted_model(trial: Trial, config: Any) -> Any:
 def quantized_skeleton(study: Study, config: Any) -> Any:
     """Return a quantized base, as in fine-tuning, on the meta device.
 
-    transformers chooses the modules that stay unquantized. A base in 8 bits stays so too (`_in_8_bits`).
+    transformers chooses the modules that stay unquantized. A base in 8 bits stays so too (`eight_bits`).
     """
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
     base = skeleton(config, getattr(torch, study.precision.compute))
     if study.quantization.type == "int8":
-        output, layers = base.get_output_embeddings(), linear_layers(base).values()
-        linear = {id(each.weight) for each in layers if each is not output}
-        for parameter in base.parameters():
-            if id(parameter) not in linear:
-                parameter.data = parameter.data.float()
+        make_others_float(base)
     if not study.quantization.in_4_bits:
         return base
     quantization = quantization_config(study)
@@ -301,22 +286,8 @@ def _adapted(trial: Trial, base: Any) -> Any:
     with torch.device("meta"):  # the adapter needs no memory either, whatever the study's sizes are
         model = with_adapter(replace(trial, workspace=replace(trial.workspace, study=plain)), base)
         if study.lora.dora:
-            _add_magnitudes(model)
+            add_magnitudes(model)
     return model
-
-
-def _add_magnitudes(model: Any) -> None:
-    """Turn the LoRA of a model into DoRA."""
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.lora.dora import DoraLinearLayer
-    from peft.tuners.lora.variants import DoraLinearVariant
-
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            made = DoraLinearLayer(getattr(layer, "fan_in_fan_out", False))
-            made.weight = torch.nn.Parameter(torch.empty(layer.out_features))
-            layer.lora_magnitude_vector["default"] = made
-            layer.lora_variant["default"] = DoraLinearVariant()
 
 
 def weight_bytes(model: Any) -> WeightBytes:
