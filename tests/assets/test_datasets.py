@@ -25,9 +25,9 @@ from qlora_repeat.assets.datasets import (
     instruction_text,
     part_rows,
     read_rows,
-    row_text,
     split_rows,
     study_prompts,
+    text_of,
 )
 from qlora_repeat.assets.fetch import prepare_data
 from qlora_repeat.errors import MissingError, UsageError
@@ -176,7 +176,10 @@ def test_long_rows_are_truncated_with_their_answer(study: Study, cache: Path, to
 
 def test_braces_in_a_row_stay(study: Study) -> None:
     row = {"instruction": "What is {answer}?", "answer": "{0}"}
-    assert row_text(study.models["tiny-llama-chat"], row) == "<s><INST> What is {answer}? </INST> {0}</s>"
+    assert (
+        text_of(None, study.models["tiny-llama-chat"], row).text
+        == "<s><INST> What is {answer}? </INST> {0}</s>"
+    )
 
 
 def test_prompts_of_text_generation_are_unchanged(study: Study, cache: Path) -> None:

@@ -40,8 +40,13 @@ target_modules = ["{module}"]
 """
 
 
-def own_tokenizer(*, begin: bool = False, end: bool = False, pad: bool = False, side: str = "right") -> Any:
-    """Return a tokenizer of bytes and a few words; `begin` and `end` add `<s>` and `</s>` to each text."""
+def own_tokenizer(
+    *, begin: bool = False, end: bool = False, pad: bool = False, side: str = "right", chat: str | None = None
+) -> Any:
+    """Return a tokenizer of bytes and a few words; `begin` and `end` add `<s>` and `</s>` to each text.
+
+    `chat` is its chat template.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -59,12 +64,14 @@ def own_tokenizer(*, begin: bool = False, end: bool = False, pad: bool = False, 
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     if pad:
         names["pad_token"] = "[PAD]"
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=side, **names)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=side, **names)
+    made.chat_template = chat
+    return made
 
 
 def write_own_study(
     folder: Path,
-    rows: list[dict[str, str]],
+    rows: list[dict[str, Any]],
     *replacements: tuple[str, str],
     template: str = "",
     architecture: str = "llama",

@@ -1,5 +1,6 @@
 """Find, check and load base models in the cache, in NF4 or in full precision."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -243,8 +244,10 @@ def load_full(folder: Path, dtype: str) -> Any:
 
 
 def load_quantized(study: Study, folder: Path) -> Any:
-    """Load the frozen base in 4 bits, quantized while loading (section VII-A)."""
-    return load_model(folder, study.precision.compute, quantization_config=quantization_config(study))
+    """Load the frozen base, quantized while loading (section VII-A) unless the study says none."""
+    config = quantization_config(study)
+    options = {} if config is None else {"quantization_config": config}
+    return load_model(folder, study.precision.compute, **options)
 
 
 def load_model(folder: Path, dtype: str, **options: Any) -> Any:
@@ -278,10 +281,16 @@ def load_model(folder: Path, dtype: str, **options: Any) -> Any:
 
 
 def quantization_config(study: Study) -> Any:
-    """Return the configuration with which transformers quantizes a model while loading it."""
+    """Return the configuration with which transformers quantizes a model while loading it; None for none."""
     import torch
     from transformers import BitsAndBytesConfig
 
+    if study.quantization.type == "none":
+        return None
+    if study.quantization.type == "int8":
+        # It warns of each product that rounds its inputs, which is how 8 bits work.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=study.quantization.type,

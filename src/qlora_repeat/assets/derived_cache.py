@@ -15,6 +15,7 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, load_model, load_quantized
 from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text, part_rows, row_text
 from qlora_repeat.assets.layers import check_finite
+from qlora_repeat.assets.datasets import Example, Part, encode, part_rows, text_of
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import delete_folder, new_folder, parse_json, read_file, write_json
 from qlora_repeat.system.fingerprint import fingerprint, machine_digest, packages
@@ -28,13 +29,16 @@ _SHARD = "1GB"
 
 
 def load_frozen_base(workspace: Workspace, name: str) -> Any:
-    """Load a base in 4 bits from its copy, or quantize it and keep a copy.
+    """Load a base in 4 bits from its copy, or quantize it and keep a copy. Others are loaded as they are.
 
     Raises:
         MissingError: there is no copy, and the base is missing from the cache, has changed, or has weights
             that are not finite.
     """
     study, folder = workspace.study, quantized_folder(workspace, name)
+    if not study.quantization.in_4_bits:
+        check_base(workspace, name)
+        return load_quantized(study, base_folder(workspace, name))
     if has_copy(folder):
         with contextlib.suppress(NotImplementedError):  # of Llama 4, transformers initializes 4-bit weights
             return load_model(folder, study.precision.compute)  # its name has the digest of the weights
@@ -61,16 +65,15 @@ def encoded_part(
     """
     model = workspace.study.models[model_name]
     rows = part_rows(workspace, model.data, part, seed)[:limit]
-    texts = [
-        [row_text(model, row), instruction_text(model, row) if "answer" in row else None] for row in rows
-    ]
-    settings = [json_digest(texts), model.training.max_length, model.special_tokens, packages(), "cut"]
+    texts = [asdict(text_of(tokenizer, model, row)) for row in rows]
+    settings = [json_digest(texts), model.training.max_length, model.special_tokens, packages(), "turns"]
     folder = _copy_folder(workspace, "encoded", model_name, [base_digest(workspace, model.base), *settings])
     if has_copy(folder):
         tensors = {name: tensor.tolist() for name, tensor in read_weights(folder / _EXAMPLES).items()}
         ends = pairwise(accumulate(tensors["lengths"], initial=0))
+        turns = _turns(tensors)
         return [
-            Example(row, tensors["ids"][start:end], answer, bool(cut))
+            Example(row, tensors["ids"][start:end], answer, bool(cut), turns[row])
             for row, ((start, end), answer, cut) in enumerate(
                 zip(ends, tensors["answer_starts"], tensors["cut"], strict=True)
             )
@@ -78,6 +81,15 @@ def encoded_part(
     examples = encode(tokenizer, model, rows)
     keep_copy(folder, lambda new: _write_examples(examples, new))
     return examples
+
+
+def _turns(tensors: dict[str, list[Any]]) -> list[tuple[tuple[int, int], ...]]:
+    """Return the answers of each example of chats."""
+    found = list[tuple[tuple[int, int], ...]]()
+    spans = iter(zip(tensors["turn_starts"], tensors["turn_ends"], strict=True))
+    for count in tensors["turns"]:
+        found.append(tuple(next(spans) for _ in range(count)))
+    return found
 
 
 def _write_examples(examples: list[Example], folder: Path) -> None:
@@ -89,6 +101,9 @@ def _write_examples(examples: list[Example], folder: Path) -> None:
         "lengths": [len(example.ids) for example in examples],
         "answer_starts": [example.answer_start for example in examples],
         "cut": [example.cut for example in examples],
+        "turns": [len(example.answers) for example in examples],
+        "turn_starts": [start for example in examples for start, _ in example.answers],
+        "turn_ends": [end for example in examples for _, end in example.answers],
     }
     tensors = {name: torch.tensor(values, dtype=torch.int32) for name, values in columns.items()}
     save_file(tensors, folder / _EXAMPLES)

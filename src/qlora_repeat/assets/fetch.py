@@ -52,6 +52,7 @@ from qlora_repeat.assets.pins import (
     folder_digest,
     found_of,
     made_folder,
+    matching_names,
     needed_files,
     pickled_files,
     pin_of,
@@ -297,7 +298,8 @@ def _fetch_item(workspace: Workspace, missing: Missing, models: Collection[str])
 def _own_files(workspace: Workspace, item: Item) -> dict[str, PackageFile]:
     """Return the files of the user or of packages that an item is made of, by key."""
     if item.kind == "data":
-        files = {"file": workspace.study.data[item.name].file}
+        data = workspace.study.data[item.name]
+        files = {"file": data.file, "test_file": data.test_file}
     else:
         base = workspace.study.bases[item.name]
         files = {"gguf": base.gguf, "tokenizer": base.tokenizer}
@@ -561,17 +563,27 @@ def prepare_data(workspace: Workspace, name: str, pin: Pin | None = None) -> Pin
     study, locked = workspace.study, found_of(workspace, "data", name)
     data = replace(study.data[name], rows=rows_of(workspace, name))
     files = dict[str, PinnedFile]()
+    tests = None
     if data.hub is not None and pin is not None:
-        rows = file_rows(data, [snapshot_folder(data.hub, pin) / file for file in sorted(pin.files)])
+        folder, names = snapshot_folder(data.hub, pin), sorted(pin.files)
+        tested = matching_names(data.hub.test_files, names) if data.hub.test_files else []
+        rows = file_rows(data, [folder / each for each in names if each not in tested])
+        if tested:
+            tests = file_rows(replace(data, rows=None), [folder / each for each in tested])
     else:
-        if data.file is not None and not data.file.sha256:
-            path = locate(data.file)
-            files = _hashed({"file": path})
-            if locked.files and locked.files != files:
-                now, before = files["file"].digest, locked.files["file"].digest
-                raise _other_bytes(workspace, f"data.{name}", path, now, before)
+        own = {"file": data.file, "test_file": data.test_file}
+        paths = {key: locate(file) for key, file in own.items() if file is not None and not file.sha256}
+        files = _hashed(paths)
+        for key in files.keys() & locked.files.keys():
+            now, before = files[key].digest, locked.files[key].digest
+            if now != before:
+                raise _other_bytes(workspace, f"data.{name}", paths[key], now, before)
         rows = corpus_rows(data)
-    text = json_lines(rows)
+        if data.test_file is not None:
+            tests = file_rows(replace(data, rows=None), [verified(data.test_file)])
+    if tests is not None and not (rows and tests):
+        raise UsageError(f"data {name}: its {'test ' if rows else ''}file has no rows")
+    text = json_lines(rows) + ("" if tests is None else "\n" + json_lines(tests))
     found = text_digest(text)
     _lock_rows(workspace, name, files, len(rows), found)
     source = data_source(workspace, name)

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict  # pydantic needs this one on Python 3.1
 
 from qlora_repeat.assets.answer_rows import asked_rows, data_labels
 from qlora_repeat.assets.base_models import base_digest, base_folder, load_tokenizer
+from qlora_repeat.assets.chat import DATE, chat_template, has_date
 from qlora_repeat.assets.configuration import usable
 from qlora_repeat.assets.datasets import (
     data_digest,
@@ -24,6 +25,7 @@ from qlora_repeat.assets.datasets import (
     row_text,
     split_rows,
     study_prompts,
+    text_of,
     token_counts,
 )
 from qlora_repeat.assets.derived_cache import has_copy, keep_copy

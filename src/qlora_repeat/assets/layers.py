@@ -86,7 +86,16 @@ def _shared(model: Any) -> dict[str, str]:
 
 def model_targets(workspace: Workspace, model_name: str, model: Any) -> dict[str, Any]:
     """Return the layers of a base that a model of the study adapts, by their path (see `target_layers`)."""
-    return target_layers(model, workspace.study.models[model_name].target_modules, _key(model_name))
+    names = workspace.study.models[model_name].target_modules
+    if names == "all-linear":
+        return _all_linear(model)
+    return target_layers(model, names, _key(model_name))
+
+
+def _all_linear(model: Any) -> dict[str, Any]:
+    """Return what PEFT adapts for "all-linear": all linear layers except the output layer."""
+    output = model.get_output_embeddings()
+    return {path: layer for path, layer in linear_layers(model).items() if layer is not output}
 
 
 def target_layers(model: Any, names: Sequence[str], key: str) -> dict[str, Any]:

@@ -30,6 +30,8 @@ RepositoryKind = Literal["model", "dataset"]
 ROW_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 """The format of a file with rows, by the end of the file's name."""
 CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Where transformers keeps it since version 4.52; before, in tokenizer_config.json."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Each of them contains a vocabulary."""
@@ -133,9 +135,9 @@ def needed_files(
     No file with Python code is among them. Without a hub, the files are those of a model's folder.
     """
     if kind == "dataset" and hub is not None:
-        matching = {name: file for name, file in files.items() if fnmatch.fnmatch(name, hub.files)}
-        if hub.files in files:  # its brackets are no pattern
-            matching = {hub.files: files[hub.files]}
+        matching = dict[str, _File]()
+        for pattern in filter(None, (hub.files, hub.test_files)):
+            matching |= {name: files[name] for name in matching_names(pattern, files)}
         rows = {name: file for name, file in matching.items() if PurePosixPath(name).suffix in ROW_FILES}
         if odd := [name for name in rows if not is_plain(name)]:
             return {}, [f"plain file name, but {odd[0]!r}"]
@@ -144,7 +146,7 @@ def needed_files(
     weights = list(filter(_SAFE.fullmatch, files)) or list(filter(_PICKLED.fullmatch, files))
     sets = sorted({re.sub(r"-\d{5}-of-", "-*-of-", name) for name in weights})
     parts = _shards(weights[0]) if len(sets) == 1 else []
-    chosen = {*weights, *parts, *CONFIGURATIONS, *VOCABULARIES}
+    chosen = {*weights, *parts, *CONFIGURATIONS, *VOCABULARIES, CHAT_TEMPLATE}
     absent = {
         "config.json": "config.json" not in files,
         f"tokenizer ({', '.join(_TOKENIZER)})": not any(name in files for name in _TOKENIZER),
@@ -154,6 +156,11 @@ def needed_files(
     }
     wanted = {name: file for name, file in files.items() if name in chosen}
     return wanted, [name for name, is_absent in absent.items() if is_absent]
+
+
+def matching_names(pattern: str, names: Collection[str]) -> list[str]:
+    """Return the names that match a pattern; in a file's own name, brackets are no pattern."""
+    return [pattern] if pattern in names else [name for name in names if fnmatch.fnmatch(name, pattern)]
 
 
 def _shards(name: str) -> list[str]:
@@ -225,15 +232,22 @@ def read_pin(path: Path, hub: Hub, lock: Path) -> Pin | None:
 def asked(source: Base | Data) -> str:
     """Return the digest of what a study says of the source of a base or data set, without users' paths."""
     if isinstance(source, Data):
-        said = {**vars(source), "hub": vars(source.hub) if source.hub else None}
+        said = {**vars(source), "hub": hub_identity(source.hub)}
+        if source.test_file is None:
+            del said["test_file"]
         for key in ("max_new_tokens", "max_rows", "prompts", "test_share"):
             del said[key]
     else:
         said = {"folder": source.folder is not None, "gguf": source.gguf, "tokenizer": source.tokenizer}
-    for key in ("file", "gguf", "tokenizer"):
+    for key in ("file", "test_file", "gguf", "tokenizer"):
         if (file := said.get(key)) is not None:
             said[key] = {**file.place, "sha256": file.sha256}
     return json_digest(said)
+
+
+def hub_identity(hub: Hub | None) -> dict[str, str] | None:
+    """Return what identifies the files of a repository with data, as in versions without test files."""
+    return {key: value for key, value in vars(hub).items() if value is not None} if hub else None
 
 
 def found_of(workspace: Workspace, kind: Literal["bases", "data"], name: str) -> Found:
@@ -279,8 +293,9 @@ def locked_values(workspace: Workspace) -> dict[tuple[str, ...], int | str]:
         found = found_of(workspace, "data", name)
         values["data", name, "rows"] = None if data.rows else found.rows
         values["data", name, "sha256"] = None if data.sha256 else found.sha256
-        if data.file is not None and not data.file.sha256:
-            values["data", name, "file", "sha256"] = file_digest_of(found, data.file, "file")
+        for key, file in (("file", data.file), ("test_file", data.test_file)):
+            if file is not None and not file.sha256:
+                values["data", name, key, "sha256"] = file_digest_of(found, file, key)
     for name, base in workspace.study.bases.items():
         found = found_of(workspace, "bases", name)
         for key, file in (("gguf", base.gguf), ("tokenizer", base.tokenizer)):

@@ -45,7 +45,13 @@ _Row = Mapping[str, Any]
 
 
 def read_columns(
-    kind: str, files: Sequence[Path], wanted: Sequence[str], rows: int, largest: int, memory: int
+    kind: str,
+    files: Sequence[Path],
+    wanted: Sequence[str],
+    rows: int,
+    largest: int,
+    memory: int,
+    nested: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return columns of the files of a data set.
 
@@ -54,6 +60,7 @@ def read_columns(
         rows: if not 0, return no values if there is another number of rows.
         largest: the most bytes of the files, and of the values.
         memory: the most bytes that reading may need.
+        nested: the wanted columns whose lists are returned as JSON.
 
     Returns:
         The names of the ``columns``, the number of ``rows``, and the ``values`` row by row, if all wanted
@@ -70,6 +77,7 @@ def read_columns(
         "rows": rows,
         "largest": largest,
         "memory": memory,
+        "nested": list(nested),
     }
     answer, code = _run(json.dumps(asked).encode(), 6 * largest + 1_000_000)
     try:
@@ -138,7 +146,7 @@ def _read(asked: Mapping[str, Any]) -> dict[str, Any]:
             if asked["rows"] and count > asked["rows"]:
                 values.clear()
                 continue
-            values.append([_text(row.get(column, _MISSING)) for column in wanted])
+            values.append([_text(row.get(column, _MISSING), column in asked["nested"]) for column in wanted])
             size += sum(len(value.encode()) for value in values[-1] if isinstance(value, str))
             _require_small(size, largest)
     if not columns:

@@ -10,7 +10,7 @@ import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from qlora_repeat.assets.base_models import quantization_config
 from qlora_repeat.assets.configuration import code_key
 from qlora_repeat.assets.layers import model_targets, skeleton
 from qlora_repeat.errors import UsageError
+from qlora_repeat.planning.other_adapters import add_magnitudes, eight_bits, make_others_float
 from qlora_repeat.stages.dequantize import Materialized, WeightCounts, count_weights, materialize
 from qlora_repeat.stages.finetune import with_adapter
 from qlora_repeat.study.optimizers import Optimizer, OptimizerName
@@ -169,24 +170,30 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
 
     "auto" weights are dequantized here, which needs more memory, so that a plan is never too low.
     """
-    training = trial.model.training
-    base = quantized_skeleton(trial.study, config)
+    training, study = trial.model.training, trial.study
+    base = quantized_skeleton(study, config)
     counts, model = count_weights(base), _adapted(trial, base)
     with attention_kernels(trial.study.randomness.kernels), _fake_tensors():
         _make_fake(model, getattr(torch, trial.study.precision.compute))
         _fuse_dropout(model)
-        if trial.study.weights != "nf4":
+        if study.weights != "nf4" or study.lora.dora:  # DoRA dequantizes each weight, and keeps it
             materialize(model)
         as_trainer_sets(model, training.gradient_checkpointing)
         weights = weight_bytes(model)
+        dequantized = 0
+        if study.quantization.type == "int8":
+            small = eight_bits(model)
+            rest, dequantized = weights.unquantized - small.replaced, small.largest
+            weights = replace(weights, quantized=small.quantized, scales=small.scales, unquantized=rest)
         live = LiveMemory(inside_4bit_product)
         live.count(model_tensors(model))
         before = live.now
         ids = torch.zeros(training.batch_size, training.max_length, dtype=torch.long)
         with live:
-            saved = training_step(model, ids, trial.study.precision.compute, live) - before
+            for _ in range(min(2, training.gradient_accumulation_steps)):  # beside gradients of earlier ones
+                saved = training_step(model, ids, trial.study.precision.compute, live) - before
     tensors = [each.numel() for each in model.parameters() if each.requires_grad]
-    return FinetuneMemory(weights, counts, tensors, saved, live.peak - before)
+    return FinetuneMemory(weights, counts, tensors, saved, live.peak - before + dequantized)
 
 
 def as_trainer_sets(model: Any, checkpointing: bool) -> None:
@@ -250,12 +257,16 @@ def adapted_model(trial: Trial, config: Any) -> Any:
 def quantized_skeleton(study: Study, config: Any) -> Any:
     """Return a quantized base, as in fine-tuning, on the meta device.
 
-    transformers chooses the modules that stay unquantized.
+    transformers chooses the modules that stay unquantized. A base in 8 bits stays so too (`eight_bits`).
     """
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
     base = skeleton(config, getattr(torch, study.precision.compute))
+    if study.quantization.type == "int8":
+        make_others_float(base)
+    if not study.quantization.in_4_bits:
+        return base
     quantization = quantization_config(study)
     quantizer = Bnb4BitHfQuantizer(quantization, pre_quantized=False)
     kept = quantizer.get_modules_to_not_convert(base, None, base._keep_in_fp32_modules)
@@ -266,8 +277,15 @@ def quantized_skeleton(study: Study, config: Any) -> Any:
 
 def _adapted(trial: Trial, base: Any) -> Any:
     model_targets(trial.workspace, trial.model_name, base)
+    study = trial.study
+    lora = replace(study.lora, dora=False)  # which needs weights
+    kind = "none" if study.quantization.type == "int8" else study.quantization.type
+    plain = replace(study, lora=lora, quantization=replace(study.quantization, type=kind))
     with torch.device("meta"):  # the adapter needs no memory either, whatever the study's sizes are
-        return with_adapter(trial, base)
+        model = with_adapter(replace(trial, workspace=replace(trial.workspace, study=plain)), base)
+        if study.lora.dora:
+            add_magnitudes(model)
+    return model
 
 
 def weight_bytes(model: Any) -> WeightBytes:

@@ -104,7 +104,7 @@ class DiskPlan:
     bases: int
     """The download of each base once, from the lock file or else the parameters in float16."""
     quantized: int
-    """Copies of the bases in 4 bits, which trials load."""
+    """Copies of bases in 4 bits, which trials load."""
     adapters: int
     merged: int
     """Of every trial if the study keeps them, else of as many of the largest as run at once."""
@@ -188,8 +188,10 @@ def _model_plan(
         return known[key]
 
     batch = [training.batch_size, training.max_length, training.gradient_checkpointing]
+    batch.append(training.gradient_accumulation_steps > 1)
     parameters: int = once(estimate.parameter_count, [], config)
-    tuning: FinetuneMemory = once(estimate.finetune_memory, [batch, model.target_modules], trial, config)
+    kept = [batch, model.target_modules]
+    tuning: FinetuneMemory = once(estimate.finetune_memory, kept, trial, config)
     lengths = [training.max_length, trial.data.max_new_tokens]
     testing: EvaluateMemory = once(estimate.evaluate_memory, lengths, trial, config)
     weights, evaluate_peak = tuning.weights, testing.weights + testing.work + CONTEXT_BYTES
@@ -266,7 +268,9 @@ def disk_plan(workspace: Workspace, models: Sequence[ModelPlan], gpus: int) -> D
     by_base = {model.base: model for model in models}.values()
     return DiskPlan(
         bases=sum(_base_bytes(workspace, model) for model in by_base),
-        quantized=sum(model.quantized_copy(study.precision.compute) for model in by_base),
+        quantized=sum(
+            model.quantized_copy(study.precision.compute) for model in by_base if study.quantization.in_4_bits
+        ),
         adapters=sum(model.adapter * len(model.arms) * study.trials for model in models),
         merged=sum(merged if study.keep_merged else merged[-gpus:]),
     )

@@ -57,7 +57,7 @@ class _Finetuned(TypedDict):
     train_seconds: float
     peak_memory_bytes: Count | None
     peak_memory_share: float | None
-    weights: Literal["nf4", "materialized"]
+    weights: Literal["nf4", "materialized", "int8", "none"]
     share_in_4_bits: NotRequired[_Share]
     miniature: bool
 

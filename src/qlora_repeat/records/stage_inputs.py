@@ -24,6 +24,14 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     "benchmark": ("stages.benchmark", "system.determinism"),
 }
 """The modules of each stage, whose code digest is one of its inputs."""
+_LATER = {
+    "gradient_accumulation_steps": 1,
+    "loss": "all-tokens",
+    "warmup_ratio": None,
+    "rslora": False,
+    "dora": False,
+}
+"""The defaults of settings that earlier versions did not have."""
 FIRST_TRIAL_SETTINGS = {"repeated_responses"}
 """Settings that only the first trial of an arm has."""
 
@@ -84,8 +92,8 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "quantization": asdict(study.quantization),
             "weights": study.weights,
             "compute": study.precision.compute,
-            "lora": asdict(study.lora),
-            "training": asdict(model.training),
+            "lora": _without_later(asdict(study.lora)),
+            "training": _without_later(asdict(model.training)),
             "template": model.template,
             "special_tokens": model.special_tokens,
             "max_rows": trial.data.max_rows,
@@ -153,7 +161,13 @@ def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
         "max_length": model.training.max_length,
         "examples": study.evaluation.examples,
         "batch_size": study.evaluation.batch_size,
+        **_without_later({"loss": model.training.loss}),
     }
+
+
+def _without_later(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without those of later versions that are not used, so that older records count."""
+    return {key: value for key, value in settings.items() if key not in _LATER or value != _LATER[key]}
 
 
 def _split_settings(study: Study, name: str) -> dict[str, Any]:

@@ -110,7 +110,10 @@ def run_full_size(trial: Trial) -> dict[str, Any]:
     began = now()
     example_losses(model, examples, study.evaluation.batch_size, tokenizer.pad_token_id, lambda done: None)
     found["row"] = (now() - began) / len(examples)
-    prompt, sampling = study_prompts(trial.workspace, trial.model_name, 0)[0], study.generation.samplings[0]
+    prompt, sampling = (
+        study_prompts(trial.workspace, trial.model_name, 0, tokenizer)[0],
+        study.generation.samplings[0],
+    )
     began = now()
     respond(model, tokenizer, prompt, study, trial.model_name, sampling, 1)
     found["response"] = now() - began

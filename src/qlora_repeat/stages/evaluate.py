@@ -106,6 +106,7 @@ def measure_losses(
         settings.batch_size,
         padding_id(model, tokenizer),
         lambda done: report(done, len(examples), None),
+        workspace.study.models[model_name].training.loss,
     )
     left_out, cut = len(examples) - len(losses), sum(example.cut for example in examples)
     if not losses:

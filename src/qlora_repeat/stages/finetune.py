@@ -1,4 +1,7 @@
-"""Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
+"""Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer.
+
+A study can have the base in 8 bits or unquantized instead.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,10 +16,10 @@ from qlora_repeat.errors import StageError
 from qlora_repeat.records.trace import Step, known_losses, loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
 from qlora_repeat.stages.mergeable import check_mergeable
-from qlora_repeat.stages.padding import collate, padding_id
+from qlora_repeat.stages.padding import IGNORED, collate_step, padding_id
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
-from qlora_repeat.study.study import Study
+from qlora_repeat.study.study import Loss, Study
 from qlora_repeat.study.trial import Progress, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import named_operation
@@ -99,12 +102,12 @@ def _begin(
     examples = encoded_part(workspace, trial.model_name, "train", seeds["split"], tokenizer)
     order = batch_order(
         len(examples),
-        model.training.batch_size,
+        model.training.examples_per_step,
         model.training.total_steps(len(examples)),
         seeds["data_order"],
     )
     base = (load_base or load_frozen_base)(workspace, model.base)
-    in_4_bits = _share_in_4_bits(model.base, base)
+    in_4_bits = _share_in_4_bits(trial, base)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)
     if study.randomness.nudge:
@@ -118,13 +121,13 @@ def _begin(
     return trainer, weights
 
 
-def _share_in_4_bits(name: str, base: Any) -> dict[str, float]:
-    """Return the output ``share_in_4_bits`` of a quantized base, and say if it is small."""
+def _share_in_4_bits(trial: Trial, base: Any) -> dict[str, float]:
+    """Return the output ``share_in_4_bits`` of a base, and say if it is small although it should be in 4."""
     from qlora_repeat.stages.dequantize import count_weights
 
     counts = count_weights(base)
-    if warning := counts.warning():
-        say(f"base {name}: {warning}", error=True)
+    if trial.study.quantization.in_4_bits and (warning := counts.warning()):
+        say(f"base {trial.model.base}: {warning}", error=True)
     return {"share_in_4_bits": counts.share}
 
 
@@ -135,7 +138,11 @@ def _set_frozen_weights(
 
     from qlora_repeat.stages.dequantize import set_frozen_weights
 
-    batches = [(len(batch), max(1, *(len(examples[row].ids) for row in batch))) for batch in order]
+    if not trial.study.quantization.in_4_bits:
+        return {"weights": trial.study.quantization.type, "weights_same_bits": None}
+    size = trial.model.training.batch_size
+    parts = [step[start : start + size] for step in order for start in range(0, len(step), size)]
+    batches = [(len(batch), max(1, *(len(examples[row].ids) for row in batch))) for batch in parts]
     at_once = 1 if torch.cuda.is_available() else max(1, usable_cores() // trial.study.threads)
     return set_frozen_weights(adapted, trial.study.weights, batches, at_once)
 
@@ -190,16 +197,23 @@ def _untrained(trial: Trial, adapted: Any) -> int:
 
 
 def with_adapter(trial: Trial, base: Any) -> Any:
-    """Return the frozen base with a new adapter; all weights except the 4-bit ones are float32."""
+    """Return the frozen base with a new adapter.
+
+    All weights except the quantized ones are float32; a base that is not quantized stays as it is.
+    """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
-    prepared = prepare_model_for_kbit_training(
-        base, use_gradient_checkpointing=trial.model.training.gradient_checkpointing
-    )
-    return get_peft_model(prepared, lora_config(trial.study, trial.model.target_modules))
+    checkpointing = trial.model.training.gradient_checkpointing
+    if trial.study.quantization.type == "none":
+        base.requires_grad_(False)
+        if checkpointing:
+            base.enable_input_require_grads()
+    else:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=checkpointing)
+    return get_peft_model(base, lora_config(trial.study, trial.model.target_modules))
 
 
-def lora_config(study: Study, target_modules: list[str]) -> Any:
+def lora_config(study: Study, target_modules: list[str] | str) -> Any:
     """Return PEFT's configuration of an adapter on these layers."""
     from peft import LoraConfig
 
@@ -207,6 +221,8 @@ def lora_config(study: Study, target_modules: list[str]) -> Any:
         r=study.lora.r,
         lora_alpha=study.lora.alpha,
         lora_dropout=study.lora.dropout,
+        use_rslora=study.lora.rslora,
+        use_dora=study.lora.dora,
         target_modules=target_modules,
         bias="none",
         task_type="CAUSAL_LM",
@@ -250,16 +266,18 @@ def make_trainer(
 
     from qlora_repeat.stages.trainer import TracingTrainer
 
-    end = min(steps or len(order), len(order))
+    end, training = min(steps or len(order), len(order)), trial.model.training
     trainer = TracingTrainer(
         model=model,
-        args=_arguments(trial, end - (checkpoint.step if checkpoint else 0)),
-        train_dataset=[{"input_ids": example.ids, "labels": example.ids} for example in examples],
-        data_collator=partial(collate, padding=padding_id(model, tokenizer)),  # does not mask end-of-text
+        args=_arguments(trial, end - (checkpoint.step if checkpoint else 0), training.warmup(len(order))),
+        train_dataset=[{"input_ids": each.ids, "labels": _labels(each, training.loss)} for each in examples],
+        data_collator=partial(  # does not mask end-of-text
+            collate_step, padding=padding_id(model, tokenizer), batch_size=training.batch_size
+        ),
         order=order,
         end=end,
         legacy_qmap=Optimizer.parse(trial.optimizer).legacy_qmap,
-        steps_per_epoch=math.ceil(len(examples) / trial.model.training.batch_size),
+        steps_per_epoch=training.steps_per_epoch(len(examples)),
         unfinished=unfinished,
         checkpoint=checkpoint,
         checkpoint_every=trial.study.checkpoint_every,
@@ -268,6 +286,16 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     _require_asked(trainer, trial)
     return trainer
+
+
+def _labels(example: Example, loss: Loss) -> list[int]:
+    """Return the token to predict at each place, or `IGNORED`."""
+    if loss == "all-tokens":
+        return example.ids
+    return [
+        token if is_target else IGNORED
+        for token, is_target in zip(example.ids, example.is_target(loss), strict=True)
+    ]
 
 
 def _require_asked(trainer: Any, trial: Trial) -> None:
@@ -296,7 +324,7 @@ def _require_asked(trainer: Any, trial: Trial) -> None:
         )
 
 
-def _arguments(trial: Trial, steps: int) -> Any:
+def _arguments(trial: Trial, steps: int, warmup: int) -> Any:
     import torch
     from transformers import TrainingArguments
 
@@ -314,10 +342,10 @@ def _arguments(trial: Trial, steps: int) -> Any:
         bf16=on_gpu and compute == "bfloat16",
         optim=Optimizer.parse(trial.optimizer).in_transformers,
         per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=1,
+        gradient_accumulation_steps=1,  # for the Trainer, the batches of a step are one
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup_steps,
+        warmup_steps=warmup,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,

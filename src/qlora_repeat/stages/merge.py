@@ -1,5 +1,7 @@
 """Merging an adapter into the base: W = W0 + BA x alpha/r (section VII; the paper leaves out alpha/r).
 
+With rsLoRA, the scale is alpha / sqrt(r). With DoRA, each row of W gets the length that was learned for it.
+
 Each sum is computed on the CPU in float32 from the full-precision weights of the base, then rounded once to
 the study's format. Merging into 4-bit weights would partly round the adapter away. Memory holds one tensor of
 the base at a time; the rest of its file is mapped, and the system can drop it. Afterwards the merged model is
@@ -8,6 +10,7 @@ compared with base and adapter (`qlora_repeat.stages.merge_check`).
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,29 +45,40 @@ class AdapterConfig(TypedDict):
     lora_alpha: float
     lora_dropout: NotRequired[float]
     target_modules: NotRequired[list[str]]
+    use_rslora: NotRequired[bool]
+    use_dora: NotRequired[bool]
 
 
 _CONFIG: TypeAdapter[AdapterConfig] = TypeAdapter(AdapterConfig)
-_A, _B = ".lora_A.weight", ".lora_B.weight"
+_A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter adds to the weight of a layer: B A x scale, with B (outputs, r) and A (r, inputs)."""
+    """What an adapter adds to the weight of a layer: B A x scale, with B (outputs, r) and A (r, inputs).
+
+    With a `magnitude` (outputs), the weights of each output then get this norm (DoRA, equation 5).
+    """
 
     a: Any
     b: Any
     scale: float
+    magnitude: Any = None
 
     def added_to(self, weight: Any, transposed: bool) -> Any:
         """Return the changed weight in float32; `transposed` if its shape is (inputs, outputs)."""
         change = (self.b.float() @ self.a.float()) * self.scale
-        return weight.float() + (change.T if transposed else change)
+        changed = weight.float() + (change.T if transposed else change)
+        if self.magnitude is None:
+            return changed
+        factor = self.magnitude.float() / changed.norm(dim=0 if transposed else 1)
+        return factor.view(1, -1) * changed if transposed else factor.view(-1, 1) * changed
 
     @property
     def is_finite(self) -> bool:
         """Whether all its numbers are finite; those of a training that diverged may not be."""
-        return bool(self.a.isfinite().all() and self.b.isfinite().all())
+        parts = [each for each in (self.a, self.b, self.magnitude) if each is not None]
+        return all(bool(each.isfinite().all()) for each in parts)
 
     def fits(self, weight: Any, transposed: bool) -> bool:
         """Return whether the shapes fit; if not, the product could be huge."""
@@ -72,6 +86,8 @@ class Change:
         if [len(shape) for shape in shapes] != [2, 2, 2] or self.b.shape[1] != self.a.shape[0]:
             return False
         shape = [self.b.shape[0], self.a.shape[1]]
+        if self.magnitude is not None and list(self.magnitude.shape) != shape[:1]:
+            return False
         return shapes[2] == (shape[::-1] if transposed else shape)
 
 
@@ -195,33 +211,44 @@ def read_changes(adapter: Path) -> dict[str, Change]:
         StageError: it has tensors that a merge would drop.
     """
     path = adapter / "adapter_model.safetensors"
-    scale = adapter_scale(adapter_config(adapter))
-    return changes_of(read_weights(path), scale, path)
+    return changes_of(read_weights(path), adapter_config(adapter), path)
 
 
-def adapter_scale(config: AdapterConfig) -> float:
-    """Return the factor of B A, alpha/r."""
-    return config["lora_alpha"] / config["r"]
+def saved_name(parameter: str) -> str:
+    """Return the name of a trained parameter in the adapter's file."""
+    saved = parameter.replace(".default.", ".")
+    return saved.removesuffix(".weight") if saved.endswith(f"{_MAGNITUDE}.weight") else saved
 
 
-def changes_of(tensors: Mapping[str, Any], scale: float, path: Path) -> dict[str, Change]:
-    """Return what the tensors of an adapter add, by the path of the layer; `path` is their file, for errors.
+def changes_of(tensors: Mapping[str, Any], config: AdapterConfig, path: Path) -> dict[str, Change]:
+    """Return what the tensors of an adapter add, by the path of the layer.
+
+    Args:
+        tensors: by the names that they have in a file.
+        config: PEFT's description of the adapter.
+        path: the file, for errors.
 
     Raises:
         MissingError: a tensor is missing.
         StageError: a merge would drop a tensor.
     """
     changes, left = dict[str, Change](), set(tensors)
+    ranks = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+    scale = config["lora_alpha"] / ranks
     for name in tensors:
         if name.endswith(_A):
-            other = name.removesuffix(_A) + _B
-            if other not in tensors:
-                raise MissingError(f"{path}: {other} is missing; fine-tune again")
+            other, magnitude = name.removesuffix(_A) + _B, name.removesuffix(_A) + _MAGNITUDE
+            needed = [other, magnitude] if config.get("use_dora") else [other]
+            if absent := [each for each in needed if each not in tensors]:
+                raise MissingError(f"{path}: {absent[0]} is missing; fine-tune again")
             layer = name.removeprefix("base_model.model.").removesuffix(_A)
-            changes[layer] = Change(tensors[name], tensors[other], scale)
-            left -= {name, other}
+            learned = tensors[magnitude] if magnitude in needed else None
+            changes[layer] = Change(tensors[name], tensors[other], scale, learned)
+            left -= {name, *needed}
     if left:
-        raise StageError(f"{path}: {min(left)} cannot be merged; only A and B of linear layers can")
+        raise StageError(
+            f"{path}: {min(left)} cannot be merged; only A, B and magnitudes of linear layers can"
+        )
     return changes
 
 

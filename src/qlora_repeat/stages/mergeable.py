@@ -7,7 +7,7 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.layers import base_skeleton, is_transposed, model_targets, stored_layers
 from qlora_repeat.errors import StageError
-from qlora_repeat.stages.merge import adapter_scale, changes_of
+from qlora_repeat.stages.merge import changes_of, saved_name
 from qlora_repeat.study.randomness import torch_stream
 from qlora_repeat.study.workspace import Workspace
 
@@ -59,12 +59,11 @@ def _difference(layer: Any, file: Path, name: str, lora: Any) -> float:
     random = copy.copy(lora)
     random.init_lora_weights = False
     adapted = inject_adapter_in_model(random, holder).eval()
-    adapter = {
-        name.replace(".default.", "."): value
-        for name, value in adapted.named_parameters()
-        if value.requires_grad
-    }
-    change = changes_of(adapter, adapter_scale(random.to_dict()), file)["layer"]
+    adapter = {saved_name(name): value for name, value in adapted.named_parameters() if value.requires_grad}
+    for name, value in adapter.items():
+        if name.endswith("magnitude_vector"):  # which begins as the norm, so that it changes nothing
+            value.data *= 0.5 + torch.rand(value.shape)
+    change = changes_of(adapter, random.to_dict(), file)["layer"]
     inputs = torch.randn(4, change.a.shape[1])
     with torch.inference_mode():
         expected = adapted.layer(inputs)

@@ -42,6 +42,17 @@ def collate(rows: Sequence[dict[str, list[int]]], padding: int) -> dict[str, Any
     }
 
 
+def collate_step(rows: Sequence[dict[str, list[int]]], padding: int, batch_size: int) -> dict[str, Any]:
+    """Return the ``batches`` of a step, whose gradients are accumulated."""
+    starts = range(0, len(rows), batch_size)
+    return {"batches": [collate(rows[start : start + batch_size], padding) for start in starts]}
+
+
 def predicts(labels: Any) -> bool:
     """Return whether a batch has a token to predict; the first one of a row has nothing before it."""
-    return bool((labels[:, 1:] != IGNORED).any())
+    return targets(labels) > 0
+
+
+def targets(labels: Any) -> int:
+    """Return the number of tokens to predict in a batch."""
+    return int((labels[:, 1:] != IGNORED).sum())

@@ -12,7 +12,8 @@ from transformers import Trainer, TrainerCallback
 from qlora_repeat.records.trace import Step, trace_line
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, save_checkpoint
 from qlora_repeat.stages.legacy_qmap import set_legacy_qmap
-from qlora_repeat.stages.padding import predicts
+from qlora_repeat.stages.merge import saved_name
+from qlora_repeat.stages.padding import predicts, targets
 from qlora_repeat.study.randomness import stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress
 from qlora_repeat.system.files import append_to, write_whole
@@ -52,6 +53,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
             self.spent |= checkpoint.spent
         self.began: float | None = None
         """The clock when training started or `spent_so_far` was last called."""
+        self.share = 1.0
+        """The share of a batch in the tokens that its step predicts."""
         super().__init__(*args, **kwargs)
         # A reference would keep the model after training.
         self.add_callback(_Steps(weakref.proxy(self)))  # type: ignore[arg-type]
@@ -80,11 +83,29 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         return super().create_scheduler(len(self.order), optimizer)  # not only the remaining steps
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Add up loss and gradients of a step's batches; each has its part of the mean over all tokens."""
+        batches = [each for each in inputs["batches"] if predicts(each["labels"])]
+        tokens = sum(targets(each["labels"]) for each in batches)
+        loss: Any = 0.0
         with torch_stream(stream_seed(self.unfinished.seeds["dropout"], "dropout", self.step + 1)):
-            loss = super().training_step(model, inputs, *args, **kwargs)
+            for each in batches or inputs["batches"][:1]:
+                self.share = targets(each["labels"]) / tokens if len(batches) > 1 else 1.0
+                loss = super().training_step(model, each, *args, **kwargs) + loss
         # Without a token to predict, the loss is 0 / 0, and all gradients are zero.
-        self.loss = loss.item() if predicts(inputs["labels"]) else None
+        self.loss = loss.item() if batches else None
         return loss
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        # Some models ignore the number of tokens in the step, and return the mean of the batch.
+        return loss if self.model_accepts_loss_kwargs or self.share == 1 else loss * self.share
+
+    def _get_num_items_in_batch(self, batch_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        batches = [each for step in batch_samples for each in step["batches"]]
+        return super()._get_num_items_in_batch(batches, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # not used, and transformers expects a batch
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
@@ -94,7 +115,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
     def adapter_digest(self) -> str:
         """Return the digest of the adapter, equal to the digest of its saved files."""
         # PEFT's state dictionary visits the whole quantized model, which takes far longer.
-        saved = {name.replace(".default.", "."): value for value, name in _names(self.model).items()}
+        saved = {saved_name(name): value for value, name in _names(self.model).items()}
         return tensors_digest(saved)
 
     def make_checkpoint(self) -> Checkpoint:

@@ -13,7 +13,7 @@ from qlora_repeat.study.study_content import Content
 from qlora_repeat.study.toml_file import quoted
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-_INLINE = ("hub", "file", "gguf", "tokenizer", "folder", "columns")
+_INLINE = ("hub", "file", "test_file", "gguf", "tokenizer", "folder", "columns")
 """Tables that are written in one line."""
 
 

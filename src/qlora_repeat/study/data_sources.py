@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from qlora_repeat.study.template import COLUMN
 from qlora_repeat.study.toml_file import one_line, plain_text
 from qlora_repeat.system.typed_json import worded
 
@@ -78,7 +79,10 @@ _MOST_OF = {
 MOST_GENERATED = 100_000
 """The most rows that are generated."""
 Row = dict[str, str]
-RowKey = Literal["quote", "instruction", "answer"]
+RowKey = Annotated[
+    str,
+    Field(pattern=worded(COLUMN, "a name such as instruction, with letters, digits, - and _"), max_length=64),
+]
 ROW_KEYS: dict[Task, list[RowKey]] = {
     "text-generation": ["quote"],
     "question-answering": ["instruction", "answer"],
@@ -86,6 +90,8 @@ ROW_KEYS: dict[Task, list[RowKey]] = {
     "summarization": ["instruction", "answer"],
 }
 """The keys of a row for each task, in the order that a template must have."""
+MESSAGES = "messages"
+"""The key for a column with the messages of a chat, instead of instruction and answer."""
 TEMPLATES: dict[Task, str] = {
     "text-generation": "{quote}",
     "question-answering": "{instruction}\n{answer}",
@@ -164,6 +170,8 @@ class Hub:
     """A commit; a branch or tag is resolved to a commit at the first fetch, and locked."""
     files: Line = "*"
     """A pattern for the files that contain the rows (data only)."""
+    test_files: Line | None = None
+    """A pattern for the files with the test rows (data only); then no split is drawn."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -251,9 +259,11 @@ class Data:
     hub: Hub | None = None
     file: PackageFile | None = None
     """A file in one of the formats of a hub, or a .txt whose paragraphs are rows with a column `text`."""
+    test_file: PackageFile | None = None
+    """A file with the test rows; then no split is drawn, and all rows of `file` are for training."""
     columns: dict[RowKey, Line] = field(default_factory=dict)
-    """For hub and file: the columns of the quote, or of the instruction and the answer. In a study file, the
-    default is the columns of these names."""
+    """For hub and file: the column of each name in a template, or of the `messages` of a chat. In a study
+    file, the default is the columns of these names."""
     seed: Seed | None = None
     """Selects the rows (fortunes) or generates them (reasoning-gym)."""
     sha256: Sha256 | None = None
@@ -273,11 +283,14 @@ class Data:
     def __post_init__(self) -> None:
         given = [name for name, origin in (("hub", self.hub), ("file", self.file)) if origin is not None]
         if self.source in ("hub", "file"):
-            if given != [self.source] or sorted(self.columns) != sorted(ROW_KEYS[self.task]):
+            if given != [self.source] or not self._has_columns():
                 keys = " and ".join(ROW_KEYS[self.task])
+                keys += ", or for messages" if "answer" in ROW_KEYS[self.task] else ""
                 raise ValueError(f"source {self.source} needs only {self.source}, and columns for {keys}")
+            if self.test_file is not None and self.hub is not None:
+                raise ValueError("test_file is for rows of a file; for a hub, give hub.test_files")
             return
-        if given or self.columns or self.seed is None or self.rows is None:
+        if given or self.test_file or self.columns or self.seed is None or self.rows is None:
             raise ValueError(f"source {self.source} needs seed and rows, and no hub, file or columns")
         if self.task not in (tasks := SOURCES_OF[self.source]):
             raise ValueError(f"{self.source} is for {', '.join(tasks)}")
@@ -297,3 +310,25 @@ def train_examples(data: Data) -> int:
 def is_own_task(task: str) -> bool:
     """Return whether a benchmark is given by a path, and not by its name in lm-evaluation-harness."""
     return "/" in task or task.endswith((".yaml", ".yml"))
+
+    def _has_columns(self) -> bool:
+        keys = ROW_KEYS[self.task]
+        if self.is_chat:
+            return "answer" in keys and not {*keys} & {*self.columns}
+        return {*keys} <= {*self.columns}
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the test rows have files of their own, so that no split is drawn."""
+        return self.test_file is not None or (self.hub is not None and self.hub.test_files is not None)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether rows have messages."""
+        return MESSAGES in self.columns
+
+    @property
+    def row_keys(self) -> list[RowKey]:
+        """The keys of a row that a template can name."""
+        keys = ROW_KEYS[self.task]
+        return [*keys, *(key for key in self.columns if key not in (*keys, MESSAGES))]

@@ -21,7 +21,7 @@ from qlora_repeat.system.printable import say
 SCHEMA = Path("studies/study.schema.json")
 _WHOLE = ("Hub", "Folder", "PackageFile", "PerTrial", "Sampling")
 """Tables with required keys. What others lack has a default, or may come from another study."""
-_ABBREVIATED = {"Base": ["hub", "folder", "gguf", "tokenizer"], "Data": ["hub", "file"]}
+_ABBREVIATED = {"Base": ["hub", "folder", "gguf", "tokenizer"], "Data": ["hub", "file", "test_file"]}
 """Tables in whose place a file can have a text."""
 
 

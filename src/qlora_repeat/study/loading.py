@@ -72,7 +72,10 @@ def read_study(study: str) -> tuple[Study, Content]:
         raise UsageError(
             f"{path}: {where}key name: expected the file's name, {path.stem!r} (found {loaded.name!r})"
         )
-    return _varied(loaded, parts), content
+    try:
+        return _varied(loaded, parts), content
+    except ValidationError as error:
+        raise UsageError(f"{study}: {validation_message(error)}") from None
 
 
 def _with_own_files(study: Study, study_file: Path) -> Study:

@@ -13,8 +13,10 @@ from typing import Any
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.allowed_values import Location
 from qlora_repeat.study.data_sources import MAX_NEW_TOKENS, ROW_KEYS, TEMPLATES, is_own_task
+from qlora_repeat.study.data_sources import MAX_NEW_TOKENS, MESSAGES, ROW_KEYS, TEMPLATES
 from qlora_repeat.study.finding import came_in_archive, study_folders
 from qlora_repeat.study.old_spelling import respelled
+from qlora_repeat.study.template import CHAT, template_columns
 from qlora_repeat.study.toml_file import key_lines, one_line, read_toml_text
 from qlora_repeat.study.validation_message import shown_key
 from qlora_repeat.system.package_data import kit_path
@@ -28,7 +30,14 @@ _SOURCES = ("hub", "folder", "gguf", "tokenizer", "file", "source")
 """Keys that say where a base or data set comes from; a new one replaces what is said about the old one."""
 _KEPT = {"bases": (), "data": ("task", "test_share", "max_new_tokens", "max_rows")}
 """Keys of a base or data set that do not depend on where it comes from."""
-_SHORT = {"hub": "repository", "folder": "path", "gguf": "file", "tokenizer": "file", "file": "file"}
+_SHORT = {
+    "hub": "repository",
+    "folder": "path",
+    "gguf": "file",
+    "tokenizer": "file",
+    "file": "file",
+    "test_file": "file",
+}
 """The key that a text in place of a table stands for."""
 
 
@@ -210,7 +219,10 @@ def _tables(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
 
 def _write_out(values: dict[str, Any]) -> None:
     """Replace a text where a table is expected by the table that it stands for."""
-    for kind, keys in (("bases", ("hub", "folder", "gguf", "tokenizer")), ("data", ("hub", "file"))):
+    for kind, keys in (
+        ("bases", ("hub", "folder", "gguf", "tokenizer")),
+        ("data", ("hub", "file", "test_file")),
+    ):
         for table in _tables(values, kind).values():
             for key in keys:
                 if isinstance(given := table.get(key), str):
@@ -227,6 +239,8 @@ def _merged(parent: dict[str, Any], child: dict[str, Any], above: tuple[str, ...
         kept = {key: value for key, value in parent.items() if key in _KEPT[above[0]]}
     if above[-1:] == ("training",) and ("steps" in child or "epochs" in child):
         kept = {key: value for key, value in kept.items() if key not in ("steps", "epochs")}
+    if above[-1:] == ("training",) and ("warmup_steps" in child or "warmup_ratio" in child):
+        kept = {key: value for key, value in kept.items() if key not in ("warmup_steps", "warmup_ratio")}
     for key, value in child.items():
         if value is False and isinstance(kept.get(key), dict):
             del kept[key]
@@ -241,7 +255,7 @@ def _move_paths(values: dict[str, Any], source: Path, target: Path) -> None:
     """Make paths that are relative to one folder relative to another."""
     for kind in ("bases", "data"):
         for table in _tables(values, kind).values():
-            for key in ("folder", "gguf", "tokenizer", "file"):
+            for key in ("folder", "gguf", "tokenizer", "file", "test_file"):
                 place, name = table.get(key), _SHORT[key]
                 if isinstance(place, dict) and "package" not in place and isinstance(place.get(name), str):
                     path = source / place[name]
@@ -271,6 +285,7 @@ def _add_shared_training(content: Content) -> None:
         if not isinstance(own, dict):
             continue
         other = {"steps": "epochs", "epochs": "steps"}
+        other |= {"warmup_steps": "warmup_ratio", "warmup_ratio": "warmup_steps"}
         kept = {key: value for key, value in shared.items() if other.get(key) not in own}
         model["training"] = kept | own
         if ("training",) in content.origins:
@@ -296,6 +311,20 @@ def _name_optimizers(content: Content, path: Path) -> None:
     content.values["optimizers"] = names
 
 
+def _add_columns(table: dict[str, Any], template: Any) -> None:
+    """Add the columns that a template names to the dataset of its rows."""
+    columns = table.get("columns")
+    if not isinstance(columns, dict) or not isinstance(template, str):
+        return
+    try:
+        names = template_columns(template)
+    except ValueError:  # which the check of the study reports
+        return
+    for name in names:
+        if MESSAGES not in columns or name not in ROW_KEYS["question-answering"]:
+            columns.setdefault(name, name)
+
+
 def _complete(values: dict[str, Any], name: str) -> None:
     """Add what depends on other keys, if it was left out."""
     values.setdefault("name", name)
@@ -315,11 +344,14 @@ def _complete(values: dict[str, Any], name: str) -> None:
             if len(known) == 1:
                 model.setdefault(key, next(iter(known)))
         used = model.get("data")
-        task = data.get(used, {}).get("task") if isinstance(used, str) else None
+        table = data.get(used, {}) if isinstance(used, str) else {}
+        task, columns = table.get("task"), table.get("columns")
         if isinstance(task, str) and task in ROW_KEYS:
-            model.setdefault("template", TEMPLATES[task])
-        elif isinstance(used, str) and used not in data:
-            model.setdefault("template", "")  # the error is that there is no such data
+            is_chat = isinstance(columns, dict) and MESSAGES in columns
+            model.setdefault("template", CHAT if is_chat else TEMPLATES[task])
+            _add_columns(table, model["template"])
+        if model.get("template") == CHAT:
+            model.setdefault("special_tokens", False)
         training = model.setdefault("training", {})
         if isinstance(training, dict) and "steps" not in training and "epochs" not in training:
             training["epochs"] = 3.0

@@ -7,6 +7,8 @@ import json
 import math
 from collections.abc import Iterator
 from statistics import fmean
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -24,6 +26,7 @@ from qlora_repeat.study.randomness import SOURCES, draw_seed
 from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.safetensors_file import read_header
 
 
 def contradictions(side: Side, again: Trial) -> list[str]:
@@ -88,9 +91,12 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
             yield f"The adapter has digest {weights[:12]}, but {where} says {claim[:12]}."
     lora, folder = again.study.lora, side.folder / "adapter"
     config: dict[str, Any] = {**adapter_config(folder)}
+    named = again.model.target_modules
+    wanted: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    wanted |= {"use_rslora": lora.rslora, "use_dora": lora.dora}
+    config |= {key: bool(config.get(key)) for key in ("use_rslora", "use_dora")}
     config["target_modules"] = sorted(config.get("target_modules", []))
-    modules = sorted(again.model.target_modules)
-    wanted = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": modules}
+    wanted["target_modules"] = _adapted(folder, config) if named == "all-linear" else sorted(named)
     wanted |= {"peft_type": "LORA", "init_lora_weights": True}  # PiSSA, say, also changes the base
     for name, value in wanted.items():
         if config.get(name) != value:
@@ -102,11 +108,23 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
         yield f"The adapter's configuration sets {', '.join(changing)}, which the settings do not have."
 
 
+def _adapted(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return the configuration's names of layers if they are exactly those of an adapter, else its layers."""
+    names = config["target_modules"]
+    layers = {
+        name.removeprefix("base_model.model.").partition(".lora_")[0]
+        for name in read_header(folder / "adapter_model.safetensors")
+    }
+    used = {name for name in names for layer in layers if f".{layer}".endswith(f".{name}")}
+    adapted = {layer for layer in layers for name in names if f".{layer}".endswith(f".{name}")}
+    return list(names) if adapted == layers and used == {*names} else sorted(layers)
+
+
 _CHANGE_ADAPTER = (
     "alpha_pattern", "alora_invocation_tokens", "arrow_config", "exclude_modules", "kasa_config",
     "layer_replication", "layers_pattern", "layers_to_transform", "lora_bias",
     "modules_to_save", "monteclora_config", "rank_pattern", "target_parameters", "trainable_token_indices",
-    "use_bdlora", "use_dora", "use_qalora", "use_rslora", "velora_config",
+    "use_bdlora", "use_qalora", "velora_config",
 )  # fmt: skip
 """Options of PEFT's LoraConfig, without a value in the kit's, with which the same tensors change a model in
 another way."""
