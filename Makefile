@@ -40,7 +40,7 @@ INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL JOBS COMPARE 
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan doctor selftest fetch finetune merge evaluate time run collect tables figures report paper
-.PHONY: verify attribute status check list rehearsal bench test lint types lock web clean help
+.PHONY: verify attribute status check list rehearsal bench architectures test lint types lock web clean help
 .PHONY: image sif docker-all apptainer-all image-test sif-test base-image submit
 
 ##@ Run a study
@@ -129,6 +129,9 @@ types: setup ## check types
 bench: setup ## compare the speed of the kit and a plain script; half an hour on two cores
 	@lockfiles/pip.sh $(BIN)python install -qq --no-deps --require-hashes -r lockfiles/bench.txt
 	$(BIN)python benchmarks/speed.py
+
+architectures: setup ## try out miniatures of all architectures, and write the table in docs/; minutes
+	@HF_HUB_DISABLE_PROGRESS_BARS=1 PYTHONPATH=tests $(BIN)python -m support.architecture_table
 
 lock: setup ## write the lock files (UPGRADE=--upgrade takes newer versions)
 	$(BIN)python lockfiles/refresh.py $(UPGRADE)
