@@ -574,7 +574,7 @@ def test_results_on_a_read_only_disk_can_be_read(cache: Path, study_file: Path, 
         "QLORA_REPEAT_CACHE (models and data) to another folder"
     )
     status, check, collect, device, begun, *_, run = done.stdout.splitlines()
-    assert status == "0 8 trials: 7 done, 1 missing; 2 tests of bases: 2 done"
+    assert status.startswith("0 tiny-neox/adamw-8bit/1 stopped; time remains; `qlora-repeat trial ")
     assert check.startswith("0 73 files of 8 trials are as their records say, and ")
     assert collect == f"3 Error: {disk}/tiny/results.jsonl: {advice}"
     assert re.fullmatch(r"4 Runs on the CPU: torch \S+ is the CPU build", device)
