@@ -22,6 +22,7 @@ from qlora_repeat.records.trial_state import (
     base_damages,
     explanations,
     last_checkpoint,
+    stopped_at,
     trial_state,
     valid_record,
 )
@@ -82,8 +83,12 @@ def run_study(
         return 0
     trials = [job.trial for job in waiting if isinstance(job, TrialJob)]
     damages = base_damages(workspace) if "evaluate" in stages else []
-    for line in damages + explanations(map(trial_state, trials)):
-        observer.tell(f"running again: {line.partition('; `qlora-repeat trial')[0]}")
+    states = [(state, stopped_at(state)) for state in map(trial_state, trials)]
+    for line in damages + explanations(state for state, stopped in states if stopped is None):
+        observer.tell(f"running again: {line}")
+    for state, stopped in states:
+        if stopped is not None:
+            observer.tell(f"resuming: {state.trial.name} {stopped}")
     workers = min(jobs or default_workers(study.threads), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     observer.tell(f"study {title or study.name}: {len(waiting)} jobs, {workers} at a time")
