@@ -304,6 +304,10 @@ class Study:
                 task = self.data[model.data].task
                 raise ValueError(f"models.{name}.training.loss is answer, and rows for {task} have none")
             self._check_template(name, model, self.data[model.data])
+        if self.lora.dora and self.quantization.type == "int8":
+            raise ValueError(
+                "lora.dora needs a base in 4 bits or quantization.type none; PEFT fails with int8"
+            )
         if self.weights != "auto" and not self.quantization.in_4_bits:
             raise ValueError(
                 f"weights is {self.weights}, which is for a base in 4 bits; quantization.type is "
