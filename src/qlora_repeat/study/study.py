@@ -208,8 +208,7 @@ class Model:
     "chat", the chat template of the tokenizer. In a study file, the default is the one of `TEMPLATES` for the
     task, and "chat" for messages."""
     target_modules: (
-        Literal["all-linear"]
-        | Annotated[
+        Annotated[
             list[
                 Annotated[
                     str,
@@ -223,7 +222,9 @@ class Model:
             ],
             Field(min_length=1),
         ]
+        | Literal["all-linear"]
     )
+    """Names of layers; "all-linear" stands for all linear layers but the output layer."""
     training: Training
     stop: Annotated[Text, Field(min_length=1)] | None = None
     """A response ends before this text."""
