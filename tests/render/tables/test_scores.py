@@ -1,14 +1,13 @@
 """Tables S7 and S8: scores by run, with the base; a collapse shows as in other tables."""
 
-from typing import Any
-
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.scores import score_tables
 from qlora_repeat.results.arms import Arm, group_arms
 from qlora_repeat.results.study_statistics import arm_statistics
 from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.study.scores import ScoreName
 
-BASE: dict[str, Any] = {"accuracy": 0.25, "macro_f1": 0.125, "without_label": 30.0}
+BASE: dict[ScoreName, float] = {"accuracy": 0.25, "macro_f1": 0.125, "without_label": 30.0}
 
 
 def _arms() -> list[Arm]:
