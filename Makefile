@@ -42,7 +42,7 @@ INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL ONLY TRIALS J
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan doctor selftest fetch finetune merge evaluate time run collect tables figures report paper
-.PHONY: verify attribute status check list rehearsal bench test lint types lm-eval lock web clean help
+.PHONY: verify attribute status check list rehearsal bench architectures test lint types lm-eval lock web clean help
 .PHONY: image sif docker-all apptainer-all image-test sif-test base-image submit
 
 ##@ Run a study
@@ -134,6 +134,9 @@ bench: setup ## compare the speed of the kit and a plain script; half an hour on
 
 lm-eval: setup ## install lm-evaluation-harness, for studies with benchmarks and their tests
 	@lockfiles/pip.sh $(BIN)python install -qq --no-deps --no-build-isolation --require-hashes -r lockfiles/lm-eval.txt
+
+architectures: setup ## try out miniatures of all architectures, and write the table in docs/; minutes
+	@HF_HUB_DISABLE_PROGRESS_BARS=1 PYTHONPATH=tests $(BIN)python -m support.architecture_table
 
 lock: setup ## write the lock files (UPGRADE=--upgrade takes newer versions)
 	$(BIN)python lockfiles/refresh.py $(UPGRADE)

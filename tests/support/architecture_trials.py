@@ -10,7 +10,7 @@ from support.tiny import TINY
 from support.trials import outputs, quiet
 
 from qlora_repeat.assets.fetch import fetch
-from qlora_repeat.errors import KitError, StoppedError
+from qlora_repeat.errors import StoppedError
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
@@ -61,21 +61,20 @@ class Outcome:
     """A second trial has the same adapter and merged model, bit for bit."""
     resumes: bool = False
     """So has a trial that was stopped between two checkpoints."""
-    refused: str = ""
-    """The error before training, if there was one."""
+    share_in_4_bits: float = 0.0
+    """As the record has it."""
+    untrained_layers: int = 0
+    """How many adapted layers training did not change."""
 
 
 def try_out(name: str, folder: Path) -> Outcome:
     """Fetch a miniature, and run its trial: twice as it is, and once with a stop.
 
     Raises:
-        KitError: a stage failed.
+        KitError: the base was refused, or a stage failed.
     """
     workspace = at(_write_study(name, folder), folder / "whole", folder / "cache")
-    try:
-        fetch(workspace, lambda line: None)
-    except KitError as error:
-        return Outcome(refused=str(error))
+    fetch(workspace, lambda line: None)
     trial, again, stopped = (
         replace(workspace, runs=folder / runs).trial(f"{name}/adamw-32bit/1")
         for runs in ("whole", "again", "stopped")
@@ -93,6 +92,8 @@ def try_out(name: str, folder: Path) -> Outcome:
         merges=bool(found["compared"]),
         repeats=_digests(again) == wanted,
         resumes=_digests(stopped) == wanted and outputs(stopped)["resumed_from"] == _STOPPED_AT - 1,
+        share_in_4_bits=first["share_in_4_bits"],
+        untrained_layers=first["untrained_layers"],
     )
 
 

@@ -1,12 +1,17 @@
 """Miniatures of public architectures: models of two layers with random weights, and a byte tokenizer."""
 
+import math
+import os
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from support.checkout import ROOT
+
 from qlora_repeat.assets.fetch import save_plain
 from qlora_repeat.system.files import write_json
-from qlora_repeat.system.hashing import MANIFEST, folder_digests
+from qlora_repeat.system.hashing import MANIFEST, folder_digests, text_digest
 
 VOCABULARY = 384
 WIDTH = 64
@@ -60,6 +65,8 @@ class Architecture:
     """What the configuration has besides `_USUAL`, or has otherwise; None leaves a key out."""
     fused_experts: bool = False
     """Whether most weights are experts that are no linear layers."""
+    usual: dict[str, Any] = field(default_factory=dict)
+    """What a configuration of usual size needs besides transformers' defaults."""
 
     def config(self) -> Any:
         """Return the configuration of transformers."""
@@ -175,7 +182,10 @@ ARCHITECTURES = {
     "mixtral": Architecture("mixtral", _ATTENTION, _GROUPED | _MIXTURE | {"num_local_experts": 4}, True),
     "mpt": Architecture("mpt", ["Wqkv", "out_proj", "up_proj", "down_proj"], _TIED),
     "nemotron": Architecture(
-        "nemotron", [*_ATTENTION, "up_proj", "down_proj"], _TWO_KEYS | {"head_dim": WIDTH // 4}
+        "nemotron",
+        [*_ATTENTION, "up_proj", "down_proj"],
+        _TWO_KEYS | {"head_dim": WIDTH // 4},
+        usual={"num_key_value_heads": 8},
     ),
     "olmo": Architecture("olmo", _GATED, _TWO_KEYS),
     "olmo-2": Architecture("olmo2", _GATED, _TWO_KEYS),
@@ -238,6 +248,23 @@ ARCHITECTURES = {
     "starcoder2": Architecture("starcoder2", [*_ATTENTION, "c_fc", "c_proj"], _TWO_KEYS),
 }
 """By the name of the family."""
+
+
+def chosen(commit: str) -> list[str]:
+    """Return a quarter of the families, other ones for each commit; all if the environment asks for them."""
+    if os.environ.get("QLORA_REPEAT_ARCHITECTURES") == "all":
+        return list(ARCHITECTURES)
+    ranked = sorted(ARCHITECTURES, key=lambda name: text_digest(f"{commit} {name}"))
+    return sorted(ranked[: math.ceil(len(ranked) / 4)])
+
+
+def commit() -> str:
+    """Return the id of the checkout's commit; of a copy without git, a fixed text."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
 
 
 def miniature(name: str, seed: int = 0) -> Any:

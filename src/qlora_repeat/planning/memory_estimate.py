@@ -138,13 +138,23 @@ def model_config(architecture: Mapping[str, Any], name: str) -> Any:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     AttentionInterface.register(_ATTENTION, sdpa_attention_forward)
-    settings = {"attn_implementation": _ATTENTION} | dict(architecture)
-    model_type = settings.pop("model_type")
+
+    def with_attention(kind: str) -> Any:
+        settings = {"attn_implementation": kind} | dict(architecture)
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        mend_padding(config)
+        return config
+
     try:
-        return AutoConfig.for_model(model_type, **settings)
+        usual, plain = with_attention(_ATTENTION), with_attention("eager")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"bases.{name}.architecture: {reason[:200]}") from None
+    try:
+        skeleton(usual)
+    except Exception:  # some models have no other attention; what else is wrong is found with this one too
+        return plain
+    return usual
 
 
 def parameter_count(config: Any) -> int:
@@ -324,10 +334,16 @@ def _tensors(model: Any) -> Iterator[tuple[Any, str]]:
 @contextlib.contextmanager
 def _fake_tensors() -> Iterator[None]:
     from bitsandbytes.functional import quantize_blockwise
+    from transformers.integrations import moe
 
     quantize_blockwise(torch.zeros(1))  # creates a code book that is cached and must not be fake
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    # torch knows the products of fused experts in bfloat16 alone; transformers' have the same tensors
+    in_one_kernel, moe._can_use_grouped_mm = moe._can_use_grouped_mm, lambda *operands: False
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        moe._can_use_grouped_mm = in_one_kernel
 
 
 def _make_fake(model: Any, compute: Any) -> None:

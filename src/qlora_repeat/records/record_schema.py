@@ -59,6 +59,7 @@ class _Finetuned(TypedDict):
     peak_memory_share: float | None
     weights: Literal["nf4", "materialized", "int8", "none"]
     share_in_4_bits: NotRequired[_Share]
+    untrained_layers: NotRequired[Count]
     miniature: bool
 
 
