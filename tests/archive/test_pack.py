@@ -378,11 +378,12 @@ def test_unfinished_and_damaged_trials_are_left_out_and_named(lab: Lab) -> None:
     result = lab.kit("pack")
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("left out: ")]
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert f"left out: {FIRST} is damaged: {adapter}: not the bytes that were recorded" in lines[0]
-    assert lines[1].startswith("left out: tiny-neox/adamw-32bit/1 failed: no luck")
-    assert lines[2] == "left out: tiny-neox/adamw-32bit/2 is running"
-    assert lines[3] == "left out: 1 of 8 trials are missing or not complete"
+    assert lines[1].startswith("left out: tiny-neox/adamw-8bit/2 stopped; time remains; `qlora-repeat trial ")
+    assert lines[2].startswith("left out: tiny-neox/adamw-32bit/1 failed: no luck")
+    assert lines[3] == "left out: tiny-neox/adamw-32bit/2 is running"
+    assert lines[4] == "left out: 1 of 8 trials are missing or not complete"
     with opened(lab.archive) as theirs:
         rows = theirs.results()
         states = [(row.status, row.measured) for row in rows]

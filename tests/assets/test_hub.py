@@ -325,6 +325,11 @@ def test_a_proxy_that_does_not_answer_is_named(user: User) -> None:
 
 @pytest.mark.skipif(find_spec("socksio") is not None, reason="SOCKS proxies work here")
 def test_behind_a_socks_proxy_a_filled_cache_suffices(copied: User) -> None:
+    """As a download of the branch by the hub's own tool leaves it."""
     copied.lock.unlink()
     shutil.rmtree(copied.cache)
+    for snapshot in (copied.home / "hub").glob("*/snapshots/*"):
+        reference = snapshot.parent.parent / "refs/main"
+        reference.parent.mkdir(exist_ok=True)
+        reference.write_text(snapshot.name)
     copied.fetch(*QUOTER, ALL_PROXY="socks5://127.0.0.1:9")

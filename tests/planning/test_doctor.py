@@ -243,7 +243,7 @@ def test_the_first_run_fetches_what_is_missing(study_file: Path, tmp_path: Path)
     (finding,) = found.of("models and data", "ok")
     for name in ("quotes", "instructions", "tiny-llama", "tiny-neox"):
         assert name in finding.text
-    assert f"`qlora-repeat fetch {study_file}`" in finding.text
+    assert f"`qlora-repeat fetch {study_file} --cache {tmp_path / 'cache'}`" in finding.text
 
 
 def test_other_versions_than_locked_are_named(study_file: Path, cache: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from qlora_repeat.records.trial_state import (
     base_damages,
     explanations,
     last_checkpoint,
+    stopped_at,
     trial_state,
     valid_record,
 )
@@ -86,8 +87,12 @@ def run_study(
         return 0
     trials = [job.trial for job in waiting if isinstance(job, TrialJob)]
     damages = base_damages(workspace, [job.test for job in waiting if isinstance(job, BaseTestJob)])
-    for line in damages + explanations(map(trial_state, trials)):
-        observer.tell(f"running again: {line.partition('; `qlora-repeat trial')[0]}")
+    states = [(state, stopped_at(state)) for state in map(trial_state, trials)]
+    for line in damages + explanations(state for state, stopped in states if stopped is None):
+        observer.tell(f"running again: {line}")
+    for state, stopped in states:
+        if stopped is not None:
+            observer.tell(f"resuming: {state.trial.name} {stopped}")
     workers = min(jobs or default_workers(study.threads), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     left_out = f"; {chosen.left_out} other trials are left out" if chosen and chosen.left_out else ""

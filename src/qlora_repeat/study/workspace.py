@@ -50,7 +50,8 @@ class Workspace:
     @property
     def has_evidence(self) -> bool:
         """Whether the results are those of an unpacked archive, in which no command may change anything."""
-        return (self.runs.resolve().parent / ARCHIVE_MARK).is_file()
+        top = self.runs.resolve().parent
+        return all((top / name).is_file() for name in (ARCHIVE_MARK, "SHA256SUMS"))
 
     @property
     def assets(self) -> Path:

@@ -66,6 +66,7 @@ def test_seven_replicates_name_the_largest_source_and_find_the_sources_additive(
     assert found.problems == []
     sizes, first, second, third, fourth = sentences(measured, found)
     assert sizes.startswith("Median change of log perplexity with one source freed: adapter init ")
+    assert sizes.endswith("The adapters are then 50 % of their size apart; unrelated ones, about 141 %.")
     assert sizes.index("adapter init") < sizes.index("data order") < sizes.index("dropout")
     assert "adapter init" in first
     assert first.index("adapter init") < first.index("data order") < first.index("dropout")

@@ -76,7 +76,7 @@ def command(
     path = out or workspace.runs / f"{study.label}.zip"
     if path.suffix != ".zip" or path.is_dir():
         raise UsageError(f"--out {path}: give a file that ends in .zip")
-    if not re.fullmatch(r"[A-Za-z0-9.+-]+", license):
+    if not re.fullmatch(r"[A-Za-z0-9.+-]{1,100}", license):
         raise UsageError(f"--license {license}: give an SPDX identifier, such as CC-BY-4.0")
     if key is not None:
         require_key(key)  # fail now, not after packing
