@@ -78,12 +78,14 @@ def test_the_file_is_the_schema_of_the_types() -> None:
     assert found == json_text(study_schema()), "run python -m qlora_repeat.study.json_schema"
 
 
-@pytest.mark.parametrize("name", ["pocket", "paper", "collapse"])
+@pytest.mark.parametrize("name", ["pocket", "paper", "collapse", "tasks"])
 def test_each_study_names_the_schema_and_fits_it(name: str) -> None:
     path = ROOT / f"studies/{name}.toml"
     assert path.read_text("utf-8").startswith("#:schema ./study.schema.json\n")
     assert problems(read_toml(path), study_schema(), study_schema()) == []
-    assert {"pocket", "paper", "collapse"} == {path.stem for path in (ROOT / "studies").glob("*.toml")}
+    assert {"pocket", "paper", "collapse", "tasks"} == {
+        path.stem for path in (ROOT / "studies").glob("*.toml")
+    }
 
 
 SHORT = '[bases.m]\nfolder = "m"\n[data.r]\ntask = "text-generation"\nfile = "r.jsonl"\n[models.x]\n'

@@ -66,7 +66,9 @@ def test_a_text_stands_for_the_table_of_a_source(tmp_path: Path) -> None:
     assert data is not None and (data.repository, data.revision) == ("acme/rows", "main")
 
 
-@pytest.mark.parametrize("name", ["pocket", "paper", "collapse", "paper@bitwise@adamw-8bit@3-steps-4-rows"])
+@pytest.mark.parametrize(
+    "name", ["pocket", "paper", "collapse", "tasks", "paper@bitwise@adamw-8bit@3-steps-4-rows"]
+)
 def test_what_show_prints_is_the_same_study(name: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["show", name])
     shown = written(tmp_path / f"{name.partition('@')[0]}.toml", done.output)
@@ -106,7 +108,7 @@ def test_each_line_of_a_key_is_known() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["pocket", "paper", "collapse"])
+@pytest.mark.parametrize("name", ["pocket", "paper", "collapse", "tasks"])
 def test_the_lines_of_keys_are_those_of_the_studies(name: str) -> None:
     text = (ROOT / f"studies/{name}.toml").read_text("utf-8")
     lines, content = text.splitlines(), read_toml(ROOT / f"studies/{name}.toml")

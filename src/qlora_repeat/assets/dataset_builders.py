@@ -112,7 +112,8 @@ def json_lines(rows: list[Row]) -> str:
 def categorized_rows(categories: list[str], seed: int, count: int) -> list[Row]:
     """Return plain fortunes of 20 to 300 letters with their category as the answer, from each one in turn.
 
-    They have no author, whose name might tell the category. A fortune of several categories is left out.
+    The line with the author is left out, because a name might tell the category. So is a fortune of several
+    categories.
 
     Raises:
         UsageError: there is no such category.

@@ -44,6 +44,11 @@ def score(name: ScoreName) -> Measure:
     return lambda trial: trial.scores.get(name)
 
 
+def scores_of_others(task: str) -> set[str]:
+    """Return the scores that only other tasks have."""
+    return {name for other, names in SCORES.items() if other != task for name in names}
+
+
 _SUMMARIZED = MEASURES | {name: score(name) for names in SCORES.values() for name in names}
 METHODS = {
     "sd": "sample standard deviation (n - 1)",

@@ -1,14 +1,16 @@
 """Tables S7 and S8: scores by run, with the base; a collapse shows as in other tables."""
 
-from typing import Any
+from dataclasses import replace
 
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.scores import score_tables
+from qlora_repeat.render.tables.statistics import statistics_tables
 from qlora_repeat.results.arms import Arm, group_arms
 from qlora_repeat.results.study_statistics import arm_statistics
 from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.study.scores import ScoreName
 
-BASE: dict[str, Any] = {"accuracy": 0.25, "macro_f1": 0.125, "without_label": 30.0}
+BASE: dict[ScoreName, float] = {"accuracy": 0.25, "macro_f1": 0.125, "without_label": 30.0}
 
 
 def _arms() -> list[Arm]:
@@ -48,6 +50,14 @@ def test_statistics_summarize_scores_and_a_collapse_counts() -> None:
     assert first.measures["accuracy"].mean == 0.25
     assert second.measures["accuracy"].sd == 0
     assert first.worse_than_base is not None and first.worse_than_base.count == 1
+
+
+def test_scores_that_a_task_does_not_have_are_not_noted_as_missing() -> None:
+    writer = TrialResult("tasks", "summarization", "w", "W", "adamw-8bit", 1, "done", perplexity=2.0)
+    arms = [*_arms(), *group_arms([replace(writer, scores={"rouge1": 0.5, "rouge2": 0.25, "rougeL": 0.5})])]
+    (table, *_) = statistics_tables(arms)
+    assert ("ROUGE-2", "mean") in table.columns
+    assert not any("Fewer values" in note for note in table.notes)
 
 
 def test_other_tasks_have_no_such_table() -> None:

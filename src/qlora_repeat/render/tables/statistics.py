@@ -20,6 +20,7 @@ from qlora_repeat.results.study_statistics import (
     SCORE_TITLES,
     ArmStatistics,
     StudyStatistics,
+    scores_of_others,
     study_statistics,
 )
 
@@ -101,7 +102,7 @@ def _fewer_values(arms: list[Arm], found: StudyStatistics) -> list[str]:
         (f"{arm.name} {_TITLES[name]}: {summary.n}", summary.not_finite)
         for arm, own in zip(arms, found.arms, strict=True)
         for name, summary in own.measures.items()
-        if summary.n < own.trials
+        if summary.n < own.trials and name not in scores_of_others(arm.task)
     ]
     if not fewer:
         return []
