@@ -13,12 +13,14 @@ from support.trials import outputs, quiet
 
 from qlora_repeat.analysis.verify.verdict import Verdict
 from qlora_repeat.api.verification import verify
+from qlora_repeat.assets.benchmarks import own_task_files
 from qlora_repeat.errors import StageError, UsageError
 from qlora_repeat.execution.run_study import require_benchmarks
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.records.trial_state import measured_state, stage_states, trial_state
 from qlora_repeat.results.collect import collect
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Evaluation
 from qlora_repeat.study.trial import ALL_STAGES, STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
@@ -179,6 +181,19 @@ def test_a_task_file_from_an_archive_is_not_read(plain: Workspace) -> None:
     theirs = dataclasses.replace(workspace, from_archive=True)
     with pytest.raises(UsageError, match=r"colors\.yaml is a task file, which can run any code"):
         require_benchmarks(theirs.trials(), ALL_STAGES)
+
+
+def test_a_folder_of_tasks_is_found_from_any_study_next_to_it_or_below(
+    plain: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_benchmarks(plain, "tasks/")
+    monkeypatch.chdir(plain.file.parent)
+    Path("more").mkdir()
+    for name, parent in (("beside.toml", "own"), ("more/below.toml", "../own.toml")):
+        Path(name).write_text(f'extends = "{parent}"')
+    for study in ("own.toml", "beside.toml", "more/below.toml"):
+        (task,) = load_study(study).evaluation.lm_eval
+        assert [path.name for path in own_task_files(task)] == ["colors.yaml"]
 
 
 def test_a_benchmark_named_twice_is_refused() -> None:

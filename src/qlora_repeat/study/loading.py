@@ -113,7 +113,11 @@ def _with_own_files(study: Study, study_file: Path) -> Study:
         data={name: with_files(name, data) for name, data in study.data.items()},
         evaluation=replace(
             study.evaluation,
-            lm_eval=[str(folder / each) if is_own_task(each) else each for each in study.evaluation.lm_eval],
+            lm_eval=[
+                # A Path would make tasks of ./tasks/, which is a name.
+                f"{folder}/{each}" if is_own_task(each) and not Path(each).is_absolute() else each
+                for each in study.evaluation.lm_eval
+            ],
         ),
     )
 

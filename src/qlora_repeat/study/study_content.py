@@ -271,7 +271,7 @@ def _move_tasks(values: dict[str, Any], source: Path, target: Path) -> None:
         return
     for place, task in enumerate(tasks):
         if isinstance(task, str) and is_own_task(task) and not Path(task).is_absolute():
-            tasks[place] = os.path.relpath(source / task, target)
+            tasks[place] = f"./{os.path.relpath(source / task, target)}"
 
 
 def _add_shared_training(content: Content) -> None:
