@@ -126,6 +126,7 @@ def test_the_repr_of_a_study_is_one_line(finished: Lab) -> None:
         (lambda study: qr.report(study), qr.MissingError, "no collected results; run"),
         (lambda study: qr.tables("published", compare="none.jsonl"), qr.MissingError, "none.jsonl"),
         (lambda study: qr.run(study, stages=["fintune"]), qr.UsageError, "'fintune' is not a stage"),
+        (lambda study: qr.run(study, only=["gpt"]), qr.UsageError, "--only gpt: expected MODEL or"),
         (lambda study: qr.fetch(study, models=["gpt"]), qr.UsageError, "gpt"),
         (lambda study: qr.verify("runs/trial-1"), qr.UsageError, "named model/optimizer/number"),
         (lambda study: qr.verify(study.trials()[0]), qr.MissingError, "trial-1: .*trace.jsonl"),

@@ -9,6 +9,7 @@ from qlora_repeat.results.scope import banner, cut_short, examples_tested, of_pa
 def test_a_complete_study_is_not_cut_short() -> None:
     arms = group_arms([trial(), trial(trial=2, study="pocket@bitwise@materialized")])
     assert (cut_short(arms), banner(arms), banner([])) == ("", "", "")
+    assert banner(group_arms([missing()])) == "", "there are no numbers yet"
 
 
 def test_missing_trials_and_limits_cut_a_study_short() -> None:

@@ -37,8 +37,8 @@ def cut_short(arms: Sequence[Arm]) -> str:
 
 
 def banner(arms: Sequence[Arm]) -> str:
-    """Return what to say above results that are cut short; an empty text for others."""
-    found = cut_short(arms) if arms else ""
+    """Return what to say above numbers that are cut short; an empty text for others."""
+    found = cut_short(arms) if any(arm.done for arm in arms) else ""
     return f"Cut short: {found}. {_ADVICE}" if found else ""
 
 

@@ -107,6 +107,14 @@ def test_trials_first_differ_where_their_traces_differ() -> None:
     assert chart.data["step"] == 2
 
 
+def test_a_difference_before_training_has_no_line_at_the_edge() -> None:
+    steps = [[Step(0, adapter=start), Step(1, loss=3.0), Step(2, loss=2.0)] for start in ("a", "b")]
+    files = TrialFiles({f"neox/adamw-8bit/{place}": own for place, own in enumerate(steps, 1)})
+    (chart,) = loss_charts(arm_rows(group_arms([trial(1), trial(2, "other")]), files, "mine"), files)
+    assert chart.description.endswith("Runs differ before the first step (run 2).")
+    assert chart.data["step"] is None
+
+
 def test_a_long_curve_is_reduced_to_means() -> None:
     files = traced({1: [float(n % 2) for n in range(10 * MOST_POINTS)]})
     (chart,) = loss_charts(arm_rows(group_arms([trial(1)]), files, "mine"), files)

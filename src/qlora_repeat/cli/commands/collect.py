@@ -47,8 +47,6 @@ def summary(results: "Results", include_stale: bool = False) -> Iterator[str]:
     done = sum(row.status == "done" for row in results)
     assert results.study is not None, "they were collected from its records"
     yield f"{results.study.results}: {done} of {len(results)} trials done"
-    if above := banner(results.arms()):
-        yield above
     if stale := [row for row in results if row.status == "stale"]:
         kept, status = sum(row.measured for row in stale), results.study.command("status")
         yield (
@@ -56,3 +54,5 @@ def summary(results: "Results", include_stale: bool = False) -> Iterator[str]:
             if include_stale
             else f"{len(stale)} stale: `{status}` says why; --include-stale also collects them"
         )
+    if above := banner(results.arms()):
+        yield above

@@ -103,11 +103,12 @@ def loss_charts(rows: Sequence[ArmRow], files: TrialFiles) -> Iterator[Chart]:
         differing = [(cell.divergence.step, cell.trial.trial) for cell in row.cells if cell.divergence]
         step, first = min(differing, default=(None, None))
         if differing:
-            description += f" Runs first differ at step {step} (run {first})."
+            when = f"first differ at step {step}" if step else "differ before the first step"
+            description += f" Runs {when} (run {first})."
         if not traced:
             notes.append("Without traces, points are the collected losses; the first difference is unknown.")
         columns, log = ("run", unit, "loss"), spans_a_decade(losses)
-        data = _data("lines", columns, points, runs=list(curves), step=step, log=log)
+        data = _data("lines", columns, points, runs=list(curves), step=step or None, log=log)
         yield Chart(row.arm.name, description, notes, data)
 
 
