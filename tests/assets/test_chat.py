@@ -89,6 +89,7 @@ def test_a_cut_answer_has_nothing_to_predict(tmp_path: Path) -> None:
             "row [0-9]+: the chat template refuses the messages .no system",
         ),
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "row [0-9]+: .* changes the answers"),
+        ("{{ 'a' * 10**11 }}", "row [0-9]+: the chat template needs more than 500 MB"),
         ("{% for m in messages %}", "row [0-9]+: the chat template refuses the messages"),
     ],
 )

@@ -8,8 +8,10 @@ from support.own_rows import write_own_study
 from support.places import at
 from support.trials import outputs, quiet
 
+from qlora_repeat.analysis.verify.rerun import read_recorded
 from qlora_repeat.errors import StoppedError
 from qlora_repeat.execution.run_trial import run_trial
+from qlora_repeat.records.stage_inputs import stage_settings
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.study.trial import Trial
 
@@ -78,6 +80,12 @@ def test_a_trial_repeats_resumes_and_ends(option: str, tmp_path: Path) -> None:
     assert stopped.trace.read_bytes() == whole.trace.read_bytes()
     assert read_trace(whole.trace)[-1].adapter == outputs(whole)["adapter_digest"]
     assert outputs(whole, "merge")["compared"]
+    other = tmp_path / "other"
+    other.mkdir()
+    recorded = read_recorded(whole, whole.folder, other, "evaluation")
+    assert recorded.contradictions == []
+    for stage in ("finetune", "evaluate"):
+        assert stage_settings(recorded.again, stage) == stage_settings(whole, stage), "verify uses them"
 
 
 def tuned(folder: Path, *changes: tuple[str, str]) -> Trial:

@@ -248,7 +248,7 @@ WRONG_HUBS = {
     ),
     "a column of another task": (COLUMNS, 'columns = { quote = "output" }\n', "columns for instruction and"),
     "an unknown column": (
-        COLUMNS, 'columns = { instruction = "a", output = "b" }\n', "data.questions.columns.output",
+        COLUMNS, 'columns = { instruction = "a", answer = "b", output = "c" }\n', "questions.columns.output",
     ),
     "a number for a column": ('{ quote = "quote" }', "{ quote = 1 }", "data.quotes.columns.quote", "found 1"),
     "a hub for fortunes": (

@@ -11,13 +11,13 @@ from qlora_repeat.errors import UsageError
 ROWS = [
     {"instruction": f"Is {number} odd?", "input": f"It is {number}.", "answer": "no"} for number in range(10)
 ]
+UNLISTED = ('input = "input", ', "")
 TEMPLATE = "{{answer}} {instruction} ({input})\\n{answer}!"
 
 
 def test_a_template_names_any_column_and_escapes_braces(tmp_path: Path) -> None:
     """The columns that it names are read without being listed."""
-    unlisted = ('input = "input", ', "")
-    workspace = write_own_study(tmp_path, ROWS, unlisted, template=TEMPLATE)
+    workspace = write_own_study(tmp_path, ROWS, UNLISTED, template=TEMPLATE)
     model, rows = workspace.study.models["own"], part_rows(workspace, "rows", "test", 42)
     tokenizer, row = own_tokenizer(), rows[0]
     (example,) = encode(tokenizer, model, rows[:1])
@@ -42,6 +42,6 @@ def test_a_template_names_any_column_and_escapes_braces(tmp_path: Path) -> None:
 )
 def test_a_wrong_template_is_refused_in_one_line(template: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
-        write_own_study(tmp_path, ROWS, template=template)
+        write_own_study(tmp_path, ROWS, UNLISTED, template=template)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)

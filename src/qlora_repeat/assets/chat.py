@@ -11,6 +11,7 @@ from typing import Any
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import Row
 from qlora_repeat.system.files import megabytes
+from qlora_repeat.system.memory import memory_limit
 
 Message = dict[str, str]
 """A message: ``role`` and ``content``."""
@@ -22,6 +23,8 @@ _MOST_MESSAGES = 10_000
 _LONGEST_TEMPLATE = 200_000
 _LONGEST_TEXT = 20_000_000
 """Characters that a template may make of a row."""
+_MOST_MEMORY = 500_000_000
+"""Bytes that a template may use for a row."""
 DATE = "26 Jul 2024"
 """What a template gets that asks for the date, so that bits do not depend on the day."""
 _FIXED_DATE = "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}"
@@ -169,12 +172,15 @@ def _rendered(tokenizer: Any, messages: list[Message], *, add_generation_prompt:
 
     template = chat_template(tokenizer)
     try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
+        with memory_limit(_MOST_MEMORY):
+            text = tokenizer.apply_chat_template(
+                messages,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+    except MemoryError:
+        raise UsageError(f"the chat template needs more than {megabytes(_MOST_MEMORY)} of memory") from None
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"the chat template refuses the messages ({reason})") from None

@@ -313,7 +313,10 @@ def layer_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Find
         except KitError as error:
             yield _finding_of(error)
             continue
-        if warning := counts.warning():
+        if not study.quantization.in_4_bits:
+            how = "in 8 bits" if study.quantization.type == "int8" else "not quantized"
+            shares[model.base] = Finding("ok", f"base {model.base}: its layers are {how}")
+        elif warning := counts.warning():
             advice = "expect the memory that `plan` shows, or use another base"
             shares[model.base] = Finding("warning", f"base {model.base}: {warning}", advice)
         else:

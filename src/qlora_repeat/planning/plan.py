@@ -8,7 +8,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_repeat.assets.architecture import base_architecture
 from qlora_repeat.assets.hub_lock import lock_file
@@ -18,7 +18,7 @@ from qlora_repeat.planning.gpu_catalog import Gpu, large_enough
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.data_sources import train_examples
 from qlora_repeat.study.optimizers import OptimizerName
-from qlora_repeat.study.study import Dtype, FrozenWeights
+from qlora_repeat.study.study import Dtype, FrozenWeights, Quantization
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.memory import CONTEXT_BYTES
@@ -66,8 +66,9 @@ class ModelPlan:
     parameters: int
     share_in_4_bits: float
     """Of the base's weights, 0 to 1."""
-    weights: FrozenWeights
-    """The study's setting for the frozen base; "auto" is planned as dequantized, which needs more memory."""
+    weights: FrozenWeights | Literal["int8", "none"]
+    """The study's setting for the frozen base; "auto" is planned as dequantized, which needs more memory.
+    Of a base that is not in 4 bits, its type."""
     base_quantized: int
     base_scales: int
     base_materialized: int
@@ -203,7 +204,7 @@ def _model_plan(
         base=model.base,
         parameters=parameters,
         share_in_4_bits=tuning.counts.share,
-        weights=study.weights,
+        weights=study.weights if study.quantization.in_4_bits else _other_type(study.quantization),
         base_quantized=weights.quantized,
         base_scales=weights.scales,
         base_materialized=weights.materialized,
@@ -217,6 +218,10 @@ def _model_plan(
         evaluate_share=evaluate_peak / gpu.memory,
         arms=arms,
     )
+
+
+def _other_type(quantization: Quantization) -> Literal["int8", "none"]:
+    return "int8" if quantization.type == "int8" else "none"
 
 
 def _arm_plan(

@@ -246,9 +246,7 @@ def changes_of(tensors: Mapping[str, Any], config: AdapterConfig, path: Path) ->
             changes[layer] = Change(tensors[name], tensors[other], scale, learned)
             left -= {name, *needed}
     if left:
-        raise StageError(
-            f"{path}: {min(left)} cannot be merged; only A, B and magnitudes of linear layers can"
-        )
+        raise StageError(f"{path}: {min(left)} cannot be merged; only A and B of linear layers can")
     return changes
 
 

@@ -299,18 +299,6 @@ class Data:
         if self.source == "fortunes" and self.task == "classification" and len(self.families) < 2:
             raise ValueError("give at least two categories of fortunes as families")
 
-
-def train_examples(data: Data) -> int:
-    """Return the number of training examples: all rows without the test part, rounded up (section III)."""
-    assert data.rows is not None, "the caller takes it from the lock file, if the study does not give it"
-    examples = data.rows - math.ceil(data.test_share * data.rows)
-    return min(examples, data.max_rows or examples)
-
-
-def is_own_task(task: str) -> bool:
-    """Return whether a benchmark is given by a path, and not by its name in lm-evaluation-harness."""
-    return "/" in task or task.endswith((".yaml", ".yml"))
-
     def _has_columns(self) -> bool:
         keys = ROW_KEYS[self.task]
         if self.is_chat:
@@ -332,3 +320,15 @@ def is_own_task(task: str) -> bool:
         """The keys of a row that a template can name."""
         keys = ROW_KEYS[self.task]
         return [*keys, *(key for key in self.columns if key not in (*keys, MESSAGES))]
+
+
+def train_examples(data: Data) -> int:
+    """Return the number of training examples: all rows but the test part, rounded up (section III)."""
+    assert data.rows is not None, "the caller takes it from the lock file, if the study does not give it"
+    examples = data.rows - (0 if data.has_test else math.ceil(data.test_share * data.rows))
+    return min(examples, data.max_rows or examples)
+
+
+def is_own_task(task: str) -> bool:
+    """Return whether a benchmark is given by a path, and not by its name in lm-evaluation-harness."""
+    return "/" in task or task.endswith((".yaml", ".yml"))

@@ -9,7 +9,14 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.study.data_sources import Data, Folder, PackageFile, is_own_task
+from qlora_repeat.study.data_sources import (
+    MESSAGES,
+    ROW_KEYS,
+    Data,
+    Folder,
+    PackageFile,
+    is_own_task,
+)
 from qlora_repeat.study.finding import (
     CUT,
     archived_file,
@@ -23,6 +30,7 @@ from qlora_repeat.study.old_spelling import respelled_part
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import PUBLISHED, FrozenWeights, Study
 from qlora_repeat.study.study_content import Content, read_content
+from qlora_repeat.study.template import template_columns
 from qlora_repeat.study.validation_message import validation_message
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.package_data import in_wheel
@@ -72,10 +80,24 @@ def read_study(study: str) -> tuple[Study, Content]:
         raise UsageError(
             f"{path}: {where}key name: expected the file's name, {path.stem!r} (found {loaded.name!r})"
         )
+    for key in unused_columns(loaded):
+        where = content.written(key)[0]
+        raise UsageError(f"{path}: {where}key {'.'.join(key)}: no template names {{{key[-1]}}}")
     try:
         return _varied(loaded, parts), content
     except ValidationError as error:
         raise UsageError(f"{study}: {validation_message(error)}") from None
+
+
+def unused_columns(study: Study) -> list[tuple[str, ...]]:
+    """Return the keys of columns that a file gives and no template names, such as misspelled ones."""
+    found = list[tuple[str, ...]]()
+    for name, data in study.data.items():
+        templates = [model.template for model in study.models.values() if model.data == name]
+        named = {column for template in templates for column in template_columns(template)}
+        known = {*ROW_KEYS[data.task], MESSAGES, *named}
+        found += [("data", name, "columns", key) for key in data.columns if templates and key not in known]
+    return found
 
 
 def _with_own_files(study: Study, study_file: Path) -> Study:

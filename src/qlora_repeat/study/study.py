@@ -224,8 +224,7 @@ class Model:
     "chat", the chat template of the tokenizer. In a study file, the default is the one of `TEMPLATES` for the
     task, and "chat" for messages."""
     target_modules: (
-        Literal["all-linear"]
-        | Annotated[
+        Annotated[
             list[
                 Annotated[
                     str,
@@ -239,7 +238,9 @@ class Model:
             ],
             Field(min_length=1),
         ]
+        | Literal["all-linear"]
     )
+    """Names of layers; "all-linear" stands for all linear layers but the output layer."""
     training: Training
     stop: Annotated[Text, Field(min_length=1)] | None = None
     """A response ends before this text."""
@@ -320,6 +321,10 @@ class Study:
                 task = self.data[model.data].task
                 raise ValueError(f"models.{name}.training.loss is answer, and rows for {task} have none")
             self._check_template(name, model, self.data[model.data])
+        if self.lora.dora and self.quantization.type == "int8":
+            raise ValueError(
+                "lora.dora needs a base in 4 bits or quantization.type none; PEFT fails with int8"
+            )
         if self.weights != "auto" and not self.quantization.in_4_bits:
             raise ValueError(
                 f"weights is {self.weights}, which is for a base in 4 bits; quantization.type is "

@@ -313,15 +313,16 @@ def _name_optimizers(content: Content, path: Path) -> None:
 
 def _add_columns(table: dict[str, Any], template: Any) -> None:
     """Add the columns that a template names to the dataset of its rows."""
-    columns = table.get("columns")
-    if not isinstance(columns, dict) or not isinstance(template, str):
+    columns, own = table.get("columns"), ROW_KEYS[table["task"]]
+    is_read = table.get("source") in ("hub", "file")
+    if not is_read or not isinstance(columns, dict) or not isinstance(template, str):
         return
     try:
         names = template_columns(template)
     except ValueError:  # which the check of the study reports
         return
     for name in names:
-        if MESSAGES not in columns or name not in ROW_KEYS["question-answering"]:
+        if name not in own:
             columns.setdefault(name, name)
 
 

@@ -93,8 +93,8 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     config: dict[str, Any] = {**adapter_config(folder)}
     named = again.model.target_modules
     wanted: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    wanted |= {"use_rslora": lora.rslora, "use_dora": lora.dora}
-    config |= {key: bool(config.get(key)) for key in ("use_rslora", "use_dora")}
+    kinds = {"use_rslora": lora.rslora, "use_dora": lora.dora}
+    wanted |= {key: True for key, is_set in kinds.items() if is_set}
     config["target_modules"] = sorted(config.get("target_modules", []))
     wanted["target_modules"] = _adapted(folder, config) if named == "all-linear" else sorted(named)
     wanted |= {"peft_type": "LORA", "init_lora_weights": True}  # PiSSA, say, also changes the base
@@ -104,7 +104,7 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     for other in sorted(each.name for each in folder.glob("*.safetensors")):
         if other != "adapter_model.safetensors":
             yield f"The adapter has weights in {other}, which PEFT does not read."
-    if changing := [name for name in _CHANGE_ADAPTER if config.get(name)]:
+    if changing := [name for name in _CHANGE_ADAPTER if config.get(name) and not kinds.get(name)]:
         yield f"The adapter's configuration sets {', '.join(changing)}, which the settings do not have."
 
 
@@ -124,7 +124,7 @@ _CHANGE_ADAPTER = (
     "alpha_pattern", "alora_invocation_tokens", "arrow_config", "exclude_modules", "kasa_config",
     "layer_replication", "layers_pattern", "layers_to_transform", "lora_bias",
     "modules_to_save", "monteclora_config", "rank_pattern", "target_parameters", "trainable_token_indices",
-    "use_bdlora", "use_qalora", "velora_config",
+    "use_bdlora", "use_dora", "use_qalora", "use_rslora", "velora_config",
 )  # fmt: skip
 """Options of PEFT's LoraConfig, without a value in the kit's, with which the same tensors change a model in
 another way."""

@@ -90,11 +90,15 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
     notes = [
         DEVIATION_NOTE,
         "base: the model before fine-tuning, measured in the same way.",
-        *([merged] if any(trial.weights for arm in arms for trial in arm.done) else []),
+        *([merged] if any(trial.weights in _IN_4_BITS for arm in arms for trial in arm.done) else []),
         *diverged(arms),
         *stale_bases(arm for arm in arms if base[arm.model]),
     ]
     return by_run(number, caption, columns, summary=summary, notes=notes)
+
+
+_IN_4_BITS = ("nf4", "materialized")
+"""Kinds of frozen weights that began in 4 bits."""
 
 
 def _memory(arms: list[Arm]) -> Table:

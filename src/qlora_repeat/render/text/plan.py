@@ -48,7 +48,7 @@ def _table(rows: Iterable[dict[str, str]]) -> str:
 def _finetuning(model: ModelPlan, arm: ArmPlan) -> dict[str, str]:
     return {
         "arm": f"{model.model}/{arm.optimizer}",
-        "4-bit": _gb(model.base_quantized),
+        "8-bit" if model.weights == "int8" else "4-bit": _gb(model.base_quantized),
         "scales": _gb(model.base_scales),
         "unpacked": _gb(model.base_materialized),
         "other weights": _gb(model.base_unquantized),
