@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_repeat.assets.datasets import instruction_text, part_rows, prompt_ids, read_rows
+from qlora_repeat.assets.datasets import part_rows, prompt_ids, prompt_text, read_rows
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import Row, Task
 from qlora_repeat.study.scores import MOST_CHARACTERS, MOST_LABELS
@@ -36,7 +36,7 @@ def asked_rows(
     asked = [
         Asked(
             index,
-            prompt_ids(tokenizer, model, instruction_text(model, row).rstrip(" ")),
+            prompt_ids(tokenizer, model, prompt_text(tokenizer, model, row)),
             reference_text(row),
         )
         for index, row in enumerate(rows)

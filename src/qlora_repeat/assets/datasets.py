@@ -235,6 +235,17 @@ def instruction_text(model: Model, row: Row) -> str:
     return filled(model.template, row, until="answer")
 
 
+def prompt_text(tokenizer: Any, model: Model, row: Row) -> str:
+    """Return the text that asks for the answer of a row, for a chat for the last one.
+
+    Raises:
+        UsageError: the chat template cannot be used for the row.
+    """
+    if model.template == CHAT:
+        return chat_prompt(tokenizer, row)
+    return instruction_text(model, row).rstrip(" ")
+
+
 def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
     """Return the indices of the examples in each step's batch. Each epoch is shuffled by its own stream."""
     import torch
@@ -314,8 +325,6 @@ def study_prompts(
     """Return a model's prompts (section VIII): the texts themselves, or the test rows that begin so.
 
     Without any in the study, they are the first rows with text of the test part, or their beginnings.
-    `seed` is the seed of the split.
-    Without any in the study, they are the first rows of the test part, or the beginnings of their texts.
     `seed` is the seed of the split. Without the `tokenizer` of the base, chats have no text to feed.
 
     Raises:
@@ -337,9 +346,7 @@ def study_prompts(
         if row is None:
             raise UsageError(f"data.{model.data}.prompts: no row of the test part begins with {beginning!r}")
         has_options = re.search(r"\bA: .*\bD: ", row["instruction"], re.S) is not None
-        if model.template == CHAT:
-            fed = chat_prompt(tokenizer, row) if tokenizer is not None else ""
-        else:
-            fed = instruction_text(model, row).rstrip(" ")
+        is_known = model.template != CHAT or tokenizer is not None
+        fed = prompt_text(tokenizer, model, row) if is_known else ""
         prompts.append(Prompt(row["instruction"], fed, has_options))
     return prompts

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, load_model, load_quantized
-from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text, part_rows, row_text
-from qlora_repeat.assets.layers import check_finite
 from qlora_repeat.assets.datasets import Example, Part, encode, part_rows, text_of
+from qlora_repeat.assets.layers import check_finite
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import delete_folder, new_folder, parse_json, read_file, write_json
 from qlora_repeat.system.fingerprint import fingerprint, machine_digest, packages

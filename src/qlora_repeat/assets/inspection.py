@@ -15,15 +15,14 @@ from typing_extensions import TypedDict  # pydantic needs this one on Python 3.1
 
 from qlora_repeat.assets.answer_rows import asked_rows, data_labels
 from qlora_repeat.assets.base_models import base_digest, base_folder, load_tokenizer
-from qlora_repeat.assets.chat import DATE, chat_template, has_date
+from qlora_repeat.assets.chat import chat_template
 from qlora_repeat.assets.configuration import usable
 from qlora_repeat.assets.datasets import (
     data_digest,
     data_folder,
     encode,
-    read_rows,
-    row_text,
-    split_rows,
+    parts_of,
+    read_row_files,
     study_prompts,
     text_of,
     token_counts,
@@ -33,6 +32,7 @@ from qlora_repeat.assets.row_checks import CHECKS, Flaw, Seen, SeenRow, position
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.randomness import draw_seed
 from qlora_repeat.study.scores import SCORES
+from qlora_repeat.study.template import CHAT
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import write_json
 from qlora_repeat.system.fingerprint import packages
@@ -171,6 +171,11 @@ def _seen(workspace: Workspace, model_name: str) -> Seen:
     model = workspace.study.models[model_name]
     folder = base_folder(workspace, model.base)
     tokenizer = load_tokenizer(folder)
+    if model.template == CHAT:
+        try:
+            chat_template(tokenizer)
+        except UsageError as error:
+            raise UsageError(f"models.{model_name}.template is chat, and {error}") from None
     with usable(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     return Seen(
@@ -178,30 +183,41 @@ def _seen(workspace: Workspace, model_name: str) -> Seen:
         workspace.study.data[model.data],
         tokenizer,
         config,
-        sorted(_seen_rows(workspace, model_name, tokenizer), key=lambda each: each.number),
-        [each.fed for each in study_prompts(workspace, model_name, _seed(workspace))],
+        _seen_rows(workspace, model_name, tokenizer),
+        [each.fed for each in study_prompts(workspace, model_name, _seed(workspace), tokenizer)],
     )
 
 
-def _seen_rows(workspace: Workspace, model_name: str, tokenizer: Any) -> Iterator[SeenRow]:
+def _seen_rows(workspace: Workspace, model_name: str, tokenizer: Any) -> list[SeenRow]:
+    """Return the rows in the order of their files."""
     study = workspace.study
     model = study.models[model_name]
-    data, rows = study.data[model.data], read_rows(workspace, model.data)
-    numbers = {id(row): number for number, row in enumerate(rows, 1)}
-    for part, own in split_rows(data, rows, _seed(workspace)).items():
+    data, files = study.data[model.data], read_row_files(workspace, model.data)
+    numbers = {id(row): number for rows in files for number, row in enumerate(rows, 1)}
+    found = list[tuple[int, SeenRow]]()
+    for part, own in parts_of(data, files, _seed(workspace)).items():
         used = own
         if _has_one_split(workspace):
             used = own[: data.max_rows]
             used = used[: study.evaluation.examples] if part == "test" else used
+        of_test = " of the test file" if data.has_test and part == "test" else ""
+        texts = []
+        for row in used:
+            try:
+                texts.append(text_of(tokenizer, model, row).text)
+            except UsageError as error:
+                where = f"data.{model.data}: row {numbers[id(row)]}{of_test}"
+                raise UsageError(f"{where}: {error}") from None
         examples = encode(tokenizer, model, used)
         limit = model.training.max_length
-        long = [
-            row_text(model, row) for row, each in zip(used, examples, strict=True) if len(each.ids) >= limit
-        ]
+        long = [text for text, each in zip(texts, examples, strict=True) if len(each.ids) >= limit]
         counts = iter(token_counts(tokenizer, model, long))
-        for row, each in zip(used, examples, strict=True):
+        for row, text, each in zip(used, texts, examples, strict=True):
             length = next(counts) if len(each.ids) >= limit else len(each.ids)
-            yield SeenRow(numbers[id(row)], part, row, each, length)
+            number = numbers[id(row)]
+            found.append((number, SeenRow(f"{number}{of_test}", part, row, text, each, length)))
+    found.sort(key=lambda each: each[0])
+    return [row for _, row in found]
 
 
 def _answer_flaws(workspace: Workspace, model_name: str, seen: Seen) -> Iterator[Flaw]:

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_repeat.assets.datasets import Example, Part, prompt_ids, row_text
+from qlora_repeat.assets.chat import DATE, has_date
+from qlora_repeat.assets.datasets import Example, Part, prompt_ids
 from qlora_repeat.study.data_sources import Data, Row
 from qlora_repeat.study.study import Model
+from qlora_repeat.study.template import CHAT
 
 _LISTED = 5
 """Rows that a line names."""
@@ -19,10 +21,11 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
 class SeenRow:
     """A row as a model sees it."""
 
-    number: int
-    """Its number in the source, from 1."""
+    name: str
+    """Its number in its file, from 1; for a row of the test file, this is said."""
     part: Part
     row: Row
+    text: str
     example: Example
     length: int
     """Its tokens before it is cut."""
@@ -72,12 +75,14 @@ def empty(seen: Seen) -> Iterator[Flaw]:
 
 
 def without_targets(seen: Seen) -> Iterator[Flaw]:
-    """Find rows with nothing to predict: nothing is before the first token."""
-    found = [each for each in seen.rows if len(each.example.ids) < 2]
+    """Find rows with nothing to predict: no answer, if only answers are learned; never the first token."""
+    loss = seen.model.training.loss
+    has_target = [any(each.example.is_target(loss)) for each in seen.rows]
+    found = [each for each, has in zip(seen.rows, has_target, strict=True) if not has]
     for part, name in (("train", "training"), ("test", "test")):
-        own = [each for each in seen.rows if each.part == part]
-        if own and all(len(each.example.ids) < 2 for each in own):
-            text = f"no {name} row has a token to predict; correct the data or the template"
+        own = [has for each, has in zip(seen.rows, has_target, strict=True) if each.part == part]
+        if own and not any(own):
+            text = f"no {name} row has a token to predict; correct the data, the template or max_length"
             yield Flaw("", text=text, stops=True)
     if found:
         what = "training learns nothing from them, evaluation leaves them out"
@@ -154,8 +159,8 @@ def control_tokens(seen: Seen) -> Iterator[Flaw]:
         token: [each for each in seen.rows if any(token in text for text in each.row.values())]
         for token in tokens
     }
-    if numbers := {each.number for found in of_token.values() for each in found}:
-        yield Flaw("control_tokens", len(numbers))
+    if names := {each.name for found in of_token.values() for each in found}:
+        yield Flaw("control_tokens", len(names))
     for token, found in [pair for pair in of_token.items() if pair[1]][:_LISTED]:
         what = f"has {token[:50]!r}, which the tokenizer reads as a control token"
         yield Flaw("", text=f"the text of {_rows(found)} {what}")
@@ -183,12 +188,13 @@ def in_both_parts(seen: Seen) -> Iterator[Flaw]:
     """Find test rows whose text, whatever its blanks, is also in training."""
 
     def text_of(each: SeenRow) -> str:
-        return " ".join(row_text(seen.model, each.row).split())
+        return " ".join(each.text.split())
 
     trained = {text_of(each) for each in seen.rows if each.part == "train"}
     if found := [each for each in seen.rows if each.part == "test" and text_of(each) in trained]:
         verb = "occurs" if len(found) == 1 else "occur"
-        text = f"{_rows(found)} of the test also {verb} in training, so that the test measures memory too"
+        where = "" if seen.data.has_test else " of the test"
+        text = f"{_rows(found)}{where} also {verb} in training, so that the test measures memory too"
         yield Flaw("in_training_and_test", len(found), text)
 
 
@@ -201,7 +207,7 @@ def embeddings(seen: Seen) -> Iterator[Flaw]:
     ids = [max(each.example.ids) for each in found]
     ids += [most for text in seen.prompts if (most := max(seen.ids(text), default=0)) >= known]
     if ids:
-        who = f"row {found[0].number} has" if found else "a prompt has"
+        who = f"row {found[0].name} has" if found else "a prompt has"
         token = seen.tokenizer.convert_ids_to_tokens(ids[0])
         more = f" ({len(found)} rows in all)" if len(found) > 1 else ""
         text = (
@@ -252,13 +258,19 @@ def positions(config: Any) -> int | None:
 
 
 def _rows(found: Sequence[SeenRow]) -> str:
-    numbers = ", ".join(str(each.number) for each in found[:_LISTED])
+    names = ", ".join(each.name for each in found[:_LISTED])
     more = ", …" if len(found) > _LISTED else ""
-    return f"row {numbers}" if len(found) == 1 else f"{len(found)} rows ({numbers}{more})"
+    return f"row {names}" if len(found) == 1 else f"{len(found)} rows ({names}{more})"
 
 
 def _have(found: Sequence[SeenRow]) -> str:
     return "has" if len(found) == 1 else "have"
+
+
+def dated(seen: Seen) -> Iterator[Flaw]:
+    """Find a chat template that asks for the date."""
+    if seen.model.template == CHAT and has_date(seen.tokenizer.get_chat_template()):
+        yield Flaw("", text=f"the chat template asks for the date; it always gets {DATE}")
 
 
 CHECKS: tuple[Callable[[Seen], Iterator[Flaw]], ...] = (
@@ -273,4 +285,5 @@ CHECKS: tuple[Callable[[Seen], Iterator[Flaw]], ...] = (
     in_both_parts,
     embeddings,
     beyond_positions,
+    dated,
 )

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from qlora_repeat.assets.base_models import quantization_config
-from qlora_repeat.assets.configuration import code_key
+from qlora_repeat.assets.configuration import code_key, mend_padding
 from qlora_repeat.assets.layers import model_targets, skeleton
 from qlora_repeat.errors import UsageError
 from qlora_repeat.planning.other_adapters import add_magnitudes, eight_bits, make_others_float

@@ -12,8 +12,7 @@ from typing import Any
 
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.study.allowed_values import Location
-from qlora_repeat.study.data_sources import MAX_NEW_TOKENS, ROW_KEYS, TEMPLATES, is_own_task
-from qlora_repeat.study.data_sources import MAX_NEW_TOKENS, MESSAGES, ROW_KEYS, TEMPLATES
+from qlora_repeat.study.data_sources import MAX_NEW_TOKENS, MESSAGES, ROW_KEYS, TEMPLATES, is_own_task
 from qlora_repeat.study.finding import came_in_archive, study_folders
 from qlora_repeat.study.old_spelling import respelled
 from qlora_repeat.study.template import CHAT, template_columns

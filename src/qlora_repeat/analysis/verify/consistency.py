@@ -5,10 +5,9 @@ A forger can recompute all digests; it is harder to make all numbers agree with 
 
 import json
 import math
-from collections.abc import Iterator
-from statistics import fmean
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
