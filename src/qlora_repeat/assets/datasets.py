@@ -162,7 +162,8 @@ def read_row_files(workspace: Workspace, name: str) -> list[list[Row]]:
     except (OSError, ValueError):
         text = None
     if text is None or text_digest(text) != (read_manifest(folder) or {}).get(ROWS):
-        raise MissingError(f"{folder / ROWS} was changed; delete the folder and run `qlora-repeat fetch`")
+        again = f"delete the folder and run `{workspace.command('fetch')}`"
+        raise MissingError(f"{folder / ROWS} was changed; {again}")
     return [[json.loads(line) for line in rows.split("\n") if line] for rows in text.split(BETWEEN_FILES)]
 
 

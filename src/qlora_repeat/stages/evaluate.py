@@ -39,7 +39,7 @@ def evaluate(trial: Trial, progress: Progress, seeds: dict[str, int]) -> dict[st
     outputs = measure_losses(*measured)
     if trial.data.task in SCORES:
         outputs["answers"] = measure_answers(*measured)
-    prompts = study_prompts(trial.workspace, trial.model_name, seeds["split"])
+    prompts = study_prompts(trial.workspace, trial.model_name, seeds["split"], tokenizer)
     seed = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     outputs["generation_seed"] = seed
 
