@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +12,21 @@ from support.tiny import write_model
 
 from qlora_repeat.cli.main import cli
 from qlora_repeat.errors import KitError
-from qlora_repeat.planning.new_study import choose_length, choose_template
+from qlora_repeat.planning.new_study import choose_length
 from qlora_repeat.study.loading import load_study
 
 QUESTIONS = [
     {"question": f"What is {each} plus {each}?", "id": str(each), "answer": f"It is {2 * each}."}
     for each in range(200)
 ]
+CHATS = [
+    {"conversations": [{"from": "human", "value": f"What is {each}?"}, {"from": "gpt", "value": "A number."}]}
+    for each in range(30)
+]
+CHAT_TEMPLATE = (
+    "{% for each in messages %}<|{{ each.role }}|>{{ each.content }}<|endoftext|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +127,8 @@ WRONG = {
     "a missing file in a folder": ({"data": "model/rows.jsonl"}, "model/rows.jsonl: there is no such file"),
     "a folder of rows": ({"data": "empty"}, "empty: it is no file; expected a file that ends in"),
     "semicolons": ({"data": "semicolons.csv"}, "semicolons.csv: semicolons separate its columns"),
-    "chats": ({"data": "chats.jsonl"}, "chats.jsonl: column messages has chats of several turns"),
+    "chats for a model without": ({"data": "chats.jsonl"}, "the tokenizer of the base has no chat template"),
+    "chats without an answer": ({"data": "asked.jsonl"}, "row 1, column messages: the last message is not"),
     "odd columns": ({"data": "odd.jsonl"}, "(a⏎b, \\u{202e}c) to learn is not clear"),
     "no rows at all": ({"data": "none.jsonl"}, "none.jsonl: cannot be read as json (it is empty)"),
     "another format": ({"data": "model/config.json.bak"}, "rows are read from"),
@@ -136,7 +144,8 @@ def test_what_is_unsuitable_ends_in_one_line_and_leaves_no_file(case: str, here:
     (here / "empty").mkdir()
     (here / "model/config.json.bak").write_text("{}")
     write_rows(here / "few.jsonl", QUESTIONS[:3])
-    write_rows(here / "chats.jsonl", [{"messages": [{"role": "user", "content": "Why?"}]}] * 9)
+    write_rows(here / "chats.jsonl", CHATS)
+    write_rows(here / "asked.jsonl", [{"messages": chat["conversations"][:1]} for chat in CHATS])
     write_rows(here / "odd.jsonl", [{"a\nb": "Why?", "\u202ec": "So."}] * 9)
     (here / "none.jsonl").touch()
     (here / "semicolons.csv").write_text("question;answer\n" + "Why?;So.\n" * 9)
@@ -159,21 +168,27 @@ def test_a_model_that_names_code_is_refused(here: Path) -> None:
     assert "auto_map names Python code" in str(init().exception)
 
 
-def test_the_template_of_a_chat_model_is_its_own() -> None:
-    def render(chat: list[dict[str, str]], tokenize: bool) -> str:
-        return "<s>{sys}" + "".join(f"<|{each['role']}|>{each['content']}</s>\n" for each in chat)
+def with_template(folder: Path, template: str) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
 
-    tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=render, eos_token="</s>")
-    found = choose_template(tokenizer, "question-answering")
-    assert found.text == "<s>{{sys}}<|user|>{instruction}</s>\n<|assistant|>{answer}</s>\n"
-    assert (found.stop, found.special_tokens) == ("</s>", False)
-    assert choose_template(tokenizer, "text-generation").text == "{quote}"
 
-    def fail(chat: list[dict[str, str]], tokenize: bool) -> str:
-        raise ValueError("no roles")
+def test_the_template_of_a_chat_model_is_its_own(here: Path) -> None:
+    with_template(here / "model", CHAT_TEMPLATE)
+    assert init().exit_code == 0
+    used = load_study("mine").models["mine"]
+    assert (used.template, used.stop, used.special_tokens) == ("chat", "<|endoftext|>", False)
+    write_rows(here / "chats.jsonl", CHATS)
+    done = init(data="chats.jsonl", name="chats")
+    assert "conversations (messages)" in done.output, done.exception
+    data = load_study("chats").data["rows"]
+    assert (data.task, data.columns) == ("question-answering", {"messages": "conversations"})
 
-    tokenizer.apply_chat_template = fail
-    assert choose_template(tokenizer, "question-answering").text == "{instruction}\n{answer}</s>"
+
+def test_a_template_that_refuses_a_question_is_not_used(here: Path) -> None:
+    with_template(here / "model", "{{ raise_exception('no roles') }}")
+    assert init().exit_code == 0
+    assert load_study("mine").models["mine"].template == "{instruction}\n{answer}<|endoftext|>"
 
 
 @pytest.mark.parametrize(

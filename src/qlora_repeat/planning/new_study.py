@@ -10,13 +10,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from qlora_repeat.assets.chat import chat_text
 from qlora_repeat.errors import UsageError
 from qlora_repeat.planning.own_sources import OwnModel, OwnRows, look_at_model, look_at_rows
-from qlora_repeat.study.data_sources import ROW_KEYS, Row, Task
+from qlora_repeat.study.data_sources import MESSAGES, ROW_KEYS, Row, Task
 from qlora_repeat.study.json_schema import SCHEMA
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import PUBLISHED
+from qlora_repeat.study.template import CHAT, filled
 from qlora_repeat.study.toml_file import quoted
 from qlora_repeat.system.files import discard, link, read_file, write_bytes, write_text
 from qlora_repeat.system.package_data import kit_path
@@ -52,6 +55,7 @@ class Template:
     text: str
     stop: str | None
     special_tokens: bool
+    """Whether the tokenizer adds control tokens to the text."""
     reason: str
 
 
@@ -123,7 +127,7 @@ def _study_text(
     name: str, base: OwnModel, rows: OwnRows, trials: int, on_gpu: bool, compute: str
 ) -> tuple[str, list[str]]:
     """Return the study file, and lines on what was found."""
-    template = choose_template(base.tokenizer, rows.task)
+    template = choose_template(base.tokenizer, rows.task, is_chat=MESSAGES in rows.columns)
     lengths = _lengths(base, template, rows.rows)
     limit = _position_limit(base)
     longest, cut = choose_length(lengths, limit, on_gpu)
@@ -157,7 +161,7 @@ def _study_text(
         f'task = "{rows.task}"',
         *rows.lines,
     ]
-    if any(key != column for key, column in rows.columns.items()):
+    if any(key != column or key == MESSAGES for key, column in rows.columns.items()):
         pairs = ", ".join(f"{key} = {quoted(column)}" for key, column in rows.columns.items())
         unused = f" # not used: {', '.join(rows.unused)}" if rows.unused else ""
         lines.append(f"columns = {{ {pairs} }}{_comment(unused)}")
@@ -167,7 +171,6 @@ def _study_text(
         f"[models.{quoted(name) if '.' in name else name}]",
         f"template = {quoted(template.text)} # {template.reason}",
         *([f"stop = {quoted(template.stop)}"] if template.stop else []),
-        *([] if template.special_tokens else ["special_tokens = false # the template has them"]),
         f"target_modules = {json.dumps(modules)} # {why}",
         "",
         "[training]",
@@ -190,38 +193,33 @@ def _study_text(
     return "\n".join(lines) + "\n", found
 
 
-def choose_template(tokenizer: object, task: Task) -> Template:
-    """Return the template of a task: of a chat model its own, otherwise plain text."""
-    end = getattr(tokenizer, "eos_token", None)
+def choose_template(tokenizer: Any, task: Task, *, is_chat: bool) -> Template:
+    """Return the template of a task: of a chat model its own, otherwise plain text.
+
+    Raises:
+        UsageError: rows are chats (`is_chat`), and the tokenizer has no template that can be used.
+    """
+    end = tokenizer.eos_token
     if task == "text-generation":
         return Template("{quote}", None, True, "the text as it is")
-    if (chat := _chat_template(tokenizer)) is not None:
-        return chat
+    try:
+        return _chat_template(tokenizer)
+    except UsageError as error:
+        if is_chat:
+            raise UsageError(f"{error}; or use a model for chats") from None
     text = "{instruction}\n{answer}"
     if isinstance(end, str) and end:
         return Template(text + _escaped(end), end, True, "ends with the tokenizer's end of text")
     return Template(text, None, True, "the instruction, then the answer")
 
 
-def _chat_template(tokenizer: object) -> Template | None:
-    """Return the tokenizer's chat template for one question, or None if it has none for that."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    marks = {"instruction": "QLORAREPEATINSTRUCTION", "answer": "QLORAREPEATANSWER"}
-    chat = [
-        {"role": "user", "content": marks["instruction"]},
-        {"role": "assistant", "content": marks["answer"]},
-    ]
-    try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False)  # type: ignore[attr-defined]
-    except Exception:  # of any kind: a template is a program of whoever made the model
-        return None
-    before, found, rest = str(text).partition(marks["instruction"])
-    middle, has_answer, after = rest.partition(marks["answer"])
-    whole = f"{_escaped(before)}{{instruction}}{_escaped(middle)}{{answer}}{_escaped(after)}"
-    if not found or not has_answer or marks["instruction"] in rest or len(whole) > 5000:
-        return None
-    return Template(whole, after.strip() or None, False, "the model's chat template")
+def _chat_template(tokenizer: Any) -> Template:
+    """Return the tokenizer's chat template, and what ends its answers; raises UsageError as `chat_text`."""
+    answer = "QLORAREPEATANSWER"
+    text, spans = chat_text(tokenizer, {"instruction": "Why?", "answer": answer})
+    start, end = spans[-1]
+    stop = text[start + len(answer) : end].strip()
+    return Template(CHAT, stop or None, False, "the tokenizer's chat template")
 
 
 def choose_modules(base: OwnModel) -> tuple[list[str], str]:
@@ -252,7 +250,10 @@ def choose_length(lengths: Sequence[int], limit: int | None, on_gpu: bool) -> tu
 def _lengths(base: OwnModel, template: Template, rows: Sequence[Row]) -> list[int]:
     """Return the number of tokens of each row, or of a sample of them."""
     some = rows if len(rows) <= _MEASURED else random.Random(0).sample(rows, _MEASURED)
-    texts = [template.text.format(**row) for row in some]
+    if template.text == CHAT:
+        texts = [chat_text(base.tokenizer, row)[0] for row in some]
+    else:
+        texts = [filled(template.text, row) for row in some]
     return [
         len(ids) for ids in base.tokenizer(texts, add_special_tokens=template.special_tokens)["input_ids"]
     ]

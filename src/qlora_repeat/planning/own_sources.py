@@ -15,7 +15,17 @@ from qlora_repeat.assets.layers import base_skeleton, linear_layers
 from qlora_repeat.assets.pins import ROW_FILES, pickled_files
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study.data_sources import ROW_KEYS, Data, Folder, Hub, PackageFile, Row, RowKey, Task
+from qlora_repeat.study.data_sources import (
+    MESSAGES,
+    ROW_KEYS,
+    Data,
+    Folder,
+    Hub,
+    PackageFile,
+    Row,
+    RowKey,
+    Task,
+)
 from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.toml_file import quoted
 from qlora_repeat.system.files import LARGEST_ROWS, read_json
@@ -28,10 +38,9 @@ _COLUMNS = {
     "quote": ("quote", "text", "content", "sentence", "document"),
     "instruction": ("instruction", "question", "prompt", "input", "query"),
     "answer": ("answer", "output", "response", "completion", "target", "label", "summary"),
+    MESSAGES: (MESSAGES, "conversations", "conversation"),
 }
 """Usual names of columns, the likeliest first."""
-_CHATS = ("messages", "conversations", "conversation")
-"""Usual names of a column with the messages of a chat."""
 _MOST_MEMORY = 4 * LARGEST_ROWS
 
 
@@ -144,7 +153,10 @@ def _columns_of(files: list[Path], given: str) -> list[str]:
 def _chosen_columns(
     found: list[str], task: Task | None, given: Mapping[str, str], source: str
 ) -> tuple[Task, dict[RowKey, str]]:
-    """Return the task that columns are for, and the column of each key of its rows."""
+    """Return the task that columns are for, and the column of each key of its rows.
+
+    An instruction and an answer are preferred to the messages of a chat, and these to a text.
+    """
     listed = one_line(", ".join(found))
     for key, column in given.items():
         if column not in found:
@@ -157,22 +169,19 @@ def _chosen_columns(
             if name in lower:
                 likely[key] = lower[name]
                 break
-    tasks: list[Task] = ["question-answering", "text-generation"] if task is None else [task]
-    if task is None and "quote" in given:
-        tasks.reverse()
+    if len(found) == 1 and MESSAGES not in likely:
+        likely.setdefault("quote", found[0])
+    if task in SCORES and "quote" in likely:  # a text with its label or summary
+        likely.setdefault("instruction", likely["quote"])
+    tasks: list[Task] = [task] if task else ["question-answering", "text-generation"]
+    choices: list[tuple[Task, list[RowKey]]] = []
     for each in tasks:
-        if each == "text-generation" and len(found) == 1 and found[0].lower() not in _CHATS:
-            likely.setdefault("quote", found[0])
-        if task in SCORES and "quote" in likely:  # a text with its label or summary
-            likely.setdefault("instruction", likely["quote"])
-        if all(key in likely for key in ROW_KEYS[each]):
-            return each, {key: likely[key] for key in ROW_KEYS[each]}
-    if chat := [name for name in found if name.lower() in _CHATS]:
-        raise UsageError(
-            f"{source}: column {chat[0]} has chats of several turns; give a column with the question and one "
-            "with the answer, as --column instruction=COLUMN --column answer=COLUMN"
-        )
-    keys = ROW_KEYS[tasks[-1] if task else "question-answering"]
+        choices.append((each, ROW_KEYS[each]))
+        choices += [(each, [MESSAGES])] if "answer" in ROW_KEYS[each] else []
+    for each, keys in sorted(choices, key=lambda choice: given.keys().isdisjoint(choice[1])):
+        if all(key in likely for key in keys):
+            return each, {key: likely[key] for key in keys}
+    keys = choices[0][1]
     example = " ".join(f"--column {key}=COLUMN" for key in keys)
     raise UsageError(
         f"{source}: which of its columns ({listed}) to learn is not clear; name them, such as {example}"

@@ -5,13 +5,13 @@ from typing import get_args
 import click
 
 from qlora_repeat.cli.options import cpu_option, silence_libraries
-from qlora_repeat.study.data_sources import Task
+from qlora_repeat.study.data_sources import MESSAGES, Task
 from qlora_repeat.system.printable import say
 
 
 def _columns(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     pairs = dict(each.partition("=")[::2] for each in given)
-    known = ("quote", "instruction", "answer")
+    known = ("quote", "instruction", "answer", MESSAGES)
     if wrong := [key for key, column in pairs.items() if key not in known or not column]:
         raise click.BadParameter(f"{wrong[0]!r}: expected KEY=COLUMN; KEY is one of {', '.join(known)}")
     return pairs
@@ -31,7 +31,7 @@ def _columns(context: click.Context, option: click.Parameter, given: tuple[str, 
     multiple=True,
     metavar="KEY=COLUMN",
     callback=_columns,
-    help="The column of quote, instruction or answer; repeatable.  [default: by usual names]",
+    help="The column of quote, instruction, answer or messages; repeatable.  [default: by usual names]",
 )
 @cpu_option
 def command(
