@@ -9,7 +9,7 @@ from qlora_repeat.assets.package_files import locate
 from qlora_repeat.assets.pins import found_of
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import keep
-from qlora_repeat.study.data_sources import PackageFile
+from qlora_repeat.study.data_sources import PackageFile, is_own_task
 from qlora_repeat.study.finding import archived_file
 from qlora_repeat.study.workspace import Workspace
 
@@ -75,3 +75,5 @@ def not_included(workspace: Workspace, *, data: bool) -> Iterator[str]:
         if base.folder is not None or given:
             what = Path(base.folder.path if base.folder else given[0]).name
             yield f"base {name}: {what} is your own; whoever runs trials again needs it from you"
+    for task in filter(is_own_task, study.evaluation.lm_eval):
+        yield f"benchmark {Path(task).name}: it is your own; whoever measures it again needs it from you"

@@ -93,9 +93,18 @@ def model_targets(workspace: Workspace, model_name: str, model: Any) -> dict[str
 
 
 def _all_linear(model: Any) -> dict[str, Any]:
-    """Return what PEFT adapts for "all-linear": all linear layers except the output layer."""
+    """Return what PEFT adapts for "all-linear": all linear layers but the output, and those it refuses."""
     output = model.get_output_embeddings()
-    return {path: layer for path, layer in linear_layers(model).items() if layer is not output}
+    return {
+        path: layer
+        for path, layer in linear_layers(model).items()
+        if layer is not output and not _is_never_called(model, path)
+    }
+
+
+def _is_never_called(model: Any, path: str) -> bool:
+    """Return whether fused kernels read the weight of a layer, so that they would ignore an adapter."""
+    return path.endswith("out_proj") and model.config.model_type in _WITH_FUSED_MAMBA
 
 
 def target_layers(model: Any, names: Sequence[str], key: str) -> dict[str, Any]:
@@ -121,7 +130,7 @@ def target_layers(model: Any, names: Sequence[str], key: str) -> dict[str, Any]:
             if path not in linear:
                 reason = f"{path} is no linear layer but {type(modules[path]).__name__}"
                 raise UsageError(f"{key}: {reason}; {_listed(linear)}")
-            if path.endswith("out_proj") and model.config.model_type in _WITH_FUSED_MAMBA:
+            if _is_never_called(model, path):
                 reason = f"fused kernels of Mamba would ignore an adapter on {path}, and PEFT refuses it"
                 raise UsageError(f"{key}: {reason}; leave it out; {_listed(linear)}")
             found[path] = modules[path]

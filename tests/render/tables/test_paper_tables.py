@@ -137,6 +137,12 @@ def test_a_diverged_trial_is_kept_and_noted() -> None:
     assert any("GPT-NeoX-20B 8-bit run 2 (from step 12)" in note for note in made.notes)
 
 
+def test_perplexity_of_answers_only_is_said() -> None:
+    notes = {loss: table([trial(loss=loss)], "1").notes for loss in ("answer", "all-tokens", None)}
+    assert "Perplexity is of the answers only: GPT-NeoX-20B." in notes["answer"]
+    assert not [note for loss in ("all-tokens", None) for note in notes[loss] if "answers only" in note]
+
+
 @pytest.mark.parametrize("status", ["failed", "stale", "running"])
 def test_an_unfinished_trial_is_a_dash_with_a_note(status: str) -> None:
     results = [trial(trial=1), trial(trial=2, status=status), missing(trial=3)]

@@ -90,11 +90,18 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
     notes = [
         DEVIATION_NOTE,
         "base: the model before fine-tuning, measured in the same way.",
+        *_answers_only(arms),
         *([merged] if any(trial.weights in _IN_4_BITS for arm in arms for trial in arm.done) else []),
         *diverged(arms),
         *stale_bases(arm for arm in arms if base[arm.model]),
     ]
     return by_run(number, caption, columns, summary=summary, notes=notes)
+
+
+def _answers_only(arms: list[Arm]) -> list[str]:
+    """Note the models whose perplexity is of answers, and not of whole texts."""
+    titles = distinct(arm.title for arm in arms if arm.trials[0].loss == "answer")
+    return [f"Perplexity is of the answers only: {', '.join(titles)}."] if titles else []
 
 
 _IN_4_BITS = ("nf4", "materialized")
