@@ -133,7 +133,8 @@ class TrialResult:
     peak_memory_share: float | None = None
     """The same as a share (0 to 1) of the GPU's memory; None without a GPU."""
     weights: str | None = None
-    """How the frozen base was held in memory: ``nf4``, or ``materialized`` (dequantized once and kept)."""
+    """How the frozen base was held in memory: ``nf4``, ``materialized`` (dequantized once and kept), ``int8``
+    or ``none`` (not quantized)."""
     adapter_digest: str | None = None
     adapter_init_seed: Count | None = None
     miniature: bool | None = None

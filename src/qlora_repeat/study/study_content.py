@@ -350,6 +350,8 @@ def _complete(values: dict[str, Any], name: str) -> None:
             is_chat = isinstance(columns, dict) and MESSAGES in columns
             model.setdefault("template", CHAT if is_chat else TEMPLATES[task])
             _add_columns(table, model["template"])
+        elif isinstance(used, str) and used not in data:
+            model.setdefault("template", "")  # the error is that there is no such data
         if model.get("template") == CHAT:
             model.setdefault("special_tokens", False)
         training = model.setdefault("training", {})
