@@ -51,5 +51,5 @@ def prepare_and_tell(study: Study, warn: Callable[[str], None]) -> None:
     Raises:
         NoGpuError: as `prepare`.
     """
-    prepare(study)
+    prepare_environment(study.randomness.kernels)
     check_and_tell(study, warn)

@@ -22,7 +22,7 @@ from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import set_kernels
-from qlora_repeat.system.memory import release_memory
+from qlora_repeat.system.memory import release_memory, reset_peak_memory
 
 STEPS = 20
 TESTED_ROWS = 20
@@ -85,8 +85,6 @@ def run_full_size(trial: Trial) -> dict[str, Any]:
     """
     study = trial.study
     prepare_for(study)
-    import torch
-
     set_kernels(study.randomness.kernels, study.threads)
     fill_cache(trial.workspace, weights=False)
     began, loaded, times = time.perf_counter(), 0.0, list[float]()
@@ -103,7 +101,8 @@ def run_full_size(trial: Trial) -> dict[str, Any]:
     outputs = finetune(trial, told, {}, load_base=load)
     found = {"load": loaded, "step": fastest(times), "share": outputs["peak_memory_share"] or 0.0}
     found["finetune_peak"] = _peak()
-    _reset_peak()
+    release_memory()
+    reset_peak_memory()
     model = random_model(study, trial.model.base).eval()
     tokenizer = load_tokenizer(base_folder(trial.workspace, trial.model.base))
     examples = encoded_part(trial.workspace, trial.model_name, "train", 0, tokenizer, TESTED_ROWS)
@@ -118,8 +117,6 @@ def run_full_size(trial: Trial) -> dict[str, Any]:
     respond(model, tokenizer, prompt, study, trial.model_name, sampling, 1)
     found["response"] = now() - began
     found["evaluate_peak"] = _peak()
-    del model
-    torch.cuda.empty_cache()
     return found
 
 
@@ -161,14 +158,6 @@ def quantized(study: Study, model: Any) -> Any:
                 del layer.weight  # the list of modules above still has the layer
     model.is_loaded_in_4bit = True
     return model.requires_grad_(False)
-
-
-def _reset_peak() -> None:
-    import torch
-
-    release_memory()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _peak() -> int:

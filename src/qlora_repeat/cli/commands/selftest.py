@@ -48,9 +48,10 @@ def command(full: bool, runs: Path | None, as_json: bool) -> None:
         return OneLine(progress)
 
     folder = runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
-    path = self_test_file(folder, fingerprint())
+    machine = fingerprint()
+    path = self_test_file(folder, machine)
     make_folder(folder)  # fail now, not after minutes
-    earlier = self_test_of(folder, fingerprint())
+    earlier = self_test_of(folder, machine)
 
     def report(so_far: "SelfTest") -> None:
         check = so_far.checks[-1]
