@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,24 @@ def lab(recorded: Lab, tmp_path: Path) -> Lab:
     return Lab(write_study(tmp_path), tmp_path / "runs", tmp_path / "verify", recorded.cache)
 
 
+def run_elsewhere(
+    trial: Trial, runs: Path, stages: Sequence[Stage], seeds: dict[str, int], *, threads: int, **changes: Any
+) -> Trial:
+    """Run a trial with these seeds, another number of threads and other changes in another folder."""
+    study = dataclasses.replace(trial.workspace.study, threads=threads)
+    elsewhere = dataclasses.replace(trial.workspace, study=study, runs=runs)
+    other = dataclasses.replace(trial, workspace=elsewhere, **changes)
+    run_trial(other, stages, quiet, seeds=seeds)
+    return other
+
+
 @pytest.fixture(scope="session")
 def threads_matter(recorded: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Skip where a second thread changes no bit of the recorded trial, as on some processors."""
-    record, workspace = read_record(recorded.trial.record("finetune")), recorded.trial.workspace
+    record = read_record(recorded.trial.record("finetune"))
     assert record is not None
-    study = dataclasses.replace(workspace.study, threads=2)
-    elsewhere = dataclasses.replace(workspace, study=study, runs=tmp_path_factory.mktemp("two-threads"))
-    other = dataclasses.replace(recorded.trial, workspace=elsewhere)
-    run_trial(other, ["finetune"], quiet, seeds=record.outputs["seeds"])
+    runs, seeds = tmp_path_factory.mktemp("two-threads"), record.outputs["seeds"]
+    other = run_elsewhere(recorded.trial, runs, ["finetune"], seeds, threads=2)
     if outputs_of(other, "finetune")["adapter_digest"] == record.outputs["adapter_digest"]:
         pytest.skip("with this processor, a second thread changes no bit of so small a trial")
 
@@ -351,12 +361,9 @@ def replace_results(lab: Lab, *, optimizer: str, threads: int) -> None:
     """Keep what the records say of settings, but put results of other ones there; claim another processor."""
     stages: tuple[Stage, ...] = ("finetune", "merge", "evaluate")
     records = [read_record(lab.trial.record(stage)) for stage in stages]
-    workspace = lab.trial.workspace
-    study = dataclasses.replace(workspace.study, threads=threads)
-    elsewhere = dataclasses.replace(workspace, study=study, runs=lab.runs.parent / "other-runs")
-    other = dataclasses.replace(lab.trial, workspace=elsewhere, optimizer=optimizer)
     assert records[0] is not None
-    run_trial(other, stages, quiet, seeds=records[0].outputs["seeds"])
+    runs, seeds = lab.runs.parent / "other-runs", records[0].outputs["seeds"]
+    other = run_elsewhere(lab.trial, runs, stages, seeds, threads=threads, optimizer=optimizer)
     shutil.rmtree(lab.trial.folder)
     shutil.copytree(other.folder, lab.trial.folder)
     for record in records:
