@@ -97,7 +97,7 @@ def numbers(trial: Trial) -> dict[str, Any]:
             return {
                 name: value
                 for name, value in dataclasses.asdict(row).items()
-                if name not in ASKED and not name.startswith("base_") and value not in (None, [])
+                if name not in ASKED and not name.startswith("base_") and value not in (None, [], {})
             }
     raise AssertionError
 

@@ -129,24 +129,17 @@ def _study_text(
     """Return the study file, and lines on what was found."""
     template = choose_template(base.tokenizer, rows.task, is_chat=MESSAGES in rows.columns)
     lengths = _lengths(base, template, rows.rows)
-    limit = _position_limit(base)
-    longest, cut = choose_length(lengths, limit, on_gpu)
-    answers = _answer_lengths(base, rows)
-    new_tokens = min(_rounded(_quantile(answers, 0.95), _FEWEST_NEW), 256 if on_gpu else 32)
-    what = "texts" if rows.task == "text-generation" else "answers"
-    modules, why = choose_modules(base)
-    middle = (
-        f"median {round(statistics.median(lengths))}, 95 % {_quantile(lengths, 0.95)}, longest {max(lengths)}"
-    )
+    middle = f"{round(statistics.median(lengths))}, 95 % {_quantile(lengths, 0.95)}, longest {max(lengths)}"
     of = f"of {len(lengths)} rows " if len(lengths) < len(rows.rows) else ""
-    merged = "bfloat16" if _dtype(base) == "bfloat16" else "float16"
+    tokens = f"tokens {of}median {middle}"
     found = [
         f"model: {base.configuration.get('model_type')}, linear layers {', '.join(base.linear)}",
-        f"data: {len(rows.rows)} rows for {rows.task}, tokens {of}{middle}; columns "
+        f"data: {len(rows.rows)} rows for {rows.task}, {tokens}; columns "
         + ", ".join(f"{column} ({key})" for key, column in rows.columns.items()),
     ]
     if rows.unused:
         found.append(f"not used: columns {', '.join(rows.unused)}")
+    modules, why = choose_modules(base)
     lines = [
         f"#:schema ./{SCHEMA.name}",
         f"# Written by `qlora-repeat init`. `qlora-repeat show {name}` prints all other settings.",
@@ -157,40 +150,54 @@ def _study_text(
         "[bases.base]",
         base.line,
         "",
-        "[data.rows]",
-        f'task = "{rows.task}"',
-        *rows.lines,
-    ]
-    if any(key != column or key == MESSAGES for key, column in rows.columns.items()):
-        pairs = ", ".join(f"{key} = {quoted(column)}" for key, column in rows.columns.items())
-        unused = f" # not used: {', '.join(rows.unused)}" if rows.unused else ""
-        lines.append(f"columns = {{ {pairs} }}{_comment(unused)}")
-    lines += [
-        f"max_new_tokens = {new_tokens} # 95 % of the {what} have at most {_quantile(answers, 0.95)} tokens",
+        *_data_lines(base, rows, on_gpu),
         "",
         f"[models.{quoted(name) if '.' in name else name}]",
         f"template = {quoted(template.text)} # {template.reason}",
         *([f"stop = {quoted(template.stop)}"] if template.stop else []),
         f"target_modules = {json.dumps(modules)} # {why}",
         "",
-        "[training]",
-        f"max_length = {longest} # tokens {of}{middle}; " + (f"{cut} are cut" if cut else "none is cut"),
-    ]
-    if on_gpu:
-        lines.append("epochs = 3 # as in the paper")
-    else:
-        lines.append(f"steps = {_STEPS_ON_CPU} # a first look on a CPU; `epochs = 3` is what the paper has")
-        lines += ["", "[evaluation]"]
-        lines.append(f"examples = {_EXAMPLES_ON_CPU} # of the test rows, on a CPU")
-    device = "GPU" if on_gpu else "CPU: half precision is slow on most"
-    kept = f"the weights are stored in {_dtype(base)}" if _dtype(base) else "the paper's"
-    lines += [
+        *_training_lines(lengths, _position_limit(base), tokens, on_gpu),
         "",
-        "[precision]",
-        f'compute = "{compute}" # for this {device}',
-        f'merged = "{merged}" # {kept}',
+        *_precision_lines(base, on_gpu, compute),
     ]
     return "\n".join(lines) + "\n", found
+
+
+def _data_lines(base: OwnModel, rows: OwnRows, on_gpu: bool) -> list[str]:
+    lines = ["[data.rows]", f'task = "{rows.task}"', *rows.lines]
+    if any(key != column or key == MESSAGES for key, column in rows.columns.items()):
+        pairs = ", ".join(f"{key} = {quoted(column)}" for key, column in rows.columns.items())
+        unused = f" # not used: {', '.join(rows.unused)}" if rows.unused else ""
+        lines.append(f"columns = {{ {pairs} }}{_comment(unused)}")
+    longest = _quantile(_answer_lengths(base, rows), 0.95)
+    new_tokens = min(_rounded(longest, _FEWEST_NEW), 256 if on_gpu else 32)
+    what = "texts" if rows.task == "text-generation" else "answers"
+    return [*lines, f"max_new_tokens = {new_tokens} # 95 % of the {what} have at most {longest} tokens"]
+
+
+def _training_lines(lengths: Sequence[int], limit: int | None, tokens: str, on_gpu: bool) -> list[str]:
+    longest, cut = choose_length(lengths, limit, on_gpu)
+    lines = [
+        "[training]",
+        f"max_length = {longest} # {tokens}; " + (f"{cut} are cut" if cut else "none is cut"),
+    ]
+    if on_gpu:
+        return [*lines, "epochs = 3 # as in the paper"]
+    return [
+        *lines,
+        f"steps = {_STEPS_ON_CPU} # a first look on a CPU; `epochs = 3` is what the paper has",
+        "",
+        "[evaluation]",
+        f"examples = {_EXAMPLES_ON_CPU} # of the test rows, on a CPU",
+    ]
+
+
+def _precision_lines(base: OwnModel, on_gpu: bool, compute: str) -> list[str]:
+    device = "GPU" if on_gpu else "CPU: half precision is slow on most"
+    merged = "bfloat16" if _dtype(base) == "bfloat16" else "float16"
+    kept = f"the weights are stored in {_dtype(base)}" if _dtype(base) else "the paper's"
+    return ["[precision]", f'compute = "{compute}" # for this {device}', f'merged = "{merged}" # {kept}']
 
 
 def choose_template(tokenizer: Any, task: Task, *, is_chat: bool) -> Template:
