@@ -85,7 +85,7 @@ def states(trial: Trial, *, rehash: bool = True) -> list[str]:
 
 
 ASKED = {"study", "task", "model", "model_title", "counterpart", "optimizer", "trial"}
-ASKED |= {"randomness", "free_sources", "loss"}
+ASKED |= {"randomness", "free_sources", "answers_only"}
 ASKED |= {"status", "miniature"}
 """Fields of a row that are set without any measurement."""
 

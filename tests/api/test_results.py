@@ -128,7 +128,7 @@ def test_the_repr_of_a_study_is_one_line(finished: Lab) -> None:
         (lambda study: qr.run(study, stages=["fintune"]), qr.UsageError, "'fintune' is not a stage"),
         (lambda study: qr.run(study, only=["gpt"]), qr.UsageError, "--only gpt: expected MODEL or"),
         (lambda study: qr.fetch(study, models=["gpt"]), qr.UsageError, "gpt"),
-        (lambda study: qr.verify("runs/trial-1"), qr.UsageError, "named model/optimizer/number"),
+        (lambda study: qr.verify("runs/trial-1"), qr.MissingError, "runs/trial-1: no such folder or archive"),
         (lambda study: qr.verify(study.trials()[0]), qr.MissingError, "trial-1: .*trace.jsonl"),
         (lambda study: qr.diff(study.trials()[0], "x/trial-1"), qr.MissingError, "trial"),
         (lambda study: qr.verify("no.zip:a/b/1"), qr.MissingError, "no.zip: no such archive"),

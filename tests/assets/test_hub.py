@@ -290,7 +290,7 @@ def test_a_deleted_hub_cache_is_reported_and_fetched_again(copied: User, hub: Hu
     assert f"without HF_HUB_OFFLINE, run {copied.again()}" in error
     told_lines = copied.fetch(*QUOTER, HF_ENDPOINT=hub.url)
     assert told_lines[0].startswith("data quotes: in the cache, verified")
-    assert told_lines[-1] == "base llama: fetched, verified"
+    assert "base llama: fetched, verified" in told_lines
     assert copied.lock.read_bytes() == before
 
 

@@ -51,10 +51,11 @@ def test_a_model_is_an_exact_list_of_files() -> None:
         "tokenizer",
         "adapter_config.json",
         "x/config.json",
-        "chat_template.jinja",
+        "x/chat_template.jinja",
         "tokenizer_checklist.chk",
     ]
-    assert taken(*PLAIN, *code, *weights, *more) == ({*PLAIN}, [])
+    chat = "chat_template.jinja"
+    assert taken(*PLAIN, *code, *weights, *more, chat) == ({*PLAIN, chat}, [])
 
 
 def test_two_sets_of_weights_are_refused() -> None:
@@ -229,7 +230,7 @@ def test_a_forged_file_with_a_new_manifest_is_refused(forge: Callable[[User], Pa
     repository = PICKLED if "neox" in str(path) else QUOTES if path.name == "rows.jsonl" else MODEL
     text = (
         f"{path}: not made from the files that {user.lock} pins for {repository}; "
-        f"delete the folder and run `qlora-repeat fetch {user.study}`"
+        f"delete the folder and run `{workspace.command('fetch')}`"
     )
     uses: list[Callable[[], object]] = [
         lambda: needed(workspace),

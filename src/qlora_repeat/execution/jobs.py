@@ -102,7 +102,7 @@ def open_jobs(
 def counted(jobs: Sequence[object]) -> str:
     """Return how many jobs there are, and what they are: trials, or tests of bases."""
     tests = sum(isinstance(job, BaseTestJob) for job in jobs)
-    parts = [(len(jobs) - tests, "trial", "trials"), (tests, "test of a base model", "tests of base models")]
+    parts = [(len(jobs) - tests, "trial", "trials"), (tests, "test of a base", "tests of bases")]
     kinds = [f"{count} {one if count == 1 else more}" for count, one, more in parts if count]
     return f"{len(jobs)} job{'' if len(jobs) == 1 else 's'} ({', '.join(kinds)})"
 

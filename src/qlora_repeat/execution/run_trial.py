@@ -154,7 +154,8 @@ def _run_stage(
 
     from qlora_repeat.stages.benchmark import benchmark
     from qlora_repeat.stages.evaluate import evaluate
-    from qlora_repeat.stages.finetune import finetune
+    from qlora_repeat.stages.finetune import finetune, lora_config
+    from qlora_repeat.stages.mergeable import check_mergeable
     from qlora_repeat.stages.timing import time_responses
 
     def stoppable(stage: str, done: int, total: int, loss: float | None) -> None:
@@ -171,6 +172,7 @@ def _run_stage(
     path = trial.record(stage) if until_step is None else trial.first_steps
     with deferrable(), _recorded(path, trial.name, stage, inputs, trial) as outputs:
         if stage == "finetune":  # handles requests to stop itself, with a checkpoint
+            check_mergeable(trial.workspace, trial.model_name, lora_config(trial.study, ["layer"]))
             outputs["rows"] = asdict(inspected(trial.workspace, trial.model_name, keep=False))
             with tracked(trial) if until_step is None else contextlib.nullcontext() as watch:
                 outputs |= finetune(trial, progress, inputs, seeds, until_step, watch=watch)

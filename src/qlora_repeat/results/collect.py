@@ -74,7 +74,7 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         "status": state,
         "randomness": trial.study.profile,
         "free_sources": free_sources(trial.study.randomness),
-        "loss": trial.model.training.loss,
+        "answers_only": True if trial.model.training.loss == "answer" else None,
     }
     if base:
         first = base[0][0].outputs

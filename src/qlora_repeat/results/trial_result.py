@@ -94,8 +94,8 @@ class TrialResult:
     ``kernels``; None if unknown."""
     counterpart: _Words | None = None
     """The paper's model that this one is compared with."""
-    loss: _Words | None = None
-    """The tokens that are learned, and that perplexity is of: ``all-tokens`` or ``answer``."""
+    answers_only: bool | None = None
+    """True if only answers are learned, so that losses and perplexity are of them; else None."""
     perplexity: float | None = None
     """exp(total negative log-likelihood / tokens) of the merged model on the test examples (equation 1)."""
     perplexity_example_mean: float | None = None

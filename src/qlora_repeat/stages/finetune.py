@@ -15,7 +15,6 @@ from qlora_repeat.assets.derived_cache import encoded_part, load_frozen_base
 from qlora_repeat.errors import StageError
 from qlora_repeat.records.trace import Step, known_losses, loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
-from qlora_repeat.stages.mergeable import check_mergeable
 from qlora_repeat.stages.padding import IGNORED, collate_step, padding_id
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
@@ -54,7 +53,6 @@ def finetune(
 
     Raises:
         StoppedError: this process was asked to stop; there is a checkpoint.
-        UsageError, StageError: the adapter could not be merged (`check_mergeable`).
         StageError: the profile asks for deterministic kernels, and an operation has none.
     """
     trainer, weights = _begin(trial, progress, inputs, seeds, until_step, load_base)
@@ -91,7 +89,6 @@ def _begin(
     """Return the trainer, restored from the last checkpoint if any, and outputs on the frozen weights."""
     workspace, study, model = trial.workspace, trial.study, trial.model
     check_base(workspace, model.base, weights=False)  # `load_frozen_base` checks those that it reads
-    check_mergeable(workspace, trial.model_name, lora_config(study, ["layer"]))
     folder = base_folder(workspace, model.base)
     unfinished = reopen(trial.unfinished, inputs, seeds)
     if unfinished is None:

@@ -214,12 +214,6 @@ def read_changes(adapter: Path) -> dict[str, Change]:
     return changes_of(read_weights(path), adapter_config(adapter), path)
 
 
-def saved_name(parameter: str) -> str:
-    """Return the name of a trained parameter in the adapter's file."""
-    saved = parameter.replace(".default.", ".")
-    return saved.removesuffix(".weight") if saved.endswith(f"{_MAGNITUDE}.weight") else saved
-
-
 def changes_of(tensors: Mapping[str, Any], config: AdapterConfig, path: Path) -> dict[str, Change]:
     """Return what the tensors of an adapter add, by the path of the layer.
 

@@ -7,7 +7,8 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.assets.layers import base_skeleton, is_transposed, model_targets, stored_layers
 from qlora_repeat.errors import StageError
-from qlora_repeat.stages.merge import changes_of, saved_name
+from qlora_repeat.stages.merge import changes_of
+from qlora_repeat.stages.trainer import saved_name
 from qlora_repeat.study.randomness import torch_stream
 from qlora_repeat.study.workspace import Workspace
 

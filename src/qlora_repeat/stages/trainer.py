@@ -12,7 +12,6 @@ from transformers import Trainer, TrainerCallback
 from qlora_repeat.records.trace import Step, trace_line
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, save_checkpoint
 from qlora_repeat.stages.legacy_qmap import set_legacy_qmap
-from qlora_repeat.stages.merge import saved_name
 from qlora_repeat.stages.padding import predicts, targets
 from qlora_repeat.study.randomness import stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress
@@ -261,6 +260,12 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 _STATE = {"state1", "state2", "absmax1", "absmax2", "unorm_vec"}
 """bitsandbytes' state of a parameter, except the number of updates and the constant maps."""
 _RATES = ("lr", "initial_lr")
+
+
+def saved_name(parameter: str) -> str:
+    """Return the name of a trained parameter in the adapter's file."""
+    saved, magnitude = parameter.replace(".default.", "."), ".lora_magnitude_vector.weight"
+    return saved.removesuffix(".weight") if saved.endswith(magnitude) else saved
 
 
 def _unwrapped(optimizer: Any) -> Any:

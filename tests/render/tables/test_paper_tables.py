@@ -138,9 +138,9 @@ def test_a_diverged_trial_is_kept_and_noted() -> None:
 
 
 def test_perplexity_of_answers_only_is_said() -> None:
-    notes = {loss: table([trial(loss=loss)], "1").notes for loss in ("answer", "all-tokens", None)}
-    assert "Perplexity is of the answers only: GPT-NeoX-20B." in notes["answer"]
-    assert not [note for loss in ("all-tokens", None) for note in notes[loss] if "answers only" in note]
+    notes = {given: table([trial(answers_only=given)], "1").notes for given in (True, None)}
+    assert "Perplexity is of the answers only: GPT-NeoX-20B." in notes[True]
+    assert not [note for note in notes[None] if "answers only" in note]
 
 
 @pytest.mark.parametrize("status", ["failed", "stale", "running"])

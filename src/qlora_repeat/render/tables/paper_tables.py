@@ -100,7 +100,7 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
 
 def _answers_only(arms: list[Arm]) -> list[str]:
     """Note the models whose perplexity is of answers, and not of whole texts."""
-    titles = distinct(arm.title for arm in arms if arm.trials[0].loss == "answer")
+    titles = distinct(arm.title for arm in arms if arm.trials[0].answers_only)
     return [f"Perplexity is of the answers only: {', '.join(titles)}."] if titles else []
 
 
