@@ -31,6 +31,7 @@ HERE = [
 ELSEWHERE = {
     "make test": "repository/test_readme_commands.py",  # this test is part of it
     "make attribute": "analysis/attribution/test_experiment.py",
+    "qlora-repeat init": "planning/test_new_study.py",
     "make bench": "repository/test_speed.py",  # only the plain script, on a tiny model
     "make paper": "render/test_pdf.py",
     "make rehearsal": "assets/test_rehearsal.py",
