@@ -120,7 +120,7 @@ MISTAKES = {
     ),
     "text for a list": (
         '["query_key_value", "dense_4h_to_h"]', '"query_key_value"',
-        "key models.tiny-neox.target_modules: expected a list, such as [\"q_proj\"] (found 'query_key_",
+        "key models.tiny-neox.target_modules: expected a list, such as [\"q_proj\"], or 'all-linear' (found",
     ),
     "a list for a text": (
         'title = "tiny study"', 'title = ["tiny"]', 'expected text, such as "text" (found a list)',
@@ -412,4 +412,6 @@ def test_the_error_for_a_name_with_dots_has_its_line(tmp_path: Path) -> None:
         tmp_path, ("[models.tiny-neox]", '[models."neox-1.5"]'), ('template = "{quote}"', 'template = "x"')
     )
     line = path.read_text(encoding="utf-8").splitlines().index('template = "x"') + 1
-    assert complaint(path) == f"line {line}: models.neox-1.5.template: expected exactly {{quote}}"
+    assert complaint(path) == f"line {line}: models.neox-1.5.template: expected exactly {{quote}}; " + (
+        "other columns may stand anywhere"
+    )

@@ -173,7 +173,8 @@ def _run_stage(
     with deferrable(), _recorded(path, trial.name, stage, inputs, trial) as outputs:
         if stage == "finetune":  # handles requests to stop itself, with a checkpoint
             check_mergeable(trial.workspace, trial.model_name, lora_config(trial.study, ["layer"]))
-            outputs["rows"] = asdict(inspected(trial.workspace, trial.model_name, keep=False))
+            if until_step is None:
+                outputs["rows"] = asdict(inspected(trial.workspace, trial.model_name, keep=False))
             with tracked(trial) if until_step is None else contextlib.nullcontext() as watch:
                 outputs |= finetune(trial, progress, inputs, seeds, until_step, watch=watch)
         elif stage == "merge":

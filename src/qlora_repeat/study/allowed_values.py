@@ -15,7 +15,8 @@ def allowed_values(schema: Mapping[str, Any], location: Location) -> str:
     nodes = [node for node in nodes_at(schema, location) if node.get("const") is not False]
     parts = [part for node in nodes for part in _words(schema, node, location, alone=len(nodes) == 1)]
     *first, last = dict.fromkeys(parts) or [""]
-    return f"{', '.join(first)} or {last}" if first else last
+    comma = "," if any("such as" in each for each in first) else ""
+    return f"{', '.join(first)}{comma} or {last}" if first else last
 
 
 def keys_of_table(schema: Mapping[str, Any], location: Location) -> list[str]:
@@ -50,7 +51,7 @@ def _resolved(schema: Mapping[str, Any], node: Mapping[str, Any]) -> list[Mappin
 def _words(
     schema: Mapping[str, Any], node: Mapping[str, Any], location: Location, *, alone: bool
 ) -> list[str]:
-    """Return what a node allows, as alternatives; with an example if it is the only one of its key."""
+    """Return what a node allows, as alternatives; with an example of a list or of the only one of a key."""
     if literals := [each for each in (*node.get("enum", ()), node.get("const")) if each is not None]:
         return [repr(each) for each in literals]
     kinds = {
@@ -60,7 +61,7 @@ def _words(
     words = kinds.get(node.get("type", ""))
     if words is None:
         return []
-    if not alone or "such as" in words or words == "true or false":
+    if not (alone or words == "a list") or "such as" in words or words == "true or false":
         return [words]
     example = _example(schema, node)
     if words == "a table":
