@@ -3,6 +3,7 @@
 #   STUDY        a study in studies/, or the path of a TOML file; shortened: paper@12-steps-4-rows
 #   RANDOMNESS   the study's profile: as-published, seeded or bitwise (docs/explanation/method.md)
 #   TRIAL        one trial, as model/optimizer/number (default: all trials)
+#   ONLY, TRIALS some models or arms (model/optimizer), and the first N trials of each arm, for a first look
 #   OPTIONS      more options for `verify` and `submit`, such as "--stages evaluate"
 #   COMPARE      what `tables` compares the results with: published (the paper's numbers), a study, or a results file
 #   JOBS         how many trials `run` and `attribute` run in parallel
@@ -33,14 +34,15 @@ KIT := $(BIN)qlora-repeat
 NAMED = $(STUDY)$(if $(RANDOMNESS),@$(RANDOMNESS))
 TO = $(if $(OUT),--out "$(OUT)")
 ON = $(if $(filter cpu,$(DEVICE)),--cpu)
-RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if $(JOBS),--jobs $(JOBS))) $(ON)
+RUN = $(KIT) $(if $(TRIAL),trial $(TRIAL) --study "$(NAMED)",run "$(NAMED)" $(if $(JOBS),--jobs $(JOBS)) $(SOME)) $(ON)
+SOME = $(foreach each,$(ONLY),--only $(each)) $(if $(TRIALS),--trials $(TRIALS))
 ARM = $(if $(MODEL),--model $(MODEL)) $(if $(OPTIMIZER),--optimizer $(OPTIMIZER))
 FREED = $(if $(SOURCES),--sources $(SOURCES)) $(if $(REPLICATES),--replicates $(REPLICATES))
-INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL JOBS COMPARE DEVICE,$(if $($(each)),$(each)="$($(each))"))
+INSIDE = make all STUDY="$(STUDY)" $(foreach each,RANDOMNESS TRIAL ONLY TRIALS JOBS COMPARE DEVICE,$(if $($(each)),$(each)="$($(each))"))
 COMPARED = $(if $(COMPARE),--compare "$(COMPARE)")
 
 .PHONY: all setup plan doctor selftest fetch finetune merge evaluate time run collect tables figures report paper
-.PHONY: verify attribute status check list rehearsal bench test lint types lock web clean help
+.PHONY: verify attribute status check list rehearsal bench architectures test lint types lm-eval lock web clean help
 .PHONY: image sif docker-all apptainer-all image-test sif-test base-image submit
 
 ##@ Run a study
@@ -112,7 +114,7 @@ image-test: ## test the image offline: import its packages, run one trial of the
 sif-test: ## test Apptainer's image offline
 	@container/try.sh apptainer $(TRIAL)
 submit: setup ## submit the study to Slurm (OPTIONS="--partition gpu --image qlora-repeat.sif")
-	@$(KIT) submit "$(NAMED)" $(TO) $(OPTIONS)
+	@$(KIT) submit "$(NAMED)" $(TO) $(SOME) $(OPTIONS)
 
 ##@ Develop
 test: setup ## run the tests
@@ -127,8 +129,14 @@ types: setup ## check types
 	$(BIN)python -m mypy src
 
 bench: setup ## compare the speed of the kit and a plain script; half an hour on two cores
-	@$(BIN)python -m pip install --disable-pip-version-check -qq --no-deps --require-hashes -r lockfiles/bench.txt
+	@lockfiles/pip.sh $(BIN)python install -qq --no-deps --require-hashes -r lockfiles/bench.txt
 	$(BIN)python benchmarks/speed.py
+
+lm-eval: setup ## install lm-evaluation-harness, for studies with benchmarks and their tests
+	@lockfiles/pip.sh $(BIN)python install -qq --no-deps --no-build-isolation --require-hashes -r lockfiles/lm-eval.txt
+
+architectures: setup ## try out miniatures of all architectures, and write the table in docs/; minutes
+	@HF_HUB_DISABLE_PROGRESS_BARS=1 PYTHONPATH=tests $(BIN)python -m support.architecture_table
 
 lock: setup ## write the lock files (UPGRADE=--upgrade takes newer versions)
 	$(BIN)python lockfiles/refresh.py $(UPGRADE)
@@ -176,5 +184,5 @@ endif
 	echo $$accelerator > $@
 
 .venv/.kit: pyproject.toml .venv/.packages
-	@.venv/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	@lockfiles/pip.sh .venv/bin/python install -qq --no-deps --no-build-isolation --editable .
 	touch $@

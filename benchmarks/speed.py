@@ -40,6 +40,7 @@ from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Stage
 from qlora_repeat.system.determinism import set_kernels
+from qlora_repeat.system.limits import usable_cores
 
 HERE = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"
@@ -97,7 +98,7 @@ def main() -> None:
         parser.error("TRL is not installed; `make bench` installs it, from lockfiles/bench.txt")
     silence_libraries(False)
     with tempfile.TemporaryDirectory(prefix="qlora-repeat-bench-") as name:
-        bench = Bench(Path(name), len(os.sched_getaffinity(0)))
+        bench = Bench(Path(name), usable_cores())
         study = prepare(bench)
         if {"trial", "arm"} & {*only}:
             trials_and_arm(bench)

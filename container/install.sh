@@ -84,7 +84,7 @@ install_packages() {
 
 install_kit() {
 	export PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1
-	/opt/kit/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable "$here"
+	"$here/lockfiles/pip.sh" /opt/kit/bin/python install -qq --no-deps --no-build-isolation --editable "$here"
 	compile /opt/kit "$here/src"
 	printf '{"base": "%s", "commit": "%s"}\n' "${BASE_IMAGE:-}" "${COMMIT:-}" > "$here/image.json" # for records
 	mkdir -p "$here/runs"

@@ -23,10 +23,10 @@ LOCKS = Path(__file__).resolve().parent
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 MACHINES = ("x86_64", "aarch64")
 LEFT_OUT = {"pycosat"}  # C source, for a task family of reasoning-gym that no study uses
-FROM_SOURCE = {"cellpylib", "zss"}  # plain Python without wheels, for reasoning-gym
-RESOLVED = ("build", "torch-cuda", "runtime", "dev", "pocket", "bench")
+FROM_SOURCE = {"cellpylib", "zss", "rouge-score", "sqlitedict", "word2number"}  # plain Python without wheels
+RESOLVED = ("build", "torch-cuda", "runtime", "dev", "lm-eval", "pocket", "bench")
 INPUTS = (
-    ("pyproject.toml", "--group=build", "--group=dev"),
+    ("pyproject.toml", "--group=build", "--group=dev", "--extra=lm-eval"),
     ("lockfiles/pocket.in", "lockfiles/bench.in", "--no-deps"),
 )
 

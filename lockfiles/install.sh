@@ -8,7 +8,7 @@ locks=$(cd "$(dirname "$0")" && pwd)
 shift 3
 
 install() {
-	"$folder/bin/python" -m pip install --disable-pip-version-check -qq --no-deps --require-hashes "$@"
+	"$locks/pip.sh" "$folder/bin/python" install -qq --no-deps --require-hashes "$@"
 }
 
 trap 'exit 130' INT # otherwise an interrupted pip looks like an index without torch

@@ -2,8 +2,8 @@
 
 Packages keep their locked versions unless pyproject.toml excludes them or an argument for uv says otherwise:
 `--upgrade`, `--upgrade-package NAME`. One resolution, for Python 3.11 on x86_64, gives build.txt,
-torch-cuda.txt, runtime.txt and dev.txt, so each package has one version. Then check.py checks the files for
-every Python and machine that the kit supports.
+torch-cuda.txt, runtime.txt, dev.txt and lm-eval.txt, so each package has one version. Then check.py checks
+the files for every Python and machine that the kit supports.
 """
 
 import re
@@ -42,18 +42,23 @@ def write(name: str, pins: Pins, packages: Iterable[str]) -> None:
 def refresh(folder: Path, options: list[str]) -> None:
     """Resolve all packages at once, then divide them among the lock files."""
     everything, part = folder / "everything.txt", folder / "part.txt"
-    groups = ("pyproject.toml", "--group=build", "--group=dev")
-    locked = [LOCKS / name for name in ("build.txt", "torch-cuda.txt", "runtime.txt", "dev.txt")]
+    groups = ("pyproject.toml", "--group=build", "--group=dev", "--extra=lm-eval")
+    locked = [
+        LOCKS / name for name in ("build.txt", "torch-cuda.txt", "runtime.txt", "dev.txt", "lm-eval.txt")
+    ]
     everything.write_text("".join(lock.read_text() for lock in locked if lock.exists()))
     pins = compiled(everything, *groups, *options)
 
     build = compiled(part, "--group=build", f"--constraints={everything}").keys()
     project = compiled(part, "pyproject.toml", f"--constraints={everything}").keys()
+    dev = compiled(part, "--group=dev", f"--constraints={everything}").keys()
+    extra = compiled(part, "pyproject.toml", "--extra=lm-eval", f"--constraints={everything}").keys()
     torch = {package for package in project if OF_TORCH.fullmatch(package)}
     write("build.txt", pins, build)
     write("torch-cuda.txt", pins, torch)
     write("runtime.txt", pins, project - torch - LEFT_OUT)
-    write("dev.txt", pins, pins.keys() - project - build)
+    write("dev.txt", pins, dev - project - build)
+    write("lm-eval.txt", pins, extra - project - build)
 
     for name in ("pocket", "bench"):
         alone = compiled(part, f"lockfiles/{name}.in", "--no-deps")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.architectures import chosen, commit
 from support.checkout import copy_folder
 from support.finished import finish_study
 from support.hub_server import Hub, read_cache
@@ -14,6 +15,10 @@ from support.tiny import fill_cache, write_study
 
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
+
+
+def pytest_report_header() -> str:
+    return f"architectures of this commit: {', '.join(chosen(commit()))}"
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def states(trial: Trial, *, rehash: bool = True) -> list[str]:
 
 
 ASKED = {"study", "task", "model", "model_title", "counterpart", "optimizer", "trial"}
-ASKED |= {"randomness", "free_sources"}
+ASKED |= {"randomness", "free_sources", "answers_only"}
 ASKED |= {"status", "miniature"}
 """Fields of a row that are set without any measurement."""
 
@@ -97,7 +97,7 @@ def numbers(trial: Trial) -> dict[str, Any]:
             return {
                 name: value
                 for name, value in dataclasses.asdict(row).items()
-                if name not in ASKED and not name.startswith("base_") and value not in (None, [])
+                if name not in ASKED and not name.startswith("base_") and value not in (None, [], {})
             }
     raise AssertionError
 
@@ -147,7 +147,7 @@ def test_a_flipped_bit_makes_the_stage_not_done_and_gives_no_number(
         assert numbers(lasting) == {}
         (line,) = explanations([trial_state(lasting)])
         assert line.startswith(f"{NAME} is damaged: {path}: ")
-        assert line.endswith("; `qlora-repeat run` runs its stage again")
+        assert line.endswith(f"; `{lasting.workspace.command('run')}` runs its stage again")
         assert any(problem.startswith(f"{path}: ") for problem in checked(lasting).problems)
     finally:
         flip(path, bit)
@@ -258,7 +258,8 @@ def test_a_trace_or_adapter_that_contradicts_its_record_is_a_problem(
     found = checked(trial).problems[0]
     assert found.startswith(f"{trial.folder}/")
     assert problem in found
-    assert found.endswith(f"; `qlora-repeat finetune {NAME} --force` runs it again")
+    command = trial.workspace.command("finetune", "--force", trial=NAME)
+    assert found.endswith(f"; `{command}` runs it again")
     assert states(trial)[0] == "done"  # so `qlora-repeat run` would not run it again
 
 
@@ -321,7 +322,7 @@ def test_damage_to_a_checkpoint_is_a_problem(
     damage(unfinished / name)
     (problem,) = checked(trial).problems
     assert problem.startswith(f"{unfinished / name}: ")
-    assert "`qlora-repeat run`" in problem
+    assert f"`{trial.workspace.command('run')}`" in problem
 
 
 def test_a_damaged_checkpoint_names_the_one_from_which_training_resumes(
@@ -332,12 +333,13 @@ def test_a_damaged_checkpoint_names_the_one_from_which_training_resumes(
     assert checked(trial).problems == []  # training does not resume from an older one
     flip(unfinished / "step-10" / "optimizer.safetensors")
     problems = checked(trial).problems
-    assert all(problem.endswith("; `qlora-repeat run` starts this fine-tuning again") for problem in problems)
+    run = trial.workspace.command("run")
+    assert all(problem.endswith(f"; `{run}` starts this fine-tuning again") for problem in problems)
     assert len(problems) == 2
     (unfinished / "step-2" / "adapter.safetensors").write_text("adapter")
     (problem,) = checked(trial).problems
     assert problem.startswith(f"{unfinished}/step-10/optimizer.safetensors: not the bytes")
-    assert problem.endswith("; `qlora-repeat run` resumes from step-2")
+    assert problem.endswith(f"; `{run}` resumes from step-2")
 
 
 KILLED = """
@@ -403,7 +405,8 @@ def test_a_process_killed_while_it_replaces_an_adapter_leaves_the_old_one(trial:
     assert done.returncode == -9, done.stderr
     assert not trial.adapter.exists()
     aside = trial.folder / ".adapter.old"
-    assert f"{aside}: has the only adapter; `qlora-repeat run` puts it back" in checked(trial).notes
+    run = trial.workspace.command("run")
+    assert f"{aside}: has the only adapter; `{run}` puts it back" in checked(trial).notes
     _clean(trial)
     assert folder_digests(trial.adapter) == before
     assert not aside.exists()
@@ -474,7 +477,7 @@ def test_results_that_differ_from_the_records_are_noted(trial: Trial) -> None:
     write_results(collect(trial.workspace), path)
     assert checked(trial).notes == []
     path.write_text(path.read_text().replace("8.25", "8.26", 1))
-    note = f"{path}: differs from the records; run `qlora-repeat collect` for this study"
+    note = f"{path}: differs from the records; run `{trial.workspace.command('collect')}`"
     assert checked(trial).notes == [note]
     path.write_text("{")
     assert checked(trial).notes[0].startswith(f"{path}:1: not a row of collected results")
@@ -497,7 +500,7 @@ def test_base_models_and_data_in_the_cache_are_checked(trial: Trial, cache: Path
     flip(damaged)
     problems = checked(trial, own).problems
     assert [problem.partition(" ")[0] for problem in problems] == [str(weights), str(damaged)]
-    assert all("`qlora-repeat fetch`" in problem for problem in problems)
+    assert all("`qlora-repeat fetch " in problem for problem in problems)
 
 
 def test_the_command_prints_problems_and_the_number_of_undamaged_files(trial: Trial, tmp_path: Path) -> None:
@@ -512,9 +515,8 @@ def test_the_command_prints_problems_and_the_number_of_undamaged_files(trial: Tr
     damaged = kit("check", *options)
     assert damaged.returncode == 3
     first, second = damaged.stdout.splitlines()
-    assert (
-        first == f"{trial.trace}: not the bytes that were recorded; `qlora-repeat run` runs its stage again"
-    )
+    command = " ".join(["qlora-repeat run", *map(str, options)])
+    assert first == f"{trial.trace}: not the bytes that were recorded; `{command}` runs its stage again"
     assert second.startswith("note: ")
     assert damaged.stderr == "Error: study tiny: 1 of 74 files are damaged\n"
     assert kit("check", *options, "--quiet").stdout == f"{first}\n"
@@ -571,11 +573,12 @@ def test_results_on_a_read_only_disk_can_be_read(cache: Path, study_file: Path, 
     advice = "Read-only file system; make it writable, or set QLORA_REPEAT_RUNS (results) or " + (
         "QLORA_REPEAT_CACHE (models and data) to another folder"
     )
-    status, check, collect, device, begun, *_, run = done.stdout.splitlines()
-    assert status == "0 8 trials: 7 done, 1 missing; 2 tests of bases: 2 done"
+    status, check, collect, device, resumes, begun, *_, run = done.stdout.splitlines()
+    assert status.startswith("0 tiny-neox/adamw-8bit/1 stopped; time remains; `qlora-repeat trial ")
     assert check.startswith("0 73 files of 8 trials are as their records say, and ")
     assert collect == f"3 Error: {disk}/tiny/results.jsonl: {advice}"
     assert re.fullmatch(r"4 Runs on the CPU: torch \S+ is the CPU build", device)
-    assert begun == "study tiny: 1 jobs, 1 at a time"
+    assert resumes == "resuming: tiny-neox/adamw-8bit/1 stopped; time remains"
+    assert begun == "study tiny: 1 job (1 trial), 1 at a time"
     where = f"{disk}/tiny/tiny-neox/adamw-8bit/trial-1/log.txt"
     assert run == f"Error: 1 of 1 jobs failed: tiny-neox/adamw-8bit/1: {where}: {advice}"

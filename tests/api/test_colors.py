@@ -60,7 +60,8 @@ def piped(command: str, folder: Path, **variables: str) -> str:
 
 
 def test_every_word_has_a_color() -> None:
-    for words, kind in ((STATES, State), (LEVELS, Level), (VERDICTS, VerdictKind)):
+    assert set(STATES) == {*get_args(State), "stopped"}
+    for words, kind in ((LEVELS, Level), (VERDICTS, VerdictKind)):
         assert set(words) == set(get_args(kind))
 
 

@@ -30,7 +30,9 @@ def test_every_block_runs(cache: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr.count("jobs, ") == 1, "the script ran only once, not in each trial's process"
+    assert done.stderr.count(" at a time") == 2, "the script ran only once, not in each trial's process"
+    assert "study tiny: 2 jobs (1 trial, 1 test of a base), " in done.stderr
+    assert "study tiny: 8 jobs (7 trials, 1 test of a base), " in done.stderr, "the rest"
     for words in ("supported", "alike", "bitwise", "out/report.html", "has the optimizers"):
         assert words in done.stdout, words
     written = {path.name for path in (tmp_path / "out").iterdir()}

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from support.archives import Files, canonical, fitting
 from support.checkout import ROOT, copy_folder
 from support.laboratory import Lab, failure, run
 from support.made_attribution import additive, made
@@ -37,7 +38,7 @@ from qlora_repeat.archive.unpack import opened, unpack
 from qlora_repeat.archive.zip_file import CRATE, FORMAT_FILE, SUMS, Entry, text_entry, write_archive
 from qlora_repeat.errors import MissingError, StoppedError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
-from qlora_repeat.records.record import KeptFile, read_record, write_record
+from qlora_repeat.records.record import read_record, write_record
 from qlora_repeat.records.self_test import Check, SelfTest, self_test_file, self_test_of, write_self_test
 from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.study.data_sources import Base, PackageFile
@@ -48,7 +49,6 @@ from qlora_repeat.system.signals import stop_on_signals
 
 FIRST = "tiny-neox/adamw-8bit/1"
 FOLDER = "runs/tiny/tiny-neox/adamw-8bit/trial-1"
-Files = dict[str, bytes]
 
 
 def quiet(done: int, total: int) -> None:
@@ -142,6 +142,20 @@ def test_the_cluster_of_a_study_is_left_out_and_named(lab: Lab) -> None:
     assert b"secret" not in lab.archive.read_bytes()
     lab.study.write_text('cluster = { account = "secret-project" }\n' + before)
     assert "key cluster: write it as a table [cluster]" in str(failure(lab.kit("pack")))
+
+
+def test_a_study_that_extends_another_is_packed_as_a_complete_study(lab: Lab) -> None:
+    text = lab.study.read_text("utf-8")
+    (lab.folder / "parent.toml").write_text(text.replace('name = "tiny"\n', ""), "utf-8")
+    lab.study.write_text('extends = "parent"\ntitle = "tiny study"\n[cluster]\npartition = "secret"\n')
+    study = load_study(str(lab.study))
+    result = lab.kit("pack")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert f"left out: {lab.study}: the table [cluster]" in result.output
+    with opened(lab.archive) as theirs:
+        packed = load_study(theirs.study_file)
+    assert packed == dataclasses.replace(study, cluster=packed.cluster)
+    assert packed.cluster.partition is None and b"secret" not in lab.archive.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -358,18 +372,18 @@ def test_unfinished_and_damaged_trials_are_left_out_and_named(lab: Lab) -> None:
     (neox / "adamw-32bit/trial-1/evaluate.json").unlink()
     (neox / "adamw-32bit/trial-1/failed.json").write_text('{"error": "no luck"}')
     shutil.copy(holding(lab), neox / "adamw-32bit/trial-2/lock.json")
-    assert "results.jsonl: differs from the records; run `qlora-repeat collect`" in str(
-        failure(lab.kit("pack"))
-    )
+    error = str(failure(lab.kit("pack")))
+    assert f"results.jsonl: differs from the records; run `qlora-repeat collect {lab.study} " in error
     assert lab.kit("collect").exit_code == 0
     result = lab.kit("pack")
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("left out: ")]
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert f"left out: {FIRST} is damaged: {adapter}: not the bytes that were recorded" in lines[0]
-    assert lines[1].startswith("left out: tiny-neox/adamw-32bit/1 failed: no luck")
-    assert lines[2] == "left out: tiny-neox/adamw-32bit/2 is running"
-    assert lines[3] == "left out: 1 of 8 trials are missing or not complete"
+    assert lines[1].startswith("left out: tiny-neox/adamw-8bit/2 stopped; time remains; `qlora-repeat trial ")
+    assert lines[2].startswith("left out: tiny-neox/adamw-32bit/1 failed: no luck")
+    assert lines[3] == "left out: tiny-neox/adamw-32bit/2 is running"
+    assert lines[4] == "left out: 1 of 8 trials are missing or not complete"
     with opened(lab.archive) as theirs:
         rows = theirs.results()
         states = [(row.status, row.measured) for row in rows]
@@ -412,7 +426,8 @@ def test_a_study_without_results_is_refused(lab: Lab) -> None:
     shutil.rmtree(lab.runs / "tiny")
     lab.archive.unlink()
     error = failure(lab.kit("pack"))
-    assert str(error) == "study tiny: no trial to pack: 8 missing; `qlora-repeat status` says why"
+    why = f"`qlora-repeat status {lab.study} --runs {lab.runs} --cache {lab.cache}` says why"
+    assert str(error) == f"study tiny: no trial to pack: 8 missing; {why}"
     assert not lab.archive.exists()
     assert isinstance(failure(lab.kit("pack", "--out", lab.folder / "tiny.toml")), UsageError)
     assert lab.study.read_text() == tiny_text()
@@ -423,7 +438,7 @@ def test_a_link_is_not_packed(lab: Lab) -> None:
     trace.rename(lab.folder / "moved.jsonl")
     trace.symlink_to(lab.folder / "moved.jsonl")
     (lab.runs / "tiny" / "results.jsonl").unlink()
-    assert "trace.jsonl: not a regular file; `qlora-repeat run`" in lab.kit("pack").output
+    assert "trace.jsonl: not a regular file; `qlora-repeat run " in lab.kit("pack").output
     with opened(lab.archive) as theirs:
         assert not (theirs.folder / FOLDER / "trace.jsonl").exists()
 
@@ -467,24 +482,6 @@ def test_an_empty_folder_is_used(lab: Lab) -> None:
 
 
 # Archives from elsewhere. Each test changes one thing and keeps everything else consistent.
-
-
-def fitting(files: Files) -> Files:
-    """Return the files with matching checksums and a matching description."""
-    files = {name: content for name, content in files.items() if name != SUMS}
-    crate = json.loads(files[CRATE])
-    known = {unquote(entity["@id"]): entity for entity in crate["@graph"] if entity["@type"] == "File"}
-    for name, entity in known.items():
-        if name not in files and name != SUMS:
-            crate["@graph"].remove(entity)
-    for name in files.keys() - {CRATE}:
-        if name not in known:
-            crate["@graph"].append(known.setdefault(name, {"@id": name, "@type": "File"}))
-        content = files[name]
-        known[name] |= {"sha256": hashlib.sha256(content).hexdigest(), "contentSize": str(len(content))}
-    files[CRATE] = json.dumps(crate).encode()
-    sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
-    return files | {SUMS: sums.encode()}
 
 
 def zipped(path: Path, files: Files, change: Callable[[zipfile.ZipInfo], None] = lambda info: None) -> Path:
@@ -534,17 +531,6 @@ def test_tables_and_reports_of_the_earlier_format_are_ignored_and_named(files: F
 
 
 # An archive of the current format has one form.
-
-
-def canonical(path: Path, files: Files) -> Path:
-    """Write an archive of these files, except SHA256SUMS, as `pack` does."""
-    entries = [
-        Entry(name, content, KeptFile(hashlib.sha256(content).hexdigest(), len(content)))
-        for name, content in files.items()
-        if name != SUMS
-    ]
-    write_archive(path, entries, quiet)
-    return path
 
 
 def test_an_archive_of_the_current_format_has_one_form(finished: Lab, current: Files, tmp_path: Path) -> None:
@@ -754,6 +740,10 @@ main()
         "runs/tiny/weights.pkl",
         "paper/templates/table.md.j2",
         "studies/tiny.py",
+        "data/rows/file.html",
+        "data/rows/file.py",
+        "data/rows.jsonl",
+        "data/rows/more/file.jsonl",
         "pyproject.toml",
         "conftest.py",
         "",
@@ -971,7 +961,7 @@ def test_a_trial_in_an_archive_can_be_verified(recorded: Lab, tmp_path: Path) ->
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.stdout.startswith(f"tiny:{FIRST}: bitwise\n")
     error = failure(run("verify", f"{recorded.archive}:tiny-neox/adamw-8bit/2", *where))
-    assert "no finetune.json there" in str(error)
+    assert "the archive has no results of it, so there is nothing to verify" in str(error)
     assert "numbers its trials" in str(failure(run("verify", f"{recorded.archive}:tiny-neox/adamw-8bit/9")))
 
 

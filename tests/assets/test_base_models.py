@@ -111,10 +111,10 @@ def test_pretraining_does_not_see_the_studys_data(pocket: Study) -> None:
 def test_descriptions_of_bases_that_are_none_are_named(content: str, tmp_path: Path) -> None:
     for name in ("source.json", "config.json"):
         (tmp_path / name).write_text(content)
-    with pytest.raises(MissingError, match=r"source\.json: .*delete the folder and run"):
+    with pytest.raises(MissingError, match=r"source\.json: .*delete the folder and fetch"):
         hub_commit(tmp_path)
     if not content.startswith("{"):
-        with pytest.raises(MissingError, match=r"config\.json: .*delete the folder and run"):
+        with pytest.raises(MissingError, match=r"config\.json: .*delete the folder and fetch"):
             is_miniature(tmp_path)
 
 

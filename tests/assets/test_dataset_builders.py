@@ -1,6 +1,7 @@
 """The rows of the pocket study, which come from packages."""
 
 import dataclasses
+import datetime
 import gzip
 import json
 import math
@@ -8,6 +9,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -266,9 +268,10 @@ def test_rows_of_a_hub_have_the_named_columns_in_order(suffix: str, tmp_path: Pa
 
 def test_rows_of_a_text_file_are_its_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
-    path.write_text("\n\nA paragraph\n  of two lines.\n\n\n\nAnother é🙂.\n\nA third.\n", encoding="utf-8")
-    found = file_rows(of_hub(3, quote="text"), [path])
-    assert found == [{"quote": "A paragraph of two lines."}, {"quote": "Another é🙂."}, {"quote": "A third."}]
+    content = "\n\nA paragraph\n  of two lines.\n\n\n\nAnother é🙂.\n\nA\xa0third:\u2028yes.\n"
+    path.write_text(content, encoding="utf-8")
+    found = [row["quote"] for row in file_rows(of_hub(3, quote="text"), [path])]
+    assert found == ["A paragraph of two lines.", "Another é🙂.", "A\xa0third:\u2028yes."]
 
 
 def test_files_of_a_hub_are_concatenated(tmp_path: Path) -> None:
@@ -284,8 +287,13 @@ UNFIT = {
         '{"text": "a", "author": "b"}',
         "no column 'quote'; it has text, author. Correct columns",
     ),
-    "a number": ('{"quote": "a"}\n{"quote": 5}', "row 2, column quote: not text but 5"),
-    "nothing": ('{"quote": "a"}\n{"quote": null}', "row 2, column quote: not text but None"),
+    "an object": ('{"quote": "a"}\n{"quote": {"n": 5}}', "row 2, column quote: not text but {'n': 5}"),
+    "nothing": ('{"quote": "a"}\n{"quote": null}', r"row 2, column quote: not text but nothing \(null\)"),
+    "a key twice": ('{"quote": "a"}\n{"quote": "b", "quote": "b"}', "row 2, column quote: .* the same key"),
+    "half a letter": (
+        '{"quote": "a"}\n{"quote": "\\ud83d"}',
+        "row 2, column quote: .* surrogate pair",
+    ),
     "a list": ('{"quote": ["a"]}\n{"quote": ["b"]}', r"row 1, column quote: not text but \['a'\]"),
     "too few rows": ('{"quote": "a"}', "the study expects 2 rows, found 1; correct rows or hub.files"),
     "too many rows": ('{"quote": "a"}\n' * 3, "the study expects 2 rows, found 3; correct rows"),
@@ -308,7 +316,7 @@ def test_rows_that_do_not_fit_the_study_are_refused_in_one_line(mistake: str, tm
     ("name", "content", "words"),
     [
         ("rows.parquet", b"PAR1 not really", "cannot be read as parquet"),
-        ("rows.jsonl", b'{"quote": "\xe9"}\n{"quote": "b"}\n', "cannot be read as json .*'utf-8' codec"),
+        ("rows.jsonl", b'{"quote": "\xe9"}\n{"quote": "b"}\n', "json .line 1: byte 0xe9 is not UTF-8"),
         ("README.md", b"# Rows", "rows are read from .jsonl, .json, .csv, .parquet, .txt only; corre"),
     ],
 )
@@ -342,18 +350,184 @@ def test_compressed_files_are_refused(tmp_path: Path) -> None:
         file_rows(of_hub(2, quote="quote"), [path])
 
 
-def test_half_of_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"quote": "\\ud800"}\n' * 2)
-    with pytest.raises(UsageError, match="cannot be read as json"):
-        file_rows(of_hub(2, quote="quote"), [path])
-
-
-def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:
+def test_a_row_without_the_column_of_other_files_is_refused(tmp_path: Path) -> None:
     for name in ("quote", "text"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({name: "a"}))
-    with pytest.raises(UsageError, match=r"cannot be read as json .*text: string"):
+    with pytest.raises(UsageError, match="row 2, column quote: not text but missing"):
         file_rows(of_hub(2, quote="quote"), [tmp_path / "quote.jsonl", tmp_path / "text.jsonl"])
+
+
+ODD = [
+    "1900-01-10",
+    "None",
+    "NA",
+    "007",
+    "true",
+    "1e5",
+    "null",
+    " a ",
+    "2026-01-01T00:00:00Z",
+    "#N/A",
+    "é\u2028b\x85c",
+    "a\x00b",
+    "1.10",
+    "123456789012345678901234567890",
+]
+"""Texts that libraries may take for something else."""
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize("texts", [ODD, *([text] * 3 for text in ("1900-01-10", "None", "007"))], ids=str)
+def test_text_stays_text(texts: list[str], suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    lines = [json.dumps({"quote": text, "other": 1}) for text in texts]
+    if suffix == "parquet":
+        parquet.write_table(pa.table({"other": [1] * len(texts), "quote": texts}), path)
+    elif suffix == "csv":
+        path.write_text("other,quote\n" + "".join(f"1,{text}\n" for text in texts))
+    else:
+        path.write_text("\n".join(lines) if suffix == "jsonl" else f"[{', '.join(lines)}]")
+    found = file_rows(of_hub(len(texts), quote="quote"), [path])
+    assert [row["quote"] for row in found] == texts
+
+
+@pytest.mark.parametrize("number", ["1.10", "12345678901234567890", "1e5", "-0", "true", "NaN", "9" * 9999])
+def test_a_number_of_json_stays_as_it_is_written(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"quote": {number}, "others": [{number}]}}')
+    assert file_rows(of_hub(1, quote="quote"), [path]) == [{"quote": number}]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (pa.array([datetime.date(2020, 1, 2)]), r"date32\[day\]"),
+        (pa.array([Decimal("1.10")]), r"decimal128\(3, 2\)"),
+        (pa.array([7]).dictionary_encode(), "int64"),
+        (pa.array([b"a"]), "binary"),
+    ],
+    ids=["dates", "decimals", "integers", "bytes"],
+)
+def test_a_column_of_parquet_that_is_not_text_is_named_with_its_type(
+    values: pa.Array, kind: str, tmp_path: Path
+) -> None:
+    parquet.write_table(pa.table({"quote": values}), tmp_path / "rows.parquet")
+    with pytest.raises(UsageError, match=rf"column 'quote' is of type {kind}.*; expected text"):
+        file_rows(of_hub(1, quote="quote"), [tmp_path / "rows.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("joined.jsonl", b'\xef\xbb\xbf{"quote": "a"}\n\xef\xbb\xbf{"quote": "b"}\n'),
+        ("returns.jsonl", b'{"quote": "a"}\r{"quote": "b"}\r'),
+        ("other-key-twice.jsonl", b'{"quote": "a", "n": 1, "n": 2}\n{"quote": "b", "o": {"p": 1, "p": 2}}'),
+        ("spaces.csv", b" quote , n\na,1\nb,2\n"),
+        ("mark.jsonl", b'\xef\xbb\xbf{"quote": "a"}\n{"quote": "b"}'),
+        ("mark.json", b'\xef\xbb\xbf[{"quote": "a"}, {"quote": "b"}]'),
+        ("mark.csv", b"\xef\xbb\xbfquote,n\na,1\nb,2\n"),
+        ("quoted.csv", b'\xef\xbb\xbf"quote"\r\n"a"\r\n"b"'),
+        ("windows.jsonl", b'{"quote": "a"}\r\n\r\n{"quote": "b"}\r\n'),
+        ("windows.csv", b"quote,n\r\na,1\r\n\r\nb,2\r\n"),
+        ("mac.csv", b"quote,n\ra,1\rb,2"),
+        ("blank.jsonl", b'\n{"quote": "a"}\n \n\t\n{"quote": "b"}\n \n'),
+        ("blank.csv", b" \nquote,n\na,1\n \nb,2\n\t\n"),
+        ("blank-list.json", b' \n [{"quote": "a"},\n\n {"quote": "b"}]\n '),
+        ("wide.jsonl", b'{\n "quote": "a"\n}\n{\n "quote": "b"\n}\n'),
+        ("one-line.jsonl", b'{"quote": "a"} {"quote": "b"}'),
+        ("texts.json", b'["a", "b"]'),
+        ("mixed.jsonl", b'{"quote": "a", "n": 1, "o": {"p": [1]}}\n{"quote": "b", "n": "x", "o": [[]]}'),
+        ("nothing.jsonl", b'{"n": null, "quote": "a"}\n{"quote": "b", "m": null}'),
+        ("huge.jsonl", b'{"quote": "a", "n": 123456789012345678901234567890}\n{"quote": "b", "n": 1e999}'),
+        ("mark.txt", b"\xef\xbb\xbfa\n \nb\n"),
+        ("windows.txt", b"a\r\n\r\nb\r\n"),
+        ("blank.txt", b" \n\na\n\t\n \nb\n \n"),
+    ],
+)
+def test_rows_do_not_depend_on_how_a_file_is_laid_out(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    column = "text" if name in ("texts.json",) or name.endswith(".txt") else "quote"
+    assert file_rows(of_hub(2, quote=column), [path]) == [{"quote": "a"}, {"quote": "b"}]
+
+
+def test_lines_within_a_value_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(b'quote,n\r\n"a\r\n\r\n b, ""c""",1\r\n"  ",2\r\n')
+    found = file_rows(of_hub(2, quote="quote"), [tmp_path / "rows.csv"])
+    assert found == [{"quote": 'a\r\n\r\n b, "c"'}, {"quote": "  "}]
+
+
+@pytest.mark.parametrize("folder", ["exp [v2]", "a::b", "{x}*?", "zip::http:", "%20", "~", "$HOME"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "txt"])
+def test_any_path_can_be_read(folder: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / folder / f"rows [1].{suffix}"
+    path.parent.mkdir()
+    if suffix == "parquet":
+        parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "rows")
+        (tmp_path / "rows").rename(path)
+    else:
+        path.write_text({"jsonl": '{"text": "a"}', "csv": "text\na", "txt": "a"}[suffix])
+    assert file_rows(of_hub(1, quote="text"), [path]) == [{"quote": "a"}]
+
+
+@pytest.mark.parametrize("name", ["q.a", "q.list.element", "naïve column", "q"])
+def test_odd_columns_of_parquet_can_be_read(name: str, tmp_path: Path) -> None:
+    nested = pa.array([{"a": "x", "list": [{"element": "y"}]}] * 2)
+    text = pa.array(["a", "b"])
+    for values in (text.dictionary_encode(), text.cast(pa.large_string()), text.cast(pa.string_view())):
+        table = pa.table([nested, values, [[b"\xff"], None]], ["s", name, "o"])
+        parquet.write_table(table, tmp_path / "rows.parquet")
+        found = file_rows(of_hub(2, quote=name), [tmp_path / "rows.parquet"])
+        assert found == [{"quote": "a"}, {"quote": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"quote": "a"}\n{"quo', r"\(line 2, column 2: Unterminated string starting at\)"),
+        ("b.jsonl", b'{"quote": "a"}\n\x00\x00', "line 2, column 1: Expecting value"),
+        ("l.csv", b"quote,n\na,1\n\xe9,2\n", "line 3: byte 0xe9 is not UTF-8"),
+        ("m.csv", b"quote;n\na;1\n", "no column 'quote'; it has quote;n"),
+        ("c.jsonl", b'{"quote": "a"}\n7', "row 2 has no columns, it is 7"),
+        ("d.jsonl", b'{"quote": ' + b"[" * 200_000, "nested too deeply"),
+        ("e.jsonl", b'\xff\xfe{\0"\0', "it is in UTF-16; expected UTF-8"),
+        ("f.csv", b"quote,n\na,b,c\n", "line 2 has 3 values for 2 columns"),
+        ("g.csv", b'quote,n\n"a,b\n', "line 2: unexpected end of data"),
+        ("h.csv", b"quote,quote\na,b\n", "it has two columns 'quote'"),
+        ("i.csv", b"", "it is empty"),
+        ("j.txt", b"\n \n", "it is empty"),
+        ("k.json", b"[]", "it is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_one_line(
+    name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=words) as caught:
+        file_rows(of_hub(2, quote="quote"), [path])
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def test_a_short_line_of_csv_lacks_its_last_values(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("quote,n\na\nb,2\n")
+    assert [row["quote"] for row in file_rows(of_hub(2, quote="quote"), [tmp_path / "rows.csv"])] == [
+        "a",
+        "b",
+    ]
+    with pytest.raises(UsageError, match="row 1, column n: not text but missing"):
+        file_rows(of_hub(2, instruction="quote", answer="n"), [tmp_path / "rows.csv"])
+
+
+def test_a_long_value_of_csv_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("quote\n" + "a" * 1_000_000)
+    assert len(file_rows(of_hub(1, quote="quote"), [tmp_path / "rows.csv"])[0]["quote"]) == 1_000_000
+
+
+def test_no_temporary_folder_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    (tmp_path / "rows.jsonl").write_text('{"quote": "a"}\n' * 1000)
+    assert len(file_rows(of_hub(1000, quote="quote"), [tmp_path / "rows.jsonl"])) == 1000
 
 
 def test_more_rows_than_anybody_generates_are_refused_at_once() -> None:

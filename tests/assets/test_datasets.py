@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.own_rows import write_own_study
 from support.places import NO_RUNS, at
 from support.tiny import tiny_tokenizer, write_study
 
@@ -24,9 +25,9 @@ from qlora_repeat.assets.datasets import (
     instruction_text,
     part_rows,
     read_rows,
-    row_text,
     split_rows,
     study_prompts,
+    text_of,
 )
 from qlora_repeat.assets.fetch import prepare_data
 from qlora_repeat.errors import MissingError, UsageError
@@ -115,7 +116,7 @@ def test_other_rows_than_the_study_expects_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_data_are_refused_with_the_command_that_fetches_them(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"data quotes are missing; run `qlora-repeat fetch`"):
+    with pytest.raises(MissingError, match=r"data quotes are missing; run `qlora-repeat fetch "):
         read_rows(at(study, NO_RUNS, tmp_path), "quotes")
 
 
@@ -175,7 +176,10 @@ def test_long_rows_are_truncated_with_their_answer(study: Study, cache: Path, to
 
 def test_braces_in_a_row_stay(study: Study) -> None:
     row = {"instruction": "What is {answer}?", "answer": "{0}"}
-    assert row_text(study.models["tiny-llama-chat"], row) == "<s><INST> What is {answer}? </INST> {0}</s>"
+    assert (
+        text_of(None, study.models["tiny-llama-chat"], row).text
+        == "<s><INST> What is {answer}? </INST> {0}</s>"
+    )
 
 
 def test_prompts_of_text_generation_are_unchanged(study: Study, cache: Path) -> None:
@@ -202,6 +206,12 @@ def test_a_prompt_that_no_row_begins_with_is_named(tmp_path: Path) -> None:
     words = r"data\.instructions\.prompts: no row of the test part begins with 'Find the Smallest'"
     with pytest.raises(UsageError, match=words):
         study_prompts(at(study, NO_RUNS, tmp_path), "tiny-llama-chat", 42)
+
+
+def test_without_prompts_rows_with_text_are_asked_whatever_they_begin_with(tmp_path: Path) -> None:
+    rows = [{"instruction": ' "Why?"', "answer": "a"}, {"instruction": " ", "answer": "b"}] * 5
+    workspace = write_own_study(tmp_path, rows, ('prompts = ["Is"]', "test_share = 0.8"))
+    assert [prompt.shown for prompt in study_prompts(workspace, "own", 42)] == [' "Why?"'] * 2
 
 
 def questions(asked: dict[int, str]) -> list[Row]:

@@ -43,6 +43,8 @@ def test_a_second_fetch_needs_no_hub(copied: User) -> None:
         "data questions: in the cache, verified",
         "base llama: in the cache, verified",
         "base neox: in the cache, verified",
+        "model quoter: 32 training and 6 test rows of 8 to 8 tokens",
+        "model solver: 32 training and 6 test rows of 36 to 52 tokens",
     ]
     assert copied.lock.read_bytes() == before
 
@@ -248,7 +250,7 @@ def test_a_second_simultaneous_fetch_is_refused(reader: User, hub: Hub) -> None:
     hub.release(SHARD)
     _, errors = first.communicate(timeout=120)
     assert first.returncode == 0, errors
-    assert reader.fetch(*QUOTER)[-1].startswith("base llama: in the cache, verified")
+    assert reader.fetch(*QUOTER)[-2].startswith("base llama: in the cache, verified")
 
 
 @pytest.mark.parametrize(("file", "variable"), [(SHARD, "HF_HOME"), ("quotes.jsonl", "QLORA_REPEAT_CACHE")])
@@ -277,6 +279,7 @@ def test_only_one_models_base_and_data_are_fetched(user: User) -> None:
         "base llama: missing",
         "data quotes: fetched, verified",
         "base llama: fetched, verified",
+        "model quoter: 32 training and 6 test rows of 8 to 8 tokens",
     ]
     assert set(user.locked()) == {MODEL, QUOTES}
     names = sorted(path.name for path in (user.home / "hub").glob("*--*"))
@@ -292,8 +295,17 @@ def test_an_unknown_model_is_refused(user: User, hub: Hub) -> None:
 def test_data_that_do_not_fit_the_study_are_refused_and_not_locked(user: User, hub: Hub) -> None:
     write_hub_study(user.folder, ('quote = "quote"', 'quote = "text"'))
     assert user.refused(*QUOTER, code=2) == (
-        f"{QUOTES}, quotes.jsonl: no column 'text'; it has quote, author, tags. Correct columns"
+        f"{QUOTES}, quotes.jsonl: no column 'text'; it has quote, author, tags. Correct columns or template"
     )
     assert not user.lock.exists()
     write_hub_study(user.folder)
     user.fetch(*QUOTER)
+
+
+def test_data_of_a_folder_with_brackets_are_fetched(user: User, hub: Hub) -> None:
+    repository = hub.repositories[f"datasets/{QUOTES}"]
+    rows = repository.commits[repository.branches["main"]]["quotes.jsonl"]
+    repository.commit({"exp [v2]/rows*.jsonl": rows, "exp v/rows.jsonl": b"other"})
+    write_hub_study(user.folder, ('files = "*.jsonl"', 'files = "exp [v2]/rows*.jsonl"'))
+    user.fetch(*QUOTER)
+    assert set(json.loads(user.lock.read_text())[QUOTES]["files"]) == {"exp [v2]/rows*.jsonl"}

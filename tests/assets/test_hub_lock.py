@@ -109,8 +109,8 @@ UNREADABLE = {
     "an unknown key": changed(comit="a" * 40),
     **{
         f"the file {name[:20]!r}": changed(files={name: {"size": 2, "digest": "b" * 64}})
-        for name in ("*", "", ".", "a//b", "a/./b", "a/", "a[1].json", "a?", "a\\b", "a\0b", "a\nb",
-                     "\x1b[2J", "a\u202eb", "a" * 2000)
+        for name in ("", ".", "a//b", "a/./b", "a/", "a\\b", "a\0b", "a\nb", "\x1b[2J", "a\u202eb",
+                     "a" * 2000)
     },
     "a converted file elsewhere": changed(converted={"../model.safetensors": "c" * 64}),
     "a revision elsewhere": changed(revision="../../main"),

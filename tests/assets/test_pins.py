@@ -25,7 +25,7 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.stage_inputs import shared_inputs
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.loading import open_workspace
-from qlora_repeat.study.workspace import ARCHIVE_MARK
+from qlora_repeat.study.workspace import ARCHIVE_MARK, Workspace
 from qlora_repeat.system.files import write_json
 from qlora_repeat.system.hashing import MANIFEST, folder_digests
 
@@ -51,10 +51,11 @@ def test_a_model_is_an_exact_list_of_files() -> None:
         "tokenizer",
         "adapter_config.json",
         "x/config.json",
-        "chat_template.jinja",
+        "x/chat_template.jinja",
         "tokenizer_checklist.chk",
     ]
-    assert taken(*PLAIN, *code, *weights, *more) == ({*PLAIN}, [])
+    chat = "chat_template.jinja"
+    assert taken(*PLAIN, *code, *weights, *more, chat) == ({*PLAIN, chat}, [])
 
 
 def test_two_sets_of_weights_are_refused() -> None:
@@ -65,11 +66,15 @@ def test_two_sets_of_weights_are_refused() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["a*.jsonl", "a?.jsonl", "[a].jsonl", "b::http:/evil/a.jsonl", "a\n.jsonl", "{a}.jsonl"]
-)
-def test_names_that_libraries_would_expand_are_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["b::http:/evil/a.jsonl", "a\n.jsonl", "a\\b.jsonl"])
+def test_names_that_could_lead_elsewhere_are_refused(name: str) -> None:
     assert taken(name, "c.jsonl", kind="dataset") == (set(), [f"plain file name, but {name!r}"])
+
+
+@pytest.mark.parametrize("name", ["exp [v2]/a*.jsonl", "{a}?.jsonl"])
+@pytest.mark.parametrize("asked", [None, "*.jsonl"])
+def test_names_with_brackets_are_data(name: str, asked: str | None) -> None:
+    assert taken(name, kind="dataset", files=asked or name) == ({name}, [])
 
 
 def test_only_files_with_rows_are_data() -> None:
@@ -225,7 +230,7 @@ def test_a_forged_file_with_a_new_manifest_is_refused(forge: Callable[[User], Pa
     repository = PICKLED if "neox" in str(path) else QUOTES if path.name == "rows.jsonl" else MODEL
     text = (
         f"{path}: not made from the files that {user.lock} pins for {repository}; "
-        f"delete the folder and run `qlora-repeat fetch {user.study}`"
+        f"delete the folder and run `{workspace.command('fetch')}`"
     )
     uses: list[Callable[[], object]] = [
         lambda: needed(workspace),
@@ -294,13 +299,19 @@ def without(user: User, repository: str) -> None:
     write_json(user.lock, {name: pin for name, pin in user.locked().items() if name != repository})
 
 
+def fetch_quoter(workspace: Workspace, tell: Callable[[str], None] = print) -> None:
+    """Fetch; then the layers are checked, which models that are not real lack."""
+    with pytest.raises(UsageError, match=r"models\.quoter\.target_modules"):
+        fetch(workspace, tell, ["quoter"])
+
+
 def test_a_folder_in_the_cache_does_not_choose_the_pin(user: User) -> None:
     """Fetch with a cache that has the folders of an earlier commit, in the old and the new naming."""
     first = commit(user)
-    shutil.copytree(user.base(), user.base().with_name(base_source(opened(user).study, "llama")))
+    shutil.copytree(user.base(), user.base().with_name(base_source(opened(user), "llama")))
     main = moved(user, generation_config__json=b"{}")
     without(user, MODEL)
-    fetch(opened(user), print, ["quoter"])
+    fetch_quoter(opened(user))
     assert commit(user) == main != first
 
 
@@ -324,15 +335,15 @@ def test_a_file_of_another_model_is_not_linked_but_refused(user: User) -> None:
 
 def test_folders_of_an_earlier_version_are_named_and_not_used(user: User) -> None:
     workspace = opened(user)
-    base = user.base().with_name(base_source(workspace.study, "llama"))
-    data = data_folder(workspace, "quotes").with_name(data_source(workspace.study, "quotes"))
+    base = user.base().with_name(base_source(workspace, "llama"))
+    data = data_folder(workspace, "quotes").with_name(data_source(workspace, "quotes"))
     user.base().rename(base)
     data.mkdir()
     text = ": not used, because its name lacks the commit (earlier version); fetch again and delete it"
     assert check(workspace, lambda done, total: None).notes == [f"{base}{text}", f"{data}{text}"]
     assert base_digest(workspace, "llama") is None
     lines: list[str] = []
-    fetch(workspace, lines.append, ["quoter"])
+    fetch_quoter(workspace, lines.append)
     assert lines[:2] == [f"{base}{text}", f"{data}{text}"]
     assert lines[-1] == "base llama: fetched, verified"
 
@@ -340,9 +351,9 @@ def test_folders_of_an_earlier_version_are_named_and_not_used(user: User) -> Non
 def test_records_name_the_source_without_the_commit(user: User) -> None:
     workspace = opened(user)
     found = shared_inputs(workspace, "quoter")
-    source = base_source(workspace.study, "llama")
+    source = base_source(workspace, "llama")
     assert (found["base_source"], user.base().name) == (source, f"{source}-{commit(user)}")
-    assert found["data_source"] == data_source(workspace.study, "quotes")
+    assert found["data_source"] == data_source(workspace, "quotes")
     assert None not in (found["base"], found["data"])
 
 
@@ -384,7 +395,7 @@ def test_a_configuration_that_is_none_is_refused(content: bytes, user: User) -> 
 def test_no_code_is_fetched(user: User) -> None:
     moved(user, tokenizer__py=b"boom", modeling_llama__py=b"boom", adapter_config__json=b"{}")
     without(user, MODEL)
-    fetch(opened(user), print, ["quoter"])
+    fetch_quoter(opened(user))
     names = {path.name for path in base_folder(opened(user), "llama").iterdir()}
     assert (
         names
@@ -412,7 +423,7 @@ def test_what_a_stranger_asks_for_is_kept_apart(
     chosen = moved(user, generation_config__json=b'{"max_length": 1}')
     monkeypatch.setenv("QLORA_REPEAT_LOCK", str(user.lock))
     workspace = open_workspace(str(theirs.study), cache=user.cache)
-    fetch(workspace, print, ["quoter"])
+    fetch_quoter(workspace)
     assert user.lock.read_bytes() == lock
     assert sorted((user.cache / "bases").iterdir()) == before
     assert [path.name[-40:] for path in (user.cache / "strangers" / "bases").iterdir()] == [chosen]
@@ -420,7 +431,7 @@ def test_what_a_stranger_asks_for_is_kept_apart(
     check_base(workspace, "llama")
     main = moved(user, generation_config__json=b"{}")
     without(user, MODEL)
-    fetch(opened(user), print, ["quoter"])
+    fetch_quoter(opened(user))
     assert commit(user) == main != chosen
 
 
@@ -525,5 +536,5 @@ def test_a_lock_of_an_earlier_version_lacks_the_rows(user: User) -> None:
     entries[QUOTES]["converted"] = {}
     write_json(user.lock, entries)
     assert [item.name for item in needed(opened(user)) if not item.present] == ["quotes"]
-    with pytest.raises(MissingError, match="data quotes are missing; run `qlora-repeat fetch`"):
+    with pytest.raises(MissingError, match="data quotes are missing; run `qlora-repeat fetch "):
         read_rows(opened(user), "quotes")

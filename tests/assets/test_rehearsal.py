@@ -13,6 +13,7 @@ from support.checkout import ROOT
 from support.places import at
 from support.slurm_cluster import slurm
 
+from qlora_repeat.records.stage_inputs import stage_settings
 from qlora_repeat.results.trial_result import TrialResult, read_results
 from qlora_repeat.study.loading import load_study
 
@@ -67,13 +68,11 @@ def test_the_study_file_was_only_shortened(runs: Path, results: list[TrialResult
         record = json.loads(
             (runs / Path(*trial.name.split("/")[:2]) / f"trial-{trial.number}" / "finetune.json").read_text()
         )
-        settings = record["inputs"]["settings"]
+        settings, asked = record["inputs"]["settings"], stage_settings(trial, "finetune")
         assert record["outputs"]["steps"] == steps == 3 * rows
         assert settings["training"].pop("max_steps") == steps
-        asked = vars(trial.model.training)
-        assert settings["training"] == {name: value for name, value in asked.items() if name != "max_steps"}
-        assert settings["lora"] == vars(STUDY.lora)
-        assert settings["quantization"] == vars(STUDY.quantization)
+        assert settings["training"] == {k: v for k, v in asked["training"].items() if k != "max_steps"}
+        assert settings["lora"] == asked["lora"] and settings["quantization"] == vars(STUDY.quantization)
     assert {len(row.loss_curve) for row in results} == {min(steps, 30)}
     assert {row.loss_curve[-1][0] for row in results} == {3.0}
 

@@ -1,10 +1,12 @@
 """A process that runs a trial imports only what the stages use."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.places import at
 from support.tiny import write_study
 
@@ -58,3 +60,32 @@ def test_what_is_imported_does_not_change_the_bits(cache: Path, tmp_path: Path) 
     workspace = at(study, tmp_path / "runs", cache)
     one, two = (workspace.trial(f"tiny-neox/adamw-8bit/{number}") for number in (1, 2))
     assert one.trace.read_bytes() == two.trace.read_bytes()
+
+
+AS_IF = """
+import ctypes
+found = ctypes.CDLL.__getattr__
+ctypes.CDLL.__getattr__ = lambda self, name: (lambda: True) if "has_avx512bf16" in name else found(self, name)
+"""
+"""Make bitsandbytes believe that the processor has AVX512-BF16."""
+
+
+@pytest.mark.parametrize("stages", ["finetune,merge", "merge"])
+def test_bitsandbytes_gets_no_kernels_from_a_hub(stages: str, cache: Path, tmp_path: Path) -> None:
+    """It imports a package for that where it is installed; here this ends the process."""
+    study, package = write_study(tmp_path), tmp_path / "packages" / "kernels"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('kernels was imported')\n")
+    if stages == "merge":
+        imported(study, cache, "finetune")
+
+    def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = map(str, [sys.executable, "-c", AS_IF + script, *arguments])
+        path = os.pathsep.join([str(package.parent), *sys.path])
+        return subprocess.run(
+            [*command], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        )
+
+    done = run(SCRIPT, study, cache, 1, stages)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "kernels was imported" in run("import bitsandbytes").stderr

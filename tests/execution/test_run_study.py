@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from support.checkout import ROOT, kit
+from support.finished import finish_study
+from support.places import at
 from support.tiny import write_study
 
 from qlora_repeat.errors import UsageError
+from qlora_repeat.execution.jobs import counted, open_jobs
 from qlora_repeat.results.trial_result import read_results
+from qlora_repeat.study.study import Study
+from qlora_repeat.study.trial import STAGES
 from qlora_repeat.system import gpus
 
 KIT = str(Path(sys.executable).with_name("qlora-repeat"))
@@ -48,6 +53,24 @@ def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     )
     assert "8bit: 2 different adapters in 2 trials" in second.stdout
     return study, runs, before
+
+
+def test_a_narrowed_run_leaves_the_rest_to_a_later_one(
+    study: Study, study_file: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Keep one finished trial; narrowed to it, `run` has nothing to run, and the whole study has the rest."""
+    runs = tmp_path / "runs"
+    for trial in finish_study(study, runs, cache)[1:]:
+        shutil.rmtree(trial.folder)
+    options = ["--runs", runs, "--cache", cache, "--out", tmp_path / "out"]
+    done = kit("run", study_file, "--only", "tiny-neox/adamw-8bit", "--trials", 1, *options)
+    assert done.returncode == 0, done.stderr
+    assert "Cut short: 1 of 8 trials done." in done.stdout
+    assert f"`qlora-repeat run {study_file}` runs the other trials" in done.stdout
+    assert "**Cut short" in (tmp_path / "out" / "tables.md").read_text()
+    left = open_jobs(at(study_file, runs, cache), STAGES)
+    assert [job.name for job in left] == TRIALS[1:]
+    assert counted(left) == "7 jobs (7 trials)"
 
 
 def finetune_record(runs: Path, name: str) -> Path:
@@ -89,7 +112,7 @@ def test_a_second_run_finds_nothing_to_do(finished: tuple[Path, Path, list[str]]
 def test_a_run_ends_with_results_tables_figures_and_report(finished: tuple[Path, Path, list[str]]) -> None:
     study, runs, _ = finished
     written = {path.name for path in (study.parent / "out").iterdir()}
-    assert {"table-01.tex", "tables.md", "figure-04.pdf", "report.html"} <= written
+    assert {"table-01.tex", "tables.md", "figure-01.pdf", "report.html"} <= written
     assert (runs / "tiny" / "results.jsonl").is_file() and (runs / "tiny" / "statistics.json").is_file()
 
 

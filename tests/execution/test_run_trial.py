@@ -370,7 +370,9 @@ def test_merged_weights_that_differ_from_the_record_are_not_evaluated(
     assert record is not None
     other = dataclasses.replace(record, outputs={**record.outputs, "merged_digest": "0" * 64})
     write_record(trial.record("merge"), other)
-    with pytest.raises(StageError, match=r"the merge record has 0000000000000000; run `qlora-repeat merge"):
+    with pytest.raises(
+        StageError, match=r"the merge record has 0000000000000000; run `qlora-repeat merge tiny"
+    ):
         run_trial(trial, ["evaluate"], quiet)
     assert not trial.merged.exists()
     assert not trial.record("evaluate").exists()

@@ -150,31 +150,26 @@ def test_json_has_the_fingerprint_and_the_environment_without_secrets(
     ("variables", "kernels", "warned"),
     [
         ({"CUDA_LAUNCH_BLOCKING": "0", "NVIDIA_TF32_OVERRIDE": "0"}, "default", []),
-        ({"NVIDIA_TF32_OVERRIDE": "1"}, "default", ["NVIDIA_TF32_OVERRIDE"]),
-        ({"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}, "default", ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"]),
-        ({"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}, "default", ["ONEDNN_DEFAULT_FPMATH_MODE"]),
-        ({"ONEDNN_DEFAULT_FPMATH_MODE": "strict"}, "default", []),
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "default", ["ACCELERATE_MIXED_PRECISION"]),
+        ({"CUDA_LAUNCH_BLOCKING": "1"}, "default", ["CUDA_LAUNCH_BLOCKING"]),
+        ({"ATEN_CPU_CAPABILITY": "default"}, "default", ["ATEN_CPU_CAPABILITY"]),
+        ({"LD_PRELOAD": "(set, withheld)"}, "default", ["LD_PRELOAD"]),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "default", []),
         ({"CUBLAS_WORKSPACE_CONFIG": ":0:0"}, "default", []),
         ({"CUBLAS_WORKSPACE_CONFIG": ":0:0"}, "deterministic", ["CUBLAS_WORKSPACE_CONFIG"]),
         ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, "deterministic", []),
         ({}, "deterministic", []),
-        ({"OMP_NUM_THREADS": "2"}, "default", []),
-        ({"OMP_NUM_THREADS": "1"}, "default", ["OMP_NUM_THREADS"]),
-        ({"OMP_NUM_THREADS": "1,4"}, "default", ["OMP_NUM_THREADS"]),
-        ({"OMP_NUM_THREADS": "many"}, "default", []),
-        ({"OMP_THREAD_LIMIT": "1"}, "default", ["OMP_THREAD_LIMIT"]),
+        ({"OMP_NUM_THREADS": "1"}, "default", []),
         ({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "default", []),
     ],
 )
 def test_only_variables_that_change_results_or_timings_cause_warnings(
     variables: dict[str, str], kernels: str, warned: list[str]
 ) -> None:
-    found = list(environment_findings(variables, kernels, threads=2))
+    found = list(environment_findings(variables, kernels))
     warnings = [each for each in found if each.level == "warning"]
     assert [each.text.partition("=")[0] for each in warnings] == warned
     assert all(name in each.advice for name, each in zip(warned, warnings, strict=True))
-    assert bool(warnings) or [each.level for each in found] == ["ok"]
+    assert bool(warnings) or {each.level for each in found} == {"ok"}
 
 
 def test_a_file_in_place_of_a_folder_stops_the_study(study_file: Path, cache: Path, tmp_path: Path) -> None:
@@ -248,7 +243,7 @@ def test_the_first_run_fetches_what_is_missing(study_file: Path, tmp_path: Path)
     (finding,) = found.of("models and data", "ok")
     for name in ("quotes", "instructions", "tiny-llama", "tiny-neox"):
         assert name in finding.text
-    assert f"`qlora-repeat fetch {study_file}`" in finding.text
+    assert f"`qlora-repeat fetch {study_file} --cache {tmp_path / 'cache'}`" in finding.text
 
 
 def test_other_versions_than_locked_are_named(study_file: Path, cache: Path, tmp_path: Path) -> None:
@@ -423,7 +418,7 @@ def test_a_mistake_in_the_study_file_is_reported_in_one_line(tmp_path: Path) -> 
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
     done = kit("doctor", path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"
+    assert done.stderr == f"Error: {path}: line 4: key trials: expected more than 0 (found 0)\n"
 
 
 def test_a_check_that_fails_becomes_a_warning_with_its_name(

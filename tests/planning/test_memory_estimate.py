@@ -11,6 +11,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from support.architectures import ARCHITECTURES
 from support.checkout import ROOT
 from support.places import NO_RUNS, at
 
@@ -418,3 +419,18 @@ def test_in_the_papers_study_only_lora_b_of_gpt_neox_is_paged() -> None:
         assert paged == ({"lora_B"} if "neox" in name else set())
         assert max(sizes.values()) == (147_456 if "neox" in name else 32_768)
         assert f"{max(sizes.values()):,} elements" in document
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon", "gpt-oss", "mixtral"])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_models_with_other_attention_or_fused_experts_have_a_plan(name: str, compute: str) -> None:
+    """Attention that is not torch's, and experts, which are in float32 in training, as PEFT prepares them."""
+    family = ARCHITECTURES[name]
+    trial = changed("llama2-7b", compute=compute, max_length=32)
+    model = dataclasses.replace(trial.model, target_modules=family.targets)
+    trial = of_study(trial, models={"llama2-7b": model})
+    config = model_config(family.config().to_dict(), name)
+    found = finetune_memory(trial, config)
+    assert found.weights.unquantized >= 4 * (found.counts.other + found.counts.embeddings)
+    assert found.step > 0
+    assert evaluate_memory(trial, config).work > 0

@@ -21,12 +21,11 @@ from qlora_repeat.planning.plan import (
     disk_plan,
     make_plan,
     makespan,
-    train_examples,
     train_seconds,
 )
 from qlora_repeat.render.text.plan import plan_text
 from qlora_repeat.results.published import read_published
-from qlora_repeat.study.data_sources import Hub
+from qlora_repeat.study.data_sources import Hub, train_examples
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.system.memory import CONTEXT_BYTES
@@ -215,11 +214,11 @@ def test_a_base_without_an_architecture_must_be_fetched(study_file: Path, tmp_pa
     assert (done.returncode, done.stdout) == (3, "")
     assert len(done.stderr.splitlines()) == 1
     assert "[bases.tiny-neox.architecture]" in done.stderr
-    assert "run `qlora-repeat fetch` for this study" in done.stderr
+    assert f"run `qlora-repeat fetch {study_file} --cache {tmp_path}`" in done.stderr
 
 
 def test_a_mistake_in_the_study_file_is_reported(tmp_path: Path) -> None:
     path = write_study(tmp_path, ("trials = 2", "trials = 0"))
     done = kit("plan", path, "--gpu", "24")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"Error: {path}: key trials: Input should be greater than 0 (found 0)\n"
+    assert done.stderr == f"Error: {path}: line 4: key trials: expected more than 0 (found 0)\n"

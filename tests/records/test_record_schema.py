@@ -116,7 +116,7 @@ def test_a_record_with_wrong_keys_or_types_is_damaged_and_other_trials_are_unaff
     assert (state.state, state.record) == ("damaged", None)
     assert state.damage is not None
     assert state.damage.startswith(f"{path}: not a valid record ({words}")
-    assert state.damage.endswith("); `qlora-repeat run` runs its stage again")
+    assert state.damage.endswith(f"); `{trial.workspace.command('run')}` runs its stage again")
     assert len(state.damage.splitlines()) == 1
     rows = collect(trial.workspace)
     assert [row.status for row in rows] == ["damaged"] + ["done"] * 7
@@ -139,7 +139,7 @@ def test_a_base_test_with_wrong_keys_or_types_gives_no_number(
     rewrite(path, key, value)
     assert base_damages(trial.workspace) == [
         f"tiny-neox/base/1 is damaged: {path}: not a valid record ({words}); "
-        "`qlora-repeat run` runs its stage again"
+        f"`{trial.workspace.command('run')}` runs its stage again"
     ]
     rows = [row for row in collect(trial.workspace) if row.model == "tiny-neox"]
     assert {(row.status, row.base_perplexity, row.perplexity) for row in rows} == {("done", None, 8.25)}

@@ -19,10 +19,10 @@ from support.checkout import ROOT
 from qlora_repeat.cli.main import cli
 
 LONGEST_LINE = 100
-MOST_WORDS = 17_600
-"""In all documents together, without the generated reference of the commands."""
-MOST_WORDS_README = 900
-GENERATED = ROOT / "docs/commands.md"
+MOST_WORDS = 19_500
+"""In all documents together, without what is generated."""
+MOST_WORDS_README = 920
+GENERATED = (ROOT / "docs/commands.md", ROOT / "docs/reference/architectures.md")
 OTHER_TOOLS = {"--containall", "--no-home", "--no-deps", "--no-build-isolation", "--require-hashes"}
 """Options of other programs in the documents."""
 
@@ -204,7 +204,7 @@ def words(page: Page) -> int:
 
 
 def written() -> list[Page]:
-    return [page for page in pages() if page.path != GENERATED]
+    return [page for page in pages() if page.path not in GENERATED]
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.path.relative_to(ROOT)))

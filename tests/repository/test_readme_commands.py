@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRIAL, TINY = "smollm2-135m/adamw-8bit", "tiny-neox/adamw-8bit"
 
 HERE = [
+    "make all TRIALS=1",
     "make all",
     "make run TRIAL=smollm2-135m/adamw-8bit/1 RANDOMNESS=bitwise",
     "make verify TRIAL=smollm2-135m/adamw-8bit/1 RANDOMNESS=bitwise",
@@ -30,6 +31,7 @@ HERE = [
 ELSEWHERE = {
     "make test": "repository/test_readme_commands.py",  # this test is part of it
     "make attribute": "analysis/attribution/test_experiment.py",
+    "qlora-repeat init": "planning/test_new_study.py",
     "make bench": "repository/test_speed.py",  # only the plain script, on a tiny model
     "make paper": "render/test_pdf.py",
     "make rehearsal": "assets/test_rehearsal.py",

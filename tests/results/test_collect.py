@@ -203,7 +203,8 @@ def test_collect_counts_stale_trials_and_tables_name_them(study: Study, tmp_path
     results = tmp_path / "runs/tiny/results.jsonl"
     assert plain.stdout.splitlines() == [
         f"{results}: 0 of 8 trials done",
-        "3 stale: `qlora-repeat status` says why; --include-stale also collects them",
+        f"3 stale: `qlora-repeat status {path} --runs {tmp_path}/runs --cache {tmp_path}/cache` says why; "
+        "--include-stale also collects them",
     ]
     asked = kit("collect", *given, "--include-stale")
     assert asked.stdout.splitlines()[1] == "3 stale, 3 of them with values; tables will name them"

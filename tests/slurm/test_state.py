@@ -1,5 +1,6 @@
 """The files that `submit` keeps beside results, which somebody else may have written."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from support.tiny import write_study
 
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.slurm.logs import trial_logs
-from qlora_repeat.slurm.submit import Request, clear_locks, jobs_folder, submit, submitted_tasks
+from qlora_repeat.slurm.submit import Request, clear_locks, jobs_folder, make_request, submit, submitted_tasks
 from qlora_repeat.study.cluster import Cluster
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner, remove_ended
@@ -82,3 +83,52 @@ def test_a_folder_whose_name_changes_a_job_is_refused(
     strange = at(write_study(tmp_path), tmp_path / name)
     with pytest.raises(UsageError, match="Slurm needs a folder without control characters and without %"):
         submit(Request([], {}, {}, {}, estimated=False), strange, Cluster(), tmp_path / "out")
+
+
+JOB = {
+    "SLURM_JOB_ID": "41", "SLURM_MEM_PER_CPU": "500", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS": "1",
+    "SLURMD_NODENAME": "n1", "SRUN_CPUS_PER_TASK": "1", "SUBMITIT_EXECUTOR": "slurm", "PMI_RANK": "0",
+    "CUDA_VISIBLE_DEVICES": "3", "TMPDIR": "/tmp/slurm.41",
+}  # fmt: skip
+"""What Slurm, an administrator and submitit set in a job."""
+OVERRIDES = {
+    "SBATCH_TIMELIMIT": "1",
+    "SBATCH_MEM_PER_CPU": "9",
+    "SBATCH_WAIT": "1",
+    "SBATCH_PARTITION": "slow",
+}
+OWN = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "mine", "HF_TOKEN": "t"}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_job_gets_nothing_of_the_job_that_submits_it(
+    inside: bool, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun in the new job would refuse SLURM_MEM_PER_CPU, or take the cores and the GPU of the old one."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    given = tmp_path / "given"
+    for tool, does in (
+        ("sbatch", f"env > {given}; echo Submitted batch job 77"),
+        ("srun", ":"),
+        ("squeue", '[ -z "$SQUEUE_STATES" ]'),
+        ("scontrol", ":"),
+    ):
+        (tools / tool).write_text(f"#!/bin/sh\n{does}\n")
+        (tools / tool).chmod(0o755)
+    shared = {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "3"}
+    for name, value in (OVERRIDES | OWN | {"SQUEUE_STATES": "F"} | (JOB if inside else shared)).items():
+        monkeypatch.setenv(name, value)
+    if not inside:
+        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    cluster = Cluster(partition="fast", minutes=10, memory=1, cpus=1, gpus=0)
+    request = make_request(workspace, cluster, None)
+    jobs, render = submit(request, workspace, cluster, tmp_path / "out")
+    assert set(jobs) == set(request.tasks) and render == "77"
+    found = dict(line.partition("=")[::2] for line in given.read_text().splitlines())
+    assert OWN.items() <= found.items()
+    gone = [*OVERRIDES, *(name for name in JOB if inside or name not in shared), "SLURM_JOB_ID"]
+    assert [name for name in gone if name in found and name != "PMI_RANK"] == []
+    assert inside or shared.items() <= found.items()
+    assert os.environ["SBATCH_TIMELIMIT"] == "1", "only the job does not get it"

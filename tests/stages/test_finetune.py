@@ -1,8 +1,11 @@
 """Changes to a fine-tuning: the state map, one weight, and the number of steps."""
 
+import json
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from support.places import at
 from support.tiny import write_study
-from support.trials import quiet
+from support.trials import outputs, quiet
 
 from qlora_repeat.analysis.trial_diff import first_divergence
+from qlora_repeat.assets.base_models import base_folder
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record
 from qlora_repeat.records.trace import read_trace
@@ -104,3 +108,46 @@ def test_loading_does_not_count_as_peak_memory(
     assert found["resumed_from"] == 4
     assert 2**27 < found["peak_memory_bytes"] < resident + spike / 2
     assert found["peak_memory_share"] is None
+
+
+def test_layers_that_training_never_changed_are_counted(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the only step, warm-up has a learning rate of zero."""
+    constant, warm = 'schedule = "constant"', 'schedule = "constant_with_warmup"'
+    trial = trained(
+        tmp_path / "warm",
+        cache,
+        "adamw-32bit",
+        (constant, warm),
+        ("warmup_steps = 0", "warmup_steps = 2"),
+        ONE_STEP,
+    )
+    adapted = 2 * 2  # two layers of two kinds
+    assert outputs(trial)["untrained_layers"] == adapted
+    assert (
+        f"changed nothing in {adapted} of {adapted} layers with an adapter, such as"
+        in capsys.readouterr().err
+    )
+
+
+ONE_STEP = ("\nsteps = 4", "\nsteps = 1")
+
+
+class Disordered(set[str]):
+    """A set in an order that PYTHONHASHSEED may give it."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__(), reverse=True))
+
+
+def test_the_file_of_an_adapter_has_an_order_of_its_own(cache: Path, tmp_path: Path) -> None:
+    """PEFT keeps names in sets, and writes them as they come."""
+    trial = at(write_study(tmp_path), tmp_path / "runs", cache).trial("tiny-neox/adamw-8bit/1")
+    config = finetune.lora_config(trial.study, [])
+    config.target_modules = Disordered(["q_proj", "v_proj", "k_proj"])
+    adapted = SimpleNamespace(peft_config={"default": config})
+    finetune._name_base(adapted, trial, base_folder(trial.workspace, trial.model.base))
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["target_modules"] == ["k_proj", "q_proj", "v_proj"]

@@ -60,8 +60,8 @@ def test_merging_computes_the_papers_sum(base: Path, tmp_path: Path) -> None:
         ('{"r": 2}', "expected numbers lora_alpha and r"),
         ('{"r": "2", "lora_alpha": 4}', "expected numbers lora_alpha and r"),
         ('{"r": 0, "lora_alpha": 4}', "expected numbers lora_alpha and r"),
-        ('{"r": 2, "lora_alpha": Infinity}', "lora_alpha: Input should be a finite number"),
-        ('{"r": 2, "lora_alpha": 4, "target_modules": 5}', "target_modules: Input should be a valid list"),
+        ('{"r": 2, "lora_alpha": Infinity}', "lora_alpha: expected a finite number"),
+        ('{"r": 2, "lora_alpha": 4, "target_modules": 5}', "target_modules: expected a list"),
         (f'{{"r": 1{"0" * 400}, "lora_alpha": 4}}', "needs more than 64 bits"),
     ],
 )
@@ -109,6 +109,53 @@ def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "lm_head.weight",
+        "layer.lora_magnitude_vector.weight",
+        "layer.lora_embedding_A",
+        "layer.lora_B.bias",
+        "other.lora_B.weight",
+    ],
+)
+def test_a_tensor_that_a_merge_would_drop_is_refused(name: str, base: Path, tmp_path: Path) -> None:
+    folder = adapter(tmp_path, {**LORA, name: torch.ones(4, 2)})
+    with pytest.raises(
+        StageError, match=rf"base_model\.model\.{name} cannot be merged; only A and B of linear"
+    ):
+        merged(base, folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "beyond"),
+    [("float16", 1.0, 3), ("float16", 40_000.0, 15), ("bfloat16", 1.0, 0), ("float32", 1.0, 0)],
+)
+def test_weights_beyond_the_merged_precision_are_counted_and_refused(
+    dtype: str, scale: float, beyond: int, base: Path, tmp_path: Path
+) -> None:
+    """Count weights of the base, and with a large scale all of the layer that is changed."""
+    tensors = load_file(base / "model.safetensors")
+    tensors["another"] = torch.tensor([1.0, 7e4, -7e4, 65504.0, 1e6, float("inf")])
+    save_file(tensors, base / "model.safetensors")
+    folder = adapter(tmp_path, config=json.dumps({"r": 2, "lora_alpha": 2 * scale}))
+    (tmp_path / "merged").mkdir()
+    if not beyond:
+        merge_weights(base, folder, tmp_path / "merged", dtype)
+        return
+    expected = (
+        rf"{beyond} merged weights are beyond float16, which ends at 6\.55e\+04, such as in another; set "
+    )
+    with pytest.raises(StageError, match=expected):
+        merge_weights(base, folder, tmp_path / "merged", dtype)
+
+
+def test_an_adapter_that_diverged_is_merged(base: Path, tmp_path: Path) -> None:
+    """Its numbers are not lost by the precision, and the tables must show what became of it."""
+    tensors = LORA | {"layer.lora_B.weight": torch.full((4, 2), float("nan"))}
+    assert merged(base, adapter(tmp_path, tensors), tmp_path)["layer.weight"].isnan().all()
+
+
+@pytest.mark.parametrize(
     ("a", "b"),
     [((1, 100_000), (100_000, 1)), ((2, 3), (1, 2)), ((2, 1), (4, 2)), ((3, 3), (4, 2)), ((3,), (4, 2))],
 )
@@ -149,10 +196,11 @@ MERGE_AND_WATCH = """
 import re, sys, threading
 from pathlib import Path
 from safetensors.torch import load_file
-from transformers import AutoConfig, PretrainedConfig  # libraries would count otherwise
 import torch
+from qlora_repeat.assets.layers import base_skeleton
 from qlora_repeat.stages.merge import merge_weights
 torch.ones(2048, 2) @ torch.ones(2, 4096)
+base_skeleton(Path(sys.argv[1]) / "base")  # libraries would count otherwise
 
 def anonymous():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -8,7 +8,8 @@ from support.tiny import write_study
 
 from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import MissingError
-from qlora_repeat.study.loading import known_studies, load_study, open_workspace, portable_name, study_path
+from qlora_repeat.study.finding import known_studies, portable_name, study_path
+from qlora_repeat.study.loading import load_study, open_workspace
 from qlora_repeat.system import package_data
 
 

@@ -16,7 +16,8 @@ from qlora_repeat.archive.zip_file import CRATE
 from qlora_repeat.cli.main import cli
 from qlora_repeat.errors import KitError, UsageError
 from qlora_repeat.study.cluster import from_options, read_user_file
-from qlora_repeat.study.loading import known_studies, load_study
+from qlora_repeat.study.finding import known_studies
+from qlora_repeat.study.loading import load_study
 
 MOST_BYTES = 500_000_000
 """Memory that a file may cost."""
@@ -123,7 +124,7 @@ def test_the_cluster_of_a_study_from_an_archive_is_shown_and_ignored(linked: boo
 
 NINES = "9" * 400
 HUGE = {
-    "trials": ("trials = 2", "trials = 10000000", "key trials: Input should be less than or equal to 1000"),
+    "trials": ("trials = 2", "trials = 10000000", "key trials: expected at most 1000"),
     "steps of 400 digits": ("steps = 3", f"steps = {NINES}", "an integer has more than 64 bits"),
     "5,000 digits": ("steps = 3", f"steps = {'9' * 5000}", "an integer has more than 64 bits"),
     "a million bits": ("steps = 3", f"steps = 0x{'f' * 200_000}", "an integer has more than 64 bits"),
@@ -144,8 +145,8 @@ HUGE = {
     "a long template": ('"{quote}"', f'"{"a" * 100_000}{{quote}}"', "at most 10000"),
     "a large file": ('title = "tiny study"', f'title = "{"a" * 300_000}"', "larger than 250 kB"),
     "many prompts": ('"Your silence will"', '"a",' * 20_000 + '"b"', "expected at most 10000"),
-    "some prompts": ('"Your silence will"', '"a",' * 200 + '"b"', "data.quotes.prompts: List should have"),
-    "many samplings": ("samplings = [", "samplings = [" + "{}," * 9000, "at most 100 items"),
+    "some prompts": ('"Your silence will"', '"a",' * 200 + '"b"', "quotes.prompts: expected at most 100"),
+    "many samplings": ("samplings = [", "samplings = [" + "{}," * 9000, "at most 100 entries"),
     "layers": (
         "[bases.tiny-neox.gguf]",
         "[bases.tiny-neox.architecture]\nnum_hidden_layers = 1000000\n\n[bases.tiny-neox.gguf]",

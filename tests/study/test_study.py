@@ -10,7 +10,8 @@ from support.places import at
 from support.tiny import tiny_text, write_study
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.study.loading import load_study, portable_name, study_path
+from qlora_repeat.study.finding import portable_name, study_path
+from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 
 POCKET = "pocket"
@@ -70,13 +71,19 @@ MISTAKES = {
         "unknown key models.tiny-llama-chat.training.learning_rat; did you mean learning_rate?",
     ),
     "unknown key like no other": ("r = 8", "r = 8\nzzzzzz = 1", "unknown key lora.zzzzzz"),
-    "missing key": ("alpha = 32\n", "", "key lora.alpha is missing"),
-    "missing table": ("[lora]\nr = 8\nalpha = 32\ndropout = 0.05\n", "", "key lora is missing"),
-    "text for a number": ("trials = 2", 'trials = "2"', "key trials", "valid integer", "found '2'"),
-    "part of a number": ("trials = 2", "trials = 2.5", "key trials", "valid integer", "found 2.5"),
-    "yes for a number": ("trials = 2", "trials = true", "key trials", "valid integer", "found True"),
-    "number for yes": ("keep_merged = false", "keep_merged = 0", "key keep_merged", "boolean", "found 0"),
-    "no trials": ("trials = 2", "trials = 0", "key trials", "greater than 0", "found 0"),
+    "missing key": (
+        'task = "text-generation"\n', "", "line 79: key data.quotes.task is missing; expected 'text-",
+    ),
+    "missing table": ("[models.tiny-neox]", "[model.tiny-neox]", "unknown key model; did you mean models?"),
+    "text for a number": ("trials = 2", 'trials = "2"', "line 4: key trials", "an integer", "found '2'"),
+    "part of a number": ("trials = 2", "trials = 2.5", "key trials", "an integer", "found 2.5"),
+    "yes for a number": ("trials = 2", "trials = true", "key trials", "an integer", "found True"),
+    "number for yes": ("keep_merged = false", "keep_merged = 0", "key keep_merged", "true or f", "found 0"),
+    "no trials": ("trials = 2", "trials = 0", "key trials: expected more than 0 (found 0)"),
+    "shared training": (
+        "max_length = 128", "max_lenght = 128", "line 53: unknown key training.max_lenght; did you mean max",
+    ),
+    "a value of shared training": ("steps = 3", "steps = 0.5", "line 58: key training.steps: expected an"),
     "certain dropout": ("dropout = 0.05", "dropout = 1.0", "key lora.dropout", "less than 1", "found 1.0"),
     "not a number": ("temperature = 1.0", "temperature = nan", "key generation.samplings.0.temperature"),
     "negative seed": ("split = 42", "split = -1", "key profiles.as-published.split", "found -1"),
@@ -84,7 +91,7 @@ MISTAKES = {
     "kernels": ('= "deterministic"', '= "exact"', "profiles.bitwise.kernels", "found 'exact'"),
     "a seed for no trial": (
         "[profiles.seeded]\nsplit = 42", "[profiles.seeded]\nsplit = { per_run = 42 }",
-        "profiles.seeded.split", "per_trial",
+        "line 21: unknown key profiles.seeded.split.per_run; did you mean per_trial?",
     ),
     "unknown optimizer": (
         '"adamw-8bit", ', '"sgd", ', "'adamw-8bit', 'adamw-32bit', 'lion-8bit', ", "found 'sgd'",
@@ -100,16 +107,37 @@ MISTAKES = {
         'base = "tiny-neox"', 'base = "neox"', "models.tiny-neox.base is 'neox'", "has tiny-llama, tiny-neox",
     ),
     "unknown data": (
-        'data = "quotes"', 'data = "quote"', "models.tiny-neox.data is 'quote'", "has quotes, instructions",
+        'data = "quotes"\ntemplate = "{quote}"', 'data = "quote"',
+        "models.tiny-neox.data is 'quote'", "has quotes, instructions",
     ),
-    "steps and epochs": ("steps = 3", "steps = 3\nepochs = 1.0", "training: give either steps or epochs"),
-    "neither": ("steps = 3\n", "", "training: give either steps or epochs"),
+    "steps and epochs": (
+        "steps = 3", "steps = 3\nepochs = 1.0", "line 49: key training: give either steps or epochs",
+    ),
     "a path for a name": ('name = "tiny"\n', 'name = "../tiny"\n', "key name", "found '../tiny'"),
+    "text for a shared number": (
+        "learning_rate = 1e-3", 'learning_rate = "1e-3"',
+        "key training.learning_rate: expected a number, such as 0.0002 (found '1e-3')",
+    ),
+    "text for a list": (
+        '["query_key_value", "dense_4h_to_h"]', '"query_key_value"',
+        "key models.tiny-neox.target_modules: expected a list, such as [\"q_proj\"], or 'all-linear' (found",
+    ),
+    "a list for a text": (
+        'title = "tiny study"', 'title = ["tiny"]', 'expected text, such as "text" (found a list)',
+    ),
+    "no samplings": (
+        "samplings = [{ temperature = 1.0, top_p = 1.0 }, { temperature = 0.1, top_p = 0.1 }]",
+        "samplings = []", "key generation.samplings: expected at least one entry",
+    ),
+    "no text": ('stop = "</s>"', 'stop = ""', "tiny-llama-chat.stop: expected text that is not empty"),
+    "a date": (
+        'title = "tiny study"', "title = 2024-01-01", "line 3: key title: no key has a date", '"2024-01-01"',
+    ),
     "a narrow model": ("[data.quotes]", PRETRAINED + "[data.quotes]", "hidden_size", "192", "found 128"),
     "half a base": (
         "[data.quotes]",
         PRETRAINED.partition("[bases.small.pretraining]")[0] + "[data.quotes]",
-        "bases.small: give one of hub, gguf, or both tokenizer and pretraining",
+        "bases.small: give one of hub, folder, gguf, or both tokenizer and pretraining",
     ),
 }  # fmt: skip
 
@@ -214,32 +242,31 @@ QUOTES = 'hub = { repository = "acme/quotes", revision = "main", files = "*.json
 COLUMNS = 'columns = { instruction = "instruction", answer = "output" }\n'
 WRONG_HUBS = {
     "data of a hub without one": (QUOTES, "", "data.quotes: source hub needs only hub, and columns for quo"),
-    "no columns": ('columns = { quote = "quote" }\n', "", "source hub needs only hub, and columns for quo"),
     "one column of two": (
         COLUMNS, 'columns = { instruction = "instruction" }\n',
         "data.questions: source hub needs only hub, and columns for instruction and answer",
     ),
     "a column of another task": (COLUMNS, 'columns = { quote = "output" }\n', "columns for instruction and"),
     "an unknown column": (
-        COLUMNS, 'columns = { instruction = "a", output = "b" }\n', "data.questions.columns.output",
+        COLUMNS, 'columns = { instruction = "a", answer = "b", output = "c" }\n', "questions.columns.output",
     ),
     "a number for a column": ('{ quote = "quote" }', "{ quote = 1 }", "data.quotes.columns.quote", "found 1"),
     "a hub for fortunes": (
         'source = "hub"\n' + QUOTES, 'source = "fortunes"\nseed = 1\n' + QUOTES,
-        "source fortunes needs seed and sha256, and no hub, file or columns",
+        "source fortunes needs seed and rows, and no hub, file or columns",
     ),
     "no owner": ('"acme/quotes"', '"quotes"', "key data.quotes.hub.repository", "found 'quotes'"),
     "an address for a repository": (
         '"acme/quotes"', '"https://hub.example/acme/quotes"', "key data.quotes.hub.repository",
     ),
-    "no revision": (', revision = "main", files', ", files", "key data.quotes.hub.revision is missing"),
+    "no repository": ('repository = "acme/quotes", ', "", "key data.quotes.hub.repository is missing"),
     "a misspelt key, known elsewhere": (
         'files = "*.jsonl"', 'file = "*.jsonl"', "unknown key data.quotes.hub.file; did you mean files?",
     ),
     "a base with two origins": (
         "[bases.neox]\n",
         f'[bases.neox]\ngguf = {{ package = "a==1", file = "a/b", sha256 = "{"0" * 64}" }}\n',
-        "bases.neox: give one of hub, gguf, or both tokenizer and pretraining",
+        "bases.neox: give one of hub, folder, gguf, or both tokenizer and pretraining",
     ),
 }  # fmt: skip
 
@@ -378,3 +405,13 @@ def test_a_study_has_a_name_for_others() -> None:
     assert portable_name("pocket@bitwise") == "pocket@bitwise"
     assert portable_name(str(Path("studies/pocket.toml").resolve()) + "@bitwise") == "pocket@bitwise"
     assert portable_name("/home/somebody/mine.toml@bitwise") == "mine.toml@bitwise"
+
+
+def test_the_error_for_a_name_with_dots_has_its_line(tmp_path: Path) -> None:
+    path = write_study(
+        tmp_path, ("[models.tiny-neox]", '[models."neox-1.5"]'), ('template = "{quote}"', 'template = "x"')
+    )
+    line = path.read_text(encoding="utf-8").splitlines().index('template = "x"') + 1
+    assert complaint(path) == f"line {line}: models.neox-1.5.template: expected exactly {{quote}}; " + (
+        "other columns may stand anywhere"
+    )

@@ -77,14 +77,14 @@ def make_user(folder: Path) -> User:
     rows = {name: json.dumps({"quote": name}) + "\n" for name in ("quotes", "questions")}
     pins = {MODEL: pin_of_files("model", files), PICKLED: pin_of_files("model", pickled, **made)}
     for name, repository, file in (("quotes", QUOTES, "a.jsonl"), ("questions", QUESTIONS, "data/a.parquet")):
-        source = data_source(workspace.study, name)
+        source = data_source(workspace, name)
         pins[repository] = pin_of_files("dataset", {file: b"rows"}, **{source: text_digest(rows[name])})
         place = made_folder(workspace, "data", source, pins[repository])
         write_text(place / ROWS, rows[name])
         write_json(place / MANIFEST, {ROWS: text_digest(rows[name])})
     write_json(user.lock, {name: asdict(pin) for name, pin in pins.items()})
     for name, repository in (("llama", MODEL), ("neox", PICKLED)):
-        base = made_folder(workspace, "bases", base_source(workspace.study, name), pins[repository])
+        base = made_folder(workspace, "bases", base_source(workspace, name), pins[repository])
         shutil.copytree(folder / "model", base)
         write_json(base / SOURCE, asdict(pins[repository]))
         write_json(base / MANIFEST, folder_digests(base))

@@ -13,5 +13,6 @@ NO_RUNS, NO_CACHE = Path("no-runs"), Path("no-cache")
 def at(study: Study | Path | str, runs: Path, cache: Path = NO_CACHE) -> Workspace:
     """Return the workspace of a study, or of a study file, with these folders for results and cache."""
     if isinstance(study, Study):
-        return Workspace(study, runs, cache, runs / "study.lock", Path(f"{study.name}.toml"), study.name)
+        lock = (cache if runs == NO_RUNS else runs) / "study.lock"
+        return Workspace(study, runs, cache, lock, Path(f"{study.name}.toml"), study.name)
     return open_workspace(str(study), runs=runs, cache=cache)

@@ -56,10 +56,32 @@ def write_study(folder: Path, *replacements: tuple[str, str]) -> Path:
 def fill_cache(study: Study, cache: Path) -> None:
     """Fill the cache with data and random base models of real architectures with GPT-NeoX's tokenizer."""
     import torch
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
     for name in study.data:
         prepare_data(at(study, NO_RUNS, cache), name)
+    kinds = _tiny_models()
+    for name, (kind, config) in kinds.items():
+        torch.manual_seed(len(name))
+        with new_folder(base_folder(at(study, NO_RUNS, cache), name)) as folder:
+            save_plain(kind(config).to(torch.float16), folder)
+            tiny_tokenizer().save_pretrained(folder)
+            write_json(folder / MANIFEST, folder_digests(folder))
+
+
+def write_model(folder: Path) -> None:
+    """Write a tiny Llama with its tokenizer, as a user may have it."""
+    import torch
+
+    torch.manual_seed(0)
+    kind, config = _tiny_models()["tiny-llama"]
+    save_plain(kind(config).to(torch.float16), folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def _tiny_models() -> dict[str, Any]:
+    """Return the class and configuration of each tiny model."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
     shape: dict[str, Any] = {
         "vocab_size": 50304,
         "hidden_size": 192,
@@ -69,16 +91,10 @@ def fill_cache(study: Study, cache: Path) -> None:
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
-    kinds = {
+    return {
         "tiny-llama": (LlamaForCausalLM, LlamaConfig(**shape, num_key_value_heads=1, pad_token_id=None)),
         "tiny-neox": (GPTNeoXForCausalLM, GPTNeoXConfig(**shape, rotary_pct=0.25)),
     }
-    for name, (kind, config) in kinds.items():
-        torch.manual_seed(len(name))
-        with new_folder(base_folder(at(study, NO_RUNS, cache), name)) as folder:
-            save_plain(kind(config).to(torch.float16), folder)
-            tiny_tokenizer().save_pretrained(folder)
-            write_json(folder / MANIFEST, folder_digests(folder))
 
 
 def tiny_tokenizer() -> Any:

@@ -166,9 +166,9 @@ def test_unusual_json_is_read(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[]", "Input should be a valid dictionary"),
-        ('{"a": 5}', "a: Input should be a valid string (found 5)"),
-        ('{"a": null}', "a: Input should be a valid string (found None)"),
+        ("[]", "expected an object"),
+        ('{"a": 5}', "a: expected text (found 5)"),
+        ('{"a": null}', "a: expected text (found None)"),
     ],
 )
 def test_json_of_another_type_is_refused(text: str, problem: str, tmp_path: Path) -> None:

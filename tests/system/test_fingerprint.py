@@ -20,6 +20,7 @@ from qlora_repeat.system.fingerprint import (
     fingerprint,
     fingerprint_differences,
     image_name,
+    machine_digest,
     packages,
     software_names,
 )
@@ -344,6 +345,29 @@ def test_an_old_record_does_not_say_whether_new_memory_was_filled() -> None:
 
 
 FILLS = "fill_uninitialized_memory"
+
+
+def test_packages_that_bring_kernels_are_recorded_and_unknown_in_old_records() -> None:
+    """Old records say nothing about them, so they are no difference; no such package is another fact."""
+    old, none, one, other = (
+        {"cpu": "x"} | more
+        for more in ({}, *({"kernel_packages": each} for each in ({}, {"kernels": "1"}, {"kernels": "2"})))
+    )
+    assert fingerprint_differences(old, one) == fingerprint_differences(one, old) == []
+    assert fingerprint_differences(old, none) == []
+    assert fingerprint_differences(none, one) == [("kernel_packages.kernels", None, "1")]
+    assert fingerprint_differences(one, other) == [("kernel_packages.kernels", "1", "2")]
+    assert machine_digest(old) == machine_digest(none) != machine_digest(one) != machine_digest(other)
+
+
+def test_an_installed_package_that_brings_kernels_is_recorded(tmp_path: Path) -> None:
+    for name in ("kernels-0.12.0", "flash_attn-2.8.0"):
+        info = tmp_path / f"{name}.dist-info"
+        info.mkdir()
+        package, version = name.split("-")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    found = python(SHOW.format("fingerprint()"), more=tmp_path)["kernel_packages"]
+    assert {"kernels": "0.12.0", "flash-attn": "2.8.0"}.items() <= found.items()
 
 
 def test_two_fingerprints_of_one_process_are_equal() -> None:

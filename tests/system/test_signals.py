@@ -77,7 +77,7 @@ def test_a_second_signal_does_not_interrupt_the_cleanup() -> None:
     [
         (signal.SIGTERM, 6, "Error: stopped by SIGTERM"),
         (signal.SIGUSR1, 6, "Error: stopped by SIGUSR1"),
-        (signal.SIGINT, 130, "Stopped."),
+        (signal.SIGINT, 130, "Stopped. Finished work is kept; run the same command to resume."),
     ],
 )
 def test_a_stopped_command_says_so_in_one_line(

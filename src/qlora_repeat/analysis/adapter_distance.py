@@ -144,7 +144,7 @@ def read_adapter(folder: Path) -> Adapter:
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
-        raise MissingError(f"{folder}: has no adapter; run `qlora-repeat finetune` for its trial")
+        raise MissingError(f"{folder}: has no adapter; fine-tune its trial first")
     found = {}
     for path in paths:
         try:

@@ -10,11 +10,11 @@ from qlora_repeat.assets.fetch import earlier_folders, outdated
 from qlora_repeat.errors import KitError, MissingError
 from qlora_repeat.records.record import Record, damages
 from qlora_repeat.records.trace import read_trace
-from qlora_repeat.records.trial_state import base_test_record, has_ended, stage_record
+from qlora_repeat.records.trial_state import advised, base_test_record, has_ended, stage_record
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import read_results
 from qlora_repeat.stages.checkpoint import SAVED, START, begins_so, checkpoint_folders, read_sealed
-from qlora_repeat.study.trial import STAGES, Trial
+from qlora_repeat.study.trial import ALL_STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
 from qlora_repeat.system.hashing import folder_digests, known_digest, weights_digest
@@ -70,7 +70,7 @@ def check(workspace: Workspace, report: Callable[[int, int], None]) -> CheckedSt
             if _is_leftover(trial):
                 notes.append(f"{trial.unfinished}: {_LEFTOVER}")
             else:
-                found += _unfinished(trial.unfinished)
+                found += _unfinished(trial)
             checked, files = checked + bool(found), files + found
         report(done := done + 1, total)
     files += check_base_tests(workspace)
@@ -78,27 +78,26 @@ def check(workspace: Workspace, report: Callable[[int, int], None]) -> CheckedSt
         inputs += check_input(workspace, name)
         report(done := done + 1, total)
     notes += map(outdated, earlier_folders(workspace))
-    return CheckedStudy(checked, files, inputs, notes + _results(workspace) + _leftovers(workspace.folder))
+    return CheckedStudy(checked, files, inputs, notes + _results(workspace) + _leftovers(workspace))
 
 
 def check_trial(trial: Trial) -> Iterator[CheckedFile]:
     """Check the records of a trial and the files that they name."""
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is not None or damage is not None:
-            yield CheckedFile(trial.record(stage), damage)
+            yield CheckedFile(trial.record(stage), advised(trial.workspace, damage))
         if record is None or (stage == "merge" and not trial.merged.exists()):  # which can be built again
             continue
         whole = True
         for path, damage in damages(trial.folder, record.files).items():
-            if damage is not None:
-                damage, whole = f"{damage}; `qlora-repeat run` runs its stage again", False
-            yield CheckedFile(path, damage)
+            whole = whole and damage is None
+            yield CheckedFile(path, advised(trial.workspace, damage))
         if stage == "finetune" and whole:
             # The files have the recorded digests, so `qlora-repeat run` would take the stage as done.
-            remedy = f"`qlora-repeat finetune {trial.name} --force` runs it again"
+            command = trial.workspace.command("finetune", "--force", trial=trial.name)
             for path, problem in _disagreements(trial, record):
-                yield CheckedFile(path, f"{problem}; {remedy}")
+                yield CheckedFile(path, advised(trial.workspace, problem, f"`{command}` runs it again"))
 
 
 def _disagreements(trial: Trial, record: Record) -> Iterator[tuple[Path, str]]:
@@ -128,25 +127,28 @@ def _is_leftover(trial: Trial) -> bool:
     return not (trial.unfinished / trial.trace.name).exists() or has_ended(trial)
 
 
-def _unfinished(folder: Path) -> Iterator[CheckedFile]:
+def _unfinished(trial: Trial) -> Iterator[CheckedFile]:
     """Check a fine-tuning in progress: its start file and its checkpoints.
 
     As when it resumes, check the last checkpoint first and stop at the first one without a problem.
     """
+    folder, workspace = trial.unfinished, trial.workspace
     start = folder / "start.json"
     has_start = read_sealed(start, START) is not None
-    remedy = "`qlora-repeat run` starts this fine-tuning again"
+    run = f"`{workspace.command('run')}`"
+    remedy = f"{run} starts this fine-tuning again"
     if start.exists():
-        yield CheckedFile(start, None if has_start else f"{start}: {_CHANGED}; {remedy}")
+        problem = None if has_start else f"{start}: {_CHANGED}"
+        yield CheckedFile(start, advised(workspace, problem, remedy))
     files = list[CheckedFile]()
     for checkpoint in checkpoint_folders(folder):
         found = list(_checkpoint(checkpoint, folder / "trace.jsonl"))
         files += found
         if not any(each.problem for each in found):
-            remedy = f"`qlora-repeat run` resumes from {checkpoint.name}" if has_start else remedy
+            remedy = f"{run} resumes from {checkpoint.name}" if has_start else remedy
             break
     for each in files:
-        yield CheckedFile(each.path, each.problem and f"{each.problem}; {remedy}")
+        yield CheckedFile(each.path, advised(workspace, each.problem, remedy))
 
 
 def _checkpoint(folder: Path, trace: Path) -> Iterator[CheckedFile]:
@@ -170,7 +172,7 @@ def check_base_tests(workspace: Workspace) -> Iterator[CheckedFile]:
     for test in workspace.base_tests():
         record, damage = base_test_record(test)
         if record is not None or damage is not None:
-            yield CheckedFile(test.record, damage)
+            yield CheckedFile(test.record, advised(workspace, damage))
 
 
 def _base(workspace: Workspace, name: str) -> list[CheckedFile]:
@@ -207,23 +209,25 @@ def _results(workspace: Workspace) -> list[str]:
         return [str(error)]
     if any(found == repr(collect(workspace, include_stale=stale)) for stale in (False, True)):
         return []
-    return [f"{path}: differs from the records; run `qlora-repeat collect` for this study"]
+    remedy = f"run `{workspace.command('collect')}`"
+    return [str(advised(workspace, f"{path}: differs from the records", remedy))]
 
 
-def _leftovers(folder: Path) -> list[str]:
+def _leftovers(workspace: Workspace) -> list[str]:
     """Return a line for each temporary file or folder that a killed process left."""
-    found = set(folder.rglob(".*.*"))
+    found = set(workspace.folder.rglob(".*.*"))
     outer = [path for path in sorted(found) if found.isdisjoint(path.parents)]
     used = {
         parent
         for parent in {path.parent for path in outer}
         if any(map(live_owner, parent.glob("lock*.json")))
     }
-    return [f"{path}: {_of_leftover(path)}" for path in outer if path.parent not in used]
+    run = workspace.command("run")
+    return [f"{path}: {_of_leftover(path, run)}" for path in outer if path.parent not in used]
 
 
-def _of_leftover(path: Path) -> str:
+def _of_leftover(path: Path, run: str) -> str:
     """Say whether a leftover can be deleted: not if it has the only copy of a folder (`restore_folder`)."""
     name = path.name.removeprefix(".").removesuffix(".old")
     only = (path / name).exists() and not path.with_name(name).exists()
-    return f"has the only {name}; `qlora-repeat run` puts it back" if only else _LEFTOVER
+    return f"has the only {name}; `{run}` puts it back" if only else _LEFTOVER

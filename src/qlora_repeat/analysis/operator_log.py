@@ -79,6 +79,8 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if each.requires_grad
             }
         if self.recording:
+            if not self._path:  # a step may have several forward passes
+                self._backward_seen = False
             self._path.append(self._names.get(id(module), type(module).__name__))
             self._note_module()
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.record import Record, damages
-from qlora_repeat.records.trace import Step, read_trace
+from qlora_repeat.records.trace import Step, known_losses, read_trace
 from qlora_repeat.records.trial_state import valid_record
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.trial import ALL_STAGES, Stage
 from qlora_repeat.system.fingerprint import fingerprint_differences
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Side:
 
     @property
     def final_loss(self) -> float | None:
-        return self.steps[-1].loss if self.finished else None
+        return known_losses(self.steps)[-1] if self.finished and known_losses(self.steps) else None
 
     @property
     def diverged_at(self) -> int | None:
@@ -191,19 +191,19 @@ def read_side(name: str, folder: Path) -> Side:
     trace = folder / "trace.jsonl" if finished else folder / "unfinished" / "trace.jsonl"
     if not trace.is_file():
         raise MissingError(
-            f"{folder}: has neither trace.jsonl nor unfinished/trace.jsonl; "
-            "`qlora-repeat finetune` writes one for each trial"
+            f"{folder}: has neither trace.jsonl nor unfinished/trace.jsonl, so there is nothing to compare; "
+            "fine-tune the trial first, or give the folder of another one"
         )
     steps = read_trace(trace, unfinished=not finished)
     if not steps:
         raise UsageError(f"{trace}: the trace has no step yet; try again later")
-    stages = STAGES if finished else ()
+    stages = ALL_STAGES if finished else ()
     found = {stage: valid_record(folder / f"{stage}.json", complete=False) for stage in stages}
     records = {stage: record for stage, record in found.items() if record is not None}
     if (trained := records.get("finetune")) is not None:
         for damage in damages(folder, trained.files).values():
             if damage is not None:
-                raise MissingError(f"{damage}; run `qlora-repeat finetune {trained.trial}`")
+                raise MissingError(f"{damage}; restore it, or give another copy of trial {trained.trial}")
     return Side(name, folder, steps, finished, records)
 
 

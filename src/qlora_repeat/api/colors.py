@@ -16,6 +16,7 @@ STATES = {
     "stale": "yellow",
     "damaged": "red",
     "failed": "red",
+    "stopped": "yellow",
     "missing": "bright_black",
 }
 """States of trials and their stages."""

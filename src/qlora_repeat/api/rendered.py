@@ -2,6 +2,7 @@
 
 import html
 import re
+import textwrap
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.tables.terminal import terminal_table
 from qlora_repeat.render.tables.write import Format, collected_tables, write_tables
 from qlora_repeat.results.arms import Arm
+from qlora_repeat.results.scope import banner, of_paper
 from qlora_repeat.study.study import PUBLISHED
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import write_text
@@ -44,6 +46,8 @@ class Tables(Listed[Table]):
     """The name of the study, after which the folder is named."""
     studies: str
     """The studies whose results are shown, as the documents with all tables say."""
+    banner: str = ""
+    """What to say above them if the results are cut short."""
 
     def numbered(self, *numbers: str) -> "Tables":
         """Return the tables with these numbers, such as ``1`` or ``S1b``.
@@ -61,11 +65,13 @@ class Tables(Listed[Table]):
         self, folder: str | Path | None = None, *, formats: Collection[Format] = get_args(Format)
     ) -> list[Path]:
         """Write the tables as LaTeX and as Markdown, and remove others from the folder; return the paths."""
-        return write_tables(self.items, _folder(folder, self.label), TEMPLATES, self.studies, formats)
+        out = _folder(folder, self.label)
+        return write_tables(self.items, out, TEMPLATES, self.studies, formats, self.banner)
 
     def to_text(self, width: int = _WIDTH) -> str:
         """Return the tables as text, with lines of at most `width` characters."""
-        return "\n\n\n".join(terminal_table(table, width) for table in self)
+        above = ["\n".join(textwrap.wrap(self.banner, width))] if self.banner else []
+        return "\n\n\n".join([*above, *(terminal_table(table, width) for table in self)])
 
     def __str__(self) -> str:
         return self.to_text()
@@ -74,7 +80,8 @@ class Tables(Listed[Table]):
         return f"<Tables of {self.studies}: {', '.join(table.number for table in self)}>"
 
     def _repr_html_(self) -> str:
-        return tables_html(self.items)
+        above = f"<p><b>{html.escape(self.banner)}</b></p>" if self.banner else ""
+        return above + tables_html(self.items)
 
 
 def tables(results: Given, *, compare: Given | None = None) -> Tables:
@@ -100,7 +107,7 @@ def _tables(read: _Read, compare: Given | None) -> Tables:
     others = None if compare is None else results_of(compare).arms()
     made = collected_tables(arms, others, experiments)
     studies = study_names(arms) + (f", compared with {study_names(others)}" if others else "")
-    return Tables(made, results.label, studies)
+    return Tables(made, results.label, studies, banner(arms))
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,12 +131,18 @@ def claims(results: Given) -> Claims:
     """Judge the claims of the paper by results.
 
     Raises:
-        UsageError: two rows are of the same trial.
+        UsageError: two rows are of the same trial, or no model is, or stands in for, one of the paper's.
         MissingError, UsageError: as `results_of`.
     """
     from qlora_repeat.render.tables.claims import claims_table
 
-    arms = results_of(results).arms()
+    found = results_of(results)
+    arms = of_paper(found.arms())
+    if not arms:
+        raise UsageError(
+            f"{one_line(found.label)}: no model is, or has as counterpart, one of the paper's, so its claims "
+            "do not apply"
+        )
     return Claims(judge_claims(arms), claims_table(arms))
 
 

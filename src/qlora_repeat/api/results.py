@@ -12,7 +12,8 @@ from qlora_repeat.results import trial_result
 from qlora_repeat.results.arms import Arm, group_arms
 from qlora_repeat.results.published import read_published
 from qlora_repeat.results.trial_result import TrialResult
-from qlora_repeat.study.loading import open_workspace, portable_name
+from qlora_repeat.study.finding import portable_name
+from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.study import PUBLISHED
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.package_data import kit_path
@@ -116,7 +117,8 @@ def results_of(given: Results | Workspace | str | Path, runs: Path | None = None
     if isinstance(given, Results):
         return given
     if isinstance(given, Workspace):
-        return Results(trial_result.read_results(given.results), given.study.label, given)
+        rows = trial_result.read_results(given.results, given.command("collect"))
+        return Results(rows, given.study.label, given)
     if str(given) == PUBLISHED:
         return paper_results()
     if str(given).endswith(".jsonl"):

@@ -7,7 +7,8 @@ from qlora_repeat.api.results import Results
 from qlora_repeat.errors import UsageError
 from qlora_repeat.results.trial_result import write_results
 from qlora_repeat.study.loading import open_workspace
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.selection import select
+from qlora_repeat.study.trial import ALL_STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
 
 
@@ -51,6 +52,8 @@ def run(
     *,
     jobs: int | None = None,
     stages: Sequence[Stage] | None = None,
+    only: Collection[str] = (),
+    trials: int | None = None,
     force: bool = False,
     quiet: bool = False,
 ) -> Results:
@@ -62,10 +65,13 @@ def run(
         jobs: how many trials run at a time; by default one on each GPU or, without GPUs, as many as there
             are cores for.
         stages: only these; the results are then returned, and not written to the results file.
+        only: models, or arms as ``model/optimizer``; the others can be run later.
+        trials: only the first trials of each arm; the others can be run later.
         force: also run the stages that are done.
         quiet: show nothing.
 
     Raises:
+        UsageError: there is no such stage or arm, or an arm has fewer trials.
         NoGpuError: the study asks for a GPU, and there is none to use; nothing was fetched.
         StageError: some trials failed; the others are done, and `collect` returns their results.
         BusyError: all are done, except those that another process works on.
@@ -75,13 +81,14 @@ def run(
     from qlora_repeat.execution.run_study import run_study
     from qlora_repeat.system.signals import stop_on_signals
 
-    if unknown := [stage for stage in stages or () if stage not in STAGES]:
-        raise UsageError(f"{unknown[0]!r} is not a stage; expected {', '.join(STAGES)}")
+    if unknown := [stage for stage in stages or () if stage not in ALL_STAGES]:
+        raise UsageError(f"{unknown[0]!r} is not a stage; expected {', '.join(ALL_STAGES)}")
     workspace = opened(study)
-    chosen = [stage for stage in STAGES if stages is None or stage in stages]
+    chosen = [stage for stage in ALL_STAGES if stages is None or stage in stages]
+    selected = select(workspace, only, trials)
     with stop_on_signals(keyboard=True):
-        run_study(workspace, chosen, Terminal(console(quiet)), jobs=jobs, force=force)
-    if chosen == [*STAGES]:
+        run_study(workspace, chosen, Terminal(console(quiet)), jobs=jobs, force=force, chosen=selected)
+    if chosen == [*ALL_STAGES]:
         return collect(workspace)
     return _gathered(workspace)
 

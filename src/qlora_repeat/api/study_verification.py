@@ -19,7 +19,7 @@ from qlora_repeat.errors import BusyError, KitError, MissingError, NoGpuError, S
 from qlora_repeat.records.code_digest import code_digest
 from qlora_repeat.render.html import render_html
 from qlora_repeat.study.loading import open_workspace
-from qlora_repeat.study.trial import STAGES, Trial
+from qlora_repeat.study.trial import ALL_STAGES, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import delete_folder, write_json, write_text
 from qlora_repeat.system.hashing import file_digest, json_digest
@@ -183,7 +183,7 @@ def verify_study(
 
 def _claims(trial: Trial) -> dict[str, str]:
     """Return the digests of the files that a verdict on the trial depends on."""
-    paths = [*map(trial.record, STAGES), trial.trace, *sorted(trial.adapter.glob("*"))]
+    paths = [*map(trial.record, ALL_STAGES), trial.trace, *sorted(trial.adapter.glob("*"))]
     return {str(path.relative_to(trial.folder)): file_digest(path) for path in paths if path.is_file()}
 
 

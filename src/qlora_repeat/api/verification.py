@@ -34,6 +34,7 @@ from qlora_repeat.records.self_test import self_test_of
 from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.render.text.verdict import verdict_json, verdict_text
 from qlora_repeat.render.text.verdict_page import verdict_page
+from qlora_repeat.study.finding import came_in_archive
 from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.study import Tolerance
 from qlora_repeat.study.trial import Trial
@@ -229,19 +230,54 @@ def _named(
     archive, _, name = str(given).rpartition(":")
     if archive.endswith(".zip"):
         unpacked = stack.enter_context(opened(Path(archive)))
-        folder = open_workspace(unpacked.study_file, runs=unpacked.runs).trial(name).folder
+        inside = open_workspace(unpacked.study_file, runs=unpacked.runs).trial(name)
+        _require_run(inside)
+        folder = inside.folder
     elif Path(given).is_dir():
         folder = Path(given)
+    elif Path(given).exists() or _looks_like_a_path(str(given)):
+        what = "not a trial's folder" if Path(given).exists() else "no such folder or archive"
+        raise MissingError(
+            f"{given}: {what}; give the folder of a trial, ARCHIVE.zip:MODEL/OPTIMIZER/NUMBER, or a trial's "
+            "name with --study"
+        )
     else:
         trial = open_workspace(study or DEFAULT_STUDY, runs=runs, cache=cache).trial(str(given))
+        _require_run(trial)
         return trial, trial.folder
     record = valid_record(folder / "finetune.json")
     if record is None:
         raise MissingError(
-            f"{given}: no finetune.json there; give the folder of a finished trial, or its name"
+            f"{given}: has no finetune.json, so there is nothing to verify; give the folder of a finished "
+            "trial, or its name with --study"
         )
     own = study or study_of(folder) or DEFAULT_STUDY
     return open_workspace(own, runs=runs, cache=cache).trial(record.trial), folder
+
+
+def _looks_like_a_path(given: str) -> bool:
+    """Return whether this cannot be meant as the name of a trial."""
+    return given.startswith(("/", ".", "~")) or given.strip("/").count("/") != 2
+
+
+def _require_run(trial: Trial) -> None:
+    """Check that there is something to verify.
+
+    Raises:
+        MissingError: the trial was never run, or not to the end of its fine-tuning.
+    """
+    if trial.record("finetune").exists() or trial.trace.exists():
+        return
+    workspace = trial.workspace
+    if workspace.has_evidence:
+        raise MissingError(f"{trial.name}: the archive has no results of it, so there is nothing to verify")
+    begun = "is not finished" if trial.unfinished.exists() else "was not run yet"
+    remedy = f"run `{workspace.command('trial', trial=trial.name)}` first"
+    if came_in_archive(workspace.file):
+        runs = workspace.file.parent.parent / "runs"
+        remedy = f"the results of whoever packed the study: --runs {shlex.quote(str(runs))}"
+    where = f" in {workspace.runs}" if came_in_archive(workspace.file) else ""
+    raise MissingError(f"{trial.name}: {begun}{where}, so there is nothing to verify; {remedy}")
 
 
 def _lacking(recorded: Recorded, shown: Terminal) -> list[str]:

@@ -5,12 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from qlora_repeat.analysis.integrity import CheckedFile, CheckedStudy, check_base_tests, check_trial
+from qlora_repeat.archive.own_data import known_digest_of, own_files
 from qlora_repeat.archive.unpack import Unpacked
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.self_test import read_self_test, self_test_file
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.loading import open_workspace
+from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.hashing import file_digest
 
 
 def check_archive(unpacked: Unpacked, cache: Path | None) -> CheckedStudy:
@@ -27,6 +30,7 @@ def check_archive(unpacked: Unpacked, cache: Path | None) -> CheckedStudy:
     files += [CheckedFile(path, problem) for problem in problems] or [CheckedFile(path)]
     files += map(_checked_self_test, sorted(unpacked.runs.glob("self-test-*.json")))
     files += _unnamed(unpacked.runs, {file.path for file in files} | {workspace.statistics})
+    files += _checked_data(workspace, unpacked.folder)
     return CheckedStudy(trials=sum(map(bool, trials)), files=files, inputs=[], notes=[])
 
 
@@ -37,6 +41,17 @@ def _checked_self_test(path: Path) -> CheckedFile:
     except (MissingError, KeyError) as error:
         return CheckedFile(path, str(error))
     return CheckedFile(path, None if right else f"{path}: has the name of another machine")
+
+
+def _checked_data(workspace: Workspace, folder: Path) -> Iterator[CheckedFile]:
+    """Yield the data files of an archive: each is the one of the study or its lock file."""
+    known = {folder / own.entry: own for own in own_files(workspace)}
+    for path in sorted(path for path in (folder / "data").rglob("*") if not path.is_dir()):
+        problem = f"{path}: no data of the study name it"
+        if (own := known.get(path)) is not None:
+            same = file_digest(path) == known_digest_of(workspace, own)
+            problem = "" if same else f"{path}: not the file that the study or its lock file names"
+        yield CheckedFile(path, problem or None)
 
 
 def _unnamed(runs: Path, named: set[Path]) -> Iterator[CheckedFile]:

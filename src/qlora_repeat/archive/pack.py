@@ -5,11 +5,12 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_repeat import __version__
 from qlora_repeat.analysis.attribution.measurements import read_measured
+from qlora_repeat.archive.own_data import not_included, own_data_entries
 from qlora_repeat.archive.own_texts import readme_text
 from qlora_repeat.archive.private_parts import private_parts
 from qlora_repeat.archive.ro_crate import Run, crate_text
@@ -27,11 +28,14 @@ from qlora_repeat.assets.hub_lock import lock_file
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.records.record import KeptFile, Record, keep
 from qlora_repeat.records.self_test import self_test_file, self_test_of
-from qlora_repeat.records.trial_state import base_damages, explanations, stage_record, trial_state
+from qlora_repeat.records.trial_state import advised, base_damages, explanations, stage_record, trial_state
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect, counted_base_tests
 from qlora_repeat.results.study_statistics import statistics_text
 from qlora_repeat.results.trial_result import TrialResult, read_results, results_text
+from qlora_repeat.study.cluster import Cluster
+from qlora_repeat.study.complete_file import complete_text
+from qlora_repeat.study.loading import read_study
 from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import disk_errors
@@ -53,7 +57,7 @@ class Packed:
     left_out: list[str]
     """A line for each part of the study that is not included although one might expect it."""
     private: list[str]
-    """A line for each thing that looks private, which was packed on request."""
+    """A line for each thing that was packed on request: what looks private, and data of the user."""
 
 
 def pack(
@@ -63,6 +67,7 @@ def pack(
     *,
     include_stale: bool = False,
     include_private: bool = False,
+    include_data: bool = False,
     license: str = KIT_LICENSE,
     authors: Sequence[str] = (),
 ) -> Packed:
@@ -70,7 +75,8 @@ def pack(
 
     It includes the trials that `collect` gives values: done ones and, with `include_stale`, complete stale
     ones. It includes records, traces and adapters, but no logs, locks or failures, which may name hosts and
-    users; and the study file without ``[cluster]``. Tables and reports can be made from the results.
+    users; and the study file without ``[cluster]``. Tables and reports can be made from the results. With
+    `include_data`, it also has the user's own data files, whose license the kit does not know.
 
     Raises:
         MissingError: no trial is done; the collected results are not those of the records; a file is a link,
@@ -80,15 +86,17 @@ def pack(
     """
     study, runs = workspace.study, workspace.runs
     results = collect(workspace, include_stale=include_stale)
-    left_out = _left_out(workspace, results, include_stale)
+    left_out = [*_left_out(workspace, results, include_stale), *not_included(workspace, data=include_data)]
+    data = list(own_data_entries(workspace)) if include_data else []
     _check_collected(workspace, results, include_stale)
     study_file = f"studies/{study.name}.toml"
     entries = [
         text_entry(FORMAT_FILE, FORMAT),
-        text_entry(study_file, _study_text(workspace.file, left_out)),
+        text_entry(study_file, _study_text(workspace, left_out)),
         text_entry(_name(workspace.results, runs), results_text(results)),
         text_entry(_name(workspace.statistics, runs), statistics_text(group_arms(results))),
-        text_entry("README.md", readme_text(study.label, __version__)),
+        text_entry("README.md", readme_text(study.label, __version__, license, has_data=bool(data))),
+        *data,
         *_of_kit(license),
         *_attributions(workspace, left_out),
     ]
@@ -103,21 +111,30 @@ def pack(
     entries.append(text_entry(CRATE, crate_text(study, study_file, kept, packed, license, authors)))
     folders = {Path.home(), workspace.runs.absolute(), workspace.cache.absolute()}
     private = [f"{entry.name}: {what}" for entry in entries for what in private_parts(entry, folders)]
+    unlicensed = [f"{entry.name}: your own data, whose license is not stated" for entry in data]
     if private and not include_private:
         more = f", and {len(private) - 3} more" if len(private) > 3 else ""
         raise UsageError(f"{', '.join(private[:3])}{more}; remove it, or publish it with --include-private")
     with disk_errors(path, "give another file with --out"):
         write_archive(path, entries, report)
     trials = sum(row.measured for row in results)
-    return Packed(trials, len(entries) + 1, file_digest(path), left_out, private)
+    return Packed(trials, len(entries) + 1, file_digest(path), left_out, private + unlicensed)
 
 
-def _study_text(path: Path, left_out: list[str]) -> str:
+def _study_text(workspace: Workspace, left_out: list[str]) -> str:
     """Return the text of a study file without ``[cluster]`` and the comments above it.
+
+    If it extends other studies, return the complete study instead, which needs no other file.
 
     Raises:
         UsageError: ``[cluster]`` is not a table with a line of its own.
     """
+    path = workspace.file
+    if workspace.parents:
+        study, said = read_study(str(path))
+        if study.cluster != Cluster():
+            left_out.append(f"{path}: the table [cluster]")
+        return complete_text(replace(study, cluster=Cluster()), said)
     text, kept, in_cluster = path.read_bytes().decode("utf-8"), list[str](), False
     content = tomllib.loads(text)
     if "cluster" not in content:
@@ -148,9 +165,8 @@ def _left_out(workspace: Workspace, results: list[TrialResult], include_stale: b
     if len(rest) == len(results):
         found = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         more = "; --include-stale takes complete ones" if counts["stale"] and not include_stale else ""
-        raise MissingError(
-            f"study {workspace.study.label}: no trial to pack: {found}{more}; `qlora-repeat status` says why"
-        )
+        why = f"`{workspace.command('status')}` says why"
+        raise MissingError(f"study {workspace.study.label}: no trial to pack: {found}{more}; {why}")
     lines = [
         *base_damages(workspace),
         *explanations(trial_state(trial) for trial, _ in rest),
@@ -185,8 +201,10 @@ def _runs(
     for trial, row in zip(workspace.trials(), results, strict=True):
         if row.measured:
             records = {}
-            for stage in STAGES:
+            for stage in trial.stages:
                 path = trial.record(stage)
+                if stage not in STAGES and not row.benchmarks:
+                    continue
                 record, damage = stage_record(path, trial.name, stage)
                 if record is None:  # it was valid when the results were collected
                     raise MissingError(f"{damage or path}: changed while it was packed; pack again")
@@ -198,10 +216,9 @@ def _check_collected(workspace: Workspace, results: list[TrialResult], include_s
     """Check that the collected results, from which tables were made, are those of the records."""
     path = workspace.results
     if path.exists() and repr(read_results(path)) != repr(results):  # repr, because NaN is not equal to NaN
-        option = " --include-stale" if include_stale else ""
-        raise MissingError(
-            f"{path}: differs from the records; run `qlora-repeat collect{option}`, then pack again"
-        )
+        command = workspace.command("collect", *(["--include-stale"] if include_stale else []))
+        remedy = f"run `{command}`, then pack again"
+        raise MissingError(str(advised(workspace, f"{path}: differs from the records", remedy)))
 
 
 def _name(path: Path, runs: Path) -> str:

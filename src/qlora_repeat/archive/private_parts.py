@@ -41,13 +41,13 @@ _HEADER = 1_000_000
 
 def private_parts(entry: Entry, folders: Collection[Path]) -> Iterator[str]:
     """Yield what looks private in a file, with its line; `folders` are private ones of this machine."""
-    by_hand = entry.name.startswith("studies/")
+    by_hand, is_data = entry.name.startswith("studies/"), entry.name.startswith("data/")
     text = _text(entry)
     local = "|".join(re.escape(f"{folder}/") for folder in folders if folder != Path("/")) or "(?!)"
     kinds = {
         "what looks like a token": [_TOKEN, *([_SECRET] if by_hand else [])],
-        "the UUID of a GPU": [_UUID],
-        "an absolute path": [_ANYWHERE if by_hand else _VALUE, re.compile(local)],
+        "the UUID of a GPU": [] if is_data else [_UUID],
+        "an absolute path": [] if is_data else [_ANYWHERE if by_hand else _VALUE, re.compile(local)],
     }
     named = re.findall(r'"(?:name|base|digest)": "([^"\n]+)"', text) if entry.name.startswith("runs/") else []
     if any(image_name(image) != image for image in named):

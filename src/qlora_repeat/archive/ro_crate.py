@@ -6,7 +6,7 @@ records, trace and adapter. Everything follows from the records and the study, n
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -27,6 +27,13 @@ Entity = dict[str, Any]
 
 _DATA = Path(__file__).with_name("ro_crate.json.template")
 """Media types by suffix (those of Python depend on the machine), and the entities that all crates have."""
+
+_UNKNOWN: Entity = {
+    "@id": "#license/unknown",
+    "@type": "CreativeWork",
+    "name": "unknown license",
+    "description": "Whoever packed these data did not state a license: ask before you use or publish them.",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ def crate_text(
                 "contentSize": str(kept.bytes),
                 "encodingFormat": fixed["media types"].get(name.rpartition(".")[2], "text/plain"),
                 "sha256": kept.sha256,
+                **({"license": {"@id": _UNKNOWN["@id"]}} if name.startswith("data/") else {}),
             },
         )
     crate.add_file(dest_path=SUMS, properties={"name": SUMS, "encodingFormat": "text/plain"})
@@ -87,7 +95,8 @@ def crate_text(
         "author": [_entity(f"#author/{quote(name)}", "Person", name=name) for name in dict.fromkeys(authors)],
         "mentions": [_action(study, study_file, run) for run in runs],
     }
-    for entities in (_sources(study, runs), [fixed["kit"]], *linked.values()):
+    unknown = [_UNKNOWN] if any(name.startswith("data/") for name in files) else []
+    for entities in (_sources(study, runs, files), [fixed["kit"]], unknown, *linked.values()):
         for entity in entities:
             crate.add_jsonld(dict(entity))
     trials = sum(not run.is_base_test for run in runs)
@@ -115,8 +124,8 @@ def _entity(name: str, kind: str, /, **properties: Any) -> Entity:
     return {"@id": name, "@type": kind, **known}
 
 
-def _sources(study: Study, runs: Sequence[Run]) -> Iterator[Entity]:
-    """Yield the base models and data that the runs used, which are not in the archive."""
+def _sources(study: Study, runs: Sequence[Run], files: Collection[str] = ()) -> Iterator[Entity]:
+    """Yield the base models and data that the runs used, of which only data can be among the `files`."""
     digests: dict[tuple[str, str], set[str]] = {}
     for run in runs:
         for key in ("base", "data"):
@@ -124,12 +133,13 @@ def _sources(study: Study, runs: Sequence[Run]) -> Iterator[Entity]:
             own |= {str(record.inputs[key]) for record in run.records if record.inputs.get(key) is not None}
     for (key, name), found in sorted(digests.items()):
         source = study.bases[name] if key == "base" else study.data[name]
+        inside = [file for file in files if key == "data" and file.startswith(f"data/{name}/")]
+        where = f"In this archive as {', '.join(sorted(inside))}" if inside else "Not in this archive"
         yield _entity(
             f"#{key}/{name}",
             "CreativeWork",
             name=f"{'base model' if key == 'base' else 'data'} {name}",
-            description=f"From {_origin(source)}. Not in this archive. The identifier is its digest in the "
-            "records.",
+            description=f"From {_origin(source)}. {where}. The identifier is its digest in the records.",
             identifier=sorted(found),
         )
 
@@ -139,6 +149,8 @@ def _origin(source: Base | Data) -> str:
         return f"{source.hub.repository} on the hub, revision {source.hub.revision}"
     if isinstance(source, Data):
         return source.source
+    if source.folder is not None:
+        return "a folder of whoever ran the study"
     if source.gguf is not None:
         package = source.gguf.package
         return (

@@ -49,14 +49,16 @@ _KNOWN = re.compile(
     rf"|studies/{_PART}\.(toml|lock)"
     rf"|runs/{_PART}/(results\.jsonl|statistics\.json)"
     r"|runs/self-test-[0-9a-f]{12}\.json"
-    rf"|{_ARM}/trial-{_NUMBER}/(trace\.jsonl|(finetune|merge|evaluate|time)\.json)"
+    rf"|{_ARM}/trial-{_NUMBER}/(trace\.jsonl|(finetune|merge|evaluate|time|benchmark)\.json)"
     rf"|{_ARM}/trial-{_NUMBER}/adapter/(adapter_config\.json|adapter_model\.safetensors)"
     rf"|runs/{_PART}/{_PART}/base/test-{_NUMBER}\.json"
-    rf"|{_ARM}/attribution[\w.+@-]{{0,100}}\.json",
+    rf"|{_ARM}/attribution[\w.+@-]{{0,100}}\.json"
+    rf"|data/{_PART}/[a-z_]{{1,40}}\.(csv|json|jsonl|parquet|txt)",
     re.ASCII,
 )
-"""The names that an archive may have: evidence. No code, settings, checkpoints, locks or cluster jobs, and
-nothing that a browser or LaTeX would run: tables and reports can be made from the results."""
+"""The names that an archive may have: evidence, and data if the packer adds them. No code, settings,
+checkpoints, locks or cluster jobs, and nothing that a browser or LaTeX would run: tables and reports can be
+made from the results."""
 _EARLIER = re.compile(
     rf"fingerprints\.json|tables/({_PART}/)*{_PART}\.(csv|html|json|jsonl|md|pdf|png|svg|tex)", re.ASCII
 )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder
@@ -15,15 +16,18 @@ _MATTERS = re.compile(r"hidden_act|(num|tie)_.*|.*_(size|dim|bias|dropout)|use_p
 
 
 def fetched_architecture(workspace: Workspace, name: str) -> dict[str, Any] | None:
-    """Return the content of a fetched base's ``config.json``; None if the base is not in the cache.
+    """Return the content of a base's ``config.json``; None if it is not here before a fetch.
 
     Raises:
         MissingError: the file cannot be read, or has a size that no model has.
     """
-    path = base_folder(workspace, name) / "config.json"
+    path, own = base_folder(workspace, name) / "config.json", workspace.study.bases[name].folder
+    if not path.is_file() and own is not None:
+        path = Path(own.path, "config.json")
     if not path.is_file():
         return None
-    found = read_json(path, "delete the folder and run `qlora-repeat fetch` for this study", follow=True)
+    again = f"delete the folder and run `{workspace.command('fetch')}`"
+    found = read_json(path, again, follow=True)
     if not isinstance(found, dict):
         raise MissingError(f"{path}: expected an object with keys; the study must name another model")
     if wrong := too_large(found):
@@ -41,7 +45,7 @@ def base_architecture(workspace: Workspace, name: str) -> Mapping[str, Any]:
     if found is None:
         raise MissingError(
             f"base {name}: the study has no [bases.{name}.architecture], and {base_folder(workspace, name)} "
-            "does not exist; add that table, or run `qlora-repeat fetch` for this study"
+            f"does not exist; add that table, or run `{workspace.command('fetch')}`"
         )
     return found
 

@@ -1,5 +1,6 @@
 """Find, check and load base models in the cache, in NF4 or in full precision."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,20 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
-from qlora_repeat.assets.configuration import refuse_code, usable
-from qlora_repeat.assets.pins import CONFIGURATIONS, Pin, find_folder, not_pinned, pickled_files, pin_of
+from qlora_repeat.assets.configuration import mend_padding, refuse_code, usable
+from qlora_repeat.assets.pins import (
+    CONFIGURATIONS,
+    Pin,
+    file_digest_of,
+    find_folder,
+    folder_digest,
+    found_of,
+    not_pinned,
+    pickled_files,
+    pin_of,
+    rows_sha256,
+    source_name,
+)
 from qlora_repeat.errors import MissingError
 from qlora_repeat.study.data_sources import Base
 from qlora_repeat.study.study import Study
@@ -27,7 +40,8 @@ from qlora_repeat.system.typed_json import read_as
 
 _BASE = TypeAdapter(Base)
 _KEYS = TypeAdapter(dict[str, Any])
-_AGAIN = "delete the folder and run `qlora-repeat fetch` for this study"
+_OTHER_MODEL = "the study must name another model"
+_AGAIN = "delete the folder and fetch the study again"
 SOURCE = "source.json"
 """The file with the pin that a cache folder was made from, if it came from a hub."""
 
@@ -39,27 +53,37 @@ class _Source(TypedDict):
 _SOURCE: TypeAdapter[_Source] = TypeAdapter(_Source)
 
 
-def base_source(study: Study, name: str) -> str:
+def base_source(workspace: Workspace, name: str) -> str:
     """Return the name of a base with a digest of its source and pretraining, without the commit."""
-    return f"{name}-{json_digest(_identity(study, study.bases[name]))[:16]}"
+    return source_name(name, _identity(workspace, name))
 
 
 def base_folder(workspace: Workspace, name: str) -> Path:
     """Return the cache folder of a base model; for a base from a hub, its name ends with the commit."""
-    source, hub = base_source(workspace.study, name), workspace.study.bases[name].hub
+    source, hub = base_source(workspace, name), workspace.study.bases[name].hub
     return find_folder(workspace, "bases", source, hub, _is_pinned)
 
 
-def _identity(study: Study, base: Base) -> list[Any]:
-    """Return what a cached base depends on; for a pretrained one also the data that it must not see."""
+def _identity(workspace: Workspace, name: str) -> list[Any] | None:
+    """Return what a cached base depends on; for a pretrained one also the data that it must not see.
+
+    None if a digest is not known before the first fetch.
+    """
+    study, base, found = workspace.study, workspace.study.bases[name], found_of(workspace, "bases", name)
     plain: dict[str, Any] = _BASE.dump_python(base, mode="json", exclude_none=True)
     plain.pop("architecture", None)
     for key, file in (("gguf", base.gguf), ("tokenizer", base.tokenizer)):
         if file is not None:
-            plain[key] = file.identity
+            plain[key] = {**file.place, "sha256": file_digest_of(found, file, key)}
+    if base.folder is not None:
+        plain["folder"] = {"sha256": base.folder.sha256 or folder_digest(found)}
+    if any(isinstance(table, dict) and table.get("sha256", "") is None for table in plain.values()):
+        return None
     if base.pretraining is None:
         return [plain]
-    return [plain, *([name, data.sha256] for name, data in study.data.items())]
+    unseen = {name: rows_sha256(workspace, name) for name in study.data}
+    generated = [name for name, data in study.data.items() if data.hub is None and data.file is None]
+    return None if None in [unseen[name] for name in generated] else [plain, *map(list, unseen.items())]
 
 
 def base_digest(workspace: Workspace, name: str) -> str | None:
@@ -105,6 +129,10 @@ def _pinned_manifest(workspace: Workspace, name: str) -> dict[str, str] | None:
     folder, hub = base_folder(workspace, name), workspace.study.bases[name].hub
     manifest = read_manifest(folder)
     if hub is None:
+        base = workspace.study.bases[name].folder
+        if base is not None and manifest is not None:
+            wanted = base.sha256 or folder_digest(found_of(workspace, "bases", name))
+            return manifest if json_digest(manifest) == wanted else None
         return manifest
     pin = pin_of(workspace, hub, "model")
     if pin is None or lacks_conversion(pin) or manifest is None:
@@ -157,34 +185,39 @@ def check_base(workspace: Workspace, name: str, *, weights: bool = True) -> None
         MissingError: it is missing, the bytes of a file have changed, or the lock file names other files.
         UsageError: the lock file contradicts the study.
     """
-    folder = base_folder(workspace, name)
+    folder, command = base_folder(workspace, name), workspace.command("fetch")
     if (manifest := _pinned_manifest(workspace, name)) is None:
-        raise MissingError(f"{folder}: base {name} is missing; run `qlora-repeat fetch` for this study")
+        raise MissingError(f"{folder}: base {name} is missing; run `{command}`")
     known = {*manifest, MANIFEST}
     for path in sorted(folder.rglob("*")):  # libraries would also load files that they find
         is_file = path.is_symlink() or not path.is_dir()
         if is_file and path.relative_to(folder).as_posix() not in known and path.name[0] != ".":
-            raise MissingError(f"{path} was added; delete the folder and run `qlora-repeat fetch`")
+            raise MissingError(f"{path} was added; delete the folder and run `{command}`")
     digests = dict[Path, str]()
     for file, expected in manifest.items():
         if not weights and file.endswith(".safetensors"):
             continue
         if (folder / file).is_symlink() and not (folder / file).exists():
+            is_own = workspace.study.bases[name].folder is not None
+            where, advice = (
+                ("the study's folder", "correct the study if that was moved")
+                if is_own
+                else ("the hub's cache", "set HF_HOME if that cache was moved")
+            )
             raise MissingError(
-                f"{folder / file} links to a missing file in the hub's cache; "
-                "set HF_HOME if that cache was moved, and run `qlora-repeat fetch` for this study"
+                f"{folder / file} links to a missing file in {where}; {advice}, and run `{command}`"
             )
         if not (folder / file).is_file():
-            raise _changed(folder / file)
+            raise _changed(folder / file, command)
         digests[folder / file] = expected
     for path, digest in known_digests(digests).items():
         if digest != digests[path]:
-            raise _changed(path)
+            raise _changed(path, command)
     refuse_code(folder, manifest.keys() & set(CONFIGURATIONS), f"base {name}")
 
 
-def _changed(path: Path) -> MissingError:
-    return MissingError(f"{path} was changed; delete the folder and run `qlora-repeat fetch`")
+def _changed(path: Path, command: str) -> MissingError:
+    return MissingError(f"{path} was changed; delete the folder and run `{command}`")
 
 
 def device() -> str:
@@ -211,31 +244,53 @@ def load_full(folder: Path, dtype: str) -> Any:
 
 
 def load_quantized(study: Study, folder: Path) -> Any:
-    """Load the frozen base in 4 bits, quantized while loading (section VII-A)."""
-    return load_model(folder, study.precision.compute, quantization_config=quantization_config(study))
+    """Load the frozen base, quantized while loading (section VII-A) unless the study says none."""
+    config = quantization_config(study)
+    options = {} if config is None else {"quantization_config": config}
+    return load_model(folder, study.precision.compute, **options)
 
 
 def load_model(folder: Path, dtype: str, **options: Any) -> Any:
-    """Load a model from safetensors onto the device, with more options of `from_pretrained`."""
+    """Load a model from safetensors onto the device, with more options of `from_pretrained`.
+
+    Raises:
+        MissingError: transformers cannot read it, or would fill weights that it lacks with random numbers.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with usable(folder):
-        return AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if mend_padding(config):
+            options["config"] = config
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             device_map={"": device()},
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **options,
         )
+    if lacking := sorted(found["missing_keys"]):
+        raise MissingError(
+            f"{folder}: the files lack {len(lacking)} weights of the model, such as {lacking[0]}, which "
+            f"transformers would fill with random numbers; {_OTHER_MODEL}"
+        )
+    return model
 
 
 def quantization_config(study: Study) -> Any:
-    """Return the configuration with which transformers quantizes a model while loading it."""
+    """Return the configuration with which transformers quantizes a model while loading it; None for none."""
     import torch
     from transformers import BitsAndBytesConfig
 
+    if study.quantization.type == "none":
+        return None
+    if study.quantization.type == "int8":
+        # It warns of each product that rounds its inputs, which is how 8 bits work.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=study.quantization.type,

@@ -57,6 +57,19 @@ def usable(folder: Path) -> Iterator[None]:
         raise MissingError(f"{folder}: transformers cannot read it ({reason}); {_OTHER_REVISION}") from error
 
 
+def mend_padding(config: Any) -> bool:
+    """Set the padding token of a model's configuration to none, if the model has no embedding for it.
+
+    A model with such a token cannot be built. Padding is masked, so any token does. Return whether it was so.
+    """
+    text = config.get_text_config()
+    padding, known = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if padding is None or known is None or -known <= padding < known:
+        return False
+    text.pad_token_id = None
+    return True
+
+
 def refuse_code(folder: Path, names: Iterable[str], owner: str) -> None:
     """Check the JSON files among `names` in a folder; `owner` is their model, for errors.
 

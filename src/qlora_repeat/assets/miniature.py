@@ -35,6 +35,8 @@ SMALL: dict[str, Any] = {
 }
 """The sizes of a miniature."""
 _SHARD_BYTES = 5_000_000
+_ROWS = 1000
+"""Rows of a data set whose number the study does not give."""
 """The size of a file of a small model; the weights of a larger one are in three files."""
 _MARK = "miniature.txt"
 """The file that marks a folder written by this module, which may be replaced."""
@@ -158,20 +160,23 @@ def _rows(data: Data) -> list[dict[str, Any]]:
     Raises:
         UsageError: they are too many.
     """
-    draw, columns = random.Random(data.rows), data.columns
+    count = data.rows or _ROWS
+    draw, columns = random.Random(count), data.columns
     if data.hub is None:
         return []
-    if data.rows > MOST_GENERATED:
-        raise UsageError(f"data: {data.rows} rows; a miniature has at most {MOST_GENERATED}")
+    if count > MOST_GENERATED:
+        raise UsageError(f"data: {count} rows; a miniature has at most {MOST_GENERATED}")
     if data.task == "text-generation":
         more = {"author": "the kit", "tags": ["rehearsal"]}
-        return [{columns["quote"]: random_quote(draw), **more} for _ in range(data.rows)]
+        return [{columns["quote"]: random_quote(draw), **more} for _ in range(count)]
     rows = [
         {"input": "", columns["answer"]: answer, columns["instruction"]: question, "data_source": "kit"}
-        for question, answer in (_question(draw) for _ in range(data.rows))
+        for question, answer in (_question(draw) for _ in range(count))
     ]
+    if data.task == "classification":  # the answers begin with "The sum" or "The larger"
+        rows = [row | {columns["answer"]: row[columns["answer"]].split()[1]} for row in rows]
     for place, beginning in enumerate(data.prompts, 1):
-        asked = rows[place * data.rows // (len(data.prompts) + 1)]
+        asked = rows[place * count // (len(data.prompts) + 1)]
         options = "A: the first. B: the second. C: the third. D: the fourth."
         asked[columns["instruction"]] = f"{beginning}, which of these follows?\n{options}"
         asked[columns["answer"]] = draw.choice("ABCD")

@@ -51,7 +51,7 @@ def pretraining_texts(study: Study, settings: Pretraining) -> tuple[list[str], l
             quotes = {quote for quote in quotes - taken if len(quote) <= 400}
         elif data.source == "reasoning-gym":
             taken = {_without_options(row["instruction"]) for row in corpus_rows(data)}
-            for row in question_rows(data, settings.question_seed, data.rows):
+            for row in question_rows(data, settings.question_seed, len(taken)):
                 if _without_options(row["instruction"]) not in taken:
                     questions[row["instruction"]] = row["answer"]
     asked = {f"{question} {answer}" for question, answer in questions.items()}

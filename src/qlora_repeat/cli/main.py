@@ -1,6 +1,7 @@
 """The command line. A subcommand's module, and what it imports, is loaded only when it is called."""
 
 import contextlib
+import difflib
 import importlib
 import io
 import os
@@ -13,12 +14,14 @@ import click
 
 from qlora_repeat import __version__
 from qlora_repeat.errors import KitError
+from qlora_repeat.system.environment import clear_environment
 from qlora_repeat.system.files import disk_error, disk_errors
 from qlora_repeat.system.printable import say, say_block
 from qlora_repeat.system.signals import stop_on_signals
 
 GROUPS = {
     "Run a study": {
+        "init": "Write a study file for your own model and data.",
         "plan": "Estimate memory, disk and hours on a GPU, before anything is fetched.",
         "fetch": "Fetch a study's models and data into the cache.",
         "run": "Run every trial that is not complete, then write tables, figures and report.",
@@ -27,6 +30,7 @@ GROUPS = {
         "merge": "Merge adapters into the base model.",
         "evaluate": "Measure perplexity and record responses.",
         "time": "Time the responses to the study's prompts.",
+        "benchmark": "Run the study's benchmarks.",
         "submit": "Submit a study to Slurm: one task for each trial, then the tables.",
     },
     "Inspect": {
@@ -57,6 +61,19 @@ GROUPS = {
 """The subcommands by purpose, each with its one-line help."""
 HIDDEN = {"miniature": "Write a hub of miniature models, to rehearse a study on a CPU."}
 """Subcommands that `--help` leaves out: `make rehearsal` uses them."""
+_RESUMES = (
+    "fetch",
+    "run",
+    "trial",
+    "finetune",
+    "merge",
+    "evaluate",
+    "time",
+    "benchmark",
+    "attribute",
+    "verify",
+)
+"""Subcommands that do the rest of their work if they are called again."""
 COMMANDS = {name: help for group in [*GROUPS.values(), HIDDEN] for name, help in group.items()}
 
 
@@ -77,6 +94,10 @@ class _Lazy(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         ctx.invoked_subcommand = args[0] if args else None
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            hint = f"did you mean {close[0]!r}?" if close else "`qlora-repeat --help` lists them."
+            raise click.UsageError(f"No such command {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -124,6 +145,7 @@ def main() -> None:
     """The console script: an error that a user can fix ends in one line and its exit code."""
     if sys.version_info < (3, 11, 1):  # pip checks it too
         sys.exit("Error: Python 3.11.0 lets other users into its processes (CVE-2022-42919); use a newer one")
+    clear_environment()
     os.environ["PYTHONSAFEPATH"] = "1"  # the current folder may be a stranger's: no process imports from it
     if sys.stdout is None:  # closed
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
@@ -161,7 +183,9 @@ def _exit_code() -> int:
             code = cli.main(standalone_mode=False)
             sys.stdout.flush()  # fails here, not at the end of the process
     except (click.exceptions.Abort, KeyboardInterrupt):
-        say("Stopped.", error=True)
+        resumes = sys.argv[1:2] and sys.argv[1] in _RESUMES and "--force" not in sys.argv
+        more = " Finished work is kept; run the same command to resume." if resumes else ""
+        say(f"Stopped.{more}", error=True)
         code = 130
     except click.ClickException as error:
         shown = io.StringIO()

@@ -17,7 +17,7 @@ from qlora_repeat.api.places import BUILD
 from qlora_repeat.errors import UsageError
 from qlora_repeat.study.loading import open_workspace
 from qlora_repeat.study.study import PUBLISHED
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.trial import ALL_STAGES, Stage
 
 if TYPE_CHECKING:
     from qlora_repeat.api.results import Results
@@ -128,15 +128,15 @@ class _Stages(click.ParamType[list[Stage]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Stage]:
         named = {name.strip() for name in value.split(",")} if isinstance(value, str) else set(value)
-        if unknown := sorted(named - {*STAGES}):
-            self.fail(f"{unknown[0]!r} is not a stage; expected {', '.join(STAGES)}", param, ctx)
-        return [stage for stage in STAGES if stage in named]
+        if unknown := sorted(named - {*ALL_STAGES}):
+            self.fail(f"{unknown[0]!r} is not a stage; expected {', '.join(ALL_STAGES)}", param, ctx)
+        return [stage for stage in ALL_STAGES if stage in named]
 
 
 stages_option: Decorator = click.option(
     "--stages",
     type=_Stages(),
-    default=",".join(STAGES),
+    default=",".join(ALL_STAGES),
     show_default=True,
     help="Run only these stages. Those that they need must be done.",
 )
@@ -155,6 +155,35 @@ cpu_option: Decorator = click.option(
     expose_value=False,
     callback=_choose_cpu,
     help="Run on the CPU, even if there is a GPU or the study asks for one.",
+)
+
+
+def _choose_tracker(context: click.Context, option: click.Parameter, chosen: str | None) -> None:
+    from qlora_repeat.execution.tracking import choose_tracker
+
+    if chosen:
+        choose_tracker(chosen)
+
+
+track_option: Decorator = click.option(
+    "--track",
+    metavar="TRACKER",
+    envvar="QLORA_REPEAT_TRACK",
+    expose_value=False,
+    callback=_choose_tracker,
+    help="Also show each step in tensorboard, trackio, mlflow or wandb; this changes no bits.",
+)
+only_option: Decorator = click.option(
+    "--only",
+    metavar="MODEL[/OPTIMIZER]",
+    multiple=True,
+    help="Run only trials of this model, or of this arm; repeatable.  [default: all]",
+)
+trials_option: Decorator = click.option(
+    "--trials",
+    type=int,
+    metavar="N",
+    help="Run only the first N trials of each arm, and N tests of each base.  [default: all]",
 )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.record import now
 from qlora_repeat.records.trial_state import base_state, stage_states
+from qlora_repeat.study.selection import Selection, select
 from qlora_repeat.study.trial import BaseTest, Progress, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import write_json
@@ -81,21 +82,32 @@ class BaseTestJob:
 
 
 def open_jobs(
-    workspace: Workspace, stages: Sequence[Stage], *, force: bool = False
+    workspace: Workspace, stages: Sequence[Stage], *, force: bool = False, chosen: Selection | None = None
 ) -> list[TrialJob | BaseTestJob]:
-    """Return the jobs of a study that are not done (with `force`: all trials), base tests before trials."""
+    """Return the jobs of a study that are not done (with `force`: all trials), base tests before trials.
+
+    `chosen` are the trials and base tests to look at (default: all).
+    """
     jobs = list[TrialJob | BaseTestJob]()
-    trials = workspace.trials()
-    for model in workspace.study.models:
-        tests = workspace.base_tests(model) if "evaluate" in stages else []
+    chosen = chosen or select(workspace)
+    for model in chosen.models:
+        tests = [test for test in chosen.base_tests if test.model_name == model and "evaluate" in stages]
         jobs += [BaseTestJob(test) for test in tests if base_state(test).state != "done"]
-        for trial in (each for each in trials if each.model_name == model):
+        for trial in (each for each in chosen.trials if each.model_name == model):
             if force or is_open(trial, stages):
                 jobs.append(TrialJob(trial, stages, force))
     return jobs
 
 
+def counted(jobs: Sequence[object]) -> str:
+    """Return how many jobs there are, and what they are: trials, or tests of bases."""
+    tests = sum(isinstance(job, BaseTestJob) for job in jobs)
+    parts = [(len(jobs) - tests, "trial", "trials"), (tests, "test of a base", "tests of bases")]
+    kinds = [f"{count} {one if count == 1 else more}" for count, one, more in parts if count]
+    return f"{len(jobs)} job{'' if len(jobs) == 1 else 's'} ({', '.join(kinds)})"
+
+
 def is_open(trial: Trial, stages: Sequence[Stage]) -> bool:
     """Return whether one of these stages of a trial is not done."""
     states = stage_states(trial)
-    return any(states[stage].state != "done" for stage in stages)
+    return any(states[stage].state != "done" for stage in stages if stage in states)

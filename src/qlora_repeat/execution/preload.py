@@ -9,7 +9,7 @@ import logging
 import sys
 
 from qlora_repeat.system.memory import gc_paused
-from qlora_repeat.system.optional_packages import without
+from qlora_repeat.system.optional_packages import UNWANTED, without
 
 disabled = logging.root.manager.disable
 logging.disable(logging.WARNING)  # libraries warn of missing packages that are not needed here
@@ -17,7 +17,7 @@ logging.disable(logging.WARNING)  # libraries warn of missing packages that are 
 # transformers imports these where they are installed; no stage uses them. It asks once which packages there
 # are, so nothing is hidden if it has asked.
 unused = () if "transformers" in sys.modules else ("datasets", "scipy")
-with gc_paused(), without(*unused):
+with gc_paused(), without(*unused, *UNWANTED):
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
     import torch  # noqa: F401
@@ -27,6 +27,7 @@ with gc_paused(), without(*unused):
     from transformers.models.gpt_neox import modeling_gpt_neox  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
+    import qlora_repeat.stages.benchmark
     import qlora_repeat.stages.dequantize
     import qlora_repeat.stages.evaluate
     import qlora_repeat.stages.finetune
@@ -35,7 +36,7 @@ with gc_paused(), without(*unused):
     import qlora_repeat.stages.trainer  # noqa: F401
     from qlora_repeat.records.code_digest import code_digest
     from qlora_repeat.records.stage_inputs import MODULES
-    from qlora_repeat.system.fingerprint import lock_digest, packages
+    from qlora_repeat.system.fingerprint import kernel_packages, lock_digest, packages
 
 # Exclude imported objects from garbage collection, which would copy memory that forked trials share.
 gc.freeze()
@@ -45,5 +46,6 @@ for modules in MODULES.values():
     code_digest(*modules)
 lock_digest()
 packages()
+kernel_packages()
 
 logging.disable(disabled)

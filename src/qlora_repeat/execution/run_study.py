@@ -12,12 +12,21 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from qlora_repeat.assets.fetch import fetch, needed
+from qlora_repeat.assets.inspection import kept_inspection, require_sound
 from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
 from qlora_repeat.execution.device import check_and_tell, prepare_and_tell
-from qlora_repeat.execution.jobs import TrialJob, open_jobs
+from qlora_repeat.execution.jobs import BaseTestJob, TrialJob, counted, is_open, open_jobs
 from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
-from qlora_repeat.records.trial_state import base_damages, explanations, trial_state, valid_record
+from qlora_repeat.records.trial_state import (
+    base_damages,
+    explanations,
+    last_checkpoint,
+    stopped_at,
+    trial_state,
+    valid_record,
+)
+from qlora_repeat.study.selection import Selection
 from qlora_repeat.study.trial import Progress, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.gpus import default_workers
@@ -47,6 +56,7 @@ def run_study(
     *,
     jobs: int | None = None,
     force: bool = False,
+    chosen: Selection | None = None,
     find: Callable[[], Sequence[Job]] | None = None,
     title: str = "",
 ) -> int:
@@ -54,6 +64,7 @@ def run_study(
 
     Args:
         jobs: how many run at the same time (default: `default_workers`).
+        chosen: the trials to run (default: all).
         find: returns the jobs to run (default: `open_jobs` of the study). They may belong to derived studies.
         title: a name for the jobs (default: the study's name).
 
@@ -68,18 +79,24 @@ def run_study(
     """
     study = workspace.study
     check_and_tell(study, observer.warn)
-    fetch_missing(workspace, observer.tell)
-    find = find or functools.partial(open_jobs, workspace, stages, force=force)
+    require_benchmarks(workspace.trials(), stages)
+    fetch_missing(workspace, observer.tell, chosen.models if chosen else ())
+    find = find or functools.partial(open_jobs, workspace, stages, force=force, chosen=chosen)
     waiting = find()
     if not waiting:
         return 0
     trials = [job.trial for job in waiting if isinstance(job, TrialJob)]
-    damages = base_damages(workspace) if "evaluate" in stages else []
-    for line in damages + explanations(map(trial_state, trials)):
+    damages = base_damages(workspace, [job.test for job in waiting if isinstance(job, BaseTestJob)])
+    states = [(state, stopped_at(state)) for state in map(trial_state, trials)]
+    for line in damages + explanations(state for state, stopped in states if stopped is None):
         observer.tell(f"running again: {line}")
+    for state, stopped in states:
+        if stopped is not None:
+            observer.tell(f"resuming: {state.trial.name} {stopped}")
     workers = min(jobs or default_workers(study.threads), len(waiting))
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
-    observer.tell(f"study {title or study.name}: {len(waiting)} jobs, {workers} at a time")
+    left_out = f"; {chosen.left_out} other trials are left out" if chosen and chosen.left_out else ""
+    observer.tell(f"study {title or study.name}: {counted(waiting)}, {workers} at a time{left_out}")
     try:
         with observer.watch_jobs(waiting, workers) as watcher:
             errors = run_jobs(waiting, workers, watcher)
@@ -117,8 +134,11 @@ def run_one(
         UsageError: `same_seeds` is set, but the trial has no record.
     """
     prepare_and_tell(trial.study, observer.warn)
+    require_benchmarks([trial], stages)
     fetch_missing(trial.workspace, observer.tell, [trial.model_name])
     seeds = _recorded_seeds(trial) if same_seeds else None
+    if "finetune" in stages and not trial.trace.exists() and (step := last_checkpoint(trial)) is not None:
+        observer.tell(f"{trial.name}: was stopped; resumes from its checkpoint after step {step}")
     with observer.watch_trial(trial.name) as progress:
         if "evaluate" in stages:
             with contextlib.suppress(BusyError):  # another trial of the model tests it
@@ -162,7 +182,33 @@ def run_base_tests(workspace: Workspace, model: str, observer: Observer) -> None
             time.sleep(1)
 
 
+def require_benchmarks(trials: Sequence[Trial], stages: Sequence[Stage]) -> None:
+    """Load the study's benchmarks and their data before anything is trained, if a trial needs them.
+
+    Raises:
+        UsageError, StageError, MissingError: they cannot run here; as `load_tasks`. Or they alone are asked
+            for, and the study names none.
+    """
+    if list(stages) == ["benchmark"] and not any("benchmark" in each.stages for each in trials):
+        raise UsageError(f"{trials[0].study.name}: names no benchmarks; see key evaluation.lm_eval")
+    if "benchmark" in stages and any(is_open(each, ["benchmark"]) for each in trials):
+        from qlora_repeat.stages.benchmark import load_tasks
+
+        load_tasks(trials[0].workspace)
+
+
 def fetch_missing(workspace: Workspace, tell: Callable[[str], None], models: Collection[str] = ()) -> None:
-    """Fetch what the study, or some of its models, still need."""
+    """Fetch what the study, or some of its models, still need.
+
+    Rows are also inspected if an earlier version fetched them, or if settings have changed since the fetch.
+
+    Raises:
+        UsageError: rows would make numbers wrong.
+    """
     if not all(item.present for item in needed(workspace, models)):
         fetch(workspace, tell, models)
+    for model in models or workspace.study.models:
+        was_told = kept_inspection(workspace, model) is not None
+        found = require_sound(workspace, model)
+        for line in [] if was_told else found.warnings:
+            tell(f"model {model}: {line}")

@@ -4,17 +4,20 @@ import contextlib
 import errno
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_bytes
+from qlora_repeat.assets.inspection import inspected
 from qlora_repeat.errors import KitError, StageError, StoppedError
 from qlora_repeat.execution.device import prepare
+from qlora_repeat.execution.tracking import tracked
 from qlora_repeat.records.record import KeptFile, Record, keep, now, write_record
 from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
 from qlora_repeat.records.trial_state import StageState, base_state, has_ended, stage_states
 from qlora_repeat.stages import merge
-from qlora_repeat.study.trial import STAGES, BaseTest, Progress, Stage, Trial
+from qlora_repeat.study.trial import BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
 from qlora_repeat.system.file_lock import exclusive
 from qlora_repeat.system.files import (
@@ -27,6 +30,7 @@ from qlora_repeat.system.files import (
     write_json,
 )
 from qlora_repeat.system.memory import release_memory
+from qlora_repeat.system.optional_packages import UNWANTED, without
 from qlora_repeat.system.parallel import in_parallel
 from qlora_repeat.system.printable import printable, say
 from qlora_repeat.system.signals import deferrable, stop_if_requested, stop_not_hidden
@@ -62,12 +66,14 @@ def run_trial(
     prepare(trial.study)
     workspace = trial.workspace
     require_space(trial.folder, base_bytes(workspace, trial.model.base), "QLORA_REPEAT_RUNS")
-    with exclusive(trial.lock, trial.name), _failure_noted(trial):
+    with without(*UNWANTED), exclusive(trial.lock, trial.name), _failure_noted(trial):
         _clean(trial)
         if until_step is not None:
             _run_stage(trial, "finetune", {}, progress, seeds, until_step)
             return
         for stage in stages:
+            if stage not in trial.stages:
+                continue
             states = stage_states(trial)
             if states[stage].state == "done" and not force:
                 continue
@@ -77,8 +83,8 @@ def run_trial(
                 _run_stage(trial, stage, states, progress, seeds or _seeds_before(states))
             except StoppedError as error:
                 # --force would repeat the finished stages; only a fine-tuning resumes from a checkpoint.
-                without = " without --force" if force and stage != "finetune" else ""
-                raise StoppedError(f"{error}; run the same command{without} to resume") from None
+                unforced = " without --force" if force and stage != "finetune" else ""
+                raise StoppedError(f"{error}; run the same command{unforced} to resume") from None
         remove(trial.failure)
         finished = all(state.state == "done" for state in stage_states(trial).values())
         if delete_merged or (finished and not trial.study.keep_merged):
@@ -116,7 +122,7 @@ def run_base_test(test: BaseTest, progress: Progress) -> None:
         StageError: the test failed.
     """
     prepare(test.workspace.study)
-    with exclusive(test.lock, test.name), stop_not_hidden():
+    with without(*UNWANTED), exclusive(test.lock, test.name), stop_not_hidden():
         for left in test.record.parent.glob(f".{test.record.name}.*"):  # of a killed process
             discard(left)
         if base_state(test).state == "done":
@@ -146,8 +152,10 @@ def _run_stage(
     if stage == "finetune":
         import qlora_repeat.execution.preload  # noqa: F401
 
+    from qlora_repeat.stages.benchmark import benchmark
     from qlora_repeat.stages.evaluate import evaluate
-    from qlora_repeat.stages.finetune import finetune
+    from qlora_repeat.stages.finetune import finetune, lora_config
+    from qlora_repeat.stages.mergeable import check_mergeable
     from qlora_repeat.stages.timing import time_responses
 
     def stoppable(stage: str, done: int, total: int, loss: float | None) -> None:
@@ -155,7 +163,7 @@ def _run_stage(
         progress(stage, done, total, loss)
 
     upstream: dict[str, Any] = {}
-    for before in STAGES[: STAGES.index(stage)]:
+    for before in trial.stages[: trial.stages.index(stage)]:
         if (record := states[before].record) is not None:
             upstream |= record.outputs
     set_kernels(trial.study.randomness.kernels, trial.study.threads)
@@ -164,12 +172,16 @@ def _run_stage(
     path = trial.record(stage) if until_step is None else trial.first_steps
     with deferrable(), _recorded(path, trial.name, stage, inputs, trial) as outputs:
         if stage == "finetune":  # handles requests to stop itself, with a checkpoint
-            outputs |= finetune(trial, progress, inputs, seeds, until_step)
+            check_mergeable(trial.workspace, trial.model_name, lora_config(trial.study, ["layer"]))
+            if until_step is None:
+                outputs["rows"] = asdict(inspected(trial.workspace, trial.model_name, keep=False))
+            with tracked(trial) if until_step is None else contextlib.nullcontext() as watch:
+                outputs |= finetune(trial, progress, inputs, seeds, until_step, watch=watch)
         elif stage == "merge":
             outputs |= merge.merge(trial)
         else:
             merge.require_merged(trial, upstream["merged_digest"])
-            measure = evaluate if stage == "evaluate" else time_responses
+            measure = {"evaluate": evaluate, "time": time_responses, "benchmark": benchmark}[stage]
             with named_operation(trial.model_name):
                 outputs |= measure(trial, stoppable, upstream["seeds"])
         release_memory()  # before files are hashed and the next stage loads its model
@@ -179,10 +191,9 @@ def _run_stage(
 
 def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale: bool) -> None:
     """Check that the stage before is done; delete damaged merged weights, so that they are rebuilt."""
-    needed: dict[Stage, Stage] = {"merge": "finetune", "evaluate": "merge", "time": "merge"}
-    before = needed.get(stage)
-    if before is None:
+    if stage == "finetune":
         return
+    before: Stage = "finetune" if stage == "merge" else "merge"
     state = states[before]
     if state.state == "damaged" and before == "merge" and state.record is not None and not state.changed:
         say(f"{state.damage}; the {stage} stage needs it, so the weights are rebuilt now", error=True)
@@ -191,9 +202,8 @@ def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale:
         raise StageError(f"{trial.name}: {stage} needs the {before} stage, which is damaged: {state.damage}")
     elif state.state != "done" and not (stale and state.state == "stale"):
         why = f"is stale ({', '.join(state.changed)})" if state.state == "stale" else "has not run"
-        raise StageError(
-            f"{trial.name}: {stage} needs the {before} stage, which {why}; run `qlora-repeat {before}`"
-        )
+        command = trial.workspace.command(before, trial=trial.name)
+        raise StageError(f"{trial.name}: {stage} needs the {before} stage, which {why}; run `{command}`")
 
 
 @contextlib.contextmanager

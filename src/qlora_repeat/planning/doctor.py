@@ -6,23 +6,27 @@ Nothing is fetched, no hub is asked, and nothing is left on disk. The checks tha
 
 import dataclasses
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from qlora_repeat.assets.architecture import wrong_architecture
+from qlora_repeat.assets.architecture import base_architecture, wrong_architecture
 from qlora_repeat.assets.base_models import base_bytes
-from qlora_repeat.assets.fetch import Item, Missing, fetch_command, needed, what_it_takes
+from qlora_repeat.assets.benchmarks import why_not
+from qlora_repeat.assets.fetch import Item, Missing, fetch_command, model_files, needed, what_it_takes
 from qlora_repeat.assets.hub import cached_files, hub_cache
 from qlora_repeat.assets.hub_lock import lock_file
-from qlora_repeat.errors import KitError, MissingError
+from qlora_repeat.assets.inspection import inspected
+from qlora_repeat.assets.layers import model_targets
+from qlora_repeat.assets.pins import rows_of
+from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.planning import machine_checks
 from qlora_repeat.planning.gpu_catalog import Gpu
-from qlora_repeat.planning.machine_checks import Finding, folder_findings, nearest
-from qlora_repeat.planning.plan import DTYPE_BYTES, make_plan, train_examples
+from qlora_repeat.planning.machine_checks import Finding, Level, folder_findings, nearest
+from qlora_repeat.planning.plan import DTYPE_BYTES, make_plan
+from qlora_repeat.study.data_sources import train_examples
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import megabytes
@@ -73,14 +77,17 @@ def examine(workspace: Workspace, machine: Mapping[str, Any]) -> list[Finding]:
         "precision": lambda: machine_checks.precision_findings(study.precision.compute, machine),
         "threads": lambda: machine_checks.thread_findings(threads, machine["usable_cores"]),
         "models and data": lambda: item_findings(workspace, infos),
+        "layers": lambda: layer_findings(workspace, infos),
+        "rows": lambda: row_findings(workspace, infos),
+        "benchmarks": lambda: benchmark_findings(workspace),
         "folders": lambda: _folder_findings(workspace, infos),
         "disk": lambda: disk_findings(workspace, infos),
-        "environment": lambda: machine_checks.environment_findings(machine["environment"], kernels, threads),
+        "environment": lambda: machine_checks.environment_findings(machine["environment"], kernels),
         "checkout": lambda: machine_checks.checkout_findings(machine),
     }
     findings = []
     for name, check in checks.items():
-        if infos or name not in ("device", "models and data", "disk"):
+        if infos or name not in ("device", "models and data", "layers", "rows", "disk"):
             findings += [dataclasses.replace(finding, subject=name) for finding in _run_check(check)]
     return findings
 
@@ -98,7 +105,7 @@ def _run_check(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 def _finding_of(error: KitError) -> Finding:
     """Return an error as a finding. The text of most errors ends with advice."""
     text, _, advice = " ".join(str(error).split()).partition("; ")
-    return Finding("stops", text, advice or "correct that, and run `qlora-repeat doctor` again")
+    return Finding("stops", text, advice or "correct that, and call doctor again")
 
 
 def item_info(workspace: Workspace, item: Item) -> ItemInfo:
@@ -116,6 +123,9 @@ def item_info(workspace: Workspace, item: Item) -> ItemInfo:
         except MissingError as error:
             return ItemInfo(item, problem=error)
         weights = missing.size
+        own = workspace.study.bases[item.name].folder if is_base else None
+        if own is not None:
+            weights = _weights_size({name: path.stat().st_size for name, path in model_files(own).items()})
         if missing.pin is not None:
             weights = _weights_size({name: file.size for name, file in missing.pin.files.items()})
         return ItemInfo(item, weights if is_base else None, missing, in_hub_cache=missing.download == 0)
@@ -129,7 +139,7 @@ def item_info(workspace: Workspace, item: Item) -> ItemInfo:
         missing = Missing(item, item.hub.repository, new)
         return ItemInfo(item, _weights_size(sizes), missing, in_hub_cache=True)
     if not is_base:
-        size = 1000 * workspace.study.data[item.name].rows  # about the size of the paper's instructions
+        size = 1000 * (rows_of(workspace, item.name) or 1000)  # about the size of the paper's instructions
         return ItemInfo(item, None, Missing(item, item.hub.repository, size, download=size))
     estimate = _size_by_architecture(workspace.study, item.name)
     missing_base = Missing(item, item.hub.repository, 0, download=estimate) if estimate else None
@@ -156,20 +166,24 @@ def device_findings(
     """Check that a device has enough memory and speed; `gpu` is a GPU with its free bytes."""
     if gpu is None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        yield from cpu_findings(workspace.study, infos, memory)
+        known = workspace.study
+        data = {
+            name: dataclasses.replace(each, rows=rows_of(workspace, name))
+            for name, each in known.data.items()
+        }
+        yield from cpu_findings(dataclasses.replace(known, data=data), infos, memory)
         return
     device, free = gpu
     try:
         plan = make_plan(workspace, device, 1, [])
     except MissingError:
-        study = shlex.quote(workspace.given)
         names = ", ".join(info.item.name for info in infos if info.is_base and not info.item.present)
         text = f"{device.name}: whether its memory is enough is unknown until {names} is fetched"
-        advice = f"run `qlora-repeat fetch {study}`, then `qlora-repeat doctor {study}` again"
+        advice = f"run `{workspace.command('fetch')}`, then `{workspace.command('doctor')}` again"
         yield Finding("warning", text, advice)
         return
     if problems := plan.too_large():
-        advice = "use a larger GPU (`qlora-repeat plan` compares them)"
+        advice = f"use a larger GPU (`{workspace.command('plan')}` compares them)"
         yield from (Finding("stops", problem, advice) for problem in problems)
         return
     peak = max(model.peak[0] for model in plan.models)
@@ -193,17 +207,19 @@ def cpu_findings(study: Study, infos: list[ItemInfo], memory: int) -> Iterator[F
     unknown = [name for name, size in weights.items() if size is None]
     if unknown:
         text = f"there is no GPU, and the size of {', '.join(unknown)} is unknown until it is fetched"
-        advice = "run `qlora-repeat fetch`, then `qlora-repeat doctor` again; or use a machine with a GPU"
+        advice = "fetch the study and call doctor again, or use a machine with a GPU"
         yield Finding("warning", f"{text}: only small models run on a CPU", advice)
     parameters = {name: size // 2 for name, size in weights.items() if size is not None}
     if not parameters:
         return
-    days = max(
+    seconds = [
         parameters.get(model.base, 0)
         * CPU_SECONDS
         * model.training.total_steps(train_examples(study.data[model.data]))
         for model in study.models.values()
-    ) / (24 * 3600)
+        if study.data[model.data].rows is not None
+    ]
+    days = max(seconds, default=0) / (24 * 3600)
     # Testing holds the merged model in the precision of the computation.
     largest = max(parameters, key=lambda name: parameters[name])
     size = parameters[largest] * DTYPE_BYTES[study.precision.compute]
@@ -251,11 +267,71 @@ def item_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Findi
             yield Finding("stops", text, advice)
         else:
             from_hub.append(item.name)
-    fetches = f"`qlora-repeat fetch {shlex.quote(workspace.given)}`, or the first run, fetches"
+    fetches = f"`{workspace.command('fetch')}`, or the first run, fetches"
     if local:
         yield Finding("ok", f"{fetches} {', '.join(local)} from this machine")
     if from_hub:
         yield Finding("ok", f"{fetches} {', '.join(from_hub)} from {constants.ENDPOINT} (not asked now)")
+
+
+def row_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Finding]:
+    """Report what is in the rows of each model whose data and base are in the cache."""
+    present = {(info.item.kind, info.item.name) for info in infos if info.item.present}
+    for name, model in workspace.study.models.items():
+        if present >= {("base", model.base), ("data", model.data)}:
+            found = inspected(workspace, name, keep=False)
+            yield Finding("ok", f"model {name}: {found.lengths}")
+            for level, lines in (("stops", found.stops), ("warning", found.warnings)):
+                for line in lines:
+                    text, _, advice = line.partition("; ")
+                    yield Finding(cast(Level, level), f"model {name}: {text}", advice)
+
+
+def layer_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Finding]:
+    """Check that adapters can be merged into the target modules, and which share of a base is in 4 bits.
+
+    Of a base that was not fetched, only the names of the study's architecture can be checked.
+    """
+    from qlora_repeat.planning.memory_estimate import model_config, quantized_skeleton
+    from qlora_repeat.stages.dequantize import count_weights
+    from qlora_repeat.stages.finetune import lora_config
+    from qlora_repeat.stages.mergeable import check_mergeable
+
+    study, fetched = workspace.study, {info.item.name for info in infos if info.is_base and info.item.present}
+    shares, checked = dict[str, Finding](), list[str]()
+    for name, model in study.models.items():
+        if model.base not in fetched and study.bases[model.base].architecture is None:
+            continue
+        try:
+            config = model_config(base_architecture(workspace, model.base), model.base)
+            base = quantized_skeleton(study, config)
+            counts = count_weights(base)
+            model_targets(workspace, name, base)
+            if model.base in fetched:
+                check_mergeable(workspace, name, lora_config(study, ["layer"]))
+                checked.append(name)
+        except KitError as error:
+            yield _finding_of(error)
+            continue
+        if not study.quantization.in_4_bits:
+            how = "in 8 bits" if study.quantization.type == "int8" else "not quantized"
+            shares[model.base] = Finding("ok", f"base {model.base}: its layers are {how}")
+        elif warning := counts.warning():
+            advice = "expect the memory that `plan` shows, or use another base"
+            shares[model.base] = Finding("warning", f"base {model.base}: {warning}", advice)
+        else:
+            text = f"base {model.base}: {100 * counts.share:.0f} % of its weights are in 4 bits"
+            shares[model.base] = Finding("ok", f"{text}, the rest are mostly embeddings")
+    yield from shares.values()
+    if checked:
+        yield Finding("ok", f"adapters can be merged: {', '.join(checked)}")
+
+
+def benchmark_findings(workspace: Workspace) -> Iterator[Finding]:
+    """Yield whether the study's benchmarks can run here, if it names any; their data are not looked for."""
+    if tasks := workspace.study.evaluation.lm_eval:
+        reason = why_not(workspace)
+        yield _finding_of(UsageError(reason)) if reason else Finding("ok", f"{len(tasks)} named")
 
 
 def _folder_findings(workspace: Workspace, infos: list[ItemInfo]) -> Iterator[Finding]:

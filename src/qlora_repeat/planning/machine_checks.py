@@ -16,6 +16,7 @@ from typing import Any, Literal
 from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.study.study import Device
 from qlora_repeat.system.determinism import DETERMINISTIC_WORKSPACES, WORKSPACE
+from qlora_repeat.system.environment import Treatment, removed_variables, rule
 from qlora_repeat.system.files import sync
 from qlora_repeat.system.fingerprint import installed_version, lock_files
 from qlora_repeat.system.gpus import cpu_is_chosen, find_no_gpu
@@ -162,37 +163,36 @@ def thread_findings(threads: int, usable_cores: int) -> Iterator[Finding]:
         yield Finding("warning", text, advice)
 
 
-def environment_findings(found: Mapping[str, str], kernels: str, threads: int) -> Iterator[Finding]:
+def environment_findings(found: Mapping[str, str], kernels: str) -> Iterator[Finding]:
     """Check the variables of a fingerprint for those that distort timings or change results."""
-    problems = dict(_problem_variables(found, kernels, threads))
+    problems = dict(_problem_variables(found, kernels))
     for name, problem in problems.items():
         yield Finding("warning", f"{name}={found[name]} {problem}", f"unset {name}")
-    others = [f"{name}={value}" for name, value in found.items() if name not in problems]
+    ignored = {*removed_variables(), *(name for name in found if _treatment(name) == "removed")}
+    if ignored:
+        yield Finding("ok", f"ignored by trials, for the study decides: {', '.join(sorted(ignored))}")
+    others = [f"{name}={value}" for name, value in found.items() if name not in {*problems, *ignored}]
     if others:
         yield Finding("ok", f"recorded with every result: {', '.join(others)}")
-    elif not problems:
+    elif not problems and not ignored:
         yield Finding("ok", "no variable is set that changes results")
 
 
-def _problem_variables(found: Mapping[str, str], kernels: str, threads: int) -> Iterator[tuple[str, str]]:
+def _treatment(name: str) -> Treatment | None:
+    found = rule(name)
+    return found.treatment if found else None
+
+
+def _problem_variables(found: Mapping[str, str], kernels: str) -> Iterator[tuple[str, str]]:
     """Yield the variables with a value that causes a problem, and the problem."""
-    switches = {
-        "CUDA_LAUNCH_BLOCKING": "makes each kernel wait for the previous one, which distorts timings",
-        "NVIDIA_TF32_OVERRIDE": "lets a GPU multiply float32 with 10 bits (TF32), against the study",
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "lets a GPU multiply float32 with 10 bits, against the study",
-    }
-    yield from ((name, text) for name, text in switches.items() if found.get(name, "0") not in ("", "0"))
-    if found.get("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT").upper() != "STRICT":
-        yield "ONEDNN_DEFAULT_FPMATH_MODE", "lets a CPU multiply float32 with fewer bits"
-    if found.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
-        yield "ACCELERATE_MIXED_PRECISION", "may change the precision of the study"
+    if found.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
+        yield "CUDA_LAUNCH_BLOCKING", "makes each kernel wait for the previous one, which distorts timings"
+    for name in found:
+        if _treatment(name) == "reported":
+            yield name, "can give other bits than other machines of this kind have; it is recorded"
     if kernels == "deterministic" and found.get(WORKSPACE, "") not in ("", *DETERMINISTIC_WORKSPACES):
         problem = "is not for deterministic kernels, which the study requires; trials use"
         yield WORKSPACE, f"{problem} {DETERMINISTIC_WORKSPACES[0]} instead"
-    for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
-        limit = re.match(r"\s*(\d+)", found.get(name, ""))
-        if limit and int(limit[1]) < threads:
-            yield name, f"may allow a library fewer threads than the {threads} of the study"
 
 
 def folder_findings(folder: Path, advice: str) -> Iterator[Finding]:

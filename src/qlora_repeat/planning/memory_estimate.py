@@ -10,7 +10,7 @@ import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,11 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from qlora_repeat.assets.base_models import quantization_config
-from qlora_repeat.assets.configuration import code_key
+from qlora_repeat.assets.configuration import code_key, mend_padding
+from qlora_repeat.assets.layers import model_targets, skeleton
 from qlora_repeat.errors import UsageError
-from qlora_repeat.stages.dequantize import Materialized, materialize
+from qlora_repeat.planning.other_adapters import add_magnitudes, eight_bits, make_others_float
+from qlora_repeat.stages.dequantize import Materialized, WeightCounts, count_weights, materialize
 from qlora_repeat.stages.finetune import with_adapter
 from qlora_repeat.study.optimizers import Optimizer, OptimizerName
+from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.determinism import attention_kernels
 
@@ -61,6 +64,7 @@ class FinetuneMemory:
     """Memory of fine-tuning in bytes, without the optimizer state (see `optimizer_bytes`)."""
 
     weights: WeightBytes
+    counts: WeightCounts
     adapter_tensors: list[int]
     """The number of elements of each."""
     saved: int
@@ -134,18 +138,28 @@ def model_config(architecture: Mapping[str, Any], name: str) -> Any:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     AttentionInterface.register(_ATTENTION, sdpa_attention_forward)
-    settings = {"attn_implementation": _ATTENTION} | dict(architecture)
-    model_type = settings.pop("model_type")
+
+    def with_attention(kind: str) -> Any:
+        settings = {"attn_implementation": kind} | dict(architecture)
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        mend_padding(config)
+        return config
+
     try:
-        return AutoConfig.for_model(model_type, **settings)
+        usual, plain = with_attention(_ATTENTION), with_attention("eager")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"bases.{name}.architecture: {reason[:200]}") from None
+    try:
+        skeleton(usual)
+    except Exception:  # some models have no other attention; what else is wrong is found with this one too
+        return plain
+    return usual
 
 
 def parameter_count(config: Any) -> int:
     """Return the number of parameters of a model; shared ones count once."""
-    return sum(parameter.numel() for parameter in _plain_model(config, torch.float32).parameters())
+    return sum(parameter.numel() for parameter in skeleton(config).parameters())
 
 
 def optimizer_bytes(adapter_tensors: list[int], optimizer: OptimizerName) -> int:
@@ -166,23 +180,30 @@ def finetune_memory(trial: Trial, config: Any) -> FinetuneMemory:
 
     "auto" weights are dequantized here, which needs more memory, so that a plan is never too low.
     """
-    training = trial.model.training
-    model = adapted_model(trial, config)
+    training, study = trial.model.training, trial.study
+    base = quantized_skeleton(study, config)
+    counts, model = count_weights(base), _adapted(trial, base)
     with attention_kernels(trial.study.randomness.kernels), _fake_tensors():
         _make_fake(model, getattr(torch, trial.study.precision.compute))
         _fuse_dropout(model)
-        if trial.study.weights != "nf4":
+        if study.weights != "nf4" or study.lora.dora:  # DoRA dequantizes each weight, and keeps it
             materialize(model)
         as_trainer_sets(model, training.gradient_checkpointing)
         weights = weight_bytes(model)
+        dequantized = 0
+        if study.quantization.type == "int8":
+            small = eight_bits(model)
+            rest, dequantized = weights.unquantized - small.replaced, small.largest
+            weights = replace(weights, quantized=small.quantized, scales=small.scales, unquantized=rest)
         live = LiveMemory(inside_4bit_product)
         live.count(model_tensors(model))
         before = live.now
         ids = torch.zeros(training.batch_size, training.max_length, dtype=torch.long)
         with live:
-            saved = training_step(model, ids, trial.study.precision.compute, live) - before
+            for _ in range(min(2, training.gradient_accumulation_steps)):  # beside gradients of earlier ones
+                saved = training_step(model, ids, trial.study.precision.compute, live) - before
     tensors = [each.numel() for each in model.parameters() if each.requires_grad]
-    return FinetuneMemory(weights, tensors, saved, live.peak - before)
+    return FinetuneMemory(weights, counts, tensors, saved, live.peak - before + dequantized)
 
 
 def as_trainer_sets(model: Any, checkpointing: bool) -> None:
@@ -215,7 +236,7 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
     """
     study, length = trial.study, trial.model.training.max_length
     batch, compute = study.evaluation.batch_size, getattr(torch, study.precision.compute)
-    model = _plain_model(config, compute).eval()
+    model = skeleton(config, compute).eval()
     # inference_mode would hide the parts of operations
     with attention_kernels(study.randomness.kernels), _fake_tensors(), torch.no_grad():
         _make_fake(model, compute)
@@ -237,23 +258,44 @@ def evaluate_memory(trial: Trial, config: Any) -> EvaluateMemory:
 def adapted_model(trial: Trial, config: Any) -> Any:
     """Return a trial's quantized base with its adapter, as in fine-tuning, on the meta device.
 
-    transformers chooses the modules that stay unquantized.
+    Raises:
+        UsageError: a target module does not exist, or no adapter can be merged into it.
+    """
+    return _adapted(trial, quantized_skeleton(trial.study, config))
+
+
+def quantized_skeleton(study: Study, config: Any) -> Any:
+    """Return a quantized base, as in fine-tuning, on the meta device.
+
+    transformers chooses the modules that stay unquantized. A base in 8 bits stays so too (`eight_bits`).
     """
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-    base = _plain_model(config, getattr(torch, trial.study.precision.compute))
-    quantization = quantization_config(trial.study)
+    base = skeleton(config, getattr(torch, study.precision.compute))
+    if study.quantization.type == "int8":
+        make_others_float(base)
+    if not study.quantization.in_4_bits:
+        return base
+    quantization = quantization_config(study)
     quantizer = Bnb4BitHfQuantizer(quantization, pre_quantized=False)
     kept = quantizer.get_modules_to_not_convert(base, None, base._keep_in_fp32_modules)
     base = replace_with_bnb_linear(base, modules_to_not_convert=kept, quantization_config=quantization)
     base.is_loaded_in_4bit = True
-    try:
-        with torch.device("meta"):  # the adapter needs no memory either, whatever the study's sizes are
-            return with_adapter(trial, base)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"models.{trial.model_name}.target_modules: {reason}") from None
+    return base
+
+
+def _adapted(trial: Trial, base: Any) -> Any:
+    model_targets(trial.workspace, trial.model_name, base)
+    study = trial.study
+    lora = replace(study.lora, dora=False)  # which needs weights
+    kind = "none" if study.quantization.type == "int8" else study.quantization.type
+    plain = replace(study, lora=lora, quantization=replace(study.quantization, type=kind))
+    with torch.device("meta"):  # the adapter needs no memory either, whatever the study's sizes are
+        model = with_adapter(replace(trial, workspace=replace(trial.workspace, study=plain)), base)
+        if study.lora.dora:
+            add_magnitudes(model)
+    return model
 
 
 def weight_bytes(model: Any) -> WeightBytes:
@@ -289,20 +331,19 @@ def _tensors(model: Any) -> Iterator[tuple[Any, str]]:
     yield from ((buffer, "unquantized") for buffer in model.buffers())
 
 
-def _plain_model(config: Any, dtype: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-
-
 @contextlib.contextmanager
 def _fake_tensors() -> Iterator[None]:
     from bitsandbytes.functional import quantize_blockwise
+    from transformers.integrations import moe
 
     quantize_blockwise(torch.zeros(1))  # creates a code book that is cached and must not be fake
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    # torch knows the products of fused experts in bfloat16 alone; transformers' have the same tensors
+    in_one_kernel, moe._can_use_grouped_mm = moe._can_use_grouped_mm, lambda *operands: False
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        moe._can_use_grouped_mm = in_one_kernel
 
 
 def _make_fake(model: Any, compute: Any) -> None:

@@ -5,20 +5,20 @@ docs/explanation/memory-and-time.md explains each number, and which of them are 
 
 import heapq
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_repeat.assets.architecture import base_architecture
 from qlora_repeat.assets.hub_lock import lock_file
+from qlora_repeat.assets.pins import data_with_rows
 from qlora_repeat.errors import KitError, UsageError
 from qlora_repeat.planning.gpu_catalog import Gpu, large_enough
 from qlora_repeat.results.trial_result import TrialResult
-from qlora_repeat.study.data_sources import Data
+from qlora_repeat.study.data_sources import train_examples
 from qlora_repeat.study.optimizers import OptimizerName
-from qlora_repeat.study.study import Dtype, FrozenWeights
+from qlora_repeat.study.study import Dtype, FrozenWeights, Quantization
 from qlora_repeat.study.trial import Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.memory import CONTEXT_BYTES
@@ -64,8 +64,11 @@ class ModelPlan:
     model: str
     base: str
     parameters: int
-    weights: FrozenWeights
-    """The study's setting for the frozen base; "auto" is planned as dequantized, which needs more memory."""
+    share_in_4_bits: float
+    """Of the base's weights, 0 to 1."""
+    weights: FrozenWeights | Literal["int8", "none"]
+    """The study's setting for the frozen base; "auto" is planned as dequantized, which needs more memory.
+    Of a base that is not in 4 bits, its type."""
     base_quantized: int
     base_scales: int
     base_materialized: int
@@ -102,7 +105,7 @@ class DiskPlan:
     bases: int
     """The download of each base once, from the lock file or else the parameters in float16."""
     quantized: int
-    """Copies of the bases in 4 bits, which trials load."""
+    """Copies of bases in 4 bits, which trials load."""
     adapters: int
     merged: int
     """Of every trial if the study keeps them, else of as many of the largest as run at once."""
@@ -186,8 +189,10 @@ def _model_plan(
         return known[key]
 
     batch = [training.batch_size, training.max_length, training.gradient_checkpointing]
+    batch.append(training.gradient_accumulation_steps > 1)
     parameters: int = once(estimate.parameter_count, [], config)
-    tuning: FinetuneMemory = once(estimate.finetune_memory, [batch, model.target_modules], trial, config)
+    kept = [batch, model.target_modules]
+    tuning: FinetuneMemory = once(estimate.finetune_memory, kept, trial, config)
     lengths = [training.max_length, trial.data.max_new_tokens]
     testing: EvaluateMemory = once(estimate.evaluate_memory, lengths, trial, config)
     weights, evaluate_peak = tuning.weights, testing.weights + testing.work + CONTEXT_BYTES
@@ -198,7 +203,8 @@ def _model_plan(
         model=name,
         base=model.base,
         parameters=parameters,
-        weights=study.weights,
+        share_in_4_bits=tuning.counts.share,
+        weights=study.weights if study.quantization.in_4_bits else _other_type(study.quantization),
         base_quantized=weights.quantized,
         base_scales=weights.scales,
         base_materialized=weights.materialized,
@@ -214,6 +220,10 @@ def _model_plan(
     )
 
 
+def _other_type(quantization: Quantization) -> Literal["int8", "none"]:
+    return "int8" if quantization.type == "int8" else "none"
+
+
 def _arm_plan(
     trial: Trial,
     optimizer: OptimizerName,
@@ -226,7 +236,9 @@ def _arm_plan(
 
     paper = [row for row in counterparts if row.optimizer == optimizer]
     peak = tuning.peak(optimizer) + CONTEXT_BYTES
-    steps = trial.model.training.total_steps(train_examples(trial.data))
+    steps = trial.model.training.total_steps(
+        train_examples(data_with_rows(trial.workspace, trial.model.data))
+    )
     return ArmPlan(
         model=trial.model_name,
         optimizer=optimizer,
@@ -238,12 +250,6 @@ def _arm_plan(
         steps=steps,
         train_seconds=train_seconds(paper, steps, gpu) if paper else None,
     )
-
-
-def train_examples(data: Data) -> int:
-    """Return the number of training examples: all rows without the test part, rounded up (section III)."""
-    examples = data.rows - math.ceil(data.test_share * data.rows)
-    return min(examples, data.max_rows or examples)
 
 
 def train_seconds(paper: Sequence[TrialResult], steps: int, gpu: Gpu) -> float:
@@ -267,7 +273,9 @@ def disk_plan(workspace: Workspace, models: Sequence[ModelPlan], gpus: int) -> D
     by_base = {model.base: model for model in models}.values()
     return DiskPlan(
         bases=sum(_base_bytes(workspace, model) for model in by_base),
-        quantized=sum(model.quantized_copy(study.precision.compute) for model in by_base),
+        quantized=sum(
+            model.quantized_copy(study.precision.compute) for model in by_base if study.quantization.in_4_bits
+        ),
         adapters=sum(model.adapter * len(model.arms) * study.trials for model in models),
         merged=sum(merged if study.keep_merged else merged[-gpus:]),
     )

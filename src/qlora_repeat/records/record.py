@@ -79,9 +79,7 @@ def read_record(path: Path) -> Record | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise MissingError(
-            f"{path}: not a readable record ({reason}); `qlora-repeat run` runs its stage again"
-        ) from None
+        raise MissingError(f"{path}: not a readable record ({reason})") from None
 
 
 def keep(path: Path) -> KeptFile:

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.records.record import Record
+from qlora_repeat.study.scores import MOST_ANSWERS, MOST_CHARACTERS, MOST_LABELS, Score, ScoreName
 
 # Strict: no string for a number. A float may be NaN, infinite, or written as an integer.
 _OPEN = ConfigDict(strict=True, extra="allow")
@@ -19,6 +20,10 @@ _CLOSED = ConfigDict(strict=True, extra="forbid")
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 MOST_POINTS = 1000
 """Points of a loss curve; the kit records 30."""
+MOST_TASKS, MOST_OUTCOMES = 10_000, 1_000_000
+"""The most tasks of a benchmark record, and examples of a task; the largest known have about 100,000."""
+_TaskName = Annotated[str, Field(max_length=200)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 _Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Point = Annotated[tuple[_Epochs, float], Field(strict=False)]  # JSON has only lists
 
@@ -35,6 +40,7 @@ class _Fingerprint(TypedDict):
     cpu_capability: str | None
     threads: Count | None
     packages: dict[str, str]
+    kernel_packages: NotRequired[dict[str, str]]
     kernels: NotRequired[dict[str, Any] | None]
     python: str
 
@@ -51,7 +57,9 @@ class _Finetuned(TypedDict):
     train_seconds: float
     peak_memory_bytes: Count | None
     peak_memory_share: float | None
-    weights: Literal["nf4", "materialized"]
+    weights: Literal["nf4", "materialized", "int8", "none"]
+    share_in_4_bits: NotRequired[_Share]
+    untrained_layers: NotRequired[Count]
     miniature: bool
 
 
@@ -70,6 +78,28 @@ class _Response(TypedDict):
     seed: NotRequired[Count | None]
 
 
+_Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+
+
+@with_config(_CLOSED)
+class Answer(TypedDict):
+    """An answer that a model generated to a test row."""
+
+    row: Count
+    reference: _Text
+    text: _Text
+
+
+@with_config(_CLOSED)
+class AnswersOutput(TypedDict):
+    """The answers to the test rows of a classification or summarization."""
+
+    labels: Annotated[list[_Text], Field(max_length=MOST_LABELS)]
+    left_out: Count
+    examples: Annotated[list[Answer], Field(min_length=1, max_length=MOST_ANSWERS)]
+    scores: dict[ScoreName, Score]
+
+
 @with_config(_OPEN)
 class _Evaluated(TypedDict):
     perplexity: float
@@ -78,6 +108,7 @@ class _Evaluated(TypedDict):
     accuracy: float | None
     responses: NotRequired[list[_Response]]
     repeated_responses: NotRequired[list[_Response]]
+    answers: NotRequired[AnswersOutput]
 
 
 @with_config(_OPEN)
@@ -87,6 +118,7 @@ class _Base(TypedDict):
     accuracy: float | None
     miniature: bool
     split_seed: Count
+    answers: NotRequired[AnswersOutput]
 
 
 @with_config(_OPEN)
@@ -96,6 +128,22 @@ class _Timed(TypedDict):
     test_seconds_max: float
 
 
+@with_config(_OPEN)
+class _Task(TypedDict):
+    version: Annotated[str, Field(max_length=200)]
+    fewshot: Count | None
+    examples: Annotated[str, Field(max_length=64)]
+    example_count: Count
+    scores: dict[_TaskName, float]
+    outcomes: dict[_TaskName, Annotated[list[float], Field(max_length=MOST_OUTCOMES)]]
+
+
+@with_config(_OPEN)
+class _Benchmarked(TypedDict):
+    lm_eval: str
+    tasks: Annotated[dict[_TaskName, _Task], Field(max_length=MOST_TASKS)]
+
+
 _INPUTS: TypeAdapter[Any] = TypeAdapter(_Inputs)
 _FINGERPRINT: TypeAdapter[Any] = TypeAdapter(_Fingerprint)
 _OUTPUTS: dict[str, TypeAdapter[Any]] = {
@@ -103,6 +151,7 @@ _OUTPUTS: dict[str, TypeAdapter[Any]] = {
     "merge": TypeAdapter(_Merged),
     "evaluate": TypeAdapter(_Evaluated),
     "time": TypeAdapter(_Timed),
+    "benchmark": TypeAdapter(_Benchmarked),
 }
 _BASE: TypeAdapter[Any] = TypeAdapter(_Base)
 

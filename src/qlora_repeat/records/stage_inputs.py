@@ -1,15 +1,19 @@
 """The inputs of a stage: the settings, digests and code that its outputs depend on."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder, base_source
+from qlora_repeat.assets.benchmarks import PACKAGE, own_task_digests
 from qlora_repeat.assets.datasets import data_folder, data_source
 from qlora_repeat.records.code_digest import code_digest
+from qlora_repeat.study.data_sources import is_own_task
+from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
-from qlora_repeat.system.fingerprint import lock_digest, packages
+from qlora_repeat.system.fingerprint import installed_version, lock_digest, packages
 from qlora_repeat.system.hashing import manifest_digest
 
 MODULES: dict[Stage, tuple[str, ...]] = {
@@ -17,8 +21,17 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     "merge": ("stages.merge", "system.determinism"),
     "evaluate": ("stages.evaluate", "system.determinism"),
     "time": ("stages.timing", "system.determinism"),
+    "benchmark": ("stages.benchmark", "system.determinism"),
 }
 """The modules of each stage, whose code digest is one of its inputs."""
+_LATER = {
+    "gradient_accumulation_steps": 1,
+    "loss": "all-tokens",
+    "warmup_ratio": None,
+    "rslora": False,
+    "dora": False,
+}
+"""The defaults of settings that earlier versions did not have."""
 FIRST_TRIAL_SETTINGS = {"repeated_responses"}
 """Settings that only the first trial of an arm has."""
 
@@ -34,11 +47,12 @@ def stage_inputs(
     `upstream` has the outputs of the stages before, whose digest is an input too. `shared` is the result of
     `shared_inputs`, if the caller has it.
     """
-    left = {"merge": "adapter_digest", "evaluate": "merged_digest", "time": "merged_digest"}.get(stage)
+    left = "adapter_digest" if stage == "merge" else "merged_digest" if stage != "finetune" else None
     return (shared or shared_inputs(trial.workspace, trial.model_name)) | {
         "code": code_digest(*MODULES[stage]),
         "settings": stage_settings(trial, stage),
         **({left: upstream.get(left)} if left else {}),
+        **(_benchmark_inputs(trial) if stage == "benchmark" else {}),
     }
 
 
@@ -55,8 +69,8 @@ def shared_inputs(workspace: Workspace, model_name: str) -> dict[str, Any]:
     model = workspace.study.models[model_name]
     base, data = base_folder(workspace, model.base), data_folder(workspace, model.data)
     return {
-        "base_source": base_source(workspace.study, model.base),
-        "data_source": data_source(workspace.study, model.data),
+        "base_source": base_source(workspace, model.base),
+        "data_source": data_source(workspace, model.data),
         "packages": packages() if "torch" in packages() else None,
         "base": manifest_digest(base),
         "data": manifest_digest(data),
@@ -78,8 +92,8 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "quantization": asdict(study.quantization),
             "weights": study.weights,
             "compute": study.precision.compute,
-            "lora": asdict(study.lora),
-            "training": asdict(model.training),
+            "lora": _without_later(asdict(study.lora)),
+            "training": _without_later(asdict(model.training)),
             "template": model.template,
             "special_tokens": model.special_tokens,
             "max_rows": trial.data.max_rows,
@@ -90,6 +104,17 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "threads": study.threads,
             "kernels": study.randomness.kernels,
             "merged": study.precision.merged,
+        }
+    if stage == "benchmark":
+        settings = study.evaluation
+        return {
+            "threads": study.threads,
+            "kernels": study.randomness.kernels,
+            "compute": study.precision.compute,
+            "batch_size": settings.batch_size,
+            "lm_eval": [Path(task).name if is_own_task(task) else task for task in settings.lm_eval],
+            "lm_eval_fewshot": settings.lm_eval_fewshot,
+            "lm_eval_examples": settings.lm_eval_examples,
         }
     shared: dict[str, Any] = {
         "generation": asdict(study.generation),
@@ -112,9 +137,20 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
     }
 
 
+def _benchmark_inputs(trial: Trial) -> dict[str, Any]:
+    """Return what a benchmark depends on besides: the harness, and task files by digest, not by path."""
+    return {PACKAGE: installed_version(PACKAGE), "task_files": own_task_digests(trial.workspace)}
+
+
 def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
     model = study.models[model_name]
+    answers = {
+        "answers": asdict(study.evaluation.answers),
+        "max_new_tokens": study.data[model.data].max_new_tokens,
+        "stop": model.stop,
+    }
     return {
+        **(answers if study.data[model.data].task in SCORES else {}),
         "threads": study.threads,
         "kernels": study.randomness.kernels,
         **_split_settings(study, model.data),
@@ -125,7 +161,13 @@ def _test_settings(study: Study, model_name: str) -> dict[str, Any]:
         "max_length": model.training.max_length,
         "examples": study.evaluation.examples,
         "batch_size": study.evaluation.batch_size,
+        **_without_later({"loss": model.training.loss}),
     }
+
+
+def _without_later(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without those of later versions that are not used, so that older records count."""
+    return {key: value for key, value in settings.items() if key not in _LATER or value != _LATER[key]}
 
 
 def _split_settings(study: Study, name: str) -> dict[str, Any]:

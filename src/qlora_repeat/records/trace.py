@@ -31,12 +31,15 @@ class Step:
     tokens: int | None = None
     """Tokens in the batch, without padding."""
     loss: float | None = None
+    """None if no row of the batch has a token to predict."""
     gradient_norm: float | None = None
     """Norm of the adapter's gradients, unscaled, before clipping."""
     learning_rate: float | None = None
     """The learning rate of this update."""
     skipped: bool = False
     """Whether the gradient scaler skipped the update because gradients overflowed."""
+    empty: bool = False
+    """Whether no row of the batch has a token to predict, as rows of one token."""
     adapter: str | None = None
     """The digest of the adapter after this step, if it was computed."""
 
@@ -49,8 +52,9 @@ class Step:
 def trace_line(step: Step) -> str:
     """Return the step as a line of the trace, without fields that are None."""
     content: dict[str, Any] = {name: value for name, value in vars(step).items() if value is not None}
-    if not step.skipped:
-        del content["skipped"]
+    for name in ("skipped", "empty"):
+        if not content[name]:
+            del content[name]
     content |= {name: float(content[name]).hex() for name in _FLOATS if name in content}
     return json.dumps(content) + "\n"
 
@@ -81,6 +85,11 @@ def read_trace(path: Path, *, unfinished: bool = False) -> list[Step]:
             raise UsageError(f"{path}:{place + 1}: not a step of a trace ({error})") from None
         steps.append(step)
     return steps
+
+
+def known_losses(steps: Sequence[Step]) -> list[float]:
+    """Return the losses of the steps that have one."""
+    return [step.loss for step in steps if step.loss is not None]
 
 
 def loss_curve(steps: Sequence[Step]) -> list[list[float]]:
@@ -119,6 +128,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     "gradient_norm": _short,
     "learning_rate": _short,
     "skipped": lambda value: value is True,
+    "empty": lambda value: value is True,
     "adapter": _short,
 }
 """A check of each value of a line; floats are strings."""

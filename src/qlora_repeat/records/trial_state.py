@@ -1,16 +1,18 @@
 """Which stages of a trial, and which tests of a base, are done, stale, damaged or missing, and why."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from qlora_repeat.assets.pins import rows_of
 from qlora_repeat.errors import MissingError
 from qlora_repeat.records.record import Record, damages, read_record
 from qlora_repeat.records.record_schema import misfit
 from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, shared_inputs, stage_inputs
+from qlora_repeat.study.data_sources import train_examples
 from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
@@ -46,6 +48,15 @@ class TrialState:
 def trial_state(trial: Trial, *, rehash: bool = True) -> TrialState:
     """Return the state of a trial and of its stages; `rehash` as in `stage_states`."""
     stages = stage_states(trial, rehash=rehash)
+    return TrialState(trial, stages, _overall(trial, stages))
+
+
+def measured_state(found: TrialState) -> State:
+    """Return the state of a trial without its benchmarks, whose absence does not devalue other results."""
+    return _overall(found.trial, {stage: found.stages[stage] for stage in STAGES})
+
+
+def _overall(trial: Trial, stages: Mapping[Stage, StageState]) -> State:
     states = [each.state for each in stages.values()]
     state: State
     if live_owner(trial.lock) is not None:
@@ -58,7 +69,7 @@ def trial_state(trial: Trial, *, rehash: bool = True) -> TrialState:
         state = "failed"
     else:
         state = "stale" if "stale" in states else "missing"
-    return TrialState(trial, stages, state)
+    return state
 
 
 def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState]:
@@ -75,20 +86,21 @@ def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState
     upstream: dict[str, Any] = {}
     shared = shared_inputs(trial.workspace, trial.model_name)
     before: Stage | None = None  # the stage that the next one needs
-    for stage in STAGES:
+    for stage in trial.stages:
         record, damage = stage_record(trial.record(stage), trial.name, stage)
         if record is None:
+            damage = advised(trial.workspace, damage)
             states[stage] = StageState("damaged" if damage else "missing", damage=damage)
         else:
             changed = changed_inputs(record.inputs, stage_inputs(trial, stage, upstream, shared))
             if before is not None and states[before].state != "done":
                 changed.append(f"the {before} stage")
-            damage = _damage(trial, stage, record, rehash)
+            damage = advised(trial.workspace, _damage(trial, stage, record, rehash))
             state: State = "damaged" if damage else "stale" if changed else "done"
             states[stage] = StageState(state, record, changed, damage)
             upstream = upstream | record.outputs
-        # Timing needs the merged model, not the evaluation.
-        before = before if stage == "evaluate" else stage
+        # All later stages need the merged model alone.
+        before = stage if stage in ("finetune", "merge") else before
     return states
 
 
@@ -97,8 +109,40 @@ def _damage(trial: Trial, stage: Stage, record: Record, rehash: bool) -> str | N
     if stage == "merge" and not trial.merged.exists():
         return None
     found = damages(trial.folder, record.files, rehash=rehash)
-    damage = next(filter(None, found.values()), None)
-    return damage and f"{damage}; `qlora-repeat run` runs its stage again"
+    return next(filter(None, found.values()), None)
+
+
+def advised(workspace: Workspace, damage: str | None, remedy: str | None = None) -> str | None:
+    """Return a line on damage with what to do: `remedy`, or by default to run the stage again.
+
+    What came in an archive is evidence, so nothing is run there.
+    """
+    if damage is None:
+        return None
+    if workspace.has_evidence:
+        return f"{damage}; it came in an archive: tell whoever packed it, and run nothing in its folder"
+    again = f"`{workspace.command('run')}` runs its stage again"
+    return f"{damage}; {remedy or again}"
+
+
+def last_checkpoint(trial: Trial) -> int | None:
+    """Return the step of the last checkpoint of an unfinished fine-tuning, by the name of its folder."""
+    names = (path.name.removeprefix("step-") for path in trial.unfinished.glob("step-*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def stopped_at(state: TrialState) -> str | None:
+    """Say where a trial was stopped and which stages remain; None if it has not begun or is done."""
+    trial = state.trial
+    left = [stage for stage in trial.stages if state.stages[stage].state != "done"]
+    step = last_checkpoint(trial) if "finetune" in left else None
+    if state.state != "missing" or (step is None and len(left) == len(trial.stages)):
+        return None
+    after = f"stopped at step {step}" if step is not None else "stopped"
+    data = replace(trial.data, rows=rows_of(trial.workspace, trial.model.data))
+    if step is not None and data.rows is not None:
+        after += f" of {trial.model.training.total_steps(train_examples(data))}"
+    return f"{after}; {', '.join(left)} {'remains' if len(left) == 1 else 'remain'}"
 
 
 def stage_record(
@@ -112,9 +156,7 @@ def stage_record(
         record = read_record(path)
         if record is not None and (record.trial, record.stage) != (name, stage):
             whose = f"the {record.stage} stage of {record.trial}"
-            raise MissingError(
-                f"{path}: expected this stage's record, found {whose}; `qlora-repeat run` runs it again"
-            )
+            raise MissingError(f"{path}: expected this stage's record, found {whose}")
         return checked(record, path, base=base), None
     except MissingError as error:
         return None, str(error)
@@ -137,7 +179,7 @@ def checked(record: Record | None, path: Path, *, base: bool = False, complete: 
         MissingError: it lacks a key, or has an invalid value.
     """
     if record is not None and (wrong := misfit(record, base=base, complete=complete)) is not None:
-        raise MissingError(f"{path}: not a valid record ({wrong}); `qlora-repeat run` runs its stage again")
+        raise MissingError(f"{path}: not a valid record ({wrong})")
     return record
 
 
@@ -150,13 +192,14 @@ def base_state(test: BaseTest) -> StageState:
     """Return the state of a test of a base."""
     record, damage = base_test_record(test)
     if record is None:
+        damage = advised(test.workspace, damage)
         return StageState("damaged" if damage else "missing", damage=damage)
     changed = changed_inputs(record.inputs, base_inputs(test))
     return StageState("stale" if changed else "done", record, changed)
 
 
 def explanations(trials: Iterable[TrialState]) -> list[str]:
-    """Return a line for each failed or stale trial, and for each damaged stage, that says why."""
+    """Return a line for each failed, stale or stopped trial, and for each damaged stage, that says why."""
     lines = []
     for each in trials:
         trial, stages = each.trial, each.stages.values()
@@ -166,14 +209,18 @@ def explanations(trials: Iterable[TrialState]) -> list[str]:
         elif each.state == "stale":
             changes = {change for stage in stages for change in stage.changed}
             lines.append(f"{trial.name} is stale, changed since: {', '.join(sorted(changes))}")
+        elif (stopped := stopped_at(each)) is not None:
+            command = trial.workspace.command("trial", trial=trial.name)
+            resumes = "" if trial.workspace.has_evidence else f"; `{command}` resumes it"
+            lines.append(f"{trial.name} {stopped}{resumes}")
         elif each.state == "damaged":
             lines += [f"{trial.name} is damaged: {stage.damage}" for stage in stages if stage.damage]
     return lines
 
 
-def base_damages(workspace: Workspace) -> list[str]:
-    """Return a line for each test of a base whose record is damaged."""
-    states = {test.name: base_state(test) for test in workspace.base_tests()}
+def base_damages(workspace: Workspace, tests: Sequence[BaseTest] | None = None) -> list[str]:
+    """Return a line for each test of a base (default: of all of the study's) whose record is damaged."""
+    states = {test.name: base_state(test) for test in (workspace.base_tests() if tests is None else tests)}
     return [f"{name} is damaged: {state.damage}" for name, state in states.items() if state.damage]
 
 

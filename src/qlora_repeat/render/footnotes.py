@@ -10,6 +10,7 @@ from typing import Any
 from qlora_repeat.results.arms import Arm, distinct
 from qlora_repeat.results.number_format import DASH
 from qlora_repeat.results.published import CITATION
+from qlora_repeat.results.scope import cut_short, examples_tested
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
@@ -20,7 +21,7 @@ NOTES: dict[str, dict[str, Any]] = tomllib.loads(
 
 
 def source_of(arms: Sequence[Arm]) -> str:
-    """Return where the rows come from: the paper, or study, randomness, devices, days and software."""
+    """Return where the rows come from: the paper, or study, randomness, devices, days and more."""
     trials = [trial for arm in arms for trial in arm.trials]
     done = [trial for arm in arms for trial in arm.done]
     studies = distinct(trial.study for trial in trials)
@@ -28,6 +29,8 @@ def source_of(arms: Sequence[Arm]) -> str:
         return f"Numbers printed in {CITATION}."
     facts = {
         "Study": studies,
+        "Cut short": list(filter(None, [cut_short(arms)])),
+        "Test examples": list(filter(None, [examples_tested(arms)])),
         "Randomness": distinct(trial.randomness for trial in trials if trial.randomness is not None),
         "Device": distinct(trial.device for trial in done if trial.device),
         "Finished (UTC)": first_to_last_day(trial.finished for trial in done if trial.finished),

@@ -18,15 +18,17 @@ _MOST_SECONDS = 300
 """A document of the kit takes seconds; one that was edited may never end."""
 
 
-def compile_paper(folder: Path) -> Path:
+def compile_paper(folder: Path, tables: str = "qlora-repeat tables") -> Path:
     """Compile a folder's ``all.tex`` to ``all.pdf``, in the passes that LaTeX asks for; return its path.
+
+    Errors name the command `tables`, which writes the folder.
 
     Raises:
         MissingError: ``all.tex``, pdflatex, or a class, package or font that it needs is missing.
         StageError: LaTeX fails or does not end; the message has its error.
     """
     if not (folder / "all.tex").is_file():
-        raise MissingError(f"{folder / 'all.tex'}: no tables to compile; run `qlora-repeat tables` first")
+        raise MissingError(f"{folder / 'all.tex'}: no tables to compile; run `{tables}` first")
     if shutil.which("pdflatex") is None:
         raise MissingError(f"pdflatex: not installed; {INSTALL_LATEX}")
     with temporary_folder() as work:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_repeat.errors import UsageError
-from qlora_repeat.results.number_format import computable
+from qlora_repeat.results.number_format import computable, decimals_of
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.optimizers import Optimizer
+from qlora_repeat.study.study import PUBLISHED
 
 Measure = Callable[[TrialResult], float | None]
 ArmKey = tuple[str, str]
@@ -56,6 +57,15 @@ class Arm:
     @property
     def perplexities(self) -> list[float]:
         return self.values(lambda trial: trial.perplexity)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether these are the paper's numbers, which are shown as the paper prints them."""
+        return all(trial.study == PUBLISHED for trial in self.trials)
+
+    def decimals(self, measure: Measure) -> int:
+        """Return the decimals that all values of a measure are shown with, at least; 0 for the paper's."""
+        return 0 if self.is_published else decimals_of(self.values(measure))
 
     def values(self, measure: Measure) -> list[float]:
         """Return the values of a measure in the trials that count, without trials that lack it."""

@@ -1,10 +1,11 @@
 """Collect the results of a study from its records."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from qlora_repeat.records.record import Record
-from qlora_repeat.records.trial_state import base_state, trial_state
+from qlora_repeat.records.trial_state import base_state, measured_state, trial_state
 from qlora_repeat.results.trial_result import TrialResult, trial_result
 from qlora_repeat.study.randomness import SOURCES, Randomness
 from qlora_repeat.study.trial import STAGES, Stage, Trial
@@ -61,6 +62,7 @@ def counted_base_tests(
 
 def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: bool) -> TrialResult:
     found = trial_state(trial)
+    state = measured_state(found)
     row: dict[str, Any] = {
         "study": trial.study.label,
         "task": trial.data.task,
@@ -69,31 +71,41 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         "counterpart": trial.model.counterpart,
         "optimizer": trial.optimizer,
         "trial": trial.number,
-        "status": found.state,
+        "status": state,
         "randomness": trial.study.profile,
         "free_sources": free_sources(trial.study.randomness),
+        "answers_only": True if trial.model.training.loss == "answer" else None,
     }
     if base:
         first = base[0][0].outputs
         row |= {f"base_{name}": first[name] for name in _OF_BASE}
+        row["base_scores"] = first.get("answers", {}).get("scores", {})
         row["base_perplexities"] = [record.outputs["perplexity"] for record, _ in base]
         row["stale_base_inputs"] = sorted({change for _, changed in base for change in changed})
         row["miniature"] = first["miniature"]
-    records = {stage: state.record for stage, state in found.stages.items() if state.record is not None}
-    changed = {change for state in found.stages.values() for change in state.changed}
+    stages = {stage: found.stages[stage] for stage in STAGES}
+    records = {stage: each.record for stage, each in stages.items() if each.record is not None}
+    changed = {change for each in stages.values() for change in each.changed}
     if (
-        found.state not in ("done", "stale")
-        or (found.state == "stale" and not include_stale)
+        state not in ("done", "stale")
+        or (state == "stale" and not include_stale)
         or len(records) < len(STAGES)
         or changed & {"adapter_digest", "merged_digest"}  # stages of different adapters
     ):
         return trial_result(row)
     trained, tested = records["finetune"], records["evaluate"]
     row |= {name: records[stage].outputs[name] for stage, names in _MEASURES.items() for name in names}
+    if (answers := tested.outputs.get("answers")) is not None:
+        row |= {"scores": answers["scores"], "scored_answers": len(answers["examples"])}
     for name in ("responses", "repeated_responses"):
         row[name] = tested.outputs.get(name, [])
     if base and trained.outputs["seeds"]["split"] != first["split_seed"]:
-        row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE)
+        row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE) | {"base_scores": {}}
+    tasks = found.stages.get("benchmark")
+    own_model = tasks is not None and "merged_digest" not in tasks.changed
+    if tasks is not None and tasks.record and own_model and (tasks.state == "done" or include_stale):
+        row["benchmarks"] = list(_benchmarks(tasks.record))
+        changed |= {*tasks.changed}
     row |= {
         "stale_inputs": sorted(changed - {f"the {stage} stage" for stage in STAGES}),
         "skipped_steps": trained.outputs.get("skipped_steps"),
@@ -103,3 +115,16 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         "finished": max(record.finished for record in records.values()),
     }
     return trial_result(row)
+
+
+def _benchmarks(record: Record) -> Iterator[dict[str, Any]]:
+    """Yield a score for each task and metric, with the outcomes that it is the mean of, if it is one."""
+    for name, task in record.outputs["tasks"].items():
+        for metric, score in task["scores"].items():
+            yield {
+                "task": name,
+                "metric": metric.removesuffix(",none"),
+                "score": score,
+                "examples": task["examples"],
+                "outcomes": task["outcomes"].get(metric, []),
+            }

@@ -9,8 +9,11 @@ from qlora_repeat.results.statistical_methods import Share
 DASH = "—"
 """The text for a missing value."""
 _LARGEST = 1e150
+_FINE, _GREAT = 0.01, 1e7
+"""Below and from here, numbers have significant digits instead of decimals."""
 _SPREAD_DIGITS = 3
 """Significant digits of a spread; from a few trials, more would be noise."""
+_MOST_DECIMALS = 3
 _LEAST_DIGITS, _MOST_DIGITS = 4, 7
 """Significant digits of the values themselves."""
 DEVIATION_NOTE = "SD: sample standard deviation (n-1), of at least two runs."
@@ -26,25 +29,31 @@ def computable(value: float) -> float:
     return 0.0 if abs(value) < 1 / _LARGEST else value
 
 
-def number(value: float | None) -> str | None:
+def number(value: float | None, decimals: int = 0) -> str | None:
     """Format a number with its own decimals, but at most 3 below 1,000 and at most 2 above.
 
     3.47 and 21,024 stay, 3.5671 becomes 3.567, 233812.794 becomes 233,812.79, 0.000214 becomes 0.00021,
-    1.2e30 becomes 1.200e+30; other texts are ``nan`` and ``inf``.
+    1.2e30 becomes 1.200e+30; other texts are ``nan`` and ``inf``. With `decimals`, zeros follow: 237.00.
     """
     if value is None:
         return None
     size = abs(value)
     if size == 0:
         return "0"
-    if size < 0.01:
+    if size < _FINE:
         return f"{value:.2g}"
     if not math.isfinite(size):
         return f"{value}"
-    if size >= 1e7:
+    if size >= _GREAT:
         return f"{value:.3e}"
-    own = len(repr(float(value)).partition(".")[2].rstrip("0"))
-    return f"{value:,.{min(own, 3 if round(size, 3) < 1000 else 2)}f}"
+    own = max(len(repr(float(value)).partition(".")[2].rstrip("0")), decimals)
+    return f"{value:,.{min(own, _MOST_DECIMALS if round(size, 3) < 1000 else 2)}f}"
+
+
+def decimals_of(values: Sequence[float]) -> int:
+    """Return the most decimals that `number` gives one of these values, for all in a column or range."""
+    usual = [value for value in values if _FINE <= abs(value) < _GREAT]
+    return max((len((number(value) or "").partition(".")[2]) for value in usual), default=0)
 
 
 def cell(value: float | None) -> str:
@@ -76,21 +85,44 @@ def share_interval(share: Share | None) -> str:
 
 def spread_text(value: float | None) -> str:
     """Return a spread with three significant digits, including trailing zeros; with two below 0.1."""
-    if value is None or not 0.01 <= value < 1e7:
+    if value is None or not _FINE <= value < _GREAT:
         return number(value) or DASH
     shortened = float(f"{value:.{_SPREAD_DIGITS}g}")
     decimals = _SPREAD_DIGITS - 1 - math.floor(math.log10(shortened))
     return f"{shortened:,.{min(max(decimals, 0), _SPREAD_DIGITS)}f}"
 
 
-def value_text(value: float | None, sd: float | None, of_sd: int = 2) -> str:
-    """Return a value with four significant digits, or with `of_sd` digits of its SD if that is finer."""
+def value_text(value: float | None, sd: float | None, of_sd: int = 2, *, as_printed: bool = False) -> str:
+    """Return a value with four significant digits, or with `of_sd` digits of its SD if that is finer.
+
+    `as_printed` is for numbers of the paper: no zeros are added to those that it prints.
+    """
     if value is None:
         return DASH
+    shortened, decimals = _shortened(value, sd, of_sd)
+    return number(shortened, 0 if as_printed else decimals) or DASH
+
+
+def value_range(low: float | None, high: float | None, sd: float | None, *, as_printed: bool = False) -> str:
+    """Return a range of values as `value_text`; with equal decimals, unless it spans a decade."""
+    if not as_printed and low is not None and high is not None and 0 < low <= high < min(10 * low, _GREAT):
+        decimals = max(_shortened(value, sd, 1)[1] for value in (low, high))
+        if decimals:
+            return interval_text(*(number(round(value, decimals), decimals) or DASH for value in (low, high)))
+    return interval_text(*(value_text(value, sd, of_sd=1, as_printed=as_printed) for value in (low, high)))
+
+
+def _shortened(value: float, sd: float | None, of_sd: int) -> tuple[float, int]:
+    """Return a value with the significant digits of `value_text`, and its decimals."""
     digits = _LEAST_DIGITS
     if value and sd and math.isfinite(value) and math.isfinite(sd):
         digits = max(digits, math.floor(math.log10(abs(value))) - math.floor(math.log10(sd)) + of_sd)
-    return number(float(f"{value:.{min(digits, _MOST_DIGITS)}g}")) or DASH
+    digits = min(digits, _MOST_DIGITS)
+    shortened = float(f"{value:.{digits}g}")
+    if not _FINE <= abs(shortened) < _GREAT:
+        return shortened, 0
+    decimals = digits - 1 - math.floor(math.log10(abs(shortened)))
+    return shortened, min(max(decimals, 0), _MOST_DECIMALS)
 
 
 def interval_text(low: str, high: str) -> str:
@@ -117,30 +149,31 @@ def deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def span(values: Sequence[float]) -> str | None:
-    """Return the range from the smallest to the largest value, as text."""
+def span(values: Sequence[float], decimals: int = 0) -> str | None:
+    """Return the range from the smallest to the largest value, as text; `decimals` as in `number`."""
     if not values:
         return None
     if any(map(math.isnan, values)):
         return "nan"
-    return interval_text(cell(min(values)), cell(max(values)))
+    return interval_text(*(number(value, decimals) or DASH for value in (min(values), max(values))))
 
 
-STATISTICS: dict[str, Callable[[Sequence[float]], str | None]] = {
-    "mean": lambda values: number(mean(values)),
-    "SD": lambda values: number(deviation(values)),
-    "median": lambda values: number(median(values)),
+STATISTICS: dict[str, Callable[[Sequence[float], int], str | None]] = {
+    "mean": lambda values, decimals: number(mean(values), decimals),
+    "SD": lambda values, decimals: number(deviation(values), decimals),
+    "median": lambda values, decimals: number(median(values), decimals),
     "range": span,
-    "n": lambda values: str(len(values)),
+    "n": lambda values, decimals: str(len(values)),
 }
-"""The statistics that tables show, by name."""
+"""The statistics that tables show, by name, with `decimals` as in `number`."""
 
 
-def statistic(name: str, values: Sequence[float]) -> str:
+def statistic(name: str, values: Sequence[float], decimals: int = 0) -> str:
     """Return one of `STATISTICS`; a dash if there are too few values."""
-    return STATISTICS[name](values) or DASH
+    return STATISTICS[name](values, decimals) or DASH
 
 
-def summary_rows(names: Sequence[str], measured: list[list[float]]) -> list[list[str]]:
-    """Return a row for each of these statistics, with a cell for each list of values."""
-    return [[name, *(statistic(name, values) for values in measured)] for name in names]
+def summary_rows(names: Sequence[str], measured: list[list[float]], decimals: list[int]) -> list[list[str]]:
+    """Return a row for each of these statistics, with a cell for each list of values and its decimals."""
+    columns = list(zip(measured, decimals, strict=True))
+    return [[name, *(statistic(name, values, least) for values, least in columns)] for name in names]

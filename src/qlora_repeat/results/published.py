@@ -12,7 +12,7 @@ DOI = "10.1109/ACCESS.2024.3470850"
 CITATION = f"Alahmari et al., IEEE Access 2024, DOI {DOI}"
 """The paper."""
 
-_MODELS = {
+MODELS = {
     "gpt-neox-20b": ("GPT-NeoX-20B", "text-generation"),
     "llama2-7b": ("Llama2-7B", "text-generation"),
     "gpt-neoxt-chat-20b": ("GPT-NeoXT-chat-20B", "question-answering"),
@@ -40,7 +40,7 @@ def read_published(folder: Path) -> list[TrialResult]:
     memory = _read(folder / "table-03.csv", 2)
     bases = _read(folder / "base-perplexity.csv", 1)
     results = []
-    for (model, (title, task)), optimizer, run in product(_MODELS.items(), _OPTIMIZERS, _RUNS):
+    for (model, (title, task)), optimizer, run in product(MODELS.items(), _OPTIMIZERS, _RUNS):
         key = (str(run), model, optimizer)
         train, test = map(float, seconds[key])
         base, _, tests = bases[model,]

@@ -18,6 +18,7 @@ from qlora_repeat.results.statistical_methods import (
     summarize,
 )
 from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.study.scores import SCORES, ScoreName
 from qlora_repeat.system.files import json_text, strict, write_text
 
 MEASURES: dict[str, Measure] = {
@@ -27,6 +28,28 @@ MEASURES: dict[str, Measure] = {
     "test_seconds": lambda trial: trial.test_seconds,
 }
 """The measures that have statistics, by field of `TrialResult`."""
+SCORE_TITLES: dict[ScoreName, str] = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "without_label": "no label",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
+"""The scores of answers in words."""
+
+
+def score(name: ScoreName) -> Measure:
+    """Return the measure of a score of answers."""
+    return lambda trial: trial.scores.get(name)
+
+
+def scores_of_others(task: str) -> set[str]:
+    """Return the scores that only other tasks have."""
+    return {name for other, names in SCORES.items() if other != task for name in names}
+
+
+_SUMMARIZED = MEASURES | {name: score(name) for names in SCORES.values() for name in names}
 METHODS = {
     "sd": "sample standard deviation (n - 1)",
     "sd_low, sd_high": "Bonett 2006",
@@ -88,7 +111,7 @@ def study_statistics(arms: Sequence[Arm]) -> StudyStatistics:
 def arm_statistics(arms: Sequence[Arm]) -> list[ArmStatistics]:
     """Return the statistics of each arm, without measures that no trial has."""
     measures = {
-        name: measure for name, measure in MEASURES.items() if any(arm.values(measure) for arm in arms)
+        name: measure for name, measure in _SUMMARIZED.items() if any(arm.values(measure) for arm in arms)
     }
     return [
         ArmStatistics(

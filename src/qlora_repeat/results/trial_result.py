@@ -15,8 +15,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.records.record_schema import MOST_POINTS, Count
+from qlora_repeat.records.record_schema import MOST_OUTCOMES, MOST_POINTS, MOST_TASKS, Count
 from qlora_repeat.study.old_spelling import respelled
+from qlora_repeat.study.scores import Score, ScoreName
 from qlora_repeat.study.study import MOST_TRIALS
 from qlora_repeat.system.files import parse_json, read_lines, write_text
 from qlora_repeat.system.typed_json import first_problem
@@ -54,12 +55,26 @@ class Response:
 
 @with_config(_STRICT)
 @dataclass(frozen=True)
+class Benchmark:
+    """One score of a fine-tuned model in a task of lm-evaluation-harness."""
+
+    task: _Words
+    metric: _Words
+    score: float
+    examples: _Words
+    """The digest of the examples; only outcomes of the same examples can agree."""
+    outcomes: Annotated[list[float], Field(max_length=MOST_OUTCOMES)] = field(default_factory=list)
+    """The outcome of each example, such as 1 for correct; empty if the score is not their mean."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
 class TrialResult:
-    """One trial and what its four stages measured (None if not measured)."""
+    """One trial and what its stages measured (None if not measured)."""
 
     study: _Words
     task: _Words
-    """``text-generation`` or ``question-answering``."""
+    """``text-generation``, ``question-answering``, ``classification`` or ``summarization``."""
     model: _Words
     model_title: _Words
     optimizer: _Words
@@ -79,6 +94,8 @@ class TrialResult:
     ``kernels``; None if unknown."""
     counterpart: _Words | None = None
     """The paper's model that this one is compared with."""
+    answers_only: bool | None = None
+    """True if only answers are learned, so that losses and perplexity are of them; else None."""
     perplexity: float | None = None
     """exp(total negative log-likelihood / tokens) of the merged model on the test examples (equation 1)."""
     perplexity_example_mean: float | None = None
@@ -92,6 +109,12 @@ class TrialResult:
     accuracy: float | None = None
     """Share of test questions that greedy decoding answers exactly; None for text generation."""
     base_accuracy: float | None = None
+    scores: dict[ScoreName, Score] = field(default_factory=dict)
+    """Scores of the answers that the model generates: accuracy, macro_f1, and the number without_label of a
+    classification; rouge1, rouge2 and rougeL of a summarization."""
+    base_scores: dict[ScoreName, Score] = field(default_factory=dict)
+    scored_answers: Count | None = None
+    """Number of answers that have scores."""
     initial_loss: float | None = None
     final_loss: float | None = None
     loss_curve: Annotated[list[_Point], Field(max_length=MOST_POINTS)] = field(default_factory=list)
@@ -110,7 +133,8 @@ class TrialResult:
     peak_memory_share: float | None = None
     """The same as a share (0 to 1) of the GPU's memory; None without a GPU."""
     weights: str | None = None
-    """How the frozen base was held in memory: ``nf4``, or ``materialized`` (dequantized once and kept)."""
+    """How the frozen base was held in memory: ``nf4``, ``materialized`` (dequantized once and kept), ``int8``
+    or ``none`` (not quantized)."""
     adapter_digest: str | None = None
     adapter_init_seed: Count | None = None
     miniature: bool | None = None
@@ -118,6 +142,7 @@ class TrialResult:
     responses: list[Response] = field(default_factory=list)
     repeated_responses: list[Response] = field(default_factory=list)
     """Repeated responses of the same model, each with another seed (section IX)."""
+    benchmarks: Annotated[list[Benchmark], Field(max_length=MOST_TASKS)] = field(default_factory=list)
     device: str | None = None
     software: str | None = None
     finished: str | None = None
@@ -147,8 +172,8 @@ def results_text(results: list[TrialResult]) -> str:
     return "".join(json.dumps(vars(result), default=vars) + "\n" for result in results)
 
 
-def read_results(path: Path) -> list[TrialResult]:
-    """Read a results file.
+def read_results(path: Path, collect: str = "qlora-repeat collect") -> list[TrialResult]:
+    """Read a results file; errors name the command `collect`, which writes it.
 
     Raises:
         MissingError: there is no such file.
@@ -157,10 +182,10 @@ def read_results(path: Path) -> list[TrialResult]:
     try:
         lines = read_lines(path, follow=True).split("\n")
     except FileNotFoundError:
-        raise MissingError(f"{path}: no collected results; run `qlora-repeat collect` first") from None
+        raise MissingError(f"{path}: no collected results; run `{collect}` first") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{path}: not readable ({reason}); run `qlora-repeat collect` again") from None
+        raise UsageError(f"{path}: not readable ({reason}); run `{collect}` again") from None
     if len(lines) > MOST_TRIALS + 1:
         raise UsageError(f"{path}: {len(lines):,} lines; a study has at most {MOST_TRIALS:,} trials")
     return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]

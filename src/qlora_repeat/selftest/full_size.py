@@ -7,7 +7,6 @@ from typing import Any
 from qlora_repeat.assets.base_models import base_folder, device, load_tokenizer, quantization_config
 from qlora_repeat.assets.datasets import study_prompts
 from qlora_repeat.assets.derived_cache import encoded_part
-from qlora_repeat.planning.plan import train_examples
 from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.selftest.bench import LENGTH, SOURCES, Bench, fill_cache, self_test_study, with_long_texts
 from qlora_repeat.selftest.checks import MOST_MEMORY, Result, finetuned, job
@@ -17,6 +16,7 @@ from qlora_repeat.selftest.processes import planned_peaks
 from qlora_repeat.stages.finetune import finetune
 from qlora_repeat.stages.generate import respond
 from qlora_repeat.stages.perplexity import example_losses
+from qlora_repeat.study.data_sources import train_examples
 from qlora_repeat.study.loading import load_study
 from qlora_repeat.study.study import Study
 from qlora_repeat.study.trial import Trial
@@ -71,7 +71,7 @@ def paper_hours(measured: dict[str, dict[str, float]]) -> float:
                 train = train_examples(data)
                 answers = len(data.prompts) * len(paper.generation.samplings)
                 trial = own["load"] + own["merge"] + model.training.total_steps(train) * own["step"]
-                trial += (data.rows - train) * own["row"] + answers * own["response"]
+                trial += ((data.rows or 0) - train) * own["row"] + answers * own["response"]
                 seconds += trial * len(paper.optimizers) * paper.trials
     return seconds / 3600
 
@@ -109,7 +109,10 @@ def run_full_size(trial: Trial) -> dict[str, Any]:
     began = now()
     example_losses(model, examples, study.evaluation.batch_size, tokenizer.pad_token_id, lambda done: None)
     found["row"] = (now() - began) / len(examples)
-    prompt, sampling = study_prompts(trial.workspace, trial.model_name, 0)[0], study.generation.samplings[0]
+    prompt, sampling = (
+        study_prompts(trial.workspace, trial.model_name, 0, tokenizer)[0],
+        study.generation.samplings[0],
+    )
     began = now()
     respond(model, tokenizer, prompt, study, trial.model_name, sampling, 1)
     found["response"] = now() - began

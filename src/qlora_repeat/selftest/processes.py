@@ -11,6 +11,7 @@ from qlora_repeat.planning.gpu_catalog import Gpu
 from qlora_repeat.planning.plan import make_plan
 from qlora_repeat.selftest.clock import now
 from qlora_repeat.selftest.jobs import prepare_for
+from qlora_repeat.stages.merge_check import load_adapted, logits
 from qlora_repeat.stages.perplexity import example_losses, perplexity
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.trial import Trial
@@ -112,24 +113,21 @@ def compare_models(trial: Trial) -> dict[str, Any]:
     study = trial.study
     prepare_for(study)
     import torch
-    from peft import PeftModel
 
     set_kernels(study.randomness.kernels, study.threads)
     compute, folder = study.precision.compute, base_folder(trial.workspace, trial.model.base)
     tokenizer = load_tokenizer(folder)
     examples = encoded_part(trial.workspace, trial.model_name, "test", 0, tokenizer, COMPARED)
 
-    def logits(model: Any) -> Any:
-        with torch.inference_mode():
-            rows = [model(torch.tensor([each.ids], device=device())).logits.float() for each in examples]
-        return torch.cat([row.flatten() for row in rows])
+    def answers(model: Any) -> Any:
+        return torch.cat([logits(model, each.ids).flatten() for each in examples])
 
-    base = load_full(folder, "float32")
-    before = logits(base)
-    adapted = logits(PeftModel.from_pretrained(base, str(trial.adapter)).eval())
-    del base
+    adapted = load_adapted(folder, trial.adapter, "float32")
+    expected = answers(adapted)
+    with adapted.disable_adapter():
+        before = answers(adapted)
     merged = load_full(trial.merged, "float32")
-    lost = (logits(merged) - adapted).norm() / (adapted - before).norm()
+    lost = (answers(merged) - expected).norm() / (expected - before).norm()
     del merged
     release_memory()
     merged = load_full(trial.merged, compute)

@@ -14,6 +14,7 @@ from qlora_repeat.selftest import checks
 from qlora_repeat.selftest.bench import Bench, Watch, fill_cache, self_test_study
 from qlora_repeat.selftest.full_size import check_full_size
 from qlora_repeat.selftest.jobs import Call
+from qlora_repeat.system.environment import clear_environment
 from qlora_repeat.system.files import TEMPORARY, discard, require_space, write_text
 from qlora_repeat.system.fingerprint import fingerprint
 from qlora_repeat.system.gpus import visible_gpus
@@ -57,6 +58,7 @@ def self_test(
     Raises:
         MissingError: the disk has too little space.
     """
+    clear_environment()
     started, began, found = now(), time.monotonic(), list[Check]()
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
     machine, gpu, failed = fingerprint(), bool(visible_gpus()), True

@@ -8,7 +8,7 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.records.trace import read_trace
 from qlora_repeat.records.trial_state import failure_of
 from qlora_repeat.slurm.submit import jobs_folder, submitted_tasks
-from qlora_repeat.study.trial import STAGES, Trial
+from qlora_repeat.study.trial import Trial
 from qlora_repeat.system.file_lock import live_owner
 from qlora_repeat.system.files import open_regular
 from qlora_repeat.system.printable import one_line
@@ -25,7 +25,8 @@ def trial_logs(trial: Trial, lines: int) -> Iterator[str]:
     """
     job = _job_log(trial)
     if not trial.folder.is_dir() and job is None:
-        raise MissingError(f"{trial.folder}: no files yet; `qlora-repeat status` lists all trials")
+        command = trial.workspace.command("status")
+        raise MissingError(f"{trial.folder}: no files yet; `{command}` lists all trials")
     yield from _state(trial)
     for path in (trial.log, job):
         if path is not None and path.is_file():
@@ -34,7 +35,7 @@ def trial_logs(trial: Trial, lines: int) -> Iterator[str]:
 
 
 def _state(trial: Trial) -> Iterator[str]:
-    done = [stage for stage in STAGES if trial.record(stage).is_file()]
+    done = [stage for stage in trial.stages if trial.record(stage).is_file()]
     yield f"{trial.name}: {'finished: ' + ', '.join(done) if done else 'no stage is finished'}"
     if (owner := live_owner(trial.lock)) is not None:
         yield f"process {owner['pid']} on {owner['host']} works on it, or died there"

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qlora_repeat.study.cluster import minutes_of
+from qlora_repeat.system.environment import without_variables
 from qlora_repeat.system.fingerprint import command_output
 
 _NOT_ON_A_NODE = {"PD", "RQ", "RH", "RD", "SE", "RS", "RF"}
 """Job states without a process, as squeue abbreviates them."""
+_FILTERS = r"(SQUEUE|SINFO)_\w+"
+"""Variables by which users choose what squeue and sinfo show."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Queue:
 def read_queue() -> Queue | None:
     """Return the queue; None without Slurm, or if it does not answer."""
     command = ("squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i %A %t %j")
-    output = command_output(*command, seconds=60)
+    with without_variables(_FILTERS):
+        output = command_output(*command, seconds=60)
     if output is None:
         return None
     lines = [parts for line in output.splitlines() if len(parts := line.split(maxsplit=3)) == 4]
@@ -47,7 +51,8 @@ def partition_minutes(partition: str | None) -> int | None:
 
     For several partitions, separated by commas, return the shortest: Slurm may start a job in any of them.
     """
-    output = command_output("sinfo", "--noheader", "--format=%P %l", seconds=60) or ""
+    with without_variables(_FILTERS):
+        output = command_output("sinfo", "--noheader", "--format=%P %l", seconds=60) or ""
     wanted = set(partition.split(",")) if partition else set()
     limits = []
     for name, limit in (line.split() for line in output.splitlines() if len(line.split()) == 2):

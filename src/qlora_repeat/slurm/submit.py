@@ -5,11 +5,12 @@ output. The commands of a task (task.py) run in the image if there is one. submi
 needs ``scontrol`` to requeue the task.
 """
 
+import contextlib
 import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,10 +23,12 @@ from qlora_repeat.planning.plan import DTYPE_BYTES, Plan
 from qlora_repeat.slurm.queue import cluster_name, partition_minutes, read_queue
 from qlora_repeat.slurm.task import Task, image_state
 from qlora_repeat.study.cluster import Cluster
-from qlora_repeat.study.loading import split_name
+from qlora_repeat.study.finding import split_name
+from qlora_repeat.study.selection import Selection
 from qlora_repeat.study.study import Study
-from qlora_repeat.study.trial import STAGES
+from qlora_repeat.study.trial import ALL_STAGES
 from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.environment import without_variables
 from qlora_repeat.system.file_lock import exclusive, read_lock, remove_ended
 from qlora_repeat.system.files import make_folder, write_json
 from qlora_repeat.system.fingerprint import command_output
@@ -66,8 +69,10 @@ class Request:
     """Whether time and memory come from the plan."""
 
 
-def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> Request:
-    """Return the jobs that a study needs from Slurm.
+def make_request(
+    workspace: Workspace, cluster: Cluster, plan: Plan | None, chosen: Selection | None = None
+) -> Request:
+    """Return the jobs that a study, or some of its trials, need from Slurm.
 
     Raises:
         UsageError: the image does not exist.
@@ -76,7 +81,7 @@ def make_request(workspace: Workspace, cluster: Cluster, plan: Plan | None) -> R
     if image is not None and not image.exists():
         raise UsageError(f"--image {cluster.image}: no such file; `make sif` makes one")
     study, queue = workspace.study, read_queue()
-    names = list(dict.fromkeys(_task_name(job) for job in open_jobs(workspace, STAGES)))
+    names = list(dict.fromkeys(_task_name(job) for job in open_jobs(workspace, ALL_STAGES, chosen=chosen)))
     queued = {} if queue is None else _queued_tasks(workspace, queue.waiting_or_running)
     minutes, memory = estimates(study, plan)
     minutes = cluster.minutes or min(minutes, partition_minutes(cluster.partition) or minutes)
@@ -200,7 +205,7 @@ def submit(
         if not names and (not queued or before):
             return {}, before or None
         make_folder(out)
-        beside = [workspace.file.parent, workspace.lock.parent]
+        beside = [each.parent for each in (workspace.file, *workspace.parents, workspace.lock)]
         kit = launcher(cluster, request, [workspace.runs, workspace.cache, out, *beside])
         image = image_of(cluster)
         pinned = image_state(image.resolve()) if image is not None and image.is_file() else None
@@ -228,17 +233,37 @@ def _submitted(folder: Path, parameters: dict[str, Any], tasks: Sequence[Task]) 
     import submitit
 
     try:
-        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_TIMES)
-        executor.update_parameters(**parameters)
-        if len(tasks) == 1:
-            return [executor.submit(tasks[0]).job_id]
-        with executor.batch():
-            jobs = [executor.submit(task) for task in tasks]
-        return [job.job_id for job in jobs]
+        with _as_outside_a_job(parameters):
+            executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_TIMES)
+            executor.update_parameters(**parameters)
+            if len(tasks) == 1:
+                return [executor.submit(tasks[0]).job_id]
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+            return [job.job_id for job in jobs]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines if "error:" in line), lines[0])
         raise UsageError(f"Slurm refuses the jobs: {reason}") from None
+
+
+@contextlib.contextmanager
+def _as_outside_a_job(parameters: Mapping[str, Any]) -> Iterator[None]:
+    """Submit in the block as from a login node, and with these parameters, whatever the environment says.
+
+    sbatch hands its environment to the job. In a job, srun would take the memory, cores and GPUs of the
+    surrounding one from there, or refuse them. ``SBATCH_*`` count more than the parameters.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    asked = {name.replace("-", "_").upper() for name in (*parameters, *parameters["additional_parameters"])}
+    defaults = "|".join(sorted({"ACCOUNT", "CONSTRAINT", "PARTITION", "QOS", "RESERVATION"} - asked))
+    kept = rf"SLURM_(CONF|CONF_SERVER|CLUSTERS|JWT|SACK_\w+)|SBATCH_(CLUSTERS|EXPORT|GET_USER_ENV|{defaults})"
+    names = r"(SLURM|SLURMD|SRUN|SALLOC|SBATCH|SUBMITIT)_\w+"
+    if job is not None:
+        names += r"|(CUDA|ROCR|HIP|ZE)_(VISIBLE_DEVICES|AFFINITY_MASK)|GPU_DEVICE_ORDINAL"
+        names += "".join(f"|{name}" for name in ("TMPDIR", "TMP", "TEMP") if job in os.environ.get(name, ""))
+    with without_variables(names, kept=kept):
+        yield
 
 
 def launcher(cluster: Cluster, request: Request, folders: Sequence[Path]) -> list[str]:

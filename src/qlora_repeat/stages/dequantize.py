@@ -7,6 +7,7 @@ some GPUs for some numbers of tokens: they sum in another order. `gives_same_bit
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from qlora_repeat.system.memory import free_memory
 
 TESTED_ON_CPU = 4
 """How many batch shapes to test on a CPU, where bitsandbytes has one kernel."""
+
+LEAST_IN_4_BITS = 0.9
+"""The share of a base's layers that users of QLoRA expect to be in 4 bits."""
 
 Shape = tuple[int, int]
 """The number of examples and of tokens in a batch."""
@@ -115,6 +119,60 @@ def _products_agree(layer: Linear4bit, materialized: Materialized, shape: Shape)
         assert argument.grad is not None, "set by backward"
         found.append((product, argument.grad))
     return all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@dataclass(frozen=True)
+class WeightCounts:
+    """How many weights of a base are in 4 bits, and how many are not."""
+
+    in_4_bits: int
+    embeddings: int
+    """Of tokens and positions, and of the output layer, which transformers leaves as they are."""
+    other: int
+    """Such as fused experts, which are no linear layers."""
+    largest: str
+    """The path of the largest of the other weights; empty if there is none."""
+
+    @property
+    def share(self) -> float:
+        """The share of all weights that is in 4 bits, 0 to 1."""
+        return self.in_4_bits / (self.in_4_bits + self.embeddings + self.other)
+
+    @property
+    def share_of_layers(self) -> float:
+        """The share without embeddings, 0 to 1."""
+        return self.in_4_bits / ((self.in_4_bits + self.other) or 1)
+
+    def warning(self) -> str | None:
+        """Return a sentence if many weights are not in 4 bits that users may expect there, else None."""
+        if self.share_of_layers >= LEAST_IN_4_BITS:
+            return None
+        return (
+            f"{100 * self.share:.0f} % of its weights are in 4 bits, because only plain linear layers are "
+            f"quantized, and not, for example, {self.largest}"
+        )
+
+
+def count_weights(model: Any) -> WeightCounts:
+    """Count the weights of a quantized base without an adapter, before `materialize`."""
+    in_4_bits = embeddings = other = 0
+    largest, size = "", 0
+    output, seen = model.get_output_embeddings(), set[int]()
+    for path, module in model.named_modules():
+        is_embedding = module is output or isinstance(module, torch.nn.Embedding)
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) in seen:
+                continue
+            seen.add(id(weight))
+            if type(module) is Linear4bit and name == "weight":
+                in_4_bits += module.in_features * module.out_features
+            elif is_embedding:
+                embeddings += weight.numel()
+            else:
+                other += weight.numel()
+                if weight.numel() > size:
+                    largest, size = f"{path}.{name}", weight.numel()
+    return WeightCounts(in_4_bits, embeddings, other, largest)
 
 
 def _layers(model: Any) -> Iterator[tuple[Any, str, Linear4bit]]:

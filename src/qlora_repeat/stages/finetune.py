@@ -1,23 +1,31 @@
-"""Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer."""
+"""Fine-tuning by QLoRA (sections VI and VII): a frozen base in NF4, an adapter, paged AdamW, the Trainer.
+
+A study can have the base in 8 bits or unquantized instead.
+"""
 
 import math
-import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_folder, check_base, hub_commit, is_miniature, load_tokenizer
 from qlora_repeat.assets.datasets import Example, batch_order
 from qlora_repeat.assets.derived_cache import encoded_part, load_frozen_base
-from qlora_repeat.records.trace import loss_curve, read_trace
+from qlora_repeat.errors import StageError
+from qlora_repeat.records.trace import Step, known_losses, loss_curve, read_trace
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, begin, load_checkpoint, reopen
+from qlora_repeat.stages.padding import IGNORED, collate_step, padding_id
 from qlora_repeat.study.optimizers import Optimizer
 from qlora_repeat.study.randomness import draw_seeds, stream_seed, torch_stream
+from qlora_repeat.study.study import Loss, Study
 from qlora_repeat.study.trial import Progress, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import named_operation
 from qlora_repeat.system.files import copy_file, move_folder, new_folder, remove
 from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.limits import usable_cores
+from qlora_repeat.system.printable import say
 from qlora_repeat.system.signals import defer
 
 
@@ -28,6 +36,7 @@ def finetune(
     seeds: dict[str, int] | None = None,
     until_step: int | None = None,
     load_base: Callable[[Workspace, str], Any] | None = None,
+    watch: Callable[[Step], None] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune one trial; write the adapter in PEFT's format, and the trace.
 
@@ -35,10 +44,11 @@ def finetune(
     without the interruption. `seeds`, if given, replace those that the study would draw. If the loss becomes
     NaN or infinite, training continues, as in the paper; `diverged_at` is the first such step. With
     `until_step`, stop after that step, and leave only the trace and a checkpoint in ``unfinished``.
-    `load_base`, if given, returns the frozen base in 4 bits.
+    `load_base`, if given, returns the frozen base in 4 bits. `watch`, if given, is called after each step.
 
     Returns:
-        The record's outputs: adapter digest, seeds, losses, training seconds, peak memory, frozen weights.
+        The record's outputs: adapter digest, seeds, losses, training seconds, peak memory, frozen weights,
+        and the share of the base's weights in 4 bits.
         With `until_step`, only the seeds and the number of steps.
 
     Raises:
@@ -46,6 +56,7 @@ def finetune(
         StageError: the profile asks for deterministic kernels, and an operation has none.
     """
     trainer, weights = _begin(trial, progress, inputs, seeds, until_step, load_base)
+    trainer.watch = watch
     unfinished, checkpoint = trainer.unfinished, trainer.checkpoint
     defer()
     if trainer.done < trainer.end:
@@ -88,22 +99,33 @@ def _begin(
     examples = encoded_part(workspace, trial.model_name, "train", seeds["split"], tokenizer)
     order = batch_order(
         len(examples),
-        model.training.batch_size,
+        model.training.examples_per_step,
         model.training.total_steps(len(examples)),
         seeds["data_order"],
     )
     base = (load_base or load_frozen_base)(workspace, model.base)
+    in_4_bits = _share_in_4_bits(trial, base)
     with torch_stream(stream_seed(seeds["adapter_init"], "adapter_init")):
         adapted = with_adapter(trial, base)
     if study.randomness.nudge:
         nudge(adapted, trial.number)
     if checkpoint:
         _set_adapter(adapted, checkpoint)
-    weights = _set_frozen_weights(trial, adapted, examples, order)
+    weights = _set_frozen_weights(trial, adapted, examples, order) | in_4_bits
     trainer = make_trainer(
         trial, adapted, tokenizer, examples, order, unfinished, checkpoint, progress, steps
     )
     return trainer, weights
+
+
+def _share_in_4_bits(trial: Trial, base: Any) -> dict[str, float]:
+    """Return the output ``share_in_4_bits`` of a base, and say if it is small although it should be in 4."""
+    from qlora_repeat.stages.dequantize import count_weights
+
+    counts = count_weights(base)
+    if trial.study.quantization.in_4_bits and (warning := counts.warning()):
+        say(f"base {trial.model.base}: {warning}", error=True)
+    return {"share_in_4_bits": counts.share}
 
 
 def _set_frozen_weights(
@@ -113,9 +135,12 @@ def _set_frozen_weights(
 
     from qlora_repeat.stages.dequantize import set_frozen_weights
 
-    batches = [(len(batch), max(len(examples[row].ids) for row in batch)) for batch in order]
-    cores = len(os.sched_getaffinity(0))
-    at_once = 1 if torch.cuda.is_available() else max(1, cores // trial.study.threads)
+    if not trial.study.quantization.in_4_bits:
+        return {"weights": trial.study.quantization.type, "weights_same_bits": None}
+    size = trial.model.training.batch_size
+    parts = [step[start : start + size] for step in order for start in range(0, len(step), size)]
+    batches = [(len(batch), max(1, *(len(examples[row].ids) for row in batch))) for batch in parts]
+    at_once = 1 if torch.cuda.is_available() else max(1, usable_cores() // trial.study.threads)
     return set_frozen_weights(adapted, trial.study.weights, batches, at_once)
 
 
@@ -133,49 +158,85 @@ def _outputs(
     trial: Trial, trainer: Any, unfinished: Unfinished, checkpoint: Checkpoint | None
 ) -> dict[str, Any]:
     steps = read_trace(trial.trace)
+    losses = known_losses(steps) or [math.nan]
     return {
         "adapter_digest": weights_digest(trial.adapter),
         "seeds": unfinished.seeds,
         "steps": len(steps) - 1,
-        "initial_loss": steps[1].loss,
-        "final_loss": steps[-1].loss,
+        "initial_loss": losses[0],
+        "final_loss": losses[-1],
         "loss_curve": loss_curve(steps),
         "diverged_at": next((step.step for step in steps if step.diverged), None),
         "skipped_steps": sum(step.skipped for step in steps),
+        "untrained_layers": _untrained(trial, trainer.model),
         "resumed_from": checkpoint.step if checkpoint else None,
         "optimizer_state": _state_types(trainer.checkpoint),
         # Both are off without a GPU.
-        "autocast": trainer.args.fp16 or trainer.args.bf16,
+        "autocast": bool(trainer.accelerator.native_amp),
         "loss_scaling": trainer.accelerator.scaler is not None,
         **trainer.spent_so_far(),
         **trainer.peak_memory(),
     }
 
 
-def with_adapter(trial: Trial, base: Any) -> Any:
-    """Return the frozen base with a new adapter; all weights except the 4-bit ones are float32."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+def _untrained(trial: Trial, adapted: Any) -> int:
+    """Return how many layers have an adapter that training never changed, and name one: B is still zero."""
+    named = [(name, value) for name, value in adapted.named_parameters() if ".lora_B." in name]
+    left = [name for name, value in named if not value.any()]
+    if left:
+        layer = left[0].removeprefix("base_model.model.").partition(".lora_B.")[0]
+        say(
+            f"{trial.name}: training changed nothing in {len(left)} of {len(named)} layers with an adapter, "
+            f"such as {layer}; this task does not use them",
+            error=True,
+        )
+    return len(left)
 
-    lora = trial.study.lora
-    prepared = prepare_model_for_kbit_training(
-        base, use_gradient_checkpointing=trial.model.training.gradient_checkpointing
-    )
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=trial.model.target_modules,
+
+def with_adapter(trial: Trial, base: Any) -> Any:
+    """Return the frozen base with a new adapter.
+
+    All weights except the quantized ones are float32; a base that is not quantized stays as it is.
+    """
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    checkpointing = trial.model.training.gradient_checkpointing
+    if trial.study.quantization.type == "none":
+        base.requires_grad_(False)
+        if checkpointing:
+            base.enable_input_require_grads()
+    else:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=checkpointing)
+    return get_peft_model(base, lora_config(trial.study, trial.model.target_modules))
+
+
+def lora_config(study: Study, target_modules: list[str] | str) -> Any:
+    """Return PEFT's configuration of an adapter on these layers."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=study.lora.r,
+        lora_alpha=study.lora.alpha,
+        lora_dropout=study.lora.dropout,
+        use_rslora=study.lora.rslora,
+        use_dora=study.lora.dora,
+        target_modules=target_modules,
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(prepared, config)
 
 
 def _name_base(adapted: Any, trial: Trial, folder: Path) -> None:
-    """Set the base's name in the adapter's configuration to its hub repository or name, not a local path."""
+    """Set the base's name in the adapter's configuration to its hub repository or name, not a local path.
+
+    Also sort its sets, whose order depends on PYTHONHASHSEED, so that equal trials have equal files.
+    """
     named, hub = adapted.peft_config["default"], trial.study.bases[trial.model.base].hub
     named.base_model_name_or_path = hub.repository if hub else trial.model.base
     named.revision = hub_commit(folder)
+    for name, value in vars(named).items():
+        if isinstance(value, set):
+            setattr(named, name, sorted(value))
 
 
 def _set_adapter(adapted: Any, checkpoint: Checkpoint) -> None:
@@ -198,30 +259,69 @@ def make_trainer(
     progress: Progress,
     steps: int | None,
 ) -> Any:
-    from transformers import DataCollatorForSeq2Seq, PrinterCallback
+    from transformers import PrinterCallback
 
     from qlora_repeat.stages.trainer import TracingTrainer
 
-    end = min(steps or len(order), len(order))
+    end, training = min(steps or len(order), len(order)), trial.model.training
     trainer = TracingTrainer(
         model=model,
-        args=_arguments(trial, end - (checkpoint.step if checkpoint else 0)),
-        train_dataset=[{"input_ids": example.ids, "labels": example.ids} for example in examples],
-        data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads labels with -100; does not mask end-of-text
+        args=_arguments(trial, end - (checkpoint.step if checkpoint else 0), training.warmup(len(order))),
+        train_dataset=[{"input_ids": each.ids, "labels": _labels(each, training.loss)} for each in examples],
+        data_collator=partial(  # does not mask end-of-text
+            collate_step, padding=padding_id(model, tokenizer), batch_size=training.batch_size
+        ),
         order=order,
         end=end,
         legacy_qmap=Optimizer.parse(trial.optimizer).legacy_qmap,
-        steps_per_epoch=math.ceil(len(examples) / trial.model.training.batch_size),
+        steps_per_epoch=training.steps_per_epoch(len(examples)),
         unfinished=unfinished,
         checkpoint=checkpoint,
         checkpoint_every=trial.study.checkpoint_every,
         progress=progress,
     )
     trainer.remove_callback(PrinterCallback)
+    _require_asked(trainer, trial)
     return trainer
 
 
-def _arguments(trial: Trial, steps: int) -> Any:
+def _labels(example: Example, loss: Loss) -> list[int]:
+    """Return the token to predict at each place, or `IGNORED`."""
+    if loss == "all-tokens":
+        return example.ids
+    return [
+        token if is_target else IGNORED
+        for token, is_target in zip(example.ids, example.is_target(loss), strict=True)
+    ]
+
+
+def _require_asked(trainer: Any, trial: Trial) -> None:
+    """Check that accelerate does what the study says, whatever it read in the environment.
+
+    Raises:
+        StageError: it would use another precision, several processes, or a compiler.
+    """
+    args, accelerator = trainer.args, trainer.accelerator
+    asked = {
+        "precision": "fp16" if args.fp16 else "bf16" if args.bf16 else "no",
+        "processes": 1,
+        "division of the model": "NO",
+        "compiler": "NO",
+    }
+    found = {
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+        "division of the model": accelerator.distributed_type.value,
+        "compiler": accelerator.state.dynamo_plugin.backend.value,
+    }
+    if wrong := [name for name in asked if asked[name] != found[name]]:
+        listed = ", ".join(f"{name} {found[name]} instead of {asked[name]}" for name in wrong)
+        raise StageError(
+            f"{trial.name}: accelerate would use {listed}; unset what a launcher left in the environment"
+        )
+
+
+def _arguments(trial: Trial, steps: int, warmup: int) -> Any:
     import torch
     from transformers import TrainingArguments
 
@@ -239,10 +339,10 @@ def _arguments(trial: Trial, steps: int) -> Any:
         bf16=on_gpu and compute == "bfloat16",
         optim=Optimizer.parse(trial.optimizer).in_transformers,
         per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=1,
+        gradient_accumulation_steps=1,  # for the Trainer, the batches of a step are one
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup_steps,
+        warmup_steps=warmup,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,

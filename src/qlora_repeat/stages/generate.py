@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from qlora_repeat.assets.datasets import Prompt
+from qlora_repeat.assets.datasets import Prompt, prompt_ids
 from qlora_repeat.study.randomness import torch_stream
 from qlora_repeat.study.study import Sampling, Study
 
@@ -23,10 +23,8 @@ def respond(
 
     wanted = study.models[model_name]
     stop = wanted.stop
-    inputs = tokenizer(
-        prompt.fed, add_special_tokens=wanted.special_tokens, return_tensors="pt", return_token_type_ids=False
-    ).to(model.device)
-    length = inputs["input_ids"].shape[1]
+    ids = torch.tensor([prompt_ids(tokenizer, wanted, prompt.fed)], device=model.device)
+    length = ids.shape[1]
 
     def stopped(ids: Any, scores: Any, **kwargs: Any) -> Any:
         done = stop is not None and stop in tokenizer.decode(ids[0, length:])
@@ -43,7 +41,8 @@ def respond(
         options = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     with torch_stream(seed), torch.inference_mode():
         output = model.generate(
-            **inputs,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             **options,
             do_sample=True,
             max_new_tokens=study.data[wanted.data].max_new_tokens,

@@ -23,7 +23,7 @@ def time_responses(trial: Trial, progress: Progress, seeds: dict[str, int]) -> d
     study = trial.study
     model = load_full(trial.merged, study.precision.compute)
     tokenizer = load_tokenizer(trial.merged)
-    prompts = study_prompts(trial.workspace, trial.model_name, seeds["split"])
+    prompts = study_prompts(trial.workspace, trial.model_name, seeds["split"], tokenizer)
     sampling, repeats = study.generation.samplings[0], study.evaluation.timing_repeats
     drawn = recorded_or_drawn(study.randomness.generation, "generation", trial.number, seeds)
     seed = stream_seed(drawn, "generation")

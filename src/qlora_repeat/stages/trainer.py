@@ -2,6 +2,7 @@
 
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from bitsandbytes.functional import GlobalPageManager
@@ -11,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 from qlora_repeat.records.trace import Step, trace_line
 from qlora_repeat.stages.checkpoint import Checkpoint, Unfinished, save_checkpoint
 from qlora_repeat.stages.legacy_qmap import set_legacy_qmap
+from qlora_repeat.stages.padding import predicts, targets
 from qlora_repeat.study.randomness import stream_seed, torch_stream
 from qlora_repeat.study.trial import Progress
 from qlora_repeat.system.files import append_to, write_whole
@@ -40,6 +42,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self.order, self.steps_per_epoch, self.progress = order, steps_per_epoch, progress
+        self.watch: Callable[[Step], None] | None = None
+        """Called after each step."""
         self.end, self.legacy_qmap = end, legacy_qmap
         self.unfinished, self.checkpoint, self.checkpoint_every = unfinished, checkpoint, checkpoint_every
         self.done = checkpoint.step if checkpoint else 0
@@ -48,6 +52,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
             self.spent |= checkpoint.spent
         self.began: float | None = None
         """The clock when training started or `spent_so_far` was last called."""
+        self.share = 1.0
+        """The share of a batch in the tokens that its step predicts."""
         super().__init__(*args, **kwargs)
         # A reference would keep the model after training.
         self.add_callback(_Steps(weakref.proxy(self)))  # type: ignore[arg-type]
@@ -75,11 +81,30 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         return super().create_scheduler(len(self.order), optimizer)  # not only the remaining steps
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Add up loss and gradients of a step's batches; each has its part of the mean over all tokens."""
+        batches = [each for each in inputs["batches"] if predicts(each["labels"])]
+        tokens = sum(targets(each["labels"]) for each in batches)
+        loss: Any = 0.0
         with torch_stream(stream_seed(self.unfinished.seeds["dropout"], "dropout", self.step + 1)):
-            loss = super().training_step(*args, **kwargs)
-        self.loss = loss.item()
+            for each in batches or inputs["batches"][:1]:
+                self.share = targets(each["labels"]) / tokens if len(batches) > 1 else 1.0
+                loss = super().training_step(model, each, *args, **kwargs) + loss
+        # Without a token to predict, the loss is 0 / 0, and all gradients are zero.
+        self.loss = loss.item() if batches else None
         return loss
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        # Some models ignore the number of tokens in the step, and return the mean of the batch.
+        return loss if self.model_accepts_loss_kwargs or self.share == 1 else loss * self.share
+
+    def _get_num_items_in_batch(self, batch_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        batches = [each for step in batch_samples for each in step["batches"]]
+        return super()._get_num_items_in_batch(batches, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # not used, and transformers expects a batch
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
@@ -89,7 +114,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
     def adapter_digest(self) -> str:
         """Return the digest of the adapter, equal to the digest of its saved files."""
         # PEFT's state dictionary visits the whole quantized model, which takes far longer.
-        saved = {name.replace(".default.", "."): value for value, name in _names(self.model).items()}
+        saved = {saved_name(name): value for value, name in _names(self.model).items()}
         return tensors_digest(saved)
 
     def make_checkpoint(self) -> Checkpoint:
@@ -186,19 +211,19 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         digest_is_due = step == 1 or last or step % trainer.unfinished.digest_every == 0
         digest = trainer.adapter_digest() if digest_is_due else None
         digested = time.perf_counter()
-        self._write(
-            Step(
-                step,
-                epoch=step / trainer.steps_per_epoch,
-                examples=batch,
-                tokens=sum(len(trainer.train_dataset[row]["input_ids"]) for row in batch),
-                loss=trainer.loss,
-                gradient_norm=trainer.gradient_norm,
-                learning_rate=self.learning_rate,
-                skipped=bool(trainer.accelerator.optimizer_step_was_skipped),
-                adapter=digest,
-            )
+        done = Step(
+            step,
+            epoch=step / trainer.steps_per_epoch,
+            examples=batch,
+            tokens=sum(len(trainer.train_dataset[row]["input_ids"]) for row in batch),
+            loss=trainer.loss,
+            empty=trainer.loss is None,
+            gradient_norm=trainer.gradient_norm,
+            learning_rate=self.learning_rate,
+            skipped=bool(trainer.accelerator.optimizer_step_was_skipped),
+            adapter=digest,
         )
+        self._write(done)
         written = time.perf_counter()
         asked = stop_requested()  # read once: a later request stops the next step
         if asked or last or step % trainer.checkpoint_every == 0:
@@ -206,6 +231,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             save_checkpoint(trainer.unfinished, trainer.checkpoint, self.trace)
         trainer.spent["digest_seconds"] += digested - began
         trainer.spent["checkpoint_seconds"] += time.perf_counter() - written
+        self._show(done)
         if asked and not last:  # little is left to do after the last step
             stop_if_requested(f"stopped after step {step} of {trainer.end}, with a checkpoint,")
         trainer.progress("finetune", step, trainer.end, trainer.loss)
@@ -219,6 +245,14 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         GlobalOptimManager.get_instance().module_weight_config_triple.clear()
         GlobalPageManager.get_instance().paged_tensors.clear()
 
+    def _show(self, step: Step) -> None:
+        """Show a step to whoever watches; this time is not that of training."""
+        trainer = self.trainer
+        if trainer.watch is not None:
+            trainer.spent_so_far()
+            trainer.watch(step)
+            trainer.began = time.perf_counter()
+
     def _write(self, step: Step) -> None:
         write_whole(self.trace, trace_line(step).encode("utf-8"))
 
@@ -226,6 +260,12 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 _STATE = {"state1", "state2", "absmax1", "absmax2", "unorm_vec"}
 """bitsandbytes' state of a parameter, except the number of updates and the constant maps."""
 _RATES = ("lr", "initial_lr")
+
+
+def saved_name(parameter: str) -> str:
+    """Return the name of a trained parameter in the adapter's file."""
+    saved, magnitude = parameter.replace(".default.", "."), ".lora_magnitude_vector.weight"
+    return saved.removesuffix(".weight") if saved.endswith(magnitude) else saved
 
 
 def _unwrapped(optimizer: Any) -> Any:

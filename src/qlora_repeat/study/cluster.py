@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,15 +14,30 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import STRICT, Line
 from qlora_repeat.study.toml_file import read_toml
 from qlora_repeat.study.validation_message import validation_message
+from qlora_repeat.system.typed_json import worded
 
 USER_FILE = "QLORA_REPEAT_CLUSTER"
 """The environment variable that names the user's file."""
 
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,+@-]*$", max_length=200)]
+Word = Annotated[
+    str,
+    Field(
+        pattern=worded(
+            r"^[A-Za-z0-9][A-Za-z0-9_.,+@-]*$", "a name on the cluster, or several with commas, such as gpu"
+        ),
+        max_length=200,
+    ),
+]
 """A name on a cluster, or several with commas."""
 Options = dict[
-    Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)],
+    Annotated[
+        str,
+        Field(
+            pattern=worded(r"^[a-z][a-z0-9_-]*$", "an option of sbatch without dashes, such as constraint"),
+            max_length=64,
+        ),
+    ],
     Line | Annotated[int, Field(ge=-(2**31), lt=2**31)] | bool,
 ]
 """Options of sbatch, without the dashes."""
@@ -45,7 +60,9 @@ class Cluster:
     """The type of GPU, by the cluster's name for it."""
     concurrent: Annotated[int, Field(gt=0, le=10**6)] | None = None
     """How many tasks run at the same time."""
-    image: Annotated[Line, Field(pattern="^[^,:]+$")] | None = None
+    image: (
+        Annotated[Line, Field(pattern=worded("^[^,:]+$", "a file without , and :, such as kit.sif"))] | None
+    ) = None
     """The Apptainer image of the tasks."""
     sbatch: Options | None = None
     """Other options of sbatch."""
@@ -114,11 +131,11 @@ def from_options(**given: Any) -> Cluster:
 
 
 def _cluster(content: dict[str, Any], where: str) -> Cluster:
+    kind = TypeAdapter(Cluster)
     try:  # as JSON, like studies (loading.py)
-        return TypeAdapter(Cluster).validate_json(json.dumps(content, default=str))
+        return kind.validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        known = [each.name for each in fields(Cluster)]
-        raise UsageError(f"{where}: {validation_message(error, known)}") from None
+        raise UsageError(f"{where}: {validation_message(error, kind.json_schema())}") from None
 
 
 def requested(cluster: Cluster) -> dict[str, Any]:

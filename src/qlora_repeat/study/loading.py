@@ -1,89 +1,43 @@
-"""Find, read and check study files; apply what follows @ in a study's name; open a workspace."""
+"""Read and check study files; apply what follows @ in a study's name; open a workspace."""
 
-import contextlib
 import json
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from qlora_repeat.errors import MissingError, UsageError
-from qlora_repeat.study.data_sources import PackageFile
-from qlora_repeat.study.old_spelling import respelled, respelled_part
+from qlora_repeat.errors import UsageError
+from qlora_repeat.study.data_sources import (
+    MESSAGES,
+    ROW_KEYS,
+    Data,
+    Folder,
+    PackageFile,
+    is_own_task,
+)
+from qlora_repeat.study.finding import (
+    CUT,
+    archived_file,
+    came_in_archive,
+    no_such_study,
+    split_name,
+    study_path,
+)
+from qlora_repeat.study.json_schema import study_schema
+from qlora_repeat.study.old_spelling import respelled_part
 from qlora_repeat.study.optimizers import OptimizerName
 from qlora_repeat.study.study import PUBLISHED, FrozenWeights, Study
-from qlora_repeat.study.toml_file import read_toml
+from qlora_repeat.study.study_content import Content, read_content
+from qlora_repeat.study.template import template_columns
 from qlora_repeat.study.validation_message import validation_message
-from qlora_repeat.study.workspace import ARCHIVE_MARK, Workspace
-from qlora_repeat.system.package_data import in_wheel, kit_path
-
-_STUDIES = Path("studies")
-
-
-def study_folders() -> list[Path]:
-    """Return the folders to search for a study: the current one, ``studies``, the kit's ``studies``."""
-    here, kit = [Path(), _STUDIES], kit_path("studies")
-    return here if _STUDIES.resolve() == kit.resolve() else [*here, kit]
-
-
-def known_studies() -> dict[str, Path]:
-    """Return the file of each study that can be given by name."""
-    found: dict[str, Path] = {}
-    for folder in study_folders():
-        for path in sorted(folder.glob("*.toml")):
-            if folder != Path() or _has_models(path):
-                found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
-
-
-def _has_models(path: Path) -> bool:
-    """Return whether a TOML file may be a study; the current folder can contain other TOML files."""
-    try:
-        return "models" in read_toml(path)
-    except (OSError, UsageError):
-        return False
-
-
-def study_path(study: str) -> Path:
-    """Return the file of a study given by name (``pocket``); a path (``elsewhere/mine.toml``) stays as it is.
-
-    Raises:
-        MissingError: no folder has it; the message lists the folders and the known studies.
-    """
-    name = split_name(study)[0]
-    if name.endswith(".toml"):
-        return Path(name)
-    candidates = [folder / f"{name}.toml" for folder in study_folders()]
-    for path in candidates:
-        with contextlib.suppress(OSError):
-            if path.exists():
-                return path
-    raise _no_such(f"{name}: no such study file; looked for {', '.join(map(str, candidates))}")
-
-
-def _no_such(message: str) -> MissingError:
-    return MissingError(f"{message}; there are {', '.join(known_studies()) or 'none'}")
-
-
-def split_name(study: str) -> tuple[str, list[str]]:
-    """Return the name or path of a study's file, and the parts after each @."""
-    folder, slash, last = study.rpartition("/")
-    name, *parts = last.split("@")
-    return folder + slash + name, parts
-
-
-def portable_name(study: str) -> str:
-    """Return the study's name for others: without the folder, and without .toml if it is in ``studies``."""
-    path, parts = study_path(study), split_name(study)[1]
-    inside = path.resolve().parent in (_STUDIES.resolve(), kit_path("studies").resolve())
-    return "@".join([path.stem if inside else path.name, *parts])
+from qlora_repeat.study.workspace import Workspace
+from qlora_repeat.system.package_data import in_wheel
 
 
 def load_study(study: str) -> Study:
-    """Read and check a study file.
+    """Read and check a study file, and the studies that it extends.
 
     Parts after @ change the study: ``paper@bitwise`` selects another profile of randomness;
     ``paper@adamw-8bit`` keeps one optimizer; ``paper@5-steps-8-rows`` is a short trial with at most 5
@@ -95,6 +49,11 @@ def load_study(study: str) -> Study:
         UsageError: the file is not TOML; a key is unknown, missing or out of range; a part after @ is
             unknown; or the study has the name of the paper's numbers.
     """
+    return _with_own_files(read_study(study)[0], study_path(study))
+
+
+def read_study(study: str) -> tuple[Study, Content]:
+    """Return a study with the paths that are in its file, and what the file says; raises as `load_study`."""
     name, parts = split_name(study)
     if Path(name).name.removesuffix(".toml") == PUBLISHED:
         raise UsageError(
@@ -103,36 +62,85 @@ def load_study(study: str) -> Study:
         )
     path = study_path(study)
     try:
-        content = respelled(read_toml(path))
+        content = read_content(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise _no_such(f"{path}: no such study file") from None
+        raise no_such_study(f"{path}: no such study file") from None
+    if "variant" in content.values:  # which only the study's name has, after @
+        raise UsageError(f"{path}: {content.written(('variant',))[0]}unknown key variant")
     try:
         # As JSON: there, strict mode turns tables into dataclasses, but no string into a number.
-        as_json = json.dumps(_with_shared_training(_with_named_optimizers(content)), default=_refuse)
-        loaded = TypeAdapter(Study).validate_json(as_json)
+        loaded = TypeAdapter(Study).validate_json(json.dumps(content.values, default=_refuse))
     except ValidationError as error:
-        raise UsageError(f"{path}: {validation_message(error, _known_keys())}") from None
+        message = validation_message(error, study_schema(), content.written)
+        raise UsageError(f"{path}: {message}") from None
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     if loaded.name != path.stem:  # otherwise a copy of a file would overwrite the original's results
-        raise UsageError(f"{path}: key name: expected the file's name, {path.stem!r} (found {loaded.name!r})")
-    return _varied(_with_own_files(loaded, path.parent), parts)
+        where = content.written(("name",))[0]
+        raise UsageError(
+            f"{path}: {where}key name: expected the file's name, {path.stem!r} (found {loaded.name!r})"
+        )
+    for key in unused_columns(loaded):
+        where = content.written(key)[0]
+        raise UsageError(f"{path}: {where}key {'.'.join(key)}: no template names {{{key[-1]}}}")
+    try:
+        return _varied(loaded, parts), content
+    except ValidationError as error:
+        raise UsageError(f"{study}: {validation_message(error)}") from None
 
 
-def _with_own_files(study: Study, folder: Path) -> Study:
-    """Return the study with the paths of the user's own files, which are relative to the study file."""
+def unused_columns(study: Study) -> list[tuple[str, ...]]:
+    """Return the keys of columns that a file gives and no template names, such as misspelled ones."""
+    found = list[tuple[str, ...]]()
+    for name, data in study.data.items():
+        templates = [model.template for model in study.models.values() if model.data == name]
+        named = {column for template in templates for column in template_columns(template)}
+        known = {*ROW_KEYS[data.task], MESSAGES, *named}
+        found += [("data", name, "columns", key) for key in data.columns if templates and key not in known]
+    return found
+
+
+def _with_own_files(study: Study, study_file: Path) -> Study:
+    """Return the study with the paths of the user's own files, which are relative to the study file.
+
+    Data of a study in an unpacked archive are those in the archive, if it has them.
+    """
+    folder = study_file.parent
+    archive = folder.parent if came_in_archive(study_file) else None
+
+    def with_files(name: str, data: Data) -> Data:
+        files: dict[str, Any] = {}
+        for key, file in vars(data).items():
+            if isinstance(file, PackageFile):
+                inside = archive / archived_file(name, key, file) if archive and not file.package else None
+                packed = inside is not None and inside.is_file()
+                files[key] = replace(file, file=str(inside)) if packed else found(file)
+        return replace(data, **files)
 
     def found(file: PackageFile | None) -> PackageFile | None:
         own = file is not None and file.package is None
         return replace(file, file=str(folder / file.file)) if file is not None and own else file
 
+    def moved(base: Folder | None) -> Folder | None:
+        return replace(base, path=str(folder / base.path)) if base is not None else None
+
     return replace(
         study,
         bases={
-            name: replace(base, gguf=found(base.gguf), tokenizer=found(base.tokenizer))
+            name: replace(
+                base, folder=moved(base.folder), gguf=found(base.gguf), tokenizer=found(base.tokenizer)
+            )
             for name, base in study.bases.items()
         },
-        data={name: replace(data, file=found(data.file)) for name, data in study.data.items()},
+        data={name: with_files(name, data) for name, data in study.data.items()},
+        evaluation=replace(
+            study.evaluation,
+            lm_eval=[
+                # A Path would make tasks of ./tasks/, which is a name.
+                f"{folder}/{each}" if is_own_task(each) and not Path(each).is_absolute() else each
+                for each in study.evaluation.lm_eval
+            ],
+        ),
     )
 
 
@@ -165,8 +173,7 @@ def _varied(study: Study, parts: list[str]) -> Study:
 
 
 def _cut_short(study: Study, variant: str) -> Study:
-    number = "([1-9][0-9]{0,8})"
-    found = re.fullmatch(rf"{number}-steps(?:-{number}-rows)?|{number}-rows", variant)
+    found = CUT.fullmatch(variant)
     if found is None:
         raise UsageError(
             f"study {study.name}@{variant}: expected after @: a profile of randomness "
@@ -188,39 +195,6 @@ def _refuse(value: object) -> None:
     raise ValueError(f"{value}: expected a string, number, list or table")
 
 
-def _with_shared_training(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content with a complete table ``training`` for every model."""
-    shared = content.pop("training", {})
-    models = content.get("models")
-    if isinstance(shared, dict) and isinstance(models, dict):
-        for model in models.values():
-            if isinstance(model, dict) and isinstance(model.get("training", {}), dict):
-                own = model.get("training", {})
-                other = {"steps": "epochs", "epochs": "steps"}
-                kept = {key: value for key, value in shared.items() if other.get(key) not in own}
-                model["training"] = kept | own
-    return content
-
-
-def _with_named_optimizers(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content with the name of each optimizer that has a ``state_map``."""
-    if not isinstance(content.get("optimizers"), list):
-        return content
-    names = []
-    for place, table in enumerate(content["optimizers"]):
-        if isinstance(table, dict) and sorted(table) != ["optimizer", "state_map"]:
-            raise ValueError(f"optimizers.{place}: give optimizer and state_map, or only a name")
-        names.append(f"{table['optimizer']}+{table['state_map']}" if isinstance(table, dict) else table)
-    return content | {"optimizers": names}
-
-
-def _known_keys() -> list[str]:
-    """Return the keys of a study file and of all its tables."""
-    schema = TypeAdapter(Study).json_schema()
-    tables = [schema, *schema["$defs"].values()]
-    return sorted({key for table in tables for key in table.get("properties", {})})
-
-
 def open_workspace(given: str, *, runs: Path | None = None, cache: Path | None = None) -> Workspace:
     """Load a study by name or path, with its folders and lock file.
 
@@ -232,21 +206,33 @@ def open_workspace(given: str, *, runs: Path | None = None, cache: Path | None =
     Raises:
         MissingError, UsageError: as `load_study`.
     """
-    study, file = load_study(given), study_path(given)
+    (study, content), file = read_study(given), study_path(given)
     lock, from_archive = file.with_suffix(".lock"), came_in_archive(file)
     if in_wheel(file):
         lock = Path(lock.name)
     elsewhere = os.environ.get("QLORA_REPEAT_LOCK")
     if elsewhere and not from_archive:
         lock = Path(elsewhere, lock.name) if elsewhere.endswith("/") else Path(elsewhere)
-    runs = runs or Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
-    return Workspace(study, runs, cache or cache_folder(), lock, file, given, from_archive)
+    given_places = {
+        option: str(place)
+        for option, place, usual in (("--runs", runs, _runs_folder()), ("--cache", cache, cache_folder()))
+        if place is not None and place != usual
+    }
+    return Workspace(
+        study=_with_own_files(study, file),
+        runs=runs or _runs_folder(),
+        cache=cache or cache_folder(),
+        lock=lock,
+        file=file,
+        given=given,
+        from_archive=any(map(came_in_archive, content.files)),
+        parents=tuple(content.files[1:]),
+        places=given_places,
+    )
 
 
-def came_in_archive(study_file: Path) -> bool:
-    """Return whether a study file is in an unpacked archive, so that whoever packed it wrote it."""
-    folder = study_file.resolve().parent
-    return folder.name == "studies" and (folder.parent / ARCHIVE_MARK).is_file()
+def _runs_folder() -> Path:
+    return Path(os.environ.get("QLORA_REPEAT_RUNS") or "runs")
 
 
 def cache_folder() -> Path:

@@ -33,18 +33,27 @@ Setting = Seed | Literal["fresh"] | PerTrial
 
 @dataclass(frozen=True, config=STRICT)
 class Randomness:
-    """A profile: the setting of each source of randomness, and the kernels."""
+    """A profile: the setting of each source of randomness, by default one seed, and the kernels."""
 
-    split: Setting
-    adapter_init: Setting
-    data_order: Setting
-    dropout: Setting
-    generation: Setting
-    kernels: Kernels
+    split: Setting = 42
+    adapter_init: Setting = 42
+    data_order: Setting = 42
+    dropout: Setting = 42
+    generation: Setting = 42
+    kernels: Kernels = "default"
     """``deterministic`` allows only operations that give the same bits each time
     (`qlora_repeat.system.determinism`)."""
     nudge: bool = False
     """Whether to change one initial adapter weight by one unit in the last place, the smallest change."""
+
+
+PROFILES = {
+    "as-published": Randomness(adapter_init="fresh"),
+    "seeded": Randomness(),
+    "bitwise": Randomness(kernels="deterministic"),
+}
+"""The profiles of a study that gives none. The first is that of the paper's likely pipeline; the second has a
+seed for every source; the third has what identical bits need."""
 
 
 def draw_seed(setting: Setting, source: Source, trial: int) -> int:

@@ -1,5 +1,6 @@
 """Read a TOML file of any origin: a study, or the user's settings for a cluster."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.system.files import read_file
+from qlora_repeat.system.printable import is_hidden
 
 LARGEST = 250_000
 """Bytes; the paper's study has 10,000."""
@@ -25,7 +27,12 @@ _LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?>[ \t]*\.[ \t]*{_PART}){{{_MOST_PAR
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the content of a TOML file.
+    """Return the content of a TOML file; raises as `read_toml_text`."""
+    return read_toml_text(path)[0]
+
+
+def read_toml_text(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the content of a TOML file, and its text.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such file.
@@ -39,7 +46,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise ValueError(f"a key has more than {_MOST_PARTS} parts{_place(text, found)}")
         content = tomllib.loads(text)
         _require_simple(content)
-        return content
+        return content, text
     except (FileNotFoundError, NotADirectoryError):
         raise
     except RecursionError:
@@ -50,6 +57,72 @@ def read_toml(path: Path) -> dict[str, Any]:
         too_long = "int_max_str_digits" in str(error)
         reason = "an integer has more than 64 bits" if too_long else str(error)[:200]
     raise UsageError(f"{path}: not a readable TOML file: {reason}")
+
+
+_TOKEN = re.compile(
+    "|".join([
+        r'"""(?:\\.|[^\\])*?"{3,5}',
+        r"'{3}.*?'{3,5}",
+        r'"(?:\\.|[^"\\\n])*"',
+        r"'[^'\n]*'",
+        r"#[^\n]*",
+        r"\n",
+        r"[\[\]{}=.]",
+        r"""[^\s"'#\[\]{}=.]+""",
+    ]),
+    re.DOTALL,
+)  # fmt: skip
+"""A string, a comment, a line break, a character with a meaning in TOML, or other text."""
+
+
+def key_lines(text: str) -> dict[tuple[str, ...], int]:
+    """Return the line of each table, and of each key outside of inline tables, of a text that is TOML."""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    parts: list[str] = []
+    number, depth, place = 1, 0, "start"
+    for token in _TOKEN.findall(text):
+        if token == "\n" and depth == 0:
+            parts, place = [], "start"
+        elif token[0] in "#\n" or (place != "value" and token == "."):
+            pass
+        elif place == "value":
+            depth = max(0, depth + (token in "[{") - (token in "]}"))
+        elif place == "start" and token == "[" and not parts:
+            place = "header"
+        elif token in ("]", "="):
+            whole = tuple(parts) if place == "header" else (*table, *parts)
+            table = whole if place == "header" else table
+            for length in range(len(whole) - len(parts) + 1, len(whole) + 1):
+                lines.setdefault(whole[:length], number)
+            place = "value"
+        elif token != "[":
+            parts.append(_unquoted(token))
+        number += token.count("\n")
+    return lines
+
+
+def _unquoted(part: str) -> str:
+    """Return the part of a key without its quotation marks."""
+    if part[0] not in "\"'":
+        return part
+    try:
+        (unquoted,) = tomllib.loads(f"{part} = 1")
+    except ValueError:
+        return part
+    return str(unquoted)
+
+
+def quoted(text: str) -> str:
+    """Return a text as a string of a TOML file, with escapes in place of invisible characters."""
+    return "".join(map(_escaped, json.dumps(text, ensure_ascii=False)))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if not is_hidden(character):
+        return character
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def plain_text(text: str) -> str:

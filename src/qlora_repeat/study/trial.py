@@ -12,8 +12,10 @@ from qlora_repeat.study.study import Model, Study
 if TYPE_CHECKING:
     from qlora_repeat.study.workspace import Workspace
 
-Stage = Literal["finetune", "merge", "evaluate", "time"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+Stage = Literal["finetune", "merge", "evaluate", "time", "benchmark"]
+ALL_STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGES = ALL_STAGES[:-1]
+"""The stages of every trial; only studies that name benchmarks have the last one."""
 
 Progress = Callable[[str, int, int, float | None], None]
 """A callback for progress: stage, done, total, and the loss if there is one."""
@@ -51,6 +53,11 @@ class Trial:
     @functools.cached_property
     def folder(self) -> Path:
         return self.workspace.folder / self.model_name / self.optimizer / f"trial-{self.number}"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that the study asks for."""
+        return ALL_STAGES if self.study.evaluation.lm_eval else STAGES
 
     @property
     def repeats_responses(self) -> bool:

@@ -2,46 +2,105 @@
 
 import difflib
 import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
+from qlora_repeat.study.allowed_values import Location, allowed_values, keys_of_table
+from qlora_repeat.system.typed_json import what_is_expected
+
+_UNSUPPORTED = {"modules_to_save": "only adapters are trained, not whole layers; leave it out"}
+"""Why keys that users know from PEFT do not exist."""
+_MISSING = {
+    "source": 'give file = "rows.jsonl" or hub = "OWNER/NAME"',
+    "base": "give the name of one of the tables in bases",
+    "data": "give the name of one of the tables in data",
+}
+"""What to write for keys that are missing, where the type of the key does not say it."""
+_WRONG_TYPES = (
+    "int_type", "int_parsing", "int_from_float", "float_type", "float_parsing", "bool_type", "bool_parsing",
+    "string_type", "list_type", "dict_type", "dataclass_type", "dataclass_exact_type", "literal_error",
+)  # fmt: skip
+"""Findings of pydantic for which the schema says what a key can have."""
 _LONGEST = 500
 """Characters of what was expected."""
+_FEW = 12
+"""Keys of a table that are all listed beside a guess."""
 _LONGEST_PART = 80
 """Characters of a part of a key, and of a value."""
 
+Written = Callable[[Location], tuple[str, Location]]
+"""Returns where a user wrote a key, such as ``line 3: ``, and the key as it was written."""
 
-def validation_message(error: ValidationError, known_keys: list[str]) -> str:
-    """Return one line on the most helpful problem: the key, what was expected, what was found."""
-    problems = error.errors(include_url=False, include_context=False)
+
+def validation_message(
+    error: ValidationError, schema: Mapping[str, Any] | None = None, written: Written | None = None
+) -> str:
+    """Return one line on the most helpful problem: the key, what was expected, what was found.
+
+    `schema` is the JSON schema of the file, to suggest keys of the table that has an unknown one.
+    """
+    problems = error.errors(include_url=False)
     # A misspelled key is reported as unknown and, under its right name, as missing.
     problem = next((each for each in problems if each["type"] == "unexpected_keyword_argument"), problems[0])
-    key = _key(problem)
+    kinds = (schema or {}).get("$defs", {})
+    location = _location(problem["loc"], kinds)
+    where, shown = written(location) if written else ("", location)
+    key = shown_key(shown)
     if problem["type"] == "unexpected_keyword_argument":
-        found = _shortened(str(problem["loc"][-1]))
-        close = difflib.get_close_matches(found, [known for known in known_keys if known != found], 1)
-        return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+        if reason := _UNSUPPORTED.get(str(location[-1])):
+            return f"{where}unknown key {key}: {reason}"
+        known = keys_of_table(schema or {}, location[:-1])
+        return f"{where}unknown key {key}{_suggestion(str(location[-1]), known, shown_key(shown[:-1]))}"
+    allowed = allowed_values(schema or {}, location)[:_LONGEST]
     if problem["type"] == "missing":
-        return f"key {key} is missing"
-    expected = " or: ".join(
-        each["msg"].removeprefix("Value error, ") for each in problems if _key(each) == key
-    )
-    if isinstance(problem["input"], (str, int, float, bool)):
-        return f"key {key}: {expected[:_LONGEST]} (found {_shown(problem['input'])})"
-    return f"key {key}: {expected[:_LONGEST]}"
+        advice = f"expected {allowed}" if allowed else ""
+        advice = _MISSING.get(str(location[-1]), advice) if len(location) > 1 else advice
+        return f"{where}key {key} is missing" + (f"; {advice}" if advice else "")
+    if not location:  # its text names the key
+        text = what_is_expected(problem)
+        parts = (re.match(r"[\w.-]*", text) or [""])[0].split(".")
+        return (written(tuple(parts))[0] if written else "") + text
+    same = [each for each in problems if _location(each["loc"], kinds) == location]
+    if allowed and problem["type"] in _WRONG_TYPES and problem["loc"][-1] != "[key]":
+        return f"{where}key {key}: expected {allowed}{_found(problem['input'], tables=True)}"
+    wanted = list(dict.fromkeys(what_is_expected(each, "a table") for each in same))
+    expected = " or ".join([wanted[0], *(each.removeprefix("expected ") for each in wanted[1:])])[:_LONGEST]
+    return f"{where}key {key}: {expected}{_found(problem['input'])}"
 
 
-def _shown(value: object) -> str:
+def _suggestion(found: str, known: Sequence[str], table: str) -> str:
+    """Return which key of the same table may be meant, and the keys that it can have, if they are few."""
+    close = difflib.get_close_matches(found[:_LONGEST_PART], known, 1)
+    guess = f"; did you mean {close[0]}?" if close else ""
+    listed = f"{table} can have {', '.join(known)}"[:_LONGEST]
+    if not close:
+        return f"; {listed}" if known else ""
+    return f"{guess} ({listed})" if len(known) <= _FEW else guess
+
+
+def _found(value: object, *, tables: bool = False) -> str:
+    """Return what was found, for the end of a message; `tables`: also that it was a list or a table."""
+    if not isinstance(value, str | int | float):
+        kind = "a list" if isinstance(value, list) else "a table"
+        return f" (found {kind})" if tables and value is not None else ""
     try:
-        return _shortened(repr(value))
+        return f" (found {_shortened(repr(value))})"
     except ValueError:
-        return "a number of thousands of digits"
+        return " (found a number of thousands of digits)"
 
 
-def _key(problem: ErrorDetails) -> str:
-    parts = [_shortened(str(part)) for part in problem["loc"] if not _is_type_tag(part)]
+def shown_key(location: Location) -> str:
+    """Return a key as text of one line."""
+    parts = [_shortened(str(part)) for part in location]
     return ".".join(part if part.isprintable() else ascii(part) for part in parts) or "the study"
+
+
+def _location(location: Location, kinds: Container[str]) -> Location:
+    """Return a location without the names of the members of unions, some of which are the types `kinds`."""
+    parts = [part for part in location[:-1] if not _is_type_tag(part) and part not in kinds]
+    return (*parts, *(part for part in location[-1:] if not _is_type_tag(part)))
 
 
 def _shortened(text: str) -> str:

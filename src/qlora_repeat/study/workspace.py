@@ -1,6 +1,8 @@
 """A study with its folders of results, models and data, and its lock file."""
 
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qlora_repeat.errors import UsageError
@@ -29,10 +31,27 @@ class Workspace:
     given: str
     """The study as the user gave it, for commands in messages."""
     from_archive: bool = False
-    """Whether the study file came in an archive, so that whoever packed it wrote it."""
+    """Whether the study file, or one that it extends, came in an archive, so that its packer wrote it."""
+    parents: tuple[Path, ...] = ()
+    """The files of the studies that it extends."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """The options ``--runs`` and ``--cache`` that the user gave, for commands in messages."""
 
     def __repr__(self) -> str:
         return f"<Study {self.study.label}: {len(self.trials())} trials, results in {self.folder}>"
+
+    def command(self, name: str, *options: str, trial: str | None = None) -> str:
+        """Return a command of the kit for this study, or for a trial of it, as the user would type it."""
+        chosen = [self.given] if trial is None else [trial, "--study", self.given]
+        known = self.places.items() if name != "fetch" else [("--cache", self.places.get("--cache"))]
+        places = [word for option, place in known if place for word in (option, place)]
+        return shlex.join(["qlora-repeat", name, *chosen, *options, *places])
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether the results are those of an unpacked archive, in which no command may change anything."""
+        top = self.runs.resolve().parent
+        return all((top / name).is_file() for name in (ARCHIVE_MARK, "SHA256SUMS"))
 
     @property
     def assets(self) -> Path:

@@ -18,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qlora_repeat.system.environment import rule
 from qlora_repeat.system.hashing import json_digest
+from qlora_repeat.system.limits import usable_cores
 from qlora_repeat.system.package_data import ROOT
 
 PACKAGES = (
@@ -26,6 +28,15 @@ PACKAGES = (
     "numpy", "gguf", "reasoning-gym",
 )  # fmt: skip
 """The packages that can change the bits of a trial."""
+KERNEL_PACKAGES = (
+    "kernels", "triton", "pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows",
+    "flash-attn", "flash-attn-3", "flash-attn-4", "flash-linear-attention", "fla-core", "flashinfer-python",
+    "xformers", "sageattention", "causal-conv1d", "mamba-ssm", "apex", "liger-kernel", "quack-kernels",
+    "nvidia-cutlass-dsl", "cut-cross-entropy", "unsloth", "transformer-engine", "torchao", "fbgemm-gpu",
+    "hqq", "deepspeed", "intel-extension-for-pytorch", "intel-extension-for-transformers", "torch-xla",
+    "torch-npu", "torch-directml", "habana-torch-plugin", "mkl", "intel-openmp",
+)  # fmt: skip
+"""Packages that a trial does not need, and that libraries use on their own where they are installed."""
 
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 WITHHELD = "(set, withheld)"
@@ -34,6 +45,7 @@ WITHHELD = "(set, withheld)"
 _VARIABLES = re.compile(
     r"(ACCELERATE|ATEN|BNB|CUBLAS|CUBLASLT|CUDA|CUDNN|DNNL|GOMP|KMP|MKL|OMP|ONEDNN|OPENBLAS)_\w+"
     r"|(PYTORCH|TORCH)_\w+"
+    r"|(FBGEMM|NPY|GOTO|BLIS)_\w+"
     "|GLIBC_TUNABLES|HF_DATASETS_OFFLINE|HF_HUB_OFFLINE|LD_LIBRARY_PATH|LD_PRELOAD|NVIDIA_TF32_OVERRIDE"
     "|PYTHONHASHSEED|TOKENIZERS_PARALLELISM|TRANSFORMERS_OFFLINE"
 )
@@ -56,6 +68,12 @@ _NUMERIC_FLAGS = re.compile("sse4.*|avx.*|fma.*|f16c|amx_.*|asimd.*|fphp|sve.*|s
 def packages() -> dict[str, str]:
     """Return the installed version of each of `PACKAGES`."""
     return {name: version for name in PACKAGES if (version := installed_version(name)) is not None}
+
+
+@functools.cache
+def kernel_packages() -> dict[str, str]:
+    """Return the installed version of each of `KERNEL_PACKAGES`."""
+    return {name: version for name in KERNEL_PACKAGES if (version := installed_version(name)) is not None}
 
 
 def installed_version(*names: str) -> str | None:
@@ -103,6 +121,7 @@ def fingerprint() -> dict[str, Any]:
     flags = sorted(set((_cpu_line("flags") or _cpu_line("Features") or "").split()))
     return {
         "packages": packages(),
+        "kernel_packages": kernel_packages(),
         "lock": lock_digest(),
         "commit": commit,
         "dirty": dirty,
@@ -123,7 +142,7 @@ def fingerprint() -> dict[str, Any]:
             "numeric": [flag for flag in flags if _NUMERIC_FLAGS.fullmatch(flag)],
         },
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)),
+        "usable_cores": usable_cores(),
         "cublas": installed_version("nvidia-cublas", "nvidia-cublas-cu12"),
         "environment": environment(),
         **_torch_state(),
@@ -198,14 +217,20 @@ def _try(read: Callable[[], Any], otherwise: Any = None) -> Any:
 def environment() -> dict[str, str]:
     """Return the variables that can change a trial's bits, time or network access.
 
-    Secrets are left out, and values that may contain a path or the name of this host or user are withheld.
+    Those that the kit itself sets and secrets are left out, and values that may contain a path or the name of
+    this host or user are withheld.
     """
     private = _private_names()
     return {
         name: WITHHELD if not _PLAIN_VALUE.fullmatch(value) or private.search(value) else value
         for name, value in sorted(os.environ.items())
-        if _VARIABLES.fullmatch(name) and not _SECRET.search(name)
+        if _VARIABLES.fullmatch(name) and not _SECRET.search(name) and not _is_set_by_kit(name)
     }
+
+
+def _is_set_by_kit(name: str) -> bool:
+    found = rule(name)
+    return found is not None and found.treatment == "set"
 
 
 @functools.cache
@@ -253,7 +278,8 @@ def machine_digest(found: dict[str, Any]) -> str:
     """Return a digest of what can change bits and is not set by a study: processor, driver and packages."""
     names = ("packages", "python", "libc", "cpu", "cpu_flags", "cpu_capability")
     of_gpu = ("gpu", "gpu_capability", "driver", "cuda", "cudnn", "cublas")
-    return json_digest({name: found.get(name) for name in (*names, *of_gpu)})
+    more = {name: found[name] for name in ("kernel_packages",) if found.get(name)}
+    return json_digest({name: found.get(name) for name in (*names, *of_gpu)} | more)
 
 
 def software_names(found: dict[str, Any]) -> str:
@@ -267,8 +293,11 @@ def fingerprint_differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[
     """Return the differences of two fingerprints as (dotted key, value in `a`, value in `b`), sorted by key.
 
     A missing key counts as None, because earlier versions of the kit recorded fewer keys. A missing one of
-    `_ADDED` is no difference.
+    `_ADDED` is no difference, and neither is what `_ADDED_TABLES` have if one is missing.
     """
+    for table in _ADDED_TABLES:
+        if table not in a or table not in b:
+            a, b = ({key: value for key, value in side.items() if key != table} for side in (a, b))
     left, right = _flat(a), _flat(b)
     keys = {*left, *right} - (_ADDED - (left.keys() & right.keys()))
     pairs = [(key, left.get(key), right.get(key)) for key in sorted(keys)]
@@ -277,6 +306,8 @@ def fingerprint_differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[
 
 _ADDED = {"kernels.fill_uninitialized_memory"}
 """Keys that earlier versions did not record, and whose values change no bits."""
+_ADDED_TABLES = ("kernel_packages",)
+"""Tables that earlier versions did not record, so that what they would have had is unknown."""
 
 
 def _flat(content: dict[str, Any], before: str = "") -> dict[str, Any]:

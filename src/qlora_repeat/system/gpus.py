@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from qlora_repeat.errors import NoGpuError, UsageError
 from qlora_repeat.system.fingerprint import driver_version, nvidia_smi
+from qlora_repeat.system.limits import usable_cores
 
 DEVICE = "QLORA_REPEAT_DEVICE"
 """The variable that tells a process and its children to use no GPU (``cpu``), or nothing else (``gpu``)."""
@@ -103,7 +104,7 @@ def gpus_here() -> dict[str, str]:
 
 def default_workers(threads: int) -> int:
     """Return one process for each GPU, or without GPUs as many as the cores allow with `threads` each."""
-    return len(visible_gpus()) or max(1, len(os.sched_getaffinity(0)) // threads)
+    return len(visible_gpus()) or max(1, usable_cores() // threads)
 
 
 def choose_cpu() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_repeat.system.fingerprint import nvidia_smi
+from qlora_repeat.system.limits import memory_left
 
 CONTEXT_BYTES = 1343 * 2**20
 """A nominal allowance for the CUDA context and kernels: the use before any model is loaded, according to
@@ -15,25 +16,19 @@ transformers' documentation (GPU memory anatomy). It depends on the GPU, the dri
 and records count it alike, because a process cannot tell its own context from the memory of others."""
 _RESERVED = 0.05
 """The largest part of a GPU's memory that the driver may keep from CUDA; usually it keeps 1 to 3 percent."""
-_LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-"""The files with the limit and the use of a control group, in versions 2 and 1."""
 
 
 def free_memory() -> int:
     """Return the bytes that this process can still allocate, on the GPU if there is one, else on the machine.
 
-    On the machine, a limit of the container or job counts too.
+    On the machine, the limits of the container and of the job count too.
     """
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    free = [_proc_bytes("/proc/meminfo", "MemAvailable") or 0]
-    for limit, used in _LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # no such group, or the limit is "max"
-            groups = Path("/sys/fs/cgroup")
-            free.append(int((groups / limit).read_text()) - int((groups / used).read_text()))
-    return max(min(free), 0)
+    free, left = _proc_bytes("/proc/meminfo", "MemAvailable") or 0, memory_left()
+    return free if left is None else min(free, left)
 
 
 def release_memory() -> None:

@@ -4,6 +4,10 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+UNWANTED = ("kernels",)
+"""Packages that change arithmetic: with kernels, on CPUs with AVX512-BF16, bitsandbytes takes a product with
+4-bit weights from a hub."""
+
 
 @contextlib.contextmanager
 def without(*packages: str) -> Iterator[None]:

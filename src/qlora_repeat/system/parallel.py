@@ -1,9 +1,10 @@
 """Do work that releases Python's lock, such as reading and hashing, on several cores."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from qlora_repeat.system.limits import usable_cores
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
@@ -17,7 +18,7 @@ def in_parallel(compute: Callable[[_Item], _Made], items: Sequence[_Item], size:
     `size` is the number of bytes of all items; a few are computed one by one. If some raise errors, the first
     of them is raised.
     """
-    threads = min(len(items), len(os.sched_getaffinity(0)))
+    threads = min(len(items), usable_cores())
     if threads < 2 or size < _WORTH_THREADS:
         return [compute(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:

@@ -66,6 +66,7 @@ def test_seven_replicates_name_the_largest_source_and_find_the_sources_additive(
     assert found.problems == []
     sizes, first, second, third, fourth = sentences(measured, found)
     assert sizes.startswith("Median change of log perplexity with one source freed: adapter init ")
+    assert sizes.endswith("The adapters are then 50 % of their size apart; unrelated ones, about 141 %.")
     assert sizes.index("adapter init") < sizes.index("data order") < sizes.index("dropout")
     assert "adapter init" in first
     assert first.index("adapter init") < first.index("data order") < first.index("dropout")
@@ -400,12 +401,12 @@ def test_an_invalid_file_is_an_error_in_one_line(tmp_path: Path) -> None:
     ]
     for text, words in (
         ("[]", "not an attribution of format"),
-        (with_measured(freed=["../x"]), r"measured\.freed\.0: Input should be 'adapter_init'"),
+        (with_measured(freed=["../x"]), r"measured\.freed\.0: expected 'adapter_init'"),
         (with_measured(pairs=[["dropout"]]), "a pair must be two of the freed sources"),
-        (with_measured(one_ulp=0.0), r"measured\.one_ulp: Input should be greater than 0"),
-        (with_measured(model="x/../../evil"), r"measured\.model: String should match pattern"),
+        (with_measured(one_ulp=0.0), r"measured\.one_ulp: expected more than 0"),
+        (with_measured(model="x/../../evil"), r"measured\.model: expected "),
         (with_measured(freed=["dropout", "dropout"]), "frees a source twice"),
-        (with_measured(replicates=1), r"measured\.replicates: Input should be greater than or equal to 2"),
+        (with_measured(replicates=1), r"measured\.replicates: expected at least 2"),
         (with_measured(freed=[], outcomes=baseline), "no condition to compare with its baseline"),
         (with_measured(outcomes=cut), "condition joint has the replicates "),
         (json.dumps(content | {"format": 99}), "not an attribution of format"),

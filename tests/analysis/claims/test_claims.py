@@ -42,6 +42,7 @@ def trial(task: str, optimizer: str, number: int) -> TrialResult:
         task=task,
         model=MODELS[task].lower(),
         model_title=MODELS[task],
+        counterpart={"text-generation": "llama2-7b", "question-answering": "llama2-chat-7b"}[task],
         optimizer=optimizer,
         trial=number,
         status="done",
@@ -238,14 +239,19 @@ def test_too_few_trials_leave_claims_untested(trials: int) -> None:
 def test_missing_trials_are_named_with_the_command_that_runs_them() -> None:
     results = [replace(row, status="failed") if row.trial > 4 else row for row in lifelike()]
     evidence = found(results, "runs-differ").evidence
-    assert (
-        evidence
-        == "4 of 4 arms cannot tell: 4 runs with a value, of 5 needed; to test it: make all STUDY=pocket."
-    )
+    assert evidence == "4 of 4 arms cannot tell: 4 of 7 trials done; to test it: make all STUDY=pocket."
     stale = [
         replace(row, status="stale", stale_inputs=["code"]) if row.trial > 4 else row for row in lifelike()
     ]
     assert verdicts(stale) == dict.fromkeys(KEYS, "supported")
+
+
+def test_a_study_that_is_cut_short_tests_no_claim() -> None:
+    short = [replace(row, study="pocket@5-steps-8-rows") for row in lifelike()]
+    assert verdicts(short) == dict.fromkeys(KEYS, "untested")
+    evidence = found(short, "8-bit-wider").evidence
+    assert "at most 5 steps, at most 8 rows of each dataset" in evidence
+    assert evidence.endswith("to test it: make all STUDY=pocket.")
 
 
 def like_the_first(rows: list[TrialResult], **changes: Any) -> list[TrialResult]:
@@ -274,7 +280,7 @@ OF_SAMPLES = DIFFERING | {
 
 
 def test_identical_trials_with_the_same_seeds_count_once() -> None:
-    pinned = {"free_sources": [], "randomness": "bitwise", "study": "pocket@bitwise@5-steps"}
+    pinned = {"free_sources": [], "randomness": "bitwise", "study": "pocket@bitwise@materialized"}
     results = like_the_first(lifelike(), **pinned)
     # Each trial still has its own measured times.
     results = [
@@ -285,8 +291,8 @@ def test_identical_trials_with_the_same_seeds_count_once() -> None:
     assert untested == OF_SAMPLES | {"bases-repeat"}
     evidence = found(results, "runs-differ").evidence
     assert "7 runs with the same seeds, all equal" in evidence
-    assert evidence.endswith("to test it: make all STUDY=pocket@5-steps RANDOMNESS=as-published.")
-    assert found(results, "runs-differ").command.startswith("make all STUDY=pocket@bitwise@5-steps")
+    assert evidence.endswith("to test it: make all STUDY=pocket@materialized RANDOMNESS=as-published.")
+    assert found(results, "runs-differ").command.startswith("make all STUDY=pocket@bitwise@materialized")
 
 
 def test_different_trials_with_the_same_seeds_all_count() -> None:

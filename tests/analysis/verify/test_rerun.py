@@ -657,7 +657,9 @@ def test_a_second_simultaneous_verification_is_refused(lab: Lab) -> None:
 
 
 def test_a_trial_that_cannot_be_verified_gives_one_line(lab: Lab) -> None:
-    assert "has neither trace.jsonl" in str(failure(lab, trial="tiny-neox/adamw-8bit/2"))
+    assert "was not run yet, so there is nothing to verify" in str(
+        failure(lab, trial="tiny-neox/adamw-8bit/2")
+    )
     assert "numbers its trials" in str(failure(lab, trial="tiny-neox/adamw-8bit/9"))
     assert isinstance(failure(lab, "--steps", 1, "--new-seeds"), UsageError)
     adapter = lab.trial.adapter / "adapter_model.safetensors"

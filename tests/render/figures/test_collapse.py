@@ -161,7 +161,7 @@ def test_the_figure_is_reproducible_and_removed_without_its_arm(tmp_path: Path) 
         [path.read_bytes() for path in render_figures(group_arms(results), tmp_path / name)] for name in "ab"
     )
     assert first == second
-    names = ["figure-04.pdf", "figure-04.png", "figure-S3.pdf", "figure-S3.png"]
+    names = ["figure-01.pdf", "figure-01.png", "figure-S3.pdf", "figure-S3.png"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
     today = [row for row in results if "+" not in row.optimizer]
     assert [path.name for path in render_figures(group_arms(today), tmp_path / "a")] == names[:2]

@@ -280,6 +280,14 @@ def test_two_rows_of_a_trial_are_refused(tmp_path: Path) -> None:
         render_figures(group_arms([trial([2.0]), trial([2.0])]), tmp_path)
 
 
+def test_only_a_stand_in_for_the_papers_models_has_the_papers_number(tmp_path: Path) -> None:
+    own = trial([2.0])
+    for row, number in ((own, "01"), (replace(own, counterpart="llama2-7b"), "04")):
+        render_figures(group_arms([row]), tmp_path)
+        names = [f"figure-{number}.pdf", f"figure-{number}.png"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 def test_the_command_lists_its_files_with_any_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,5 +296,5 @@ def test_the_command_lists_its_files_with_any_backend(
     done = kit("figures", "--results", tmp_path / "results.jsonl", "--out", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     paths = [Path(line) for line in done.stdout.splitlines()]
-    assert paths == [tmp_path / "out" / "figure-04.pdf", tmp_path / "out" / "figure-04.png"]
+    assert paths == [tmp_path / "out" / "figure-01.pdf", tmp_path / "out" / "figure-01.png"]
     assert all(path.is_file() for path in paths)

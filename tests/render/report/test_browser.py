@@ -110,6 +110,20 @@ def test_everything_is_drawn_and_hostile_texts_do_not_run(page: Page) -> None:
     assert HOSTILE in (page.locator("#responses .response").first.text_content() or "")
 
 
+def test_steps_are_whole_and_titles_are_beside_their_labels(page: Page) -> None:
+    axis = page.locator("#losses figure.chart").first.locator(".role-axis", has_text="step")
+    assert axis.locator(".role-axis-label text").all_text_contents() == ["1", "2", "3"]
+    overlaps = page.evaluate("""[...document.querySelectorAll("figure.chart .role-axis")].some((axis) => {
+      const title = axis.querySelector(".role-axis-title text")?.getBoundingClientRect();
+      return title && [...axis.querySelectorAll(".role-axis-label text")].some((label) => {
+        const box = label.getBoundingClientRect();
+        return box.width && box.left < title.right && box.right > title.left && box.top < title.bottom
+          && box.bottom > title.top;
+      });
+    })""")
+    assert not overlaps
+
+
 def test_the_policy_of_the_page_blocks_an_unescaped_script(
     browser: Browser, report: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from support.finished import finish_study
 from support.made_report import traced, trial
 from support.places import at
 
+from qlora_repeat.assets.inspection import Inspection, Quantiles
 from qlora_repeat.errors import UsageError
 from qlora_repeat.records.trace import Step
 from qlora_repeat.render.report.charts import MOST_POINTS, beside_the_paper, loss_charts, perplexity_charts
@@ -27,6 +28,15 @@ from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.study import Study
 
 PUBLISHED = Path("paper/published")
+
+
+def test_what_was_found_in_the_rows_is_shown() -> None:
+    tokens = Quantiles(min=1, median=5, p90=7, p99=8, max=9)
+    found = Inspection(8, 2, tokens, {"cut_rows": 1}, ["max_length 8 cuts row 3 <b>"], [])
+    files = TrialFiles(rows={"neox": found})
+    text = report_html(group_arms([trial(1)]), study_name="mine", files=files, published=[])
+    assert "neox: 8 training and 2 test rows of 1 to 9 tokens (half have up to 5" in text
+    assert "max_length 8 cuts row 3 &lt;b&gt;" in text
 
 
 def said(*results: TrialResult) -> str:
@@ -97,6 +107,14 @@ def test_trials_first_differ_where_their_traces_differ() -> None:
     assert chart.data["step"] == 2
 
 
+def test_a_difference_before_training_has_no_line_at_the_edge() -> None:
+    steps = [[Step(0, adapter=start), Step(1, loss=3.0), Step(2, loss=2.0)] for start in ("a", "b")]
+    files = TrialFiles({f"neox/adamw-8bit/{place}": own for place, own in enumerate(steps, 1)})
+    (chart,) = loss_charts(arm_rows(group_arms([trial(1), trial(2, "other")]), files, "mine"), files)
+    assert chart.description.endswith("Runs differ before the first step (run 2).")
+    assert chart.data["step"] is None
+
+
 def test_a_long_curve_is_reduced_to_means() -> None:
     files = traced({1: [float(n % 2) for n in range(10 * MOST_POINTS)]})
     (chart,) = loss_charts(arm_rows(group_arms([trial(1)]), files, "mine"), files)
@@ -130,7 +148,32 @@ def test_a_distant_base_does_not_compress_the_points() -> None:
         return chart.data["base"] == base, chart.notes
 
     assert notes(13.5) == (True, [])
-    assert notes(1300.5) == (False, ["The model before fine-tuning is beyond the axis."])
+    assert notes(1300.5) == (
+        False,
+        ["The model before fine-tuning is above the axis, which has no dashed line."],
+    )
+
+
+def test_lines_are_announced_only_where_a_chart_has_them() -> None:
+    def page(base: float, *losses: list[float]) -> str:
+        results = [trial(n, base_perplexity=base) for n in (1, 2)]
+        files = traced(dict(enumerate(losses, 1)))
+        return report_html(group_arms(results), study_name="mine", files=files, published=[])
+
+    with_lines, without = page(11.5, [3.0, 2.0], [3.0, 1.0]), page(1300.5, [3.0, 2.0], [3.0, 2.0])
+    assert "a dashed line the model" in with_lines and "The dotted line marks" in with_lines
+    assert "a dashed line the model" not in without and "The dotted line marks" not in without
+
+
+def test_a_report_that_is_cut_short_says_so_and_one_of_own_models_has_no_claims() -> None:
+    def page(*results: TrialResult) -> str:
+        text = report_html(group_arms(results), study_name="mine", files=TrialFiles(), published=[])
+        return markup(text)
+
+    assert "Cut short: 1 of 2 trials done. " in page(trial(1), trial(2, None))
+    whole = page(trial(1, test_examples=48), trial(2, test_examples=48))
+    assert "Cut short" not in whole and "on 48 test examples" in whole
+    assert "claims" not in whole and "claims" in page(trial(1, counterpart="llama2-7b"))
 
 
 def test_only_models_with_a_counterpart_are_compared_with_the_paper() -> None:

@@ -104,7 +104,7 @@ def test_an_old_map_is_compared_with_todays_and_that_with_32_bit_state() -> None
     assert [each["spread compared with"] for each in (old, today, plain)] == ["8-bit", "32-bit", "—"]
     assert float(old["ratio of spreads"]) == pytest.approx(40, rel=1e-2)
     assert float(old["equal spread: p"]) < 0.05
-    assert (today["ratio of spreads"], today["equal spread: p"]) == ("1", "1")
+    assert (today["ratio of spreads"], today["equal spread: p"]) == ("1.00", "1")
     assert plain["ratio of spreads"] == plain["equal spread: p"] == "—"
     low, high = map(float, old["ratio: 95 % interval"].split("–"))
     assert 1 < low < 40 < high

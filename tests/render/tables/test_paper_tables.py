@@ -23,6 +23,7 @@ from support.made_results import (
     ORDINARY,
     QUESTIONS,
     QUOTES,
+    TEMPLATES,
     compile_cleanly,
     missing,
     render_tables,
@@ -34,8 +35,9 @@ from support.made_results import (
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.render.tables.write import panels
+from qlora_repeat.render.tables.write import panels, write_tables
 from qlora_repeat.results.arms import group_arms
+from qlora_repeat.results.scope import banner
 from qlora_repeat.results.trial_result import Response, write_results
 
 
@@ -78,7 +80,7 @@ def test_the_summary_matches_the_statistics_module() -> None:
     assert found["SD"] == [f"{statistics.stdev(values):.3f}"]
     assert found["range"] == ["3.379–12.471"]
     assert found["n"] == ["4"]
-    assert found["base"] == ["7.04"]
+    assert found["base"] == ["7.040"]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,12 @@ def test_a_diverged_trial_is_kept_and_noted() -> None:
     assert any("GPT-NeoX-20B 8-bit run 2 (from step 12)" in note for note in made.notes)
 
 
+def test_perplexity_of_answers_only_is_said() -> None:
+    notes = {given: table([trial(answers_only=given)], "1").notes for given in (True, None)}
+    assert "Perplexity is of the answers only: GPT-NeoX-20B." in notes[True]
+    assert not [note for note in notes[None] if "answers only" in note]
+
+
 @pytest.mark.parametrize("status", ["failed", "stale", "running"])
 def test_an_unfinished_trial_is_a_dash_with_a_note(status: str) -> None:
     results = [trial(trial=1), trial(trial=2, status=status), missing(trial=3)]
@@ -163,7 +171,7 @@ def test_requested_stale_trials_have_values_and_a_footnote() -> None:
         "Stale (changed since: alpha): GPT-NeoX-20B 8-bit run 4.",
     ]
     made = table(results, "1")
-    assert [row[1] for row in made.rows] == ["3.567", "4.5", "5.5", "6.5"]
+    assert [row[1] for row in made.rows] == ["3.567", "4.500", "5.500", "6.500"]
     assert summary(made)["n"] == ["4", "1"]
     assert summary(made)["mean"][0] == f"{statistics.mean([3.567, 4.5, 5.5, 6.5]):.3f}"
     assert all(
@@ -264,7 +272,7 @@ def test_answers_are_letters_or_beginnings() -> None:
         Response(QUESTIONS[0], 1.0, 1.0, " The answer is D", "D"),
         Response(QUESTIONS[1], 1.0, 1.0, " the person who is most popular"),
     ]
-    qa = {"task": "question-answering", "model": "chat", "model_title": "Chat"}
+    qa = {"task": "question-answering", "model": "chat", "counterpart": "llama2-chat-7b"}
     made = table([trial(**qa, responses=responses), trial(**qa, trial=2, responses=[])], "8")
     assert made.columns == [("8-bit", "Instruction 1"), ("8-bit", "Instruction 2")]
     assert made.rows == [["1", "D", "the person who is mo…"], ["2", "—", "—"]]
@@ -278,7 +286,7 @@ def test_seconds_are_grouped_by_optimizer() -> None:
         ("8-bit", "GPT-NeoX-20B", "test (s)"),
         ("8-bit", "Llama2-7B", "train (s)"),
     ]
-    assert made.rows[0][1:3] == ["38,226.91", "7.41"]
+    assert made.rows[0][1:3] == ["38,226.91", "7.410"]
 
 
 def test_third_models_have_a_letter_and_their_columns() -> None:
@@ -288,6 +296,34 @@ def test_third_models_have_a_letter_and_their_columns() -> None:
     assert len(made["1"].columns) == 6
     assert made["7b"].name == "table-07b"
     assert "Third question-answering" in made["9b"].caption
+
+
+def test_a_study_of_other_models_has_its_own_numbers_and_no_claims() -> None:
+    own = [replace(row, model=f"my-{row.model}", test_examples=48) for row in study()]
+    made = make_tables(group_arms(own))
+    assert " ".join(one.number for one in made) == "1 2 3 4 5 6 7 8 9 10 11 S1 S1b"
+    only = make_tables(group_arms([row for row in own if row.task == "question-answering"]))
+    assert " ".join(one.number for one in only) == "1 2 3 4 5 S1 S1b"
+    stand_in = [replace(own[0], counterpart="llama2-7b"), *own[1:]]
+    assert make_tables(group_arms(stand_in))[-1].number == "S4"
+
+
+def test_each_caption_has_the_test_examples_and_says_if_trials_lack() -> None:
+    made = make_tables(group_arms([trial(test_examples=48), missing(trial=2)]))
+    assert all("Cut short: 1 of 2 trials done. Test examples: 48." in one.source for one in made)
+
+
+def test_what_is_above_the_tables_says_that_they_are_cut_short(tmp_path: Path) -> None:
+    arms = group_arms([trial(), missing(trial=2)])
+    write_tables(make_tables(arms), tmp_path, TEMPLATES, "pocket", banner=banner(arms))
+    for name in ("tables.md", "all.tex"):
+        assert "Cut short: 1 of 2 trials done" in (tmp_path / name).read_text()
+
+
+def test_values_of_a_column_have_equal_decimals() -> None:
+    made = table([trial(trial=n, perplexity=value) for n, value in enumerate([5.86, 237.0, 5.138], 1)], "1")
+    assert [row[1] for row in made.rows] == ["5.860", "237.000", "5.138"]
+    assert summary(made)["range"] == ["5.138–237.000"]
 
 
 def test_a_task_without_models_has_no_tables() -> None:

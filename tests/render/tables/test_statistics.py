@@ -118,7 +118,7 @@ def test_values_that_are_not_finite_are_counted_and_noted() -> None:
     made = table(results, "S1")
     row = cells(made, "GPT-NeoX-20B 8-bit", "perplexity")
     assert (row["mean"], row["SD"]) == ("3.371", f"{statistics.stdev(PERPLEXITIES):.3f}")
-    assert row["range"] == "2.9–inf"
+    assert row["range"] == "2.900–inf"
     assert cells(made, "GPT-NeoX-20B 8-bit", "runs")["diverged"] == "2 of 9"
     assert "Fewer values than runs: GPT-NeoX-20B 8-bit perplexity: 7, and 2 not finite." in made.notes
     assert any(note.startswith("Values that are not finite are left out of mean") for note in made.notes)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,6 +143,8 @@ def test_the_first_difference_is_named_with_its_step(trials: tuple[Path, Path], 
     assert ["perplexity", "20", "21.5", "1.5"] in rows
     assert ["lora_A", "8", "8", "0", "0", "0"] in rows
     assert ["lora_B", "8", "0", "0.5", "1.41421", "0.5"] in rows
+    sentence = r"The adapters are \d+ % of the first adapter's size apart; unrelated adapters of equal size"
+    assert re.search(sentence, " ".join(done.output.split()))
     assert ["setting", "lora.alpha", "32", "16"] in rows
     assert ["seed", "adapter_init", "1", "2"] in rows
     assert sum("packages.torch" in line for line in done.output.splitlines()) == 1, "reported once"
@@ -369,7 +372,7 @@ def no_step(folder: Path) -> None:
         (no_trace, 3, "trial-2: has neither trace.jsonl nor unfinished/trace.jsonl"),
         (cut_trace, 2, "trial-2/trace.jsonl:13: not a step of a trace"),
         (no_step, 2, "trial-2/trace.jsonl: the trace has no step yet"),
-        (damage_trace, 3, "were recorded; run `qlora-repeat finetune tiny-neox/adamw-8bit/1`"),
+        (damage_trace, 3, "were recorded; restore it, or give another copy of trial tiny-neox/adamw-8bit/1"),
         (damage_adapter, 3, "adapter_model.safetensors: not the bytes that were recorded"),
         (no_safetensors, 2, "adapter_model.safetensors: not a safetensors file"),
         (no_record, 3, "trial-2/evaluate.json: not a readable record"),

@@ -11,9 +11,10 @@ from importlib import resources
 from typing import Any, Literal
 
 from qlora_repeat.analysis.claims import arm_rules, optimizer_rules
-from qlora_repeat.analysis.claims.arm_rules import LOW, RUN_PAPER, ClaimFinding
+from qlora_repeat.analysis.claims.arm_rules import LOW, RUN, RUN_PAPER, ClaimFinding
 from qlora_repeat.analysis.claims.optimizer_rules import ALPHA, SLIGHTLY
 from qlora_repeat.results.arms import Arm, by_model, distinct
+from qlora_repeat.results.scope import cut_short, whole_name
 from qlora_repeat.results.statistical_methods import FEWEST
 from qlora_repeat.study.study import PUBLISHED
 
@@ -45,17 +46,26 @@ class Claim:
     """The optimizer's precision in these arms; None for all."""
 
     def findings(self, arms: Sequence[Arm]) -> list[ClaimFinding]:
-        """Return a finding for each arm, model or comparison."""
+        """Return a finding for each arm, model or comparison; what is cut short cannot tell."""
         rule: Callable[..., Any] = getattr(
             optimizer_rules if self.subject == "comparison" else arm_rules, self.function
         )
         arms = [
             arm for arm in arms if self.task in (None, arm.task) and self.bits in (None, arm.optimizer.bits)
         ]
+        groups = [[arm] for arm in arms] if self.subject == "arm" else list(by_model(arms).values())
+        whole = [own for own in groups if not cut_short(own)]
+        found = [ClaimFinding(self._name(own), None, why, RUN) for own in groups if (why := cut_short(own))]
         if self.subject == "comparison":
-            return list(rule(arms, **self.parameters))
-        subjects = by_model(arms).values() if self.subject == "model" else arms
-        return [rule(subject, **self.parameters) for subject in subjects]
+            return [*rule([arm for own in whole for arm in own], **self.parameters), *found]
+        return [
+            *(rule(own if self.subject == "model" else own[0], **self.parameters) for own in whole),
+            *found,
+        ]
+
+    def _name(self, own: list[Arm]) -> str:
+        """Return the name of what the rule applies to."""
+        return own[0].name if self.subject == "arm" else own[0].title
 
 
 @dataclass(frozen=True)
@@ -89,9 +99,10 @@ def judge_claims(arms: Sequence[Arm]) -> list[JudgedClaim]:
     """Return a verdict on each claim, from the arms of a study or of the paper."""
     names = _NAMES
     if arms and (row := arms[0].trials[0]).study != PUBLISHED:
-        name, *parts = row.study.split("@")
+        study = whole_name(row.study)
+        name, *parts = study.split("@")
         unpinned = "@".join([name, *(part for part in parts if part != row.randomness)])
-        names = {"study": row.study, "unpinned": unpinned, "file": name}
+        names = {"study": study, "unpinned": unpinned, "file": name}
     return [_judged(claim, claim.findings(arms), names) for claim in CLAIMS]
 
 

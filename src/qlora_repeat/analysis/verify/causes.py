@@ -12,11 +12,11 @@ Cause = Literal["data", "learning rate", "init", "arithmetic", "update", "perple
 
 _ANY_ORDER = "kernels of a GPU that are not deterministic"
 _PROCESSOR = r"cpu|cpu_flags\.numeric|cpu_capability|machine|libc"
-_LIKE_A_THREAD = rf"packages\..*|{_PROCESSOR}|threads|environment\..*|{_ANY_ORDER}"
+_LIKE_A_THREAD = rf"(kernel_)?packages\..*|{_PROCESSOR}|threads|environment\..*|{_ANY_ORDER}"
 """What makes a machine add in another order, as one more thread does on a CPU, and a repetition on a GPU."""
 
 MATTERS = (
-    rf"packages\.(torch|transformers|peft|bitsandbytes|accelerate|numpy)|{_PROCESSOR}|threads"
+    rf"packages\.(torch|transformers|peft|bitsandbytes|accelerate|numpy)|kernel_packages\..*|{_PROCESSOR}|threads"
     r"|gpu|gpu_capability|cuda|cudnn|cublas|driver|kernels\..*"
     r"|environment\.(?!CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|OMP_NUM_THREADS|HF_|TRANSFORMERS_|TOKENIZERS_|LD_"
     r"|\w*(_HOME|_PATH)$).*"

@@ -5,7 +5,9 @@ A forger can recompute all digests; it is harder to make all numbers agree with 
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -13,13 +15,17 @@ from typing_extensions import TypedDict  # pydantic needs this one on Python 3.1
 
 from qlora_repeat.analysis.trial_diff import Side
 from qlora_repeat.analysis.verify.recorded_settings import VERIFIED_STAGES
+from qlora_repeat.records.record_schema import AnswersOutput
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_settings
-from qlora_repeat.records.trace import loss_curve
+from qlora_repeat.records.trace import known_losses, loss_curve
 from qlora_repeat.stages.merge import adapter_config
 from qlora_repeat.stages.perplexity import ExampleLoss, accuracy, mean_example_perplexity, perplexity
+from qlora_repeat.stages.scores import scores
 from qlora_repeat.study.randomness import SOURCES, draw_seed
+from qlora_repeat.study.scores import SCORES
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.system.hashing import weights_digest
+from qlora_repeat.system.safetensors_file import read_header
 
 
 def contradictions(side: Side, again: Trial) -> list[str]:
@@ -33,6 +39,8 @@ def contradictions(side: Side, again: Trial) -> list[str]:
         *_fingerprints(side),
         *_chain(side),
         *_tests(side),
+        *_answers(side, again),
+        *_benchmarks(side),
     ]
 
 
@@ -40,7 +48,8 @@ def _trace(side: Side, again: Trial) -> Iterator[str]:
     """Yield what the trace lacks, and the numbers of steps that differ from it."""
     needed = ("examples", "tokens", "loss", "gradient_norm", "learning_rate")
     for step in side.steps[1:]:
-        if lacking := [name for name in needed if getattr(step, name) is None]:
+        absent = [name for name in needed if getattr(step, name) is None]
+        if lacking := [name for name in absent if not (name == "loss" and step.empty)]:
             yield f"Step {step.step} of the trace has no {lacking[0]}."
             break
     if side.steps[0].adapter is None or side.steps[-1].adapter is None:
@@ -57,9 +66,10 @@ def _outputs_of_trace(side: Side) -> Iterator[str]:
     if side.last_step < 1:
         return
     steps, recorded = side.steps, side.records["finetune"].outputs
+    losses = known_losses(steps) or [math.nan]
     traced = {
-        "initial_loss": steps[1].loss,
-        "final_loss": steps[-1].loss,
+        "initial_loss": losses[0],
+        "final_loss": losses[-1],
         "loss_curve": loss_curve(steps),
         "diverged_at": side.diverged_at,
         "skipped_steps": side.skipped_steps,
@@ -80,9 +90,12 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
             yield f"The adapter has digest {weights[:12]}, but {where} says {claim[:12]}."
     lora, folder = again.study.lora, side.folder / "adapter"
     config: dict[str, Any] = {**adapter_config(folder)}
+    named = again.model.target_modules
+    wanted: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    kinds = {"use_rslora": lora.rslora, "use_dora": lora.dora}
+    wanted |= {key: True for key, is_set in kinds.items() if is_set}
     config["target_modules"] = sorted(config.get("target_modules", []))
-    modules = sorted(again.model.target_modules)
-    wanted = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": modules}
+    wanted["target_modules"] = _adapted(folder, config) if named == "all-linear" else sorted(named)
     wanted |= {"peft_type": "LORA", "init_lora_weights": True}  # PiSSA, say, also changes the base
     for name, value in wanted.items():
         if config.get(name) != value:
@@ -90,8 +103,20 @@ def _adapter(side: Side, again: Trial) -> Iterator[str]:
     for other in sorted(each.name for each in folder.glob("*.safetensors")):
         if other != "adapter_model.safetensors":
             yield f"The adapter has weights in {other}, which PEFT does not read."
-    if changing := [name for name in _CHANGE_ADAPTER if config.get(name)]:
+    if changing := [name for name in _CHANGE_ADAPTER if config.get(name) and not kinds.get(name)]:
         yield f"The adapter's configuration sets {', '.join(changing)}, which the settings do not have."
+
+
+def _adapted(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return the configuration's names of layers if they are exactly those of an adapter, else its layers."""
+    names = config["target_modules"]
+    layers = {
+        name.removeprefix("base_model.model.").partition(".lora_")[0]
+        for name in read_header(folder / "adapter_model.safetensors")
+    }
+    used = {name for name in names for layer in layers if f".{layer}".endswith(f".{name}")}
+    adapted = {layer for layer in layers for name in names if f".{layer}".endswith(f".{name}")}
+    return list(names) if adapted == layers and used == {*names} else sorted(layers)
 
 
 _CHANGE_ADAPTER = (
@@ -151,6 +176,7 @@ _NEEDED: dict[Stage, tuple[Stage, str]] = {
     "merge": ("finetune", "adapter_digest"),
     "evaluate": ("merge", "merged_digest"),
     "time": ("merge", "merged_digest"),
+    "benchmark": ("merge", "merged_digest"),
 }
 """The stage before each stage, and the output that it takes from there."""
 
@@ -196,6 +222,44 @@ def _tests(side: Side) -> Iterator[str]:
     for name, value in following.items():
         if not _agree(record.outputs.get(name), value):
             yield f"The record of the evaluation has another {name} than its examples give."
+
+
+_ANSWERS: TypeAdapter[AnswersOutput] = TypeAdapter(AnswersOutput)
+
+
+def _answers(side: Side, again: Trial) -> Iterator[str]:
+    """Yield the scores that do not follow from the recorded answers, and references that are no label."""
+    task, record = again.data.task, side.records.get("evaluate")
+    if record is None or task not in SCORES:
+        return
+    try:
+        answers = _ANSWERS.validate_python(record.outputs.get("answers"))
+    except ValidationError:
+        yield "The record of the evaluation has no valid answers to test rows."
+        return
+    examples, labels = answers["examples"], answers["labels"]
+    references, texts = ([each[key] for each in examples] for key in ("reference", "text"))
+    if task == "classification" and not ({*references} <= {*labels} and all(labels)):
+        yield "The record of the evaluation has answers whose reference is no label."
+        return
+    following, recorded = scores(task, references, texts, labels), answers["scores"]
+    for name in following.keys() | recorded.keys():
+        one, other = (each.get(name) for each in (recorded, following))
+        if one is None or other is None or not math.isclose(one, other, rel_tol=1e-9):
+            yield f"The record of the evaluation has another score {name} than its answers give."
+
+
+def _benchmarks(side: Side) -> Iterator[str]:
+    """Yield the scores of benchmarks that are not the mean of their outcomes."""
+    if (record := side.records.get("benchmark")) is None:
+        return
+    for name, task in record.outputs.get("tasks", {}).items():
+        for metric, outcomes in task.get("outcomes", {}).items():
+            score, count = task.get("scores", {}).get(metric), task.get("example_count")
+            if len(outcomes) != count:
+                yield f"The benchmark {name!r:.80} has {len(outcomes)} outcomes, but its record says {count}."
+            elif not outcomes or not _agree(score, float(fmean(outcomes))):
+                yield f"The benchmark {name!r:.80} has another {metric!r:.80} than its outcomes give."
 
 
 def _agree(recorded: Any, value: float | None) -> bool:

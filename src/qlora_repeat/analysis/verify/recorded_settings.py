@@ -55,6 +55,8 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
         if tested:
             study["generation"] = tested["generation"]
             study["evaluation"] |= {name: tested[name] for name in ("examples", "batch_size")}
+            if "answers" in tested:
+                study["evaluation"]["answers"] = tested["answers"]
         study |= {
             "profile": _PROFILE,
             "profiles": {_PROFILE: randomness},

@@ -19,13 +19,14 @@ from qlora_repeat.analysis.verify.ceilings import relative
 from qlora_repeat.analysis.verify.consistency import contradictions
 from qlora_repeat.analysis.verify.deviations import Deviations, measure_deviations
 from qlora_repeat.analysis.verify.recorded_settings import VERIFIED_STAGES, recorded_trial
-from qlora_repeat.analysis.verify.verdict import Retest, Scope
-from qlora_repeat.errors import MissingError, UsageError
+from qlora_repeat.analysis.verify.verdict import BENCHMARKS, Retest, Scope
+from qlora_repeat.assets.benchmarks import PACKAGE, why_not
+from qlora_repeat.errors import MissingError, StageError, UsageError
 from qlora_repeat.execution.run_trial import run_trial
 from qlora_repeat.records.record import read_record
 from qlora_repeat.records.stage_inputs import FIRST_TRIAL_SETTINGS, stage_inputs
 from qlora_repeat.records.trace import read_trace
-from qlora_repeat.records.trial_state import stage_record
+from qlora_repeat.records.trial_state import advised, stage_record
 from qlora_repeat.stages.checkpoint import read_sealed, write_sealed
 from qlora_repeat.study.randomness import SOURCES, draw_seeds
 from qlora_repeat.study.trial import Progress, Stage, Trial
@@ -42,7 +43,7 @@ _TESTED: tuple[tuple[Stage, str], ...] = (
     ("merge", "merged_digest"),
     *(("evaluate", name) for name in (
         "perplexity", "examples", "responses", "accuracy", "perplexity_example_mean", "test_examples",
-        "test_tokens", "generation_seed",
+        "test_tokens", "generation_seed", "answers",
     )),
 )  # fmt: skip
 """Outputs that a test of the same adapter reproduces."""
@@ -74,7 +75,11 @@ def read_recorded(trial: Trial, folder: Path, scratch: Path, scope: Scope = "who
     folder = folder.resolve()
     if folder.is_relative_to(scratch.resolve()):
         raise UsageError(f"{folder}: is itself a re-run; give a trial outside of --scratch")
-    side = _checked_side(trial.name, folder)
+    for damage in _damages(trial.name, folder):
+        own = folder == trial.folder.resolve()
+        get = "; get the trial again from whoever ran it"
+        raise MissingError(f"{advised(trial.workspace, damage) if own else damage + get}")
+    side = read_side(trial.name, folder)
     needed = VERIFIED_STAGES if scope == "evaluation" else VERIFIED_STAGES[:1]
     if lacking := [stage for stage in needed if stage not in side.records]:
         raise MissingError(f"{folder / lacking[0]}.json: no such record, so there is nothing to verify")
@@ -88,12 +93,12 @@ def read_recorded(trial: Trial, folder: Path, scratch: Path, scope: Scope = "who
     return Recorded(side, again, others, left_out, contradictions(side, again))
 
 
-def _checked_side(name: str, folder: Path) -> Side:
+def _damages(name: str, folder: Path) -> Iterator[str]:
+    """Yield what is wrong with each record of a trial that `verify` reads."""
     for stage in VERIFIED_STAGES:
         damage = stage_record(folder / f"{stage}.json", name, stage)[1]
         if damage is not None:
-            raise MissingError(damage)
-    return read_side(name, folder)
+            yield damage
 
 
 def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[str]]:
@@ -108,7 +113,9 @@ def _others(trial: Trial, folder: Path, own: Side) -> tuple[list[float], list[st
         try:
             if trial.workspace.trial(name).name != name:  # as in trial-01
                 raise UsageError("not a trial of the study")
-            side = _checked_side(name, other)
+            if (damage := next(_damages(name, other), None)) is not None:
+                raise MissingError(damage)
+            side = read_side(name, other)
         except (MissingError, UsageError) as error:
             left_out.append(f"{name}: {error}")
             continue
@@ -257,7 +264,20 @@ def retested(recorded: Recorded, again: Trial, diff: TrialDiff, progress: Progre
         inside = dataclasses.replace(again.workspace, runs=again.workspace.runs / "recorded-adapter")
         trial = dataclasses.replace(again, workspace=inside)
         side = run_again(recorded, trial, {}, progress, scope="evaluation")
-    return compared_tests(recorded.side, side)
+    else:
+        trial = again
+    return compared_tests(recorded.side, _with_benchmarks(recorded, trial, side, progress))
+
+
+def _with_benchmarks(recorded: Recorded, trial: Trial, side: Side, progress: Progress) -> Side:
+    """Run the recorded benchmarks too, if they can run here."""
+    if "benchmark" not in recorded.side.records or why_not(trial.workspace) is not None:
+        return side
+    try:
+        run_trial(trial, ["benchmark"], progress, stale=True, delete_merged=True)
+    except (StageError, UsageError, MissingError):  # such as data that cannot be fetched
+        return side
+    return read_side("re-run", trial.folder)
 
 
 def compared_tests(recorded: Side, tested: Side) -> Retest:
@@ -269,12 +289,34 @@ def compared_tests(recorded: Side, tested: Side) -> Retest:
         return len({json.dumps(each, sort_keys=True) for each in found}) > 1
 
     unlike = [name for stage, name in _TESTED if differs(stage, name)]
+    other_outcomes, benchmarked = _compared_benchmarks(recorded, tested)
+    unlike += [BENCHMARKS] if other_outcomes else []
     apart = None
     if "examples" in unlike:
         apart = _examples_apart(*(side.records["evaluate"].outputs for side in (recorded, tested)))
     different = record_differences(recorded.records, tested.records, ("merge", "evaluate"))
     noisy = noisy_kernels(recorded, tested, "evaluate")
-    return Retest(unlike, apart, not (noisy or any(map(may_matter, different))))
+    return Retest(unlike, apart, not (noisy or any(map(may_matter, different))), benchmarked)
+
+
+def _compared_benchmarks(recorded: Side, tested: Side) -> tuple[bool, bool]:
+    """Return whether outcomes of the same examples differ, and whether all recorded ones were compared."""
+    records = [side.records.get("benchmark") for side in (recorded, tested)]
+    if records[0] is None or records[1] is None:
+        return False, False
+    ours, theirs = (record.outputs["tasks"] for record in records if record is not None)
+    same_code = records[0].inputs.get(PACKAGE) == records[1].inputs.get(PACKAGE)
+    shared = [
+        name
+        for name, task in ours.items()
+        if same_code and name in theirs and task["examples"] == theirs[name]["examples"]
+    ]
+    differ = any(
+        json.dumps(ours[name][key], sort_keys=True) != json.dumps(theirs[name][key], sort_keys=True)
+        for name in shared
+        for key in ("scores", "outcomes")
+    )
+    return differ, len(shared) == len(ours)
 
 
 def _examples_apart(recorded: dict[str, Any], rerun: dict[str, Any]) -> float:

@@ -115,9 +115,12 @@ class Retest:
     """The largest relative difference of the losses of an example; infinite if the examples differ."""
     bits_expected: bool = True
     """Whether the fingerprints of both tests lead one to expect the same bits."""
+    benchmarked: bool = False
+    """Whether all recorded benchmarks were compared."""
 
 
 NOTHING_UNLIKE = Retest()
+BENCHMARKS = "outcomes of benchmarks"
 
 
 @dataclass(frozen=True)
@@ -449,7 +452,7 @@ def _names(outputs: Sequence[str]) -> str:
 
 
 def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int, retest: Retest) -> list[str]:
-    loose = [name for name in retest.unlike if name in ("responses", "accuracy")]
+    loose = [name for name in retest.unlike if name in ("responses", "accuracy", BENCHMARKS)]
     unseen = [f"{_names(loose)}: other arithmetic may change what the model answers"] if loose else []
     if scope == "evaluation":
         return [*unseen, "whether fine-tuning gives this adapter, because it was not run again"]
@@ -462,6 +465,8 @@ def _cannot_tell(diff: TrialDiff, scope: Scope, steps: int, retest: Retest) -> l
             unseen.append(f"the update of step {steps}: the last recorded digest is of step {digests[-1]}")
     elif "evaluate" not in diff.first.records:
         unseen.append("its perplexity: it was never evaluated")
+    if "benchmark" in diff.first.records and scope != "first steps" and not retest.benchmarked:
+        unseen.append("its benchmarks, or some: they could not be run again here with the same examples")
     first = diff.divergence
     if first is not None and first.kind in ("loss", "gradient") and first.unwatched:
         # Updates without a digest before the first difference of a loss may have caused it.

@@ -51,7 +51,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the baseline. Use default if an operation has no deterministic kernel; bits are then not fixed.",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be run, and run nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be run, what it means and how long, and run nothing."
+)
 @click.option(
     "--results",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -112,30 +114,30 @@ def command(
     workspace = open_workspace(study_file, runs=runs, cache=cache)
     experiment = make_experiment(workspace, model, optimizer, chosen, replicates, interactions, kernels)
     if dry_run:
-        say_block(_plan(experiment))
+        say_block(_plan(experiment, jobs))
         return
     run_experiment(experiment, Terminal(console(quiet)), jobs)
     folder = out or BUILD / workspace.study.label
     _report(context, measure(experiment), experiment.file, folder, quiet)
 
 
-def _plan(experiment: "Experiment") -> str:
-    """Return what would be run, by condition."""
-    from tabulate import tabulate
-
+def _plan(experiment: "Experiment", jobs: int | None) -> str:
+    """Return what would be run, by condition, and how long it takes."""
     from qlora_repeat.analysis.attribution.experiment import STAGES, conditions
+    from qlora_repeat.analysis.attribution.time_needed import trial_seconds
     from qlora_repeat.execution.jobs import is_open
+    from qlora_repeat.planning.trial_time import cpu_seconds
+    from qlora_repeat.render.text.experiment import experiment_text
+    from qlora_repeat.system.gpus import default_workers, visible_gpus
 
-    rows = []
-    for condition in conditions(experiment):
-        missing = [trial for trial in condition.trials if is_open(trial, STAGES)]
-        freed = ", ".join(condition.freed) or "nothing"
-        optimizer = condition.trials[0].optimizer
-        rows.append((condition.name, freed, optimizer, len(condition.trials), len(missing)))
-    rows.append(("total", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
-    arm = f"{experiment.study.label}: {experiment.model}/{experiment.optimizer}"
-    table = tabulate(rows, headers=["condition", "freed", "optimizer", "trials", "to run"])
-    return f"{arm}, in {experiment.runs}\n\n{table}"
+    found = conditions(experiment)
+    missing = [trial for each in found for trial in each.trials if is_open(trial, STAGES)]
+    workers = min(jobs or default_workers(experiment.study.threads), max(len(missing), 1))
+    seconds = trial_seconds(experiment)
+    rough = seconds is None
+    if rough and missing and not visible_gpus():
+        seconds = cpu_seconds(experiment.workspace, experiment.model)
+    return experiment_text(experiment, found, missing, seconds, workers, rough=rough)
 
 
 def _report(

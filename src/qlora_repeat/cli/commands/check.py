@@ -83,7 +83,7 @@ def _archive(path: Path, cache: Path | None, signer: Path | None, quiet: bool) -
     if unpacked.ignored and not quiet:
         say(f"ignored: {', '.join(unpacked.ignored)}", error=True)
     for line in checked.problems:
-        say(line.replace(f"{unpacked.folder}/", f"{path}: ").partition("; `qlora-repeat")[0])
+        say(line.replace(f"{unpacked.folder}/", f"{path}: ").partition("; it came in an archive")[0])
     if checked.problems:
         raise MissingError(
             f"{path}: the checksums are right, but its contents contradict each other; ask who packed it"

@@ -41,14 +41,18 @@ def command(workspace: Workspace, include_stale: bool) -> None:
 
 
 def summary(results: "Results", include_stale: bool = False) -> Iterator[str]:
-    """Yield how many trials of a study are done, and how many are stale."""
+    """Yield how many trials of a study are done, whether it is cut short, and how many are stale."""
+    from qlora_repeat.results.scope import banner
+
     done = sum(row.status == "done" for row in results)
     assert results.study is not None, "they were collected from its records"
     yield f"{results.study.results}: {done} of {len(results)} trials done"
     if stale := [row for row in results if row.status == "stale"]:
-        kept = sum(row.measured for row in stale)
+        kept, status = sum(row.measured for row in stale), results.study.command("status")
         yield (
             f"{len(stale)} stale, {kept} of them with values; tables will name them"
             if include_stale
-            else f"{len(stale)} stale: `qlora-repeat status` says why; --include-stale also collects them"
+            else f"{len(stale)} stale: `{status}` says why; --include-stale also collects them"
         )
+    if above := banner(results.arms()):
+        yield above

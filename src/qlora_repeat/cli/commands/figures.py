@@ -15,7 +15,8 @@ def command(study_file: str, runs: Path | None, results: Path | None, out: Path 
     """Draw the paper's Figure 4, as PDF and as PNG, from collected results alone.
 
     It shows the loss of every trial over the epochs, and the final losses side by side. Figure S2 is added
-    after an attribution, and Figure S3 if an optimizer of the study has the old map of 8-bit state.
+    after an attribution, and Figure S3 if an optimizer of the study has the old map of 8-bit state. In a
+    study of models other than the paper's, without a counterpart, it is Figure 1.
 
     \b
     Example:

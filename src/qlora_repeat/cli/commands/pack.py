@@ -22,6 +22,11 @@ from qlora_repeat.system.printable import say
     help="Also pack files with what looks like a token, an absolute path or the UUID of a GPU.",
 )
 @click.option(
+    "--include-data",
+    is_flag=True,
+    help="Also pack your own data files, if you may publish them: their license is stated as unknown.",
+)
+@click.option(
     "--license",
     metavar="SPDX",
     default="Apache-2.0",
@@ -42,6 +47,7 @@ def command(
     out: Path | None,
     include_stale: bool,
     include_private: bool,
+    include_data: bool,
     license: str,
     authors: tuple[str, ...],
     key: Path | None,
@@ -51,9 +57,9 @@ def command(
     """Put a study into one archive that others can cite and check: STUDY.zip.
 
     The archive has records, traces, adapters, collected results, lock files and the study file, described as
-    an RO-Crate, with SHA256SUMS. The same input gives the same bytes. It has no base models, data, merged
-    models, tables or logs. Trials that are damaged, running or incomplete are left out and named, and so is
-    the study's [cluster].
+    an RO-Crate, with SHA256SUMS. The same input gives the same bytes. It has no base models, merged models,
+    tables or logs, and your own data only with --include-data. Trials that are damaged, running or incomplete
+    are left out and named, and so is the study's [cluster].
 
     \b
     Example:
@@ -70,7 +76,7 @@ def command(
     path = out or workspace.runs / f"{study.label}.zip"
     if path.suffix != ".zip" or path.is_dir():
         raise UsageError(f"--out {path}: give a file that ends in .zip")
-    if not re.fullmatch(r"[A-Za-z0-9.+-]+", license):
+    if not re.fullmatch(r"[A-Za-z0-9.+-]{1,100}", license):
         raise UsageError(f"--license {license}: give an SPDX identifier, such as CC-BY-4.0")
     if key is not None:
         require_key(key)  # fail now, not after packing
@@ -81,6 +87,7 @@ def command(
             report,
             include_stale=include_stale,
             include_private=include_private,
+            include_data=include_data,
             license=license,
             authors=authors,
         )
@@ -92,5 +99,6 @@ def command(
         size = megabytes(path.stat().st_size)
         say(f"{path}: {packed.trials} trials in {packed.files} files, {size}")
         say(f"SHA-256 {packed.sha256}")
+        say(f"records and results have the license {license}; --license gives another")
     if key is not None:
         say(f"{sign(path, key)}: the signature, to publish with the archive")

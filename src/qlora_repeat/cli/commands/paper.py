@@ -1,5 +1,6 @@
 """`qlora-repeat paper`."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -26,4 +27,5 @@ def command(study_file: str, out: Path | None) -> None:
     from qlora_repeat.render.pdf import compile_paper
 
     label = PUBLISHED if study_file == PUBLISHED else load_study(study_file).label
-    say(compile_paper(out or BUILD / label))
+    tables = ["qlora-repeat", "tables", study_file, *(["--out", str(out)] if out else [])]
+    say(compile_paper(out or BUILD / label, shlex.join(tables)))

@@ -1,6 +1,7 @@
 """`qlora-repeat run`."""
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,16 @@ from qlora_repeat.cli.options import (
     compare_option,
     cpu_option,
     jobs_option,
+    only_option,
     out_option,
     silence_libraries,
     stages_option,
+    track_option,
+    trials_option,
     verbosity_options,
     workspace_argument,
 )
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.trial import ALL_STAGES, Stage
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.printable import say
 
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
 )
 @cpu_option
 @stages_option
+@track_option
+@only_option
+@trials_option
 @click.option("--no-report", is_flag=True, help="Write results, but no tables, figures and report.")
 @compare_option
 @out_option
@@ -42,6 +49,8 @@ def command(
     jobs: int | None,
     gpus: str | None,
     stages: list[Stage],
+    only: tuple[str, ...],
+    trials: int | None,
     no_report: bool,
     compare: str | None,
     out: Path | None,
@@ -51,13 +60,16 @@ def command(
 ) -> None:
     """Run every trial that is not complete, then write results, tables, figures and report.
 
-    Each trial runs in its own process. Missing models and data are fetched first. Run the same command again
-    to resume. If some trials fail, the results of the others are written. With --stages, only these stages
-    run, and only their records are written.
+    Each trial, and each test of a base model before fine-tuning, is a job: a process of its own. Missing
+    models and data are fetched first. Run the same command again to resume. If some trials fail, the results
+    of the others are written. With --stages, only these stages run, and only their records are written.
+    --only and --trials are for a first look: tables and report then say that the study is cut short, and a
+    later run without them runs the rest.
 
     \b
-    Example:
+    Examples:
       qlora-repeat run pocket --compare published
+      qlora-repeat run pocket --only smollm2-135m/adamw-8bit --trials 2
     """
     silence_libraries(verbose)
     from qlora_repeat.api.results import results_of
@@ -68,15 +80,17 @@ def command(
     if gpus is not None:
         choose_gpus(gpus)
     others = None if compare is None else results_of(compare, workspace.runs)  # fail now, not after hours
-    whole = stages == [*STAGES]
+    whole = stages == [*ALL_STAGES]
     try:
-        results = run(workspace, jobs=jobs, stages=stages, quiet=quiet)
+        results = run(workspace, jobs=jobs, stages=stages, only=only, trials=trials, quiet=quiet)
     except (StageError, BusyError):
         if whole:  # an error while writing matters less than why trials failed
             with contextlib.suppress(KitError, OSError):
                 _show(collect(workspace), whole, no_report, out, others, quiet)
         raise
     _show(results, whole, no_report, out, others, quiet)
+    if (only or trials) and not quiet and not all(row.status == "done" for row in results):
+        say(f"`qlora-repeat run {shlex.quote(workspace.given)}` runs the other trials")
 
 
 def _show(

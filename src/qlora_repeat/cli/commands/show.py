@@ -12,6 +12,9 @@ from qlora_repeat.system.printable import say
 def command(study_file: str | None) -> None:
     """Show a study and its trials; without STUDY, list the studies and where they are.
 
+    A study is shown as a complete study file, with what its file leaves out. The comment of each value says
+    where it comes from: a line of the file, a study that it extends, the lock file, or a default.
+
     \b
     Example:
       qlora-repeat show pocket
@@ -21,7 +24,8 @@ def command(study_file: str | None) -> None:
 
 
 def _studies() -> Iterator[str]:
-    from qlora_repeat.study.loading import known_studies, load_study, study_folders
+    from qlora_repeat.study.finding import known_studies, study_folders
+    from qlora_repeat.study.loading import load_study
 
     yield f"Studies in {', '.join(f'{folder}/' for folder in study_folders())}:"
     for name, path in known_studies().items():
@@ -31,13 +35,15 @@ def _studies() -> Iterator[str]:
 
 
 def _study(name: str) -> Iterator[str]:
-    from qlora_repeat.study.loading import open_workspace
+    from qlora_repeat.assets.pins import locked_values
+    from qlora_repeat.study.complete_file import complete_text
+    from qlora_repeat.study.loading import open_workspace, read_study
 
     workspace = open_workspace(name)
     study, trials = workspace.study, workspace.trials()
-    yield f"{study.label}: {study.title}, {len(trials)} trials ({workspace.file})"
-    yield f"randomness: {study.profile} (profiles: {', '.join(study.profiles)})"
-    for model, asked in study.models.items():
-        yield f"{model}: {asked.title}, base {asked.base}, data {asked.data}"
-    yield ""
-    yield from (trial.name for trial in trials)
+    yield f"# {study.label}: {study.title}, {len(trials)} trials ({workspace.file})"
+    for model in study.models:
+        for optimizer in study.optimizers:
+            first = f"{model}/{optimizer}/1"
+            yield f"# {first}" + (f" to {study.trials}" if study.trials > 1 else "")
+    yield from complete_text(*read_study(name), locked_values(workspace), workspace.lock.name).splitlines()

@@ -7,6 +7,7 @@ from qlora_repeat.cli.options import (
     cpu_option,
     jobs_option,
     silence_libraries,
+    track_option,
     verbosity_options,
     workspace_option,
 )
@@ -50,7 +51,7 @@ def stage_command(stage: Stage, help: str) -> click.Command:
             raise UsageError("--same-seeds is for one TRIAL; leave out --all")
         if (trial is None) == (not every):
             raise UsageError(
-                "give one TRIAL (model/optimizer/number), or --all; `qlora-repeat show` lists them"
+                f"give one TRIAL (model/optimizer/number), or --all; `{workspace.command('show')}` lists them"
             )
         shown = Terminal(console(quiet))
         if trial is None:
@@ -60,5 +61,5 @@ def stage_command(stage: Stage, help: str) -> click.Command:
 
     if stage != "finetune":
         return command
-    with_seeds: click.Command = same_seeds_option(command)
+    with_seeds: click.Command = same_seeds_option(track_option(command))
     return with_seeds

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_repeat.api.places import BUILD
-from qlora_repeat.cli.options import out_option, silence_libraries, workspace_argument
+from qlora_repeat.cli.options import (
+    only_option,
+    out_option,
+    silence_libraries,
+    trials_option,
+    workspace_argument,
+)
 from qlora_repeat.errors import KitError, MissingError, UsageError
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.printable import say, say_block
@@ -75,6 +81,8 @@ def _extra(
     callback=_extra,
     help="An sbatch option of the job that makes tables: --tables partition=cpu.",
 )
+@only_option
+@trials_option
 @click.option("--dry-run", is_flag=True, help="Show what would be requested, and submit nothing.")
 @workspace_argument
 @out_option
@@ -82,6 +90,8 @@ def command(
     workspace: Workspace,
     out: Path | None,
     dry_run: bool,
+    only: tuple[str, ...],
+    trials: int | None,
     gpus: tuple[str | None, int | None],
     **given: Any,
 ) -> None:
@@ -98,7 +108,8 @@ def command(
     silence_libraries(verbose=False)
     from qlora_repeat.slurm.submit import make_request, submit
     from qlora_repeat.study.cluster import Cluster, from_options, over, read_user_file, requested
-    from qlora_repeat.study.loading import came_in_archive
+    from qlora_repeat.study.finding import came_in_archive
+    from qlora_repeat.study.selection import select
 
     own = from_options(**given, gpu_type=gpus[0], gpus=gpus[1])
     asked = workspace.study.cluster
@@ -107,12 +118,13 @@ def command(
         say(note, error=True)
         asked = Cluster()
     cluster = over(over(asked, read_user_file()), own)
+    chosen = select(workspace, only, trials)
     complete = cluster.minutes is not None and cluster.memory is not None
-    request = make_request(workspace, cluster, None if complete else _plan(workspace))
+    request = make_request(workspace, cluster, None if complete else _plan(workspace), chosen)
     if dry_run:
         say_block(_asked(request, planned=not complete))
         return
-    _require_fetched(workspace)
+    _require_fetched(workspace, chosen.models)
     jobs, render = submit(request, workspace, cluster, out or BUILD / workspace.study.label)
     for name, job in request.queued.items():
         say(f"{name}: queued already, as job {job}")
@@ -121,7 +133,8 @@ def command(
     if render is not None:
         say(f"tables and figures: job {render}, after these")
     elif not request.queued:
-        say(f"study {workspace.study.label}: every trial is done; nothing is submitted")
+        every = "every chosen trial" if chosen.left_out else "every trial"
+        say(f"study {workspace.study.label}: {every} is done; nothing is submitted")
 
 
 def _plan(workspace: Workspace) -> "Plan | None":
@@ -167,12 +180,11 @@ def _shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _require_fetched(workspace: Workspace) -> None:
+def _require_fetched(workspace: Workspace, models: list[str]) -> None:
     """Check that all is fetched: tasks use no network, and would fail only after their time in the queue."""
     from qlora_repeat.assets.fetch import needed
 
-    lacking = [item.name for item in needed(workspace) if not item.present]
+    lacking = [item.name for item in needed(workspace, models) if not item.present]
     if lacking:
-        raise MissingError(
-            f"not fetched: {', '.join(lacking)}; run `qlora-repeat fetch {workspace.given}` here first"
-        )
+        command = workspace.command("fetch")
+        raise MissingError(f"not fetched: {', '.join(lacking)}; run `{command}` here first")

@@ -38,7 +38,8 @@ def command(
 ) -> None:
     """Render the paper's tables, as LaTeX and as Markdown, from collected results alone.
 
-    STUDY may be `published`: the numbers that the paper prints. Table S2 is added after an attribution. With
+    A study of models other than the paper's, without a counterpart, has tables from 1, and no claims. STUDY
+    may be `published`: the numbers that the paper prints. Table S2 is added after an attribution. With
     only --format terminal, tables are printed, as wide as the terminal, and no file is written.
 
     \b

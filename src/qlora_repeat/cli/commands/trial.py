@@ -10,10 +10,11 @@ from qlora_repeat.cli.options import (
     cpu_option,
     silence_libraries,
     stages_option,
+    track_option,
     verbosity_options,
     workspace_option,
 )
-from qlora_repeat.study.trial import STAGES, Stage
+from qlora_repeat.study.trial import Stage
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.printable import say
 
@@ -24,6 +25,7 @@ from qlora_repeat.system.printable import say
 @same_seeds_option
 @cpu_option
 @stages_option
+@track_option
 @workspace_option
 @verbosity_options
 def command(
@@ -56,7 +58,7 @@ def command(
     chosen = workspace.trial(trial)
     run_one(chosen, stages, shown, force=force, same_seeds=same_seeds)
     outputs: dict[str, Any] = {}
-    for stage in STAGES:
+    for stage in chosen.stages:
         record = valid_record(chosen.record(stage))
         outputs |= record.outputs if record else {}
     if not quiet:
@@ -81,3 +83,6 @@ def _measured(name: str, outputs: dict[str, Any]) -> Iterator[str]:
     ]
     if seconds:
         yield ", ".join(seconds)
+    for task, found in outputs.get("tasks", {}).items():
+        scores = (f"{metric.removesuffix(',none')} {score:.4f}" for metric, score in found["scores"].items())
+        yield f"benchmark {task}: {', '.join(scores)}"

@@ -39,6 +39,8 @@ def command(archive: Path, folder: Path | None, quiet: bool) -> None:
         done = [row for row in rows if row.measured]
         say(f"{found.folder}: {found.files} files have the checksums that the archive states")
         say(f"study {found.label}: {len(done)} of {len(rows)} trials have results")
+        if (found.folder / "data").is_dir():
+            say("its data have no stated license: ask whoever packed them before you use or publish them")
         given = [found.study_file, "--runs", str(found.runs)]
         say(f"to read it: qlora-repeat status {shlex.join(given)}")
         if done:

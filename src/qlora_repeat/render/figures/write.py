@@ -12,13 +12,15 @@ from qlora_repeat.render.figures.drawing import save_figure
 from qlora_repeat.render.figures.loss_curves import draw_loss_curves
 from qlora_repeat.render.footnotes import study_names
 from qlora_repeat.results.arms import Arm
+from qlora_repeat.results.scope import of_paper
 from qlora_repeat.system.files import remove
 
 
 def render_figures(arms: list[Arm], out: Path, experiments: Sequence[Measurements] = ()) -> list[Path]:
     """Write Figure 4 as ``figure-04.pdf`` and ``.png``; return the paths of all figures written.
 
-    If an optimizer has an old map of 8-bit state, also ``figure-S3``; with attribution `experiments`,
+    Without one of the paper's models or a counterpart of one, it is ``figure-01``. If an
+    optimizer has an old map of 8-bit state, also ``figure-S3``; with attribution `experiments`,
     ``figure-S2-ARM`` for each. Earlier figures that these results do not have are removed.
 
     Raises:
@@ -30,18 +32,19 @@ def render_figures(arms: list[Arm], out: Path, experiments: Sequence[Measurement
         for path in render_attribution_figure(measured, attribute(measured), out)
     ]
     has_curves = any(trial.loss_curve for arm in arms for trial in arm.done)
-    drawn = {"figure-04": draw_loss_curves} if has_curves else {}
+    losses = "figure-04" if of_paper(arms) else "figure-01"
+    drawn = {losses: draw_loss_curves} if has_curves else {}
     if has_collapse_figure(arms):
         drawn["figure-S3"] = draw_collapse
     paths = {name: [out / f"{name}.{kind}" for kind in ("pdf", "png")] for name in drawn}
     written = [path for own in paths.values() for path in own] + of_experiments
-    possible = [out / f"figure-{number}.{kind}" for number in ("04", "S3") for kind in ("pdf", "png")]
+    possible = [out / f"figure-{number}.{kind}" for number in ("01", "04", "S3") for kind in ("pdf", "png")]
     for path in {*possible, *out.glob("figure-S2-*")} - set(written):
         remove(path)
     if not has_curves:
         raise MissingError(
             f"collected results of study {study_names(arms) or '(none)'}: no finished trial has a loss curve "
-            "to draw; run the trials with `qlora-repeat run`, then `qlora-repeat collect`"
+            "to draw; run and collect them first"
         )
     for name, draw in drawn.items():
         save_figure(draw(arms), paths[name])

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from qlora_repeat.render.report.content import ArmRow
 from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.results.arms import Arm, base_perplexities, by_model, distinct
-from qlora_repeat.results.number_format import number
+from qlora_repeat.results.number_format import decimals_of, number
+from qlora_repeat.results.scope import examples_tested
 from qlora_repeat.results.statistical_methods import spans_a_decade
 from qlora_repeat.results.trial_result import TrialResult
 
@@ -62,10 +63,13 @@ def perplexity_charts(rows: Sequence[ArmRow]) -> Iterator[Chart]:
         notes = []
         if hidden := sum(not _is_drawn(trial.perplexity) for row in own for trial in row.arm.done):
             notes.append(f"{hidden} not shown: not finite.")
-        if shown != base:
-            notes.append("The model before fine-tuning is beyond the axis.")
+        if base is not None and shown is None:
+            side = "above" if base > max(values) else "below"
+            notes.append(f"The model before fine-tuning is {side} the axis, which has no dashed line.")
         title, before = own[0].arm.title, "" if base is None else f"; {number(base)} before fine-tuning"
-        description = f"Perplexity of each trial of {title}, by optimizer: {_range(values)}{before}."
+        examples = examples_tested([row.arm for row in own])
+        tested = f" on {examples} test examples" if examples else ""
+        description = f"Perplexity of each trial of {title}{tested}, by optimizer: {_range(values)}{before}."
         data = _data(
             "points",
             ("optimizer", "run", "perplexity", "identity", "digest"),
@@ -99,11 +103,12 @@ def loss_charts(rows: Sequence[ArmRow], files: TrialFiles) -> Iterator[Chart]:
         differing = [(cell.divergence.step, cell.trial.trial) for cell in row.cells if cell.divergence]
         step, first = min(differing, default=(None, None))
         if differing:
-            description += f" Runs first differ at step {step} (run {first})."
+            when = f"first differ at step {step}" if step else "differ before the first step"
+            description += f" Runs {when} (run {first})."
         if not traced:
             notes.append("Without traces, points are the collected losses; the first difference is unknown.")
         columns, log = ("run", unit, "loss"), spans_a_decade(losses)
-        data = _data("lines", columns, points, runs=list(curves), step=step, log=log)
+        data = _data("lines", columns, points, runs=list(curves), step=step or None, log=log)
         yield Chart(row.arm.name, description, notes, data)
 
 
@@ -152,7 +157,9 @@ def beside_the_paper(arms: Sequence[Arm], published: Sequence[Arm]) -> Chart | N
     headings = distinct(arm.heading for arm in arms)
     return Chart(
         title="Perplexity relative to the base model's",
-        description="Each trial, in the paper and here: below 1, fine-tuning helped; above 1, it harmed.",
+        description="Each trial, in the paper and here"
+        + (f" (on {examples} test examples)" if (examples := examples_tested(arms)) else "")
+        + ": below 1, fine-tuning helped; above 1, it harmed.",
         notes=distinct(
             f"Here {arm.title} stands in for {titles[arm.counterpart]}."
             for arm in arms
@@ -197,7 +204,9 @@ def _is_near(value: float, values: Sequence[float]) -> bool:
 
 
 def _range(values: Sequence[float]) -> str:
-    return f"{number(min(values))} to {number(max(values))}"
+    low, high = min(values), max(values)
+    decimals = 0 if spans_a_decade(values) else decimals_of([low, high])
+    return " to ".join(distinct(str(number(value, decimals)) for value in (low, high)))
 
 
 def _is_drawn(value: float | None) -> bool:

@@ -32,6 +32,8 @@ class Cell:
     """A letter for each different adapter of the arm, A for the most frequent."""
     color: int
     """Of the letter, from 0."""
+    perplexity: str | None
+    """With as many decimals as in the other trials of the arm."""
     divergence: Divergence | None
     """Where it first differs from the first trial that has a trace."""
     command: str
@@ -41,10 +43,6 @@ class Cell:
     def first_difference(self) -> str | None:
         """Return the step and the value that differs first."""
         return None if self.divergence is None else f"step {self.divergence.step}: {self.divergence.kind}"
-
-    @property
-    def perplexity(self) -> str | None:
-        return number(self.trial.perplexity)
 
     @property
     def digest(self) -> str | None:
@@ -97,13 +95,14 @@ def arm_rows(arms: Sequence[Arm], files: TrialFiles, study_name: str) -> list[Ar
     for arm in arms:
         counted = Counter(trial.adapter_digest for trial in arm.done if trial.adapter_digest)
         places = {digest: place for place, (digest, _) in enumerate(counted.most_common())}
-        cells = []
+        cells, decimals = [], arm.decimals(lambda trial: trial.perplexity)
         for trial in arm.trials:
             place = places.get(trial.adapter_digest or "")
             letter = None if place is None else _letter(place)
             color = min(place or 0, COLORS - 1)
             divergence = files.divergence(arm, trial)
-            cells.append(Cell(trial, letter, color, divergence, _command(trial, study_name)))
+            perplexity = number(trial.perplexity, decimals)
+            cells.append(Cell(trial, letter, color, perplexity, divergence, _command(trial, study_name)))
         rows.append(ArmRow(arm, cells, len(counted)))
     return rows
 

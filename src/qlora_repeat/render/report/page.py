@@ -31,6 +31,7 @@ from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.text.attribution import sentences
 from qlora_repeat.results.arms import Arm
+from qlora_repeat.results.scope import banner, of_paper
 from qlora_repeat.system.fingerprint import device_name, software_names
 
 _STATIC = resources.files("qlora_repeat.render.report") / "static"
@@ -51,26 +52,31 @@ def report_html(
     """
     tables = make_tables(arms)  # raises what is wrong with the results
     rows = arm_rows(arms, files, study_name)
+    perplexities, losses = list(perplexity_charts(rows)), list(loss_charts(rows, files))
     comparisons = _comparisons(arms, published)
     return render_html(
         "report.html.j2",
         study=study_name,
+        banner=banner(arms),
         sentences=verdict(rows),
         source=source_of(arms),
         rows=rows,
         trials=max(len(row.cells) for row in rows),
         meanings=meanings(rows),
-        perplexities=list(perplexity_charts(rows)),
-        losses=list(loss_charts(rows, files)),
+        perplexities=perplexities,
+        based=any(chart.data["base"] is not None for chart in perplexities),
+        losses=losses,
+        differing=any(chart.data["step"] is not None for chart in losses),
         distances=list(distance_charts(rows, files)),
         comparisons=comparisons,
         ratios=beside_the_paper(arms, published) if comparisons else None,
         questions=questions(rows),
         experiments=[_experiment(measured) for measured in experiments],
         collapse=Markup(as_svg(draw_collapse(arms), "report")) if has_collapse_figure(arms) else None,
-        claims=judge_claims(arms),
+        claims=judge_claims(papers) if (papers := of_paper(arms)) else [],
         rules=DEFINITIONS,
         tables=tables,
+        inspections=files.rows,
         fingerprints=_fingerprints(files),
         version=__version__,
         style=Markup(_static("report.css")),

@@ -1,10 +1,14 @@
 """What a report shows besides collected results: traces and fingerprints of trials, if there are any."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from qlora_repeat.analysis.trial_diff import Divergence, first_divergence
+from qlora_repeat.assets.inspection import INSPECTION, Inspection
 from qlora_repeat.errors import KitError
 from qlora_repeat.records.self_test import self_test_of
 from qlora_repeat.records.trace import Step, read_trace
@@ -22,6 +26,8 @@ class TrialFiles:
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
     self_tests: dict[str, str] = field(default_factory=dict)
     """The self-test of the machine of a trial, in words, if there is one."""
+    rows: dict[str, Inspection] = field(default_factory=dict)
+    """What is in the rows of a model, by its name."""
 
     def divergence(self, arm: Arm, trial: TrialResult) -> Divergence | None:
         """Return where the trial first differs from the first of its arm that has a trace, if it does."""
@@ -44,6 +50,9 @@ def read_trial_files(workspace: Workspace, arms: Sequence[Arm]) -> TrialFiles:
             record = valid_record(trial.record("finetune"))
             if record is not None and record.outputs.get("adapter_digest") == row.adapter_digest:
                 found.fingerprints[trial.name] = record.fingerprint
+                with contextlib.suppress(ValidationError):  # older records have none
+                    rows = INSPECTION.validate_python(record.outputs.get("rows"))
+                    found.rows.setdefault(trial.model_name, rows)
                 if (tested := self_test_of(workspace.runs, record.fingerprint)) is not None:
                     found.self_tests[trial.name] = tested.sentence
                 found.traces[trial.name] = read_trace(trial.trace)

@@ -6,6 +6,7 @@ from qlora_repeat.render.footnotes import dash_note, source_of, stale, stale_bas
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import Arm, base_perplexities, by_model, distinct
 from qlora_repeat.results.number_format import DASH, statistic
+from qlora_repeat.results.scope import of_paper
 
 
 def ablation_tables(arms: list[Arm]) -> list[Table]:
@@ -27,6 +28,7 @@ def ablation_tables(arms: list[Arm]) -> list[Table]:
         base = [statistic(name, bases[model]) for name in ("mean", "SD", "n")]
         distinct_texts = [f"{len(set(each))} of {len(each)}" if each else DASH for each in texts]
         rows.append([own[0].title, *base, *distinct_texts])
+    section = " (section IX)" if of_paper(arms) else ""
     caption = "perplexity of each base model, one process for each test"
     notes = ["SD: sample standard deviation (n-1)."]
     if asked:
@@ -39,7 +41,7 @@ def ablation_tables(arms: list[Arm]) -> list[Table]:
     return [
         Table(
             number="S0",
-            caption=f"Tests of the same model, repeated (section IX): {caption}.",
+            caption=f"Tests of the same model, repeated{section}: {caption}.",
             source=source_of(arms),
             stub="Model",
             columns=[

@@ -3,7 +3,15 @@
 from qlora_repeat.render.footnotes import NOTES, dash_note, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import Arm, by_model
-from qlora_repeat.results.number_format import DASH, cell, interval_text, rounded, share_text
+from qlora_repeat.results.number_format import (
+    DASH,
+    cell,
+    decimals_of,
+    interval_text,
+    share_text,
+    span,
+    spread_text,
+)
 from qlora_repeat.results.statistical_methods import FEWEST, Summary, compare_spreads, holm
 from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics
 
@@ -55,7 +63,7 @@ def _outcomes(own: ArmStatistics) -> dict[str, str]:
     return {
         "runs": str(own.trials),
         "perplexity: median": cell(found.median),
-        "perplexity: range": interval_text(cell(found.low), cell(found.high)),
+        "perplexity: range": _range(found),
         "perplexity: SD": cell(found.sd),
         "collapsed": share_text(worse),
         "collapsed: 95 % interval": interval_text(f"{100 * worse.low:.0f} %", f"{100 * worse.high:.0f} %")
@@ -64,6 +72,11 @@ def _outcomes(own: ArmStatistics) -> dict[str, str]:
         "final loss: median": cell(losses.median),
         "diverged": share_text(own.diverged),
     }
+
+
+def _range(found: Summary) -> str:
+    values = [value for value in (found.low, found.high) if value is not None]
+    return span(values, decimals_of(values)) or DASH
 
 
 def _spreads(tested: list[Arm]) -> list[dict[str, str]]:
@@ -77,8 +90,10 @@ def _spreads(tested: list[Arm]) -> list[dict[str, str]]:
     return [
         {
             "spread compared with": other.heading if other and test else DASH,
-            "ratio of spreads": rounded(test.ratio) if test else DASH,
-            "ratio: 95 % interval": interval_text(rounded(test.low), rounded(test.high)) if test else DASH,
+            "ratio of spreads": spread_text(test.ratio) if test else DASH,
+            "ratio: 95 % interval": interval_text(spread_text(test.low), spread_text(test.high))
+            if test
+            else DASH,
             "equal spread: p": cell(p),
         }
         for other, test, p in zip(others, tests, adjusted, strict=True)

@@ -4,23 +4,29 @@ The table of a third model's responses has the second's number and a letter (5b)
 values, and stale ones on request, with a note; any other trial leaves a dash and a note.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.footnotes import NOTES, diverged, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.ablation import ablation_tables
+from qlora_repeat.render.tables.benchmarks import benchmark_tables
 from qlora_repeat.render.tables.claims import claims_table
 from qlora_repeat.render.tables.collapse import collapse_tables
 from qlora_repeat.render.tables.responses import answer_tables, continuation_tables
+from qlora_repeat.render.tables.scores import score_tables
 from qlora_repeat.render.tables.statistics import statistics_tables
 from qlora_repeat.render.tables.table import Table, by_run, number_column
 from qlora_repeat.results.arms import Arm, Measure, by_model, distinct
 from qlora_repeat.results.number_format import DASH, DEVIATION_NOTE, mean, span, summary_rows
+from qlora_repeat.results.scope import of_paper
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
 TASKS = {"text-generation": ("1", "10"), "question-answering": ("2", "11")}
 """The numbers of each task's tables of perplexity and of seconds."""
+_PERPLEXITY: Measure = attrgetter("perplexity")
 SECONDS: dict[str, Measure] = {
     "train": lambda trial: trial.train_seconds,
     "test": lambda trial: trial.test_seconds,
@@ -28,7 +34,9 @@ SECONDS: dict[str, Measure] = {
 
 
 def make_tables(arms: list[Arm]) -> list[Table]:
-    """Make the tables that these arms have, in the paper's order; then S0, S1, S3 and S4, which it lacks.
+    """Make the tables that these arms have, in the paper's order; then those that it lacks (S0, S1, ...).
+
+    Without one of the paper's models, or a counterpart of one, numbers begin at 1, and there is no S4.
 
     Raises:
         UsageError: there are no arms.
@@ -42,10 +50,20 @@ def make_tables(arms: list[Arm]) -> list[Table]:
             responses = continuation_tables(own) if task == "text-generation" else answer_tables(own)
             tables += [_perplexity(perplexity, task, own), _seconds(seconds, task, own), *responses]
     tables.sort(key=lambda table: table.name)
-    tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms), claims_table(arms)]
+    papers = of_paper(arms)
+    if not papers:
+        tables = in_sequence(tables)
+    tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms)]
+    tables += [claims_table(papers)] if papers else []
+    tables += [*benchmark_tables(arms), *score_tables(arms)]
     if all(trial.study == PUBLISHED for arm in arms for trial in arm.trials):
         return [_in_the_papers_words(table) for table in tables]
     return tables
+
+
+def in_sequence(tables: Sequence[Table], letter: str = "") -> list[Table]:
+    """Return tables numbered from 1, and not as in the paper; `letter` precedes the numbers."""
+    return [replace(table, number=f"{letter}{place}") for place, table in enumerate(tables, 1)]
 
 
 def _in_the_papers_words(table: Table) -> Table:
@@ -58,23 +76,36 @@ def _in_the_papers_words(table: Table) -> Table:
 
 def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
     """Make Table 1 or 2, with a summary of the runs and the base models' perplexity."""
-    columns = [number_column((arm.title, arm.heading), arm, lambda trial: trial.perplexity) for arm in arms]
-    summary = summary_rows(["mean", "SD", "range", "n"], [arm.perplexities for arm in arms])
+    columns = [number_column((arm.title, arm.heading), arm, _PERPLEXITY) for arm in arms]
+    decimals = [arm.decimals(_PERPLEXITY) for arm in arms]
+    summary = summary_rows(["mean", "SD", "range", "n"], [arm.perplexities for arm in arms], decimals)
     base = {
         model: [value for arm in own for value in arm.values(lambda trial: trial.base_perplexity)]
         for model, own in by_model(arms).items()
     }
-    summary.append(["base", *(span(base[arm.model]) or DASH for arm in arms)])
+    spans = [span(base[arm.model], least) for arm, least in zip(arms, decimals, strict=True)]
+    summary.append(["base", *(each or DASH for each in spans)])
     caption = f"Perplexity of the fine-tuned {task} models on the test examples, by run and optimizer."
     merged = "Perplexity is measured after merging into unquantized weights; training used the 4-bit base."
     notes = [
         DEVIATION_NOTE,
         "base: the model before fine-tuning, measured in the same way.",
-        *([merged] if any(trial.weights for arm in arms for trial in arm.done) else []),
+        *_answers_only(arms),
+        *([merged] if any(trial.weights in _IN_4_BITS for arm in arms for trial in arm.done) else []),
         *diverged(arms),
         *stale_bases(arm for arm in arms if base[arm.model]),
     ]
     return by_run(number, caption, columns, summary=summary, notes=notes)
+
+
+def _answers_only(arms: list[Arm]) -> list[str]:
+    """Note the models whose perplexity is of answers, and not of whole texts."""
+    titles = distinct(arm.title for arm in arms if arm.trials[0].answers_only)
+    return [f"Perplexity is of the answers only: {', '.join(titles)}."] if titles else []
+
+
+_IN_4_BITS = ("nf4", "materialized")
+"""Kinds of frozen weights that began in 4 bits."""
 
 
 def _memory(arms: list[Arm]) -> Table:
@@ -132,12 +163,13 @@ def _mebibytes(trial: TrialResult) -> float | None:
 
 def _seconds(number: str, task: str, arms: list[Arm]) -> Table:
     """Make Table 10 or 11: optimizers side by side, with the models below each, as in the paper."""
-    columns, found = [], []
+    columns, found, decimals = [], [], []
     for heading in distinct(arm.heading for arm in arms):
         for arm in (arm for arm in arms if arm.heading == heading):
             for name, measure in SECONDS.items():
                 columns.append(number_column((heading, arm.title, f"{name} (s)"), arm, measure))
                 found.append(arm.values(measure))
+                decimals.append(arm.decimals(measure))
     caption = f"Seconds to fine-tune (train) and to answer the prompts (test), {task} models, by run."
-    summary = summary_rows(["mean", "SD", "n"], found)
+    summary = summary_rows(["mean", "SD", "n"], found, decimals)
     return by_run(number, caption, columns, summary=summary, notes=[DEVIATION_NOTE])

@@ -12,16 +12,24 @@ from qlora_repeat.results.number_format import (
     share_interval,
     share_text,
     spread_text,
+    value_range,
     value_text,
 )
 from qlora_repeat.results.statistical_methods import FEWEST, TRIALS_NEEDED, Summary
-from qlora_repeat.results.study_statistics import ArmStatistics, StudyStatistics, study_statistics
+from qlora_repeat.results.study_statistics import (
+    SCORE_TITLES,
+    ArmStatistics,
+    StudyStatistics,
+    scores_of_others,
+    study_statistics,
+)
 
-_TITLES = {
+_TITLES: dict[str, str] = {
     "perplexity": "perplexity",
     "final_loss": "final loss",
     "train_seconds": "seconds to fine-tune",
     "test_seconds": "seconds to test",
+    **{str(name): title for name, title in SCORE_TITLES.items()},
 }
 
 
@@ -38,7 +46,7 @@ def statistics_tables(arms: list[Arm]) -> list[Table]:
 
 def _arms_table(arms: list[Arm], found: StudyStatistics) -> Table:
     """Make Table S1: a row for each arm; a panel for the runs, and one for each measure."""
-    cells = [_arm_cells(own) for own in found.arms]
+    cells = [_arm_cells(own, arm.is_published) for arm, own in zip(arms, found.arms, strict=True)]
     rows = [[arm.name, *own.values()] for arm, own in zip(arms, cells, strict=True)]
     notes = NOTES["S1"]
     return Table(
@@ -60,7 +68,7 @@ def _arms_table(arms: list[Arm], found: StudyStatistics) -> Table:
     )
 
 
-def _arm_cells(own: ArmStatistics) -> dict[tuple[str, ...], str]:
+def _arm_cells(own: ArmStatistics, as_printed: bool) -> dict[tuple[str, ...], str]:
     """Return the cells of an arm by their headings."""
     cells: dict[tuple[str, ...], str] = {
         ("runs", "n"): str(own.trials),
@@ -70,20 +78,21 @@ def _arm_cells(own: ArmStatistics) -> dict[tuple[str, ...], str]:
         ("runs", "share worse"): share_interval(own.worse_than_base),
     }
     for name, summary in own.measures.items():
-        cells |= {(_TITLES[name], heading): cell for heading, cell in _summary_cells(summary).items()}
+        found = _summary_cells(summary, as_printed)
+        cells |= {(_TITLES[name], heading): cell for heading, cell in found.items()}
     return cells
 
 
-def _summary_cells(summary: Summary) -> dict[str, str]:
+def _summary_cells(summary: Summary, as_printed: bool) -> dict[str, str]:
     sd = summary.sd
     return {
-        "mean": value_text(summary.mean, sd),
+        "mean": value_text(summary.mean, sd, as_printed=as_printed),
         "SD": spread_text(sd),
         "SD, 95 %": interval_text(spread_text(summary.sd_low), spread_text(summary.sd_high)),
         "CV": spread_text(summary.cv),
-        "median": value_text(summary.median, sd),
+        "median": value_text(summary.median, sd, as_printed=as_printed),
         "MAD": spread_text(summary.mad),
-        "range": interval_text(value_text(summary.low, sd, of_sd=1), value_text(summary.high, sd, of_sd=1)),
+        "range": value_range(summary.low, summary.high, sd, as_printed=as_printed),
     }
 
 
@@ -93,7 +102,7 @@ def _fewer_values(arms: list[Arm], found: StudyStatistics) -> list[str]:
         (f"{arm.name} {_TITLES[name]}: {summary.n}", summary.not_finite)
         for arm, own in zip(arms, found.arms, strict=True)
         for name, summary in own.measures.items()
-        if summary.n < own.trials
+        if summary.n < own.trials and name not in scores_of_others(arm.task)
     ]
     if not fewer:
         return []

@@ -75,8 +75,9 @@ Column = tuple[Headings, Arm, Callable[[TrialResult], str | None]]
 
 
 def number_column(headings: Headings, arm: Arm, measure: Measure) -> Column:
-    """Make a column of numbers."""
-    return headings, arm, lambda trial: number(measure(trial))
+    """Make a column of numbers with equal decimals."""
+    decimals = arm.decimals(measure)
+    return headings, arm, lambda trial: number(measure(trial), decimals)
 
 
 def by_run(

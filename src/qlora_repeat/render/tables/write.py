@@ -18,9 +18,10 @@ from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.render.escape import latex, markdown
 from qlora_repeat.render.tables.columns import grouped, side_by_side
 from qlora_repeat.render.tables.comparison import comparison_tables
-from qlora_repeat.render.tables.paper_tables import make_tables
+from qlora_repeat.render.tables.paper_tables import in_sequence, make_tables
 from qlora_repeat.render.tables.table import TABLE_FILE, Table
 from qlora_repeat.results.arms import Arm
+from qlora_repeat.results.scope import of_paper
 from qlora_repeat.system.files import remove, write_text
 
 Format = Literal["latex", "markdown"]
@@ -28,7 +29,7 @@ Format = Literal["latex", "markdown"]
 ENDINGS: dict[Format, str] = {"latex": ".tex", "markdown": ".md"}
 _PAGE = 100
 """The width of a page in digits of footnote size, approximately."""
-_TOGETHER = 6
+_TOGETHER = 8
 """Additional width that is allowed to keep columns under one heading together."""
 _MARKDOWN_COLUMNS = 16
 """Wider tables are split in Markdown, too: one part for each heading of the highest level."""
@@ -48,7 +49,8 @@ def collected_tables(
     """
     tables = make_tables(arms)
     if others is not None:
-        tables += comparison_tables(arms, others)
+        compared = comparison_tables(arms, others)
+        tables += compared if of_paper(arms) else in_sequence(compared, "C")
     if experiments:  # numpy is imported only for these
         from qlora_repeat.analysis.attribution.decompose import attribute
         from qlora_repeat.render.tables.attribution import attribution_table
@@ -63,15 +65,18 @@ def write_tables(
     templates: Path,
     studies: str,
     formats: Collection[Format] = get_args(Format),
+    banner: str = "",
 ) -> list[Path]:
     """Write each table as ``table-NN.tex`` and ``.md``; all in ``tables.md``, ``tables.tex``, ``all.tex``.
 
     ``tables.tex`` is for ``\\input`` in a document; ``all.tex`` is a complete document, which names
-    `studies`. Older tables in `out`, of the same `formats`, are removed. Returns the files written.
+    `studies`. `banner` stands above all tables. Older tables in `out`, of the same `formats`, are removed.
+    Returns the files written.
     """
     content = {
         "tables": tables,
         "studies": studies,
+        "banner": banner,
         "experiments": [table.part for table in tables if table.part],
     }
     texts = {name: text for table in tables for name, text in table_texts(table, templates).items()}

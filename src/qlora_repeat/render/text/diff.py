@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_repeat.analysis.operations import Operations, Operator
 from qlora_repeat.analysis.trial_diff import MEANINGS, Difference, Divergence, DivergenceKind, Side, TrialDiff
 from qlora_repeat.render.text.layout import prose, table
+from qlora_repeat.results.number_format import percent
 from qlora_repeat.system.files import strict
 from qlora_repeat.system.printable import one_line, printable, printable_json
+
+if TYPE_CHECKING:
+    from qlora_repeat.analysis.adapter_distance import Distance
 
 _IN_WORDS: dict[DivergenceKind, str] = {
     "init": "the initial adapter",
@@ -50,7 +54,7 @@ def diff_text(diff: TrialDiff, operations: Operations | None = None) -> str:
             for part, each in diff.distances.items()
         ]
         parts.append(table(["adapter", *headings], rows))
-        parts.append(prose("lora_A and lora_B are compared separately. Their product is not compared."))
+        parts.append(prose(_distance(diff.distances["all"])))
     if diff.differences:
         rows = [[_what(each), shown(each.first), shown(each.second)] for each in diff.differences]
         parts.append(table(["differs", "first", "second"], rows))
@@ -59,6 +63,15 @@ def diff_text(diff: TrialDiff, operations: Operations | None = None) -> str:
     if diff.not_compared:
         parts.append("\n".join(["Not compared:", *(f"- {one_line(line)}" for line in diff.not_compared)]))
     return printable("\n\n".join(parts))
+
+
+def _distance(found: "Distance") -> str:
+    """Return what the distance of all values means, in sentences."""
+    apart = "lora_A and lora_B are compared separately. Their product is not compared."
+    if not found.l2 or found.relative is None:
+        return apart
+    size = f"The adapters are {percent(found.relative)} of the first adapter's size apart"
+    return f"{size}; unrelated adapters of equal size are about 141 % apart. {apart}"
 
 
 def operations_text(diff: TrialDiff, found: Operations) -> str:

@@ -48,7 +48,7 @@ def _table(rows: Iterable[dict[str, str]]) -> str:
 def _finetuning(model: ModelPlan, arm: ArmPlan) -> dict[str, str]:
     return {
         "arm": f"{model.model}/{arm.optimizer}",
-        "4-bit": _gb(model.base_quantized),
+        "8-bit" if model.weights == "int8" else "4-bit": _gb(model.base_quantized),
         "scales": _gb(model.base_scales),
         "unpacked": _gb(model.base_materialized),
         "other weights": _gb(model.base_unquantized),
@@ -66,6 +66,7 @@ def _evaluation(model: ModelPlan) -> dict[str, str]:
     return {
         "model": model.model,
         "parameters": f"{model.parameters:,}",
+        "in 4 bits": _percent(model.share_in_4_bits),
         "weights": _gb(model.evaluate_weights),
         "work": _gb(model.evaluate_work),
         "peak": _gb(model.evaluate_peak),

@@ -5,7 +5,7 @@ from typing import get_args
 
 from tabulate import tabulate
 
-from qlora_repeat.records.trial_state import State, TrialState
+from qlora_repeat.records.trial_state import State, TrialState, stopped_at
 
 
 def status_text(trials: Sequence[TrialState], base_tests: Mapping[str, State], width: int | None) -> str:
@@ -15,17 +15,18 @@ def status_text(trials: Sequence[TrialState], base_tests: Mapping[str, State], w
     into parts, one below the other. `base_tests` has the state of each test of a base by its name,
     ``model/base/number``.
     """
-    states = dict(base_tests) | {each.trial.name: each.state for each in trials}
+    states = dict[str, str](base_tests)
+    states |= {each.trial.name: "stopped" if stopped_at(each) else each.state for each in trials}
     models = list(dict.fromkeys(name.partition("/")[0] for name in base_tests))
-    rows: dict[str, list[State]] = {}
+    rows: dict[str, list[str]] = {}
     for name in sorted(states, key=lambda name: models.index(name.partition("/")[0])):
         rows.setdefault(name.rpartition("/")[0], []).append(states[name])
-    of_trials = f"{len(trials)} trials: {_counted([each.state for each in trials])}"
+    of_trials = f"{len(trials)} trials: {_counted([states[each.trial.name] for each in trials])}"
     of_bases = f"{len(base_tests)} tests of bases: {_counted(list(base_tests.values()))}"
     return f"{_table(rows, width)}\n\n{of_trials}; {of_bases}"
 
 
-def _table(rows: Mapping[str, Sequence[State]], width: int | None) -> str:
+def _table(rows: Mapping[str, Sequence[str]], width: int | None) -> str:
     columns = part = max(map(len, rows.values()))
     if width is not None:
         widest = max(len(state) for row in rows.values() for state in row)
@@ -38,5 +39,6 @@ def _table(rows: Mapping[str, Sequence[State]], width: int | None) -> str:
     return "\n\n".join(parts)
 
 
-def _counted(states: Sequence[State]) -> str:
-    return ", ".join(f"{count} {state}" for state in get_args(State) if (count := states.count(state)))
+def _counted(states: Sequence[str]) -> str:
+    words = [*get_args(State)[:-1], "stopped", "missing"]
+    return ", ".join(f"{count} {state}" for state in words if (count := states.count(state)))

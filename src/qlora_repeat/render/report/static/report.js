@@ -10,7 +10,7 @@ const textColors = { labelColor: "currentColor", titleColor: "currentColor", tit
 const lineColors = { gridColor: "currentColor", domainColor: "currentColor", tickColor: "currentColor" };
 const config = {
   background: "transparent",
-  font: "inherit",
+  font: "system-ui, sans-serif", // the page's; "inherit" cannot be measured, and labels would overlap titles
   view: { stroke: null },
   axis: { ...textColors, ...lineColors, gridOpacity: 0.15 },
   legend: textColors,
@@ -60,10 +60,11 @@ const kinds = {
   },
 
   // A line for each run, and a vertical line at the first difference. The legend chooses a run.
-  lines({ columns: [, unit, measure], runs, step, log }) {
+  lines({ columns: [, unit, measure], rows, runs, step, log }) {
     const axis = measure === "difference" ? { format: ".0e", tickCount: 6 } : {};
+    const whole = unit === "step" ? { axis: { tickMinStep: 1, format: ",d" } } : {}; // there is no step 0.2
     const encoding = {
-      x: quantity(unit, { scale: { nice: false } }),
+      x: quantity(unit, { scale: { nice: false }, ...whole }),
       y: quantity(measure, { scale: axisScale(log), axis }),
       color: category("run", {
         scale: { domain: runs, range: runs.map((run) => palette[(run - 1) % palette.length]) },
@@ -84,7 +85,8 @@ const kinds = {
       },
     };
     const at = { x: { datum: step, type: "quantitative" } };
-    const label = { ...noData, type: "text", align: "left", dx: 4, dy: 4, y: 0, baseline: "top" };
+    const beside = step > Math.max(...rows.map((row) => row[1])) / 2 ? { align: "right", dx: -4 } : { align: "left", dx: 4 };
+    const label = { ...noData, type: "text", ...beside, dy: 4, y: 0, baseline: "top" };
     const first = [
       { ...once, mark: { ...noData, type: "rule", strokeDash: [2, 3] }, encoding: at },
       { ...once, mark: label, encoding: { ...at, text: { value: `first differs at step ${step}` } } },
