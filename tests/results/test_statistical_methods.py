@@ -295,12 +295,30 @@ def test_too_few_values_have_a_ratio_but_no_test() -> None:
     assert compare_spreads(STABLE, []) is None
 
 
-def test_values_without_a_logarithm_are_left_out_or_refused() -> None:
-    assert compare_spreads([*NEOX, INF, NAN], STABLE) == compare_spreads(NEOX, STABLE)
+def test_values_not_above_zero_are_refused() -> None:
     for value in (0.0, -1.0):
         assert compare_spreads([*NEOX, value], STABLE) is None
         assert compare_spreads(NEOX, [*STABLE, value]) is None
-    assert compare_spreads([NAN] * 7, STABLE) is None
+
+
+def test_values_that_are_not_finite_are_the_furthest() -> None:
+    """Five close values, a NaN and an infinity: these two were left out, and the arm was called narrow."""
+    diverged = [*STABLE[:5], NAN, INF]
+    assert compared(diverged, NEOX).ratio == INF
+    assert compared(NEOX, diverged).ratio == 0
+    one, three = (compared([*[INF] * n, *STABLE[n:]], STABLE).p for n in (1, 3))
+    assert one is not None and three is not None and one > 0.05 > three
+    assert compare_spreads([INF] * 7, STABLE) is None, "an arm of diverged runs has no spread"
+
+
+@given(SEVEN, SEVEN, st.integers(1, 3))
+def test_infinite_values_are_compared_as_values_far_beyond_all_others(
+    values: list[float], others: list[float], count: int
+) -> None:
+    far = [*values[count:], *[1e300] * count]
+    found = compared([*values[count:], *[INF] * count], others)
+    assert found.p == pytest.approx(compared(far, others).p)
+    assert (found.ratio, found.low, found.high) == (INF, None, None)
 
 
 def test_many_trials_are_compared_by_reproducible_random_assignments() -> None:

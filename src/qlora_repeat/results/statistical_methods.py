@@ -83,10 +83,10 @@ class SpreadTest:
     """The mean distance of the logarithms from their median, without the smallest distance."""
     other_spread: float
     ratio: float | None
-    """spread / other_spread; infinite if only the other is 0, None if both are."""
+    """spread / other_spread; infinite if only the other is 0, None if both are, or both are infinite."""
     low: float | None
     high: float | None
-    """The ratios that the test does not reject."""
+    """The ratios that the test does not reject; None if a value is not finite."""
     p: float | None
     """Two-sided; None if an arm has fewer than `FEWEST` values."""
 
@@ -210,12 +210,19 @@ def compare_spreads(
     which the first arm's distances can be divided so that the test does not reject: it excludes 1 exactly if
     p is at most 1 - level.
 
-    Values that are not finite are left out. None if an arm has fewer than two values, or one not above 0.
+    A value that is not finite is further away than all others: an arm that has one has an infinite spread,
+    and assignments with more such distances are wider.
+
+    None if an arm has fewer than two values, one not above 0, or none that is finite.
     """
     ours, theirs = _distances(values), _distances(others)
     if ours is None or theirs is None:
         return None
     spread, other = mean(ours), mean(theirs)
+    if math.inf in (spread, other):
+        ratio = None if spread == other else spread / other if other else math.inf
+        p = _p_of_infinite(ours, theirs) if min(len(ours), len(theirs)) >= FEWEST - 1 else None
+        return SpreadTest(spread, other, ratio, None, None, p)
     ratio = spread / other if other else math.inf if spread else None
     if min(len(ours), len(theirs)) < FEWEST - 1:
         return SpreadTest(spread, other, ratio, None, None, None)
@@ -264,13 +271,30 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def _distances(values: Sequence[float]) -> list[float] | None:
-    """Return the sorted distances of the logarithms from their median, without the smallest."""
-    finite = [value for value in values if math.isfinite(value)]
-    if len(finite) < 2 or min(finite) <= 0:
+    """Return the sorted distances of the logarithms from their median, without the smallest; or None.
+
+    A distance is infinite if only one of value and median is; see `compare_spreads`.
+    """
+    ranked = [rank(value) for value in values]
+    if len(ranked) < 2 or min(ranked) <= 0 or min(ranked) == math.inf:
         return None
-    logs = [math.log(value) for value in finite]
+    logs = [math.log(value) if value < math.inf else math.inf for value in ranked]
     middle = median(logs)
-    return sorted(abs(value - middle) for value in logs)[1:]
+    return sorted(0.0 if value == middle else abs(value - middle) for value in logs)[1:]
+
+
+def _p_of_infinite(ours: list[float], theirs: list[float]) -> float:
+    """Return the p-value if distances are infinite: their number decides, then the sum of the others."""
+    import numpy as np
+
+    arms = np.array(ours), np.array(theirs)
+    out, into = _exchanged(*(np.isinf(arm).astype(float) for arm in arms))
+    more = into - out
+    out, into = _exchanged(*(np.where(np.isinf(arm), 0.0, arm) for arm in arms))
+    rest, tied = into - out, _TIED * (out + into).max()
+    as_wide = int(((more > 0) | ((more == 0) & (rest >= -tied))).sum())
+    as_narrow = int(((more < 0) | ((more == 0) & (rest <= tied))).sum())
+    return min(1.0, 2 * min(as_wide, as_narrow) / len(more))
 
 
 def _critical_ratios(ours: list[float], theirs: list[float]) -> "tuple[int, NDArray[float64]]":

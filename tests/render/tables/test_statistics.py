@@ -123,8 +123,11 @@ def test_values_that_are_not_finite_are_counted_and_noted() -> None:
     assert "Fewer values than runs: GPT-NeoX-20B 8-bit perplexity: 7, and 2 not finite." in made.notes
     assert any(note.startswith("Values that are not finite are left out of mean") for note in made.notes)
     compared = table(results, "S1b")
-    assert "Left out because they are not finite: GPT-NeoX-20B 8-bit perplexity (2)." in compared.notes
-    assert cells(compared, "GPT-NeoX-20B 8-bit", "perplexity")["ratio"] == "1.00"
+    assert (
+        "Not finite, and so further away than all others: GPT-NeoX-20B 8-bit perplexity (2)."
+        in compared.notes
+    )
+    assert cells(compared, "GPT-NeoX-20B 8-bit", "perplexity")["ratio"] == "inf"
     assert "nan" not in repr((made.rows, compared.rows))
 
 

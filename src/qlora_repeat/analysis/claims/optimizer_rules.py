@@ -35,7 +35,7 @@ _Obstacle = Callable[[Arm, Sequence[Value]], ClaimFinding | None]
 
 @dataclass(frozen=True)
 class _Pair:
-    """An 8-bit arm and the 32-bit arm of the same model, with their values of a measure."""
+    """An 8-bit arm and the 32-bit arm of the same model and optimizer, with their values of a measure."""
 
     name: str
     arm: Arm
@@ -51,12 +51,15 @@ def _pairs(
     """Return the pairs that can be compared, and inconclusive findings for the other models."""
     pairs, found = [], []
     for own in by_model(arms).values():
+        references = {arm.optimizer: arm for arm in own if arm.optimizer.bits == 32}
         eights = [arm for arm in own if arm.optimizer.bits == 8]
-        other = next((arm for arm in own if arm.optimizer.bits != 8), None)
-        if not eights or other is None:
-            found.append(ClaimFinding(own[0].title, None, "runs with one of the optimizers only", _RUN_BOTH))
-            continue
+        if not eights:
+            found.append(ClaimFinding(own[0].title, None, "no runs with an 8-bit optimizer", _RUN_BOTH))
         for arm in eights:
+            if (other := references.get(arm.optimizer.reference)) is None:
+                why = f"no runs with {arm.optimizer.reference.name} to compare {arm.optimizer.name} with"
+                found.append(ClaimFinding(own[0].title, None, why, _RUN_BOTH))
+                continue
             values, others = ([rank(value) for value in each.values(measure)] for each in (arm, other))
             if (stopped := obstacle(arm, values) or obstacle(other, others)) is not None:
                 found.append(stopped)
@@ -72,7 +75,7 @@ def spread_wider(arms: Sequence[Arm]) -> list[ClaimFinding]:
     for pair in pairs:
         each = tests.get(pair.arm.key)
         if each is None or each.p_holm is None:
-            why = f"fewer than {FEWEST} finite perplexities in an arm"
+            why = "an arm has no finite perplexity"
             found.append(ClaimFinding(pair.name, None, why, RUN))
             continue
         test = each.test
