@@ -28,8 +28,8 @@ _Key = tuple[str, ...]
 def read_published(folder: Path) -> list[TrialResult]:
     """Read the paper's 56 trials: Tables 1, 2, 3, 8, 9, 10 and 11, and the base perplexities of section IX.
 
-    Each trial has the value of its arm in Table 3. The paper gives one mean and SD 0.0 for the seven tests of
-    a base model, which are read as seven equal values. What the paper does not report is None.
+    The first trial of an arm has the arm's only value in Table 3. The paper gives one mean and SD 0.0 for the
+    seven tests of a base model, which are read as seven equal values. What the paper does not report is None.
 
     Raises:
         MissingError: a file is missing.
@@ -59,7 +59,7 @@ def read_published(folder: Path) -> list[TrialResult]:
                 base_perplexities=[float(base)] * int(tests),
                 train_seconds=train,
                 test_seconds=test,
-                peak_memory_share=float(memory[model, optimizer][0]) / 100,
+                peak_memory_share=float(memory[model, optimizer][0]) / 100 if run == 1 else None,
                 responses=[_response(place, cell) for place, cell in enumerate(answers.get(key, []), 1)],
                 device="NVIDIA A100",  # section VII
             )
