@@ -92,9 +92,9 @@ def test_statistics_of_the_papers_numbers_are_noted_as_computed_here(number: str
 def test_fewer_than_two_values_give_no_table() -> None:
     assert "S1" not in numbers([trial()])
     assert "S1" not in numbers([missing(trial=1), missing(trial=2)])
-    assert numbers(arm("adamw-8bit", [3.0, 4.0]))[-2:] == ["S1", "S4"]
+    assert numbers(arm("adamw-8bit", [3.0, 4.0]))[-3:] == ["S1", "S4", "S4b"]
     both = arm("adamw-8bit", [3.0, 4.0]) + arm("adamw-32bit", [3.0, 4.0])
-    assert numbers(both)[-3:] == ["S1", "S1b", "S4"]
+    assert numbers(both)[-4:] == ["S1", "S1b", "S4", "S4b"]
 
 
 def test_identical_trials_have_zeros() -> None:
