@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.own_rows import BEGIN, END, own_tokenizer, write_own_study
 
+from qlora_repeat.assets import chat
 from qlora_repeat.assets.chat import chat_row
 from qlora_repeat.assets.datasets import encode, part_rows, prompt_ids, study_prompts
 from qlora_repeat.assets.inspection import inspected, require_sound
@@ -98,6 +99,15 @@ def test_a_chat_template_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=reason):
         require_sound(chats(tmp_path, chat=template), "own")
+
+
+def test_a_chat_template_that_does_not_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "_MOST_SECONDS", 0.5)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(UsageError, match=r"row [0-9]+: the chat template takes more than 0\.5 s for a row"):
+        require_sound(chats(tmp_path, chat=loops), "own")
 
 
 def test_a_template_gets_the_same_date_every_day(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -219,6 +219,11 @@ def test_a_known_ratio_is_found_and_an_equal_spread_is_not() -> None:
 
 @settings(deadline=None)
 @given(SEVEN, SEVEN, st.floats(0.001, 1000))
+@example(
+    [1.0, 1.0, 1.0, 40073.0, 40073.0, 40073.0, 40131.0],
+    [1.0, 1.0, 1.0, 40073.0, 40073.0, 40074.0, 40131.0],
+    2.77734375,
+)
 def test_units_and_order_change_nothing_and_swapped_arms_invert_the_ratio(
     values: list[float], others: list[float], unit: float
 ) -> None:

@@ -12,6 +12,7 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.study.data_sources import Row
 from qlora_repeat.system.files import megabytes
 from qlora_repeat.system.memory import memory_limit
+from qlora_repeat.system.signals import time_limit
 
 Message = dict[str, str]
 """A message: ``role`` and ``content``."""
@@ -25,6 +26,8 @@ _LONGEST_TEXT = 20_000_000
 """Characters that a template may make of a row."""
 _MOST_MEMORY = 500_000_000
 """Bytes that a template may use for a row."""
+_MOST_SECONDS = 10
+"""Seconds of computing that a template may take for a row."""
 DATE = "26 Jul 2024"
 """What a template gets that asks for the date, so that bits do not depend on the day."""
 _FIXED_DATE = "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}"
@@ -172,13 +175,15 @@ def _rendered(tokenizer: Any, messages: list[Message], *, add_generation_prompt:
 
     template = chat_template(tokenizer)
     try:
-        with memory_limit(_MOST_MEMORY):
+        with memory_limit(_MOST_MEMORY), time_limit(_MOST_SECONDS):
             text = tokenizer.apply_chat_template(
                 messages,
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
+    except TimeoutError:
+        raise UsageError(f"the chat template takes more than {_MOST_SECONDS} s for a row") from None
     except MemoryError:
         raise UsageError(f"the chat template needs more than {megabytes(_MOST_MEMORY)} of memory") from None
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:

@@ -39,7 +39,7 @@ _MOST_DRAWN = 2_000_000
 """Numbers that are drawn at once, in 16 MB."""
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 _TIED = 1e-12
-"""Relative tolerance for sums of the same numbers in another order."""
+"""Tolerance for sums of the same numbers in another order, relative to them or to 1."""
 
 
 @dataclass(frozen=True)
@@ -307,8 +307,11 @@ def _critical_ratios(ours: list[float], theirs: list[float]) -> "tuple[int, NDAr
 
     out, into = _exchanged(np.array(ours), np.array(theirs))
     tied = (out == 0) & (into == 0)
+    out, into = out[~tied], into[~tied]
     with np.errstate(divide="ignore", over="ignore"):
-        ratios = out[~tied] / into[~tied]
+        ratios = out / into
+    # Differences of logarithms have about the same rounding errors, however small they are.
+    ratios[abs(out - into) <= _TIED * np.maximum(1, out + into)] = 1
     return int(tied.sum()), np.sort(ratios)
 
 

@@ -109,3 +109,26 @@ def _request(number: int, frame: FrameType | None) -> None:
         _requested = signal.Signals(number)
     if second_ctrl_c or (first and not _deferred):
         stop_if_requested()
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after this many seconds of this process's computing.
+
+    For programs of strangers, such as templates, that may not end. In other threads than the main one, which
+    gets no signals, there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"not done after {seconds:g} s")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
