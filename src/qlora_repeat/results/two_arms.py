@@ -159,7 +159,7 @@ def _cut(counts: Sequence[float]) -> int:
     for cut, count in enumerate(counts):
         below += count
         if below > (1 - LEVEL) / 2 * total:
-            return cut
+            return cut - 1
     raise AssertionError("the whole distribution is above any level")
 
 
