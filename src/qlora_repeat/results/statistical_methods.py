@@ -55,7 +55,7 @@ class Summary:
     """Sample standard deviation (n - 1)."""
     sd_low: float | None = None
     sd_high: float | None = None
-    """The interval of `deviation_interval`."""
+    """The interval of `deviation_interval`; None if values span a decade."""
     cv: float | None = None
     """SD / mean."""
     median: float | None = None
@@ -67,7 +67,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Share:
-    """A count, its total, and the Wilson interval of the share."""
+    """A count, its total, and the exact interval of the share."""
 
     count: int
     of: int
@@ -101,7 +101,9 @@ def summarize(values: Sequence[float]) -> Summary:
     middle = median(ranked)
     center = mean(finite) if finite else None
     sd = stdev(finite) if n > 1 else None
-    sd_low, sd_high = deviation_interval(finite) or (None, None)
+    # Where values span a decade, the SD has no interval of known coverage; `compare_spreads` uses logarithms.
+    bounds = None if spans_a_decade(finite) else deviation_interval(finite)
+    sd_low, sd_high = bounds or (None, None)
     return Summary(
         n=n,
         not_finite=not_finite,
@@ -128,13 +130,14 @@ def spans_a_decade(values: Sequence[float]) -> bool:
 
 
 def deviation_interval(*groups: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Return a confidence interval of the standard deviation; None if there are fewer than `FEWEST` values.
+    """Return a confidence interval of the standard deviation; None for fewer than `FEWEST` or equal values.
 
     For several groups, it is the interval of their common standard deviation about their own means.
 
     Bonett's interval (Computational Statistics & Data Analysis 50, 2006, 775-782) is on the logarithm of the
     variance, with a kurtosis about a trimmed mean. For strongly skewed values or a rare second mode, compare
-    logarithms instead (`compare_spreads`). Equal values give (0, 0).
+    logarithms instead (`compare_spreads`). Equal values have no interval: they say nothing of a true SD above
+    0.
     """
     spread = [values for values in groups if len(values) > 1]
     n = sum(map(len, spread))
@@ -143,7 +146,7 @@ def deviation_interval(*groups: Sequence[float], level: float = LEVEL) -> tuple[
         return None
     unit = max(map(stdev, spread))
     if unit == 0:
-        return 0.0, 0.0
+        return None
     squares = math.fsum((len(own) - 1) * (stdev(own) / unit) ** 2 for own in spread)
     kurtosis = n * math.fsum(_fourth_powers(own, unit) for own in spread) / squares**2
     variance = sum((len(own) - 1) * (kurtosis - (len(own) - 3) / len(own)) for own in spread) / freedom**2
@@ -162,15 +165,18 @@ def _fourth_powers(values: Sequence[float], unit: float) -> float:
 
 
 def share(count: int, of: int) -> Share | None:
-    """Return a share with its Wilson interval; None if `of` is 0."""
+    """Return a share with Clopper and Pearson's exact interval; None if `of` is 0.
+
+    At every true share, it covers at least as often as it says, however few values there are. Wilson's covers
+    in 83 % of cases at worst with seven.
+    """
     if of == 0:
         return None
-    z = _normal_quantile(LEVEL)
-    center = (count + z * z / 2) / (of + z * z)
-    half = z / (of + z * z) * math.sqrt(count * (of - count) / of + z * z / 4)
-    # Avoid rounding errors at the bounds 0 and 1.
-    low = 0.0 if count == 0 else center - half
-    high = 1.0 if count == of else center + half
+    from scipy.special import betaincinv
+
+    tail = (1 - LEVEL) / 2
+    low = 0.0 if count == 0 else float(betaincinv(count, of - count + 1, tail))
+    high = 1.0 if count == of else float(betaincinv(count + 1, of - count, 1 - tail))
     return Share(count, of, low, high)
 
 
