@@ -136,12 +136,21 @@ def _judged(claim: Claim, found: list[ClaimFinding], names: dict[str, str]) -> J
     else:
         verdict = "supported"
         text = f"In {'all ' if held > 1 else ''}{every}: {_listed(found, claim.subject)}"
-    counts = {"hold": held, "contradict": len(against), "open": len(left_open), "cannot tell": len(cannot)}
-    line = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    line = (
-        f"of {every}: {line}" if len(found) > 1 else (found[0].words if found else f"no such {claim.subject}")
-    )
+    line = _line(len(against), len(left_open), held, len(cannot), every)
     return JudgedClaim(claim, verdict, f"{text}.", line, found, claim.command.format(**names))
+
+
+def _line(against: int, left_open: int, held: int, cannot: int, every: str) -> str:
+    """Return a few words: in how many of `every` arm, model or comparison a claim holds, and so on."""
+    counts = {
+        "contradicted in {}": against,
+        "no difference found in {}": left_open,
+        "holds in {}": held,
+        "{} cannot tell": cannot,
+    }
+    first, *others = [(words, count) for words, count in counts.items() if count] or [("{}", 0)]
+    parts = [first[0].format(f"{first[1]} of {every}"), *(words.format(count) for words, count in others)]
+    return "; ".join(parts)
 
 
 def _listed(found: list[ClaimFinding], subject: str) -> str:
