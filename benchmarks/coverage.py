@@ -30,7 +30,6 @@ from qlora_repeat.results.statistical_methods import (
     compare_spreads,
     deviation_interval,
     prediction_interval,
-    share,
 )
 from qlora_repeat.results.two_arms import Estimate, compare_arms
 
@@ -80,8 +79,7 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Value
 
 def percent(hits: Values) -> str:
     """Return the share of true values, with its interval."""
-    found = share(int(hits.sum()), len(hits))
-    assert found is not None
+    found = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return f"{100 * hits.mean():.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
 
 

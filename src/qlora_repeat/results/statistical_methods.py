@@ -172,12 +172,21 @@ def share(count: int, of: int) -> Share | None:
     """
     if of == 0:
         return None
-    from scipy.special import betaincinv
+    return Share(count, of, _least_share(count, of), 1 - _least_share(of - count, of))
 
-    tail = (1 - LEVEL) / 2
-    low = 0.0 if count == 0 else float(betaincinv(count, of - count + 1, tail))
-    high = 1.0 if count == of else float(betaincinv(count + 1, of - count, 1 - tail))
-    return Share(count, of, low, high)
+
+def _least_share(count: int, of: int) -> float:
+    """Return the share at which this count or a larger one is as unlikely as the end of an interval."""
+    low, high = 0.0, 1.0
+    while count and high - low > 1e-15 and low < (middle := (low + high) / 2) < high:
+        logs = [
+            math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
+            + k * math.log(middle) + (of - k) * math.log1p(-middle)
+            for k in range(count, of + 1)
+        ]  # fmt: skip
+        is_likely = math.fsum(map(math.exp, logs)) > (1 - LEVEL) / 2
+        low, high = (low, middle) if is_likely else (middle, high)
+    return low
 
 
 def prediction_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:

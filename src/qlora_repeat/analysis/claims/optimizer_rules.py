@@ -66,7 +66,7 @@ def _pairs(
                 why = f"no runs with {arm.optimizer.reference.name} to compare {arm.optimizer.name} with"
                 found.append(ClaimFinding(own[0].title, None, why, _RUN_BOTH))
                 continue
-            values, others = ([rank(value) for value in each.values(measure)] for each in (arm, other))
+            values, others = ([float(rank(value)) for value in each.values(measure)] for each in (arm, other))
             if (stopped := obstacle(arm, values) or obstacle(other, others)) is not None:
                 found.append(stopped)
             else:
