@@ -6,6 +6,7 @@
     python benchmarks/coverage.py attribution    # intervals of shares and total effects
     python benchmarks/coverage.py laboratories   # intervals of spreads within and between laboratories
     python benchmarks/coverage.py pairs          # intervals of `compare`, with and without shared seeds
+    python benchmarks/coverage.py power          # what `power` says, against simulated studies
 
 The script draws values from families of distributions that the paper's tables suggest. Each table has its own
 generator and seed. Each share has its 95 % Wilson interval over the simulated studies.
@@ -25,6 +26,8 @@ from qlora_repeat.analysis.attribution import paired_statistics as paired
 from qlora_repeat.analysis.attribution.decompose import SIGNIFICANT
 from qlora_repeat.analysis.interlab import reproducibility
 from qlora_repeat.analysis.verify.pair_test import make_pair_test
+from qlora_repeat.results import power
+from qlora_repeat.results.power import Effect, power_of
 from qlora_repeat.results.statistical_methods import (
     TRIALS_NEEDED,
     compare_spreads,
@@ -407,6 +410,46 @@ def _superiority(draw: Callable[..., Values], common: float) -> float:
     return float((second + 1 > first).mean())
 
 
+def powers(generator: np.random.Generator, studies: int = 10_000) -> str:
+    """Tabulate the power that `power` states beside that of simulated studies of that many trials."""
+    rows = []
+    for effect in (
+        Effect("mean", 1.0),
+        Effect("mean", 2.0),
+        Effect("median", 1.0),
+        Effect("median", 2.0),
+        Effect("spread", 3.0),
+        Effect("spread", 5.0),
+        Effect("collapse", 0.5),
+        Effect("collapse", 0.9, 0.1),
+    ):
+        needed = power.trials_needed(effect)
+        assert needed is not None
+        for n in dict.fromkeys((N, needed)):
+            hits = np.array([_is_found(generator, effect, n) for _ in range(studies // 5)])
+            stated = f"{100 * power_of(effect, n):.1f}"
+            name = (
+                f"{effect.of}, {effect.rate:g} and {effect.size:g}"
+                if effect.rate
+                else (f"{effect.of}, {effect.size:g}")
+            )
+            rows.append([name, str(n), stated, percent(hits)])
+    return _table("Power of n trials in each arm, 5 %", ["effect", "n", "`power`", "simulated (%)"], rows)
+
+
+def _is_found(generator: np.random.Generator, effect: Effect, n: int) -> bool:
+    """Return whether one simulated study finds an effect, by the tests of scipy where it has them."""
+    if effect.of == "collapse":
+        counts = generator.binomial(n, [effect.rate, effect.size]).tolist()
+        return float(stats.fisher_exact([[each, n - each] for each in counts]).pvalue) <= 0.05
+    first, second = generator.normal(size=(2, n))
+    if effect.of == "spread":
+        test = compare_spreads(np.exp(0.02 * effect.size * first).tolist(), np.exp(0.02 * second).tolist())
+        return test is not None and test.p is not None and test.p <= 0.05
+    test_of = stats.ttest_ind if effect.of == "mean" else stats.mannwhitneyu
+    return float(test_of(first, second + effect.size).pvalue) <= 0.05
+
+
 def _table(title: str, heads: list[str], rows: list[list[str]]) -> str:
     return f"{title}\n\n{tabulate(rows, heads, tablefmt='pipe', disable_numparse=True)}\n"
 
@@ -417,6 +460,7 @@ PARTS: dict[str, tuple[Callable[[np.random.Generator], str], ...]] = {
     "attribution": (shares_of_sources,),
     "laboratories": (spreads_of_laboratories,),
     "pairs": (comparisons_of_arms,),
+    "power": (powers,),
 }
 
 

@@ -71,7 +71,7 @@ def compare(
     if margin is not None and not (margin > 1 if of == "spread" else margin > 0):
         raise UsageError(f"margin {margin:g}: expected {'a factor above 1' if of == 'spread' else 'above 0'}")
     folder = Path(runs) if runs is not None else None
-    one, two = (_arm(given, metric, folder) for given in (first, second))
+    one, two = (read_arm(given, metric, folder) for given in (first, second))
     ours, theirs, paired = _paired(one, two)
     return ArmComparison(one, two, compare_arms(ours, theirs, paired=paired), of, margin)
 
@@ -85,7 +85,8 @@ def _paired(one: Values, two: Values) -> tuple[list[float], list[float], bool]:
     return one.values, two.values, False
 
 
-def _arm(given: str | Path | Results, metric: str | None, runs: Path | None) -> Values:
+def read_arm(given: str | Path | Results, metric: str | None, runs: Path | None) -> Values:
+    """Return the values of an arm in a metric, as `compare` reads them; raises as `compare`."""
     source, name = given, None
     if isinstance(given, str) and ":" in given and not Path(given).exists():
         source, _, name = given.rpartition(":")
