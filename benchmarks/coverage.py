@@ -5,11 +5,14 @@
     python benchmarks/coverage.py trials         # the power of that test
     python benchmarks/coverage.py attribution    # intervals of shares and total effects
     python benchmarks/coverage.py laboratories   # intervals of spreads within and between laboratories
+    python benchmarks/coverage.py pairs          # intervals of `compare`, with and without shared seeds
+    python benchmarks/coverage.py power          # what `power` says, against simulated studies
 
 The script draws values from families of distributions that the paper's tables suggest. Each table has its own
 generator and seed. Each share has its 95 % Wilson interval over the simulated studies.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -23,13 +26,15 @@ from qlora_repeat.analysis.attribution import paired_statistics as paired
 from qlora_repeat.analysis.attribution.decompose import SIGNIFICANT
 from qlora_repeat.analysis.interlab import reproducibility
 from qlora_repeat.analysis.verify.pair_test import make_pair_test
+from qlora_repeat.results import power
+from qlora_repeat.results.power import Effect, power_of
 from qlora_repeat.results.statistical_methods import (
     TRIALS_NEEDED,
     compare_spreads,
     deviation_interval,
     prediction_interval,
-    share,
 )
+from qlora_repeat.results.two_arms import Estimate, compare_arms
 
 Values = NDArray[np.float64]
 N = 7
@@ -77,8 +82,7 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Value
 
 def percent(hits: Values) -> str:
     """Return the share of true values, with its interval."""
-    found = share(int(hits.sum()), len(hits))
-    assert found is not None
+    found = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return f"{100 * hits.mean():.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
 
 
@@ -352,6 +356,100 @@ def _exact(values: Values) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def comparisons_of_arms(generator: np.random.Generator, studies: int = 2_000) -> str:
+    """Tabulate what `compare` says of arms with a shift of 1, and of spreads in the ratio 1.5 or 1."""
+    rows = []
+    for n in (N, 20):
+        for name, draw in LEVELS.items():
+            for common in (0.0, 0.9, 0.999):
+                hits = np.array([_compared(generator, draw, n, common) for _ in range(studies)])
+                seeds = f", seeds shared (correlation {common:g})" if common else ""
+                rows.append([f"{n} and {n}, {name}{seeds}", *(percent(hits[:, place]) for place in range(5))])
+    heads = [
+        "arms",
+        "shift covered",
+        "superiority covered",
+        "ratio 1.5 covered",
+        "ratio 1.5 found",
+        "equal spreads called different",
+    ]
+    return _table("Two arms, 95 % intervals of `compare` (%)", heads, rows)
+
+
+def _compared(generator: np.random.Generator, draw: Callable[..., Values], n: int, common: float) -> Values:
+    """Return whether the intervals of a comparison cover, and what a test of the ratio of spreads finds."""
+    shared = math.sqrt(common) * draw(generator, (n,))
+    first, second, third = (shared + math.sqrt(1 - common) * draw(generator, (n,)) for _ in range(3))
+    paired = common > 0
+    shifted = compare_arms(first.tolist(), (second + 1).tolist(), paired=paired)
+    wider = compare_arms(first.tolist(), (1.5 * second).tolist(), paired=paired).spread
+    equal = compare_arms(first.tolist(), third.tolist(), paired=paired).spread
+    chance = _superiority(draw, common)
+    return np.array(
+        [
+            _covers(shifted.shift, 1.0),
+            _covers(shifted.superiority, chance),
+            wider is not None and _covers(wider, 1.5),
+            wider is not None and not _covers(wider, 1.0),
+            equal is not None and not _covers(equal, 1.0),
+        ]
+    )
+
+
+def _covers(found: Estimate, truth: float) -> bool:
+    return found.low is not None and found.high is not None and found.low <= truth <= found.high
+
+
+@functools.cache
+def _superiority(draw: Callable[..., Values], common: float) -> float:
+    """Return the probability that a shifted value is above another one, of the same seed if they share it."""
+    generator, many = np.random.default_rng(1), 1_000_000
+    own = math.sqrt(1 - common)
+    shared = 0.0 if common == 0 else math.sqrt(common) * draw(generator, (many,))
+    first, second = (shared + own * draw(generator, (many,)) for _ in range(2))
+    return float((second + 1 > first).mean())
+
+
+def powers(generator: np.random.Generator, studies: int = 10_000) -> str:
+    """Tabulate the power that `power` states beside that of simulated studies of that many trials."""
+    rows = []
+    for effect in (
+        Effect("mean", 1.0),
+        Effect("mean", 2.0),
+        Effect("median", 1.0),
+        Effect("median", 2.0),
+        Effect("spread", 3.0),
+        Effect("spread", 5.0),
+        Effect("collapse", 0.5),
+        Effect("collapse", 0.9, 0.1),
+    ):
+        needed = power.trials_needed(effect)
+        assert needed is not None
+        for n in dict.fromkeys((N, needed)):
+            hits = np.array([_is_found(generator, effect, n) for _ in range(studies // 5)])
+            stated = f"{100 * power_of(effect, n):.1f}"
+            name = (
+                f"{effect.of}, {effect.rate:g} and {effect.size:g}"
+                if effect.rate
+                else (f"{effect.of}, {effect.size:g}")
+            )
+            rows.append([name, str(n), stated, percent(hits)])
+    return _table("Power of n trials in each arm, 5 %", ["effect", "n", "`power`", "simulated (%)"], rows)
+
+
+def _is_found(generator: np.random.Generator, effect: Effect, n: int) -> bool:
+    """Return whether one simulated study finds an effect, by the tests of scipy where it has them."""
+    if effect.of == "collapse":
+        counts = generator.binomial(n, [effect.rate, effect.size]).tolist()
+        return float(stats.fisher_exact([[each, n - each] for each in counts]).pvalue) <= 0.05
+    first, second = generator.normal(size=(2, n))
+    if effect.of == "spread":
+        test = compare_spreads(np.exp(0.02 * effect.size * first).tolist(), np.exp(0.02 * second).tolist())
+        return test is not None and test.p is not None and test.p <= 0.05
+    test_of = stats.ttest_ind if effect.of == "mean" else stats.mannwhitneyu
+    return float(test_of(first, second + effect.size).pvalue) <= 0.05
+
+
 def _table(title: str, heads: list[str], rows: list[list[str]]) -> str:
     return f"{title}\n\n{tabulate(rows, heads, tablefmt='pipe', disable_numparse=True)}\n"
 
@@ -361,6 +459,8 @@ PARTS: dict[str, tuple[Callable[[np.random.Generator], str], ...]] = {
     "trials": (findings, trials_needed),
     "attribution": (shares_of_sources,),
     "laboratories": (spreads_of_laboratories,),
+    "pairs": (comparisons_of_arms,),
+    "power": (powers,),
 }
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from qlora_repeat.api.arm_comparison import ArmComparison as ArmComparison
+    from qlora_repeat.api.arm_comparison import compare as compare
     from qlora_repeat.api.comparison import Diff as Diff
     from qlora_repeat.api.comparison import diff as diff
     from qlora_repeat.api.rendered import Claims as Claims
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from qlora_repeat.study.workspace import Workspace as Workspace
 
 _MODULES = {
+    "api.arm_comparison": ("ArmComparison", "compare"),
     "api.comparison": ("Diff", "diff"),
     "api.rendered": ("Claims", "Report", "Tables", "claims", "report", "tables", "write_all"),
     "api.results": ("Results", "paper_results", "read_results"),

@@ -98,7 +98,7 @@ def test_small_differences_between_laboratories_give_no_between_spread() -> None
 def test_identical_values_have_no_spread() -> None:
     found = of([[math.log(71.2)] * 7] * 3)
     assert (found.repeatability, found.between, found.reproducibility) == (0.0, 0.0, 0.0)
-    assert (found.repeatability_high, found.reproducibility_high, found.p) == (0.0, 0.0, None)
+    assert (found.repeatability_high, found.reproducibility_high, found.p) == (None, None, None)
     apart = of([[1.0] * 7, [2.0] * 7, [4.0] * 7])
     assert apart.repeatability == 0.0
     assert apart.between == pytest.approx(np.std([1, 2, 4], ddof=1))

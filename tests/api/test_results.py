@@ -80,9 +80,9 @@ def test_cells_of_html_are_escaped() -> None:
 
 def test_every_claim_has_a_verdict() -> None:
     claims = qr.claims(qr.paper_results())
-    assert {each.verdict for each in claims} == {"supported", "not supported", "untested"}
+    assert {each.verdict for each in claims} == {"supported", "not shown", "untested"}
     assert len(claims) == repr(claims).count("\n") + 1
-    assert "Supported if" in claims._repr_html_() and claims[0].claim.words[:20] in str(claims)
+    assert "Evidence" in claims._repr_html_() and claims[0].claim.words[:20] in str(claims)
 
 
 def test_a_study_is_reported_with_its_records(finished: Lab, tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_every_subcommand_has_help_with_an_example(command: str) -> None:
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
 def test_examples_are_valid_and_name_existing_trials_and_studies(command: list[str]) -> None:
     known = [trial.name for trial in at(load_study("pocket"), Path("runs")).trials()]
-    known += ["pocket", "paper", "published"]
+    known += [f"pocket:{name.rpartition('/')[0]}" for name in known]
+    known += ["pocket", "paper", "published", "a.csv", "b.csv"]
     for example in examples(*command):
         _, *words = shlex.split(example)
         with click.Context(cli, info_name="qlora-repeat", **cli.context_settings) as context:
@@ -53,9 +54,9 @@ def test_examples_are_valid_and_name_existing_trials_and_studies(command: list[s
         given |= set(parsed.params.get("laboratories", ()))
         if name == "init":
             continue  # its study is new
-        assert (given or name == "selftest") and {name for name in given if not name.endswith(".zip")} <= set(
-            known
-        )
+        assert (given or name in ("selftest", "power")) and {
+            name for name in given if not name.endswith(".zip")
+        } <= set(known)
 
 
 def test_help_lists_every_subcommand_and_the_exit_codes() -> None:

@@ -152,8 +152,9 @@ def test_rows_contain_the_values_of_the_files(results: list[TrialResult]) -> Non
         assert [row.train_seconds, row.test_seconds] == [
             float(text) for text in cells(f"table-{10 if quotes else 11}.csv")[key]
         ]
-        assert row.peak_memory_share is not None
-        assert 100 * row.peak_memory_share == pytest.approx(float(cells("table-03.csv")[key[1:]][0]))
+        assert (row.peak_memory_share is not None) == (row.trial == 1), "Table 3 has one value for an arm"
+        if row.peak_memory_share is not None:
+            assert 100 * row.peak_memory_share == pytest.approx(float(cells("table-03.csv")[key[1:]][0]))
         answers = [] if quotes else cells(f"table-0{8 + CHATTING.index(row.model)}.csv")[key]
         assert [response.answer or response.text.strip("()") for response in row.responses] == answers
         assert all(response.answer in (None, *"ABCD") for response in row.responses)

@@ -134,4 +134,5 @@ def test_the_file_is_strict_and_reproducible_json(tmp_path: Path) -> None:
     )
     assert (same["measures"]["perplexity"]["sd"], same["measures"]["perplexity"]["cv"]) == (0, 0)
     tested = [each for each in found["comparisons"] if each["measure"] == "perplexity"]
-    assert [each["model"] for each in tested] == list(dict.fromkeys(row.model for row in study()))
+    assert [each["model"] for each in tested] == [*dict.fromkeys(row.model for row in study()), "odd"]
+    assert (tested[-1]["test"]["ratio"], tested[-1]["test"]["low"]) == ("inf", None)

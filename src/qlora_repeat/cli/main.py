@@ -47,6 +47,8 @@ GROUPS = {
         "paper": "Compile tables and figures into one PDF, with LaTeX.",
     },
     "Compare and explain": {
+        "compare": "Compare two arms of any studies, or of tidy files of any tool.",
+        "power": "Say how many trials a question needs, and what the present ones can find.",
         "diff": "Find the first step at which two trials differ, and in what.",
         "verify": "Run one recorded trial again, and say how far it agrees.",
         "attribute": "Find which source of randomness makes trials differ, by an experiment.",

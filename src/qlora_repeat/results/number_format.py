@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from qlora_repeat.results.statistical_methods import Share
 
@@ -19,6 +20,20 @@ _LEAST_DIGITS, _MOST_DIGITS = 4, 7
 DEVIATION_NOTE = "SD: sample standard deviation (n-1), of at least two runs."
 
 
+class Printed(float):
+    """A number of the paper, which tables show with the digits that the paper prints."""
+
+    text: str
+
+    def __new__(cls, text: Any) -> Any:
+        """Return a number with its text; of what is no text, a plain number, as `statistics` asks for."""
+        if not isinstance(text, str):
+            return float(text)
+        found = super().__new__(cls, text)
+        found.text = text
+        return found
+
+
 def computable(value: float) -> float:
     """Return a number of any origin to compute with: infinity beyond 1e150, and 0 nearer to 0 than 1e-150.
 
@@ -33,10 +48,13 @@ def number(value: float | None, decimals: int = 0) -> str | None:
     """Format a number with its own decimals, but at most 3 below 1,000 and at most 2 above.
 
     3.47 and 21,024 stay, 3.5671 becomes 3.567, 233812.794 becomes 233,812.79, 0.000214 becomes 0.00021,
-    1.2e30 becomes 1.200e+30; other texts are ``nan`` and ``inf``. With `decimals`, zeros follow: 237.00.
+    1.2e30 becomes 1.200e+30; other texts are ``nan`` and ``inf``. With `decimals`, zeros follow: 237.00. A
+    `Printed` number keeps its digits.
     """
     if value is None:
         return None
+    if isinstance(value, Printed):
+        return value.text
     size = abs(value)
     if size == 0:
         return "0"

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 
 from qlora_repeat.errors import MissingError
+from qlora_repeat.results.number_format import Printed
 from qlora_repeat.results.trial_result import Response, TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
@@ -28,8 +29,8 @@ _Key = tuple[str, ...]
 def read_published(folder: Path) -> list[TrialResult]:
     """Read the paper's 56 trials: Tables 1, 2, 3, 8, 9, 10 and 11, and the base perplexities of section IX.
 
-    Each trial has the value of its arm in Table 3. The paper gives one mean and SD 0.0 for the seven tests of
-    a base model, which are read as seven equal values. What the paper does not report is None.
+    The first trial of an arm has the arm's only value in Table 3. The paper gives one mean and SD 0.0 for the
+    seven tests of a base model, which are read as seven equal values. What the paper does not report is None.
 
     Raises:
         MissingError: a file is missing.
@@ -42,7 +43,7 @@ def read_published(folder: Path) -> list[TrialResult]:
     results = []
     for (model, (title, task)), optimizer, run in product(MODELS.items(), _OPTIMIZERS, _RUNS):
         key = (str(run), model, optimizer)
-        train, test = map(float, seconds[key])
+        train, test = map(Printed, seconds[key])
         base, _, tests = bases[model,]
         results.append(
             TrialResult(
@@ -54,12 +55,12 @@ def read_published(folder: Path) -> list[TrialResult]:
                 trial=run,
                 status="done",
                 counterpart=model,
-                perplexity=float(perplexities[key][0]),
-                base_perplexity=float(base),
-                base_perplexities=[float(base)] * int(tests),
+                perplexity=Printed(perplexities[key][0]),
+                base_perplexity=Printed(base),
+                base_perplexities=[Printed(base)] * int(tests),
                 train_seconds=train,
                 test_seconds=test,
-                peak_memory_share=float(memory[model, optimizer][0]) / 100,
+                peak_memory_share=float(memory[model, optimizer][0]) / 100 if run == 1 else None,
                 responses=[_response(place, cell) for place, cell in enumerate(answers.get(key, []), 1)],
                 device="NVIDIA A100",  # section VII
             )

@@ -55,7 +55,7 @@ class Summary:
     """Sample standard deviation (n - 1)."""
     sd_low: float | None = None
     sd_high: float | None = None
-    """The interval of `deviation_interval`."""
+    """The interval of `deviation_interval`; None if values span a decade."""
     cv: float | None = None
     """SD / mean."""
     median: float | None = None
@@ -67,7 +67,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Share:
-    """A count, its total, and the Wilson interval of the share."""
+    """A count, its total, and the exact interval of the share."""
 
     count: int
     of: int
@@ -83,10 +83,10 @@ class SpreadTest:
     """The mean distance of the logarithms from their median, without the smallest distance."""
     other_spread: float
     ratio: float | None
-    """spread / other_spread; infinite if only the other is 0, None if both are."""
+    """spread / other_spread; infinite if only the other is 0, None if both are, or both are infinite."""
     low: float | None
     high: float | None
-    """The ratios that the test does not reject."""
+    """The ratios that the test does not reject; None if a value is not finite."""
     p: float | None
     """Two-sided; None if an arm has fewer than `FEWEST` values."""
 
@@ -101,7 +101,9 @@ def summarize(values: Sequence[float]) -> Summary:
     middle = median(ranked)
     center = mean(finite) if finite else None
     sd = stdev(finite) if n > 1 else None
-    sd_low, sd_high = deviation_interval(finite) or (None, None)
+    # Where values span a decade, the SD has no interval of known coverage; `compare_spreads` uses logarithms.
+    bounds = None if spans_a_decade(finite) else deviation_interval(finite)
+    sd_low, sd_high = bounds or (None, None)
     return Summary(
         n=n,
         not_finite=not_finite,
@@ -128,13 +130,14 @@ def spans_a_decade(values: Sequence[float]) -> bool:
 
 
 def deviation_interval(*groups: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Return a confidence interval of the standard deviation; None if there are fewer than `FEWEST` values.
+    """Return a confidence interval of the standard deviation; None for fewer than `FEWEST` or equal values.
 
     For several groups, it is the interval of their common standard deviation about their own means.
 
     Bonett's interval (Computational Statistics & Data Analysis 50, 2006, 775-782) is on the logarithm of the
     variance, with a kurtosis about a trimmed mean. For strongly skewed values or a rare second mode, compare
-    logarithms instead (`compare_spreads`). Equal values give (0, 0).
+    logarithms instead (`compare_spreads`). Equal values have no interval: they say nothing of a true SD above
+    0.
     """
     spread = [values for values in groups if len(values) > 1]
     n = sum(map(len, spread))
@@ -143,7 +146,7 @@ def deviation_interval(*groups: Sequence[float], level: float = LEVEL) -> tuple[
         return None
     unit = max(map(stdev, spread))
     if unit == 0:
-        return 0.0, 0.0
+        return None
     squares = math.fsum((len(own) - 1) * (stdev(own) / unit) ** 2 for own in spread)
     kurtosis = n * math.fsum(_fourth_powers(own, unit) for own in spread) / squares**2
     variance = sum((len(own) - 1) * (kurtosis - (len(own) - 3) / len(own)) for own in spread) / freedom**2
@@ -162,16 +165,28 @@ def _fourth_powers(values: Sequence[float], unit: float) -> float:
 
 
 def share(count: int, of: int) -> Share | None:
-    """Return a share with its Wilson interval; None if `of` is 0."""
+    """Return a share with Clopper and Pearson's exact interval; None if `of` is 0.
+
+    At every true share, it covers at least as often as it says, however few values there are. Wilson's covers
+    in 83 % of cases at worst with seven.
+    """
     if of == 0:
         return None
-    z = _normal_quantile(LEVEL)
-    center = (count + z * z / 2) / (of + z * z)
-    half = z / (of + z * z) * math.sqrt(count * (of - count) / of + z * z / 4)
-    # Avoid rounding errors at the bounds 0 and 1.
-    low = 0.0 if count == 0 else center - half
-    high = 1.0 if count == of else center + half
-    return Share(count, of, low, high)
+    return Share(count, of, _least_share(count, of), 1 - _least_share(of - count, of))
+
+
+def _least_share(count: int, of: int) -> float:
+    """Return the share at which this count or a larger one is as unlikely as the end of an interval."""
+    low, high = 0.0, 1.0
+    while count and high - low > 1e-15 and low < (middle := (low + high) / 2) < high:
+        logs = [
+            math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
+            + k * math.log(middle) + (of - k) * math.log1p(-middle)
+            for k in range(count, of + 1)
+        ]  # fmt: skip
+        is_likely = math.fsum(map(math.exp, logs)) > (1 - LEVEL) / 2
+        low, high = (low, middle) if is_likely else (middle, high)
+    return low
 
 
 def prediction_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
@@ -210,12 +225,19 @@ def compare_spreads(
     which the first arm's distances can be divided so that the test does not reject: it excludes 1 exactly if
     p is at most 1 - level.
 
-    Values that are not finite are left out. None if an arm has fewer than two values, or one not above 0.
+    A value that is not finite is further away than all others: an arm that has one has an infinite spread,
+    and assignments with more such distances are wider.
+
+    None if an arm has fewer than two values, one not above 0, or none that is finite.
     """
     ours, theirs = _distances(values), _distances(others)
     if ours is None or theirs is None:
         return None
     spread, other = mean(ours), mean(theirs)
+    if math.inf in (spread, other):
+        ratio = None if spread == other else spread / other if other else math.inf
+        p = _p_of_infinite(ours, theirs) if min(len(ours), len(theirs)) >= FEWEST - 1 else None
+        return SpreadTest(spread, other, ratio, None, None, p)
     ratio = spread / other if other else math.inf if spread else None
     if min(len(ours), len(theirs)) < FEWEST - 1:
         return SpreadTest(spread, other, ratio, None, None, None)
@@ -264,13 +286,30 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def _distances(values: Sequence[float]) -> list[float] | None:
-    """Return the sorted distances of the logarithms from their median, without the smallest."""
-    finite = [value for value in values if math.isfinite(value)]
-    if len(finite) < 2 or min(finite) <= 0:
+    """Return the sorted distances of the logarithms from their median, without the smallest; or None.
+
+    A distance is infinite if only one of value and median is; see `compare_spreads`.
+    """
+    ranked = [rank(value) for value in values]
+    if len(ranked) < 2 or min(ranked) <= 0 or min(ranked) == math.inf:
         return None
-    logs = [math.log(value) for value in finite]
+    logs = [math.log(value) if value < math.inf else math.inf for value in ranked]
     middle = median(logs)
-    return sorted(abs(value - middle) for value in logs)[1:]
+    return sorted(0.0 if value == middle else abs(value - middle) for value in logs)[1:]
+
+
+def _p_of_infinite(ours: list[float], theirs: list[float]) -> float:
+    """Return the p-value if distances are infinite: their number decides, then the sum of the others."""
+    import numpy as np
+
+    arms = np.array(ours), np.array(theirs)
+    out, into = _exchanged(*(np.isinf(arm).astype(float) for arm in arms))
+    more = into - out
+    out, into = _exchanged(*(np.where(np.isinf(arm), 0.0, arm) for arm in arms))
+    rest, tied = into - out, _TIED * (out + into).max()
+    as_wide = int(((more > 0) | ((more == 0) & (rest >= -tied))).sum())
+    as_narrow = int(((more < 0) | ((more == 0) & (rest <= tied))).sum())
+    return min(1.0, 2 * min(as_wide, as_narrow) / len(more))
 
 
 def _critical_ratios(ours: list[float], theirs: list[float]) -> "tuple[int, NDArray[float64]]":

@@ -52,10 +52,10 @@ def scores_of_others(task: str) -> set[str]:
 _SUMMARIZED = MEASURES | {name: score(name) for names in SCORES.values() for name in names}
 METHODS = {
     "sd": "sample standard deviation (n - 1)",
-    "sd_low, sd_high": "Bonett 2006",
+    "sd_low, sd_high": "Bonett 2006; none for values that are equal or span a decade",
     "mad": "median absolute deviation from the median, not scaled",
-    "not_finite": "left out of mean, sd, cv and comparisons; above all others in median, mad, low, high",
-    "low, high of shares": "Wilson",
+    "not_finite": "left out of mean, sd and cv; above all others elsewhere",
+    "low, high of shares": "Clopper and Pearson",
     "spread": "mean distance of the natural logarithms from their median, without the smallest",
     "p": "permutation of these distances, two-sided",
     "low, high of ratios": "the ratios that this test does not reject; not adjusted for several models",
@@ -154,7 +154,7 @@ def worse_than_base_share(trials: Sequence[TrialResult]) -> Share | None:
 
 
 def compare_with_32_bit(arms: Sequence[Arm], measure: str) -> list[SpreadComparison]:
-    """Compare each 8-bit arm with the 32-bit arm of its model, if both have two finite values."""
+    """Compare each 8-bit arm with the 32-bit arm of its model, if both have two values."""
     values = {arm.key: arm.values(MEASURES[measure]) for arm in arms}
     found = []
     for arm in arms:

@@ -84,6 +84,18 @@ def test_the_verdict_says_what_is_missing() -> None:
     assert "1 of 2 trials ended worse than their base" in said(trial(1), trial(2, perplexity=math.nan))
 
 
+def test_the_verdict_says_how_far_apart_runs_are_and_what_they_can_decide() -> None:
+    values = [100.0, 101.0, 102.0, 103.0, 104.0, 105.0, 106.0]  # SD 2.16, 2.1 % of the mean
+    apart = said(*(trial(n, f"{n}", perplexity=value) for n, value in enumerate(values, 1)))
+    assert "Two single runs of an arm differ by more than 5.9 % in about one of twenty cases" in apart
+    assert "With 7 trials in each arm, a difference of 1.6 standard deviations" in apart
+    wide = [trial(n, f"{n}", optimizer="adamw-32bit", perplexity=10.0**n) for n in range(1, 4)]
+    both = said(*(trial(n, f"{n}", perplexity=value) for n, value in enumerate(values, 1)), *wide)
+    assert "more than 5.9 % in about" in both
+    assert "apart from 1 arm whose runs are further apart than a factor of ten" in both
+    assert "Two single runs" not in said(*(trial(n, perplexity=9.0) for n in (1, 2))), "they are equal"
+
+
 def test_the_most_frequent_adapter_is_named_a() -> None:
     (row,) = arm_rows(
         group_arms([trial(1, "x"), trial(2, "y"), trial(3, "y"), trial(4, None)]), TrialFiles(), "mine"

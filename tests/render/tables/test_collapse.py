@@ -65,7 +65,7 @@ def cells(results: list[TrialResult], optimizer: str) -> dict[str, str]:
 def test_collapses_are_counted_with_their_interval() -> None:
     results = study([120.0, 93.9, 300.0, 94.1, 1200.0, 99.0, math.inf], STABLE, STABLE)
     old = cells(results, "8-bit, map of bitsandbytes 0.41.0")
-    interval = binomtest(6, 7).proportion_ci(method="wilson")
+    interval = binomtest(6, 7).proportion_ci(method="exact")
     assert (old["runs"], old["collapsed"]) == ("7", "6 of 7")
     assert old["collapsed: 95 % interval"] == f"{100 * interval.low:.0f} %–{100 * interval.high:.0f} %"
     assert (old["perplexity: median"], old["perplexity: range"]) == ("120", "93.9–inf")
@@ -92,7 +92,7 @@ def test_a_trial_without_a_base_test_is_not_counted() -> None:
 def test_a_note_states_the_rule() -> None:
     (rule,) = [note for note in table(study(STABLE, STABLE, STABLE)).notes if note.startswith("Collapsed")]
     assert "perplexity above that of the base before fine-tuning, or not finite" in rule
-    assert "Wilson" in rule
+    assert "Clopper and Pearson" in rule
 
 
 def test_an_old_map_is_compared_with_todays_and_that_with_32_bit_state() -> None:

@@ -205,7 +205,7 @@ def test_comparisons_follow_the_papers_tables_and_are_removed_when_not_requested
         text = (tmp_path / name).read_text(encoding="utf-8")
         order = re.findall(r"^\*\*Table (\w+)\.|/table-0?(\w+)\.tex\}", text, re.MULTILINE)
         last = [(one or two).replace("C0", "C") for one, two in order]
-        assert last[-8:] == ["11", "S1", "S1b", "S4", "C1", "C2", "C10", "C11"]
+        assert last[-9:] == ["11", "S1", "S1b", "S4", "S4b", "C1", "C2", "C10", "C11"]
     (tmp_path / "table-S0.md").touch()
     render_tables(group_arms(study()), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == written - extra

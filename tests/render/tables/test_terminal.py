@@ -93,7 +93,7 @@ def test_the_papers_tables_in_a_terminal(tmp_path: Path) -> None:
         ["Table", "1."],
         ["Table", "S1b."],
     ]
-    assert "21,024" in shown
+    assert "21024" in shown
     assert list(tmp_path.iterdir()) == [], "no file is written"
 
 

@@ -6,7 +6,7 @@ all seeds of fine-tuning: then they are repetitions of one run. As in the paper,
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qlora_repeat.results.arms import Arm, base_perplexities, distinct
 from qlora_repeat.results.number_format import number
@@ -24,6 +24,7 @@ _RUN_FREE = "make all STUDY={unpinned} RANDOMNESS=as-published"
 _RUN_SEEDED = "make all STUDY={unpinned} in a profile with one seed of "
 _RUN_AGAIN = f"{RUN}, with responses = {FEWEST} or more under [ablation]"
 _RUN_BASES = f"{RUN}, with base_tests = 2 or more under [ablation]"
+_RUN_PINNED = "make all STUDY={unpinned} RANDOMNESS=bitwise"
 _COLLECT = "qlora-repeat collect {study}"
 
 _OF_TRAINING = {"adapter_init", "data_order", "dropout"}
@@ -39,11 +40,13 @@ class ClaimFinding:
     of: str
     """The name of the arm, model or comparison."""
     holds: bool | None
-    """None if it is inconclusive."""
+    """None if the results cannot test it."""
     words: str
-    """Its numbers, or why it is inconclusive."""
+    """Its numbers, or why it cannot be tested."""
     remedy: str = ""
-    """What to run to make it conclusive, with placeholders for names of studies."""
+    """What to run so that it can, with placeholders for names of studies."""
+    is_open: bool = False
+    """Whether it does not hold only because no difference was found, which proves none."""
 
 
 def too_few(arm: Arm, values: Sequence[Value]) -> ClaimFinding | None:
@@ -81,16 +84,29 @@ def no_sample(
     return None
 
 
+def on_one_machine(arm: Arm) -> Arm:
+    """Return the arm with the runs of the one machine and software that most have, as others may differ."""
+    places = Counter((trial.device, trial.software) for trial in arm.done)
+    if len(places) < 2:
+        return arm
+    ((most, _),) = places.most_common(1)
+    return replace(arm, trials=[each for each in arm.trials if (each.device, each.software) == most])
+
+
 def runs_differ(arm: Arm, *, measure: str, noun: str, each: bool = False) -> ClaimFinding:
     """Check that not all runs have the same value or, with `each`, that no two runs do.
 
-    `measure` is a field of `TrialResult`. All numbers that are not finite count as equal.
+    `measure` is a field of `TrialResult`. All numbers that are not finite count as equal. Printed numbers
+    that agree may differ in the digits that are not printed.
     """
-    measured = (getattr(trial, measure) for trial in arm.done)
+    measured = (getattr(trial, measure) for trial in on_one_machine(arm).done)
     values: list[Value] = [
         value if isinstance(value, str) else rank(value) for value in measured if value is not None
     ]
     counts = Counter(values)
+    if each and arm.is_published and FEWEST <= len(values) != len(counts):
+        why = f"{len(counts)} different {noun} in {len(values)} runs, in the digits that are printed"
+        return ClaimFinding(arm.name, None, why, RUN_PAPER)
     words = f"{len(counts)} different {noun} in {len(values)} runs"
     if each:
         shared = [value for value in counts if counts[value] > 1 and not isinstance(value, str)]
@@ -117,6 +133,10 @@ def responses_differ(arm: Arm, *, answers: bool = False) -> ClaimFinding:
     With `answers`, check instead that not all give the same answer (Tables 8 and 9), at the higher one.
     """
     noun = "answers" if answers else "responses"
+    arm = on_one_machine(arm)
+    if arm.trials[0].free_sources is None and any(trial.responses for trial in arm.done):
+        why = "whether runs had the same sampling seed is not known"
+        return ClaimFinding(arm.name, None, why, RUN_PAPER if arm.is_published else _COLLECT)
     tests, words = [], []
     for low in (False,) if answers else (False, True):
         prompts = distinct(
@@ -183,6 +203,8 @@ def bases_repeat(arms: list[Arm]) -> ClaimFinding:
     """Check that all tests of a model's base have the same perplexity."""
     name, frees = arms[0].title, [arm.trials[0].free_sources for arm in arms]
     tests = [rank(value) for value in base_perplexities(arms)]
+    if all(arm.is_published for arm in arms):
+        return ClaimFinding(name, None, "a mean and an SD of 0.0 are printed, but no single tests", RUN_PAPER)
     if len(tests) < 2:
         return ClaimFinding(name, None, f"{len(tests)} tests, of 2 needed", _RUN_BASES)
     equal = len(set(tests)) == 1
@@ -204,3 +226,20 @@ def compared_with_base(arm: Arm, *, worse: bool) -> ClaimFinding:
     holds = 2 * count > len(pairs) if worse else count == len(pairs)
     words = f"{count} of {len(pairs)} runs {'worse' if worse else 'better'}"
     return no_sample(arm, [value for value, _ in pairs]) or ClaimFinding(arm.name, holds, words)
+
+
+def precision_matters(arm: Arm) -> ClaimFinding:
+    """Check that runs differ that have all seeds, the machine and deterministic kernels in common.
+
+    If low precision by itself made runs differ, as section IX says, these would differ too.
+    """
+    own = on_one_machine(arm)
+    digests = [trial.adapter_digest for trial in own.done if trial.adapter_digest]
+    if (free := arm.trials[0].free_sources) is None or free:
+        why = f"{' and '.join(free)} may make runs differ" if free else "unknown what is free to differ"
+        return ClaimFinding(arm.name, None, why, _RUN_PINNED)
+    if (few := too_few(arm, digests)) is not None:
+        return few
+    return ClaimFinding(
+        arm.name, len(set(digests)) > 1, f"{len(set(digests))} adapters in {len(digests)} runs"
+    )

@@ -18,7 +18,7 @@ from qlora_repeat.results.scope import cut_short, whole_name
 from qlora_repeat.results.statistical_methods import FEWEST
 from qlora_repeat.study.study import PUBLISHED
 
-ClaimVerdict = Literal["supported", "not supported", "untested"]
+ClaimVerdict = Literal["supported", "contradicted", "not shown", "untested"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ class JudgedClaim:
     verdict: ClaimVerdict
     evidence: str
     """One sentence with the numbers; for an untested claim, with what to run."""
+    line: str
+    """The evidence in a few words: in how many arms, models or comparisons the rule holds."""
+    findings: list[ClaimFinding]
+    """What was found in each arm, model or comparison."""
     command: str
     """The command that tests the claim with these results' study."""
 
@@ -107,14 +111,18 @@ def judge_claims(arms: Sequence[Arm]) -> list[JudgedClaim]:
 
 
 def _judged(claim: Claim, found: list[ClaimFinding], names: dict[str, str]) -> JudgedClaim:
-    against = [finding for finding in found if finding.holds is False]
+    against = [finding for finding in found if finding.holds is False and not finding.is_open]
+    left_open = [finding for finding in found if finding.holds is False and finding.is_open]
     cannot = [finding for finding in found if finding.holds is None]
-    held = len(found) - len(against) - len(cannot)
+    failing = against or left_open
+    held = len(found) - len(against) - len(left_open) - len(cannot)
     every = f"{len(found)} {claim.subject}{'' if len(found) == 1 else 's'}"
     verdict: ClaimVerdict
-    if against:
-        verdict = "not supported"
-        text = f"Not in {len(against)} of {every}: {_listed(against, claim.subject)}"
+    if failing:
+        verdict = "contradicted" if against else "not shown"
+        begin = "Not" if against else "No difference was found"
+        text = f"{begin} in {len(failing)} of {every}: {_listed(failing, claim.subject)}"
+        text += f"; {len(left_open)} leave it open" if against and left_open else ""
         text += f"; it holds in {held}" if held else ""
         text += f"; {len(cannot)} cannot tell" if cannot else ""
     elif cannot or not found:
@@ -128,7 +136,21 @@ def _judged(claim: Claim, found: list[ClaimFinding], names: dict[str, str]) -> J
     else:
         verdict = "supported"
         text = f"In {'all ' if held > 1 else ''}{every}: {_listed(found, claim.subject)}"
-    return JudgedClaim(claim, verdict, f"{text}.", claim.command.format(**names))
+    line = _line(len(against), len(left_open), held, len(cannot), every)
+    return JudgedClaim(claim, verdict, f"{text}.", line, found, claim.command.format(**names))
+
+
+def _line(against: int, left_open: int, held: int, cannot: int, every: str) -> str:
+    """Return a few words: in how many of `every` arm, model or comparison a claim holds, and so on."""
+    counts = {
+        "contradicted in {}": against,
+        "no difference found in {}": left_open,
+        "holds in {}": held,
+        "{} cannot tell": cannot,
+    }
+    first, *others = [(words, count) for words, count in counts.items() if count] or [("{}", 0)]
+    parts = [first[0].format(f"{first[1]} of {every}"), *(words.format(count) for words, count in others)]
+    return "; ".join(parts)
 
 
 def _listed(found: list[ClaimFinding], subject: str) -> str:

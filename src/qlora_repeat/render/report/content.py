@@ -6,18 +6,23 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from string import ascii_uppercase
 
 from qlora_repeat.analysis.trial_diff import MEANINGS, Divergence
 from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.results.arms import Arm, adapters_text
 from qlora_repeat.results.number_format import number, percent
+from qlora_repeat.results.power import Effect, smallest_found
+from qlora_repeat.results.statistical_methods import Summary
 from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
 COLORS = 8
 """Number of colors for the distinct adapters of an arm; further adapters share the last color."""
+_LIMIT = 2.8
+"""Two values differ by more than this many standard deviations in one of twenty cases (ISO 5725-6, 4.1)."""
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 _MOST_WORDS = 2000
 """Longer texts are not compared word by word, since the time grows with the square of the length."""
@@ -113,7 +118,7 @@ def verdict(rows: Sequence[ArmRow]) -> list[str]:
     lacking = trials - sum(len(row.arm.done) for row in rows)
     not_done = [f"{lacking} of {trials} trials have no values yet."] if lacking else []
     found = arm_statistics([row.arm for row in rows])
-    return [_repeatability(rows), *_spread(found), *_ended_badly(found), *not_done]
+    return [_repeatability(rows), *_spread(found), *_decides(rows), *_ended_badly(found), *not_done]
 
 
 def _repeatability(rows: Sequence[ArmRow]) -> str:
@@ -151,14 +156,46 @@ def _count(rows: Sequence[ArmRow]) -> str:
 
 
 def _spread(arms: Sequence[ArmStatistics]) -> list[str]:
-    """Return a sentence on the standard deviations of perplexity, relative to the mean."""
-    summaries = [arm.measures.get("perplexity") for arm in arms]
-    shares = [each.cv for each in summaries if each is not None and each.cv is not None]
+    """Return sentences on the standard deviations of perplexity, relative to the mean, and on two runs."""
+    summaries = [each for arm in arms if (each := arm.measures.get("perplexity")) is not None]
+    shares = [each.cv for each in summaries if each.cv is not None]
     if not shares:
         return []
-    low, high = (percent(share) for share in (min(shares), max(shares)))
-    span = low if low == high else f"{low} to {high}"
-    return [f"Perplexities of an arm spread by {span} (standard deviation relative to the mean)."]
+    sentences = [
+        f"Perplexities of an arm spread by {_span(shares)} (standard deviation relative to the mean)."
+    ]
+    near = [each.cv for each in summaries if each.cv is not None and not _spans_a_decade(each)]
+    if any(near):
+        far = len(shares) - len(near)
+        named = f"{far} arm{'' if far == 1 else 's'}"
+        others = f", apart from {named} whose runs are further apart than a factor of ten" if far else ""
+        sentences.append(
+            f"Two single runs of an arm differ by more than {_span([_LIMIT * share for share in near])} in "
+            f"about one of twenty cases (the repeatability limit of ISO 5725-6){others}."
+        )
+    return sentences
+
+
+def _span(shares: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(percent(share) for share in (min(shares), max(shares))))
+
+
+def _spans_a_decade(summary: Summary) -> bool:
+    return summary.low is not None and summary.high is not None and summary.high > 10 * summary.low
+
+
+def _decides(rows: Sequence[ArmRow]) -> list[str]:
+    """Return a sentence on what this number of trials can decide."""
+    counts = [len(row.arm.perplexities) for row in rows if len(row.arm.perplexities) > 1]
+    if not counts:
+        return []
+    n = round(median(counts))
+    if (smallest := smallest_found(Effect("mean", 0), n)) is None:
+        return []
+    return [
+        f"With {n} trials in each arm, a difference of {smallest:.1f} standard deviations between two arms "
+        "is found in four of five cases; qlora-repeat power says how many trials a smaller one needs."
+    ]
 
 
 def _ended_badly(arms: Sequence[ArmStatistics]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Table S4: the paper's claims, each with its rule and its verdict."""
+"""Tables S4 and S4b: the verdict on each of the paper's claims, and what each arm says of it."""
 
 from qlora_repeat.analysis.claims.claims import DEFINITIONS, judge_claims
 from qlora_repeat.render.footnotes import missing, source_of, stale, stale_bases
@@ -7,29 +7,48 @@ from qlora_repeat.results.arms import Arm, distinct
 
 
 def claims_table(arms: list[Arm]) -> Table:
-    """Make Table S4; claims that the results cannot decide are untested."""
+    """Make Table S4: verdicts; claims that the results cannot decide are untested."""
     return Table(
         number="S4",
-        caption="The paper's claims, in other words, and whether the runs support them.",
+        caption="The paper's claims, in other words, and what the runs say of them.",
         source=source_of(arms),
         stub="No.",
-        columns=[("Claim",), ("Supported if",), ("Verdict",), ("To test it",)],
+        columns=[("Claim",), ("Verdict",), ("Evidence",)],
         rows=[
-            [
-                str(place),
-                f"{judged.claim.words} ({judged.claim.where})",
-                judged.claim.rule,
-                f"{judged.verdict}. {judged.evidence}",
-                judged.command,
-            ]
+            [str(place), f"{judged.claim.words} ({judged.claim.where})", judged.verdict, judged.line]
             for place, judged in enumerate(judge_claims(arms), 1)
         ],
         notes=[
             f"Models: {', '.join(distinct(arm.title for arm in arms))}.",
             *DEFINITIONS,
+            "The report has the rule of each claim, and the command that tests it.",
             *missing(arms, begin="Not in these verdicts:"),
             *stale(arms),
             *stale_bases(arms),
         ],
+        prose=True,
+    )
+
+
+def findings_table(arms: list[Arm]) -> Table:
+    """Make Table S4b: what was found in each arm, model or comparison."""
+    words = {True: "holds", False: "contradicts", None: "cannot tell"}
+    return Table(
+        number="S4b",
+        caption="What each arm, model or comparison says of the paper's claims of Table S4.",
+        source=source_of(arms),
+        stub="No.",
+        columns=[("Of",), ("Says",), ("Found",)],
+        rows=[
+            [
+                str(place),
+                found.of,
+                "leaves it open" if found.is_open and not found.holds else words[found.holds],
+                found.words,
+            ]
+            for place, judged in enumerate(judge_claims(arms), 1)
+            for found in judged.findings
+        ],
+        notes=[],
         prose=True,
     )

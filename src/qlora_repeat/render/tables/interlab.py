@@ -7,9 +7,10 @@ from qlora_repeat.render.footnotes import NOTES, source_of
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import ArmKey
 from qlora_repeat.results.number_format import DASH, cell, interval_text, spread_text, value_text
+from qlora_repeat.results.statistical_methods import holm
 
 _OWN = ("n", "adapters", "mean", "SD")
-_POOLED = ("scale", "s_r", "s_r, 95 %", "s_L", "s_R", "s_R, 95 %", "p", "common adapters")
+_POOLED = ("scale", "s_r", "s_r, 95 %", "s_L", "s_R", "s_R, 95 %", "p, Holm", "common adapters")
 
 
 def laboratory_table(laboratories: Sequence[Laboratory], arms: Sequence[SharedArm]) -> Table:
@@ -18,10 +19,11 @@ def laboratory_table(laboratories: Sequence[Laboratory], arms: Sequence[SharedAr
     # Arms are named as in the first laboratory that has them.
     titles = {arm.key: arm.name for laboratory in reversed(laboratories) for arm in laboratory.arms}
     rows = []
-    for arm in arms:
+    adjusted = holm([arm.pooled.p if arm.pooled else None for arm in arms])
+    for arm, p in zip(arms, adjusted, strict=True):
         own = {measured.laboratory: _own_cells(measured, arm) for measured in arm.laboratories}
         cells = [text for name in names for text in own.get(name, [DASH] * len(_OWN))]
-        rows.append([titles[arm.model, arm.optimizer], *cells, *_pooled_cells(arm)])
+        rows.append([titles[arm.model, arm.optimizer], *cells, *_pooled_cells(arm, p)])
     return Table(
         number="S5",
         caption="Repeatability within and reproducibility between laboratories: test perplexity.",
@@ -76,8 +78,8 @@ def _own_cells(measured: LaboratoryArm, arm: SharedArm) -> list[str]:
     ]
 
 
-def _pooled_cells(arm: SharedArm) -> list[str]:
-    """Return the cells under `_POOLED`."""
+def _pooled_cells(arm: SharedArm, p: float | None) -> list[str]:
+    """Return the cells under `_POOLED`; `p` is adjusted for the number of arms."""
     scale, common = "log" if arm.logarithmic else "linear", cell(arm.common_adapters)
     found = arm.pooled
     if found is None:
@@ -89,7 +91,7 @@ def _pooled_cells(arm: SharedArm) -> list[str]:
         spread_text(found.between),
         spread_text(found.reproducibility),
         interval_text(spread_text(found.reproducibility_low), spread_text(found.reproducibility_high)),
-        DASH if found.p is None else f"{found.p:.2g}",
+        DASH if p is None else f"{p:.2g}",
         common,
     ]
 

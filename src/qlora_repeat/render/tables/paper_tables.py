@@ -12,7 +12,7 @@ from qlora_repeat.errors import UsageError
 from qlora_repeat.render.footnotes import NOTES, diverged, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.ablation import ablation_tables
 from qlora_repeat.render.tables.benchmarks import benchmark_tables
-from qlora_repeat.render.tables.claims import claims_table
+from qlora_repeat.render.tables.claims import claims_table, findings_table
 from qlora_repeat.render.tables.collapse import collapse_tables
 from qlora_repeat.render.tables.responses import answer_tables, continuation_tables
 from qlora_repeat.render.tables.scores import score_tables
@@ -54,7 +54,7 @@ def make_tables(arms: list[Arm]) -> list[Table]:
     if not papers:
         tables = in_sequence(tables)
     tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms)]
-    tables += [claims_table(papers)] if papers else []
+    tables += [claims_table(papers), findings_table(papers)] if papers else []
     tables += [*benchmark_tables(arms), *score_tables(arms)]
     if all(trial.study == PUBLISHED for arm in arms for trial in arm.trials):
         return [_in_the_papers_words(table) for table in tables]

@@ -150,15 +150,15 @@ def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
             notes["spread"].format(tests=max(tests.values(), default=0)),
             notes["simulations"],
             notes["needed"].format(needed=_needed()),
-            *_left_out(used, found),
+            *_furthest(used, found),
             *_shared_notes(used),
             *dash_note(rows, f"not measured, or no spread at all; a test needs {FEWEST} values in each arm"),
         ],
     )
 
 
-def _left_out(arms: list[Arm], found: StudyStatistics) -> list[str]:
-    """Note the values that have no finite logarithm to compare."""
+def _furthest(arms: list[Arm], found: StudyStatistics) -> list[str]:
+    """Note the values that have no finite logarithm, which are compared as the furthest."""
     summaries = {(own.model, own.optimizer): own.measures for own in found.arms}
     counts = [
         f"{arm.name} {_TITLES[name]} ({summary.not_finite})"
@@ -166,7 +166,7 @@ def _left_out(arms: list[Arm], found: StudyStatistics) -> list[str]:
         for name, summary in summaries[arm.key].items()
         if summary.not_finite
     ]
-    return [f"Left out because they are not finite: {'; '.join(counts)}."] if counts else []
+    return [f"Not finite, and so further away than all others: {'; '.join(counts)}."] if counts else []
 
 
 def _needed() -> str:
