@@ -155,8 +155,12 @@ def test_rows_contain_the_values_of_the_files(results: list[TrialResult]) -> Non
         assert (row.peak_memory_share is not None) == (row.trial == 1), "Table 3 has one value for an arm"
         if row.peak_memory_share is not None:
             assert 100 * row.peak_memory_share == pytest.approx(float(cells("table-03.csv")[key[1:]][0]))
-        answers = [] if quotes else cells(f"table-0{8 + CHATTING.index(row.model)}.csv")[key]
-        assert [response.answer or response.text.strip("()") for response in row.responses] == answers
+        if quotes:
+            tables = [f"table-0{first + QUOTING.index(row.model)}.csv" for first in (4, 6)]
+            answers = [cell for table in tables for cell in cells(table)[key]]
+        else:
+            answers = cells(f"table-0{8 + CHATTING.index(row.model)}.csv")[key]
+        assert [response.answer or response.text.strip(" ()") for response in row.responses] == answers
         assert all(response.answer in (None, *"ABCD") for response in row.responses)
 
 

@@ -8,10 +8,9 @@ from typing import Any, Literal
 from qlora_repeat.api.results import Results, results_of
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.text.arm_comparison import comparison_text
-from qlora_repeat.results.arms import Arm
 from qlora_repeat.results.study_statistics import MEASURES, SCORE_TITLES, score
 from qlora_repeat.results.tidy_file import FORMATS, Values, read_tidy
-from qlora_repeat.results.two_arms import FEWEST_PAIRS, Comparison, Decision, compare_arms, decide
+from qlora_repeat.results.two_arms import Comparison, Decision, compare_arms, decide, in_pairs
 from qlora_repeat.system.files import json_text, read_lines, strict
 
 
@@ -72,17 +71,10 @@ def compare(
         raise UsageError(f"margin {margin:g}: expected {'a factor above 1' if of == 'spread' else 'above 0'}")
     folder = Path(runs) if runs is not None else None
     one, two = (read_arm(given, metric, folder) for given in (first, second))
-    ours, theirs, paired = _paired(one, two)
-    return ArmComparison(one, two, compare_arms(ours, theirs, paired=paired), of, margin)
-
-
-def _paired(one: Values, two: Values) -> tuple[list[float], list[float], bool]:
-    """Return the values of both arms, in pairs if all seeds of the smaller arm are in the other."""
-    ours, theirs = (dict(zip(own.seeds or [], own.values, strict=False)) for own in (one, two))
-    shared = [seed for seed in ours if seed in theirs]
-    if len(shared) >= FEWEST_PAIRS and len(shared) == min(len(one.values), len(two.values)):
-        return [ours[seed] for seed in shared], [theirs[seed] for seed in shared], True
-    return one.values, two.values, False
+    by_seed = (dict(zip(own.seeds or [], own.values, strict=False)) for own in (one, two))
+    pairs = in_pairs(*by_seed)
+    found = compare_arms(*(pairs or (one.values, two.values)), paired=pairs is not None)
+    return ArmComparison(one, two, found, of, margin)
 
 
 def read_arm(given: str | Path | Results, metric: str | None, runs: Path | None) -> Values:
@@ -110,14 +102,9 @@ def _arms(source: str | Path | Results, metric: str | None, runs: Path | None) -
     for arm in results_of(source, runs).arms():
         values = arm.values(measures[name])
         if values:
-            found["/".join(arm.key)] = Values("/".join(arm.key), name, values, _seeds(arm, len(values)))
+            seeds = list(arm.by_seed(measures[name])) or None
+            found["/".join(arm.key)] = Values("/".join(arm.key), name, values, seeds)
     return found
-
-
-def _seeds(arm: Arm, count: int) -> list[str] | None:
-    """Return the seed of each trial of an arm, if each has its own."""
-    seeds = [str(trial.adapter_init_seed) for trial in arm.done if trial.adapter_init_seed is not None]
-    return seeds if len(set(seeds)) == len(seeds) == count else None
 
 
 def _is_results(path: str | Path) -> bool:

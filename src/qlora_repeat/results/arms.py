@@ -67,6 +67,14 @@ class Arm:
         """Return the decimals that all values of a measure are shown with, at least; 0 for the paper's."""
         return 0 if self.is_published else decimals_of(self.values(measure))
 
+    def by_seed(self, measure: Measure) -> dict[str, float]:
+        """Return the values of a measure by the seed of the initial adapter; none if seeds are not unique."""
+        found = [(trial.adapter_init_seed, measure(trial)) for trial in self.done]
+        seeds = [seed for seed, value in found if value is not None]
+        if None in seeds or len(set(seeds)) < len(seeds):
+            return {}
+        return {str(seed): value for seed, value in found if value is not None}
+
     def values(self, measure: Measure) -> list[float]:
         """Return the values of a measure in the trials that count, without trials that lack it."""
         return [value for value in map(measure, self.done) if value is not None]

@@ -20,6 +20,8 @@ MODELS = {
     "llama2-chat-7b": ("Llama2-chat-7B", "question-answering"),
 }
 """Title and task of each model."""
+PROMPTS = ("Your silence will", "Let the improvement of yourself keep you")
+"""The prompts of Tables 4 and 5, and of 6 and 7."""
 _OPTIMIZERS = ("adamw-8bit", "adamw-32bit")
 _RUNS = range(1, 8)
 
@@ -27,7 +29,7 @@ _Key = tuple[str, ...]
 
 
 def read_published(folder: Path) -> list[TrialResult]:
-    """Read the paper's 56 trials: Tables 1, 2, 3, 8, 9, 10 and 11, and the base perplexities of section IX.
+    """Read the paper's 56 trials: its tables, with kinds of responses, and base perplexities (section IX).
 
     The first trial of an arm has the arm's only value in Table 3. The paper gives one mean and SD 0.0 for the
     seven tests of a base model, which are read as seven equal values. What the paper does not report is None.
@@ -36,6 +38,7 @@ def read_published(folder: Path) -> list[TrialResult]:
         MissingError: a file is missing.
     """
     perplexities = _by_run(folder, 1, 2)
+    texts = list(zip(PROMPTS, (_by_run(folder, 4, 5), _by_run(folder, 6, 7)), strict=True))
     answers = _by_run(folder, 8, 9)
     seconds = _by_run(folder, 10, 11)
     memory = _read(folder / "table-03.csv", 2)
@@ -61,14 +64,22 @@ def read_published(folder: Path) -> list[TrialResult]:
                 train_seconds=train,
                 test_seconds=test,
                 peak_memory_share=float(memory[model, optimizer][0]) / 100 if run == 1 else None,
-                responses=[_response(place, cell) for place, cell in enumerate(answers.get(key, []), 1)],
+                responses=[
+                    *(_continuation(prompt, own[key]) for prompt, own in texts if key in own),
+                    *(_answer(place, cell) for place, cell in enumerate(answers.get(key, []), 1)),
+                ],
                 device="NVIDIA A100",  # section VII
             )
         )
     return results
 
 
-def _response(place: int, cell: str) -> Response:
+def _continuation(prompt: str, cells: list[str]) -> Response:
+    """Return the kind of a continuation in Tables 4 to 7, at the default sampling of section VII."""
+    return Response(prompt, 1.0, 1.0, f" ({cells[0]})")
+
+
+def _answer(place: int, cell: str) -> Response:
     """Return the response in a cell of Table 8 or 9, at the default sampling of section VII."""
     letter = cell if cell in ("A", "B", "C", "D") else None
     return Response(f"Instruction {place}", 1.0, 1.0, letter or f"({cell})", letter)

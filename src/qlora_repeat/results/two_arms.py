@@ -6,7 +6,7 @@ pairs`` simulates the coverage of each interval: docs/explanation/statistics.md.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
 from typing import TYPE_CHECKING, Literal
@@ -40,6 +40,8 @@ class Estimate:
     value: float
     low: float | None
     high: float | None
+    p: float | None = None
+    """Of a test of equal spreads, two-sided."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ def compare_arms(values: Sequence[float], others: Sequence[float], *, paired: bo
         spread=spread,
         is_on_log_scale=on_log,
     )
+
+
+def in_pairs(
+    ours: Mapping[str, float], theirs: Mapping[str, float]
+) -> tuple[list[float], list[float]] | None:
+    """Return values by seed in pairs, if all seeds of the smaller arm are in the other; else None."""
+    shared = [seed for seed in ours if seed in theirs]
+    if len(shared) < max(FEWEST_PAIRS, min(len(ours), len(theirs))):
+        return None
+    return [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
 
 
 def decide(found: Comparison, margin: float, of: Literal["shift", "spread"] = "shift") -> Decision:
@@ -240,7 +252,7 @@ def _spreads(ours: list[float], theirs: list[float], on_log: bool) -> Estimate |
     test = compare_spreads(second, first)
     if test is None or test.ratio is None:
         return None
-    return Estimate(test.ratio, test.low, test.high)
+    return Estimate(test.ratio, test.low, test.high, test.p)
 
 
 def _exponents(values: list[float], pooled: list[float]) -> list[float]:
@@ -272,10 +284,12 @@ def _paired_spreads(ours: list[float], theirs: list[float], on_log: bool) -> Est
     tied = (out == 0) & (into == 0)
     with np.errstate(divide="ignore"):
         ratios = np.sort(out[~tied] / into[~tied])
-    k = math.floor((1 - LEVEL) / 2 * len(flips)) + 1 - int(tied.sum())
+    ties = int(tied.sum())
+    k = math.floor((1 - LEVEL) / 2 * len(flips)) + 1 - ties
     low = float(ratios[k - 1]) if 0 < k <= len(ratios) else 0.0
     high = float(ratios[-k]) if 0 < k <= len(ratios) else math.inf
-    return Estimate(value, low, high)
+    as_wide, as_narrow = ties + int((ratios <= 1 + _TINY).sum()), ties + int((ratios >= 1 - _TINY).sum())
+    return Estimate(value, low, high, min(1.0, 2 * min(as_wide, as_narrow) / len(flips)))
 
 
 def _flips(n: int) -> "NDArray[float64]":

@@ -110,6 +110,18 @@ def test_an_old_map_is_compared_with_todays_and_that_with_32_bit_state() -> None
     assert 1 < low < 40 < high
 
 
+def test_arms_with_the_same_seeds_are_compared_in_pairs() -> None:
+    """Half as wide again, and correlated with the others: hidden, unless pairs are compared."""
+    wider = [50 + 1.5 * (each - 50) + place / 1000 for place, each in enumerate(STABLE)]
+    results = study(wider, STABLE, STABLE)
+    seeded = [replace(row, adapter_init_seed=row.trial) for row in results]
+    apart, paired = (
+        cells(rows, "8-bit, map of bitsandbytes 0.41.0")["ratio: 95 % interval"].split("–")
+        for rows in (results, seeded)
+    )
+    assert float(apart[0]) < 1 < float(paired[0]) < 1.5 < float(paired[1])
+
+
 def test_p_values_are_adjusted_for_the_tests_of_all_models() -> None:
     wild = [50 * math.exp(5 * (math.log(each) - math.log(50))) for each in STABLE]
     one = study(wild, STABLE, STABLE)

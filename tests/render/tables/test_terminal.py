@@ -121,7 +121,7 @@ def test_formats_choose_the_files(tmp_path: Path) -> None:
         (["--table", "1"], "--table chooses what --format terminal prints"),
         (
             ["--format", "terminal", "--table", "12"],
-            "there is no table 12; there are 1, 2, 3, 8,",
+            "there is no table 12; there are 1, 2, 3, 4,",
         ),
         (["--format", "html"], "'html' is not one of 'latex', 'markdown', 'terminal'"),
     ],

@@ -12,8 +12,9 @@ from qlora_repeat.results.number_format import (
     span,
     spread_text,
 )
-from qlora_repeat.results.statistical_methods import FEWEST, Summary, compare_spreads, holm
+from qlora_repeat.results.statistical_methods import FEWEST, Summary, holm
 from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics
+from qlora_repeat.results.two_arms import Estimate, compare_arms, in_pairs
 
 
 def tested_models(arms: list[Arm]) -> dict[str, list[Arm]]:
@@ -82,15 +83,12 @@ def _range(found: Summary) -> str:
 def _spreads(tested: list[Arm]) -> list[dict[str, str]]:
     """Return the cells of each arm's spread, compared with that of another arm, by row."""
     others = [_reference(arm, tested) for arm in tested]
-    tests = [
-        compare_spreads(arm.perplexities, other.perplexities) if other else None
-        for arm, other in zip(tested, others, strict=True)
-    ]
+    tests = [_compared(arm, other) if other else None for arm, other in zip(tested, others, strict=True)]
     adjusted = holm([test.p if test else None for test in tests])
     return [
         {
             "spread compared with": other.heading if other and test else DASH,
-            "ratio of spreads": spread_text(test.ratio) if test else DASH,
+            "ratio of spreads": spread_text(test.value) if test else DASH,
             "ratio: 95 % interval": interval_text(spread_text(test.low), spread_text(test.high))
             if test
             else DASH,
@@ -98,6 +96,15 @@ def _spreads(tested: list[Arm]) -> list[dict[str, str]]:
         }
         for other, test, p in zip(others, tests, adjusted, strict=True)
     ]
+
+
+def _compared(arm: Arm, other: Arm) -> Estimate | None:
+    """Return the ratio of an arm's spread to another's, in pairs if they share seeds."""
+    pairs = in_pairs(*(own.by_seed(lambda trial: trial.perplexity) for own in (other, arm)))
+    values = pairs or (other.perplexities, arm.perplexities)
+    if not all(values):
+        return None
+    return compare_arms(*values, paired=pairs is not None).spread
 
 
 def _reference(arm: Arm, tested: list[Arm]) -> Arm | None:
