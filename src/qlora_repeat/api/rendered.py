@@ -143,7 +143,8 @@ def claims(results: Given) -> Claims:
             f"{one_line(found.label)}: no model is, or has as counterpart, one of the paper's, so its claims "
             "do not apply"
         )
-    return Claims(judge_claims(arms), claims_table(arms))
+    judged = judge_claims(arms)
+    return Claims(judged, claims_table(arms, judged))
 
 
 @dataclass(frozen=True, repr=False)

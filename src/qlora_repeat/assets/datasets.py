@@ -262,8 +262,12 @@ def batch_order(examples: int, batch_size: int, steps: int, seed: int) -> list[l
 
 
 def encode(tokenizer: Any, model: Model, rows: list[Row]) -> list[Example]:
-    """Return rows as token ids, truncated to the model's maximum length, with the start of each answer."""
-    found = [text_of(tokenizer, model, row) for row in rows]
+    """Return rows as token ids, as `encode_texts`."""
+    return encode_texts(tokenizer, model, [text_of(tokenizer, model, row) for row in rows])
+
+
+def encode_texts(tokenizer: Any, model: Model, found: list[RowText]) -> list[Example]:
+    """Return texts as token ids, truncated to the model's maximum length, with the start of each answer."""
     texts = [each.text for each in found]
     encoded = tokenizer(
         texts,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_repeat.assets.base_models import base_digest, base_folder, check_base, load_model, load_quantized
-from qlora_repeat.assets.datasets import Example, Part, encode, part_rows, text_of
+from qlora_repeat.assets.datasets import Example, Part, encode_texts, part_rows, text_of
 from qlora_repeat.assets.layers import check_finite
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import delete_folder, new_folder, parse_json, read_file, write_json
@@ -64,8 +64,14 @@ def encoded_part(
     """
     model = workspace.study.models[model_name]
     rows = part_rows(workspace, model.data, part, seed)[:limit]
-    texts = [asdict(text_of(tokenizer, model, row)) for row in rows]
-    settings = [json_digest(texts), model.training.max_length, model.special_tokens, packages(), "turns"]
+    texts = [text_of(tokenizer, model, row) for row in rows]
+    settings = [
+        json_digest([asdict(each) for each in texts]),
+        model.training.max_length,
+        model.special_tokens,
+        packages(),
+        "turns",
+    ]
     folder = _copy_folder(workspace, "encoded", model_name, [base_digest(workspace, model.base), *settings])
     if has_copy(folder):
         tensors = {name: tensor.tolist() for name, tensor in read_weights(folder / _EXAMPLES).items()}
@@ -77,7 +83,7 @@ def encoded_part(
                 zip(ends, tensors["answer_starts"], tensors["cut"], strict=True)
             )
         ]
-    examples = encode(tokenizer, model, rows)
+    examples = encode_texts(tokenizer, model, texts)
     keep_copy(folder, lambda new: _write_examples(examples, new))
     return examples
 

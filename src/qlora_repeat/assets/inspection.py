@@ -20,7 +20,7 @@ from qlora_repeat.assets.configuration import usable
 from qlora_repeat.assets.datasets import (
     data_digest,
     data_folder,
-    encode,
+    encode_texts,
     parts_of,
     read_row_files,
     study_prompts,
@@ -204,18 +204,18 @@ def _seen_rows(workspace: Workspace, model_name: str, tokenizer: Any) -> list[Se
         texts = []
         for row in used:
             try:
-                texts.append(text_of(tokenizer, model, row).text)
+                texts.append(text_of(tokenizer, model, row))
             except UsageError as error:
                 where = f"data.{model.data}: row {numbers[id(row)]}{of_test}"
                 raise UsageError(f"{where}: {error}") from None
-        examples = encode(tokenizer, model, used)
+        examples = encode_texts(tokenizer, model, texts)
         limit = model.training.max_length
-        long = [text for text, each in zip(texts, examples, strict=True) if len(each.ids) >= limit]
+        long = [text.text for text, each in zip(texts, examples, strict=True) if len(each.ids) >= limit]
         counts = iter(token_counts(tokenizer, model, long))
         for row, text, each in zip(used, texts, examples, strict=True):
             length = next(counts) if len(each.ids) >= limit else len(each.ids)
             number = numbers[id(row)]
-            found.append((number, SeenRow(f"{number}{of_test}", part, row, text, each, length)))
+            found.append((number, SeenRow(f"{number}{of_test}", part, row, text.text, each, length)))
     found.sort(key=lambda each: each[0])
     return [row for _, row in found]
 

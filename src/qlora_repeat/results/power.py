@@ -9,10 +9,14 @@ power is computed; for medians and spreads it is simulated for normal and lognor
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from qlora_repeat.results.statistical_methods import FEWEST, LEVEL, compare_ranks, compare_spreads
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
 
 POWER = 0.8
 """The usual chance to find an effect."""
@@ -81,7 +85,7 @@ def smallest_found(effect: Effect, n: int, power: float = POWER) -> float | None
     low, high = ranges.get(effect.of, (0.0, 50.0))
 
     def is_found(size: float) -> bool:
-        return power_of(Effect(effect.of, size, effect.rate, effect.comparisons), n) >= power
+        return power_of(replace(effect, size=size), n) >= power
 
     if not is_found(high):
         return None
@@ -102,8 +106,7 @@ def assurance(effect: Effect, n: int, pilot: int) -> float:
     found = 0.0
     for place in range(_QUANTILES):
         chi = float(chdtri(pilot - 1, 1 - (place + 0.5) / _QUANTILES))
-        size = effect.size * math.sqrt(chi / (pilot - 1))
-        found += power_of(Effect(effect.of, size, effect.rate, effect.comparisons), n)
+        found += power_of(replace(effect, size=effect.size * math.sqrt(chi / (pilot - 1))), n)
     return found / _QUANTILES
 
 
@@ -153,13 +156,11 @@ def _of_medians(effect: Effect, n: int) -> float:
     return sum(p <= effect.alpha for p in ps) / _STUDIES
 
 
-def _rank_sum_ps(draws: "object", n: int) -> list[float]:
+def _rank_sum_ps(draws: "NDArray[float64]", n: int) -> list[float]:
     """Return the p-values of the rank-sum test by the normal distribution, for many values."""
-    import numpy as np
     from scipy.special import ndtr
 
-    found = np.asarray(draws)
-    ranks = found.reshape(len(found), 2 * n).argsort(axis=1).argsort(axis=1)[:, n:].sum(axis=1) + n
+    ranks = draws.reshape(len(draws), 2 * n).argsort(axis=1).argsort(axis=1)[:, n:].sum(axis=1) + n
     away = abs(ranks - n * (2 * n + 1) / 2) - 0.5
     ps: list[float] = (2 * ndtr(-away / math.sqrt(n * n * (2 * n + 1) / 12))).tolist()
     return ps
@@ -188,10 +189,8 @@ def _of_rates(effect: Effect, n: int) -> float:
     counts = np.arange(n + 1)
     choose = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
 
-    def chances(rate: float) -> "np.typing.NDArray[np.float64]":
-        found: np.typing.NDArray[np.float64] = np.exp(
-            choose + xlogy(counts, rate) + xlog1py(n - counts, -rate)
-        )
+    def chances(rate: float) -> "NDArray[float64]":
+        found: NDArray[float64] = np.exp(choose + xlogy(counts, rate) + xlog1py(n - counts, -rate))
         return found
 
     first, second = chances(effect.rate), chances(effect.size)
@@ -201,7 +200,9 @@ def _of_rates(effect: Effect, n: int) -> float:
         logs = choose[ours] + choose[total - ours]
         weights = np.exp(logs - logs.max())
         weights /= weights.sum()
-        ps = np.array([weights[weights <= own * (1 + 1e-9)].sum() for own in weights])
+        ranked = np.sort(weights)
+        as_likely = ranked.searchsorted(weights * (1 + 1e-9), side="right")
+        ps = ranked.cumsum()[as_likely - 1]
         likely = first[ours] * second[total - ours]
         power += float(likely[ps <= effect.alpha].sum())
     return power

@@ -243,7 +243,20 @@ def compare_spreads(
         return SpreadTest(spread, other, ratio, None, None, None)
     if ratio is None:
         return SpreadTest(spread, other, None, None, None, 1.0)
-    ties, ratios = _critical_ratios(ours, theirs)
+    return SpreadTest(spread, other, ratio, *of_critical_ratios(*_critical_ratios(ours, theirs), level))
+
+
+def of_critical_ratios(
+    ties: int, ratios: "NDArray[float64]", level: float = LEVEL
+) -> tuple[float, float, float]:
+    """Return the interval of a ratio of spreads, and the two-sided p of its test.
+
+    Args:
+        ties: the number of assignments that are as wide as the observed one, whatever the ratio.
+        ratios: of each other assignment, the ratio by which the first arm's distances are divided to make it
+            as wide as the observed one; sorted.
+        level: of the interval.
+    """
     count = ties + len(ratios)
     as_wide = ties + int((ratios <= 1 + _TIED).sum())
     as_narrow = ties + int((ratios >= 1 - _TIED).sum())
@@ -251,7 +264,7 @@ def compare_spreads(
     k = math.floor((1 - level) / 2 * count * (1 + _TIED)) + 1 - ties
     low = float(ratios[k - 1]) if 0 < k <= len(ratios) else 0.0
     high = float(ratios[-k]) if 0 < k <= len(ratios) else math.inf
-    return SpreadTest(spread, other, ratio, low, high, min(1.0, 2 * min(as_wide, as_narrow) / count))
+    return low, high, min(1.0, 2 * min(as_wide, as_narrow) / count)
 
 
 def compare_ranks(values: Sequence[float], others: Sequence[float]) -> float | None:

@@ -16,6 +16,7 @@ from qlora_repeat.results.statistical_methods import (
     LEVEL,
     MOST_ASSIGNMENTS,
     compare_spreads,
+    of_critical_ratios,
     rank,
     spans_a_decade,
 )
@@ -284,12 +285,7 @@ def _paired_spreads(ours: list[float], theirs: list[float], on_log: bool) -> Est
     tied = (out == 0) & (into == 0)
     with np.errstate(divide="ignore"):
         ratios = np.sort(out[~tied] / into[~tied])
-    ties = int(tied.sum())
-    k = math.floor((1 - LEVEL) / 2 * len(flips)) + 1 - ties
-    low = float(ratios[k - 1]) if 0 < k <= len(ratios) else 0.0
-    high = float(ratios[-k]) if 0 < k <= len(ratios) else math.inf
-    as_wide, as_narrow = ties + int((ratios <= 1 + _TINY).sum()), ties + int((ratios >= 1 - _TINY).sum())
-    return Estimate(value, low, high, min(1.0, 2 * min(as_wide, as_narrow) / len(flips)))
+    return Estimate(value, *of_critical_ratios(int(tied.sum()), ratios))
 
 
 def _flips(n: int) -> "NDArray[float64]":

@@ -68,5 +68,5 @@ def command(
     if plot is not None:
         from qlora_repeat.render.figures.power import render_power_figure
 
-        render_power_figure([each.effect for each in found.effects if each.effect.size], found.power, plot)
+        render_power_figure(found.effects, found.power, plot)
         say(plot)

@@ -1,12 +1,14 @@
 """Tables S4 and S4b: the verdict on each of the paper's claims, and what each arm says of it."""
 
-from qlora_repeat.analysis.claims.claims import DEFINITIONS, judge_claims
+from collections.abc import Sequence
+
+from qlora_repeat.analysis.claims.claims import DEFINITIONS, JudgedClaim
 from qlora_repeat.render.footnotes import missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.results.arms import Arm, distinct
 
 
-def claims_table(arms: list[Arm]) -> Table:
+def claims_table(arms: list[Arm], claims: Sequence[JudgedClaim]) -> Table:
     """Make Table S4: verdicts; claims that the results cannot decide are untested."""
     return Table(
         number="S4",
@@ -16,7 +18,7 @@ def claims_table(arms: list[Arm]) -> Table:
         columns=[("Claim",), ("Verdict",), ("Evidence",)],
         rows=[
             [str(place), f"{judged.claim.words} ({judged.claim.where})", judged.verdict, judged.line]
-            for place, judged in enumerate(judge_claims(arms), 1)
+            for place, judged in enumerate(claims, 1)
         ],
         notes=[
             f"Models: {', '.join(distinct(arm.title for arm in arms))}.",
@@ -30,7 +32,7 @@ def claims_table(arms: list[Arm]) -> Table:
     )
 
 
-def findings_table(arms: list[Arm]) -> Table:
+def findings_table(arms: list[Arm], claims: Sequence[JudgedClaim]) -> Table:
     """Make Table S4b: what was found in each arm, model or comparison."""
     words = {True: "holds", False: "contradicts", None: "cannot tell"}
     return Table(
@@ -46,7 +48,7 @@ def findings_table(arms: list[Arm]) -> Table:
                 "leaves it open" if found.is_open and not found.holds else words[found.holds],
                 found.words,
             ]
-            for place, judged in enumerate(judge_claims(arms), 1)
+            for place, judged in enumerate(claims, 1)
             for found in judged.findings
         ],
         notes=[],

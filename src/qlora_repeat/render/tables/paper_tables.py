@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 
+from qlora_repeat.analysis.claims.claims import judge_claims
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.footnotes import NOTES, diverged, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.ablation import ablation_tables
@@ -54,7 +55,9 @@ def make_tables(arms: list[Arm]) -> list[Table]:
     if not papers:
         tables = in_sequence(tables)
     tables += [*ablation_tables(arms), *statistics_tables(arms), *collapse_tables(arms)]
-    tables += [claims_table(papers), findings_table(papers)] if papers else []
+    if papers:
+        judged = judge_claims(papers)
+        tables += [claims_table(papers, judged), findings_table(papers, judged)]
     tables += [*benchmark_tables(arms), *score_tables(arms)]
     if all(trial.study == PUBLISHED for arm in arms for trial in arm.trials):
         return [_in_the_papers_words(table) for table in tables]
