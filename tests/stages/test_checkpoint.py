@@ -74,7 +74,8 @@ class Arena:
         steps = ("\nsteps = 3", f"\nsteps = {STEPS}")
         optimizers = ('"adamw-32bit"]', '"adamw-32bit", "lion-8bit"]')
         self.folder, self.cache = folder, cache
-        self.study = write_study(folder, steps, optimizers, *replacements)
+        averaging = ("[bases.tiny-llama.gguf]", "[averaging]\nlast_steps = 3\n\n[bases.tiny-llama.gguf]")
+        self.study = write_study(folder, steps, optimizers, averaging, *replacements)
 
     def start(
         self, name: str, runs: str, kind: str = "", moment: int = 0, number: int = signal.SIGKILL
@@ -113,7 +114,8 @@ def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 
 
 def assert_same(trial: Trial, whole: Trial) -> None:
-    assert outputs(trial)["adapter_digest"] == outputs(whole)["adapter_digest"]
+    for kind in ("adapter_digest", "last_steps_digest"):
+        assert outputs(trial)[kind] == outputs(whole)[kind]
     assert trial.trace.read_bytes() == whole.trace.read_bytes()
     assert not trial.unfinished.exists()
 

@@ -93,20 +93,22 @@ def check_trial(trial: Trial) -> Iterator[CheckedFile]:
         for path, damage in damages(trial.folder, record.files).items():
             whole = whole and damage is None
             yield CheckedFile(path, advised(trial.workspace, damage))
-        if stage == "finetune" and whole:
+        if stage == trial.stages[0] and whole:
             # The files have the recorded digests, so `qlora-repeat run` would take the stage as done.
-            command = trial.workspace.command("finetune", "--force", trial=trial.name)
+            command = trial.workspace.command("trial", "--force", trial=trial.name)
             for path, problem in _disagreements(trial, record):
                 yield CheckedFile(path, advised(trial.workspace, problem, f"`{command}` runs it again"))
 
 
 def _disagreements(trial: Trial, record: Record) -> Iterator[tuple[Path, str]]:
-    """Yield where an undamaged trace or adapter disagrees with the record."""
+    """Yield where an undamaged trace or adapter disagrees with the record; an average has no trace."""
     recorded, count = record.outputs.get("adapter_digest"), record.outputs.get("steps")
     adapter, trace = trial.adapter, trial.trace
     try:
         if (digest := weights_digest(adapter)) != recorded:
             yield adapter, f"{adapter}: weights {digest[:16]}, the record says {str(recorded)[:16]}"
+        if trial.sources:
+            return
         steps = read_trace(trace)
         if len(steps) - 1 != count:
             last = steps[-1].step if steps else "none"

@@ -36,7 +36,6 @@ from qlora_repeat.results.trial_result import TrialResult, read_results, results
 from qlora_repeat.study.cluster import Cluster
 from qlora_repeat.study.complete_file import complete_text
 from qlora_repeat.study.loading import read_study
-from qlora_repeat.study.trial import STAGES
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.files import disk_errors
 from qlora_repeat.system.hashing import file_digest
@@ -203,7 +202,7 @@ def _runs(
             records = {}
             for stage in trial.stages:
                 path = trial.record(stage)
-                if stage not in STAGES and not row.benchmarks:
+                if stage == "benchmark" and not row.benchmarks:
                     continue
                 record, damage = stage_record(path, trial.name, stage)
                 if record is None:  # it was valid when the results were collected

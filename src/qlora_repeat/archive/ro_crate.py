@@ -100,7 +100,7 @@ def crate_text(
         for entity in entities:
             crate.add_jsonld(dict(entity))
     trials = sum(not run.is_base_test for run in runs)
-    planned = len(study.models) * len(study.optimizers) * study.trials
+    planned = study.trial_count
     root = _entity(
         "./",
         "Dataset",

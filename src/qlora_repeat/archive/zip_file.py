@@ -40,7 +40,7 @@ LONGEST_NAME = 500
 ByteReport = Callable[[int, int], None]
 """Called with the number of bytes done so far and in total."""
 
-_PART = r"\w[\w.+@-]*"
+_PART = r"\w[\w.+@~-]*"
 _ARM = rf"runs/{_PART}/{_PART}/{_PART}"
 _NUMBER = r"[1-9]\d{0,8}"
 _KNOWN = re.compile(
@@ -49,8 +49,8 @@ _KNOWN = re.compile(
     rf"|studies/{_PART}\.(toml|lock)"
     rf"|runs/{_PART}/(results\.jsonl|statistics\.json)"
     r"|runs/self-test-[0-9a-f]{12}\.json"
-    rf"|{_ARM}/trial-{_NUMBER}/(trace\.jsonl|(finetune|merge|evaluate|time|benchmark)\.json)"
-    rf"|{_ARM}/trial-{_NUMBER}/adapter/(adapter_config\.json|adapter_model\.safetensors)"
+    rf"|{_ARM}/trial-{_NUMBER}/(trace\.jsonl|(finetune|average|merge|evaluate|time|benchmark)\.json)"
+    rf"|{_ARM}/trial-{_NUMBER}/(adapter|last-steps)/(adapter_config\.json|adapter_model\.safetensors)"
     rf"|runs/{_PART}/{_PART}/base/test-{_NUMBER}\.json"
     rf"|{_ARM}/attribution[\w.+@-]{{0,100}}\.json"
     rf"|data/{_PART}/[a-z_]{{1,40}}\.(csv|json|jsonl|parquet|txt)",

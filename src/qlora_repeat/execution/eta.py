@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qlora_repeat.execution.process_pool import Job
 
 _Kind = tuple[str, bool]
-"""The model of a job, and whether the job tests its base."""
+"""The model of a job, and whether the job only tests: the base, or an average."""
 
 
 @dataclass(frozen=True)

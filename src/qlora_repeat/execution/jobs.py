@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_repeat.execution.process_pool import Job
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.record import now
 from qlora_repeat.records.trial_state import base_state, stage_states
@@ -32,7 +33,7 @@ class TrialJob:
 
     @property
     def kind(self) -> tuple[str, bool]:
-        return self.trial.model_name, False
+        return self.trial.model_name, bool(self.trial.sources)
 
     @property
     def log(self) -> Path:
@@ -97,6 +98,12 @@ def open_jobs(
             if force or is_open(trial, stages):
                 jobs.append(TrialJob(trial, stages, force))
     return jobs
+
+
+def in_turns(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Return the jobs in two groups, of which the second must wait: averages, for what they average."""
+    averages: list[Job] = [job for job in jobs if isinstance(job, TrialJob) and job.trial.sources]
+    return [[job for job in jobs if job not in averages], averages]
 
 
 def counted(jobs: Sequence[object]) -> str:

@@ -28,8 +28,8 @@ PRELOAD = ["qlora_repeat.execution.preload"]
 class Job(Protocol):
     """The work of one process; picklable.
 
-    The output of the process goes to `log`. `kind` is the model, and whether the job tests its base; jobs of
-    one kind take about the same time. `run` does the work. If the process ends without a message, the parent
+    The output of the process goes to `log`. `kind` is the model, and whether the job only tests; jobs of one
+    kind take about the same time. `run` does the work. If the process ends without a message, the parent
     calls `failed`.
     """
 

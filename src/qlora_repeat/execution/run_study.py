@@ -13,9 +13,9 @@ from typing import Protocol
 
 from qlora_repeat.assets.fetch import fetch, needed
 from qlora_repeat.assets.inspection import kept_inspection, require_sound
-from qlora_repeat.errors import BusyError, StageError, StoppedError, UsageError
+from qlora_repeat.errors import BusyError, KitError, StageError, StoppedError, UsageError
 from qlora_repeat.execution.device import check_and_tell, prepare_and_tell
-from qlora_repeat.execution.jobs import BaseTestJob, TrialJob, counted, is_open, open_jobs
+from qlora_repeat.execution.jobs import BaseTestJob, TrialJob, counted, in_turns, is_open, open_jobs
 from qlora_repeat.execution.process_pool import Job, Watcher, run_jobs
 from qlora_repeat.execution.run_trial import run_base_test, run_trial
 from qlora_repeat.records.trial_state import (
@@ -99,7 +99,9 @@ def run_study(
     observer.tell(f"study {title or study.name}: {counted(waiting)}, {workers} at a time{left_out}")
     try:
         with observer.watch_jobs(waiting, workers) as watcher:
-            errors = run_jobs(waiting, workers, watcher)
+            errors = list[KitError]()
+            for turn in in_turns(waiting):
+                errors += run_jobs([job for job in turn if _can_run(job, stages)], workers, watcher)
     except (KeyboardInterrupt, StoppedError):
         observer.tell(
             "With --force, the same command also runs the finished jobs again."
@@ -115,6 +117,12 @@ def run_study(
     if errors:
         raise BusyError(f"{len(errors)} of {len(waiting)} jobs are not done: {errors[0]}")
     return len(waiting)
+
+
+def _can_run(job: Job, stages: Sequence[Stage]) -> bool:
+    """Return whether the trials that a job averages are done, if this run could have trained them."""
+    sources = job.trial.sources if isinstance(job, TrialJob) else []
+    return "finetune" not in stages or not any(is_open(each, ["finetune"]) for each in sources)
 
 
 def run_one(

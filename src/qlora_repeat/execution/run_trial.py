@@ -15,7 +15,7 @@ from qlora_repeat.execution.device import prepare
 from qlora_repeat.execution.tracking import tracked
 from qlora_repeat.records.record import KeptFile, Record, keep, now, write_record
 from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
-from qlora_repeat.records.trial_state import StageState, base_state, has_ended, stage_states
+from qlora_repeat.records.trial_state import StageState, base_state, has_ended, source_digests, stage_states
 from qlora_repeat.stages import merge
 from qlora_repeat.study.trial import BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
@@ -93,7 +93,7 @@ def run_trial(
 
 def _seeds_before(states: dict[Stage, StageState]) -> dict[str, int] | None:
     """Return the recorded seeds if only a file of the fine-tuning is damaged, to restore its adapter."""
-    before = states["finetune"]
+    before = states[next(iter(states))]
     if before.state != "damaged" or before.record is None or before.changed:
         return None
     seeds: dict[str, int] = before.record.outputs["seeds"]
@@ -102,9 +102,10 @@ def _seeds_before(states: dict[Stage, StageState]) -> dict[str, int] | None:
 
 def _clean(trial: Trial) -> None:
     """Remove temporary files of a killed process, and the checkpoint of a finished fine-tuning."""
-    for replaced in (trial.adapter, trial.merged):
+    for replaced in (trial.adapter, trial.last_steps, trial.merged):
         restore_folder(replaced)
-    for name in (".merged.*", ".adapter.*", ".unfinished.*", ".trace.*", ".*.json.*", "unfinished/.*"):
+    folders = ("merged", "adapter", "last-steps", "unfinished", "trace", "*.json")
+    for name in (*(f".{folder}.*" for folder in folders), "unfinished/.*"):
         for left in trial.folder.glob(name):
             if left.name.startswith(f".{trial.lock.name}"):
                 continue
@@ -152,6 +153,7 @@ def _run_stage(
     if stage == "finetune":
         import qlora_repeat.execution.preload  # noqa: F401
 
+    from qlora_repeat.stages.average import average
     from qlora_repeat.stages.benchmark import benchmark
     from qlora_repeat.stages.evaluate import evaluate
     from qlora_repeat.stages.finetune import finetune, lora_config
@@ -162,7 +164,7 @@ def _run_stage(
         stop_if_requested()
         progress(stage, done, total, loss)
 
-    upstream: dict[str, Any] = {}
+    upstream: dict[str, Any] = {"sources": source_digests(trial)}
     for before in trial.stages[: trial.stages.index(stage)]:
         if (record := states[before].record) is not None:
             upstream |= record.outputs
@@ -177,6 +179,8 @@ def _run_stage(
                 outputs["rows"] = asdict(inspected(trial.workspace, trial.model_name, keep=False))
             with tracked(trial) if until_step is None else contextlib.nullcontext() as watch:
                 outputs |= finetune(trial, progress, inputs, seeds, until_step, watch=watch)
+        elif stage == "average":
+            outputs |= average(trial)
         elif stage == "merge":
             outputs |= merge.merge(trial)
         else:
@@ -191,9 +195,14 @@ def _run_stage(
 
 def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale: bool) -> None:
     """Check that the stage before is done; delete damaged merged weights, so that they are rebuilt."""
-    if stage == "finetune":
+    if stage == trial.stages[0]:
+        for source in trial.sources:
+            if (state := stage_states(source)["finetune"]).state != "done":
+                raise StageError(
+                    f"{trial.name}: average needs the adapter of {source.name}, {_why(source, state)}"
+                )
         return
-    before: Stage = "finetune" if stage == "merge" else "merge"
+    before: Stage = trial.stages[0] if stage == "merge" else "merge"
     state = states[before]
     if state.state == "damaged" and before == "merge" and state.record is not None and not state.changed:
         say(f"{state.damage}; the {stage} stage needs it, so the weights are rebuilt now", error=True)
@@ -201,9 +210,14 @@ def _require(trial: Trial, stage: Stage, states: dict[Stage, StageState], stale:
     elif state.state == "damaged":
         raise StageError(f"{trial.name}: {stage} needs the {before} stage, which is damaged: {state.damage}")
     elif state.state != "done" and not (stale and state.state == "stale"):
-        why = f"is stale ({', '.join(state.changed)})" if state.state == "stale" else "has not run"
-        command = trial.workspace.command(before, trial=trial.name)
-        raise StageError(f"{trial.name}: {stage} needs the {before} stage, which {why}; run `{command}`")
+        raise StageError(f"{trial.name}: {stage} needs the {before} stage, {_why(trial, state)}")
+
+
+def _why(trial: Trial, state: StageState) -> str:
+    """Return why a trial's adapter or merged model cannot be used, and the command that makes it."""
+    why = {"stale": f"is stale ({', '.join(state.changed)})", "damaged": f"is damaged ({state.damage})"}
+    command = trial.workspace.command("trial", trial=trial.name)
+    return f"which {why.get(state.state, 'has not run')}; run `{command}`"
 
 
 @contextlib.contextmanager
@@ -243,10 +257,12 @@ def _recorded(
 
 
 def _kept_files(trial: Trial | None, stage: str) -> dict[str, KeptFile]:
-    if trial is None or stage not in ("finetune", "merge"):
+    if trial is None or stage not in ("finetune", "average", "merge"):
         return {}
-    folder = trial.adapter if stage == "finetune" else trial.merged
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    folders = [trial.merged] if stage == "merge" else [trial.adapter]
+    if stage == "finetune" and trial.last_steps.is_dir():
+        folders.append(trial.last_steps)
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     if stage == "finetune":
         paths.insert(0, trial.trace)
     kept = in_parallel(keep, paths, sum(path.stat().st_size for path in paths))

@@ -64,6 +64,13 @@ class _Finetuned(TypedDict):
 
 
 @with_config(_OPEN)
+class _Averaged(TypedDict):
+    adapter_digest: str
+    seeds: dict[str, Count]
+    trials: list[str]
+
+
+@with_config(_OPEN)
 class _Merged(TypedDict):
     merged_digest: str
 
@@ -148,6 +155,7 @@ _INPUTS: TypeAdapter[Any] = TypeAdapter(_Inputs)
 _FINGERPRINT: TypeAdapter[Any] = TypeAdapter(_Fingerprint)
 _OUTPUTS: dict[str, TypeAdapter[Any]] = {
     "finetune": TypeAdapter(_Finetuned),
+    "average": TypeAdapter(_Averaged),
     "merge": TypeAdapter(_Merged),
     "evaluate": TypeAdapter(_Evaluated),
     "time": TypeAdapter(_Timed),
@@ -155,8 +163,9 @@ _OUTPUTS: dict[str, TypeAdapter[Any]] = {
 }
 _BASE: TypeAdapter[Any] = TypeAdapter(_Base)
 
-_SEEDS = ("split", "adapter_init", "data_order", "dropout")
+_SEEDS = {"finetune": ("split", "adapter_init", "data_order", "dropout"), "average": ("split", "generation")}
 _FILES = {
+    "average": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
     "finetune": ("trace.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
     "merge": ("merged/*.safetensors",),
 }
@@ -181,10 +190,9 @@ def misfit(record: Record, *, base: bool = False, complete: bool = True) -> str 
                 return _words(part, problems[0])
     if not complete:
         return None
-    if record.stage == "finetune":
-        for name in _SEEDS:
-            if name not in record.outputs["seeds"]:
-                return f"no outputs.seeds.{name}"
+    for name in _SEEDS.get(record.stage, ()):
+        if name not in record.outputs["seeds"]:
+            return f"no outputs.seeds.{name}"
     for pattern in _FILES.get(record.stage, ()):
         if not any(fnmatchcase(name, pattern) for name in record.files):
             return f"files has no {pattern}"

@@ -18,6 +18,7 @@ from qlora_repeat.system.hashing import manifest_digest
 
 MODULES: dict[Stage, tuple[str, ...]] = {
     "finetune": ("stages.finetune", "system.determinism"),
+    "average": ("stages.average",),
     "merge": ("stages.merge", "system.determinism"),
     "evaluate": ("stages.evaluate", "system.determinism"),
     "time": ("stages.timing", "system.determinism"),
@@ -30,6 +31,7 @@ _LATER = {
     "warmup_ratio": None,
     "rslora": False,
     "dora": False,
+    "last_steps": None,
 }
 """The defaults of settings that earlier versions did not have."""
 FIRST_TRIAL_SETTINGS = {"repeated_responses"}
@@ -47,7 +49,7 @@ def stage_inputs(
     `upstream` has the outputs of the stages before, whose digest is an input too. `shared` is the result of
     `shared_inputs`, if the caller has it.
     """
-    left = "adapter_digest" if stage == "merge" else "merged_digest" if stage != "finetune" else None
+    left = {"finetune": None, "average": "sources", "merge": "adapter_digest"}.get(stage, "merged_digest")
     return (shared or shared_inputs(trial.workspace, trial.model_name)) | {
         "code": code_digest(*MODULES[stage]),
         "settings": stage_settings(trial, stage),
@@ -98,7 +100,10 @@ def stage_settings(trial: Trial, stage: Stage) -> dict[str, Any]:
             "special_tokens": model.special_tokens,
             "max_rows": trial.data.max_rows,
             "target_modules": model.target_modules,
+            **_without_later({"last_steps": study.averaging.last_steps}),
         }
+    if stage == "average":
+        return {"average": trial.optimizer.partition("~")[2]}
     if stage == "merge":
         return {
             "threads": study.threads,

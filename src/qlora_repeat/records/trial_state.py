@@ -13,7 +13,7 @@ from qlora_repeat.records.record import Record, damages, read_record
 from qlora_repeat.records.record_schema import misfit
 from qlora_repeat.records.stage_inputs import base_inputs, changed_inputs, shared_inputs, stage_inputs
 from qlora_repeat.study.data_sources import train_examples
-from qlora_repeat.study.trial import STAGES, BaseTest, Stage, Trial
+from qlora_repeat.study.trial import BaseTest, Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.file_lock import live_owner
 from qlora_repeat.system.hashing import known_digest
@@ -53,7 +53,7 @@ def trial_state(trial: Trial, *, rehash: bool = True) -> TrialState:
 
 def measured_state(found: TrialState) -> State:
     """Return the state of a trial without its benchmarks, whose absence does not devalue other results."""
-    return _overall(found.trial, {stage: found.stages[stage] for stage in STAGES})
+    return _overall(found.trial, {stage: found.stages[stage] for stage in found.trial.measured_stages})
 
 
 def _overall(trial: Trial, stages: Mapping[Stage, StageState]) -> State:
@@ -83,7 +83,7 @@ def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState
     put a number into a table on that basis.
     """
     states: dict[Stage, StageState] = {}
-    upstream: dict[str, Any] = {}
+    upstream: dict[str, Any] = {"sources": source_digests(trial)}
     shared = shared_inputs(trial.workspace, trial.model_name)
     before: Stage | None = None  # the stage that the next one needs
     for stage in trial.stages:
@@ -93,6 +93,8 @@ def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState
             states[stage] = StageState("damaged" if damage else "missing", damage=damage)
         else:
             changed = changed_inputs(record.inputs, stage_inputs(trial, stage, upstream, shared))
+            if stage == "average" and any(_is_open(each, rehash) for each in trial.sources):
+                changed.append("a trial that it averages")
             if before is not None and states[before].state != "done":
                 changed.append(f"the {before} stage")
             damage = advised(trial.workspace, _damage(trial, stage, record, rehash))
@@ -100,8 +102,19 @@ def stage_states(trial: Trial, *, rehash: bool = True) -> dict[Stage, StageState
             states[stage] = StageState(state, record, changed, damage)
             upstream = upstream | record.outputs
         # All later stages need the merged model alone.
-        before = stage if stage in ("finetune", "merge") else before
+        before = stage if stage in (*trial.measured_stages[:2],) else before
     return states
+
+
+def source_digests(trial: Trial) -> list[str | None]:
+    """Return the digest of each adapter that a trial averages, as recorded; None where there is none."""
+    key = "last_steps_digest" if trial.averages_steps else "adapter_digest"
+    records = [stage_record(each.record("finetune"), each.name, "finetune")[0] for each in trial.sources]
+    return [record.outputs.get(key) if record is not None else None for record in records]
+
+
+def _is_open(source: Trial, rehash: bool) -> bool:
+    return stage_states(source, rehash=rehash)["finetune"].state != "done"
 
 
 def _damage(trial: Trial, stage: Stage, record: Record, rehash: bool) -> str | None:

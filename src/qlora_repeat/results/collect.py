@@ -8,7 +8,7 @@ from qlora_repeat.records.record import Record
 from qlora_repeat.records.trial_state import base_state, measured_state, trial_state
 from qlora_repeat.results.trial_result import TrialResult, trial_result
 from qlora_repeat.study.randomness import SOURCES, Randomness
-from qlora_repeat.study.trial import STAGES, Stage, Trial
+from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.fingerprint import device_name, software_names
 from qlora_repeat.system.memory import gc_paused
@@ -18,6 +18,7 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
         "initial_loss", "final_loss", "diverged_at", "train_seconds", "peak_memory_bytes",
         "peak_memory_share", "weights", "adapter_digest", "loss_curve", "miniature",
     ),
+    "average": ("adapter_digest",),
     "merge": (),
     "evaluate": ("perplexity", "perplexity_example_mean", "test_examples", "accuracy"),
     "time": ("test_seconds", "test_seconds_min", "test_seconds_max"),
@@ -83,23 +84,23 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         row["base_perplexities"] = [record.outputs["perplexity"] for record, _ in base]
         row["stale_base_inputs"] = sorted({change for _, changed in base for change in changed})
         row["miniature"] = first["miniature"]
-    stages = {stage: found.stages[stage] for stage in STAGES}
+    stages = {stage: found.stages[stage] for stage in trial.measured_stages}
     records = {stage: each.record for stage, each in stages.items() if each.record is not None}
     changed = {change for each in stages.values() for change in each.changed}
     if (
         state not in ("done", "stale")
         or (state == "stale" and not include_stale)
-        or len(records) < len(STAGES)
+        or len(records) < len(stages)
         or changed & {"adapter_digest", "merged_digest"}  # stages of different adapters
     ):
         return trial_result(row)
-    trained, tested = records["finetune"], records["evaluate"]
-    row |= {name: records[stage].outputs[name] for stage, names in _MEASURES.items() for name in names}
+    made, tested = records[trial.stages[0]], records["evaluate"]
+    row |= {name: records[stage].outputs[name] for stage in stages for name in _MEASURES[stage]}
     if (answers := tested.outputs.get("answers")) is not None:
         row |= {"scores": answers["scores"], "scored_answers": len(answers["examples"])}
     for name in ("responses", "repeated_responses"):
         row[name] = tested.outputs.get(name, [])
-    if base and trained.outputs["seeds"]["split"] != first["split_seed"]:
+    if base and made.outputs["seeds"]["split"] != first["split_seed"]:
         row |= dict.fromkeys(f"base_{name}" for name in _OF_BASE) | {"base_scores": {}}
     tasks = found.stages.get("benchmark")
     own_model = tasks is not None and "merged_digest" not in tasks.changed
@@ -107,11 +108,11 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         row["benchmarks"] = list(_benchmarks(tasks.record))
         changed |= {*tasks.changed}
     row |= {
-        "stale_inputs": sorted(changed - {f"the {stage} stage" for stage in STAGES}),
-        "skipped_steps": trained.outputs.get("skipped_steps"),
-        "adapter_init_seed": trained.outputs["seeds"]["adapter_init"],
-        "device": device_name(trained.fingerprint),
-        "software": software_names(trained.fingerprint),
+        "stale_inputs": sorted(changed - {f"the {stage} stage" for stage in stages}),
+        "skipped_steps": made.outputs.get("skipped_steps"),
+        "adapter_init_seed": made.outputs["seeds"].get("adapter_init"),
+        "device": device_name(made.fingerprint),
+        "software": software_names(made.fingerprint),
         "finished": max(record.finished for record in records.values()),
     }
     return trial_result(row)

@@ -210,22 +210,32 @@ def submit(
         image = image_of(cluster)
         pinned = image_state(image.resolve()) if image is not None and image.is_file() else None
         warning = request.array["signal_delay_s"]
-        tasks = [
-            Task([[*kit, "trial", name, "--study", chosen, *where]], here, warning, pinned) for name in names
-        ]
-        jobs = dict(zip(names, _submitted(folder, request.array, tasks), strict=True)) if names else {}
+        jobs = dict[str, str]()
+        for turn in (False, True):  # averages need the trials that they average
+            own = [name for name in names if ("~" in name) is turn]
+            tasks = [
+                Task([[*kit, "trial", name, "--study", chosen, *where]], here, warning, pinned)
+                for name in own
+            ]
+            after = {"dependency": _after(queued | jobs)} if turn and queued | jobs else {}
+            numbers = _submitted(folder, request.array | after, tasks) if own else []
+            jobs |= zip(own, numbers, strict=True)
         write_json(folder / "tasks.json", submitted_tasks(folder) | jobs)
         commands = [[*kit, "collect", chosen, *where]]
         commands += [
             [*kit, name, chosen, *runs, "--out", results] for name in ("tables", "figures", "report")
         ]
-        waited = sorted({job.split("_")[0] for job in (queued | jobs).values()})
-        render = request.render | {"dependency": f"afterany:{':'.join(waited)}"}
+        render = request.render | {"dependency": _after(queued | jobs)}
         (number,) = _submitted(folder, render, [Task(commands, here, WARNING_SECONDS, pinned)])
         write_json(path, number)
         if before:  # the new job waits for everything that the earlier one waits for
             command_output("scancel", "--state=PENDING", before, seconds=60)
     return jobs, number
+
+
+def _after(jobs: Mapping[str, str]) -> str:
+    """Return the dependency on the end of some tasks, well or not."""
+    return f"afterany:{':'.join(sorted({job.split('_')[0] for job in jobs.values()}))}"
 
 
 def _submitted(folder: Path, parameters: dict[str, Any], tasks: Sequence[Task]) -> list[str]:

@@ -71,7 +71,7 @@ class Checkpoint:
     adapter: Tensors
     """The trained parameters, by name."""
     optimizer: Tensors
-    """The optimizer's state, by ``parameter:key``."""
+    """The optimizer's state, by ``parameter:key``; the key ``sum`` has sums over the last steps."""
     counters: dict[str, int]
     """The number of updates of each parameter."""
     learning_rates: list[dict[str, float]]

@@ -22,7 +22,7 @@ from qlora_repeat.study.study import Loss, Study
 from qlora_repeat.study.trial import Progress, Trial
 from qlora_repeat.study.workspace import Workspace
 from qlora_repeat.system.determinism import named_operation
-from qlora_repeat.system.files import copy_file, move_folder, new_folder, remove
+from qlora_repeat.system.files import copy_file, delete_folder, move_folder, new_folder, remove
 from qlora_repeat.system.hashing import weights_digest
 from qlora_repeat.system.limits import usable_cores
 from qlora_repeat.system.printable import say
@@ -75,6 +75,7 @@ def finetune(
     copy_file(unfinished.trace, trial.trace)
     move_folder(unfinished.folder / "adapter", trial.adapter)
     outputs = _outputs(trial, trainer, unfinished, checkpoint)
+    outputs |= _average_of_last_steps(trial, trainer)
     return outputs | weights | {"miniature": is_miniature(folder)}
 
 
@@ -152,6 +153,19 @@ def nudge(adapted: Any, number: int) -> None:
         weights = next(value for value in adapted.parameters() if value.requires_grad).view(-1)
         weight = weights[(number - 1) % weights.numel()]
         weight.copy_(torch.nextafter(weight, torch.full_like(weight, math.inf)))
+
+
+def _average_of_last_steps(trial: Trial, trainer: Any) -> dict[str, str]:
+    """Write the mean of the adapters after the last steps, if the study asks for it; return its digest."""
+    from safetensors.torch import save_file
+
+    delete_folder(trial.last_steps)
+    if not trainer.last_steps:
+        return {}
+    with new_folder(trial.last_steps) as folder:
+        save_file(trainer.mean_of_last_steps(), folder / "adapter_model.safetensors", {"format": "pt"})
+        copy_file(trial.adapter / "adapter_config.json", folder / "adapter_config.json")
+    return {"last_steps_digest": weights_digest(trial.last_steps)}
 
 
 def _outputs(
@@ -278,6 +292,7 @@ def make_trainer(
         unfinished=unfinished,
         checkpoint=checkpoint,
         checkpoint_every=trial.study.checkpoint_every,
+        last_steps=trial.study.averaging.last_steps or 0,
         progress=progress,
     )
     trainer.remove_callback(PrinterCallback)

@@ -38,6 +38,7 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         unfinished: Unfinished,
         checkpoint: Checkpoint | None,
         checkpoint_every: int,
+        last_steps: int,
         progress: Progress,
         **kwargs: Any,
     ) -> None:
@@ -48,10 +49,16 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         self.unfinished, self.checkpoint, self.checkpoint_every = unfinished, checkpoint, checkpoint_every
         self.done = checkpoint.step if checkpoint else 0
         self.spent = {"train_seconds": 0.0, "checkpoint_seconds": 0.0, "digest_seconds": 0.0}
+        self.sums: dict[str, Any] = {}
+        """The sums of the trained parameters over the last steps so far, by name, on the CPU."""
         if checkpoint:
             self.spent |= checkpoint.spent
+            kept = checkpoint.optimizer.items()
+            self.sums = {name.removesuffix(_SUM): value for name, value in kept if name.endswith(_SUM)}
         self.began: float | None = None
         """The clock when training started or `spent_so_far` was last called."""
+        self.last_steps = min(last_steps, len(order))
+        """The number of steps whose adapters are averaged; 0 for none."""
         self.share = 1.0
         """The share of a batch in the tokens that its step predicts."""
         super().__init__(*args, **kwargs)
@@ -117,6 +124,17 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
         saved = {saved_name(name): value for value, name in _names(self.model).items()}
         return tensors_digest(saved)
 
+    def add_to_sums(self) -> None:
+        """Add the adapter after a step to the sums, if it is one of the last steps."""
+        if self.step > len(self.order) - self.last_steps:
+            for parameter, name in _names(self.model).items():
+                value = _on_cpu(parameter)
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def mean_of_last_steps(self) -> dict[str, Any]:
+        """Return the mean of the adapters after the last steps, by the names of its file."""
+        return {saved_name(name): value / self.last_steps for name, value in self.sums.items()}
+
     def make_checkpoint(self) -> Checkpoint:
         """Return the state after the last step."""
         optimizer, names = _unwrapped(self.optimizer), _names(self.model)
@@ -130,7 +148,8 @@ class TracingTrainer(Trainer):  # type: ignore[misc]
                 for name, state in states
                 for key, value in state.items()
                 if key in _STATE
-            },
+            }
+            | {f"{name}{_SUM}": value for name, value in self.sums.items()},
             counters={name: int(state["step"]) for name, state in states},
             learning_rates=[{key: group[key] for key in _RATES} for group in optimizer.param_groups],
             scheduler=self.lr_scheduler.state_dict(),
@@ -205,6 +224,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, step = self.trainer, self.trainer.step
+        trainer.add_to_sums()
         batch, last = trainer.order[step - 1], step == trainer.end
         began = time.perf_counter()
         # The first update is the first difference between optimizers.
@@ -260,6 +280,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 _STATE = {"state1", "state2", "absmax1", "absmax2", "unorm_vec"}
 """bitsandbytes' state of a parameter, except the number of updates and the constant maps."""
 _RATES = ("lr", "initial_lr")
+_SUM = ":sum"
 
 
 def saved_name(parameter: str) -> str:

@@ -32,8 +32,9 @@ def complete_text(
         replace(study, variant=""), mode="json", exclude_none=True
     )
     del values["variant"]
-    if study.cluster == type(study.cluster)():
-        del values["cluster"]
+    for name in ("cluster", "averaging"):
+        if getattr(study, name) == type(getattr(study, name))():
+            del values[name]
     for key, value in (locked or {}).items():
         table = values
         for part in key[:-1]:

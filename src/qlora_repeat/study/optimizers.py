@@ -1,4 +1,8 @@
-"""The optimizer of an arm, and its name in studies, folders, records and results."""
+"""The optimizer of an arm, and its name in studies, folders, records and results.
+
+After ``~``, the name says what the arm's trials average, if they are averages: ``adamw-8bit~mean-of-3`` or
+``adamw-8bit~last-8-steps``.
+"""
 
 import re
 from dataclasses import dataclass, replace
@@ -24,28 +28,33 @@ class Optimizer:
     legacy_qmap: str | None = None
     """The version of an older quantization map, such as ``bitsandbytes-0.41.0``
     (`qlora_repeat.stages.legacy_qmap`)."""
+    average: str | None = None
+    """What a trial averages: ``mean-of-3`` trials, ``last-8-steps``; None for a trial that is trained."""
 
     @classmethod
     def parse(cls, name: str) -> "Optimizer":
         """Return the optimizer of a name such as ``adamw-8bit+bitsandbytes-0.41.0``; accept any name."""
-        plain, _, legacy_qmap = name.partition("+")
+        trained, _, average = name.partition("~")
+        plain, _, legacy_qmap = trained.partition("+")
         found = re.fullmatch(r"(.+)-([1-9][0-9]{0,3})bit", plain)
         family, bits = (found[1], int(found[2])) if found else (plain, None)
-        return cls(family, bits, legacy_qmap or None)
+        return cls(family, bits, legacy_qmap or None, average or None)
 
     @property
     def name(self) -> OptimizerName:
         """The name in studies, folders, records and results."""
         bits = "" if self.bits is None else f"-{self.bits}bit"
         legacy_qmap = f"+{self.legacy_qmap}" if self.legacy_qmap else ""
-        return cast(OptimizerName, f"{self.family}{bits}{legacy_qmap}")
+        average = f"~{self.average}" if self.average else ""
+        return cast(OptimizerName, f"{self.family}{bits}{legacy_qmap}{average}")
 
     @property
     def heading(self) -> str:
         """The name in the style of the paper's headings (``8-bit``), where all optimizers are AdamW."""
-        name = self.with_todays_qmap.name
+        name = replace(self.with_todays_qmap, average=None).name
         heading = f"{self.bits}-bit" if self.family == "adamw" and self.bits else name
-        return f"{heading}, map of {self.legacy_qmap.replace('-', ' ')}" if self.legacy_qmap else heading
+        older = f", map of {self.legacy_qmap.replace('-', ' ')}" if self.legacy_qmap else ""
+        return heading + older + (f", {self.average.replace('-', ' ')}" if self.average else "")
 
     @property
     def in_transformers(self) -> str:

@@ -42,7 +42,7 @@ def select(workspace: Workspace, only: Collection[str] = (), trials: int | None 
     chosen = [each for each in every if not arms or (each.model_name, each.optimizer) in arms]
     tests = workspace.base_tests(*dict.fromkeys(each.model_name for each in chosen))
     if trials is not None:
-        chosen = [each for each in chosen if each.number <= trials]
+        chosen = [each for each in chosen if all(one.number <= trials for one in each.sources or [each])]
         tests = [each for each in tests if each.number <= trials]
     return Selection(chosen, tests, len(every) - len(chosen))
 
@@ -51,10 +51,10 @@ def _arms(workspace: Workspace, given: str) -> list[tuple[str, str]]:
     """Return the models and optimizers that a name stands for."""
     study = workspace.study
     model, slash, optimizer = given.strip("/").partition("/")
-    optimizers = [optimizer] if slash else study.optimizers
-    if model not in study.models or not set(optimizers) <= {*study.optimizers}:
+    optimizers = [optimizer] if slash else list(study.arms)
+    if model not in study.models or not set(optimizers) <= study.arms.keys():
         raise UsageError(
             f"--only {given}: expected MODEL or MODEL/OPTIMIZER; study {study.name} has the models "
-            f"{', '.join(study.models)} and the optimizers {', '.join(study.optimizers)}"
+            f"{', '.join(study.models)} and the optimizers {', '.join(study.arms)}"
         )
     return [(model, each) for each in optimizers]

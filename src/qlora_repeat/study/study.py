@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from qlora_repeat.study.averaging import Averaging
 from qlora_repeat.study.cluster import Cluster, StudyCluster
 from qlora_repeat.study.data_sources import (
     ROW_KEYS,
@@ -281,6 +282,8 @@ class Study:
     data: dict[Name, Data]
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     ablation: Ablation | None = None
+    averaging: Averaging = field(default_factory=Averaging)
+    """Arms whose trials are averages of the trials of other arms, or of their last steps."""
     cluster: StudyCluster = field(default_factory=Cluster)
     """What `submit` requests from a scheduler; no result depends on it."""
     tolerance: dict[OptimizerName, Tolerance] = field(default_factory=dict)
@@ -301,6 +304,17 @@ class Study:
     def label(self) -> str:
         """The study's name and variant."""
         return f"{self.name}@{self.variant}" if self.variant else self.name
+
+    @property
+    def arms(self) -> dict[str, int]:
+        """The arms of each model, by their optimizer, with their numbers of trials."""
+        trained = dict.fromkeys(map(str, self.optimizers), self.trials)
+        return trained | dict(self.averaging.arms(list(trained), self.trials))
+
+    @property
+    def trial_count(self) -> int:
+        """The number of trials, averages included."""
+        return len(self.models) * sum(self.arms.values())
 
     @property
     def randomness(self) -> Randomness:
@@ -332,8 +346,27 @@ class Study:
             )
         if len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError("optimizers has a duplicate")
-        if (count := len(self.models) * len(self.optimizers) * self.trials) > MOST_TRIALS:
-            raise ValueError(f"the study has {count} trials; expected at most {MOST_TRIALS}")
+        if self.trial_count > MOST_TRIALS:
+            raise ValueError(f"the study has {self.trial_count} trials; expected at most {MOST_TRIALS}")
+        self._check_averaging()
+
+    def _check_averaging(self) -> None:
+        averaging = self.averaging
+        if averaging.trials is not None and self.lora.dora:
+            raise ValueError(
+                "averaging.trials needs lora.dora = false: no adapter is the mean of DoRA adapters"
+            )
+        if averaging.trials is not None and not isinstance(self.randomness.split, int):
+            raise ValueError(
+                f"averaging.trials needs one split for all trials, and profile {self.profile} has one for "
+                "each: an average would be tested on examples that some of its trials were trained on"
+            )
+        for name, model in self.models.items():
+            steps = model.training.steps
+            if averaging.last_steps is not None and steps is not None and averaging.last_steps > steps:
+                raise ValueError(
+                    f"averaging.last_steps is {averaging.last_steps}; model {name} has {steps} steps"
+                )
 
     @staticmethod
     def _check_template(name: str, model: Model, data: Data) -> None:

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from qlora_repeat.study.averaging import MEAN
 from qlora_repeat.study.data_sources import Data
 from qlora_repeat.study.study import Model, Study
 
 if TYPE_CHECKING:
     from qlora_repeat.study.workspace import Workspace
 
-Stage = Literal["finetune", "merge", "evaluate", "time", "benchmark"]
+Stage = Literal["finetune", "average", "merge", "evaluate", "time", "benchmark"]
 ALL_STAGES: tuple[Stage, ...] = get_args(Stage)
-STAGES = ALL_STAGES[:-1]
-"""The stages of every trial; only studies that name benchmarks have the last one."""
+STAGES: tuple[Stage, ...] = ("finetune", "merge", "evaluate", "time")
+"""The stages of every trial that is trained; only studies that name benchmarks have another one."""
 
 Progress = Callable[[str, int, int, float | None], None]
 """A callback for progress: stage, done, total, and the loss if there is one."""
@@ -23,7 +24,7 @@ Progress = Callable[[str, int, int, float | None], None]
 
 @dataclass(frozen=True, repr=False)
 class Trial:
-    """One independent fine-tuning of an arm (a model and an optimizer)."""
+    """One independent fine-tuning of an arm (a model and an optimizer), or an average of such."""
 
     workspace: "Workspace"
     model_name: str
@@ -56,17 +57,45 @@ class Trial:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages that the study asks for."""
-        return ALL_STAGES if self.study.evaluation.lm_eval else STAGES
+        """The stages that the study asks for: the first makes the adapter, the next one merges it."""
+        benchmark: tuple[Stage, ...] = ("benchmark",) if self.study.evaluation.lm_eval else ()
+        return (*self.measured_stages, *benchmark)
+
+    @property
+    def measured_stages(self) -> tuple[Stage, ...]:
+        """The stages of every trial of its kind: all but benchmarks."""
+        return ("average", *STAGES[1:]) if self.sources else STAGES
+
+    @functools.cached_property
+    def sources(self) -> list["Trial"]:
+        """The trained trials that this one averages; none if it is trained itself."""
+        trained, tilde, average = self.optimizer.partition("~")
+        if not tilde:
+            return []
+        count = self.study.averaging.trials if average.startswith(MEAN) else None
+        numbers = (
+            [self.number] if count is None else range((self.number - 1) * count + 1, self.number * count + 1)
+        )
+        return [Trial(self.workspace, self.model_name, trained, number) for number in numbers]
+
+    @property
+    def averages_steps(self) -> bool:
+        """Whether it averages the last steps of a trial, and not several trials."""
+        return bool(self.sources) and not self.optimizer.partition("~")[2].startswith(MEAN)
 
     @property
     def repeats_responses(self) -> bool:
         """Whether its evaluation repeats responses (section IX), as for the first trial of each arm."""
-        return self.number == 1 and self.study.ablation is not None
+        return self.number == 1 and self.study.ablation is not None and not self.sources
 
     @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
+
+    @property
+    def last_steps(self) -> Path:
+        """The mean of the adapters after the last steps, if the study asks for it."""
+        return self.folder / "last-steps"
 
     @property
     def merged(self) -> Path:

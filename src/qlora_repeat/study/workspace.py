@@ -74,12 +74,12 @@ class Workspace:
         return self.folder / "statistics.json"
 
     def trials(self) -> list[Trial]:
-        """Return every trial of the study, ordered by model, optimizer and number."""
+        """Return every trial of the study, ordered by model, optimizer and number; averages are last."""
         return [
             Trial(self, model, optimizer, number)
             for model in self.study.models
-            for optimizer in self.study.optimizers
-            for number in range(1, self.study.trials + 1)
+            for optimizer, count in self.study.arms.items()
+            for number in range(1, count + 1)
         ]
 
     def trial(self, name: str) -> Trial:
@@ -93,12 +93,13 @@ class Workspace:
             example = f"{next(iter(study.models))}/{study.optimizers[0]}/1"
             raise UsageError(f"trial {name!r}: a trial is named model/optimizer/number, such as {example}")
         model, optimizer, number = parts
-        parts_known = ((model, study.models, "models"), (optimizer, study.optimizers, "optimizers"))
+        parts_known = ((model, study.models, "models"), (optimizer, study.arms, "optimizers"))
         for part, known, kind in parts_known:
             if part not in known:
                 raise UsageError(f"trial {name!r}: study {study.name} has the {kind} {', '.join(known)}")
-        if not number.isdecimal() or len(number) > 9 or not 1 <= int(number) <= study.trials:
-            raise UsageError(f"trial {name!r}: study {study.name} numbers its trials 1 to {study.trials}")
+        count = study.arms[optimizer]
+        if not number.isdecimal() or len(number) > 9 or not 1 <= int(number) <= count:
+            raise UsageError(f"trial {name!r}: study {study.name} numbers its trials 1 to {count}")
         return Trial(self, model, optimizer, int(number))
 
     def base_tests(self, *models: str) -> list[BaseTest]:

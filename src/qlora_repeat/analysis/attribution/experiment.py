@@ -37,6 +37,7 @@ from qlora_repeat.errors import MissingError, UsageError
 from qlora_repeat.execution.jobs import TrialJob, is_open
 from qlora_repeat.execution.run_study import Observer, run_study
 from qlora_repeat.records.trial_state import stage_states
+from qlora_repeat.study.averaging import Averaging
 from qlora_repeat.study.optimizers import Optimizer, OptimizerName
 from qlora_repeat.study.randomness import SOURCES, PerTrial, Randomness, Setting, Source, stream_seed
 from qlora_repeat.study.study import Study
@@ -211,6 +212,7 @@ def _trial(experiment: Experiment, condition: str, freed: tuple[Freed, ...], num
         data={**study.data, data: replace(study.data[data], max_new_tokens=1)},
         generation=replace(study.generation, samplings=study.generation.samplings[:1]),
         ablation=None,
+        averaging=Averaging(),
     )
     workspace = replace(experiment.workspace, study=derived, runs=experiment.runs)
     return Trial(workspace, experiment.model, optimizer, number)

@@ -62,6 +62,7 @@ def recorded_trial(trial: Trial, records: Mapping[Stage, Record], where: Path, r
             "profiles": {_PROFILE: randomness},
             "optimizers": [trial.optimizer],
             "models": {trial.model_name: model},
+            "averaging": {"last_steps": tuned.get("last_steps")},
             "ablation": None,  # fresh seeds give other responses by design
             "keep_merged": False,
         }

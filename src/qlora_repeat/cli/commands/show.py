@@ -30,8 +30,7 @@ def _studies() -> Iterator[str]:
     yield f"Studies in {', '.join(f'{folder}/' for folder in study_folders())}:"
     for name, path in known_studies().items():
         study = load_study(str(path))
-        count = len(study.models) * len(study.optimizers) * study.trials
-        yield f"{name}: {study.title}, {count} trials ({path})"
+        yield f"{name}: {study.title}, {study.trial_count} trials ({path})"
 
 
 def _study(name: str) -> Iterator[str]:
@@ -43,7 +42,6 @@ def _study(name: str) -> Iterator[str]:
     study, trials = workspace.study, workspace.trials()
     yield f"# {study.label}: {study.title}, {len(trials)} trials ({workspace.file})"
     for model in study.models:
-        for optimizer in study.optimizers:
-            first = f"{model}/{optimizer}/1"
-            yield f"# {first}" + (f" to {study.trials}" if study.trials > 1 else "")
+        for optimizer, count in study.arms.items():
+            yield f"# {model}/{optimizer}/1" + (f" to {count}" if count > 1 else "")
     yield from complete_text(*read_study(name), locked_values(workspace), workspace.lock.name).splitlines()

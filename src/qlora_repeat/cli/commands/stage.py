@@ -54,10 +54,11 @@ def stage_command(stage: Stage, help: str) -> click.Command:
                 f"give one TRIAL (model/optimizer/number), or --all; `{workspace.command('show')}` lists them"
             )
         shown = Terminal(console(quiet))
+        stages: list[Stage] = ["finetune", "average"] if stage == "finetune" else [stage]
         if trial is None:
-            run_study(workspace, [stage], shown, jobs=jobs, force=force)
+            run_study(workspace, stages, shown, jobs=jobs, force=force)
         else:
-            run_one(workspace.trial(trial), [stage], shown, force=force, same_seeds=same_seeds)
+            run_one(workspace.trial(trial), stages, shown, force=force, same_seeds=same_seeds)
 
     if stage != "finetune":
         return command
