@@ -75,15 +75,55 @@ def test_an_8_bit_arm_is_compared_with_the_32_bit_arm_of_its_model() -> None:
     assert study_statistics(group_arms(arm("adamw-8bit", wide) + arm("adamw-32bit", [3.0]))).comparisons == []
 
 
-def test_an_old_state_map_is_compared_with_32_bit_state_too() -> None:
+def test_an_old_state_map_is_compared_with_todays() -> None:
     old = "adamw-8bit+bitsandbytes-0.41.0"
     results = [row for name in (old, "adamw-8bit", "adamw-32bit") for row in arm(name, PERPLEXITIES)]
     found = [
         each for each in study_statistics(group_arms(results)).comparisons if each.measure == "perplexity"
     ]
     assert [(each.optimizer, each.reference) for each in found] == [
-        (old, "adamw-32bit"), ("adamw-8bit", "adamw-32bit"),
+        (old, "adamw-8bit"), ("adamw-8bit", "adamw-32bit"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "expected"),
+    [
+        (["lion-32bit", "adamw-32bit"], {"adamw-32bit": "lion-32bit"}),
+        (["adamw-8bit", "lion-8bit"], {"lion-8bit": "adamw-8bit"}),
+        (
+            ["adamw-8bit", "adamw-32bit", "lion-32bit", "adamw-8bit~mean-of-3"],
+            {
+                "adamw-8bit": "adamw-32bit",
+                "lion-32bit": "adamw-32bit",
+                "adamw-8bit~mean-of-3": "adamw-8bit",
+            },
+        ),
+    ],
+)
+def test_any_arm_is_compared_with_another_of_its_model(
+    optimizers: list[str], expected: dict[str, str]
+) -> None:
+    results = [row for name in optimizers for row in arm(name, PERPLEXITIES)]
+    found = study_statistics(group_arms(results)).comparisons
+    assert {each.optimizer: each.reference for each in found} == expected
+
+
+def test_arms_with_the_same_seeds_are_compared_in_pairs() -> None:
+    """Two arms whose values move together: the ratio of 1.5 is found, which is lost in unpaired arms."""
+    logs = [-0.5, 0.1, 0.4, -0.2, 0.9, -0.8, 0.05]
+    both = [
+        replace(row, adapter_init_seed=place)
+        for name, times in (("adamw-8bit", 1.5), ("adamw-32bit", 1.0))
+        for place, row in enumerate(arm(name, [math.exp(times * each) for each in logs]))
+    ]
+    found = comparison(both)
+    assert found.is_paired
+    assert found.test.ratio == pytest.approx(1.5, rel=0.05)
+    assert found.test.p == pytest.approx(4 / 128), "one pair has no distance in either"
+    unpaired = comparison([replace(row, adapter_init_seed=None) for row in both])
+    assert not unpaired.is_paired
+    assert unpaired.test.p is not None and unpaired.test.p > 0.3
 
 
 def test_p_values_are_adjusted_over_the_models_of_a_measure() -> None:

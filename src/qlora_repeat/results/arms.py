@@ -80,6 +80,26 @@ class Arm:
         return [value for value in map(measure, self.done) if value is not None]
 
 
+def trained(arms: Iterable[Arm]) -> list[Arm]:
+    """Return the arms whose trials are trained, and not averages of others."""
+    return [arm for arm in arms if arm.optimizer.average is None]
+
+
+def reference_arm(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
+    """Return the arm of the same model to compare an arm with: that of `Optimizer.reference`.
+
+    If there is none, it is the model's first arm without one. None for this arm itself.
+    """
+    own = {each.optimizer: each for each in arms if each.model == arm.model}
+    own_reference = arm.optimizer.reference
+    if own_reference in own and own_reference != arm.optimizer:
+        return own[own_reference]
+    first = next(
+        (each for name, each in own.items() if name.reference not in own or name.reference == name), arm
+    )
+    return None if first.optimizer == arm.optimizer else first
+
+
 MOST_OF_ARM, MOST_ARMS = 1000, 1000
 """The most trials of an arm, and the most arms; no study has more."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from qlora_repeat.results.arms import Arm, by_model, distinct
+from qlora_repeat.results.arms import Arm, by_model, distinct, trained
 from qlora_repeat.results.published import MODELS
 from qlora_repeat.study.finding import CUT, split_name
 
@@ -10,8 +10,8 @@ _ADVICE = "Take these numbers as a first look, not as results."
 
 
 def of_paper(arms: Iterable[Arm]) -> list[Arm]:
-    """Return the arms whose model is one of the paper's, or stands in for one."""
-    return [arm for arm in arms if arm.counterpart in MODELS]
+    """Return the trained arms whose model is one of the paper's, or stands in for one."""
+    return [arm for arm in trained(arms) if arm.counterpart in MODELS]
 
 
 def whole_name(study: str) -> str:

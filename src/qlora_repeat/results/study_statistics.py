@@ -1,4 +1,4 @@
-"""Compute the statistics of each arm, and compare 8-bit arms with the 32-bit arm of the same model."""
+"""Compute the statistics of each arm, and compare its spread with that of a reference arm of the model."""
 
 import dataclasses
 import math
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_repeat.results.arms import Arm, Measure
+from qlora_repeat.results.arms import Arm, Measure, reference_arm
 from qlora_repeat.results.statistical_methods import (
     LEVEL,
     Share,
     SpreadTest,
     Summary,
-    compare_spreads,
     holm,
     share,
     summarize,
 )
 from qlora_repeat.results.trial_result import TrialResult
+from qlora_repeat.results.two_arms import compare_log_spreads, in_pairs
 from qlora_repeat.study.scores import SCORES, ScoreName
 from qlora_repeat.system.files import json_text, strict, write_text
 
@@ -57,7 +57,7 @@ METHODS = {
     "not_finite": "left out of mean, sd and cv; above all others elsewhere",
     "low, high of shares": "Clopper and Pearson",
     "spread": "mean distance of the natural logarithms from their median, without the smallest",
-    "p": "permutation of these distances, two-sided",
+    "p": "permutation of these distances, in pairs if arms share seeds, two-sided",
     "low, high of ratios": "the ratios that this test does not reject; not adjusted for several models",
     "p_holm": "Holm, over the comparisons of a measure",
 }
@@ -80,7 +80,7 @@ class ArmStatistics:
 
 @dataclass(frozen=True)
 class SpreadComparison:
-    """The comparison of an 8-bit arm's spread with the 32-bit arm of the same model, in one measure."""
+    """The comparison of an arm's spread with that of its reference (`reference_arm`), in one measure."""
 
     model: str
     optimizer: str
@@ -88,6 +88,8 @@ class SpreadComparison:
     """The optimizer of the other arm."""
     measure: str
     test: SpreadTest
+    is_paired: bool
+    """Whether the arms share seeds, so that the test exchanges the values of pairs."""
     p_holm: float | None
     """The p-value, adjusted over the comparisons of the measure."""
 
@@ -104,7 +106,7 @@ def study_statistics(arms: Sequence[Arm]) -> StudyStatistics:
     """Return the statistics of each arm and of each pair of arms, in the arms' order."""
     return StudyStatistics(
         arms=arm_statistics(arms),
-        comparisons=[found for measure in MEASURES for found in compare_with_32_bit(arms, measure)],
+        comparisons=[found for measure in MEASURES for found in compare_with_references(arms, measure)],
     )
 
 
@@ -153,16 +155,21 @@ def worse_than_base_share(trials: Sequence[TrialResult]) -> Share | None:
     return share(sum(worse), len(worse))
 
 
-def compare_with_32_bit(arms: Sequence[Arm], measure: str) -> list[SpreadComparison]:
-    """Compare each 8-bit arm with the 32-bit arm of its model, if both have two values."""
-    values = {arm.key: arm.values(MEASURES[measure]) for arm in arms}
+def compare_with_references(arms: Sequence[Arm], measure: str) -> list[SpreadComparison]:
+    """Compare each arm with its reference arm, if both have two values."""
     found = []
     for arm in arms:
-        reference = arm.optimizer.reference
-        others = values.get((arm.model, reference.name))
-        if reference == arm.optimizer or others is None:
+        if (other := reference_arm(arm, arms)) is None:
             continue
-        if (test := compare_spreads(values[arm.key], others)) is not None:
-            found.append(SpreadComparison(*arm.key, reference.name, measure, test, None))
+        test, is_paired = compare_arm_spreads(arm, other, MEASURES[measure])
+        if test is not None:
+            found.append(SpreadComparison(*arm.key, other.optimizer.name, measure, test, is_paired, None))
     adjusted = holm([each.test.p for each in found])
     return [dataclasses.replace(each, p_holm=p) for each, p in zip(found, adjusted, strict=True)]
+
+
+def compare_arm_spreads(arm: Arm, other: Arm, measure: Measure) -> tuple[SpreadTest | None, bool]:
+    """Return the test of equal spreads of two arms on the log scale, and whether it is in pairs."""
+    pairs = in_pairs(arm.by_seed(measure), other.by_seed(measure))
+    values = pairs or (arm.values(measure), other.values(measure))
+    return compare_log_spreads(*values, paired=pairs is not None), pairs is not None

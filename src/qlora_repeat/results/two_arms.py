@@ -7,7 +7,7 @@ pairs`` simulates the coverage of each interval: docs/explanation/statistics.md.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, median
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from qlora_repeat.results.statistical_methods import (
     FEWEST,
     LEVEL,
     MOST_ASSIGNMENTS,
+    SpreadTest,
     compare_spreads,
     of_critical_ratios,
     rank,
@@ -95,6 +96,22 @@ def compare_arms(values: Sequence[float], others: Sequence[float], *, paired: bo
         superiority=_paired_superiority(ours, theirs) if paired else _superiority(ours, theirs),
         spread=spread,
         is_on_log_scale=on_log,
+    )
+
+
+def compare_log_spreads(
+    values: Sequence[float], others: Sequence[float], *, paired: bool = False
+) -> SpreadTest | None:
+    """Test whether two arms spread equally on the log scale, as `compare_spreads`; in pairs if they are.
+
+    Of pairs, the test exchanges the two distances. A pair with a value that is not finite is not exchanged.
+    """
+    test = compare_spreads(values, others)
+    if not paired or test is None or math.inf in (test.spread, test.other_spread):
+        return test
+    found = _paired_spreads([*others], [*values], on_log=True)
+    return (
+        test if found is None else replace(test, ratio=found.value, low=found.low, high=found.high, p=found.p)
     )
 
 

@@ -72,9 +72,21 @@ class Optimizer:
         return replace(self, legacy_qmap=None)
 
     @property
+    def in_32_bits(self) -> "Optimizer":
+        """The same optimizer with 32-bit state."""
+        return replace(self, bits=32, legacy_qmap=None)
+
+    @property
     def reference(self) -> "Optimizer":
-        """The 32-bit optimizer to compare an 8-bit one with; for any other, the optimizer itself."""
-        return replace(self, bits=32, legacy_qmap=None) if self.bits == 8 else self
+        """The optimizer to compare this one with, which has one change less; itself if it has no change.
+
+        The changes are averages, an old quantization map, and 8-bit state.
+        """
+        if self.average:
+            return replace(self, average=None)
+        if self.legacy_qmap:
+            return self.with_todays_qmap
+        return self.in_32_bits if self.bits == 8 else self
 
     @property
     def other_precision(self) -> "Optimizer":

@@ -73,10 +73,10 @@ def test_8_bit_trials_spread_more_in_all_four_models_of_the_paper() -> None:
     made = table(PUBLISHED, "S1b")
     ratios = {row[0]: cells(made, row[0], "perplexity") for row in made.rows}
     assert {title: (row["ratio"], row["95 % interval"]) for title, row in ratios.items()} == {
-        "GPT-NeoX-20B 8-bit": ("44.6", "14.7–154"),
-        "Llama2-7B 8-bit": ("396", "28.4–4,140"),
-        "GPT-NeoXT-chat-20B 8-bit": ("32.4", "9.81–187"),
-        "Llama2-chat-7B 8-bit": ("486", "188–1,350"),
+        "GPT-NeoX-20B 8-bit / 32-bit": ("44.6", "14.7–154"),
+        "Llama2-7B 8-bit / 32-bit": ("396", "28.4–4,140"),
+        "GPT-NeoXT-chat-20B 8-bit / 32-bit": ("32.4", "9.81–187"),
+        "Llama2-chat-7B 8-bit / 32-bit": ("486", "188–1,350"),
     }
     assert {(row["p"], row["Holm"]) for row in ratios.values()} == {("0.0022", "0.0087")}
 
@@ -105,11 +105,11 @@ def test_identical_trials_have_zeros() -> None:
         "median": "3.567", "MAD": "0", "range": "3.567",
     }  # fmt: skip
     compared = table(results, "S1b")
-    assert cells(compared, "GPT-NeoX-20B 8-bit", "perplexity") == {
-        "spread": "0", "of 32-bit": "0", "ratio": "—", "95 % interval": "—", "p": "1", "Holm": "1",
+    assert cells(compared, "GPT-NeoX-20B 8-bit / 32-bit", "perplexity") == {
+        "spread": "0", "of the other": "0", "ratio": "—", "95 % interval": "—", "p": "1", "Holm": "1",
     }  # fmt: skip
     varied = table(arm("adamw-8bit", PERPLEXITIES) + arm("adamw-32bit", [3.567] * 7), "S1b")
-    assert cells(varied, "GPT-NeoX-20B 8-bit", "perplexity")["ratio"] == "inf"
+    assert cells(varied, "GPT-NeoX-20B 8-bit / 32-bit", "perplexity")["ratio"] == "inf"
     assert "nan" not in repr((made.rows, compared.rows, varied.rows))
 
 
@@ -127,7 +127,7 @@ def test_values_that_are_not_finite_are_counted_and_noted() -> None:
         "Not finite, and so further away than all others: GPT-NeoX-20B 8-bit perplexity (2)."
         in compared.notes
     )
-    assert cells(compared, "GPT-NeoX-20B 8-bit", "perplexity")["ratio"] == "inf"
+    assert cells(compared, "GPT-NeoX-20B 8-bit / 32-bit", "perplexity")["ratio"] == "inf"
     assert "nan" not in repr((made.rows, compared.rows))
 
 
@@ -137,7 +137,7 @@ def test_too_few_values_are_dashes_with_a_note() -> None:
     assert (row["SD"], row["SD, 95 %"]) == ("0.707", "—")
     assert any(note.startswith("—: not measured, or too few values") for note in made.notes)
     few = table(arm("adamw-8bit", PERPLEXITIES[:4]) + arm("adamw-32bit", PERPLEXITIES), "S1b")
-    row = cells(few, "GPT-NeoX-20B 8-bit", "perplexity")
+    row = cells(few, "GPT-NeoX-20B 8-bit / 32-bit", "perplexity")
     assert row["ratio"] != "—"
     assert (row["p"], row["Holm"], row["95 % interval"]) == ("—", "—", "—")
     assert any("a test needs 5 values" in note for note in few.notes)

@@ -19,7 +19,7 @@ from qlora_repeat.analysis.claims.arm_rules import (
 from qlora_repeat.results.arms import Arm, Measure, by_model, distinct
 from qlora_repeat.results.number_format import number, rounded
 from qlora_repeat.results.statistical_methods import FEWEST, LEVEL, compare_ranks, holm, rank
-from qlora_repeat.results.study_statistics import compare_with_32_bit
+from qlora_repeat.results.study_statistics import compare_arm_spreads
 from qlora_repeat.results.trial_result import Response, TrialResult
 
 SLIGHTLY = 1.1
@@ -46,6 +46,7 @@ class _Pair:
     name: str
     arm: Arm
     """The 8-bit arm."""
+    other: Arm
     values: list[float]
     """Values that are not finite are above all others."""
     others: list[float]
@@ -62,34 +63,34 @@ def _pairs(
         if not eights:
             found.append(ClaimFinding(own[0].title, None, "no runs with an 8-bit optimizer", _RUN_BOTH))
         for arm in eights:
-            if (other := references.get(arm.optimizer.reference)) is None:
-                why = f"no runs with {arm.optimizer.reference.name} to compare {arm.optimizer.name} with"
+            if (other := references.get(arm.optimizer.in_32_bits)) is None:
+                why = f"no runs with {arm.optimizer.in_32_bits.name} to compare {arm.optimizer.name} with"
                 found.append(ClaimFinding(own[0].title, None, why, _RUN_BOTH))
                 continue
             values, others = ([float(rank(value)) for value in each.values(measure)] for each in (arm, other))
             if (stopped := obstacle(arm, values) or obstacle(other, others)) is not None:
                 found.append(stopped)
             else:
-                pairs.append(_Pair(arm.name if len(eights) > 1 else arm.title, arm, values, others))
+                name = arm.name if len(eights) > 1 else arm.title
+                pairs.append(_Pair(name, arm, other, values, others))
     return pairs, found
 
 
 def spread_wider(arms: Sequence[Arm]) -> list[ClaimFinding]:
     """Check for each model that 8-bit perplexities spread more than 32-bit ones, by Table S1b's test."""
     pairs, found = _pairs(arms, lambda trial: trial.perplexity, no_sample)
-    tests = {(each.model, each.optimizer): each for each in compare_with_32_bit(arms, "perplexity")}
-    for pair in pairs:
-        each = tests.get(pair.arm.key)
-        if each is None or (p := each.test.p) is None or each.p_holm is None:
+    tests = [compare_arm_spreads(pair.arm, pair.other, attrgetter("perplexity"))[0] for pair in pairs]
+    adjusted = holm([test.p if test else None for test in tests])
+    for pair, test, p_holm in zip(pairs, tests, adjusted, strict=True):
+        if test is None or (p := test.p) is None or p_holm is None:
             why = "an arm has no finite perplexity"
             found.append(ClaimFinding(pair.name, None, why, RUN))
             continue
-        test = each.test
         times = "no spread in either" if test.ratio is None else f"{rounded(test.ratio)} times as wide"
         bounds = "" if test.low is None else f" ({rounded(test.low)} to {rounded(test.high)})"
         is_wider, is_narrower = ((test.ratio or 1) > 1, test.ratio is not None and test.ratio < 1)
         words = f"{times}{bounds}, p {number(p)}"
-        is_open = not (is_narrower and each.p_holm <= ALPHA)
+        is_open = not (is_narrower and p_holm <= ALPHA)
         found.append(ClaimFinding(pair.name, is_wider and p <= ALPHA, words, is_open=is_open))
     return found
 

@@ -14,6 +14,7 @@ from qlora_repeat.analysis.attribution.measurements import Measurements
 from qlora_repeat.analysis.claims.claims import DEFINITIONS, judge_claims
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.figures.attribution import draw_attribution
+from qlora_repeat.render.figures.averaging import draw_averaging, has_averaging_figure
 from qlora_repeat.render.figures.collapse import draw_collapse, has_collapse_figure
 from qlora_repeat.render.figures.drawing import as_svg
 from qlora_repeat.render.footnotes import source_of
@@ -30,7 +31,7 @@ from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.paper_tables import make_tables
 from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.text.attribution import sentences
-from qlora_repeat.results.arms import Arm
+from qlora_repeat.results.arms import Arm, trained
 from qlora_repeat.results.scope import banner, of_paper
 from qlora_repeat.system.fingerprint import device_name, software_names
 
@@ -51,6 +52,8 @@ def report_html(
         UsageError: there are no results.
     """
     tables = make_tables(arms)  # raises what is wrong with the results
+    averaging = Markup(as_svg(draw_averaging(arms), "averaging")) if has_averaging_figure(arms) else None
+    arms = trained(arms)
     rows = arm_rows(arms, files, study_name)
     perplexities, losses = list(perplexity_charts(rows)), list(loss_charts(rows, files))
     comparisons = _comparisons(arms, published)
@@ -73,6 +76,7 @@ def report_html(
         questions=questions(rows),
         experiments=[_experiment(measured) for measured in experiments],
         collapse=Markup(as_svg(draw_collapse(arms), "report")) if has_collapse_figure(arms) else None,
+        averaging=averaging,
         claims=judge_claims(papers) if (papers := of_paper(arms)) else [],
         rules=DEFINITIONS,
         tables=tables,

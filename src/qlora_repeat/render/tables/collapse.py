@@ -2,7 +2,7 @@
 
 from qlora_repeat.render.footnotes import NOTES, dash_note, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.table import Table
-from qlora_repeat.results.arms import Arm, by_model
+from qlora_repeat.results.arms import Arm, by_model, reference_arm
 from qlora_repeat.results.number_format import (
     DASH,
     cell,
@@ -82,7 +82,7 @@ def _range(found: Summary) -> str:
 
 def _spreads(tested: list[Arm]) -> list[dict[str, str]]:
     """Return the cells of each arm's spread, compared with that of another arm, by row."""
-    others = [_reference(arm, tested) for arm in tested]
+    others = [reference_arm(arm, tested) for arm in tested]
     tests = [_compared(arm, other) if other else None for arm, other in zip(tested, others, strict=True)]
     adjusted = holm([test.p if test else None for test in tests])
     return [
@@ -105,11 +105,3 @@ def _compared(arm: Arm, other: Arm) -> Estimate | None:
     if not all(values):
         return None
     return compare_arms(*values, paired=pairs is not None).spread
-
-
-def _reference(arm: Arm, tested: list[Arm]) -> Arm | None:
-    """Return the same model's arm with today's map, for an old map; otherwise its 32-bit arm, if any."""
-    own = arm.optimizer
-    wanted = own.with_todays_qmap if own.legacy_qmap else own.reference
-    others = (each for each in tested if each is not arm)
-    return next((each for each in others if (each.model, each.optimizer) == (arm.model, wanted)), None)

@@ -12,6 +12,7 @@ from qlora_repeat.analysis.claims.claims import judge_claims
 from qlora_repeat.errors import UsageError
 from qlora_repeat.render.footnotes import NOTES, diverged, missing, source_of, stale, stale_bases
 from qlora_repeat.render.tables.ablation import ablation_tables
+from qlora_repeat.render.tables.averaging import averaging_tables
 from qlora_repeat.render.tables.benchmarks import benchmark_tables
 from qlora_repeat.render.tables.claims import claims_table, findings_table
 from qlora_repeat.render.tables.collapse import collapse_tables
@@ -19,7 +20,7 @@ from qlora_repeat.render.tables.responses import answer_tables, continuation_tab
 from qlora_repeat.render.tables.scores import score_tables
 from qlora_repeat.render.tables.statistics import statistics_tables
 from qlora_repeat.render.tables.table import Table, by_run, number_column
-from qlora_repeat.results.arms import Arm, Measure, by_model, distinct
+from qlora_repeat.results.arms import Arm, Measure, by_model, distinct, trained
 from qlora_repeat.results.number_format import DASH, DEVIATION_NOTE, mean, span, summary_rows
 from qlora_repeat.results.scope import of_paper
 from qlora_repeat.results.trial_result import TrialResult
@@ -34,14 +35,16 @@ SECONDS: dict[str, Measure] = {
 }
 
 
-def make_tables(arms: list[Arm]) -> list[Table]:
+def make_tables(every: list[Arm]) -> list[Table]:
     """Make the tables that these arms have, in the paper's order; then those that it lacks (S0, S1, ...).
 
-    Without one of the paper's models, or a counterpart of one, numbers begin at 1, and there is no S4.
+    Without one of the paper's models, or a counterpart of one, numbers begin at 1, and there is no S4. Only
+    S9 has arms of averages.
 
     Raises:
         UsageError: there are no arms.
     """
+    arms = trained(every)
     if not arms:
         raise UsageError("no collected results to make tables of")
     tables = [_memory(arms)]
@@ -58,7 +61,7 @@ def make_tables(arms: list[Arm]) -> list[Table]:
     if papers:
         judged = judge_claims(papers)
         tables += [claims_table(papers, judged), findings_table(papers, judged)]
-    tables += [*benchmark_tables(arms), *score_tables(arms)]
+    tables += [*benchmark_tables(arms), *score_tables(arms), *averaging_tables(every)]
     if all(trial.study == PUBLISHED for arm in arms for trial in arm.trials):
         return [_in_the_papers_words(table) for table in tables]
     return tables

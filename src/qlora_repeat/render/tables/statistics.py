@@ -1,4 +1,4 @@
-"""Tables S1 and S1b: statistics of each arm, and whether 8-bit arms spread more."""
+"""Tables S1 and S1b: statistics of each arm, and whether it spreads more than another of its model."""
 
 from collections import Counter
 
@@ -34,7 +34,7 @@ _TITLES: dict[str, str] = {
 
 
 def statistics_tables(arms: list[Arm]) -> list[Table]:
-    """Make Table S1 if an arm has two values to summarize, and S1b if an 8-bit arm can be compared."""
+    """Make Table S1 if an arm has two values to summarize, and S1b if two arms can be compared."""
     found = study_statistics(arms)
     tables = []
     if any(each.n + each.not_finite > 1 for arm in found.arms for each in arm.measures.values()):
@@ -114,10 +114,16 @@ def _fewer_values(arms: list[Arm], found: StudyStatistics) -> list[str]:
 
 
 def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
-    """Make Table S1b: a row for each 8-bit arm, a panel for each measure."""
-    titles = {arm.key: arm.name for arm in arms}
+    """Make Table S1b: a row for each arm that has a reference, a panel for each measure."""
+    headings_of = {arm.key: arm.heading for arm in arms}
+    titles = {
+        (each.model, each.optimizer): f"{arm.name} / {headings_of[each.model, each.reference]}"
+        for arm in arms
+        for each in found.comparisons
+        if arm.key == (each.model, each.optimizer)
+    }
     measures = distinct(each.measure for each in found.comparisons)
-    headings = ("spread", "of 32-bit", "ratio", "95 % interval", "p", "Holm")
+    headings = ("spread", "of the other", "ratio", "95 % interval", "p", "Holm")
     cells: dict[str, dict[str, list[str]]] = {}
     for each in found.comparisons:
         test = each.test
@@ -141,13 +147,14 @@ def _comparison_table(arms: list[Arm], found: StudyStatistics) -> Table:
     notes = NOTES["S1b"]
     return Table(
         number="S1b",
-        caption="Spread of runs with 8-bit state compared with runs with 32-bit state, on the log scale.",
+        caption="Spread of the runs of an arm compared with another arm of its model, on the log scale.",
         source=source_of(used),
-        stub="Arm",
+        stub="Arm / other arm",
         columns=[(_TITLES[measure], heading) for measure in measures for heading in headings],
         rows=rows,
         notes=[
             notes["spread"].format(tests=max(tests.values(), default=0)),
+            *([notes["pairs"]] if any(each.is_paired for each in found.comparisons) else []),
             notes["simulations"],
             notes["needed"].format(needed=_needed()),
             *_furthest(used, found),

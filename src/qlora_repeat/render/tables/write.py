@@ -20,7 +20,7 @@ from qlora_repeat.render.tables.columns import grouped, side_by_side
 from qlora_repeat.render.tables.comparison import comparison_tables
 from qlora_repeat.render.tables.paper_tables import in_sequence, make_tables
 from qlora_repeat.render.tables.table import TABLE_FILE, Table
-from qlora_repeat.results.arms import Arm
+from qlora_repeat.results.arms import Arm, trained
 from qlora_repeat.results.scope import of_paper
 from qlora_repeat.system.files import remove, write_text
 
@@ -49,7 +49,7 @@ def collected_tables(
     """
     tables = make_tables(arms)
     if others is not None:
-        compared = comparison_tables(arms, others)
+        compared = comparison_tables(trained(arms), trained(others))
         tables += compared if of_paper(arms) else in_sequence(compared, "C")
     if experiments:  # numpy is imported only for these
         from qlora_repeat.analysis.attribution.decompose import attribute
