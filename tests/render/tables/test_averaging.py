@@ -63,7 +63,7 @@ def test_the_table_has_a_row_for_the_trials_and_for_each_average() -> None:
         ["GPT-NeoX-20B 32-bit, last 8 steps", "7"],
     ]
     assert made.rows[1][5:8] == ["—"] * 3, "two values say nothing of a spread"
-    assert made.rows[2][5] == "0.5"
+    assert made.rows[2][5] == "0.500"
     left = next(note for note in made.notes if note.startswith("Over 1 arm, the last 8 steps leaves 0.50 of"))
     assert "expected" not in left
     assert any("1 / √3 = 0.58 is expected" in note for note in made.notes)
