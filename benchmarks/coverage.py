@@ -7,12 +7,14 @@
     python benchmarks/coverage.py laboratories   # intervals of spreads within and between laboratories
     python benchmarks/coverage.py pairs          # intervals of `compare`, with and without shared seeds
     python benchmarks/coverage.py power          # what `power` says, against simulated studies
+    python benchmarks/coverage.py examples       # the shares of seeds and test examples
 
 The script draws values from families of distributions that the paper's tables suggest. Each table has its own
 generator and seed. Each share has its 95 % Wilson interval over the simulated studies.
 """
 
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from qlora_repeat.analysis.interlab import reproducibility
 from qlora_repeat.analysis.verify.pair_test import make_pair_test
 from qlora_repeat.results import power
 from qlora_repeat.results.power import Effect, power_of
+from qlora_repeat.results.seeds_and_examples import decomposed
 from qlora_repeat.results.statistical_methods import (
     TRIALS_NEEDED,
     compare_spreads,
@@ -450,6 +453,44 @@ def _is_found(generator: np.random.Generator, effect: Effect, n: int) -> bool:
     return float(test_of(first, second + effect.size).pvalue) <= 0.05
 
 
+def seeds_and_examples(generator: np.random.Generator, studies: int = 2000) -> str:
+    """Tabulate the estimated share of seeds, and the errors of an arm's mean, beside the true ones."""
+    rows = []
+    for trials, examples, seeds in itertools.product((N,), (48, 500), (0.0, 0.02, 0.1)):
+        found, means, right = [], [], 0
+        truth = seeds**2 / trials
+        total = truth + (1.0 + 0.3**2 / trials) / examples
+        for _ in range(studies):
+            of_examples = generator.standard_t(5, examples) / math.sqrt(5 / 3)
+            noise = 0.3 * generator.normal(size=(trials, examples))
+            outcomes = seeds * generator.normal(size=(trials, 1)) + of_examples + noise
+            each = decomposed(outcomes.tolist())
+            assert each is not None
+            found.append(each.parts)
+            means.append(each.mean)
+            right += (each.more_of == "trials") is (truth > 1.0 / examples)
+        stated = np.mean(found, axis=0)
+        rows.append(
+            [
+                f"{trials} trials, {examples} examples",
+                f"{100 * truth / total:.1f}",
+                f"{100 * stated[0] / stated.sum():.1f}",
+                f"{math.sqrt(stated.sum()):.4f}",
+                f"{np.std(means):.4f}",
+                f"{100 * right / studies:.1f}",
+            ]
+        )
+    heads = [
+        "test",
+        "due to seeds (%)",
+        "estimated (%)",
+        "standard error stated",
+        "simulated",
+        "advice right (%)",
+    ]
+    return _table("Uncertainty of the mean of an arm's outcomes", heads, rows)
+
+
 def _table(title: str, heads: list[str], rows: list[list[str]]) -> str:
     return f"{title}\n\n{tabulate(rows, heads, tablefmt='pipe', disable_numparse=True)}\n"
 
@@ -461,6 +502,7 @@ PARTS: dict[str, tuple[Callable[[np.random.Generator], str], ...]] = {
     "laboratories": (spreads_of_laboratories,),
     "pairs": (comparisons_of_arms,),
     "power": (powers,),
+    "examples": (seeds_and_examples,),
 }
 
 

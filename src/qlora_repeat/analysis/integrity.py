@@ -95,7 +95,7 @@ def check_trial(trial: Trial) -> Iterator[CheckedFile]:
             yield CheckedFile(path, advised(trial.workspace, damage))
         if stage == trial.stages[0] and whole:
             # The files have the recorded digests, so `qlora-repeat run` would take the stage as done.
-            command = trial.workspace.command("trial", "--force", trial=trial.name)
+            command = trial.workspace.command("finetune", "--force", trial=trial.name)
             for path, problem in _disagreements(trial, record):
                 yield CheckedFile(path, advised(trial.workspace, problem, f"`{command}` runs it again"))
 

@@ -75,6 +75,8 @@ def _disagreements(packed: list[TrialResult], collected: list[TrialResult]) -> I
         elif name not in rows:
             yield f"{name} has no row"
         else:
+            if rows[name].example_losses is None:  # early versions did not collect it
+                records[name] = replace(records[name], example_losses=None)
             row, record = (
                 replace(each, status="done", stale_inputs=[], stale_base_inputs=[]) if each.measured else None
                 for each in (rows[name], records[name])

@@ -1,12 +1,12 @@
 """Statistics of an arm's benchmarks: scores, their spread between trials, and how often examples agree."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_repeat.results.arms import Arm
 from qlora_repeat.results.number_format import computable, deviation, mean
+from qlora_repeat.results.seeds_and_examples import agreement, decomposed
 from qlora_repeat.results.trial_result import Benchmark
 
 
@@ -26,6 +26,8 @@ class BenchmarkStatistics:
     """Of one trial's score, because another test set would have other examples; mean over the trials."""
     agreement: float | None
     """The share of examples with the same outcome in two trials; mean over all pairs of trials."""
+    seeds: float | None
+    """The share of the variance of the mean score that is due to seeds, not to the examples."""
     other_examples: bool
     """Whether trials were asked different examples."""
 
@@ -52,7 +54,8 @@ def _statistics(task: str, metric: str, own: Sequence[Benchmark]) -> BenchmarkSt
         mean=mean(scores),
         sd=deviation(scores),
         standard_error=mean(errors),
-        agreement=_agreement(outcomes) if same else None,
+        agreement=agreement(outcomes) if same else None,
+        seeds=found.share_of_seeds if (found := decomposed(outcomes) if same else None) else None,
         other_examples=len({each.examples for each in own}) > 1,
     )
 
@@ -61,15 +64,3 @@ def _standard_error(outcomes: Sequence[float]) -> float | None:
     """Return the standard error of the mean of outcomes: sample standard deviation / sqrt(examples)."""
     sd = deviation(outcomes)
     return None if sd is None else sd / math.sqrt(len(outcomes))
-
-
-def _agreement(outcomes: Sequence[Sequence[float]]) -> float | None:
-    """Return the mean over pairs of trials of the share of examples with equal outcomes."""
-    trials, examples = len(outcomes), len(outcomes[0])
-    if trials < 2 or not examples:
-        return None
-    # The pairs that agree on an example are those within each group of trials with one outcome.
-    pairs = sum(
-        math.comb(count, 2) for each in zip(*outcomes, strict=True) for count in Counter(each).values()
-    )
-    return pairs / (math.comb(trials, 2) * examples)

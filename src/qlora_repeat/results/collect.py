@@ -1,12 +1,17 @@
 """Collect the results of a study from its records."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from qlora_repeat.records.record import Record
+from qlora_repeat.records.record_schema import MOST_OUTCOMES, Count
 from qlora_repeat.records.trial_state import base_state, measured_state, trial_state
-from qlora_repeat.results.trial_result import TrialResult, trial_result
+from qlora_repeat.results.trial_result import ExampleLosses, TrialResult, trial_result
 from qlora_repeat.study.randomness import SOURCES, Randomness
 from qlora_repeat.study.trial import Stage, Trial
 from qlora_repeat.study.workspace import Workspace
@@ -23,6 +28,16 @@ _MEASURES: dict[Stage, tuple[str, ...]] = {
     "evaluate": ("perplexity", "perplexity_example_mean", "test_examples", "accuracy"),
     "time": ("test_seconds", "test_seconds_min", "test_seconds_max"),
 }  # fmt: skip
+
+
+@with_config(ConfigDict(strict=True, extra="allow"))
+class _Example(TypedDict):
+    row: Count
+    tokens: Count
+    loss: float
+
+
+_EXAMPLES = TypeAdapter(Annotated[list[_Example], Field(min_length=1, max_length=MOST_OUTCOMES)])
 _OF_BASE = ("perplexity", "perplexity_example_mean", "accuracy")
 
 
@@ -98,6 +113,7 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
     row |= {name: records[stage].outputs[name] for stage in stages for name in _MEASURES[stage]}
     if (answers := tested.outputs.get("answers")) is not None:
         row |= {"scores": answers["scores"], "scored_answers": len(answers["examples"])}
+    row["example_losses"] = _example_losses(tested.outputs, base[0][0].outputs if base else {})
     for name in ("responses", "repeated_responses"):
         row[name] = tested.outputs.get(name, [])
     if base and made.outputs["seeds"]["split"] != first["split_seed"]:
@@ -116,6 +132,23 @@ def _result(trial: Trial, base: list[tuple[Record, list[str]]], include_stale: b
         "finished": max(record.finished for record in records.values()),
     }
     return trial_result(row)
+
+
+def _example_losses(outputs: dict[str, Any], of_base: dict[str, Any]) -> ExampleLosses | None:
+    """Return the losses of single examples; None for records of early versions, which have others or none."""
+    try:
+        examples, bases = _EXAMPLES.validate_python(outputs.get("examples")), dict[int, _Example]()
+    except ValidationError:
+        return None
+    with contextlib.suppress(ValidationError):
+        bases = {each["row"]: each for each in _EXAMPLES.validate_python(of_base.get("examples"))}
+    known = all(each["row"] in bases for each in examples)
+    return ExampleLosses(
+        rows=[each["row"] for each in examples],
+        tokens=[each["tokens"] for each in examples],
+        losses=[each["loss"] for each in examples],
+        better_than_base=[each["loss"] < bases[each["row"]]["loss"] for each in examples] if known else [],
+    )
 
 
 def _benchmarks(record: Record) -> Iterator[dict[str, Any]]:

@@ -55,6 +55,25 @@ class Response:
 
 @with_config(_STRICT)
 @dataclass(frozen=True)
+class ExampleLosses:
+    """What a trial gave for each test example, in the order of rows."""
+
+    rows: Annotated[list[Count], Field(max_length=MOST_OUTCOMES)]
+    tokens: Annotated[list[Count], Field(max_length=MOST_OUTCOMES)]
+    """Number of predicted tokens."""
+    losses: Annotated[list[float], Field(max_length=MOST_OUTCOMES)]
+    """Negative log-likelihood in nats, summed over the predicted tokens."""
+    better_than_base: Annotated[list[bool], Field(max_length=MOST_OUTCOMES)] = field(default_factory=list)
+    """Whether the loss is below that of the base; empty if that is not known."""
+
+    def __post_init__(self) -> None:
+        counts = {len(self.rows), len(self.tokens), len(self.losses), len(self.better_than_base or self.rows)}
+        if len(counts) > 1:
+            raise ValueError("expected as many tokens and losses as rows")
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
 class Benchmark:
     """One score of a fine-tuned model in a task of lm-evaluation-harness."""
 
@@ -106,6 +125,8 @@ class TrialResult:
     """The perplexity of the base model in each test (section IX)."""
     base_perplexity_example_mean: float | None = None
     test_examples: Count | None = None
+    example_losses: ExampleLosses | None = None
+    """The losses of single test examples."""
     accuracy: float | None = None
     """Share of test questions that greedy decoding answers exactly; None for text generation."""
     base_accuracy: float | None = None

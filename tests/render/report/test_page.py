@@ -24,7 +24,7 @@ from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.collect import collect
 from qlora_repeat.results.published import read_published
-from qlora_repeat.results.trial_result import Response, TrialResult
+from qlora_repeat.results.trial_result import ExampleLosses, Response, TrialResult
 from qlora_repeat.study.study import Study
 
 PUBLISHED = Path("paper/published")
@@ -94,6 +94,20 @@ def test_the_verdict_says_how_far_apart_runs_are_and_what_they_can_decide() -> N
     assert "more than 5.9 % in about" in both
     assert "apart from 1 arm whose runs are further apart than a factor of ten" in both
     assert "Two single runs" not in said(*(trial(n, perplexity=9.0) for n in (1, 2))), "they are equal"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "advice"),
+    [
+        (0.001, "more test examples would help more than more trials"),
+        (1.0, "more trials would help more than more test examples"),
+    ],
+)
+def test_the_verdict_says_what_makes_a_mean_uncertain(seeds: float, advice: str) -> None:
+    losses = [ExampleLosses([0, 1, 2], [1, 1, 1], [3 + seeds * n, 3.3, 2.8 + seeds * n]) for n in (0, 1, 2)]
+    text = said(*(trial(n, f"{n}", example_losses=each) for n, each in enumerate(losses, 1)))
+    assert advice in text
+    assert "comes from the seeds, and the rest from the test examples" in text
 
 
 def test_the_most_frequent_adapter_is_named_a() -> None:

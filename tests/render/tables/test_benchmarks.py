@@ -34,7 +34,7 @@ def test_the_table_has_a_row_for_each_arm_task_and_metric() -> None:
     found = table(runs([1, 1, 1, 0], [1, 1, 1, 0]), "S6")
     (row,) = found.rows
     assert row[0].endswith("colors, acc")
-    assert row[1:] == ["2", "4", "0.750", "0", "0.250", "100 %"]
+    assert row[1:] == ["2", "4", "0.750", "0", "0.250", "0 %", "100 %"]
 
 
 def test_outcomes_of_other_examples_are_not_compared() -> None:
@@ -49,4 +49,4 @@ def test_outcomes_of_other_examples_are_not_compared() -> None:
 def test_a_score_without_outcomes_has_a_mean_and_a_spread() -> None:
     scores = [Benchmark("text", "word_perplexity", value, "same") for value in (20.0, 22.0)]
     found = table([trial(trial=number, benchmarks=[each]) for number, each in enumerate(scores, 1)], "S6")
-    assert found.rows[0][1:] == ["2", "—", "21.00", "1.41", "—", "—"]
+    assert found.rows[0][1:] == ["2", "—", "21.00", "1.41", "—", "—", "—"]

@@ -38,7 +38,7 @@ from qlora_repeat.render.tables.table import Table
 from qlora_repeat.render.tables.write import panels, write_tables
 from qlora_repeat.results.arms import group_arms
 from qlora_repeat.results.scope import banner
-from qlora_repeat.results.trial_result import Response, write_results
+from qlora_repeat.results.trial_result import ExampleLosses, Response, write_results
 
 
 def summary(made: Table) -> dict[str, list[str]]:
@@ -446,3 +446,24 @@ def test_latex_compiles_with_any_response(tmp_path: Path) -> None:
         text = (tmp_path / "all.txt").read_text(encoding="utf-8")
         for shown in ("\\input{/etc/passwd}", "--- --", "$x^2$", "<U+4E2D>", "\\u{202e}evil", '"straight"'):
             assert shown in text
+
+
+def test_perplexity_has_the_error_of_the_test_set_and_the_share_of_seeds() -> None:
+    """Three trials that differ by the same loss in each of two equally long examples."""
+    results = [
+        replace(
+            trial(trial=number),
+            perplexity=math.exp(3 + 0.1 * number),
+            example_losses=ExampleLosses([4, 9], [10, 10], [20 + number, 40 + number], [True, number < 3]),
+        )
+        for number in (1, 2, 3)
+    ]
+    made = table(results, "1")
+    rows = {row[0]: row[1] for row in made.summary}
+    # Examples are 1 apart from the mean of 3.2, so the standard error is exp(3.2) x sqrt(2 / 2).
+    assert rows["SE of the test set"] == "24.5"
+    assert rows["due to seeds"] == "0.33 %", "0.1^2 / 3 beside 2 / 2"
+    assert rows["examples agree"] == "67 %", "(2 + 1 + 1) of 6"
+    assert any("due to seeds: the share of the variance" in note for note in made.notes)
+    plain = table([replace(row, example_losses=None) for row in results], "1")
+    assert [row[0] for row in plain.summary] == ["mean", "SD", "range", "n", "base"]

@@ -14,6 +14,7 @@ from qlora_repeat.render.report.trial_files import TrialFiles
 from qlora_repeat.results.arms import Arm, adapters_text
 from qlora_repeat.results.number_format import number, percent
 from qlora_repeat.results.power import Effect, smallest_found
+from qlora_repeat.results.seeds_and_examples import of_log_perplexity
 from qlora_repeat.results.statistical_methods import Summary
 from qlora_repeat.results.study_statistics import ArmStatistics, arm_statistics
 from qlora_repeat.results.trial_result import TrialResult
@@ -118,7 +119,8 @@ def verdict(rows: Sequence[ArmRow]) -> list[str]:
     lacking = trials - sum(len(row.arm.done) for row in rows)
     not_done = [f"{lacking} of {trials} trials have no values yet."] if lacking else []
     found = arm_statistics([row.arm for row in rows])
-    return [_repeatability(rows), *_spread(found), *_decides(rows), *_ended_badly(found), *not_done]
+    sentences = [*_spread(found), *_decides(rows), *_seeds_and_examples(rows), *_ended_badly(found)]
+    return [_repeatability(rows), *sentences, *not_done]
 
 
 def _repeatability(rows: Sequence[ArmRow]) -> str:
@@ -195,6 +197,21 @@ def _decides(rows: Sequence[ArmRow]) -> list[str]:
     return [
         f"With {n} trials in each arm, a difference of {smallest:.1f} standard deviations between two arms "
         "is found in four of five cases; qlora-repeat power says how many trials a smaller one needs."
+    ]
+
+
+def _seeds_and_examples(rows: Sequence[ArmRow]) -> list[str]:
+    """Return a sentence on what makes the mean perplexity of an arm uncertain, and what would help."""
+    found = [each for row in rows if (each := of_log_perplexity(row.arm)) is not None]
+    shares = [share for each in found if (share := each.share_of_seeds) is not None]
+    if not shares:
+        return []
+    examples = sum(each.more_of == "examples" for each in found)
+    more, than = ("test examples", "trials") if examples else ("trials", "test examples")
+    arms = f", in {examples} of {len(found)} arms" if 0 < examples < len(found) else ""
+    return [
+        f"Of the uncertainty of an arm's mean perplexity, {_span(shares)} comes from the seeds, and the rest "
+        f"from the test examples: more {more} would help more than more {than}{arms}."
     ]
 
 

@@ -6,7 +6,15 @@ from qlora_repeat.results.arms import Arm
 from qlora_repeat.results.benchmark_statistics import BenchmarkStatistics, benchmark_statistics
 from qlora_repeat.results.number_format import DASH, percent, spread_text, value_text
 
-_HEADINGS = ("runs", "examples", "mean", "SD between runs", "SE of the test set", "examples agree")
+_HEADINGS = (
+    "runs",
+    "examples",
+    "mean",
+    "SD between runs",
+    "SE of the test set",
+    "due to seeds",
+    "examples agree",
+)
 
 
 def benchmark_tables(arms: list[Arm]) -> list[Table]:
@@ -44,5 +52,6 @@ def _cells(found: BenchmarkStatistics) -> list[str]:
         value_text(found.mean, found.sd),
         spread_text(found.sd),
         spread_text(found.standard_error),
+        percent(found.seeds),
         percent(found.agreement),
     ]

@@ -4,6 +4,7 @@ The table of a third model's responses has the second's number and a letter (5b)
 values, and stale ones on request, with a note; any other trial leaves a dash and a note.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -21,8 +22,21 @@ from qlora_repeat.render.tables.scores import score_tables
 from qlora_repeat.render.tables.statistics import statistics_tables
 from qlora_repeat.render.tables.table import Table, by_run, number_column
 from qlora_repeat.results.arms import Arm, Measure, by_model, distinct, trained
-from qlora_repeat.results.number_format import DASH, DEVIATION_NOTE, mean, span, summary_rows
+from qlora_repeat.results.number_format import (
+    DASH,
+    DEVIATION_NOTE,
+    mean,
+    percent,
+    span,
+    spread_text,
+    summary_rows,
+)
 from qlora_repeat.results.scope import of_paper
+from qlora_repeat.results.seeds_and_examples import (
+    SeedsAndExamples,
+    agreement_on_improvement,
+    of_log_perplexity,
+)
 from qlora_repeat.results.trial_result import TrialResult
 from qlora_repeat.study.study import PUBLISHED
 
@@ -91,11 +105,15 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
     }
     spans = [span(base[arm.model], least) for arm, least in zip(arms, decimals, strict=True)]
     summary.append(["base", *(each or DASH for each in spans)])
+    components = [of_log_perplexity(arm) for arm in arms]
+    if any(components):
+        summary += _seeds_and_examples(arms, components)
     caption = f"Perplexity of the fine-tuned {task} models on the test examples, by run and optimizer."
     merged = "Perplexity is measured after merging into unquantized weights; training used the 4-bit base."
     notes = [
         DEVIATION_NOTE,
         "base: the model before fine-tuning, measured in the same way.",
+        *([NOTES["perplexity"]["seeds"]] if any(components) else []),
         *_answers_only(arms),
         *([merged] if any(trial.weights in _IN_4_BITS for arm in arms for trial in arm.done) else []),
         *diverged(arms),
@@ -104,12 +122,26 @@ def _perplexity(number: str, task: str, arms: list[Arm]) -> Table:
     return by_run(number, caption, columns, summary=summary, notes=notes)
 
 
+def _seeds_and_examples(arms: list[Arm], components: Sequence[SeedsAndExamples | None]) -> list[list[str]]:
+    """Return rows on what the uncertainty of an arm's perplexity comes from."""
+    errors = [
+        found.error_of_examples * math.exp(found.mean) if found and found.mean < _LARGEST_LOG else None
+        for found in components
+    ]
+    return [
+        ["SE of the test set", *map(spread_text, errors)],
+        ["due to seeds", *(percent(found.share_of_seeds if found else None) for found in components)],
+        ["examples agree", *(percent(agreement_on_improvement(arm)) for arm in arms)],
+    ]
+
+
 def _answers_only(arms: list[Arm]) -> list[str]:
     """Note the models whose perplexity is of answers, and not of whole texts."""
     titles = distinct(arm.title for arm in arms if arm.trials[0].answers_only)
     return [f"Perplexity is of the answers only: {', '.join(titles)}."] if titles else []
 
 
+_LARGEST_LOG = 700.0
 _IN_4_BITS = ("nf4", "materialized")
 """Kinds of frozen weights that began in 4 bits."""
 
