@@ -1,12 +1,13 @@
 """Run a recorded trial again, and judge how far the re-run agrees."""
 
 import contextlib
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qlora_repeat.analysis.verify.recorded_settings import (
     missing_inputs,
@@ -81,6 +82,7 @@ def verify(
     steps: int | None = None,
     new_seeds: bool = False,
     repeat: int = 1,
+    reproducibility_sd: float | None = None,
     scratch: str | Path | None = None,
     quiet: bool = False,
 ) -> Verification:
@@ -99,6 +101,8 @@ def verify(
         new_seeds: draw seeds again where the trial did, which makes another trial of the arm.
         repeat: with `new_seeds`, run it again up to this many times, until statistics can decide. All looks
             share one error rate.
+        reproducibility_sd: the SD of the perplexity of single trials in different laboratories (s_R of Table
+            S5); two of them may then differ by 2.8 s_R, whatever the other trials of the arm say.
         scratch: the folder of re-runs; by default ``verify`` in the cache.
         quiet: show no progress.
 
@@ -116,8 +120,12 @@ def verify(
     if repeat > 1 and not new_seeds:
         raise UsageError("--repeat needs --new-seeds; with the recorded seeds, re-runs repeat each other")
     scope: Scope = "first steps" if steps else "evaluation" if stages == "evaluate" else "whole"
-    asked = {"steps": steps, "new_seeds": new_seeds, "scratch": scratch}
-    asked |= {"repeat": repeat if repeat > 1 else None}
+    if reproducibility_sd is not None and scope != "whole":
+        raise UsageError("--reproducibility-sd is for a whole re-run; leave out --steps and --stages")
+    if reproducibility_sd is not None and not 0 < reproducibility_sd < math.inf:
+        raise UsageError(f"--reproducibility-sd {reproducibility_sd:g}: expected a number above 0")
+    asked: dict[str, Any] = {"steps": steps, "new_seeds": new_seeds, "scratch": scratch}
+    asked |= {"repeat": repeat if repeat > 1 else None, "reproducibility_sd": reproducibility_sd}
     asked |= {"study": study, "runs": runs, "cache": cache}
     words = _command_line(trial, stages=None if stages == "all" else stages, **asked)
     with contextlib.ExitStack() as stack:
@@ -131,7 +139,17 @@ def verify(
             notes += [f"The record has other settings than the study file: {', '.join(others)}."]
         name, own = f"{named.study.label}:{named.name}", named.workspace.runs
         question = _Question(
-            name, scope, steps, new_seeds, repeat, tolerance, notes, len(named.workspace.trials()), words, own
+            name,
+            scope,
+            steps,
+            new_seeds,
+            repeat,
+            reproducibility_sd,
+            tolerance,
+            notes,
+            len(named.workspace.trials()),
+            words,
+            own,
         )
         shown = Terminal(console(quiet))
         wrong = recorded.contradictions
@@ -157,6 +175,7 @@ class _Question:
     new_seeds: bool
     looks: int
     """How many re-runs there are at most."""
+    reproducibility: float | None
     tolerance: Tolerance
     notes: list[str]
     trials: int
@@ -192,6 +211,7 @@ def _rerun(
             trials=asked.trials,
             earlier=earlier,
             looks=asked.looks,
+            reproducibility=asked.reproducibility,
         )
         verdict = judge()
         if verdict.by_arithmetic:

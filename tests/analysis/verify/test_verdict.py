@@ -300,6 +300,30 @@ def test_tests_of_an_equal_adapter_have_a_ceiling(apart: float, kind: VerdictKin
     assert code.kind == ("within tolerance" if apart < 1e-3 else "inconclusive")
 
 
+@pytest.mark.parametrize(
+    ("spread", "perplexity", "kind"),
+    [
+        (0.01, 10.027, "statistically consistent"),
+        (0.01, 10.029, "different"),
+        (0.01, 9.971, "different"),
+        (0.7, 11.0, "inconclusive"),  # finds only a shift by 28 % or more
+    ],
+)
+def test_a_given_reproducibility_decides_without_other_trials(
+    spread: float, perplexity: float, kind: VerdictKind
+) -> None:
+    """Two single trials in different laboratories may differ by 2.8 s_R (ISO 5725-6)."""
+    compared = diff(noisy(1e-3), THREADS, perplexity=perplexity)
+    verdict = judge_rerun(compared, [], TOLERANCE, reproducibility=spread)
+    assert verdict.kind == kind, verdict.why
+    assert any(
+        f"the reproducibility limit of ISO 5725-6, 2.8 s_R with s_R = {spread}" in why for why in verdict.why
+    )
+    assert not any("calibration" in why for why in verdict.why)
+    without = judge_rerun(compared, [], TOLERANCE)
+    assert without.kind == "inconclusive", "too few other trials"
+
+
 def test_measured_noise_widens_tolerances_and_bounds_what_arithmetic_explains() -> None:
     compared = diff(noisy(1e-3), THREADS, perplexity=10.02)
     assert judge_rerun(compared, ARM, TOLERANCE).by_arithmetic

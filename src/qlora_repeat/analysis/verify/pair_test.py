@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import variance
+from statistics import NormalDist, variance
 
 from qlora_repeat.results.statistical_methods import FEWEST
 
 ERROR_RATE = 0.05
 """The probability of any false *different* if all trials of a study are run again (normal logarithms)."""
 POWER = 0.8
+_LIMIT = 2.8
+"""Of the difference of two single outcomes in SDs: 1.96 times the root of 2, rounded as in the standard."""
 LARGEST_SHIFT = 0.25
 """The largest `PairTest.found_shift` with which agreement still says something."""
 
@@ -27,8 +29,10 @@ class PairTest:
     """The smallest relative shift of the perplexity that the test finds with a probability of 80 %."""
     level: float
     """The probability of the interval, for normal logarithms."""
-    others: int
-    """The number of other trials that give the spread."""
+    source: str
+    """What gives the spread, in words."""
+    is_given: bool = False
+    """Whether the spread was given, and not measured on this arm."""
 
     def contains(self, perplexity: float) -> bool:
         return self.interval[0] <= perplexity <= self.interval[1]
@@ -41,6 +45,7 @@ def make_pair_test(
     *,
     earlier: Sequence[float] = (),
     looks: int = 1,
+    reproducibility: float | None = None,
 ) -> PairTest | None:
     """Return a test of a re-run of a trial with this perplexity.
 
@@ -56,10 +61,17 @@ def make_pair_test(
         trials: the number of trials of the study, among which `ERROR_RATE` is divided (Bonferroni).
         earlier: perplexities of earlier re-runs of the trial, each with new seeds.
         looks: how often at most the test is made as re-runs are added; they divide the error rate too.
+        reproducibility: the known SD of single trials in different laboratories, s_R of ISO 5725-2, in
+            perplexity; the limit is then 2.8 s_R (ISO 5725-6, 4.1.4), and the other trials do not count.
 
     Returns:
         None if fewer than `FEWEST` others are finite, or if they do not vary.
     """
+    if reproducibility is not None:
+        limit = _LIMIT * reproducibility
+        shift = (limit + NormalDist().inv_cdf(POWER) * math.sqrt(2) * reproducibility) / recorded
+        source = f"the reproducibility limit of ISO 5725-6, 2.8 s_R with s_R = {reproducibility:g}"
+        return PairTest((max(1.0, recorded - limit), recorded + limit), shift, 0.95, source, is_given=True)
     groups = [[math.log(value) for value in values if 0 < value < math.inf] for values in (others, earlier)]
     if len(groups[0]) < FEWEST:
         return None
@@ -74,7 +86,8 @@ def make_pair_test(
     limit = float(stdtrit(freedom, (1 + level) / 2))
     low, high = (_exp(math.log(recorded) + sign * limit * scale) for sign in (-1, 1))
     shift = float(nctdtrinc(freedom, 1 - POWER, limit)) * scale
-    return PairTest((max(1.0, low), high), _exp(shift) - 1, level, len(groups[0]))
+    source = f"{len(groups[0])} other trials of the arm"
+    return PairTest((max(1.0, low), high), _exp(shift) - 1, level, source)
 
 
 def _exp(value: float) -> float:

@@ -142,6 +142,7 @@ def judge_rerun(
     trials: int = 1,
     earlier: Sequence[float] = (),
     looks: int = 1,
+    reproducibility: float | None = None,
 ) -> Verdict:
     """Return the verdict on `diff.second`, a re-run of `diff.first`.
 
@@ -149,7 +150,7 @@ def judge_rerun(
         others: perplexities of the other recorded trials of the arm.
         retest: how a test of the recorded adapter, here, differs from the recorded test.
         noise: how far one more thread moves the re-run, where that was measured.
-        trials, earlier, looks: as `make_pair_test`.
+        trials, earlier, looks, reproducibility: as `make_pair_test`.
     """
     differing = [each for each in diff.differences if may_matter(each)]
     noisy = noisy_kernels(diff.first, diff.second, "evaluate" if scope == "evaluation" else "finetune")
@@ -201,7 +202,14 @@ def judge_rerun(
     like_noise = all(each.what != "seed" and is_like_a_thread(each.key) for each in likely)
     noisy_causes = scope != "evaluation" and all(each.cause in _NOISY for each in departures)
     verdict = replace(verdict, by_arithmetic=like_noise and noisy_causes)
-    make_test = partial(make_pair_test, others=others, trials=trials, earlier=earlier, looks=looks)
+    make_test = partial(
+        make_pair_test,
+        others=others,
+        trials=trials,
+        earlier=earlier,
+        looks=looks,
+        reproducibility=reproducibility,
+    )
     return _by_explanations(verdict, diff, likely, others, make_test)
 
 
@@ -307,7 +315,7 @@ def _by_statistics(
     `seeds` are the sources whose seeds differ, so that the re-run is another trial of the arm.
     """
     (recorded, rerun), (low, high) = perplexities, test.interval
-    allowed = f"{low:.6g} to {high:.6g}, from {test.others} other trials of the arm (level {test.level:.2%})"
+    allowed = f"{low:.6g} to {high:.6g}, from {test.source} (level {test.level:.2%})"
     what = "The re-run's perplexity" if verdict.reruns == 1 else f"The mean of {verdict.reruns} re-runs"
     diverged = len(others) - sum(map(math.isfinite, others))
     why = [f"{diverged} of {len(others)} other trials have no finite perplexity."] if diverged else []
@@ -322,7 +330,8 @@ def _by_statistics(
             why.append("But the re-run is like the other trials, so the recorded one may be an outlier.")
             settle = [f"a re-run with the recorded seeds of {', '.join(seeds)}"]
             return _with(verdict, "inconclusive", why, settle=settle)
-        return _with(verdict, "different", [*why, MISSES["different"]], weak=True)
+        misses = "One of twenty honest pairs is further apart." if test.is_given else MISSES["different"]
+        return _with(verdict, "different", [*why, misses], weak=True)
     why.append(f"{what}, {rerun:.6g}, is in {allowed}; {recorded:.6g} is recorded.")
     shift = f"{test.found_shift:.0%}" if test.found_shift < 100 else "a hundredfold"
     power = f"A difference of {shift} or more would be found with a probability of {POWER:.0%}"
@@ -330,7 +339,8 @@ def _by_statistics(
         why.append(f"{power}, and agreement says too little where that exceeds {LARGEST_SHIFT:.0%}.")
         settle = ["the recorded machine and packages", "an arm whose trials vary less, or more trials"]
         return _with(verdict, "inconclusive", why, settle=settle)
-    return _with(verdict, "statistically consistent", [*why, f"{power}.", MISSES["statistically consistent"]])
+    known = [] if test.is_given else [MISSES["statistically consistent"]]
+    return _with(verdict, "statistically consistent", [*why, f"{power}.", *known])
 
 
 def _other_optimizer(

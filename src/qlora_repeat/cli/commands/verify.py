@@ -55,6 +55,12 @@ _WEAKEST = ("bitwise", "within tolerance", "statistically consistent")
     help="With --new-seeds: up to N re-runs, until statistics can decide; they share one error rate.",
 )
 @click.option(
+    "--reproducibility-sd",
+    type=float,
+    metavar="S_R",
+    help="Allow 2.8 times this SD of perplexity between laboratories, s_R of Table S5.",
+)
+@click.option(
     "--accept",
     type=click.Choice(_WEAKEST),
     default=_WEAKEST[0],
@@ -129,8 +135,12 @@ def _verify_study(study: str, accept: str, as_json: bool, given: dict[str, Any])
     from qlora_repeat.api.study_verification import verify_study
     from qlora_repeat.render.text.verdict import worst_exit_code
 
-    if (given.pop("stages"), given.pop("new_seeds"), given.pop("repeat")) != ("all", False, 1):
-        raise UsageError("--sample and --all run trials as recorded; leave out --stages and --new-seeds")
+    own = [given.pop(name) for name in ("stages", "new_seeds", "repeat", "reproducibility_sd")]
+    if own != ["all", False, 1, None]:
+        raise UsageError(
+            "--sample and --all run trials as recorded; leave out --stages, --new-seeds and "
+            "--reproducibility-sd"
+        )
     found = verify_study(study, **given)
     if as_json:
         say_json(found.to_json())
