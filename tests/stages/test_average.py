@@ -134,7 +134,9 @@ def test_an_average_cannot_be_verified_or_compared(done: Workspace) -> None:
     for command in (["verify", mean.name], ["diff", mean.name, mean.sources[0].name]):
         ran = kit(*command, "--study", done.file, "--runs", done.runs, "--cache", done.cache)
         assert ran.returncode == 3
-        assert "an average, which has no training to compare; give one of its trials" in ran.stderr
+        assert "an average, which has no training to compare or verify; give one of its trials" in ran.stderr
+    ran = kit("verify", mean.folder, "--cache", done.cache)
+    assert ran.returncode == 3 and "an average, which has no training to verify" in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,9 @@ def read_side(name: str, folder: Path) -> Side:
     finished = (folder / "trace.jsonl").is_file()
     trace = folder / "trace.jsonl" if finished else folder / "unfinished" / "trace.jsonl"
     if not trace.is_file() and (folder / "average.json").is_file():
-        raise MissingError(f"{folder}: an average, which has no training to compare; give one of its trials")
+        raise MissingError(
+            f"{folder}: an average, which has no training to compare or verify; give one of its trials"
+        )
     if not trace.is_file():
         raise MissingError(
             f"{folder}: has neither trace.jsonl nor unfinished/trace.jsonl, so there is nothing to compare; "

@@ -265,6 +265,8 @@ def _named(
         trial = open_workspace(study or DEFAULT_STUDY, runs=runs, cache=cache).trial(str(given))
         _require_run(trial)
         return trial, trial.folder
+    if (folder / "average.json").is_file():
+        raise MissingError(f"{given}: an average, which has no training to verify; give one of its trials")
     record = valid_record(folder / "finetune.json")
     if record is None:
         raise MissingError(

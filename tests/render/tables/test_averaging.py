@@ -64,9 +64,9 @@ def test_the_table_has_a_row_for_the_trials_and_for_each_average() -> None:
     ]
     assert made.rows[1][5:8] == ["—"] * 3, "two values say nothing of a spread"
     assert made.rows[2][5] == "0.500"
-    left = next(note for note in made.notes if note.startswith("Over 1 arm, the last 8 steps leaves 0.50 of"))
-    assert "expected" not in left
-    assert any("1 / √3 = 0.58 is expected" in note for note in made.notes)
+    left = next(note for note in made.notes if note.startswith("The mean of the last 8 steps leaves 0.50 of"))
+    assert "independent" not in left and left.endswith("averages spread less in 1 of 1 arms.")
+    assert any("a mean has 1 / √3 = 0.58" in note for note in made.notes)
     assert not any("missing" in note for note in made.notes), "arms of averages have fewer trials"
 
 
@@ -82,7 +82,7 @@ def test_a_collapsed_trial_is_shown_with_the_base(tmp_path: Path) -> None:
     results = [replace(row, perplexity=math.inf) if row.trial == 2 else row for row in RESULTS]
     made = table(results, "S9")
     assert made.rows[0][4] == "1 of 7"
-    assert not any(note.startswith("Over 1 arm") for note in made.notes), "an infinite spread has no share"
+    assert not any(" leaves " in note for note in made.notes), "an infinite spread has no share"
     written = render_figures(group_arms(results), tmp_path)
     assert tmp_path / "figure-S9.png" in written
     assert "figure-S9.png" not in [

@@ -74,15 +74,18 @@ def not_done(used: Sequence[Arm]) -> list[str]:
 
 def remaining_text(found: Remaining) -> str:
     """Return a sentence on the spread that averages of one kind leave."""
-    kind, count = found.average.replace("-", " "), found.average.removeprefix("mean-of-")
+    kind, count = (
+        found.average.replace("-", " ").replace("last", "mean of the last"),
+        found.average.removeprefix("mean-of-"),
+    )
     expected = (
-        f"; 1 / √{count} = {int(count) ** -0.5:.2f} is expected of averages of {count} independent outcomes"
+        f"; of {count} independent outcomes, a mean has 1 / √{count} = {int(count) ** -0.5:.2f}"
         if count.isdecimal()
         else ""
     )
     return (
-        f"Over {found.arms} arm{'' if found.arms == 1 else 's'}, the {kind} leaves {found.ratio:.2f} of the "
-        f"spread (root mean square of the SDs of log perplexity), less than 1 in {found.smaller}{expected}."
+        f"The {kind} leaves {found.ratio:.2f} of the spread (root mean square of the SDs of log perplexity "
+        f"over the arms{expected}); averages spread less in {found.smaller} of {found.arms} arms."
     )
 
 
