@@ -18,7 +18,7 @@ from qlora_repeat.results.averages import averages, remaining
 from qlora_repeat.results.statistical_methods import rank
 
 _COLUMNS = 4
-_LEFT, _RIGHT, _ABOVE, _BELOW, _HEIGHT = 30.0, 5.0, 12.0, 26.0, 84.0
+_LEFT, _RIGHT, _BELOW, _HEIGHT = 30.0, 5.0, 26.0, 84.0
 """Room around a panel, and its height."""
 _SPREAD, _AT_EDGE = 0.5, 0.96
 """The share of the room of an arm that its dots have; the height of what is not finite."""
@@ -38,7 +38,10 @@ def draw_averaging(arms: Sequence[Arm]) -> Figure:
     groups = [[own, *(each.arm for each in found if each.source is own)] for own in sources]
     rows = math.ceil(len(groups) / _COLUMNS)
     columns = math.ceil(len(groups) / rows)
-    width, panel = WIDTH / columns, _ABOVE + _HEIGHT + _BELOW
+    width = WIDTH / columns
+    titles = [drawing.wrapped(own.name, width - _LEFT - _RIGHT, MEDIUM) for own in sources]
+    above = 4 + 1.2 * MEDIUM * max(map(len, titles))
+    panel = above + _HEIGHT + _BELOW
     words, used = NOTES["figure-S9"], [arm for group in groups for arm in group]
     infinite = not all(math.isfinite(value) for arm in used for value in arm.perplexities)
     notes = [
@@ -52,8 +55,9 @@ def draw_averaging(arms: Sequence[Arm]) -> Figure:
     scales = common_scales([_finite(group) for group in groups])
     for place, (group, scale) in enumerate(zip(groups, scales, strict=True)):
         row, column = divmod(place, columns)
-        left, top = column * width + _LEFT, row * panel + _ABOVE
-        axes = drawing.panel(figure, left, top, width - _LEFT - _RIGHT, _HEIGHT, group[0].name)
+        left, top = column * width + _LEFT, row * panel + above
+        title = "\n".join(titles[place])
+        axes = drawing.panel(figure, left, top, width - _LEFT - _RIGHT, _HEIGHT, title)
         _draw(axes, group, scale)
     return figure
 
