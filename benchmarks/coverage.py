@@ -3,7 +3,7 @@
     python benchmarks/coverage.py                # all parts
     python benchmarks/coverage.py coverage       # intervals and the test of equal spread
     python benchmarks/coverage.py trials         # the power of that test
-    python benchmarks/coverage.py attribution    # intervals of shares and total effects
+    python benchmarks/coverage.py attribution    # intervals of shares, and how often verdicts are wrong
     python benchmarks/coverage.py laboratories   # intervals of spreads within and between laboratories
     python benchmarks/coverage.py pairs          # intervals of `compare`, with and without shared seeds
     python benchmarks/coverage.py power          # what `power` says, against simulated studies
@@ -25,7 +25,8 @@ from scipy import stats
 from tabulate import tabulate
 
 from qlora_repeat.analysis.attribution import paired_statistics as paired
-from qlora_repeat.analysis.attribution.decompose import SIGNIFICANT
+from qlora_repeat.analysis.attribution.decompose import SMALL as SHARE
+from qlora_repeat.analysis.attribution.decompose import additivity
 from qlora_repeat.analysis.interlab import reproducibility
 from qlora_repeat.analysis.verify.pair_test import make_pair_test
 from qlora_repeat.results import power
@@ -280,46 +281,82 @@ def shares_of_sources(generator: np.random.Generator, studies: int = 4_000) -> s
         for name, draw in LEVELS.items():
             for mixed in (0.0, 0.5):
                 found = np.array([_attributed(generator, draw, mixed, n) for _ in range(studies)])
-                largest = percent(found[:, 5]) if not mixed else "—"
                 label = f"{n} replicates, {name}" + (", interacting" if mixed else "")
-                rows.append([label, *(percent(found[:, place]) for place in range(5)), largest])
+                rows.append([label, *(percent(found[:, place]) for place in range(4))])
     heads = [
         "experiment",
         "share of the larger covered",
         "of the smaller",
         "total effect of the larger covered",
         "of the smaller",
-        f"interactions found, p ≤ {SIGNIFICANT}",
-        "the larger is named",
     ]
     title = "Shares of sources: additive ones with 80 and 20 %, or 25 % each and 50 % only together (%)"
     return _table(title, heads, rows)
 
 
 def _attributed(generator: np.random.Generator, draw: Callable[..., Values], mixed: float, n: int) -> Values:
-    """Return whether an experiment's intervals cover, it finds interactions, and names the larger source."""
+    """Return whether the intervals of an experiment cover."""
     alone = np.array([0.25, 0.25] if mixed else [0.8, 0.2])
-    first, second = draw(generator, (2, n)), draw(generator, (2, n))
-
-    def outcome(one: Values, other: Values) -> Values:
-        together = math.sqrt(mixed) * one * other
-        noise = NOISE * generator.normal(size=n)
-        found: Values = math.sqrt(alone[0]) * one + math.sqrt(alone[1]) * other + together + noise
-        return found
-
-    baseline = outcome(first[0], first[1])
-    single = [outcome(second[0], first[1]) - baseline, outcome(first[0], second[1]) - baseline]
-    joint = outcome(second[0], second[1]) - baseline
-    nudged = outcome(first[0], first[1]) - baseline
+    single, joint, _ = _experiment(generator, draw, alone, mixed, n)
     hits = []
     for estimate, truth in ((paired.share, alone + mixed / 2), (paired.size, alone + mixed)):
         for part, true in zip(single, truth, strict=True):
             found = estimate(part, joint)
             known = found.low is not None and found.high is not None
             hits.append(known and found.low <= true <= found.high)
-    p = paired.excess(joint - single[0] - single[1], nudged, 2.0)
-    shares = [paired.share(part, joint).value or 0.0 for part in single]
-    return np.array([*hits, p is not None and p <= SIGNIFICANT, shares[0] > shares[1]])
+    return np.array(hits)
+
+
+def _experiment(
+    generator: np.random.Generator, draw: Callable[..., Values], alone: Values, mixed: float, n: int
+) -> tuple[list[Values], Values, Values]:
+    """Return the changes by each source, by all together, and by a nudge; the first two sources interact."""
+    first, second = draw(generator, (len(alone), n)), draw(generator, (len(alone), n))
+
+    def outcome(levels: Values) -> Values:
+        noise = NOISE * generator.normal(size=n)
+        found: Values = np.sqrt(alone) @ levels + math.sqrt(mixed) * levels[0] * levels[1] + noise
+        return found
+
+    baseline, places = outcome(first), np.arange(len(alone))
+    changed = [np.where((places == place)[:, None], second, first) for place in places]
+    single = [outcome(levels) - baseline for levels in changed]
+    return single, outcome(second) - baseline, outcome(first) - baseline
+
+
+def rules_of_attribution(generator: np.random.Generator, studies: int = 2_000) -> str:
+    """Tabulate how often a source is named as the largest, and what is said of interactions."""
+    rows = []
+    for n in (N, 20):
+        for name, draw in LEVELS.items():
+            cells = []
+            for alone in ([0.5, 0.5], [0.25] * 4, [0.8, 0.2], [0.95, 0.05]):
+                named = [
+                    paired.largest_share(dict(enumerate(single)), joint) is not None
+                    for single, joint, _ in (
+                        _experiment(generator, draw, np.array(alone), 0.0, n) for _ in range(studies)
+                    )
+                ]
+                cells.append(percent(np.array(named)))
+            for mixed in (0.0, 0.05, SHARE, 0.6):
+                verdicts = [_said(generator, draw, mixed, n) for _ in range(studies)]
+                for verdict in ("additive", "not additive"):
+                    cells.append(percent(np.array([each == verdict for each in verdicts])))
+            rows.append([f"{n} replicates, {name}", *cells])
+    heads = ["experiment", "2 equal: named", "4 equal", "80 and 20 %", "95 and 5 %"]
+    heads += [
+        f"interactions {100 * mixed:.0f} %: {verdict}"
+        for mixed in (0.0, 0.05, SHARE, 0.6)
+        for verdict in ("additive", "not")
+    ]
+    return _table("Rules of attribution: the largest source, and additivity (%)", heads, rows)
+
+
+def _said(generator: np.random.Generator, draw: Callable[..., Values], mixed: float, n: int) -> str:
+    """Return the verdict on the additivity of two equal sources that interact."""
+    single, joint, nudged = _experiment(generator, draw, np.full(2, (1 - mixed) / 2), mixed, n)
+    rest = joint - single[0] - single[1]
+    return additivity(rest, joint, paired.excess(rest, nudged, 2.0))
 
 
 def spreads_of_laboratories(generator: np.random.Generator, studies: int = 4_000) -> str:
@@ -498,7 +535,7 @@ def _table(title: str, heads: list[str], rows: list[list[str]]) -> str:
 PARTS: dict[str, tuple[Callable[[np.random.Generator], str], ...]] = {
     "coverage": (deviation_coverage, prediction_coverage, false_findings),
     "trials": (findings, trials_needed),
-    "attribution": (shares_of_sources,),
+    "attribution": (shares_of_sources, rules_of_attribution),
     "laboratories": (spreads_of_laboratories,),
     "pairs": (comparisons_of_arms,),
     "power": (powers,),

@@ -6,16 +6,18 @@ coverage with seven replicates (``benchmarks/coverage.py attribution``).
 """
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_repeat.results.statistical_methods import FEWEST, LEVEL
+from qlora_repeat.results.statistical_methods import FEWEST, LEVEL, MOST_ASSIGNMENTS
 
-RESAMPLES, SEED = 9999, 0
-"""The bootstrap resamples whole replicates."""
+SEED = 0
+ALPHA = 0.05
+"""The largest p-value with which one source is named as the largest."""
 
 Values = NDArray[np.float64]
 
@@ -44,55 +46,58 @@ def share(part: Values, whole: Values) -> Estimate:
     if count < FEWEST or not left.all():
         return Estimate(value)
     error = float(np.linalg.norm(whole * (part - value * whole) / left)) / squares
-    return Estimate(value, value - _t(count - 1) * error, value + _t(count - 1) * error)
+    reach = _quantile(count - 1, (1 + LEVEL) / 2) * error
+    return Estimate(value, value - reach, value + reach)
 
 
 def size(part: Values, whole: Values) -> Estimate:
     """Return sum(part^2) / sum(whole^2), with an interval from a jackknife of its logarithm."""
+    return Estimate(*size_bounds(part, whole, (1 + LEVEL) / 2, (1 + LEVEL) / 2))
+
+
+def size_bounds(
+    part: Values, whole: Values, lower: float, upper: float
+) -> tuple[float | None, float | None, float | None]:
+    """Return a `size` between one-sided bounds at these levels; None for what cannot be known."""
     if not _comparable(part, whole):
-        return Estimate(None)
+        return None, None, None
     above, below = float(part @ part), float(whole @ whole)
     left_above, left_below = above - part**2, below - whole**2
     enough = len(whole) >= FEWEST and (left_above > 1e-12 * above).all() and (left_below > 0).all()
     if not above or not enough:
-        return Estimate(above / below)
+        return above / below, None, None
     logs = np.log(left_above / left_below)
     count = len(whole)
-    reach = _t(count - 1) * math.sqrt((count - 1) / count) * float(np.linalg.norm(logs - logs.mean()))
+    error = math.sqrt((count - 1) / count) * float(np.linalg.norm(logs - logs.mean()))
+    low, high = (sign * _quantile(count - 1, level) * error for sign, level in ((-1, lower), (1, upper)))
     with np.errstate(over="ignore"):
-        high = float(np.exp(reach))
-    return Estimate(above / below, above / below * math.exp(-reach), above / below * high)
+        return above / below, above / below * math.exp(low), above / below * float(np.exp(high))
 
 
-def variance_ratio(part: Values, whole: Values) -> Estimate:
-    """Return Var(part) / Var(whole), with the interval of Pitman and Morgan (1939), exact for normal values.
+def largest_share(parts: dict[str, Values], whole: Values) -> str | None:
+    """Return the part whose share is shown to be larger than each other's; None if none is.
 
-    The stronger the correlation, the narrower the interval; an F interval would assume independence.
+    Two equal parts can be exchanged in each replicate without a change of the whole. So the differences of
+    their products with the whole have random signs, and a test that flips these signs is exact. The largest
+    must be significant against every other, at `ALPHA`.
     """
-    count = len(whole)
-    if not _comparable(part, whole) or not np.ptp(whole):
-        return Estimate(None)
-    ratio = float(np.var(part, ddof=1) / np.var(whole, ddof=1))
-    if count < FEWEST or ratio == 0:
-        return Estimate(ratio)
-    correlation = float(np.corrcoef(part, whole)[0, 1])
-    k = 1 + 2 * (1 - min(correlation**2, 1)) * _t(count - 2) ** 2 / (count - 2)
-    reach = math.sqrt(k**2 - 1)
-    return Estimate(ratio, ratio * (k - reach), ratio * (k + reach))
+    if len(parts) < 2 or not all(_comparable(part, whole) for part in parts.values()):
+        return None
+    products = {name: whole * part for name, part in parts.items()}
+    winner = max(products, key=lambda name: float(products[name].sum()))
+    others = [each for name, each in products.items() if name != winner]
+    return winner if all(_sign_flip_p(products[winner] - each) <= ALPHA for each in others) else None
 
 
-def largest_share(parts: dict[str, Values], whole: Values) -> tuple[str | None, float | None]:
-    """Return the part with the largest share, and the share of bootstrap samples in which it is largest."""
-    shares = {name: share(part, whole).value for name, part in parts.items()}
-    known = {name: value for name, value in shares.items() if value is not None}
-    if not known or len(known) < len(parts):
-        return None, None
-    winner = max(known, key=lambda name: known[name])
-    if len(whole) < FEWEST:
-        return winner, None
-    drawn = np.random.default_rng(SEED).integers(len(whole), size=(RESAMPLES, len(whole)))
-    products = np.array([(whole * part)[drawn].sum(axis=1) for part in parts.values()])
-    return winner, float((products.argmax(axis=0) == list(parts).index(winner)).mean())
+def _sign_flip_p(differences: Values) -> float:
+    """Return the two-sided p-value of a sum, over all signs of its parts or a random sample of them."""
+    count = len(differences)
+    if 2**count <= MOST_ASSIGNMENTS:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+    else:
+        drawn = np.random.default_rng(SEED).choice([-1.0, 1.0], (MOST_ASSIGNMENTS - 1, count))
+        signs = np.vstack([np.ones(count), drawn])
+    return float((abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-12)).mean())
 
 
 def mean_difference(values: Values) -> Estimate:
@@ -102,7 +107,7 @@ def mean_difference(values: Values) -> Estimate:
     mean, count = float(values.mean()), len(values)
     if count < FEWEST:
         return Estimate(mean)
-    reach = _t(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    reach = _quantile(count - 1, (1 + LEVEL) / 2) * float(np.std(values, ddof=1)) / math.sqrt(count)
     return Estimate(mean, mean - reach, mean + reach)
 
 
@@ -135,7 +140,7 @@ def _comparable(part: Values, whole: Values) -> bool:
 
 
 @functools.cache
-def _t(freedom: int) -> float:
+def _quantile(freedom: int, level: float) -> float:
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+    return float(stdtrit(freedom, level))

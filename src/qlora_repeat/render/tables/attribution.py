@@ -103,6 +103,8 @@ def _notes_on_shares(measured: Measurements, found: Decomposition) -> list[str]:
         shown.append(notes["pairs"])
     if (lost := measured.replicates - found.replicates) > 0:
         shown.append(notes["lost"].format(replicates=found.replicates, lost=lost))
+    largest = "not shown" if found.largest is None else title(found.largest, measured)
+    shown.append(notes["largest"].format(largest=largest))
     shown.append(
         notes["additive"].format(additive=found.additive, small=percent(SMALL), significant=SIGNIFICANT)
     )

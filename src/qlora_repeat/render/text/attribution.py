@@ -4,6 +4,7 @@ import math
 
 from qlora_repeat.analysis.attribution.decompose import (
     MAIN,
+    SMALL,
     Amplification,
     Attribution,
     Decomposition,
@@ -12,7 +13,6 @@ from qlora_repeat.analysis.attribution.decompose import (
 from qlora_repeat.analysis.attribution.measurements import JOINT, NUDGE, OTHER, REPEAT, Measurements
 from qlora_repeat.analysis.attribution.paired_statistics import Estimate
 from qlora_repeat.results.number_format import cell, number, percent, rounded
-from qlora_repeat.results.statistical_methods import LEVEL
 from qlora_repeat.study.optimizers import Optimizer
 
 _TITLES = {
@@ -76,7 +76,7 @@ def _sizes(measured: Measurements, found: Attribution) -> str:
 
 
 def _largest(measured: Measurements, found: Decomposition) -> str:
-    if found.largest is None:
+    if any(found.shares[source].value is None for source in measured.freed):
         return (
             "The largest source is unknown: with all sources freed, log perplexity does not change, or is "
             "finite in only one replicate."
@@ -86,20 +86,20 @@ def _largest(measured: Measurements, found: Decomposition) -> str:
     lost = measured.replicates - found.replicates
     without = f" ({lost} of {measured.replicates} replicates left out: not finite)" if lost else ""
     begin = f"Shares of the variance of log perplexity with all sources freed{without}: {shares}."
-    if found.largest_in is None:
-        return begin
-    often = f"the first is the largest in {percent(found.largest_in)} of bootstrap samples"
-    if found.largest_in >= LEVEL:
-        return f"{begin} The order is clear: {often}."
-    return f"{begin} {found.replicates} replicates are too few to say which is the largest: {often}."
+    if found.largest is None:
+        return f"{begin} {found.replicates} replicates do not show which is the largest."
+    return (
+        f"{begin} {title(found.largest, measured).capitalize()} is the largest (sign-flip tests; of two "
+        "equal sources, one would be named in at most 5 % of experiments)."
+    )
 
 
 def _additive(found: Decomposition) -> str:
     if found.interactions.value is None:
         return "Additivity is unknown: there is no finite spread to divide."
     begin = {
-        "additive": "The sources are practically additive",
-        "not additive": "The sources are not additive",
+        "additive": f"The sources are practically additive: interactions are below {percent(SMALL)}",
+        "not additive": f"The sources are not additive: interactions are above {percent(SMALL)}",
         "cannot tell": f"{found.replicates} replicates are too few to decide whether sources are additive",
     }[found.additive]
     beside = "there is no nudge whose noise it could be compared with"
@@ -126,8 +126,8 @@ def _precision(measured: Measurements, found: PrecisionEffect) -> str:
     if found.spread.value is None:
         return f"{begin}."
     return (
-        f"{begin} in the mean. Its variance over {measured.replicates} replicates is "
-        f"{in_percent(found.spread)} of the variance of this arm."
+        f"{begin} in the mean. Its spread over {measured.replicates} replicates is "
+        f"{with_interval(found.spread)} times that of this arm."
     )
 
 
