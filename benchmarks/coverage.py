@@ -17,7 +17,7 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -297,7 +297,7 @@ def shares_of_sources(generator: np.random.Generator, studies: int = 4_000) -> s
 def _attributed(generator: np.random.Generator, draw: Callable[..., Values], mixed: float, n: int) -> Values:
     """Return whether the intervals of an experiment cover."""
     alone = np.array([0.25, 0.25] if mixed else [0.8, 0.2])
-    single, joint, _ = _experiment(generator, draw, alone, mixed, n)
+    single, joint, _ = _experiment(generator, [draw] * 2, alone, mixed, n)
     hits = []
     for estimate, truth in ((paired.share, alone + mixed / 2), (paired.size, alone + mixed)):
         for part, true in zip(single, truth, strict=True):
@@ -308,10 +308,14 @@ def _attributed(generator: np.random.Generator, draw: Callable[..., Values], mix
 
 
 def _experiment(
-    generator: np.random.Generator, draw: Callable[..., Values], alone: Values, mixed: float, n: int
+    generator: np.random.Generator,
+    draws: Sequence[Callable[..., Values]],
+    alone: Values,
+    mixed: float,
+    n: int,
 ) -> tuple[list[Values], Values, Values]:
     """Return the changes by each source, by all together, and by a nudge; the first two sources interact."""
-    first, second = draw(generator, (len(alone), n)), draw(generator, (len(alone), n))
+    first, second = (np.array([draw(generator, (n,)) for draw in draws]) for _ in range(2))
 
     def outcome(levels: Values) -> Values:
         noise = NOISE * generator.normal(size=n)
@@ -324,29 +328,34 @@ def _experiment(
     return single, outcome(second) - baseline, outcome(first) - baseline
 
 
+_INTERACTIONS = (0.0, 0.05, SHARE, 0.4)
+
+
 def rules_of_attribution(generator: np.random.Generator, studies: int = 2_000) -> str:
     """Tabulate how often a source is named as the largest, and what is said of interactions."""
     rows = []
     for n in (N, 20):
         for name, draw in LEVELS.items():
             cells = []
-            for alone in ([0.5, 0.5], [0.25] * 4, [0.8, 0.2], [0.95, 0.05]):
-                named = [
-                    paired.largest_share(dict(enumerate(single)), joint) is not None
-                    for single, joint, _ in (
-                        _experiment(generator, draw, np.array(alone), 0.0, n) for _ in range(studies)
-                    )
-                ]
-                cells.append(percent(np.array(named)))
-            for mixed in (0.0, 0.05, SHARE, 0.6):
+            for alone, draws in (
+                ([0.5, 0.5], [draw] * 2),
+                ([0.5, 0.5], [LEVELS["normal"], draw]),
+                ([0.25] * 4, [draw] * 4),
+                ([0.8, 0.2], [draw] * 2),
+                ([0.95, 0.05], [draw] * 2),
+            ):
+                made = (_experiment(generator, draws, np.array(alone), 0.0, n) for _ in range(studies))
+                named = [paired.largest_share(dict(enumerate(each)), joint) for each, joint, _ in made]
+                cells.append(percent(np.array([each is not None for each in named])))
+            for mixed in _INTERACTIONS:
                 verdicts = [_said(generator, draw, mixed, n) for _ in range(studies)]
                 for verdict in ("additive", "not additive"):
                     cells.append(percent(np.array([each == verdict for each in verdicts])))
             rows.append([f"{n} replicates, {name}", *cells])
-    heads = ["experiment", "2 equal: named", "4 equal", "80 and 20 %", "95 and 5 %"]
+    heads = ["experiment", "2 equal: named", "one normal", "4 equal", "80 and 20 %", "95 and 5 %"]
     heads += [
         f"interactions {100 * mixed:.0f} %: {verdict}"
-        for mixed in (0.0, 0.05, SHARE, 0.6)
+        for mixed in _INTERACTIONS
         for verdict in ("additive", "not")
     ]
     return _table("Rules of attribution: the largest source, and additivity (%)", heads, rows)
@@ -354,7 +363,7 @@ def rules_of_attribution(generator: np.random.Generator, studies: int = 2_000) -
 
 def _said(generator: np.random.Generator, draw: Callable[..., Values], mixed: float, n: int) -> str:
     """Return the verdict on the additivity of two equal sources that interact."""
-    single, joint, nudged = _experiment(generator, draw, np.full(2, (1 - mixed) / 2), mixed, n)
+    single, joint, nudged = _experiment(generator, [draw] * 2, np.full(2, (1 - mixed) / 2), mixed, n)
     rest = joint - single[0] - single[1]
     return additivity(rest, joint, paired.excess(rest, nudged, 2.0))
 

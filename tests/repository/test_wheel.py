@@ -87,7 +87,9 @@ def test_a_trial_of_the_kits_own_study_runs(environment: Path, empty: Path) -> N
 def test_an_unknown_study_gives_the_names_of_those_in_the_wheel(environment: Path, empty: Path) -> None:
     done = run(environment, empty, "qlora-repeat", "tables", "nonesuch")
     assert done.returncode == 3
-    assert done.stderr.strip().endswith("there are collapse, paper, pocket, tasks")
+    assert done.stderr.strip().endswith(
+        "there are collapse, collapse-averaging, paper, pocket, pocket-averaging, tasks"
+    )
 
 
 def test_the_lock_file_for_a_missing_package_is_in_the_wheel(environment: Path, empty: Path) -> None:

@@ -78,14 +78,15 @@ def test_the_file_is_the_schema_of_the_types() -> None:
     assert found == json_text(study_schema()), "run python -m qlora_repeat.study.json_schema"
 
 
-@pytest.mark.parametrize("name", ["pocket", "paper", "collapse", "tasks"])
+STUDIES = ["pocket", "pocket-averaging", "paper", "collapse", "collapse-averaging", "tasks"]
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_each_study_names_the_schema_and_fits_it(name: str) -> None:
     path = ROOT / f"studies/{name}.toml"
     assert path.read_text("utf-8").startswith("#:schema ./study.schema.json\n")
     assert problems(read_toml(path), study_schema(), study_schema()) == []
-    assert {"pocket", "paper", "collapse", "tasks"} == {
-        path.stem for path in (ROOT / "studies").glob("*.toml")
-    }
+    assert {*STUDIES} == {path.stem for path in (ROOT / "studies").glob("*.toml")}
 
 
 SHORT = '[bases.m]\nfolder = "m"\n[data.r]\ntask = "text-generation"\nfile = "r.jsonl"\n[models.x]\n'

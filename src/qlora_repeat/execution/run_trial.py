@@ -15,7 +15,14 @@ from qlora_repeat.execution.device import prepare
 from qlora_repeat.execution.tracking import tracked
 from qlora_repeat.records.record import KeptFile, Record, keep, now, write_record
 from qlora_repeat.records.stage_inputs import base_inputs, stage_inputs
-from qlora_repeat.records.trial_state import StageState, base_state, has_ended, source_digests, stage_states
+from qlora_repeat.records.trial_state import (
+    StageState,
+    base_state,
+    has_ended,
+    source_digests,
+    stage_record,
+    stage_states,
+)
 from qlora_repeat.stages import merge
 from qlora_repeat.study.trial import BaseTest, Progress, Stage, Trial
 from qlora_repeat.system.determinism import named_operation, set_kernels
@@ -180,7 +187,10 @@ def _run_stage(
             with tracked(trial) if until_step is None else contextlib.nullcontext() as watch:
                 outputs |= finetune(trial, progress, inputs, seeds, until_step, watch=watch)
         elif stage == "average":
-            outputs |= average(trial)
+            records = [
+                stage_record(each.record("finetune"), each.name, "finetune")[0] for each in trial.sources
+            ]
+            outputs |= average(trial, [record.outputs["seeds"] for record in records if record is not None])
         elif stage == "merge":
             outputs |= merge.merge(trial)
         else:

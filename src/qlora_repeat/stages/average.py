@@ -8,11 +8,10 @@ The mean of A times the mean of B would be another product, and mean nothing: ea
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from qlora_repeat.errors import StageError
-from qlora_repeat.records.record import Record
-from qlora_repeat.records.trial_state import valid_record
 from qlora_repeat.stages.merge import adapter_config
 from qlora_repeat.study.randomness import draw_seed
 from qlora_repeat.study.trial import Trial
@@ -23,8 +22,10 @@ from qlora_repeat.system.safetensors_file import read_weights
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def average(trial: Trial) -> dict[str, Any]:
+def average(trial: Trial, seeds: Sequence[dict[str, int]]) -> dict[str, Any]:
     """Write the adapter of a trial that averages others, in PEFT's format.
+
+    `seeds` are from the records of these trials.
 
     Returns:
         The record's outputs: the digest of the adapter, the names of the averaged trials, and the seeds that
@@ -33,7 +34,6 @@ def average(trial: Trial) -> dict[str, Any]:
     Raises:
         StageError: the trials were trained on different rows, or their adapters have different layers.
     """
-    seeds = [_record(source).outputs["seeds"] for source in trial.sources]
     if len({each["split"] for each in seeds}) > 1:
         raise StageError(f"{trial.name}: the trials that it averages have different splits of the rows")
     with new_folder(trial.adapter) as folder:
@@ -52,12 +52,6 @@ def average(trial: Trial) -> dict[str, Any]:
             "generation": draw_seed(trial.study.randomness.generation, "generation", trial.number),
         },
     }
-
-
-def _record(source: Trial) -> Record:
-    record = valid_record(source.record("finetune"))
-    assert record is not None, f"{source.name}: its fine-tuning is done"
-    return record
 
 
 def _write_mean(trial: Trial, folder: Any) -> None:

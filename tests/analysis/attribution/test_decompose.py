@@ -144,7 +144,7 @@ def test_without_a_nudge_there_is_no_noise_floor() -> None:
     measured = dataclasses.replace(measured, outcomes=kept)
     sentence = sentences(measured, attribute(measured))[2]
     assert "too few to decide" in sentence
-    assert sentence.endswith("(there is no nudge whose noise it could be compared with).")
+    assert "(there is no nudge whose noise it could be compared with)." in sentence
 
 
 def test_replicates_that_repeat_one_observation_have_no_interval() -> None:

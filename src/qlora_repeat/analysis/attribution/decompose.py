@@ -292,7 +292,9 @@ def _precision(measured: Measurements) -> PrecisionEffect | None:
 
 
 def _spread(own: Values, other: Values) -> Estimate:
-    if len(own) < 2 or not np.isfinite([own, other]).all() or not np.ptp(own):
+    if len(own) < 2 or not np.isfinite([own, other]).all() or not (np.ptp(own) and np.ptp(other)):
         return Estimate(None)
-    found = compare_arms(own.tolist(), other.tolist(), paired=True).spread
-    return Estimate(found.value, found.low, found.high) if found is not None else Estimate(None)
+    found = compare_arms(own.tolist(), other.tolist(), paired=True)
+    if found.spread is None or found.is_on_log_scale:  # another measure than that of the effects
+        return Estimate(None)
+    return Estimate(found.spread.value, found.spread.low, found.spread.high)

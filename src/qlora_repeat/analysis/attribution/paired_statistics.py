@@ -77,9 +77,10 @@ def size_bounds(
 def largest_share(parts: dict[str, Values], whole: Values) -> str | None:
     """Return the part whose share is shown to be larger than each other's; None if none is.
 
-    Two equal parts can be exchanged in each replicate without a change of the whole. So the differences of
-    their products with the whole have random signs, and a test that flips these signs is exact. The largest
-    must be significant against every other, at `ALPHA`.
+    Two sources whose effects have one distribution can be exchanged in each replicate without a change of the
+    whole. So the differences of their products with the whole have random signs, and a test that flips these
+    signs is exact. It is not if only their shares are equal. The largest must be significant against every
+    other, at `ALPHA`.
     """
     if len(parts) < 2 or not all(_comparable(part, whole) for part in parts.values()):
         return None
