@@ -19,7 +19,7 @@ from support.checkout import ROOT
 from qlora_repeat.cli.main import cli
 
 LONGEST_LINE = 100
-MOST_WORDS = 20_700
+MOST_WORDS = 20_900
 """In all documents together, without what is generated."""
 MOST_WORDS_README = 920
 GENERATED = (ROOT / "docs/commands.md", ROOT / "docs/reference/architectures.md")
