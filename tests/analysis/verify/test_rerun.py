@@ -618,7 +618,7 @@ def test_what_cannot_be_drawn_gives_one_line(lab: Lab, tmp_path: Path) -> None:
     for options, words in (
         (["--sample", 1], "--sample needs --seed"),
         (["--sample", 2, "--seed", 1], "--sample 2: expected 1 to 1"),
-        (["--all", "--new-seeds"], "leave out --stages and --new-seeds"),
+        (["--all", "--new-seeds"], "leave out --stages, --new-seeds and --repr"),
     ):
         with pytest.raises(UsageError, match=words):
             verified(lab, *options)
